@@ -1,0 +1,73 @@
+"""The only place that masks or reduces: sums with their counts, divided once by whoever knows the global count.
+
+Shapes: B batch, T tokens, V vocabulary. Labels are Hugging Face style: as long as `input_ids`, unshifted, -100 where
+a token is no target; the shift by one happens here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["IGNORE_INDEX", "cross_entropy_sum", "kl_sum", "masked_sum", "target_mask", "token_mask"]
+
+IGNORE_INDEX = -100
+
+
+def target_mask(labels_BT: Tensor) -> Tensor:
+    """Positions whose *next* token is a target (B, T bool; the last position never is)."""
+    return F.pad(labels_BT[:, 1:] != IGNORE_INDEX, (0, 1), value=False)
+
+
+def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of next-token cross-entropy in nats, and the number of targets.
+
+    Args:
+        logits_BTV: logits at each position, any float type; the sum is taken in float32.
+        labels_BT: unshifted labels, -100 = no target.
+
+    Returns:
+        (sum, count), both 0-dim.
+    """
+    logits = logits_BTV[:, :-1].float().flatten(0, 1)
+    labels = labels_BT[:, 1:].flatten().to(logits.device)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total, (labels != IGNORE_INDEX).sum()
+
+
+def kl_sum(reference_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over target positions of KL(reference || model) in nats, and the number of positions.
+
+    The reference may have fewer columns than the model (tokens were added since); it gives those probability 0.
+    """
+    mask = target_mask(labels_BT).to(logits_BTV.device)
+    reference = F.log_softmax(reference_BTV[mask].float(), dim=-1)
+    model = F.log_softmax(logits_BTV[mask].float(), dim=-1)[:, : reference.shape[-1]]
+    # Where the reference has probability 0 (log = -inf) the term is 0, not nan.
+    terms = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - model))
+    return terms.sum(), mask.sum()
+
+
+def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
+    """Which positions count for the divergence (B, T bool).
+
+    Args:
+        inputs: a batch with `input_ids` (or `inputs_embeds`), and `attention_mask`, `labels` where there are any.
+        which: "all" for every real token, "target" for the positions that predict a target.
+    """
+    if which == "target" and inputs.get("labels") is not None:
+        return target_mask(inputs["labels"])
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask.bool()
+    tokens = inputs.get("input_ids")
+    like = tokens if tokens is not None else inputs["inputs_embeds"][..., 0]
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the values where the mask is true, and how many there are; values elsewhere, even nan, never count."""
+    mask = mask_BT.to(values_BT.device)
+    return torch.where(mask, values_BT, 0.0).sum(), mask.sum()

@@ -1,0 +1,64 @@
+"""Names to things, with the nearest name when a name is wrong."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from controlllm.common.errors import ConfigError
+
+__all__ = ["Registry", "check_choice"]
+
+T = TypeVar("T")
+
+
+def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
+    """Check that `value` is one of `allowed`.
+
+    Raises:
+        ConfigError: with the field, the value, what is allowed and the nearest name.
+    """
+    names = sorted(allowed)
+    if value in names:
+        return
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{field}={value!r} is not known; allowed: {', '.join(names)}.{hint}")
+
+
+class Registry(Generic[T]):
+    """A dict from names to things of one kind, filled by a decorator.
+
+    Args:
+        kind: what the things are, as error messages call it ("interpolator").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorate a class or function to make it known as `name`.
+
+        Raises:
+            ConfigError: if the name is taken by something else.
+        """
+
+        def keep(thing: T) -> T:
+            if self._things.setdefault(name, thing) is not thing:
+                raise ConfigError(f"{self.kind}={name!r} is registered already; choose another name.")
+            return thing
+
+        return keep
+
+    def get(self, name: str) -> T:
+        """The thing called `name`.
+
+        Raises:
+            ConfigError: if there is none, with the nearest name.
+        """
+        check_choice(self.kind, name, self._things)
+        return self._things[name]
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        return sorted(self._things)
