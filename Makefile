@@ -1,0 +1,54 @@
+# The commands of this repository. `make demo` and `make test` need Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo-output
+WORKERS ?= 2
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One thread per process: the tests run side by side, and small models are slower with more.
+test: export OMP_NUM_THREADS = 1
+
+.PHONY: help setup checks format test demo docs clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.dev ## Create .venv with all that tests and checks need
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "controlllm needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps hold what is installed: nothing is installed again until the requirements change.
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+checks: $(VENV)/.dev ## Formatting, lint, types, floors, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(VENV)/.dev ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/.dev ## The whole test suite (at most 10 minutes on two cores)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a small base model
+	$(BIN)/controlllm demo --output_dir $(OUT)
+
+docs: $(VENV)/.dev ## API reference from the docstrings, in build/docs
+	$(BIN)/pdoc --docformat google --output-directory build/docs controlllm
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist $(OUT) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
