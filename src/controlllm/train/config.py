@@ -1,0 +1,173 @@
+"""The run config: one typed object that says everything about a run and can repeat it."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+from controlllm.data import DataConfig
+from controlllm.expansion import ExpansionConfig
+from controlllm.train.config_io import build, merge, read_yaml, write_yaml
+from controlllm.train.presets import PRESETS, preset_values
+from controlllm.train.training_config import TrainingConfig, check_range
+
+__all__ = [
+    "LoggingConfig",
+    "Method",
+    "ModelConfig",
+    "RehearsalConfig",
+    "RunConfig",
+    "TrainingConfig",
+]
+
+Method = Literal["control", "full"]
+RehearsalLoss = Literal["kl", "ce"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoggerName = Literal["console", "jsonl", "tensorboard", "wandb"]
+
+
+@dataclass
+class ModelConfig:
+    """Which base model is taken, and how it is loaded."""
+
+    model_name_or_path: str | None = None
+    """Hub name or folder of the base model (or of an expanded one to train further)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Dtype = "float32"
+    """Type of the loaded weights; `auto` = as stored. Mixed precision trains float32 weights anyway."""
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
+    trust_remote_code: bool = False
+    """Allow code that comes with the model to run."""
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer to use instead of the model's own."""
+    device: str = "auto"
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("model.dtype", self.dtype, get_args(Dtype))
+
+
+@dataclass
+class RehearsalConfig:
+    """Self-rehearsal: the base writes sequences, and a share of each batch rehearses them."""
+
+    num_sequences: int = 0
+    """How many sequences the base writes; 0 = no rehearsal."""
+    share: float = 0.125
+    """Share of the rows of each batch that are rehearsed."""
+    length: int | None = None
+    """Tokens of one sequence; null = data.max_length."""
+    loss: RehearsalLoss = "kl"
+    """`kl`: KL(base || model) on the rehearsed tokens; `ce`: they are ordinary training tokens."""
+    weight: float = 1.0
+    """Weight of the rehearsal KL in the loss (`ce` rows are weighted by their share alone)."""
+    temperature: float = 1.0
+    """Sampling temperature; 1 = the base's own distribution."""
+    prompts: str | None = None
+    """Text file, one prompt per line, to start sequences from; null = the BOS token."""
+    batch_size: int = 32
+    """Sequences sampled at a time."""
+    cache_dir: str | None = None
+    """Where sequences are cached; null = <output_dir>/rehearsal."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("rehearsal.loss", self.loss, get_args(RehearsalLoss))
+        check_range("rehearsal.num_sequences", self.num_sequences, 0)
+        check_range("rehearsal.share", self.share, 0, 0.9)
+        check_range("rehearsal.weight", self.weight, 0)
+        check_range("rehearsal.temperature", self.temperature, 1e-3)
+        check_range("rehearsal.batch_size", self.batch_size, 1)
+        if self.length is not None:
+            check_range("rehearsal.length", self.length, 2)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the run rehearses at all."""
+        return self.num_sequences > 0 and self.share > 0
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics go."""
+
+    logging_steps: int = 10
+    """Optimizer steps between training records."""
+    report_to: list[LoggerName] = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
+    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb."""
+    run_name: str | None = None
+    """Name of the run in W&B; null = the name of output_dir."""
+    project: str = "controlllm"
+    """Project in W&B."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_range("logging.logging_steps", self.logging_steps, 1)
+        for name in self.report_to:
+            check_choice("logging.report_to", name, get_args(LoggerName))
+
+
+@dataclass
+class RunConfig:
+    """One run. A preset gives defaults only: `from_dict`, `from_yaml` and the CLI lay it under.
+
+    >>> run = RunConfig.from_dict({"preset": "retain", "training": {"max_steps": 50}})
+    >>> run.training.alpha_sampling, run.training.max_steps
+    ([0.2, 0.8], 50)
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The base model."""
+    method: Method = "control"
+    """`control`: expand and train the copies; `full`: train all weights of the base."""
+    preset: str | None = None
+    """`paper` (the authors' settings), `retain` (least forgetting without old data), or null."""
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
+    """The expansion (method `control`)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training, replay, learn and retain data."""
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    """Self-rehearsal."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Metric loggers."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns several sections (ConfigError)."""
+        check_choice("method", self.method, get_args(Method))
+        if self.preset is not None:
+            check_choice("preset", self.preset, PRESETS)
+        if self.training.alpha_sampling is not None and self.method != "control":
+            raise ConfigError(
+                f"training.alpha_sampling={self.training.alpha_sampling!r} needs method='control'; "
+                f"method={self.method!r} has no alpha. Set training.alpha_sampling to null."
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """Build from nested dicts, the preset (if named) laid under them.
+
+        Raises:
+            ConfigError: for an unknown key (with the nearest name), or a wrong type or value.
+        """
+        preset = values.get("preset")
+        base = preset_values(preset) if preset is not None else {}
+        return build(cls, merge(base, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as nested plain dicts; `from_dict` of it gives an equal config."""
+        return asdict(self)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "RunConfig":
+        """Read a YAML run file (`from_dict` says how it is understood and what it raises)."""
+        return cls.from_dict(read_yaml(path))
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the resolved config; the run can be repeated from this file."""
+        write_yaml(path, self.to_dict())

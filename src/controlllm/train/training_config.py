@@ -1,0 +1,158 @@
+"""How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+
+__all__ = ["Backend", "MixedPrecision", "SchedulerName", "TrainingConfig", "check_range"]
+
+Backend = Literal["native", "hf"]
+SchedulerName = Literal["cosine", "linear", "constant"]
+MixedPrecision = Literal["no", "bf16"]
+
+_POSITIVE = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_steps",
+    "save_steps",
+)
+_NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "adam_epsilon")
+_OPTIONAL_POSITIVE = (
+    "num_train_epochs",
+    "max_tokens",
+    "max_seconds",
+    "save_total_limit",
+    "interpolator_learning_rate",
+    "eval_batches",
+)
+
+
+def check_range(field: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Check that `low <= value <= high`.
+
+    Raises:
+        ConfigError: with the field, the value and the range.
+    """
+    if not low <= value <= high:
+        upper = "" if high == float("inf") else f" and at most {high:g}"
+        raise ConfigError(f"{field}={value!r} is out of range; allowed: at least {low:g}{upper}.")
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that has to do with time: the loop, its optimizer, its budgets, its files."""
+
+    output_dir: str = "output"
+    """Folder the run writes: config.yaml, metrics.jsonl, checkpoint-{step}/, best.json."""
+    overwrite_output_dir: bool = False
+    """Start afresh in a non-empty output_dir (its old checkpoints are removed first)."""
+    backend: Backend = "native"
+    """Which loop trains: `native` (ours) or `hf` (transformers.Trainer), with the same losses."""
+    seed: int = 42
+    """Seed of weights, data order, rehearsal sampling and alpha sampling."""
+
+    max_steps: int = 1000
+    """Optimizer steps to train; ignored when num_train_epochs is given."""
+    num_train_epochs: float | None = None
+    """Passes over the training sources instead of max_steps (needs sources of known size)."""
+    max_tokens: int | None = None
+    """Stop after this many real training tokens (checked after each step)."""
+    max_seconds: float | None = None
+    """Stop after this many seconds of training, summed over resumes."""
+
+    per_device_train_batch_size: int = 8
+    """Rows of data.max_length tokens in one micro-batch."""
+    per_device_eval_batch_size: int = 8
+    """Rows in one evaluation batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per optimizer step; the result is that of one big batch."""
+
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    min_learning_rate_ratio: float = 0.1
+    """Learning rate at the end of the schedule, as a share of the peak."""
+    interpolator_learning_rate: float | None = None
+    """Peak learning rate of the interpolators; null = learning_rate."""
+    warmup_steps: float = 0.05
+    """Linear warm-up: a number of steps, or (below 1) a share of all steps."""
+    lr_scheduler_type: SchedulerName = "cosine"
+    """Shape after the warm-up: cosine, linear or constant."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of matrices (never of norms, biases, embeddings or interpolators)."""
+    adam_beta1: float = 0.9
+    """AdamW decay of the first moment."""
+    adam_beta2: float = 0.999
+    """AdamW decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradient norm to clip to; 0 = no clipping."""
+
+    mixed_precision: MixedPrecision = "no"
+    """`bf16` computes under bfloat16 autocast and keeps trained weights in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    alpha_sampling: list[float] | None = None
+    """[low, high]: draw one alpha per optimizer step, so that the whole dial is trained."""
+
+    eval_steps: int = 100
+    """Optimizer steps between measurements of data.learn and data.retain; also before and after."""
+    eval_batches: int | None = None
+    """Use at most this many batches of each evaluation set; null = all."""
+    save_steps: int = 500
+    """Optimizer steps between checkpoints; one is always written at the end."""
+    save_total_limit: int | None = 2
+    """Keep only so many newest checkpoints; null = all. The best one is never removed."""
+    resume_from_checkpoint: str = "auto"
+    """`auto` (the newest whole checkpoint of output_dir, if any), `never`, or a checkpoint folder."""
+
+    max_forgetting: float | None = None
+    """Budget in nats per token: at the best checkpoint no retain set has lost more than this."""
+    stop_on_budget: bool = False
+    """Stop training at the first evaluation that breaks max_forgetting."""
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ConfigError: naming the field, its value and what is allowed.
+        """
+        self._check_choices()
+        self._check_numbers()
+        self._check_alpha_sampling()
+        if self.stop_on_budget and self.max_forgetting is None:
+            raise ConfigError(
+                "training.stop_on_budget=True needs training.max_forgetting, the budget to stop at."
+            )
+
+    def _check_choices(self) -> None:
+        check_choice("training.backend", self.backend, get_args(Backend))
+        check_choice("training.lr_scheduler_type", self.lr_scheduler_type, get_args(SchedulerName))
+        check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+
+    def _check_numbers(self) -> None:
+        for name in _POSITIVE:
+            check_range(f"training.{name}", getattr(self, name), 1)
+        for name in _NOT_NEGATIVE:
+            check_range(f"training.{name}", getattr(self, name), 0)
+        for name in _OPTIONAL_POSITIVE:
+            if getattr(self, name) is not None:
+                check_range(f"training.{name}", getattr(self, name), 1e-12)
+        for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2"):
+            check_range(f"training.{name}", getattr(self, name), 0, 1)
+
+    def _check_alpha_sampling(self) -> None:
+        interval = self.alpha_sampling
+        if interval is None:
+            return
+        well_formed = isinstance(interval, Sequence) and len(interval) == 2
+        if not well_formed or not 0 <= interval[0] <= interval[1] <= 1:
+            raise ConfigError(
+                f"training.alpha_sampling={interval!r} is not a range; "
+                "allowed: [low, high] with 0 <= low <= high <= 1, or null."
+            )
