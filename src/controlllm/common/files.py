@@ -39,7 +39,7 @@ __all__ = [
     "write_text",
 ]
 
-_LEFTOVER = re.compile(r"^\..+\.writing-(?P<host>.+)-(?P<pid>\d+)-\d+$")
+_LEFTOVER = re.compile(r"^\.(?P<name>.+)\.writing-(?P<host>.+)-(?P<pid>\d+)-\d+$")
 _FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 _serial = itertools.count()
 _active: set[Path] = set()
@@ -198,9 +198,14 @@ def _told_as_ours(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write {path}: {error}. What was saved before is untouched; "
+            f"cannot write {_final(path)}: {error}. What was saved before is untouched; "
             "free some space or choose another place, and run again."
         ) from error
+
+
+def _final(path: Path) -> Path:
+    """The path as it will be once the temporary folder it lies in has its name."""
+    return Path(*(_LEFTOVER.sub(r"\g<name>", part) for part in path.parts))
 
 
 def _sync(path: Path) -> None:

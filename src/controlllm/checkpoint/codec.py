@@ -1,0 +1,97 @@
+"""Nested Python state to JSON and safetensors and back, without pickles.
+
+Optimizer, loader and random states are nests of dicts, lists, tuples, tensors, arrays and plain
+values. `pack` takes the tensors out and leaves plain JSON with a mark wherever JSON cannot say what
+stood there; `unpack` puts it together again, types included. Anything else is refused, never
+pickled: loading a checkpoint can therefore run no code.
+
+    {"step": tensor(3.), 0: (1, 2)}
+        ->  {"$dict": [["step", {"$tensor": "0"}], [0, {"$tuple": [1, 2]}]]}, {"0": tensor(3.)}
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from controlllm.common.errors import CheckpointError
+
+__all__ = ["pack", "unpack"]
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def pack(value: Any, name: str = "state") -> tuple[Any, dict[str, Tensor]]:
+    """Split a nested value into JSON and tensors.
+
+    Args:
+        value: dicts (with plain keys), lists, tuples, tensors, numpy arrays, strings, numbers,
+            booleans and None.
+        name: what the value is called in errors.
+
+    Returns:
+        The JSON value, and the tensors by their marks ("0", "1", ...).
+
+    Raises:
+        CheckpointError: for anything else, with its place and type.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _pack(value, name, tensors), tensors
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put together again what `pack` split.
+
+    Raises:
+        CheckpointError: if a tensor is missing or a mark is unknown.
+    """
+    if isinstance(value, list):
+        return [unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    mark, inner = next(iter(value.items()), ("", None))
+    if len(value) != 1 or not mark.startswith("$"):
+        return {key: unpack(item, tensors) for key, item in value.items()}
+    return _unpack_mark(mark, inner, tensors)
+
+
+def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        key = str(len(tensors))
+        tensors[key] = torch.as_tensor(value).detach()
+        return {"$tensor" if isinstance(value, Tensor) else "$array": key}
+    if isinstance(value, dict):
+        return _pack_dict(value, place, tensors)
+    if isinstance(value, list | tuple):
+        items = [_pack(item, f"{place}[{i}]", tensors) for i, item in enumerate(value)]
+        return {"$tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, _PLAIN):
+        return value
+    raise CheckpointError(
+        f"{place} is a {type(value).__name__}, which a checkpoint does not hold; "
+        "give it as dicts, lists, tensors, numbers and strings."
+    )
+
+
+def _pack_dict(value: dict[Any, Any], place: str, tensors: dict[str, Tensor]) -> Any:
+    """A dict as JSON where its keys allow it, else as a list of pairs."""
+    for key in value:
+        if not isinstance(key, _PLAIN):
+            raise CheckpointError(f"{place} has a key of type {type(key).__name__}: {key!r}.")
+    pairs = [(key, _pack(item, f"{place}.{key}", tensors)) for key, item in value.items()]
+    if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return dict(pairs)
+    return {"$dict": [list(pair) for pair in pairs]}
+
+
+def _unpack_mark(mark: str, inner: Any, tensors: dict[str, Tensor]) -> Any:
+    if mark == "$dict":
+        return {key: unpack(item, tensors) for key, item in inner}
+    if mark == "$tuple":
+        return tuple(unpack(item, tensors) for item in inner)
+    if mark not in ("$tensor", "$array") or inner not in tensors:
+        raise CheckpointError(f"the state refers to {mark} {inner!r}, which is not there.")
+    return tensors[inner] if mark == "$tensor" else tensors[inner].numpy()

@@ -1,0 +1,68 @@
+"""The completion mark of a training checkpoint: what files it has, with their sizes and SHA-256.
+
+The manifest is written last. A folder whose files do not fit its manifest, or that has none, is
+not loaded, and the error says which file and why.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import file_digest, read_json, write_json
+
+__all__ = ["MANIFEST", "verify_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+FORMAT = "controlllm-checkpoint"
+FORMAT_VERSION = 1
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of `folder` in its manifest."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.iterdir())
+    }
+    value = {"format": FORMAT, "version": FORMAT_VERSION, "files": files}
+    write_json(folder / MANIFEST, value)
+
+
+def verify_manifest(folder: str | Path) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        CheckpointError: naming the first file that does not fit, or the format that is not ours.
+    """
+    folder = Path(folder)
+    for name, entry in _read_manifest(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks its file {name}; use another checkpoint.")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(
+                f"{path} is truncated or changed: {size} bytes instead of {entry['bytes']}; "
+                "use another checkpoint."
+            )
+        if file_digest(path) != entry["sha256"]:
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the manifest's; use another checkpoint."
+            )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; give a checkpoint-N folder or a run folder.")
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is not a whole training checkpoint: it has no {MANIFEST}; use another one."
+        )
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST} was not written by this library.")
+    if manifest["version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest['version']}, newer than this library's "
+            f"{FORMAT_VERSION}; upgrade controlllm."
+        )
+    return manifest

@@ -1,0 +1,233 @@
+"""The training checkpoint: everything a run needs to go on as if it had never stopped.
+
+    run/
+      config.yaml                the resolved run config (written by `train`)
+      checkpoint-40/
+        model.safetensors        the tensors that train, and the interpolators
+        state.safetensors        tensors of the optimizer, the random states, ...
+        state.json               the rest of these states
+        model.json               what model this is: base, fingerprint, expansion
+        manifest.json            format version, size and SHA-256 of every file; written last
+      best.json                  which checkpoint is the best one
+
+A checkpoint is written under a temporary name and renamed when it is whole, so a folder named
+`checkpoint-N` without a fitting manifest was damaged afterwards: it is named in an error and never
+loaded. No file holds a pickle.
+"""
+
+import re
+import shutil
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from controlllm.checkpoint.codec import pack, unpack
+from controlllm.checkpoint.manifest import verify_manifest, write_manifest
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import (
+    atomic_folder,
+    clean_leftovers,
+    read_json,
+    save_tensors,
+    write_json,
+)
+
+__all__ = [
+    "TrainingState",
+    "best_checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_model_tensors",
+    "mark_best",
+    "newest_checkpoint",
+    "read_description",
+    "resolve_checkpoint",
+    "save_checkpoint",
+]
+
+BEST = "best.json"
+_TENSORS, _DESCRIPTION = "model.safetensors", "model.json"
+_STATE_TENSORS, _STATE = "state.safetensors", "state.json"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass
+class TrainingState:
+    """What a training checkpoint holds; dicts may nest dicts, lists, tuples, tensors and values."""
+
+    step: int
+    """Optimizer steps done."""
+
+    tensors: dict[str, Tensor]
+    """The model's trained tensors by name (`trained_tensors(model)`)."""
+
+    model: dict[str, Any]
+    """What model the tensors belong to (`describe_model(model)`)."""
+
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """`optimizer.state_dict()` as it is."""
+
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """`scheduler.state_dict()` as it is."""
+
+    loader: dict[str, Any] = field(default_factory=dict)
+    """The data loader's position."""
+
+    rng: dict[str, Any] = field(default_factory=dict)
+    """The random states (`capture_rng()`)."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per logged step."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything else the loop must remember."""
+
+
+def save_checkpoint(
+    output_dir: str | Path, state: TrainingState, save_total_limit: int | None = None
+) -> Path:
+    """Write `output_dir/checkpoint-{step}` atomically and remove the oldest ones beyond the limit.
+
+    Args:
+        output_dir: the run folder.
+        state: what to save.
+        save_total_limit: how many checkpoints to keep; None keeps all. The best and the newest are
+            always kept.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: if the disk is full or the state holds something that cannot be saved;
+            older checkpoints are untouched.
+    """
+    target = Path(output_dir) / f"checkpoint-{state.step}"
+    apart = ("tensors", "model")
+    plain, tensors = pack(
+        {f.name: getattr(state, f.name) for f in fields(state) if f.name not in apart}
+    )
+    with atomic_folder(target, overwrite=True) as folder:
+        save_tensors(folder / _TENSORS, state.tensors, {"format": "pt"})
+        save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
+        write_json(folder / _STATE, plain)
+        write_json(folder / _DESCRIPTION, state.model)
+        write_manifest(folder)
+    _prune(Path(output_dir), save_total_limit, keep=target)
+    return target
+
+
+def load_checkpoint(folder: str | Path) -> TrainingState:
+    """Read a checkpoint after verifying every file of it; tensors come on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing, foreign, of a newer format, truncated or changed.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    verify_manifest(folder)
+    values = unpack(read_json(folder / _STATE), load_file(folder / _STATE_TENSORS))
+    tensors = load_file(folder / _TENSORS)
+    return TrainingState(tensors=tensors, model=read_description(folder), **values)
+
+
+def load_model_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The trained tensors of a verified checkpoint, without the optimizer's.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    from safetensors.torch import load_file
+
+    verify_manifest(folder)
+    return load_file(Path(folder) / _TENSORS)
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """What `describe_model` said when this checkpoint was written; reads one small file."""
+    return dict(read_json(Path(folder) / _DESCRIPTION))
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """All folders `checkpoint-N` of a run by rising step, without looking inside."""
+    found = [(_step_of(path), path) for path in Path(output_dir).glob("checkpoint-*")]
+    return [path for step, path in sorted(found) if step >= 0 and path.is_dir()]
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None; warns of each broken one passed over."""
+    for path in reversed(list_checkpoints(output_dir)):
+        try:
+            verify_manifest(path)
+        except CheckpointError as error:
+            warnings.warn(f"Passing over a checkpoint: {error}", stacklevel=2)
+            continue
+        return path
+    return None
+
+
+def resolve_checkpoint(output_dir: str | Path, resume: str | Path) -> Path | None:
+    """What `resume_from_checkpoint` means.
+
+    Args:
+        output_dir: the run folder.
+        resume: "auto" for the newest whole checkpoint of the run (None where there is none),
+            "best", or a folder.
+
+    Raises:
+        CheckpointError: if the folder asked for is not a whole checkpoint, or there is no best one.
+    """
+    clean_leftovers(output_dir)
+    if resume == "auto":
+        return newest_checkpoint(output_dir)
+    folder = best_checkpoint(output_dir) if resume == "best" else Path(resume)
+    if folder is None:
+        raise CheckpointError(f"{output_dir} has no best checkpoint yet; resume from 'auto'.")
+    verify_manifest(folder)
+    return folder
+
+
+def mark_best(output_dir: str | Path, step: int, metrics: dict[str, float]) -> None:
+    """Remember `checkpoint-{step}` as the best one of the run; it is then never pruned.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+    """
+    name = f"checkpoint-{step}"
+    if not (Path(output_dir) / name).is_dir():
+        raise CheckpointError(f"{output_dir} has no {name} to be marked as the best.")
+    write_json(Path(output_dir) / BEST, {"checkpoint": name, "step": step, "metrics": metrics})
+
+
+def best_checkpoint(output_dir: str | Path) -> Path | None:
+    """The checkpoint marked as the best, or None.
+
+    Raises:
+        CheckpointError: if the one marked is gone.
+    """
+    path = Path(output_dir) / BEST
+    if not path.is_file():
+        return None
+    best = Path(output_dir) / str(read_json(path)["checkpoint"])
+    if _step_of(best) < 0 or not best.is_dir():
+        raise CheckpointError(f"{path} names {best.name}, which is not there; remove {path}.")
+    return best
+
+
+def _prune(output_dir: Path, limit: int | None, keep: Path) -> None:
+    """Remove the oldest checkpoints beyond the limit, never the best one nor `keep`."""
+    if limit is None:
+        return
+    kept = {keep, best_checkpoint(output_dir)}
+    checkpoints = list_checkpoints(output_dir)
+    removable = [path for path in checkpoints if path not in kept]
+    for path in removable[: max(len(checkpoints) - max(limit, 1), 0)]:
+        shutil.rmtree(path)
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.match(path.name)
+    return int(match[1]) if match else -1
