@@ -59,7 +59,7 @@ def stories260k(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pico_llama() -> Callable[..., PreTrainedModel]:
-    """Make a tiny random Llama: `pico_llama(seed=0, **config)`; the same seed gives the same weights."""
+    """`pico_llama(seed=0, **config)` makes a tiny random Llama; equal seeds give equal weights."""
 
     def make(seed: int = 0, **overrides: Any) -> PreTrainedModel:
         settings = {

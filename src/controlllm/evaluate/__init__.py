@@ -1,0 +1,54 @@
+"""Floor 3: the numbers that say what was learned and what was forgotten.
+
+| module | what it answers |
+|---|---|
+| `losses` | what loss does a model have on a set? |
+| `reference` | what does its base say to the same input? |
+| `retention` | how far did it move: forgetting, gain, KL(base || trained) per token |
+| `dial`, `calibrate` | which alpha learns most within a budget of forgetting? |
+| `averaging` | the same curve for full tuning: weights averaged with the base |
+| `harness` | lm-evaluation-harness tasks, base and trained side by side |
+| `report`, `plot` | tables and pictures of these |
+
+Everything runs in evaluation mode without gradients, leaves the model as it was found, counts every
+target token once, and gives the same numbers however the batches are cut.
+"""
+
+from controlllm.evaluate.averaging import average_weights, averaging_curve
+from controlllm.evaluate.calibrate import calibrate
+from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
+from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, run_tasks
+from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating
+from controlllm.evaluate.plot import plot_curves
+from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.report import format_table, losses_table
+from controlllm.evaluate.retention import (
+    RetentionReport,
+    mean_loss,
+    measure_retention,
+    worst_forgetting,
+)
+
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "DialCurve",
+    "DialPoint",
+    "HarnessConfig",
+    "LossReport",
+    "Reference",
+    "RetentionReport",
+    "TaskReport",
+    "TaskScore",
+    "average_weights",
+    "averaging_curve",
+    "calibrate",
+    "evaluate_losses",
+    "evaluating",
+    "format_table",
+    "losses_table",
+    "mean_loss",
+    "measure_retention",
+    "plot_curves",
+    "run_tasks",
+    "worst_forgetting",
+]

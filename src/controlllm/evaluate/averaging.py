@@ -1,0 +1,86 @@
+"""Full tuning's own dial: weights averaged between the base and the tuned model."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from controlllm.common.errors import ModelError
+from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
+from controlllm.evaluate.losses import Batch
+from controlllm.evaluate.reference import Reference
+
+__all__ = ["average_weights", "averaging_curve"]
+
+
+def averaging_curve(
+    models: tuple[nn.Module, nn.Module],
+    learn: Mapping[str, Sequence[Batch]],
+    retain: Mapping[str, Sequence[Batch]],
+    max_forgetting: float = 0.05,
+    weights: Sequence[float] = DEFAULT_ALPHAS,
+    refine_steps: int = 2,
+) -> DialCurve:
+    """The curve of (1 - w) base + w tuned, measured as `calibrate` measures an expanded model.
+
+    Neither model is changed; a third one of the same size is held meanwhile. Put the chosen
+    weight to use with `average_weights`.
+
+    Args:
+        models: (base, tuned), with the same parameters.
+        learn: held-out batches of the new domain, by name of the set.
+        retain: held-out batches of what must not be forgotten, by name of the set.
+        max_forgetting: the budget for each retain set, in nats per token.
+        weights: the weights w of the tuned model to measure, each in [0, 1].
+        refine_steps: how often the gap above the best weight is halved and measured again.
+
+    Raises:
+        ConfigError: if the budget or a weight cannot be.
+        DataError: if there is no learn or no retain set, or one has no target token.
+        ModelError: if the two models do not have the same parameters.
+    """
+    base, tuned = models
+    mixed = average_weights(base, tuned, 1.0)
+    turn = _averager(base, tuned, mixed)
+    dial = Dial(mixed, turn, Reference(mixed, copy=base), "weight of the tuned model")
+    return trace_curve(dial, EvaluationSets(learn, retain), max_forgetting, weights, refine_steps)
+
+
+def average_weights(base: nn.Module, tuned: nn.Module, weight: float) -> nn.Module:
+    """A new model with (1 - weight) base + weight tuned; weight 0 and 1 give them exactly.
+
+    Raises:
+        ModelError: if the two models do not have the same parameters.
+    """
+    mixed = copy.deepcopy(tuned)
+    _averager(base, tuned, mixed)(weight)
+    return mixed
+
+
+def _averager(base: nn.Module, tuned: nn.Module, mixed: nn.Module) -> "_Averager":
+    named = [dict(model.named_parameters()) for model in (base, tuned, mixed)]
+    shapes = [{name: parameter.shape for name, parameter in each.items()} for each in named]
+    if shapes[0] != shapes[1]:
+        differing = sorted(
+            set(shapes[0].items()) ^ set(shapes[1].items()), key=lambda item: item[0]
+        )
+        raise ModelError(
+            "base and tuned model cannot be averaged: their parameters differ, first at "
+            f"{differing[0][0]!r}. Give the base that the tuned model was trained from."
+        )
+    return _Averager(*named)
+
+
+class _Averager:
+    """Sets the parameters of one model between those of two others."""
+
+    def __init__(self, base: dict, tuned: dict, mixed: dict) -> None:
+        self.base, self.tuned, self.mixed = base, tuned, mixed
+
+    @torch.no_grad()
+    def __call__(self, weight: float | None) -> None:
+        """Put a weight in force; None is the tuned model."""
+        for name, target in self.mixed.items():
+            start, end = self.base[name].to(target.device), self.tuned[name]
+            target.copy_(torch.lerp(start, end, 1.0 if weight is None else weight))

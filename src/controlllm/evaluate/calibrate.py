@@ -1,0 +1,60 @@
+"""Calibration: turn the dial of an expanded model to the alpha that learns most in the budget."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from torch import nn
+
+from controlllm.common.errors import ModelError
+from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
+from controlllm.evaluate.expanded import Expanded
+from controlllm.evaluate.losses import Batch, evaluate_losses
+from controlllm.evaluate.reference import Reference
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    model: nn.Module,
+    learn: Mapping[str, Sequence[Batch]],
+    retain: Mapping[str, Sequence[Batch]],
+    max_forgetting: float = 0.05,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    refine_steps: int = 2,
+) -> DialCurve:
+    """Sweep alpha and turn the dial to the setting that learns most within the budget.
+
+    alpha 0 (the base: no forgetting) and the trained setting (its own gates or alphas) are always
+    measured as well. The chosen setting is in force afterwards and stands in the model's config:
+    save the model or its sidecar to keep it. After an error the trained setting is in force.
+
+    Args:
+        model: an expanded model.
+        learn: held-out batches of the new domain, by name of the set.
+        retain: held-out batches of what must not be forgotten, by name of the set.
+        max_forgetting: the budget for each retain set, in nats per token.
+        alphas: the settings to measure, each in [0, 1].
+        refine_steps: how often the gap above the best alpha is halved and measured again.
+
+    Raises:
+        ConfigError: if the budget or an alpha cannot be.
+        DataError: if there is no learn or no retain set, or one has no target token.
+        ModelError: if the model is not expanded.
+    """
+    if not isinstance(model, Expanded):
+        raise ModelError(
+            f"{type(model).__name__} has no dial: only an expanded model can be calibrated. "
+            "For full tuning use `averaging_curve`."
+        )
+    dial = Dial(model, model.set_alpha, Reference(model), "alpha")
+    sets = EvaluationSets(learn, retain)
+    chosen: float | None = None
+    try:
+        curve = trace_curve(dial, sets, max_forgetting, [*alphas, None], refine_steps)
+        chosen = curve.chosen.alpha
+    finally:
+        model.set_alpha(chosen)
+    # The sweep turned the dial: measure the trained alphas, which collapsing a token gate needs.
+    if chosen is None:
+        evaluate_losses(model, chain.from_iterable(learn.values()))
+    return curve

@@ -1,0 +1,218 @@
+"""A dial, measured: settings between the base and the trained model, and the one to choose."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import write_json
+from controlllm.evaluate.losses import Batch
+from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.report import format_table
+from controlllm.evaluate.retention import (
+    RetentionReport,
+    mean_loss,
+    measure_settings,
+    worst_forgetting,
+)
+
+__all__ = ["DEFAULT_ALPHAS", "Dial", "DialCurve", "DialPoint", "EvaluationSets", "trace_curve"]
+
+DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """Held-out batches by name of the set.
+
+    Attributes:
+        learn: sets of the new domain, whose loss should fall.
+        retain: sets of what must not be forgotten.
+    """
+
+    learn: Mapping[str, Sequence[Batch]]
+    retain: Mapping[str, Sequence[Batch]]
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A model with something to turn.
+
+    Attributes:
+        model: what is measured.
+        turn: puts a setting in force; None is the model as it was trained.
+        reference: the base that forgetting is measured against.
+        name: what is turned, as tables and pictures call it.
+    """
+
+    model: nn.Module
+    turn: Callable[[float | None], object]
+    reference: Reference
+    name: str
+
+
+@dataclass(frozen=True)
+class DialPoint:
+    """One setting, measured.
+
+    Attributes:
+        alpha: the setting; None is the model as it was trained (its own gates or alphas).
+        learn: what was measured on each learn set.
+        retain: what was measured on each retain set.
+    """
+
+    alpha: float | None
+    learn: dict[str, RetentionReport]
+    retain: dict[str, RetentionReport]
+
+    @property
+    def learn_loss(self) -> float:
+        """Mean of the learn sets' losses, in nats per token."""
+        return mean_loss(self.learn)
+
+    @property
+    def forgetting(self) -> float:
+        """Rise of the loss on the retain set that forgot most, in nats per token."""
+        return worst_forgetting(self.retain)
+
+    @property
+    def label(self) -> str:
+        """The setting as text."""
+        return "trained" if self.alpha is None else f"{self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class DialCurve:
+    """All measured settings, and the one that learns most within the budget.
+
+    Attributes:
+        points: by rising alpha; the trained setting, if measured, comes last.
+        chosen: the point with the lowest learn loss whose forgetting is within the budget.
+        max_forgetting: the budget, in nats per token, for each retain set.
+        dial: what is turned.
+    """
+
+    points: tuple[DialPoint, ...]
+    chosen: DialPoint
+    max_forgetting: float
+    dial: str
+
+    def table(self) -> str:
+        """One row per setting; the chosen one is marked."""
+        headers = [self.dial, "learn loss", "retain loss", "forgetting", "KL(base || trained)", ""]
+        rows = [
+            [
+                point.label,
+                point.learn_loss,
+                mean_loss(point.retain),
+                point.forgetting,
+                max(report.kl for report in point.retain.values()),
+                "chosen" if point is self.chosen else "",
+            ]
+            for point in self.points
+        ]
+        return format_table(headers, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, ready for JSON."""
+        return {
+            "dial": self.dial,
+            "max_forgetting": self.max_forgetting,
+            "chosen": self.chosen.alpha,
+            "points": [
+                asdict(point) | {"learn_loss": point.learn_loss, "forgetting": point.forgetting}
+                for point in self.points
+            ],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the curve as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the curve in the plane of learning and forgetting, as a PNG."""
+        from controlllm.evaluate.plot import plot_curves
+
+        plot_curves({self.dial: self}, path)
+
+
+def trace_curve(
+    dial: Dial,
+    sets: EvaluationSets,
+    max_forgetting: float,
+    settings: Sequence[float | None],
+    refine_steps: int = 0,
+) -> DialCurve:
+    """Measure the settings, then halve the gap above the chosen one `refine_steps` times.
+
+    The base (setting 0) is always among the points, so that one is always within the budget.
+
+    Raises:
+        ConfigError: if the budget is negative or not finite, or a setting is outside [0, 1].
+        DataError: if there is no learn or no retain set, or one has no target token.
+    """
+    _check_budget(max_forgetting)
+    _check_settings(dial.name, settings)
+    points = _measure(dial, sets, list(dict.fromkeys([0.0, *settings])))
+    for _ in range(refine_steps):
+        middle = _middle(points, _choose(points, max_forgetting))
+        if middle is None:
+            break
+        points += _measure(dial, sets, [middle])
+    ordered = tuple(sorted(points, key=_order))
+    return DialCurve(ordered, _choose(ordered, max_forgetting), max_forgetting, dial.name)
+
+
+def _measure(dial: Dial, sets: EvaluationSets, settings: Sequence[float | None]) -> list[DialPoint]:
+    """One point per setting; the batches are walked once, the base is asked once per batch."""
+    turns = [lambda setting=setting: dial.turn(setting) for setting in settings]
+
+    def measure(batches: Sequence[Batch]) -> list[RetentionReport]:
+        return measure_settings(dial.model, batches, turns, dial.reference)
+
+    learn = {name: measure(batches) for name, batches in sets.learn.items()}
+    retain = {name: measure(batches) for name, batches in sets.retain.items()}
+    return [
+        DialPoint(
+            setting,
+            {name: reports[index] for name, reports in learn.items()},
+            {name: reports[index] for name, reports in retain.items()},
+        )
+        for index, setting in enumerate(settings)
+    ]
+
+
+def _choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
+    """The lowest learn loss within the budget; of equals, the one nearest to the base."""
+    within = [p for p in points if p.forgetting <= max_forgetting and p.learn_loss == p.learn_loss]
+    return min(within, key=lambda point: (point.learn_loss, _order(point)))
+
+
+def _middle(points: Sequence[DialPoint], chosen: DialPoint) -> float | None:
+    """Half way from the chosen alpha to the next larger one; None where there is none."""
+    if chosen.alpha is None:
+        return None
+    above = [p.alpha for p in points if p.alpha is not None and p.alpha > chosen.alpha]
+    return (chosen.alpha + min(above)) / 2 if above else None
+
+
+def _order(point: DialPoint) -> tuple[bool, float]:
+    return (point.alpha is None, point.alpha or 0.0)
+
+
+def _check_budget(max_forgetting: float) -> None:
+    if not (math.isfinite(max_forgetting) and max_forgetting >= 0):
+        raise ConfigError(
+            f"max_forgetting={max_forgetting!r} must be a finite number of nats per token, "
+            "0 or more; 0.05 is a common budget."
+        )
+
+
+def _check_settings(name: str, settings: Sequence[float | None]) -> None:
+    wrong = [s for s in settings if s is not None and not 0 <= s <= 1]
+    if wrong:
+        raise ConfigError(f"{name}={wrong[0]!r} is outside [0, 1].")

@@ -1,0 +1,240 @@
+"""lm-evaluation-harness in process, on the live model: base and trained side by side.
+
+lm-eval is an optional package (`pip install 'controlllm[eval]'`); it is imported here and only
+when tasks are run.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import write_json
+from controlllm.common.registry import check_choice
+from controlllm.evaluate.expanded import Expanded
+from controlllm.evaluate.losses import evaluating
+from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.report import format_number, format_table
+
+__all__ = ["HarnessConfig", "TaskReport", "TaskScore", "run_tasks"]
+
+
+@dataclass(frozen=True)
+class HarnessConfig:
+    """Which tasks, and how they are run.
+
+    Attributes:
+        tasks: names of tasks, groups or tags, of lm-eval or of the extra folders.
+        include_path: folders with further task files (YAML).
+        num_fewshot: examples before each question; None leaves it to the task.
+        limit: documents per task, counted from the first; None means all.
+        batch_size: sequences per forward pass.
+        max_length: longest input in tokens; None means the model's own.
+        apply_chat_template: whether questions are put as chat messages.
+    """
+
+    tasks: Sequence[str]
+    include_path: Sequence[str | Path] = ()
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    max_length: int | None = None
+    apply_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without lm-eval."""
+        if not self.tasks:
+            raise ConfigError("tasks is empty; name at least one lm-eval task.")
+        for folder in self.include_path:
+            if not Path(folder).is_dir():
+                raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task.
+
+    Attributes:
+        task: name of the task or group.
+        metric: name of the metric, with the filter where there is one ("exact_match,strict").
+        base: value of the base; None where no base was run.
+        value: value of the trained model.
+        stderr: standard error of `value`; None where the task gives none.
+        samples: how many documents were scored.
+        higher_is_better: None where the task does not say.
+    """
+
+    task: str
+    metric: str
+    base: float | None
+    value: float
+    stderr: float | None
+    samples: int
+    higher_is_better: bool | None
+
+    @property
+    def difference(self) -> float | None:
+        """Trained minus base."""
+        return None if self.base is None else self.value - self.base
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """All scores of one run.
+
+    Attributes:
+        scores: one per task and metric.
+    """
+
+    scores: tuple[TaskScore, ...]
+
+    def table(self) -> str:
+        """One row per task and metric: base, trained, difference."""
+        headers = ["task", "metric", "n", "base", "trained", "difference", "± stderr"]
+        rows = [
+            [
+                score.task,
+                score.metric + {True: " ↑", False: " ↓", None: ""}[score.higher_is_better],
+                score.samples,
+                score.base,
+                score.value,
+                format_number(score.difference, signed=True),
+                score.stderr,
+            ]
+            for score in self.scores
+        ]
+        return format_table(headers, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, ready for JSON."""
+        scores = [asdict(score) | {"difference": score.difference} for score in self.scores]
+        return {"scores": scores}
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+
+def run_tasks(
+    model: nn.Module, tokenizer: Any, config: HarnessConfig, reference: Reference | None = None
+) -> TaskReport:
+    """Run lm-evaluation-harness tasks on a live model, and on its base where there is one.
+
+    Args:
+        model: a causal language model of transformers, expanded or not.
+        tokenizer: its tokenizer; it is not changed.
+        config: the tasks and how to run them.
+        reference: the base; an expanded model is its own. Without one only the model is run.
+
+    Raises:
+        ConfigError: if lm-eval is not installed, or a task is not known (with the nearest name).
+    """
+    manager = _task_manager(config)
+    if reference is None and isinstance(model, Expanded):
+        reference = Reference(model)
+    trained = _evaluate(model, tokenizer, config, manager)
+    if reference is None:
+        return TaskReport(_scores(trained, None))
+    with reference.active() as base:
+        return TaskReport(_scores(trained, _evaluate(base, tokenizer, config, manager)))
+
+
+def _task_manager(config: HarnessConfig) -> Any:
+    """Knows the extra folders only, where they suffice: lm-eval's own index takes seconds."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            f"running tasks needs lm-eval ({error}): pip install 'controlllm[eval]'."
+        ) from error
+    folders = [str(folder) for folder in config.include_path]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not set(config.tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=folders, include_defaults=True)
+    for task in config.tasks:
+        check_choice("task", task, manager.all_tasks)
+    return manager
+
+
+def _evaluate(
+    model: nn.Module, tokenizer: Any, config: HarnessConfig, manager: Any
+) -> Mapping[str, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    with evaluating(model), _same_random_state():
+        # The harness sets a padding token and side on the tokenizer it gets.
+        harness_model = HFLM(
+            pretrained=model,
+            backend="causal",
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=config.batch_size,
+            max_length=config.max_length or _longest_input(model),
+        )
+        return simple_evaluate(
+            model=harness_model,
+            tasks=list(config.tasks),
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            apply_chat_template=config.apply_chat_template,
+            task_manager=manager,
+            log_samples=False,
+        )
+
+
+def _longest_input(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """The harness seeds the global generators: give them back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _scores(trained: Mapping[str, Any], base: Mapping[str, Any] | None) -> tuple[TaskScore, ...]:
+    scores = []
+    for task, values in trained["results"].items():
+        for key, value in values.items():
+            metric, _, which = key.partition(",")
+            if not which or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            scores.append(
+                TaskScore(
+                    task=task,
+                    metric=metric if which == "none" else key,
+                    base=None if base is None else float(base["results"][task][key]),
+                    value=float(value),
+                    stderr=_number(values.get(f"{metric}_stderr,{which}")),
+                    samples=_samples(trained, task),
+                    higher_is_better=trained["higher_is_better"].get(task, {}).get(metric),
+                )
+            )
+    return tuple(scores)
+
+
+def _samples(results: Mapping[str, Any], task: str) -> int:
+    """Documents of a task, or of all tasks of a group."""
+    counts = results["n-samples"]
+    if task in counts:
+        return int(counts[task]["effective"])
+    return sum(_samples(results, part) for part in results["group_subtasks"].get(task, ()))
+
+
+def _number(value: Any) -> float | None:
+    """lm-eval writes "N/A" where it has no standard error."""
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,126 @@
+"""The loss of a model on a set of batches: every target token counted once."""
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import cross_entropy_sum
+from controlllm.data import model_inputs
+from controlllm.evaluate.expanded import recording_alpha
+
+__all__ = [
+    "Batch",
+    "LossReport",
+    "evaluate_losses",
+    "evaluating",
+    "model_logits",
+    "per_token",
+    "perplexity",
+    "split_batch",
+]
+
+Batch = Mapping[str, Any]
+"""What `data.eval_batches` gives: tensors by name, padded or packed."""
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """The loss on one set.
+
+    Attributes:
+        loss: mean cross-entropy per target token, in nats.
+        tokens: how many target tokens were counted.
+    """
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`."""
+        return perplexity(self.loss)
+
+
+def evaluate_losses(model: nn.Module, batches: Iterable[Batch]) -> LossReport:
+    """The token mean of the cross-entropy over all batches.
+
+    The mean alpha of an expanded model's token gates is recorded in its config on the way.
+
+    Args:
+        model: any causal language model of transformers; its training mode is restored.
+        batches: padded or packed batches with `labels`.
+
+    Raises:
+        DataError: if there is no target token in any batch.
+    """
+    total, tokens = 0.0, 0
+    with evaluating(model), recording_alpha(model):
+        for batch in batches:
+            inputs, labels_BT = split_batch(batch)
+            batch_sum, count = cross_entropy_sum(model_logits(model, inputs), labels_BT)
+            total += batch_sum.item()
+            tokens += int(count)
+    return LossReport(loss=per_token(total, tokens), tokens=tokens)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module has the mode it had before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def split_batch(batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What the model is called with, and the labels apart: the loss is reduced here, not inside.
+
+    Raises:
+        DataError: if the batch has no labels.
+    """
+    inputs = dict(model_inputs(batch))
+    labels_BT = inputs.pop("labels", None)
+    if labels_BT is None:
+        names = ", ".join(sorted(batch)) or "nothing"
+        raise DataError(f"a batch for evaluation needs 'labels'; it has {names}.")
+    return inputs, labels_BT
+
+
+def model_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Logits (B, T, V) of one forward pass, without a KV cache, on the device of the model."""
+    device = next(model.parameters()).device
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    return model(**moved, use_cache=False).logits
+
+
+def perplexity(loss: float) -> float:
+    """`exp(loss)`; inf where that is beyond a float."""
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
+
+
+def per_token(total: float, tokens: int) -> float:
+    """A sum divided by its count of target tokens.
+
+    Raises:
+        DataError: if nothing was counted.
+    """
+    if tokens == 0:
+        raise DataError(
+            "the evaluation set has no target tokens: it is empty, or every label is -100. "
+            "Check the set's path and columns, and which roles are trained on."
+        )
+    return total / tokens

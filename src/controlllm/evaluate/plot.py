@@ -1,0 +1,63 @@
+"""Pictures of learning and forgetting. matplotlib is imported here, and only when one is drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlllm.common.files import atomic_file
+
+if TYPE_CHECKING:
+    from controlllm.evaluate.dial import DialCurve, DialPoint
+
+__all__ = ["plot_curves"]
+
+
+def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
+    """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
+
+    Left and low is better. Each point is labelled with its setting, the chosen one is ringed, and
+    the budgets are vertical lines.
+
+    Args:
+        curves: by the name in the legend.
+        path: the file; written atomically, its folder is created.
+    """
+    # A Figure without pyplot: no global state, no window system, whatever back end the user has.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, curve) in enumerate(curves.items()):
+        _draw_curve(axes, name, curve, f"C{number}")
+    for budget in sorted({curve.max_forgetting for curve in curves.values()}):
+        axes.axvline(budget, color="0.5", linestyle="--", linewidth=1, label=f"budget {budget:g}")
+    axes.set_xlabel("forgetting: rise of the retain loss (nats per token)")
+    axes.set_ylabel("learn loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _draw_curve(axes: Any, name: str, curve: "DialCurve", color: str) -> None:
+    dialled = [point for point in curve.points if point.alpha is not None]
+    axes.plot(*_xy(dialled), marker="o", markersize=4, color=color, label=name)
+    trained = [point for point in curve.points if point.alpha is None]
+    axes.plot(*_xy(trained), marker="x", linestyle="none", color=color)
+    axes.plot(
+        *_xy([curve.chosen]), marker="o", markersize=13, markerfacecolor="none",
+        linestyle="none", color=color, label=f"{name}: chosen {curve.chosen.label}",
+    )  # fmt: skip
+    for point in curve.points:
+        axes.annotate(
+            point.label,
+            (point.forgetting, point.learn_loss),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+        )
+
+
+def _xy(points: "list[DialPoint]") -> tuple[list[float], list[float]]:
+    return [point.forgetting for point in points], [point.learn_loss for point in points]

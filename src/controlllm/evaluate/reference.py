@@ -1,0 +1,49 @@
+"""The one place that knows how to ask the base."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from controlllm.common.errors import ModelError
+from controlllm.evaluate.expanded import Expanded
+from controlllm.evaluate.losses import evaluating, model_logits
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """The base of a model: the model itself with the expansion disabled, or a frozen copy.
+
+    Args:
+        model: the trained model.
+        copy: the base, for models that do not carry it inside (full tuning, LoRA merged, ...).
+
+    Raises:
+        ModelError: if the model is not expanded and no copy is given.
+    """
+
+    def __init__(self, model: nn.Module, copy: nn.Module | None = None) -> None:
+        if copy is None and not isinstance(model, Expanded):
+            raise ModelError(
+                f"{type(model).__name__} does not carry its base inside, so forgetting cannot be "
+                "measured by itself: give the base as `Reference(model, copy=base)`."
+            )
+        self.model = model
+        self.copy = copy
+
+    @contextmanager
+    def active(self) -> Iterator[nn.Module]:
+        """Yield the model that computes the base as long as the context is open."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        assert isinstance(self.model, Expanded)  # checked when this was made
+        with self.model.disable_expansion():
+            yield self.model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        """Logits (B, T, V) of the base for the same inputs, in evaluation mode, no gradient."""
+        with self.active() as base, evaluating(base):
+            return model_logits(base, inputs)

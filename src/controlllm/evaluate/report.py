@@ -1,0 +1,72 @@
+"""Tables for people: the same text reads well in a terminal and renders as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from controlllm.evaluate.losses import perplexity
+from controlllm.evaluate.retention import RetentionReport
+
+__all__ = ["format_number", "format_table", "losses_table"]
+
+Cell = str | int | float | None
+
+
+def losses_table(reports: Mapping[str, RetentionReport]) -> str:
+    """Base and trained losses of each set, side by side with the difference."""
+    headers = ["set", "tokens", "base loss", "trained loss", "difference", "base ppl", "ppl", "KL"]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            report.tokens,
+            report.base_loss,
+            report.loss,
+            format_number(report.forgetting, signed=True),
+            perplexity(report.base_loss),
+            perplexity(report.loss),
+            report.kl,
+        ]
+        for name, report in reports.items()
+    ]
+    return format_table(headers, rows)
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """An aligned Markdown table: text to the left, numbers to the right.
+
+    Args:
+        headers: one per column.
+        rows: cells; floats are written with three decimals, None as "-".
+    """
+    texts = [[format_number(cell) for cell in row] for row in rows]
+    numeric = [
+        bool(rows) and all(_is_numeric(row[column]) for row in texts)
+        for column in range(len(headers))
+    ]
+    widths = [
+        max(3, *(len(row[c]) for row in [list(headers), *texts])) for c in range(len(headers))
+    ]
+    rule = [
+        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)
+    ]
+    lines = [_line(headers, widths, numeric), _line(rule, widths, numeric)]
+    return "\n".join(lines + [_line(row, widths, numeric) for row in texts])
+
+
+def format_number(cell: Cell, signed: bool = False) -> str:
+    """One cell as text; `signed` writes the plus of positive numbers, for differences."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        rounded = round(cell, 3) + 0.0  # adding 0.0 turns -0.0 into 0.0
+        return f"{rounded:{'+' if signed else ''}.3f}"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return cell
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    aligned = zip(cells, widths, right, strict=True)
+    return "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned) + " |"
+
+
+def _is_numeric(text: str) -> bool:
+    return text == "-" or text.lstrip("+-").replace(",", "")[:1].isdigit() or text in ("inf", "nan")

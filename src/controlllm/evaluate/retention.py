@@ -1,0 +1,143 @@
+"""The forgetting meter: how far a model moved from its base on a set."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import cross_entropy_sum, kl_sum
+from controlllm.evaluate.expanded import recording_alpha
+from controlllm.evaluate.losses import Batch, evaluating, model_logits, per_token, split_batch
+from controlllm.evaluate.reference import Reference
+
+__all__ = [
+    "RetentionReport",
+    "mean_loss",
+    "measure_retention",
+    "measure_settings",
+    "worst_forgetting",
+]
+
+
+@dataclass(frozen=True)
+class RetentionReport:
+    """Base and trained model on the same tokens of one set.
+
+    Attributes:
+        base_loss: mean cross-entropy of the base per target token, in nats.
+        loss: the same of the trained model.
+        kl: mean KL(base || trained) per target token, in nats.
+        tokens: how many target tokens were counted.
+    """
+
+    base_loss: float
+    loss: float
+    kl: float
+    tokens: int
+
+    @property
+    def forgetting(self) -> float:
+        """How much the loss rose, in nats per token; negative where the model became better."""
+        return self.loss - self.base_loss
+
+    @property
+    def gain(self) -> float:
+        """How much the loss fell, in nats per token: what a `learn` set is watched for."""
+        return self.base_loss - self.loss
+
+
+def measure_retention(
+    model: nn.Module, batches: Iterable[Batch], reference: Reference | None = None
+) -> RetentionReport:
+    """Loss of base and trained model, and KL(base || trained), over all batches.
+
+    The mean alpha of an expanded model's token gates is recorded in its config on the way.
+
+    Args:
+        model: the trained model; its training mode and its dial stay as they are.
+        batches: padded or packed batches with `labels`.
+        reference: the base; for an expanded model it is the model itself with the expansion off.
+
+    Raises:
+        DataError: if there is no target token in any batch.
+        ModelError: if the model is not expanded and no reference is given.
+    """
+    with recording_alpha(model):
+        return measure_settings(model, batches, [lambda: None], reference)[0]
+
+
+def measure_settings(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    settings: Sequence[Callable[[], object]],
+    reference: Reference | None = None,
+) -> list[RetentionReport]:
+    """Measure the model under several settings, asking the base only once per batch.
+
+    Args:
+        model: the model that the settings act on.
+        batches: padded or packed batches with `labels`.
+        settings: each is called before the forward pass that it is measured by.
+        reference: as in `measure_retention`.
+
+    Returns:
+        One report per setting. The last setting stays in force.
+    """
+    reference = reference or Reference(model)
+    tallies = [_Tally() for _ in settings]
+    with evaluating(model):
+        for batch in batches:
+            inputs, labels_BT = split_batch(batch)
+            base_BTV = reference.forward(**inputs)
+            for set_up, tally in zip(settings, tallies, strict=True):
+                set_up()
+                tally.add(base_BTV, model_logits(model, inputs), labels_BT)
+    return [tally.report() for tally in tallies]
+
+
+class _Tally:
+    """Sums over batches, divided once at the end."""
+
+    def __init__(self) -> None:
+        self.base, self.loss, self.kl, self.tokens = 0.0, 0.0, 0.0, 0
+
+    def add(self, base_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> None:
+        base_sum, count = cross_entropy_sum(base_BTV, labels_BT)
+        self.base += base_sum.item()
+        self.loss += cross_entropy_sum(logits_BTV, labels_BT)[0].item()
+        self.kl += kl_sum(base_BTV.to(logits_BTV.device), logits_BTV, labels_BT)[0].item()
+        self.tokens += int(count)
+
+    def report(self) -> RetentionReport:
+        sums = (self.base, self.loss, self.kl)
+        return RetentionReport(*(per_token(total, self.tokens) for total in sums), self.tokens)
+
+
+def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:
+    """The largest forgetting of any retain set: a budget must hold on each of them.
+
+    A set whose loss is not a number counts as infinitely forgotten.
+
+    Raises:
+        DataError: if there is no set.
+    """
+    _require_sets(reports, "retain")
+    values = [report.forgetting for report in reports.values()]
+    return max(math.inf if math.isnan(value) else value for value in values)
+
+
+def mean_loss(reports: Mapping[str, RetentionReport]) -> float:
+    """The mean of the sets' losses, each set with equal weight: what "learns most" compares.
+
+    Raises:
+        DataError: if there is no set.
+    """
+    _require_sets(reports, "learn")
+    return sum(report.loss for report in reports.values()) / len(reports)
+
+
+def _require_sets(reports: Mapping[str, RetentionReport], kind: str) -> None:
+    if not reports:
+        raise DataError(f"no {kind} set is given; name at least one under data.{kind}.")

@@ -1,0 +1,95 @@
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from controlllm.common.errors import ConfigError
+from controlllm.evaluate import HarnessConfig, Reference, run_tasks
+
+pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+  cache_dir: {cache}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def write_task(folder: Path, name: str, file: Path) -> None:
+    text = TASK.format(name=name, file=file, cache=folder / "cache")
+    (folder / f"{name}.yaml").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    """A folder with one task whose answer is always the repetition of the question."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"query": w * 3, "choices": [w, "#"], "gold": 0} for w in ("aa", "bb", "cc", "dd")]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_task(folder, "repeat", folder / "rows.jsonl")
+    return folder
+
+
+def test_base_and_trained_side_by_side_offline(pico_llama, pico_tokenizer, tasks, tmp_path):
+    model, base = pico_llama(seed=1).train(), pico_llama(seed=0)
+    config = HarnessConfig(tasks=["repeat"], include_path=[tasks], limit=3)
+    report = run_tasks(model, pico_tokenizer, config, Reference(model, copy=base))
+    accuracy = next(score for score in report.scores if score.metric == "acc")
+    assert (accuracy.task, accuracy.samples, accuracy.higher_is_better) == ("repeat", 3, True)
+    assert 0 <= accuracy.value <= 1 and accuracy.base is not None
+    alone = run_tasks(base, pico_tokenizer, config)
+    assert alone.scores[0].value == accuracy.base and alone.scores[0].base is None
+    assert "| repeat | acc ↑" in report.table()
+    report.save(tmp_path / "tasks.json")
+    saved = json.loads((tmp_path / "tasks.json").read_text())
+    assert saved["scores"][0]["difference"] == accuracy.difference
+    assert model.training
+
+
+def test_nothing_of_the_caller_is_changed(pico_llama, pico_tokenizer, tasks):
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    expected = (torch.rand(1).item(), np.random.rand(), random.random())
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    side = pico_tokenizer.padding_side
+    config = HarnessConfig(tasks=["repeat"], include_path=[tasks], limit=1)
+    run_tasks(pico_llama(), pico_tokenizer, config)
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+    assert pico_tokenizer.padding_side == side
+
+
+def test_wrong_settings_are_named(pico_llama, pico_tokenizer, tasks, tmp_path):
+    with pytest.raises(ConfigError, match="tasks is empty"):
+        HarnessConfig(tasks=[])
+    with pytest.raises(ConfigError, match="absent' is not a folder"):
+        HarnessConfig(tasks=["repeat"], include_path=[tmp_path / "absent"])
+
+
+@pytest.mark.slow
+def test_an_unknown_task_gets_the_nearest_name(pico_llama, pico_tokenizer, tasks):
+    with pytest.raises(ConfigError, match="Did you mean 'repeat'"):
+        run_tasks(pico_llama(), pico_tokenizer, HarnessConfig(["repeet"], include_path=[tasks]))
+
+
+def test_real_questions_on_a_real_model(stories260k, shared_data, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_task(tmp_path, "copa_local", shared_data / "eval" / "llm_foundry" / "copa.jsonl")
+    model = AutoModelForCausalLM.from_pretrained(stories260k)
+    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+    config = HarnessConfig(["copa_local"], include_path=[tmp_path], limit=20)
+    report = run_tasks(model, tokenizer, config)
+    accuracy = {score.metric: score for score in report.scores}["acc"]
+    assert accuracy.samples == 20 and 0.2 <= accuracy.value <= 0.9
