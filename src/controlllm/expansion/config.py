@@ -89,11 +89,15 @@ class ExpansionConfig:
 
     def _check_positions(self) -> None:
         if self.num_blocks is not None and (not _is_int(self.num_blocks) or self.num_blocks < 1):
-            raise ConfigError(f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, or null.")
+            raise ConfigError(
+                f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, or null."
+            )
         if self.layers is None:
             return
         if not self.layers or not all(_is_int(layer) for layer in self.layers):
-            raise ConfigError(f"layers={self.layers!r}; allowed: a list of at least one layer index, or null.")
+            raise ConfigError(
+                f"layers={self.layers!r}; allowed: a list of at least one layer index, or null."
+            )
         if len(set(self.layers)) != len(self.layers):
             raise ConfigError(f"layers={self.layers!r} names a layer twice; give each once.")
         if self.num_blocks not in (None, len(self.layers)):
@@ -103,7 +107,9 @@ class ExpansionConfig:
 
     def _check_alphas(self) -> None:
         _check_alpha("alpha", self.alpha)
-        if self.alpha in (0, 1) and (self.train_alpha or not INTERPOLATORS.get(self.interpolator).constant):
+        if self.alpha in (0, 1) and (
+            self.train_alpha or not INTERPOLATORS.get(self.interpolator).constant
+        ):
             raise ConfigError(
                 f"alpha={self.alpha} cannot be trained: its logit is infinite; allowed: strictly between 0 and 1."
             )
@@ -114,9 +120,17 @@ class ExpansionConfig:
     def _check_weights(self) -> None:
         weight, relaxed = self.divergence_weight, self.relaxed_norm
         if weight != "dynamic" and not (_is_number(weight) and weight >= 0):
-            raise ConfigError(f"divergence_weight={weight!r}; allowed: a number from 0, or 'dynamic'.")
-        if relaxed is not None and relaxed != "dynamic" and not (_is_number(relaxed) and 0 <= relaxed <= 1):
-            raise ConfigError(f"relaxed_norm={relaxed!r}; allowed: a number from 0 to 1, 'dynamic', or null.")
+            raise ConfigError(
+                f"divergence_weight={weight!r}; allowed: a number from 0, or 'dynamic'."
+            )
+        if (
+            relaxed is not None
+            and relaxed != "dynamic"
+            and not (_is_number(relaxed) and 0 <= relaxed <= 1)
+        ):
+            raise ConfigError(
+                f"relaxed_norm={relaxed!r}; allowed: a number from 0 to 1, 'dynamic', or null."
+            )
         if relaxed == "dynamic" and not INTERPOLATORS.get(self.interpolator).constant:
             raise ConfigError(
                 f"relaxed_norm='dynamic' follows a constant alpha, which interpolator={self.interpolator!r} does not "
@@ -154,7 +168,9 @@ def _is_number(value: object) -> bool:
 
 def _check_alpha(field: str, value: object) -> None:
     if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]  # _is_number has looked
-        raise ConfigError(f"{field}={value!r}; allowed: a number from 0 (the base) to 1 (the expanded branch).")
+        raise ConfigError(
+            f"{field}={value!r}; allowed: a number from 0 (the base) to 1 (the expanded branch)."
+        )
 
 
 def _by_layer(value: Any) -> Any:

@@ -55,7 +55,9 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
             f"structure='hybrid' alternates stack and concat and needs an even number of blocks, "
             f"got {len(layers)}: {layers}."
         )
-    kinds = {"concat": ["concat"], "stack": ["stack"], "hybrid": ["stack", "concat"]}[config.structure]
+    kinds = {"concat": ["concat"], "stack": ["stack"], "hybrid": ["stack", "concat"]}[
+        config.structure
+    ]
     return tuple(
         BlockPlan(layer, kinds[k % len(kinds)], num_layers + k) for k, layer in enumerate(layers)
     )

@@ -1,0 +1,45 @@
+"""Control LLM: teach an open LLM something new without forgetting what it knew.
+
+    from controlllm import ExpansionConfig, expand
+
+    model = expand(base, ExpansionConfig(num_blocks=8))   # any Hugging Face decoder-only model
+    ...                                                   # train it in any loop
+    model.save_sidecar("my-sidecar")                      # the trained tensors only
+
+Importing this package makes `AutoModelForCausalLM.from_pretrained` know expanded models. It is quick: what needs
+`transformers`' model code is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig
+
+from controlllm.common.lazy import lazy_names
+from controlllm.expansion.hf_config import ControlLLMConfig
+
+if TYPE_CHECKING:
+    from controlllm.expansion import (
+        ControlLLMForCausalLM,
+        ExpansionConfig,
+        collapse,
+        combine,
+        expand,
+        load_sidecar,
+    )
+
+__all__ = [
+    "ControlLLMConfig",
+    "ControlLLMForCausalLM",
+    "ExpansionConfig",
+    "collapse",
+    "combine",
+    "expand",
+    "load_sidecar",
+]
+__version__ = "0.1.0"
+
+AutoConfig.register(ControlLLMConfig.model_type, ControlLLMConfig, exist_ok=True)
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: "controlllm.expansion" for name in __all__ if name != "ControlLLMConfig"}
+)

@@ -1,0 +1,224 @@
+"""The block: a frozen branch, a trained branch on the same input, and what joins them.
+
+                  x (merged stream, B x T x D)
+                  |---------------------------.
+          pretrained f (frozen)        expanded g (trained copy)
+                  | p                          | e
+                  '------- interpolator -------'--> divergence d(p, e) per token
+                                |
+                         out = (1-alpha) p + alpha e
+
+Source: Control LLM (arXiv 2501.10979), section 3; `stack` is LLaMA-Pro (arXiv 2401.02415).
+"""
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.common.errors import ModelError
+from controlllm.expansion.alignment import AlignmentState
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.divergence import DIVERGENCES
+from controlllm.expansion.interpolators import INTERPOLATORS, ConstantGate
+
+__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
+
+
+class ExpandedBlock(nn.Module, ABC):
+    """A pretrained decoder block with a trainable copy; it takes the place of the block in the decoder's list.
+
+    Attributes it does not have are the pretrained block's (decoder loops read `attention_type` and the like).
+
+    Args:
+        pretrained: the frozen block.
+        expanded: its trainable copy, with its own `layer_idx` (its slot in the KV cache).
+        layer: the index of the block in the decoder.
+        state: what the blocks of one model share during a forward pass.
+    """
+
+    def __init__(
+        self, pretrained: nn.Module, expanded: nn.Module, layer: int, state: AlignmentState
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.expanded = expanded
+        self.layer = layer
+        self.state = state
+        self.dial: float | None = None
+        self.last_alpha: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "pretrained":  # not yet set: asking it for itself would never end
+                raise
+            return getattr(super().__getattr__("pretrained"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run both branches and join them; what the base's block returns beside the hidden state is kept."""
+        output = self.pretrained(hidden_states, *args, **kwargs)
+        if not self.state.enabled:
+            return output
+        merged = self.join(hidden_states, first(output), *args, **kwargs)
+        return (merged, *output[1:]) if isinstance(output, tuple) else merged
+
+    @abstractmethod
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the expanded branch and give the merged stream (B, T, D)."""
+
+    @abstractmethod
+    def alpha(self) -> float | None:
+        """Mean weight of the expanded branch now; None for a token gate that has not run yet."""
+
+
+class ConcatBlock(ExpandedBlock):
+    """The copy runs beside the block (the method)."""
+
+    def __init__(
+        self,
+        pretrained: nn.Module,
+        expanded: nn.Module,
+        layer: int,
+        state: AlignmentState,
+        config: ExpansionConfig,
+        hidden_size: int,
+    ) -> None:
+        super().__init__(pretrained, expanded, layer, state)
+        make = INTERPOLATORS.get(config.interpolator)
+        self.interpolator = make(hidden_size, alpha=config.alpha, train_alpha=config.train_alpha)
+        self.config_weight = config.divergence_weight
+        self.detach_pretrained = config.detach_pretrained
+        self.divergence = (
+            None if config.divergence == "none" else DIVERGENCES.get(config.divergence)
+        )
+        self.maps: AttentionMaps | None = None
+        if config.divergence == "attention":
+            self.maps = AttentionMaps(pretrained, expanded)
+        if config.relaxed_norm is not None:
+            RelaxedNorm(self, config.relaxed_norm).attach()
+
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        expanded = first(self.expanded(x, *args, **kwargs))
+        if (
+            self.dial == 0
+        ):  # the base, whatever the interpolator does to its input and whatever g computes
+            return pretrained
+        merged, alpha = self.interpolator(x, pretrained, expanded, self.dial)
+        self.last_alpha = alpha.detach()
+        self.state.observe_alpha(self.layer, alpha, x[..., 0])
+        if self.divergence is None or not self.training or not self.state.wanted:
+            return merged
+        d_BT = self.distance(x, pretrained, expanded)
+        weight = alpha.squeeze(-1) if self.config_weight == "dynamic" else self.config_weight
+        return self.state.align(self.layer, d_BT, weight, merged)
+
+    def distance(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
+        """d(p, e) per token (B, T), in float32 whatever the autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.maps is not None:
+                pair = self.maps.take()
+            else:
+                pair = (self.interpolator.target(pretrained), expanded)
+            target = pair[0].detach() if self.detach_pretrained else pair[0]
+            return self.divergence(target, pair[1], x)  # type: ignore[misc]  # join has looked
+
+    def alpha(self) -> float | None:
+        if self.dial is not None:
+            return self.dial
+        if isinstance(self.interpolator, ConstantGate):
+            return self.interpolator.alpha().item()
+        return None if self.last_alpha is None else self.last_alpha.mean().item()
+
+
+class StackBlock(ExpandedBlock):
+    """The copy runs after the block; it starts as the identity. The dial blends between without and with it."""
+
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        expanded = first(self.expanded(pretrained, *args, **kwargs))
+        if self.dial is None:
+            return expanded
+        alpha = torch.full((1,), self.dial, dtype=pretrained.dtype, device=pretrained.device)
+        return pretrained if self.dial == 0 else torch.lerp(pretrained, expanded, alpha)
+
+    def alpha(self) -> float | None:
+        return 1.0 if self.dial is None else self.dial
+
+
+def first(output: Any) -> Tensor:
+    """The hidden state of a block's output, which some architectures return in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class AttentionMaps:
+    """Catches the attention maps of both branches of a block as they are computed.
+
+    Raises:
+        ModelError: if a block has no attention module, or its implementation does not return maps.
+    """
+
+    def __init__(self, pretrained: nn.Module, expanded: nn.Module) -> None:
+        self.caught: list[Tensor | None] = [None, None]
+        for index, branch in enumerate((pretrained, expanded)):
+            modules = [
+                m for name, m in branch.named_children() if "attn" in name or "attention" in name
+            ]
+            modules = [m for m in modules if any(True for _ in m.children())]
+            if not modules:
+                raise ModelError(
+                    f"divergence='attention' needs an attention module in {type(branch).__name__}, which has none; "
+                    f"choose mse, nmse, cosine, dot or none."
+                )
+            modules[0].register_forward_hook(self.catcher(index))
+
+    def catcher(self, index: int) -> Any:
+        """A forward hook that keeps the second output, the attention map."""
+
+        def catch(module: nn.Module, args: Any, output: Any) -> None:
+            self.caught[index] = (
+                output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            )
+
+        return catch
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """The two maps (B, H, T, S) of this forward pass; they are not kept."""
+        pretrained, expanded = self.caught
+        self.caught = [None, None]
+        if pretrained is None or expanded is None:
+            raise ModelError(
+                "divergence='attention' needs attention maps, which only the eager attention gives: "
+                "load the model with attn_implementation='eager', or choose another divergence."
+            )
+        return pretrained, expanded
+
+
+class RelaxedNorm:
+    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x). Source: METHOD.md §4.
+
+    Args:
+        block: the block whose expanded branch is relaxed.
+        weight: w, or "dynamic" for clamp(2 alpha - 1, 0, 1).
+    """
+
+    def __init__(self, block: ConcatBlock, weight: float | str) -> None:
+        self.block = block
+        self.weight = weight
+
+    def attach(self) -> None:
+        """Hook the norms that stand directly in the expanded branch."""
+        for module in self.block.expanded.children():
+            if "norm" in type(module).__name__.lower():
+                module.register_forward_hook(self.relax)
+
+    def relax(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The hook: blend the norm's input into its output."""
+        if self.weight != "dynamic":
+            return torch.lerp(output, args[0], float(self.weight))
+        dial, gate = self.block.dial, self.block.interpolator
+        alpha = torch.tensor([dial]) if dial is not None else gate.alpha()
+        weight = (2 * alpha - 1).clamp(0, 1).to(output)
+        return torch.lerp(output, args[0], weight)

@@ -1,0 +1,101 @@
+"""The model card (README.md) beside every saved form."""
+
+from typing import Any
+
+from controlllm.expansion.hf_config import ControlLLMConfig
+
+__all__ = ["model_card"]
+
+_INTRO = {
+    "full": "The whole expanded model: base and trained parts in one.",
+    "sidecar": "The trained parts only; they are put beside the base model when loaded.",
+    "collapsed": "The trained parts folded into the base by interpolating weights: the original architecture, no "
+    "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
+}
+
+
+def model_card(config: ControlLLMConfig, form: str) -> str:
+    """The card's Markdown, with the Hub's metadata on top.
+
+    Args:
+        config: the expanded model's config (its expansion and its base).
+        form: "full", "sidecar" or "collapsed".
+    """
+    base = config.base.get("name_or_path") or "an unnamed base model"
+    return "\n".join(
+        [
+            _metadata(config, form),
+            f"# {base.rstrip('/').split('/')[-1]}, expanded by Control LLM ({form})",
+            "",
+            _INTRO[form],
+            "",
+            "## How it was made",
+            "",
+            _table(config),
+            "",
+            "## How to load it",
+            "",
+            "```python",
+            _loading(config, form),
+            "```",
+            "",
+            _dial_note(form),
+            "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base model and of the "
+            "training data, which this card does not know: add them here.",
+            "",
+        ]
+    )
+
+
+def _metadata(config: ControlLLMConfig, form: str) -> str:
+    name = config.base.get("name_or_path") or ""
+    lines = ["---", "library_name: " + ("transformers" if form == "collapsed" else "controlllm")]
+    if name and not name.startswith((".", "/")):
+        lines.append(f"base_model: {name}")
+    return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
+
+
+def _table(config: ControlLLMConfig) -> str:
+    expansion, base = config.expansion, config.base
+    rows: dict[str, Any] = {
+        "base model": base.get("name_or_path") or "not recorded",
+        "base revision": base.get("revision") or "not recorded",
+        "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
+        "layers of the base": base.get("num_hidden_layers"),
+    }
+    shown = ("structure", "num_blocks", "layers", "interpolator", "alpha", "divergence", "divergence_weight",
+             "expand_ends", "dial")  # fmt: skip
+    rows |= {key: expansion.get(key) for key in shown if expansion.get(key) is not None}
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    )
+
+
+def _loading(config: ControlLLMConfig, form: str) -> str:
+    if form == "sidecar":
+        base = config.base.get("name_or_path") or "the-base-model"
+        return (
+            "from transformers import AutoModelForCausalLM\n"
+            "from controlllm import load_sidecar\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+            'model = load_sidecar(base, "this-folder")'
+        )
+    if form == "full":
+        return (
+            "import controlllm  # or pass trust_remote_code=True\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("this-folder")'
+        )
+    return (
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("this-folder")'
+    )
+
+
+def _dial_note(form: str) -> str:
+    if form == "collapsed":
+        return ""
+    return (
+        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and the trained branch (1); "
+        "`with model.disable_expansion():` is the base itself.\n"
+    )

@@ -1,0 +1,178 @@
+"""`collapse` and `combine`: expanded models back into one, by interpolating weights.
+
+Interpolating weights is not interpolating outputs: always report a collapsed model's score beside the expanded one's.
+Only the ends are exact, being linear. Source: METHOD.md §5.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.registry import check_choice
+from controlllm.expansion.anatomy import residual_projections
+from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.ends import ExpandedEnd
+from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
+
+__all__ = ["collapse", "combine"]
+
+
+@torch.no_grad()
+def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedModel:
+    """Fold the trained parts into the base: the original class and size again.
+
+    A block becomes the interpolation of its two branches' weights at its alpha (the dial, the constant, or the mean
+    that `record_alpha` measured for a token gate); `slerp` interpolates row by row; a stacked block's change since it
+    was inserted is added to its source. Untrained expansions give the base, bit for bit.
+
+    Args:
+        model: the expanded model.
+        inplace: reuse its memory; the expanded model and its base are then gone.
+
+    Returns:
+        A model of the base's class.
+
+    Raises:
+        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), or a token gate's mean alpha
+            was never measured.
+    """
+    config = model.expansion
+    if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
+        raise ModelError(
+            f"interpolator={config.interpolator!r} has no meaning for weights and cannot be collapsed; keep the full or "
+            f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
+        )
+    alphas = {layer: _weight_alpha(model, layer) for layer in model.blocks}
+    if not inplace:
+        model = copy.deepcopy(model)
+    for layer, block in model.blocks.items():
+        if isinstance(block, StackBlock):
+            _fold_stack(block, alphas[layer], config.residual_projections)
+        else:
+            _fold_concat(block, alphas[layer])
+    _fold_ends(model._expansion.ends)
+    grown = model.config.base.get("grown_vocab_size")
+    base = model.unload()
+    if grown is not None:
+        base.config.get_text_config().vocab_size = grown
+    return base
+
+
+def combine(
+    a: ControlLLMForCausalLM, b: ControlLLMForCausalLM, weight: float = 0.5, form: str = "expanded"
+) -> PreTrainedModel:
+    """Make one model of two that were expanded from the same base in the same way.
+
+    Args:
+        a: one model; not changed.
+        b: the other; not changed.
+        weight: what `b` counts, 0 to 1.
+        form: "expanded" blends the trained parts (interpolators too); "collapsed" collapses both into the base and
+            blends the results.
+
+    Returns:
+        An expanded model, or one of the base's class.
+
+    Raises:
+        ModelError: if their bases or their expansions differ, with what differs.
+    """
+    check_choice("form", form, ("expanded", "collapsed"))
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"weight={weight!r}; allowed: a number from 0 (only a) to 1 (only b).")
+    _check_same_kind(a, b)
+    if form == "collapsed":
+        one, other = collapse(a), collapse(b)
+        with torch.no_grad():
+            for p, q in zip(one.parameters(), other.parameters(), strict=True):
+                p.copy_(_lerp(p, q, weight))
+        return one
+    one = copy.deepcopy(a)
+    with torch.no_grad():
+        for p, q in zip(sidecar_tensors(one).values(), sidecar_tensors(b).values(), strict=True):
+            p.copy_(_lerp(p, q, weight))
+    one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
+    if a.expansion.dial != b.expansion.dial:
+        one.set_alpha(None)
+    return one
+
+
+def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None:
+    if base_fingerprint(a) != base_fingerprint(b):
+        raise ModelError(
+            f"Only models with the same base can be combined: weights {base_fingerprint(a)} against {base_fingerprint(b)}."
+        )
+    if list(a.blocks) != list(b.blocks):
+        raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
+    for key in ("structure", "interpolator", "expand_ends", "relaxed_norm"):
+        ours, theirs = getattr(a.expansion, key), getattr(b.expansion, key)
+        if ours != theirs:
+            raise ModelError(f"Expansions differ in {key}: {ours!r} against {theirs!r}.")
+    shapes = [{n: t.shape for n, t in sidecar_tensors(m).items()} for m in (a, b)]
+    different = [n for n in shapes[0] if shapes[0][n] != shapes[1].get(n)]
+    if different or shapes[0].keys() != shapes[1].keys():
+        raise ModelError(
+            f"Trained tensors differ in shape or name, first: {different[:3] or 'different sets'}."
+        )
+
+
+def _weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
+    """The alpha at which a block's weights are interpolated."""
+    block = model.blocks[layer]
+    if block.dial is not None or isinstance(block, StackBlock) or block.interpolator.constant:
+        return block.alpha()
+    measured = model.expansion.mean_alpha or {}
+    if layer not in measured:
+        raise ModelError(
+            f"interpolator={model.expansion.interpolator!r} decides alpha per token, and its mean was never measured "
+            f"for layer {layer}: evaluate inside `with model.record_alpha():` first, or set a dial by set_alpha()."
+        )
+    return measured[layer]
+
+
+def _lerp(p: Tensor, e: Tensor, alpha: float) -> Tensor:
+    """Interpolate in float32; equal tensors come out unchanged."""
+    return torch.lerp(p.float(), e.float(), alpha).to(p.dtype)
+
+
+def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
+    assert isinstance(block, ConcatBlock)
+    arc = isinstance(block.interpolator, Slerp)
+    for p, e in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
+        if arc:
+            joined = block.interpolator.mix(
+                p.float(), e.float(), torch.tensor([alpha], device=p.device)
+            )
+            p.data.copy_(joined)
+        else:
+            p.data.copy_(_lerp(p, e, alpha))
+
+
+def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> None:
+    """Add what the inserted block has learned since it was inserted, when its residual projections were zero."""
+    zeroed = {id(parameter) for parameter in residual_projections(block.expanded, names)}
+    for p, g in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
+        start = torch.zeros_like(p) if id(g) in zeroed else p
+        p.data.copy_(p.float() + alpha * (g.float() - start.float()))
+
+
+def _fold_ends(ends: dict[str, ExpandedEnd]) -> None:
+    """Put the joined weights into the base's own modules; a tied weight is one tensor and is joined once."""
+    if not ends:
+        return
+    joined: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    for end in ends.values():
+        for name, parameter in end.pretrained.named_parameters():
+            trained = end.expanded.get_parameter(name)
+            rows = parameter.shape[0]
+            folded = end.join(parameter.float(), trained[:rows].float()).to(parameter.dtype)
+            joined.setdefault(id(parameter), (parameter, torch.cat([folded, trained[rows:]])))
+    for parameter, value in joined.values():
+        parameter.data = value
+    embedding, head = ends["embedding"].pretrained, ends["head"].pretrained
+    embedding.num_embeddings = embedding.weight.shape[0]
+    head.out_features = head.weight.shape[0]

@@ -1,0 +1,137 @@
+"""Expanded ends: trainable copies of embedding, final norm and LM head, joined by a constant alpha.
+
+Lookup and head are linear, so joining their outputs is joining their weights: exact, and alpha 0 is the base. Rows
+of added tokens exist in the copies only. At alpha 0, where the model is the base, an added token keeps its trained
+embedding (the base has none to offer) and can never be predicted (logit -inf), so that the base's distribution over
+its own vocabulary is untouched.
+
+Source: METHOD.md §8 ("expand the ends too"); not in the paper.
+Shapes: B batch, T tokens, D hidden width, V base vocabulary, W >= V grown vocabulary.
+"""
+
+import math
+from abc import ABC
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from controlllm.expansion.alignment import AlignmentState
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.interpolators import Lerp
+
+__all__ = ["ExpandedEmbedding", "ExpandedEnd", "ExpandedHead", "ExpandedNorm"]
+
+
+class ExpandedEnd(nn.Module, ABC):
+    """A frozen end of the model, its trainable copy, and their constant alpha.
+
+    Attributes it does not have are the copy's (which knows the grown vocabulary).
+
+    Args:
+        pretrained: the frozen module.
+        expanded: its trainable copy.
+        config: says alpha and whether it trains.
+        state: what the expanded parts of one model share.
+    """
+
+    def __init__(
+        self,
+        pretrained: nn.Module,
+        expanded: nn.Module,
+        config: ExpansionConfig,
+        state: AlignmentState,
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.expanded = expanded
+        self.interpolator = Lerp(0, alpha=config.alpha, train_alpha=config.train_alpha)
+        self.state = state
+        self.dial: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "expanded":  # not yet set: asking it for itself would never end
+                raise
+            return getattr(super().__getattr__("expanded"), name)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this end computes exactly the base now."""
+        return not self.state.enabled or self.dial == 0
+
+    def join(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
+        """(1 - alpha) pretrained + alpha expanded."""
+        return self.interpolator(pretrained, pretrained, expanded, self.dial)[0]
+
+    def join_rows(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
+        """Join along the vocabulary: rows that only the copy has are the copy's (W, ...)."""
+        rows = pretrained.shape[0]
+        joined = self.join(pretrained, expanded[:rows])
+        return joined if rows == expanded.shape[0] else torch.cat([joined, expanded[rows:]])
+
+
+class ExpandedNorm(ExpandedEnd):
+    """The final norm: outputs are joined."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        pretrained = self.pretrained(hidden_states)
+        return pretrained if self.is_base else self.join(pretrained, self.expanded(hidden_states))
+
+
+class ExpandedEmbedding(ExpandedEnd):
+    """The token embedding: looked-up rows are joined."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The joined table (W, D)."""
+        return self.join_rows(self.pretrained.weight, self.expanded.weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        rows = self.pretrained.num_embeddings
+        added = input_ids >= rows
+        grown = self.expanded.num_embeddings > rows
+        pretrained = self.pretrained(input_ids.masked_fill(added, 0) if grown else input_ids)
+        if self.is_base and not grown:
+            return pretrained
+        expanded = self.expanded(input_ids)
+        joined = pretrained if self.is_base else self.join(pretrained, expanded)
+        return torch.where(added[..., None], expanded, joined) if grown else joined
+
+
+class ExpandedHead(ExpandedEnd):
+    """The LM head: weights are joined, which for a linear map is joining outputs at half the cost."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The joined weight (W, D); loops with fused losses read it instead of calling the head."""
+        if self.is_base:
+            rows = self.pretrained.weight.shape[0]
+            return torch.cat([self.pretrained.weight, self.expanded.weight[rows:]])
+        return self.join_rows(self.pretrained.weight, self.expanded.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The joined bias (W,); at alpha 0 it forbids added tokens."""
+        added = self.expanded.weight.shape[0] - self.pretrained.weight.shape[0]
+        pretrained, expanded = self.pretrained.bias, self.expanded.bias
+        if not self.is_base:
+            return None if expanded is None else self.join_rows(pretrained, expanded)
+        if not added:
+            return pretrained
+        kept = (
+            pretrained
+            if pretrained is not None
+            else self.pretrained.weight.new_zeros(len(self.pretrained.weight))
+        )
+        return torch.cat([kept, kept.new_full((added,), -math.inf)])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not self.is_base:
+            return F.linear(hidden_states, self.weight, self.bias)
+        logits = self.pretrained(hidden_states)
+        added = self.expanded.weight.shape[0] - logits.shape[-1]
+        return F.pad(logits, (0, added), value=-math.inf) if added else logits

@@ -1,0 +1,57 @@
+"""`expand`: a base model in, an expanded model out, with exactly the same outputs."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import ConfigError
+from controlllm.expansion.anatomy import examine
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.fingerprint import fingerprint
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.plan import plan_blocks
+
+__all__ = ["expand"]
+
+
+def expand(
+    model: PreTrainedModel, config: ExpansionConfig | None = None, **settings: Any
+) -> ControlLLMForCausalLM:
+    """Expand a decoder-only model by Control LLM.
+
+    The model is taken over: its blocks become the frozen branches, no weight is copied but those that will train.
+    Outputs do not change by a bit; `unload()` gives the model back.
+
+    Args:
+        model: any Hugging Face decoder-only model (`AutoModelForCausalLM`).
+        config: how to expand; or give its fields as keywords.
+        **settings: fields of `ExpansionConfig`, instead of `config`.
+
+    Returns:
+        The expanded model, a `PreTrainedModel`, in the same training mode.
+
+    Raises:
+        ModelError, ConfigError: if the model cannot be expanded so; it is then untouched.
+
+    >>> model = expand(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"), num_blocks=7)  # doctest: +SKIP
+    """
+    if config is not None and settings:
+        raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")
+    config = config or ExpansionConfig.from_dict(settings)
+    anatomy = examine(model)
+    plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
+    base: dict[str, Any] = {
+        "name_or_path": getattr(model.config, "_name_or_path", "") or "",
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "num_hidden_layers": anatomy.num_layers,
+        "vocab_size": getattr(anatomy.config, "vocab_size", None),
+    }
+    if config.freeze is not None:  # parts of the base will change: know it while it is itself
+        base["fingerprint"] = fingerprint(model)
+    hf_config = ControlLLMConfig(text_config=model.config, expansion=config.to_dict(), base=base)
+    hf_config._attn_implementation = model.config._attn_implementation
+    expanded = ControlLLMForCausalLM(hf_config, base=model)
+    expanded.generation_config = model.generation_config
+    return expanded.train(model.training)

@@ -1,0 +1,185 @@
+"""The sidecar: all trained tensors of an expanded model, saved apart from its base.
+
+A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was, the dial) and a
+model card. Names in it are the base's own, with `.expanded.` and `.interpolator.` where the trained parts are.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import atomic_folder, read_json, save_tensors, write_json, write_text
+from controlllm.expansion.card import model_card
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.expanding import expand
+from controlllm.expansion.fingerprint import fingerprint
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+
+__all__ = [
+    "SIDECAR_CONFIG",
+    "SIDECAR_WEIGHTS",
+    "base_fingerprint",
+    "load_sidecar",
+    "load_sidecar_tensors",
+    "read_sidecar_config",
+    "save_sidecar",
+    "sidecar_tensors",
+]
+
+SIDECAR_CONFIG = "sidecar_config.json"
+SIDECAR_WEIGHTS = "sidecar.safetensors"
+FORMAT = 1
+
+
+def sidecar_tensors(model: ControlLLMForCausalLM) -> dict[str, Tensor]:
+    """What a sidecar holds, by its names: expanded parts, interpolators, and parts of the base that train.
+
+    The tensors are the model's own, not copies; tied ones come once.
+    """
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if parameter.requires_grad or "expanded" in parts or "interpolator" in parts:
+            tensors[name.removeprefix("base.")] = parameter
+    return tensors
+
+
+def base_fingerprint(model: ControlLLMForCausalLM) -> str:
+    """The fingerprint of the base that the model was expanded from, computed once."""
+    known = model.config.base.get("fingerprint")
+    if known is None:
+        known = model.config.base["fingerprint"] = fingerprint(model)
+    return known
+
+
+def save_sidecar(
+    model: ControlLLMForCausalLM, folder: str | os.PathLike[str], overwrite: bool = False
+) -> None:
+    """Write the trained tensors, their config and a model card; the folder appears whole or not at all.
+
+    Args:
+        model: the expanded model.
+        folder: where to; it must be absent or empty unless `overwrite`.
+        overwrite: whether a non-empty folder is replaced.
+
+    Raises:
+        CheckpointError: if the folder is not empty or cannot be written.
+    """
+    base_fingerprint(model)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in sidecar_tensors(model).items()}
+    with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
+        save_tensors(temporary / SIDECAR_WEIGHTS, tensors, {"format": "pt"})
+        write_json(temporary / SIDECAR_CONFIG, sidecar_config(model))
+        write_text(temporary / "README.md", model_card(model.config, "sidecar"))
+
+
+def sidecar_config(model: ControlLLMForCausalLM) -> dict[str, Any]:
+    """What the sidecar's config says."""
+    return {"format": FORMAT, "expansion": model.config.expansion, "base": model.config.base}
+
+
+def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a sidecar's config.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or written by a newer version.
+    """
+    path = Path(folder) / SIDECAR_CONFIG
+    values = read_json(path)
+    if not isinstance(values, dict) or not {"format", "expansion", "base"} <= set(values):
+        raise CheckpointError(
+            f"{path} is no sidecar config: it needs the keys format, expansion and base."
+        )
+    if values["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {values['format']}; this version reads {FORMAT}: update controlllm."
+        )
+    return values
+
+
+def load_sidecar(
+    base: PreTrainedModel, folder: str | os.PathLike[str], check_base: bool = True
+) -> ControlLLMForCausalLM:
+    """Expand `base` and put a sidecar's trained tensors into it.
+
+    Args:
+        base: the model that the sidecar was trained on; taken over, as by `expand`.
+        folder: the sidecar.
+        check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed base that you
+            know to be the right one.
+
+    Returns:
+        The expanded model, at the dial the sidecar was saved with.
+
+    Raises:
+        CheckpointError: if the base is another one, or tensors are missing, left over or of another shape; the base
+            is then unchanged.
+    """
+    values = read_sidecar_config(folder)
+    if check_base:
+        _check_base(base, values["base"], folder)
+    model = expand(base, ExpansionConfig.from_dict(values["expansion"]))
+    try:
+        if values["base"].get("grown_vocab_size"):
+            model.resize_token_embeddings(values["base"]["grown_vocab_size"])
+        load_sidecar_tensors(model, _read_tensors(folder), str(folder))
+    except Exception:
+        model.unload()
+        raise
+    model.config.base |= values["base"]
+    return model
+
+
+def load_sidecar_tensors(
+    model: ControlLLMForCausalLM, tensors: dict[str, Tensor], where: str
+) -> None:
+    """Copy tensors by their sidecar names into an expanded model.
+
+    Raises:
+        CheckpointError: if names or shapes differ; nothing is copied then.
+    """
+    own = sidecar_tensors(model)
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where} does not fit this expansion: missing {missing[:3]}{'...' if len(missing) > 3 else ''}, "
+            f"left over {extra[:3]}{'...' if len(extra) > 3 else ''}."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the model {tuple(parameter.shape)}."
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder) / SIDECAR_WEIGHTS
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def _check_base(
+    base: PreTrainedModel, recorded: dict[str, Any], folder: str | os.PathLike[str]
+) -> None:
+    wanted, got = recorded.get("fingerprint"), fingerprint(base)
+    if wanted == got:
+        return
+    name = recorded.get("name_or_path") or "an unnamed model"
+    own = getattr(base.config, "_name_or_path", "") or type(base).__name__
+    raise CheckpointError(
+        f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is {own} (weights {got}). "
+        f"Load the base it names, or pass check_base=False if you know that this one is right."
+    )

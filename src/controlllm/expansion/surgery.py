@@ -1,0 +1,244 @@
+"""Putting the expanded parts into a model, and taking them out again.
+
+Everything that can be refused is refused before anything is changed.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import ModelError
+from controlllm.expansion.alignment import AlignmentState
+from controlllm.expansion.anatomy import (
+    Anatomy,
+    examine,
+    module_name,
+    replace_module,
+    residual_projections,
+)
+from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
+from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
+
+__all__ = ["Expansion", "install", "remove"]
+
+
+@dataclass
+class Expansion:
+    """What was put into a model, and what is needed to take it out again.
+
+    Attributes:
+        plan: the expanded positions.
+        blocks: the expanded blocks by layer.
+        ends: the expanded ends by kind ("embedding", "norm", "head"); empty without `expand_ends`.
+        state: what they share during a forward pass.
+        config_before: the decoder config's values that were changed, as they were.
+        trainable_before: names of the base's parameters that required gradients.
+        tied_before: the base's map of tied weights.
+    """
+
+    plan: tuple[BlockPlan, ...]
+    state: AlignmentState
+    blocks: dict[int, ExpandedBlock] = field(default_factory=dict)
+    ends: dict[str, ExpandedEnd] = field(default_factory=dict)
+    config_before: dict[str, Any] = field(default_factory=dict)
+    trainable_before: list[str] = field(default_factory=list)
+    tied_before: dict[str, str] = field(default_factory=dict)
+
+    def parts(self) -> list[ExpandedBlock | ExpandedEnd]:
+        """All expanded blocks and ends."""
+        return [*self.blocks.values(), *self.ends.values()]
+
+
+def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
+    """Expand `model` in place.
+
+    Args:
+        model: a decoder-only model; its blocks become the frozen branches.
+        config: how to expand it.
+
+    Raises:
+        ModelError, ConfigError: if it cannot be expanded so; the model is then untouched.
+    """
+    anatomy = examine(model)
+    plan = plan_blocks(config, anatomy.num_layers)
+    _refuse_what_cannot_work(model, anatomy, plan, config)
+    concat = sum(block.kind == "concat" for block in plan)
+    expansion = Expansion(
+        plan, AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
+    )
+    expansion.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad]
+    _freeze(model, anatomy, config)
+    for block in plan:
+        expanded = _make_block(anatomy, block, config, expansion.state)
+        expansion.blocks[block.layer] = expanded
+        anatomy.layers[block.layer] = expanded
+    if config.expand_ends:
+        _expand_ends(model, anatomy, config, expansion)
+    _extend_config(anatomy, expansion)
+    return expansion
+
+
+def remove(model: PreTrainedModel, expansion: Expansion) -> None:
+    """Undo `install`: the model is again what it was, its frozen tensors untouched."""
+    layers = examine_expanded(model, expansion)
+    for layer, block in expansion.blocks.items():
+        layers[layer] = block.pretrained
+    for end in expansion.ends.values():
+        replace_module(model, end, end.pretrained)
+    if expansion.ends:
+        vars(model).pop("_tied_weights_keys", None)
+        model.all_tied_weights_keys = expansion.tied_before
+    config = model.get_decoder().config
+    for key, value in expansion.config_before.items():
+        setattr(config, key, value)
+    trainable = set(expansion.trainable_before)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def examine_expanded(model: PreTrainedModel, expansion: Expansion) -> nn.ModuleList:
+    """The list of blocks of a model that is expanded already."""
+    block = next(iter(expansion.blocks.values()))
+    name = module_name(model, block).rpartition(".")[0]
+    layers = model.get_submodule(name)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"{type(model).__name__} no longer holds its expanded blocks in a list ({name})."
+        )
+    return layers
+
+
+def _refuse_what_cannot_work(
+    model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
+) -> None:
+    if any(isinstance(module, ExpandedBlock) for module in model.modules()):
+        raise ModelError(
+            "This model is expanded already; take model.unload() first, or change its dial."
+        )
+    for block in plan:
+        if block.kind == "stack":
+            residual_projections(anatomy.layers[block.layer], config.residual_projections)
+    if config.expand_ends:
+        wrong = [
+            what
+            for what, part, kind in (
+                ("token embedding", anatomy.embedding, nn.Embedding),
+                ("final norm", anatomy.norm, nn.Module),
+                ("LM head", anatomy.head, nn.Linear),
+            )
+            if not isinstance(part, kind)
+        ]
+        if wrong:
+            raise ModelError(
+                f"expand_ends=True, but {type(model).__name__} has no plain {', '.join(wrong)}."
+            )
+
+
+def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None:
+    """Freeze the base, but for the groups that are to train in place."""
+    groups = {
+        "blocks": anatomy.layers,
+        "embeddings": anatomy.embedding,
+        "norm": anatomy.norm,
+        "head": anatomy.head,
+    }
+    model.requires_grad_(False)
+    for group, module in groups.items():
+        if group not in config.frozen_groups and module is not None:
+            module.requires_grad_(True)
+
+
+def _copy_module(module: nn.Module) -> nn.Module:
+    """A trainable copy that shares the configs of the original, so that a changed config reaches both."""
+    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
+    twin = copy.deepcopy(module, memo=dict(configs))
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return twin
+
+
+def _make_block(
+    anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
+) -> ExpandedBlock:
+    pretrained = anatomy.layers[plan.layer]
+    expanded = _copy_module(pretrained)
+    for module in expanded.modules():
+        if getattr(module, "layer_idx", None) == plan.layer:
+            module.layer_idx = plan.cache_index
+    block: ExpandedBlock
+    if plan.kind == "stack":
+        with torch.no_grad():
+            for parameter in residual_projections(expanded, config.residual_projections):
+                parameter.zero_()
+        block = StackBlock(pretrained, expanded, plan.layer, state)
+    else:
+        block = ConcatBlock(
+            pretrained, expanded, plan.layer, state, config, anatomy.config.hidden_size
+        )
+        _to_like(block.interpolator, pretrained)
+    return block.train(pretrained.training)
+
+
+def _to_like(module: nn.Module, like: nn.Module) -> None:
+    """Move new parameters to where, and to the float type in which, the block's own parameters are."""
+    reference = next((p for p in like.parameters() if p.is_floating_point()), None)
+    if reference is not None:
+        module.to(device=reference.device, dtype=reference.dtype)
+
+
+def _expand_ends(
+    model: PreTrainedModel, anatomy: Anatomy, config: ExpansionConfig, expansion: Expansion
+) -> None:
+    """Replace embedding, final norm and head; weights that were tied stay tied, in both copies."""
+    tied = getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
+    kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {
+        "embedding": (anatomy.embedding, ExpandedEmbedding),
+        "norm": (anatomy.norm, ExpandedNorm),
+        "head": (anatomy.head, ExpandedHead),
+    }
+    names = {}
+    for kind, (module, make) in kinds.items():
+        assert module is not None  # _refuse_what_cannot_work has looked
+        names[kind] = module_name(model, module)
+        end = make(module, _copy_module(module), config, expansion.state)
+        _to_like(end.interpolator, module)
+        replace_module(model, module, end.train(module.training))
+        expansion.ends[kind] = end
+    if tied:
+        expansion.ends["head"].expanded.weight = expansion.ends["embedding"].expanded.weight
+    expansion.tied_before = dict(getattr(model, "all_tied_weights_keys", {}) or {})
+    _rename_tied_keys(model, names, expansion.tied_before)
+
+
+def _rename_tied_keys(model: PreTrainedModel, names: dict[str, str], tied: dict[str, str]) -> None:
+    """Tell transformers the new names of tied weights: one pair for the base, one for the copies."""
+
+    def inside(key: str, branch: str) -> str:
+        module, _, parameter = key.rpartition(".")
+        return f"{module}.{branch}.{parameter}" if module in names.values() else key
+
+    renamed = {
+        inside(target, branch): inside(source, branch)
+        for target, source in tied.items()
+        for branch in ("pretrained", "expanded")
+    }
+    # Instance attributes: other models of the same class keep theirs.
+    model._tied_weights_keys = renamed
+    model.all_tied_weights_keys = dict(renamed)
+
+
+def _extend_config(anatomy: Anatomy, expansion: Expansion) -> None:
+    """Caches and serving engines size themselves by the config: it counts L + n layers from now on."""
+    config, L = anatomy.config, anatomy.num_layers
+    changes: dict[str, Any] = {"num_hidden_layers": L + len(expansion.plan)}
+    changes |= extended_lists(config.to_dict(), expansion.plan, L)
+    expansion.config_before = {key: copy.copy(getattr(config, key)) for key in changes}
+    for key, value in changes.items():
+        setattr(config, key, value)
