@@ -111,8 +111,12 @@ class _Tally:
         self.tokens += int(count)
 
     def report(self) -> RetentionReport:
-        sums = (self.base, self.loss, self.kl)
-        return RetentionReport(*(per_token(total, self.tokens) for total in sums), self.tokens)
+        return RetentionReport(
+            base_loss=per_token(self.base, self.tokens),
+            loss=per_token(self.loss, self.tokens),
+            kl=per_token(self.kl, self.tokens),
+            tokens=self.tokens,
+        )
 
 
 def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:
