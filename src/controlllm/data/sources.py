@@ -19,7 +19,8 @@ from controlllm.data.config import SourceConfig
 __all__ = ["READERS", "Located", "read_rows"]
 
 Located: TypeAlias = tuple[str, Any]
-"""(place, row): the place is for messages; the row should be a mapping, which `read_rows` checks."""
+"""(place, row): the place is for messages. A row that cannot be read is given as the `DataError` that says why, so
+that reading can go on behind it."""
 
 READERS: Registry[Callable[[Path, SourceConfig], Iterator[Located]]] = Registry("file_type")
 """Readers of one local file by type."""
@@ -38,22 +39,24 @@ ENDINGS = {
 COMPRESSED = (".gz", ".zst")
 
 
-def read_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
     """Read a source row by row, in a fixed order.
 
     Yields:
-        (place, row): the place is `file:line` or `file, row n`, the row maps columns to values.
+        (place, row): the place is `file:line` or `file, row n`, the row maps columns to values. A single row that
+        cannot be read is given as a `DataError`; the caller raises or counts it.
 
     Raises:
-        DataError: nothing is there, a file is empty, cut off or malformed; says where.
+        DataError: nothing is there, or a file is empty, cut off or malformed as a whole; says where.
     """
     rows = itertools.islice(_located(source), source.max_rows)
     empty = True
     for place, row in rows:
         empty = False
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be a mapping of columns, not {type(row).__name__}.")
-        yield place, row
+        if isinstance(row, dict | DataError):
+            yield place, row
+        else:
+            yield place, DataError(f"a row must map columns to values; this is a {type(row).__name__}")
     if empty:
         raise DataError(f"{source.path} holds no rows.")
 
@@ -143,25 +146,28 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _decode(data: bytes, place: str) -> str:
+def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
+        raise DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON ({error})") from None
+    except RecursionError:
+        raise DataError("JSON nested too deeply") from None
 
 
 def _read_text(path: Path) -> str:
     with _open(path) as file:
-        return _decode(file.read(), str(path))
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON ({error}).") from None
-    except RecursionError:
-        raise DataError(f"{place}: JSON nested too deeply.") from None
+        try:
+            return _decode(file.read())
+        except DataError as error:
+            raise DataError(f"{path}: {error}.") from None
 
 
 @READERS.register("jsonl")
@@ -170,8 +176,14 @@ def _read_jsonl(path: Path, _: SourceConfig) -> Iterator[Located]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                place = f"{path}:{number}"
-                yield place, _parse(_decode(line, place), place)
+                yield f"{path}:{number}", _row_or_error(line)
+
+
+def _row_or_error(line: bytes) -> Any:
+    try:
+        return _parse(_decode(line))
+    except DataError as error:
+        return error
 
 
 @READERS.register("json")
@@ -182,7 +194,10 @@ def _read_json(path: Path, source: SourceConfig) -> Iterator[Located]:
     if first.endswith("}") and rest.lstrip().startswith("{"):
         yield from _read_jsonl(path, source)
         return
-    value = _parse(text, str(path))
+    try:
+        value = _parse(text)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from None
     for number, row in enumerate(_rows_of_json(value, path)):
         yield f"{path}, row {number}", row
 
@@ -224,10 +239,9 @@ def _read_csv(path: Path, _: SourceConfig) -> Iterator[Located]:
     csv.field_size_limit(2**31 - 1)
     try:
         for row in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{place}: the row has not as many fields as the header.")
-            yield place, row
+            whole = None not in row and None not in row.values()
+            error = DataError("the row has not as many fields as the header")
+            yield f"{path}:{reader.line_num}", row if whole else error
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from None
 

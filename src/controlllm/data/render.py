@@ -1,0 +1,138 @@
+"""Step 3: documents -> token ids, and which of them are targets."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from controlllm.common.errors import DataError
+from controlllm.data.config import DataConfig
+from controlllm.data.formats import Document, Message
+from controlllm.data.spans import Span, role_spans, tokens_in_spans
+from controlllm.data.templates import resolve_chat_template
+
+__all__ = ["Prepared", "Rendered", "Renderer"]
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A document as one text, ready to be tokenized."""
+
+    text: str
+    """The text; for a conversation as its template renders it."""
+
+    spans: list[Span] | None
+    """The characters that are targets; None for plain text, where all are."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A document as tokens, of any length."""
+
+    input_ids: NDArray[np.int32]
+    """Token ids (T)."""
+
+    targets: NDArray[np.bool_]
+    """Which tokens are targets (T); the first never is, since nothing predicts it."""
+
+    is_text: bool
+    """Plain text, which may be split."""
+
+
+class Renderer:
+    """Turns documents into tokens by the tokenizer and one chat template.
+
+    A conversation has exactly the ids of `tokenizer.apply_chat_template(messages)`; plain text has the ids of
+    `tokenizer(text)` and ends with EOS.
+
+    Args:
+        tokenizer: a fast tokenizer (spans of tokens come from it).
+        config: gives `chat_template` and `train_on`.
+
+    Raises:
+        DataError: the tokenizer is slow or has no EOS token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+        if not tokenizer.is_fast:
+            raise DataError(f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer.")
+        if tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token.")
+        self.tokenizer = tokenizer
+        self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
+        self.train_on = frozenset(config.train_on)
+        self._special_tokens = frozenset(tokenizer.get_added_vocab())
+        self._has_marks = self.train_on == {"assistant"} and bool(GENERATION_MARK.search(self.chat_template))
+
+    def prepare(self, document: Document) -> Prepared:
+        """Render one document to text.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        if isinstance(document, str):
+            return Prepared(document, None)
+        if self._has_marks:
+            return Prepared(*self._render(document, False))
+        text = self._render_text(document, False)
+        spans = role_spans(text, document, self.train_on, self._render_text, self._special_tokens)
+        return Prepared(text, spans)
+
+    def tokenize(self, prepared: Sequence[Prepared]) -> list[Rendered]:
+        """Tokenize many texts at once, which is several times faster than one by one."""
+        texts = [item for item in prepared if item.spans is None]
+        chats = [item for item in prepared if item.spans is not None]
+        done = iter(self._tokenize_texts(texts)), iter(self._tokenize_chats(chats))
+        return [next(done[item.spans is not None]) for item in prepared]
+
+    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return self._render(messages, add_generation_prompt)[0]
+
+    def _render(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
+        """The text and the spans inside `{% generation %}` marks (none unless they decide)."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.chat_template,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self._has_marks,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+        return texts[0], [(start, end) for start, end in (spans[0] if spans else [])]
+
+    def _tokenize_texts(self, items: Sequence[Prepared]) -> list[Rendered]:
+        if not items:
+            return []
+        eos = self.tokenizer.eos_token_id
+        rendered = []
+        for ids in self.tokenizer([item.text for item in items], verbose=False)["input_ids"]:
+            tokens = np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+            rendered.append(Rendered(tokens, np.arange(len(tokens)) > 0, is_text=True))
+        return rendered
+
+    def _tokenize_chats(self, items: Sequence[Prepared]) -> list[Rendered]:
+        if not items:
+            return []
+        encoded = self.tokenizer(
+            [item.text for item in items],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        rendered = []
+        for item, ids, offsets in zip(
+            items, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            targets = tokens_in_spans(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), item.spans or [])
+            targets[:1] = False
+            rendered.append(Rendered(np.asarray(ids, dtype=np.int32), targets, is_text=False))
+        return rendered

@@ -1,0 +1,131 @@
+"""Which characters of a rendered conversation belong to which turn, and which tokens those are.
+
+Turns are found by rendering, never by counting or by searching for markers of a certain model:
+
+1. *by prefix*: the conversation up to a turn (with the generation prompt) and up to its end are rendered too; where
+   both are prefixes of the whole, the turn is exactly what lies between.
+2. *by difference*: some templates render earlier turns differently once later ones follow (they drop the reasoning).
+   Then the turn's content is swapped for a mark, and what changed in the rendered text is the content.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from os.path import commonprefix
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlllm.common.errors import DataError
+from controlllm.data.formats import Message
+
+__all__ = ["RenderText", "Span", "role_spans", "tokens_in_spans"]
+
+Span: TypeAlias = tuple[int, int]
+"""Characters [start, end) of the rendered text."""
+
+RenderText: TypeAlias = Callable[[Sequence[Message], bool], str]
+"""(messages, add_generation_prompt) -> text; raises `DataError` where the template refuses."""
+
+# Private-use characters: no template looks for them and no content begins or ends with them.
+MARK = "\ue0f0\ue0f1"
+
+
+def role_spans(
+    text: str,
+    messages: Sequence[Message],
+    roles: Collection[str],
+    render: RenderText,
+    special_tokens: Collection[str] = (),
+) -> list[Span]:
+    """The spans of the turns whose role is in `roles`, closing token included.
+
+    An assistant's span is what the model must write: it begins after the generation prompt and ends with the closing
+    token. The span of any other role holds its header as well.
+
+    Args:
+        text: the whole conversation, rendered.
+        messages: the conversation.
+        roles: whose turns.
+        render: renders other conversations by the same template.
+        special_tokens: white space behind one of these at a turn's end is left out, since no model writes it.
+
+    Raises:
+        DataError: a turn cannot be found, because the template does not show its content.
+    """
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] in roles:
+            start, end = _by_prefix(text, messages, i, render) or _by_difference(text, messages, i, render)
+            body = text[start:end].rstrip()
+            if body.endswith(tuple(special_tokens)):
+                end = start + len(body)
+            spans.append((start, end))
+    return spans
+
+
+def tokens_in_spans(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which tokens share a character with a span.
+
+    Args:
+        offsets: (tokens, 2), the characters [start, end) of each token.
+        spans: characters [start, end).
+    """
+    inside = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    return inside
+
+
+def _try(render: RenderText, messages: Sequence[Message], prompt: bool = False) -> str | None:
+    """The rendered text, None where the template refuses such a beginning (a system message alone, say)."""
+    try:
+        return render(messages, prompt)
+    except DataError:
+        return None
+
+
+def _by_prefix(text: str, messages: Sequence[Message], i: int, render: RenderText) -> Span | None:
+    is_answer = messages[i]["role"] == "assistant"
+    before = _try(render, messages[:i], is_answer) if i or is_answer else ""
+    until = text if i == len(messages) - 1 else _try(render, messages[: i + 1])
+    if before is None or until is None or not (text.startswith(until) and until.startswith(before)):
+        return None
+    return len(before), len(until)
+
+
+def _by_difference(text: str, messages: Sequence[Message], i: int, render: RenderText) -> Span:
+    start, end = _content_span(text, messages, i, render)
+    closing = _closing(messages[i]["role"], render)
+    if closing and text.startswith(closing, end):
+        end += len(closing)
+    if messages[i]["role"] == "assistant" and (prompt := _generation_prompt(render)):
+        earliest = _content_span(text, messages, i - 1, render)[1] if i else 0
+        found = text.rfind(prompt, earliest, start)
+        start = found + len(prompt) if found >= 0 else start
+    return start, end
+
+
+def _content_span(text: str, messages: Sequence[Message], i: int, render: RenderText) -> Span:
+    """Where message `i`'s content lies: the part of the text that changes when the content does."""
+    marked = render([*messages[:i], {**messages[i], "content": MARK}, *messages[i + 1 :]], False)
+    if MARK not in marked:
+        raise DataError(f"the chat template does not show the content of message {i} ({messages[i]['role']})")
+    start = len(commonprefix([text, marked]))
+    tail = len(commonprefix([text[start:][::-1], marked[start:][::-1]]))
+    return start, len(text) - tail
+
+
+def _closing(role: str, render: RenderText) -> str:
+    """What the template writes after the content of a last turn."""
+    turns: list[Message] = [{"role": "user", "content": "x"}, {"role": role, "content": MARK}]
+    text = _try(render, turns if role == "assistant" else turns[1:])
+    return text.partition(MARK)[2] if text else ""
+
+
+def _generation_prompt(render: RenderText) -> str:
+    """What the template writes to ask for an answer."""
+    question: list[Message] = [{"role": "user", "content": "x"}]
+    without, with_prompt = _try(render, question), _try(render, question, True)
+    if without is None or with_prompt is None:
+        return ""
+    return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
