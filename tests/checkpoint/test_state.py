@@ -21,7 +21,7 @@ def make_state(step: int = 3, size: int = 6) -> TrainingState:
     return TrainingState(
         step=step,
         tensors={"w": torch.arange(float(size)), "b": torch.ones(2, dtype=torch.bfloat16)},
-        model={"method": "control", "base": "somewhere"},
+        model={"method": "control", "config": {"format": 1, "base": {"name_or_path": "x"}}},
         optimizer={"state": {0: {"exp_avg": torch.full((size,), 0.25)}}, "betas": (0.9, 0.95)},
         loader={"next_index": 17},
         rng=capture_rng(),
@@ -69,7 +69,7 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["sidecar.safetensors", "state.safetensors", "state.json"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [(truncate, "is truncated"), (flip_last_byte, "is damaged"), (Path.unlink, "lacks its file")],
@@ -139,9 +139,10 @@ def test_same_step_can_be_saved_again(tmp_path: Path) -> None:
 SAVE_FOR_EVER = """
 import itertools, sys, torch
 from controlllm.checkpoint.state import TrainingState, save_checkpoint
+model = {"method": "full", "config": {}}
 for step in itertools.count(1):
     value = torch.full((20_000,), float(step))
-    save_checkpoint(sys.argv[1], TrainingState(step, {"w": value}, {}), save_total_limit=3)
+    save_checkpoint(sys.argv[1], TrainingState(step, {"w": value}, model), save_total_limit=3)
     print(step, flush=True)
 """
 

@@ -5,10 +5,13 @@
 | `state` | the training checkpoint: write, list, verify, load, prune, best |
 | `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
 | `tensors` | what of a model is trained, what model it is, and putting the tensors back |
-| `loading` | any folder or name to a model and its tokenizer |
+| `locate`, `loading` | any folder or name to a model and its tokenizer |
 | `export` | full, sidecar and collapsed forms |
 """
 
+from controlllm.checkpoint.export import export
+from controlllm.checkpoint.loading import LoadOptions, load_model, load_tokenizer
+from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.rng import capture_rng, restore_rng
 from controlllm.checkpoint.state import (
     TrainingState,
@@ -20,16 +23,27 @@ from controlllm.checkpoint.state import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
 
 __all__ = [
+    "Kind",
+    "LoadOptions",
+    "Location",
     "TrainingState",
     "best_checkpoint",
     "capture_rng",
+    "describe_model",
+    "export",
     "list_checkpoints",
     "load_checkpoint",
+    "load_model",
+    "load_tokenizer",
+    "locate",
     "mark_best",
     "newest_checkpoint",
     "resolve_checkpoint",
     "restore_rng",
+    "restore_tensors",
     "save_checkpoint",
+    "trained_tensors",
 ]

@@ -1,12 +1,14 @@
-"""The training checkpoint: everything a run needs to go on as if it had never stopped.
+r"""The training checkpoint: everything a run needs to go on as if it had never stopped.
 
     run/
       config.yaml                the resolved run config (written by `train`)
       checkpoint-40/
-        model.safetensors        the tensors that train, and the interpolators
+        sidecar.safetensors      the trained tensors \ of method `control`: the folder is a sidecar,
+        sidecar_config.json      base, expansion     / `load_sidecar(base, folder)` reads it
+        model.safetensors        the trained tensors \ of method `full`, instead: the folder is
+        config.json              the model's config  / a Hugging Face model
         state.safetensors        tensors of the optimizer, the random states, ...
         state.json               the rest of these states
-        model.json               what model this is: base, fingerprint, expansion
         manifest.json            format version, size and SHA-256 of every file; written last
       best.json                  which checkpoint is the best one
 
@@ -34,23 +36,26 @@ from controlllm.common.files import (
     save_tensors,
     write_json,
 )
+from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = [
+    "STATE",
     "TrainingState",
     "best_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
-    "load_model_tensors",
     "mark_best",
     "newest_checkpoint",
-    "read_description",
     "resolve_checkpoint",
     "save_checkpoint",
 ]
 
 BEST = "best.json"
-_TENSORS, _DESCRIPTION = "model.safetensors", "model.json"
-_STATE_TENSORS, _STATE = "state.safetensors", "state.json"
+_MODEL_FILES = {
+    "control": (SIDECAR_WEIGHTS, SIDECAR_CONFIG),
+    "full": ("model.safetensors", "config.json"),
+}
+_STATE_TENSORS, STATE = "state.safetensors", "state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -65,7 +70,7 @@ class TrainingState:
     """The model's trained tensors by name (`trained_tensors(model)`)."""
 
     model: dict[str, Any]
-    """What model the tensors belong to (`describe_model(model)`)."""
+    """What model they belong to: `method` and `config` (`describe_model(model)`)."""
 
     optimizer: dict[str, Any] = field(default_factory=dict)
     """`optimizer.state_dict()` as it is."""
@@ -109,11 +114,12 @@ def save_checkpoint(
     plain, tensors = pack(
         {f.name: getattr(state, f.name) for f in fields(state) if f.name not in apart}
     )
+    weights, config = _MODEL_FILES[state.model["method"]]
     with atomic_folder(target, overwrite=True) as folder:
-        save_tensors(folder / _TENSORS, state.tensors, {"format": "pt"})
+        save_tensors(folder / weights, state.tensors, {"format": "pt"})
+        write_json(folder / config, state.model["config"])
         save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
-        write_json(folder / _STATE, plain)
-        write_json(folder / _DESCRIPTION, state.model)
+        write_json(folder / STATE, plain)
         write_manifest(folder)
     _prune(Path(output_dir), save_total_limit, keep=target)
     return target
@@ -129,26 +135,11 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
 
     folder = Path(folder)
     verify_manifest(folder)
-    values = unpack(read_json(folder / _STATE), load_file(folder / _STATE_TENSORS))
-    tensors = load_file(folder / _TENSORS)
-    return TrainingState(tensors=tensors, model=read_description(folder), **values)
-
-
-def load_model_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """The trained tensors of a verified checkpoint, without the optimizer's.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`.
-    """
-    from safetensors.torch import load_file
-
-    verify_manifest(folder)
-    return load_file(Path(folder) / _TENSORS)
-
-
-def read_description(folder: str | Path) -> dict[str, Any]:
-    """What `describe_model` said when this checkpoint was written; reads one small file."""
-    return dict(read_json(Path(folder) / _DESCRIPTION))
+    values = unpack(read_json(folder / STATE), load_file(folder / _STATE_TENSORS))
+    method = next(name for name, files in _MODEL_FILES.items() if (folder / files[1]).is_file())
+    weights, config = _MODEL_FILES[method]
+    model = {"method": method, "config": read_json(folder / config)}
+    return TrainingState(tensors=load_file(folder / weights), model=model, **values)
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:

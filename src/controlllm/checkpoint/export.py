@@ -1,0 +1,83 @@
+"""Take a trained model away: as a sidecar, in full, or collapsed into the base's architecture."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.common.errors import ModelError
+from controlllm.common.files import atomic_folder, require_empty, write_text
+from controlllm.common.registry import Registry
+from controlllm.expansion import collapse
+from controlllm.expansion.card import model_card
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.sidecar import save_sidecar
+
+__all__ = ["FORMS", "export"]
+
+FORMS: Registry[Callable[[PreTrainedModel, Path], None]] = Registry("form")
+"""How each form is written into an existing empty folder."""
+
+
+def export(
+    model: PreTrainedModel,
+    folder: str | Path,
+    form: str = "full",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model with all that is needed to use it; the folder appears whole or not at all.
+
+    Args:
+        model: an expanded model; `full` also takes a plain one.
+        folder: where to; absent or empty, unless `overwrite`.
+        form: `sidecar` (the trained tensors), `full` (base and trained parts, loads anywhere) or
+            `collapsed` (folded by weight into the base's own class: an approximation).
+        tokenizer: is saved beside the model.
+        overwrite: replace a non-empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: for an unknown form.
+        CheckpointError: if the folder is not empty, or the disk is full.
+        ModelError: if the model has no such form.
+    """
+    write = FORMS.get(form)
+    if not overwrite:
+        require_empty(folder)
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        write(model, temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+    return Path(folder)
+
+
+@FORMS.register("full")
+def _write_full(model: PreTrainedModel, folder: Path) -> None:
+    """The whole model; an expanded one writes its own card and modelling file."""
+    model.save_pretrained(folder)
+
+
+@FORMS.register("sidecar")
+def _write_sidecar(model: PreTrainedModel, folder: Path) -> None:
+    """The trained tensors with their config and card."""
+    save_sidecar(_expanded(model, "sidecar"), folder)
+
+
+@FORMS.register("collapsed")
+def _write_collapsed(model: PreTrainedModel, folder: Path) -> None:
+    """The base's own class, the trained parts folded in; the model itself is left as it is."""
+    expanded = _expanded(model, "collapsed")
+    collapse(expanded).save_pretrained(folder)
+    write_text(folder / "README.md", model_card(expanded.config, "collapsed"))
+
+
+def _expanded(model: PreTrainedModel, form: str) -> ControlLLMForCausalLM:
+    if not isinstance(model, ControlLLMForCausalLM):
+        raise ModelError(
+            f"form={form!r} needs an expanded model, and {type(model).__name__} is none; "
+            "export it in the form 'full'."
+        )
+    return model

@@ -1,0 +1,199 @@
+"""Any folder or name to a model and its tokenizer.
+
+| what is given | what is loaded |
+|---|---|
+| a run folder | its best checkpoint, else its newest whole one |
+| `run/checkpoint-40`, `run/best` | that checkpoint on its base |
+| a sidecar folder | the sidecar on its base (by its recorded name, or the one given) |
+| a full expanded model, a Hugging Face model | the folder itself |
+| a name on the Hub | that model, or the sidecar there on its base |
+
+Only safetensors are read, and code that comes with a model runs only if the user says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from controlllm.checkpoint.locate import Kind, Location, locate
+from controlllm.checkpoint.manifest import verify_manifest
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import read_json
+from controlllm.expansion import load_sidecar
+from controlllm.expansion.sidecar import SIDECAR_CONFIG, read_sidecar_config
+
+__all__ = ["LoadOptions", "load_model", "load_tokenizer"]
+
+
+@dataclass
+class LoadOptions:
+    """How a model is loaded."""
+
+    base: str | None = None
+    """Base model to use instead of the recorded one (sidecars and checkpoints)."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; of the base, where a sidecar is loaded."""
+
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto = as it was saved."""
+
+    device: str | None = None
+    """Where to put the model: cpu, cuda, cuda:1, or auto to spread it; null = cpu."""
+
+    check_base: bool = True
+    """Refuse a base whose fingerprint is not the recorded one."""
+
+    trust_remote_code: bool = False
+    """Allow code that comes with the model to run."""
+
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention; null = what transformers chooses."""
+
+    tokenizer: str | None = None
+    """Tokenizer to use instead of the model's own."""
+
+
+def load_model(
+    path_or_name: str | Path, options: LoadOptions | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what this library, or anyone else, wrote.
+
+    Args:
+        path_or_name: see the table at the top of this module.
+        options: how to load it.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        CheckpointError: if there is nothing to load, a file is damaged, or the base is another one.
+        ModelError: if a sidecar cannot be put on its base.
+    """
+    options = options or LoadOptions()
+    location = locate(path_or_name)
+    if location.kind is Kind.CHECKPOINT:
+        verify_manifest(location.path)
+    sidecar = _sidecar_folder(location, options)
+    if sidecar is None:
+        model, base = _load_plain(location.path, options), _recorded_name(location)
+    else:
+        base = _base_name(sidecar, options)
+        model = load_sidecar(_load_plain(base, options), sidecar, check_base=options.check_base)
+    tokenizer = load_tokenizer(_tokenizer_places(location, base), options)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(
+    places: list[str], options: LoadOptions | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from the first place that has one, or from the one that options name.
+
+    Args:
+        places: folders and names; a folder without tokenizer files is passed over.
+        options: `tokenizer`, `revision` and `trust_remote_code` are used.
+
+    Raises:
+        CheckpointError: if none of the places has a tokenizer.
+    """
+    options = options or LoadOptions()
+    places = [options.tokenizer] if options.tokenizer else places
+    for place in places:
+        if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").is_file():
+            return _loaded(AutoTokenizer.from_pretrained, place, options)
+    raise CheckpointError(f"no tokenizer in {', '.join(places)}; name one (`tokenizer`).")
+
+
+def _sidecar_folder(location: Location, options: LoadOptions) -> Path | None:
+    """The folder of the sidecar to load, or None if what lies there is a whole model."""
+    if location.kind is Kind.HUB:
+        return _sidecar_from_hub(location.path, options)
+    folder = Path(location.path)
+    return folder if (folder / SIDECAR_CONFIG).is_file() else None
+
+
+def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
+    """The local copy of a sidecar on the Hub; None if the Hub has a whole model by that name."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        name,
+        SIDECAR_CONFIG,
+        revision=options.revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found).parent if found else None
+
+
+def _base_name(sidecar: Path, options: LoadOptions) -> str:
+    """Where the base of a sidecar is: as the user says, else as it was recorded.
+
+    Raises:
+        CheckpointError: if nothing is recorded, or the recorded folder is not there.
+    """
+    name = options.base or read_sidecar_config(sidecar)["base"].get("name_or_path")
+    if not name:
+        raise CheckpointError(f"{sidecar} does not record its base by name; name it (`base`).")
+    try:
+        return locate(name).path
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base of {sidecar} is {name}, which is not here; say where it is (`base`)."
+        ) from error
+
+
+def _recorded_name(location: Location) -> str | None:
+    """The name a whole model was trained from, for its tokenizer."""
+    if location.kind is not Kind.CHECKPOINT:
+        return None
+    name = read_json(Path(location.path) / "config.json").get("_name_or_path")
+    return str(name) if name else None
+
+
+def _tokenizer_places(location: Location, base: str | None) -> list[str]:
+    """The model's folder, its run folder, its base."""
+    places = [location.path]
+    if location.kind is Kind.CHECKPOINT:
+        places.append(str(Path(location.path).parent))
+    return [*places, base] if base else places
+
+
+def _load_plain(name: str, options: LoadOptions) -> PreTrainedModel:
+    """A whole model by transformers; safetensors only."""
+    settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
+    if options.attn_implementation:
+        settings["attn_implementation"] = options.attn_implementation
+    if options.device == "auto":
+        settings["device_map"] = "auto"
+    model: PreTrainedModel = _loaded(
+        AutoModelForCausalLM.from_pretrained, name, options, **settings
+    )
+    return model.to(options.device) if options.device not in (None, "auto") else model
+
+
+def _loaded(load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any) -> Any:
+    """Call a `from_pretrained`, its errors told as ours."""
+    try:
+        return load(
+            name,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            **settings,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name} cannot be loaded: {first_line} (Neither a whole model folder nor a name that "
+            "the Hub gives; for a private model log in with `hf auth login`.)"
+        ) from error

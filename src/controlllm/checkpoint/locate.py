@@ -1,0 +1,84 @@
+"""What a path or name is: one small pure look at file names, before anything is loaded."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from controlllm.checkpoint.manifest import MANIFEST
+from controlllm.checkpoint.state import (
+    STATE,
+    best_checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+)
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import read_json
+from controlllm.expansion.sidecar import SIDECAR_CONFIG
+
+__all__ = ["Kind", "Location", "locate"]
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+class Kind(Enum):
+    """The forms a model can have on disk."""
+
+    CHECKPOINT = "training checkpoint"
+    SIDECAR = "sidecar"
+    EXPANDED = "full expanded model"
+    PLAIN = "Hugging Face model"
+    HUB = "name on the Hugging Face Hub"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model lies, and in which form.
+
+    Attributes:
+        kind: its form.
+        path: the folder that holds it, or its name on the Hub.
+    """
+
+    kind: Kind
+    path: str
+
+
+def locate(path_or_name: str | Path) -> Location:
+    """Find out what `path_or_name` is.
+
+    A run folder means its best checkpoint, else its newest whole one; `run/best` the best one.
+
+    Raises:
+        CheckpointError: if it is a path and nothing that can be loaded lies there.
+    """
+    path = Path(path_or_name)
+    if path.name == "best" and not path.exists():
+        best = best_checkpoint(path.parent)
+        if best is not None:
+            return Location(Kind.CHECKPOINT, str(best))
+    if path.is_dir():
+        return _look_into(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
+    if not _HUB_NAME.match(str(path_or_name)):
+        raise CheckpointError(f"{path} does not exist; give a folder or a name on the Hub.")
+    return Location(Kind.HUB, str(path_or_name))
+
+
+def _look_into(folder: Path) -> Location:
+    if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
+        return Location(Kind.CHECKPOINT, str(folder))
+    if (folder / SIDECAR_CONFIG).is_file():
+        return Location(Kind.SIDECAR, str(folder))
+    if (folder / "config.json").is_file():
+        expanded = read_json(folder / "config.json").get("model_type") == "controlllm"
+        return Location(Kind.EXPANDED if expanded else Kind.PLAIN, str(folder))
+    if list_checkpoints(folder):
+        checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
+        if checkpoint is None:
+            raise CheckpointError(f"{folder} holds no whole checkpoint.")
+        return Location(Kind.CHECKPOINT, str(checkpoint))
+    raise CheckpointError(
+        f"{folder} holds no model: no config.json, no {SIDECAR_CONFIG} and no checkpoint-N folder."
+    )

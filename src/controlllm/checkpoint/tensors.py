@@ -1,0 +1,68 @@
+"""What of a model is trained, what model it is, and putting the trained tensors back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import CheckpointError
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.sidecar import (
+    base_fingerprint,
+    load_sidecar_tensors,
+    sidecar_config,
+    sidecar_tensors,
+)
+
+__all__ = ["describe_model", "restore_tensors", "trained_tensors"]
+
+
+def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model, by name (the model's own tensors, not copies).
+
+    Of an expanded model these are the tensors of its sidecar, of any other all its parameters.
+    """
+    if isinstance(model, ControlLLMForCausalLM):
+        return sidecar_tensors(model)
+    return dict(model.named_parameters())
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """What is needed to build the model again around its trained tensors, as plain JSON.
+
+    Returns:
+        `method` ("control" or "full"), and `config`: the sidecar's, or the model's own.
+    """
+    if isinstance(model, ControlLLMForCausalLM):
+        base_fingerprint(model)
+        return {"method": "control", "config": sidecar_config(model)}
+    config = model.config.to_dict() | {"_name_or_path": model.config.name_or_path}
+    return {"method": "full", "config": config}
+
+
+def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the model, in place.
+
+    Raises:
+        CheckpointError: if names or shapes differ: the model was set up in another way than the
+            one that was saved. Nothing is copied then.
+    """
+    if isinstance(model, ControlLLMForCausalLM):
+        load_sidecar_tensors(model, tensors, "the checkpoint")
+        return
+    own = trained_tensors(model)
+    if different := sorted(own.keys() ^ tensors.keys()):
+        raise CheckpointError(
+            f"the checkpoint belongs to another model: {len(different)} tensors are in one of the "
+            f"two only ({', '.join(different[:3])}...); use the run's own config."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(tensors[name].shape)} in the checkpoint and "
+                f"{tuple(parameter.shape)} in the model; use the run's own config."
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,92 @@
+"""The command line: `controlllm <verb>`. Thin: it parses, calls one function and tells errors.
+
+Each verb is a module with `run(argv)`, imported only when it is asked for, so that `--help` is
+quick. Errors that this library raises on purpose are one line on stderr with exit code 2;
+`--debug` shows the traceback.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "train": "train by a run file (YAML), and go on where an interrupted run stopped",
+    "eval": "loss and lm-eval tasks, base and trained side by side",
+    "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
+    "chat": "talk with a model; alpha can change in the middle",
+    "export": "write a model as a sidecar, in full, or collapsed into the base's architecture",
+    "combine": "join two models expanded from the same base",
+    "inspect": "show a model's expansion: blocks, parameters, alphas, bytes",
+    "demo": "the two-minute story on a small model that ships with the package",
+    "env": "versions and devices, for bug reports",
+}
+_MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
+_OURS, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after `controlllm`; None takes them from the command line.
+
+    Returns:
+        The exit code: 0, 2 for a wrong input, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(_version())
+        return 0
+    return _run(words[0], words[1:], debug)
+
+
+def _run(verb: str, argv: list[str], debug: bool) -> int:
+    from controlllm.cli.terminal import plain_warnings, quiet_progress_bars
+    from controlllm.common.errors import ControlLLMError
+    from controlllm.common.registry import check_choice
+
+    try:
+        check_choice("command", verb, VERBS)
+        with plain_warnings():
+            module = import_module(_MODULES[verb])
+            quiet_progress_bars()
+            module.run(argv)
+    except ControlLLMError as error:
+        if debug:
+            raise
+        print(f"controlllm: {error}", file=sys.stderr)
+        return _OURS
+    except KeyboardInterrupt:
+        hint = " Run the same command again to go on from the newest checkpoint."
+        print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
+        return _INTERRUPTED
+    except SystemExit as end:  # --help and --print_config of the parser
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    return (
+        "usage: controlllm <command> [options]\n\n"
+        "Teach a language model something new without forgetting.\n\n"
+        f"commands:\n{verbs}\n\n"
+        "`controlllm <command> --help` shows all options of a command; --debug shows tracebacks.\n"
+        "Every command takes --config FILE.yaml, and options after it override the file."
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("controlllm")
+    except PackageNotFoundError:
+        return "controlllm runs from its source folder and is not installed"

@@ -1,0 +1,163 @@
+"""From words and YAML to one typed options object, by jsonargparse.
+
+Order: defaults of the dataclass, then a preset, then YAML files, then words on the command line;
+what comes later wins. A wrong name is answered with the nearest right one.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from controlllm.common.errors import ConfigError
+from controlllm.train.config_io import build, merge, read_yaml
+
+__all__ = ["given_value", "parse_options"]
+
+T = TypeVar("T")
+_OWN_OPTIONS = {"config", "help", "print_config"}
+
+
+def parse_options(
+    cls: type[T], argv: list[str], verb: str, defaults: Mapping[str, Any] | None = None
+) -> T:
+    """Parse the words of one command.
+
+    Args:
+        cls: dataclass of the options, each field with its docstring; fields without a default are
+            positional.
+        argv: the words after the verb.
+        verb: the command, for `--help`.
+        defaults: nested values that take the place of the dataclass's own defaults.
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest), a wrong value or a missing one.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    parser = _parser(cls, verb)
+    names = sorted(_setting_names(cls))
+    for path in given_values(argv, "config"):
+        _check_names(cls, read_yaml(path), f"{path}: ", names)
+    _check_words(argv, names)
+    try:
+        if defaults:
+            parser.set_defaults(_flat(cls, defaults))
+        values = parser.parse_args(argv).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_readable(str(error), names, verb)) from error
+    values = {key: value for key, value in values.items() if key not in _OWN_OPTIONS}
+    return build(cls, _plain(values))
+
+
+def given_value(argv: list[str], key: str) -> Any:
+    """The value of a top-level setting as the user gave it: the last word, else the last YAML."""
+    values: dict[str, Any] = {}
+    for path in given_values(argv, "config"):
+        values = merge(values, read_yaml(path))
+    return next(reversed(given_values(argv, key)), values.get(key))
+
+
+def given_values(argv: list[str], key: str) -> list[str]:
+    """All values given by `--key value` and `--key=value`."""
+    apart = [(i, value) for i, (word, value) in enumerate(pairwise(argv)) if word == f"--{key}"]
+    joined = [
+        (i, word.split("=", 1)[1]) for i, word in enumerate(argv) if word.startswith(f"--{key}=")
+    ]
+    return [value for _, value in sorted(apart + joined)]
+
+
+def _parser(cls: type, verb: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"controlllm {verb}", exit_on_error=False, description=cls.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    parser.add_class_arguments(cls, as_group=False, as_positional=True)
+    return parser
+
+
+def _check_words(argv: list[str], names: list[str]) -> None:
+    """Refuse `--names` that are not settings, nor parts of one (`--data.train.path`)."""
+    for word in argv:
+        if not word.startswith("--") or word == "--":
+            continue
+        name = word[2:].split("=", 1)[0].removesuffix("+").removesuffix(".help")
+        known = name in names or name in _OWN_OPTIONS
+        if not known and not any(name.startswith(f"{container}.") for container in names):
+            raise ConfigError(f"--{name} is not an option.{_near(name, names, '--')}")
+
+
+def _check_names(cls: type, values: Mapping[str, Any], where: str, names: list[str]) -> None:
+    """Refuse keys of a YAML file that are not fields of the dataclass it fills."""
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            candidates = [*hints, *names]
+            raise ConfigError(f"{where}{key!r} is not a setting.{_near(str(key), candidates)}")
+        inner = _dataclass_in(hints[key])
+        items = value if isinstance(value, list) else [value]
+        for item in items if inner else ():
+            if isinstance(item, Mapping):
+                _check_names(inner, item, f"{where}{key}.", names)  # type: ignore[arg-type]
+
+
+def _setting_names(cls: type, prefix: str = "") -> set[str]:
+    """Dotted names of all settings, sections included."""
+    names = set()
+    for name, hint in get_type_hints(cls).items():
+        names.add(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            names |= _setting_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return names
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a hint is or contains (`list[SourceConfig]`), if any."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    return next(filter(None, (_dataclass_in(inner) for inner in get_args(hint))), None)
+
+
+def _near(name: str, names: list[str], mark: str = "") -> str:
+    """The nearest right name, as a sentence; the last part counts if the whole has no neighbour."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    leaf = name.rsplit(".", 1)[-1]
+    if not near:
+        leaves = {known.rsplit(".", 1)[-1]: known for known in names}
+        near = [leaves[x] for x in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    return f" Did you mean {mark}{near[0]}?" if near else " See --help for all of them."
+
+
+def _readable(message: str, names: list[str], verb: str) -> str:
+    """The parser's message on one line, with the nearest name where a name was wrong."""
+    text = " ".join(message.split()).replace("Parser key ", "").replace("<class '", "")
+    wrong = re.search(r"[Oo]ption '([\w.]+)' is not accepted", text)
+    hint = _near(wrong[1], names) if wrong else f" See `controlllm {verb} --help`."
+    return f"{text.replace(chr(39) + '>', '').rstrip('.')}.{hint}"
+
+
+def _flat(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted keys down to the settings of nested dataclasses."""
+    flat: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints.get(key)) and isinstance(value, Mapping):
+            flat |= _flat(hints[key], value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """The parser's namespaces as dicts and strings."""
+    from jsonargparse import Namespace
+
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if not str(k).startswith("__")}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

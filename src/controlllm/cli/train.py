@@ -1,0 +1,21 @@
+"""`controlllm train`: one run."""
+
+from controlllm.cli.parsing import given_value, parse_options
+from controlllm.train.config import RunConfig
+from controlllm.train.presets import preset_values
+
+__all__ = ["run"]
+
+
+def run(argv: list[str]) -> None:
+    """Train as the run file and the overrides say; `train run.yaml` needs no --config."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    preset = given_value(argv, "preset")
+    defaults = preset_values(preset) if preset is not None else {}
+    options = parse_options(RunConfig, argv, "train", defaults)
+
+    from controlllm.train import train
+
+    result = train(options)
+    print(f"{result.output_dir}: stopped because {result.stopped_because}")

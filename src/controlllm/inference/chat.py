@@ -1,0 +1,152 @@
+"""A conversation in the terminal, with the dial at hand: alpha can change between two turns."""
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controlllm.common.errors import ControlLLMError, ModelError
+from controlllm.common.files import write_text
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.inference.generate import GenerationSettings, Generator, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Chat"]
+
+HELP = """\
+/alpha 0.3   answer with this alpha: 0 = the base, 1 = the expanded branch, trained = as trained
+/base        answer with the base model alone, until the next /alpha
+/reset       forget the conversation
+/save FILE   append the conversation to FILE as one JSON line, ready to train on
+/help        this list
+/quit        end (as Ctrl-D)
+"""
+
+
+class Chat:
+    """The core of `controlllm chat`: keeps the conversation, answers lines, obeys `/commands`.
+
+    The conversation outlives a change of alpha; the KV cache does not, because its keys and values
+    were computed with the old alpha.
+
+    Args:
+        model: the model that answers.
+        tokenizer: its tokenizer; its chat template is used where it has one.
+        settings: how to sample.
+        write: where text goes, piece by piece.
+        system: a system message to begin every conversation with.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: GenerationSettings | None = None,
+        write: Callable[[str], None] = lambda text: print(text, end="", flush=True),
+        system: str | None = None,
+    ) -> None:
+        self.model = model
+        self.generator = Generator(model, tokenizer, settings)
+        self.write = write
+        self.opening = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self.opening)
+        self.base_only = False
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/alpha": self._alpha,
+            "/base": self._base,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/help": lambda argument: self.write(HELP),
+        }
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Answer line after line until they end or `/quit`; empty lines are passed over."""
+        for line in lines:
+            if not self.handle(line.rstrip("\r\n")):
+                return
+
+    def handle(self, line: str) -> bool:
+        """Answer one line, or obey it if it is a command.
+
+        Returns:
+            Whether the conversation goes on.
+        """
+        name, _, argument = line.strip().partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        try:
+            if name.startswith("/"):
+                self._command(name, argument.strip())
+            elif name:
+                self.answer(line)
+        except ControlLLMError as error:
+            self.write(f"{error}\n")
+        return True
+
+    def answer(self, text: str) -> str:
+        """Add a user turn, stream the model's answer, and add it to the conversation.
+
+        If the answer is interrupted (Ctrl-C), the conversation is as it was before the turn.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = prompt_ids(self.generator.tokenizer, messages)
+        with self._expansion():
+            reply = self.generator.write(ids, self.write)
+        self.write("\n")
+        self.messages = [*messages, {"role": "assistant", "content": reply}]
+        return reply
+
+    def _command(self, name: str, argument: str) -> None:
+        if name not in self._commands:
+            self.write(f"{name} is not a command.\n{HELP}")
+            return
+        self._commands[name](argument)
+
+    def _alpha(self, argument: str) -> None:
+        model = self._expanded()
+        if argument:
+            model.set_alpha(None if argument == "trained" else _number(argument))
+            self.base_only = False
+            self.generator.forget()
+        values = model.alphas()
+        shown = "  ".join(f"{layer}: {alpha:.3g}" for layer, alpha in values.items())
+        self.write(f"alpha by layer: {shown}\n")
+
+    def _base(self, argument: str) -> None:
+        self._expanded()
+        self.base_only = True
+        self.generator.forget()
+        self.write("The base model answers; /alpha 0.5 or /alpha trained takes the expansion in.\n")
+
+    def _reset(self, argument: str) -> None:
+        self.messages = list(self.opening)
+        self.generator.forget()
+        self.write("The conversation starts afresh.\n")
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            self.write("/save needs a file name.\n")
+            return
+        path = Path(argument)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        line = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        write_text(path, f"{before}{line}\n")
+        self.write(f"Saved {len(self.messages)} messages to {path}.\n")
+
+    def _expanded(self) -> ControlLLMForCausalLM:
+        if not isinstance(self.model, ControlLLMForCausalLM):
+            raise ModelError("This model has no expansion, so it has no alpha to set.")
+        return self.model
+
+    def _expansion(self) -> "nullcontext[None]":
+        return self._expanded().disable_expansion() if self.base_only else nullcontext()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ModelError(f"/alpha {text}: give a number from 0 to 1, or 'trained'.") from None

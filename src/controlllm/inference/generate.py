@@ -1,0 +1,166 @@
+"""Streaming generation, and a KV cache that lives from one turn to the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from controlllm.common.errors import ConfigError
+
+__all__ = ["GenerationSettings", "Generator", "prompt_ids"]
+
+Message = dict[str, str]
+
+
+@dataclass
+class GenerationSettings:
+    """How text is sampled."""
+
+    max_new_tokens: int = 256
+    """Most tokens written at a time."""
+
+    temperature: float = 0.0
+    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
+
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+
+    top_k: int = 0
+    """Sample from so many likeliest tokens; 0 = all."""
+
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that have occurred become less likely."""
+
+    seed: int | None = None
+    """Seed of the sampling; null = a different text each time."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: naming the field, its value and what is allowed.
+        """
+        limits = {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "repetition_penalty": 1e-6}
+        for name, low in limits.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least {low:g}.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p!r}; allowed: above 0 and at most 1.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `generate`; sampling values only where there is sampling."""
+        common = {
+            "max_new_tokens": self.max_new_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "do_sample": self.temperature > 0,
+        }
+        if self.temperature == 0:
+            return common | {"temperature": None, "top_p": None, "top_k": None}
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return common | sampling
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tensor:
+    """The token ids (1, T) after which the model writes its next turn.
+
+    With a chat template the conversation is rendered by it. Without one the turns are simply put
+    one after another, and the model continues the text: what a base model is able to do.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        encoded = tokenizer(str(text), add_special_tokens=False, return_tensors="pt")
+    else:
+        text = "".join(message["content"] for message in messages)
+        encoded = tokenizer(text, return_tensors="pt")
+    ids: Tensor = encoded["input_ids"]
+    return ids
+
+
+class Generator:
+    """Writes with one model, keeping the KV cache for as long as the text goes on.
+
+    Args:
+        model: any causal language model of transformers, expanded or not.
+        tokenizer: its tokenizer.
+        settings: how to sample.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: GenerationSettings | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings or GenerationSettings()
+        self.cached_tokens = 0
+        self._cache: Any = None
+        self._cached_ids: list[int] = []
+
+    def forget(self) -> None:
+        """Drop the KV cache: it belongs to the weights and the alpha it was computed with."""
+        self._cache, self._cached_ids = None, []
+
+    @torch.no_grad()
+    def write(self, ids_BT: Tensor, on_text: Callable[[str], None] = lambda text: None) -> str:
+        """Continue `ids_BT` (1, T).
+
+        Args:
+            ids_BT: the prompt; what of its beginning the cache holds is not computed again.
+            on_text: is given each piece of text as soon as it is whole.
+
+        Returns:
+            The new text, without special tokens.
+        """
+        if self.settings.seed is not None:
+            torch.manual_seed(self.settings.seed)
+        ids_BT = ids_BT.to(self.model.device)
+        cache = self._take_cache(ids_BT)
+        output = self.model.generate(
+            ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            past_key_values=cache,
+            pad_token_id=self._pad_token_id(),
+            streamer=_Callback(self.tokenizer, on_text),
+            return_dict_in_generate=True,
+            **self.settings.arguments(),
+        )
+        ids = output.sequences[0].tolist()
+        # The last token was written but never read by the model.
+        self._cache, self._cached_ids = output.past_key_values, ids[:-1]
+        return str(self.tokenizer.decode(ids[ids_BT.shape[1] :], skip_special_tokens=True))
+
+    def _take_cache(self, ids_BT: Tensor) -> Any:
+        """The cache if the prompt begins with exactly its tokens, else None; `forget` meanwhile.
+
+        An interrupted `generate` leaves a cache that has grown: it must not be found afterwards.
+        """
+        cache, cached = self._cache, self._cached_ids
+        self.forget()
+        fits = cache is not None and len(cached) < ids_BT.shape[1]
+        if not fits or ids_BT[0, : len(cached)].tolist() != cached:
+            self.cached_tokens = 0
+            return None
+        self.cached_tokens = len(cached)
+        return cache
+
+    def _pad_token_id(self) -> int | None:
+        tokenizer = self.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+class _Callback(TextStreamer):
+    """Gives finished pieces of text to a function instead of printing them."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by the base class for each piece."""
+        if text:
+            self.on_text(text)
