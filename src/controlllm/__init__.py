@@ -6,8 +6,8 @@
     ...                                                   # train it in any loop
     model.save_sidecar("my-sidecar")                      # the trained tensors only
 
-Importing this package makes `AutoModelForCausalLM.from_pretrained` know expanded models. It is quick: what needs
-`transformers`' model code is imported when it is first used.
+Importing this package makes `AutoModelForCausalLM.from_pretrained` know expanded models. It is
+quick: what needs the model code of `transformers` is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

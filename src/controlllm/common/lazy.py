@@ -1,6 +1,7 @@
 """Lazy public faces of packages (PEP 562): a name's module is imported when the name is first used.
 
-A public name must differ from its module's: importing a submodule binds its name in the package."""
+A public name must differ from its module's: importing a submodule binds its name in the package.
+"""
 
 import importlib
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""The only place that masks or reduces: sums with their counts, divided once by whoever knows the global count.
+"""The only place that masks or reduces: sums with counts, divided once by the global count.
 
-Shapes: B batch, T tokens, V vocabulary. Labels are Hugging Face style: as long as `input_ids`, unshifted, -100 where
-a token is no target; the shift by one happens here and nowhere else.
+Shapes: B batch, T tokens, V vocabulary. Labels are Hugging Face style: as long as `input_ids`,
+unshifted, -100 where a token is no target; the shift by one happens here and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,8 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
 def kl_sum(reference_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over target positions of KL(reference || model) in nats, and the number of positions.
 
-    The reference may have fewer columns than the model (tokens were added since); it gives those probability 0.
+    The reference may have fewer columns than the model (tokens were added since); it gives those
+    probability 0.
     """
     mask = target_mask(labels_BT).to(logits_BTV.device)
     reference = F.log_softmax(reference_BTV[mask].float(), dim=-1)
@@ -54,7 +55,8 @@ def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
     """Which positions count for the divergence (B, T bool).
 
     Args:
-        inputs: a batch with `input_ids` (or `inputs_embeds`), and `attention_mask`, `labels` where there are any.
+        inputs: a batch with `input_ids` (or `inputs_embeds`), and `attention_mask`, `labels` where
+            there are any.
         which: "all" for every real token, "target" for the positions that predict a target.
     """
     if which == "target" and inputs.get("labels") is not None:
@@ -68,6 +70,6 @@ def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
 
 
 def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the values where the mask is true, and how many there are; values elsewhere, even nan, never count."""
+    """Sum of the values where the mask is true, and how many; others never count, even nan."""
     mask = mask_BT.to(values_BT.device)
     return torch.where(mask, values_BT, 0.0).sum(), mask.sum()

@@ -45,7 +45,9 @@ class Registry(Generic[T]):
 
         def keep(thing: T) -> T:
             if self._things.setdefault(name, thing) is not thing:
-                raise ConfigError(f"{self.kind}={name!r} is registered already; choose another name.")
+                raise ConfigError(
+                    f"{self.kind}={name!r} is registered already; choose another name."
+                )
             return thing
 
         return keep

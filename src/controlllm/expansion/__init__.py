@@ -2,7 +2,8 @@
 
                   x (merged stream, B x T x D)
                   |---------------------------.
-          pretrained f (frozen)        expanded g (trained copy)      each with its own KV-cache slot:
+          pretrained f (frozen)        expanded g (trained copy)      each with its own KV-cache
+          slot:
                   | p                          | e                    layer_idx l  and  L + k
                   '------- interpolator -------'--> divergence d(p, e) per token (training only)
                                 |
@@ -10,8 +11,8 @@
 
     from controlllm import ExpansionConfig, expand
 
-    model = expand(base, ExpansionConfig(num_blocks=8))   # outputs are still the base's, bit for bit
-    model(input_ids=ids, labels=ids).loss.backward()      # cross-entropy + divergence
+    model = expand(base, ExpansionConfig(num_blocks=8))   # outputs are still the base's, bit for
+    bit model(input_ids=ids, labels=ids).loss.backward()      # cross-entropy + divergence
     model.set_alpha(0.3)                                  # the dial: 0 is the base
 
 | module | what it holds | kind |
@@ -23,8 +24,9 @@
 | `block` | the block above, and the stacked one | modules |
 | `ends` | embedding, final norm and LM head, expanded likewise | modules |
 | `alignment` | how the divergence reaches the gradient, whichever loop trains | state |
-| `anatomy`, `surgery` | finding the parts of any decoder, putting copies in, taking them out | surgery |
-| `hf_config`, `modeling` | the `PreTrainedModel` | Hugging Face |
+| `anatomy`, `surgery` | finding the parts of any decoder, putting copies in, taking them out |
+surgery |
+| `hf_config`, `modeling`, `dial`, `outputs` | the `PreTrainedModel` | Hugging Face |
 | `expanding`, `collapsing` | in, and back out: `expand`, `collapse`, `combine` | faces |
 | `sidecar`, `full`, `card`, `fingerprint` | what is saved | files |
 """

@@ -1,9 +1,10 @@
 """How the divergence reaches the gradient: as an explicit sum, or injected inside the block.
 
-A loop that computes its own loss (TRL's chunked loss, fused kernels, a bare loop on the logits) never sees a loss that
-`forward` would have added. So the default is to *inject*: the block's output passes through an identity whose backward
-gives the penalty a gradient of one. Where somebody collects the terms (our loops, or our own `forward` when it is
-given labels), they are summed explicitly instead. Never both.
+A loop that computes its own loss (TRL's chunked loss, fused kernels, a bare loop on the logits)
+never sees a loss that `forward` would have added. So the default is to *inject*: the block's output
+passes through an identity whose backward gives the penalty a gradient of one. Where somebody
+collects the terms (our loops, or our own `forward` when it is given labels), they are summed
+explicitly instead. Never both.
 
 Shapes: B batch, T tokens.
 """
@@ -34,7 +35,7 @@ class InjectGradient(torch.autograd.Function):
 
 
 class DivergenceTerms:
-    """The divergences of one forward pass, one (B, T) tensor per expanded block, with their graph."""
+    """The divergences of one forward pass: a (B, T) tensor per block, with its graph."""
 
     def __init__(self) -> None:
         self.values: dict[int, Tensor] = {}
@@ -48,7 +49,8 @@ class DivergenceTerms:
     def total(self, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the masked tokens of the mean over blocks, and the number of tokens.
 
-        Divide by the count of the whole accumulated batch. Without any block that has a divergence the sum is 0.
+        Divide by the count of the whole accumulated batch. Without any block that has a divergence
+        the sum is 0.
         """
         sums = [masked_sum(d * self.weights[layer], mask_BT)[0] for layer, d in self.values.items()]
         total = sum((s.to(mask_BT.device) for s in sums), torch.zeros((), device=mask_BT.device))
@@ -68,8 +70,8 @@ class AlignmentState:
         enabled: False computes the base model only.
         inputs: the keyword arguments of the forward pass that runs now, where known.
         terms: where blocks put their divergence; None = they inject its gradient.
-        gradient_accumulation_steps: k, for foreign loops that divide their loss by k and do not pass
-            `num_items_in_batch`.
+        gradient_accumulation_steps: k, for foreign loops that divide their loss by k and do not
+            pass `num_items_in_batch`.
         divergence_tokens: "all" or "target".
         latest: d per block of the last forward pass, detached, with its mask.
         alpha_sums: (sum, count) of alpha per block while it is being measured; None = it is not.
@@ -90,7 +92,7 @@ class AlignmentState:
         return self.terms is not None or torch.is_grad_enabled()
 
     def mask(self, like_BT: Tensor) -> Tensor:
-        """Which of the positions count (B, T bool); all of them where the inputs are not known or do not fit."""
+        """Which positions count (B, T bool); all of them where the inputs are not known."""
         if self.inputs is not None:
             mask = token_mask(self.inputs, self.divergence_tokens)
             if mask.shape == like_BT.shape:
@@ -112,8 +114,9 @@ class AlignmentState:
     def micro_batch_share(self) -> float | Tensor:
         """What this micro-batch counts in its accumulated batch.
 
-        Trainers that normalise by the tokens of the whole batch pass `num_items_in_batch`: the share is then by
-        target tokens, as for their cross-entropy. Others divide their loss by the number of micro-batches.
+        Trainers that normalise by the tokens of the whole batch pass `num_items_in_batch`: the
+        share is then by target tokens, as for their cross-entropy. Others divide their loss by the
+        number of micro-batches.
         """
         inputs = self.inputs or {}
         items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")

@@ -1,4 +1,4 @@
-"""Where the parts of a decoder-only model are: found by structure, with no table of architectures."""
+"""Where the parts of a decoder-only model are, found by structure: no table of architectures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from controlllm.common.errors import ModelError
 __all__ = ["Anatomy", "examine", "module_name", "replace_module", "residual_projections"]
 
 RESIDUAL_PROJECTIONS = (
-    "o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "w2", "fc_out",
-)  # fmt: skip
+    *("o_proj", "out_proj", "c_proj", "dense", "wo"),
+    *("down_proj", "dense_4h_to_h", "fc2", "w2", "fc_out"),
+)
 """Usual names of what writes to the residual stream: attention output and MLP-down projections."""
 
 
@@ -60,7 +61,8 @@ def examine(model: nn.Module) -> Anatomy:
     layers = _find_layers(decoder)
     if layers is None:
         raise ModelError(
-            f"{name} has no list of decoder blocks (looked in {type(decoder).__name__}); only decoder-only "
+            f"{name} has no list of decoder blocks (looked in {type(decoder).__name__}); only "
+            f"decoder-only "
             f"transformers can be expanded."
         )
     return Anatomy(
@@ -74,7 +76,7 @@ def examine(model: nn.Module) -> Anatomy:
 
 
 def _find_layers(decoder: nn.Module) -> nn.ModuleList | None:
-    """The decoder's list of blocks: called `layers`, or the only list as long as the config's depth."""
+    """The decoder's blocks: called `layers`, or the only list as long as the config's depth."""
     depth = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
     lists = {
         n: m
@@ -121,8 +123,10 @@ def residual_projections(block: nn.Module, names: list[str] | None = None) -> li
         here = list(_named_like(child_name, child, wanted))
         if not here:
             raise ModelError(
-                f"structure='stack' starts as the identity, but {child_name} of {type(block).__name__} has none of "
-                f"{', '.join(wanted)}; name its output projection in residual_projections, or use 'concat'."
+                f"structure='stack' starts as the identity, but {child_name} of "
+                f"{type(block).__name__} has none of "
+                f"{', '.join(wanted)}; name its output projection in residual_projections, or use "
+                f"'concat'."
             )
         found += here
     return found
@@ -131,7 +135,7 @@ def residual_projections(block: nn.Module, names: list[str] | None = None) -> li
 def _named_like(
     own_name: str, module: nn.Module, wanted: tuple[str, ...]
 ) -> Iterator[nn.Parameter]:
-    """Parameters below `module` of which one part of the dotted name is wanted (the module's own name included)."""
+    """Parameters below `module` of whose dotted names (its own included) one part is wanted."""
     for name, parameter in module.named_parameters():
         parts = [own_name, *name.split(".")]
         if any(part in wanted or part.removesuffix("_bias") in wanted for part in parts):

@@ -28,9 +28,10 @@ __all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
 
 
 class ExpandedBlock(nn.Module, ABC):
-    """A pretrained decoder block with a trainable copy; it takes the place of the block in the decoder's list.
+    """A pretrained decoder block with a trainable copy, in the block's place in the decoder.
 
-    Attributes it does not have are the pretrained block's (decoder loops read `attention_type` and the like).
+    Attributes it does not have are the pretrained block's (decoder loops read `attention_type` and
+    the like).
 
     Args:
         pretrained: the frozen block.
@@ -59,7 +60,7 @@ class ExpandedBlock(nn.Module, ABC):
             return getattr(super().__getattr__("pretrained"), name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run both branches and join them; what the base's block returns beside the hidden state is kept."""
+        """Run both branches and join them; whatever else the pretrained block returns is kept."""
         output = self.pretrained(hidden_states, *args, **kwargs)
         if not self.state.enabled:
             return output
@@ -102,6 +103,7 @@ class ConcatBlock(ExpandedBlock):
             RelaxedNorm(self, config.relaxed_norm).attach()
 
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The copy on the same input; its divergence counts in training."""
         expanded = first(self.expanded(x, *args, **kwargs))
         if (
             self.dial == 0
@@ -127,6 +129,7 @@ class ConcatBlock(ExpandedBlock):
             return self.divergence(target, pair[1], x)  # type: ignore[misc]  # join has looked
 
     def alpha(self) -> float | None:
+        """The dial, the constant, or the mean of the last forward pass."""
         if self.dial is not None:
             return self.dial
         if isinstance(self.interpolator, ConstantGate):
@@ -135,9 +138,10 @@ class ConcatBlock(ExpandedBlock):
 
 
 class StackBlock(ExpandedBlock):
-    """The copy runs after the block; it starts as the identity. The dial blends between without and with it."""
+    """The copy runs after the block and starts as the identity; the dial blends it in."""
 
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The copy on the pretrained block's output."""
         expanded = first(self.expanded(pretrained, *args, **kwargs))
         if self.dial is None:
             return expanded
@@ -145,6 +149,7 @@ class StackBlock(ExpandedBlock):
         return pretrained if self.dial == 0 else torch.lerp(pretrained, expanded, alpha)
 
     def alpha(self) -> float | None:
+        """The dial; 1 where it is not turned."""
         return 1.0 if self.dial is None else self.dial
 
 
@@ -169,20 +174,16 @@ class AttentionMaps:
             modules = [m for m in modules if any(True for _ in m.children())]
             if not modules:
                 raise ModelError(
-                    f"divergence='attention' needs an attention module in {type(branch).__name__}, which has none; "
+                    f"divergence='attention' needs an attention module in "
+                    f"{type(branch).__name__}, which has none; "
                     f"choose mse, nmse, cosine, dot or none."
                 )
-            modules[0].register_forward_hook(self.catcher(index))
+            modules[0].register_forward_hook(partial(self.catch, index))
 
-    def catcher(self, index: int) -> Any:
-        """A forward hook that keeps the second output, the attention map."""
-
-        def catch(module: nn.Module, args: Any, output: Any) -> None:
-            self.caught[index] = (
-                output[1] if isinstance(output, tuple) and len(output) > 1 else None
-            )
-
-        return catch
+    def catch(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook: keep the second output, the attention map."""
+        has_map = isinstance(output, tuple) and len(output) > 1
+        self.caught[index] = output[1] if has_map else None
 
     def take(self) -> tuple[Tensor, Tensor]:
         """The two maps (B, H, T, S) of this forward pass; they are not kept."""
@@ -190,7 +191,8 @@ class AttentionMaps:
         self.caught = [None, None]
         if pretrained is None or expanded is None:
             raise ModelError(
-                "divergence='attention' needs attention maps, which only the eager attention gives: "
+                "divergence='attention' needs attention maps, which only the eager attention "
+                "gives: "
                 "load the model with attn_implementation='eager', or choose another divergence."
             )
         return pretrained, expanded

@@ -9,7 +9,8 @@ __all__ = ["model_card"]
 _INTRO = {
     "full": "The whole expanded model: base and trained parts in one.",
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
-    "collapsed": "The trained parts folded into the base by interpolating weights: the original architecture, no "
+    "collapsed": "The trained parts folded into the base by interpolating weights: the original "
+    "architecture, no "
     "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
 }
 
@@ -40,7 +41,8 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
             "```",
             "",
             _dial_note(form),
-            "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base model and of the "
+            "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base "
+            "model and of the "
             "training data, which this card does not know: add them here.",
             "",
         ]
@@ -63,8 +65,8 @@ def _table(config: ControlLLMConfig) -> str:
         "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
         "layers of the base": base.get("num_hidden_layers"),
     }
-    shown = ("structure", "num_blocks", "layers", "interpolator", "alpha", "divergence", "divergence_weight",
-             "expand_ends", "dial")  # fmt: skip
+    shown = ("structure", "num_blocks", "layers", "interpolator", "alpha", "divergence")
+    shown += ("divergence_weight", "expand_ends", "dial")
     rows |= {key: expansion.get(key) for key in shown if expansion.get(key) is not None}
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
@@ -96,6 +98,7 @@ def _dial_note(form: str) -> str:
     if form == "collapsed":
         return ""
     return (
-        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and the trained branch (1); "
+        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and the "
+        "trained branch (1); "
         "`with model.disable_expansion():` is the base itself.\n"
     )

@@ -1,7 +1,7 @@
 """`collapse` and `combine`: expanded models back into one, by interpolating weights.
 
-Interpolating weights is not interpolating outputs: always report a collapsed model's score beside the expanded one's.
-Only the ends are exact, being linear. Source: METHOD.md §5.
+Interpolating weights is not interpolating outputs: always report a collapsed model's score beside
+the expanded one's. Only the ends are exact, being linear. Source: METHOD.md §5.
 """
 
 import copy
@@ -26,9 +26,10 @@ __all__ = ["collapse", "combine"]
 def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedModel:
     """Fold the trained parts into the base: the original class and size again.
 
-    A block becomes the interpolation of its two branches' weights at its alpha (the dial, the constant, or the mean
-    that `record_alpha` measured for a token gate); `slerp` interpolates row by row; a stacked block's change since it
-    was inserted is added to its source. Untrained expansions give the base, bit for bit.
+    A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
+    constant, or the mean that `record_alpha` measured for a token gate); `slerp` interpolates row
+    by row; a stacked block's change since it was inserted is added to its source. Untrained
+    expansions give the base, bit for bit.
 
     Args:
         model: the expanded model.
@@ -38,13 +39,15 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
         A model of the base's class.
 
     Raises:
-        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), or a token gate's mean alpha
+        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), or a token
+        gate's mean alpha
             was never measured.
     """
     config = model.expansion
     if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
         raise ModelError(
-            f"interpolator={config.interpolator!r} has no meaning for weights and cannot be collapsed; keep the full or "
+            f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "
+            f"collapsed; keep the full or "
             f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
         )
     alphas = {layer: _weight_alpha(model, layer) for layer in model.blocks}
@@ -72,8 +75,8 @@ def combine(
         a: one model; not changed.
         b: the other; not changed.
         weight: what `b` counts, 0 to 1.
-        form: "expanded" blends the trained parts (interpolators too); "collapsed" collapses both into the base and
-            blends the results.
+        form: "expanded" blends the trained parts (interpolators too); "collapsed" collapses both
+            into the base and blends the results.
 
     Returns:
         An expanded model, or one of the base's class.
@@ -104,7 +107,8 @@ def combine(
 def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None:
     if base_fingerprint(a) != base_fingerprint(b):
         raise ModelError(
-            f"Only models with the same base can be combined: weights {base_fingerprint(a)} against {base_fingerprint(b)}."
+            f"Only models with the same base can be combined: weights {base_fingerprint(a)} "
+            f"against {base_fingerprint(b)}."
         )
     if list(a.blocks) != list(b.blocks):
         raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
@@ -128,8 +132,10 @@ def _weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
     measured = model.expansion.mean_alpha or {}
     if layer not in measured:
         raise ModelError(
-            f"interpolator={model.expansion.interpolator!r} decides alpha per token, and its mean was never measured "
-            f"for layer {layer}: evaluate inside `with model.record_alpha():` first, or set a dial by set_alpha()."
+            f"interpolator={model.expansion.interpolator!r} decides alpha per token, and its mean "
+            f"was never measured "
+            f"for layer {layer}: evaluate inside `with model.record_alpha():` first, or set a "
+            f"dial by set_alpha()."
         )
     return measured[layer]
 
@@ -153,7 +159,7 @@ def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
 
 
 def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> None:
-    """Add what the inserted block has learned since it was inserted, when its residual projections were zero."""
+    """Add what the block has learned since it was inserted with zero residual projections."""
     zeroed = {id(parameter) for parameter in residual_projections(block.expanded, names)}
     for p, g in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
         start = torch.zeros_like(p) if id(g) in zeroed else p
@@ -161,7 +167,7 @@ def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> Non
 
 
 def _fold_ends(ends: dict[str, ExpandedEnd]) -> None:
-    """Put the joined weights into the base's own modules; a tied weight is one tensor and is joined once."""
+    """Put the joined weights into the base's own modules; a tied weight is joined once."""
     if not ends:
         return
     joined: dict[int, tuple[nn.Parameter, Tensor]] = {}

@@ -20,20 +20,21 @@ class ExpansionConfig:
     """How a base model is expanded by Control LLM (arXiv 2501.10979; `shared/METHOD.md` §2-4).
 
     Raises:
-        ConfigError: for every value that cannot work, with the value, what is allowed and, for names, the nearest.
+        ConfigError: for every value that cannot work, with the value, what is allowed and, for
+        names, the nearest.
     """
 
     structure: str = "concat"
-    """`concat`: a trainable copy beside a block; `stack`: after it (LLaMA-Pro); `hybrid`: alternating."""
+    """`concat`: copies run beside blocks; `stack`: after them (LLaMA-Pro); `hybrid`: in turn."""
 
     num_blocks: int | None = None
-    """How many blocks to expand, evenly spaced; None = a quarter of the layers (8 of 32, as the authors)."""
+    """How many blocks to expand, evenly spaced; None = a quarter of the layers (8 of 32)."""
 
     layers: list[int] | None = None
     """Explicit layers to expand, instead of `num_blocks`."""
 
     interpolator: str = "lerp"
-    """How the branches are joined: lerp, dlerp, dlerpin, slerp, moe, prog, proj, or a registered name."""
+    """How the branches join: lerp, dlerp, dlerpin, slerp, moe, prog, proj, or a registered name."""
 
     alpha: float = 0.5
     """Weight of the expanded branch at the start, 0 to 1."""
@@ -42,34 +43,34 @@ class ExpansionConfig:
     """Train a constant alpha (token gates, `dlerp` and its like, always train)."""
 
     divergence: str = "mse"
-    """What keeps the branches aligned: mse, nmse, cosine, dot, attention, none, or a registered name."""
+    """What aligns the branches: mse, nmse, cosine, dot, attention, none, or a registered name."""
 
     divergence_weight: float | str = 1.0
     """Weight of the divergence loss; `dynamic` multiplies each token's divergence by its alpha."""
 
     divergence_tokens: str = "all"
-    """Which tokens the divergence counts: `all` real tokens, or `target` tokens only. Padding never counts."""
+    """Tokens that the divergence counts: `all` real ones or `target` ones; padding never counts."""
 
     detach_pretrained: bool = False
-    """Stop the divergence's gradient at the pretrained branch (it otherwise also reaches earlier expanded blocks)."""
+    """Stop the divergence's gradient at the pretrained branch (else earlier blocks get it too)."""
 
     relaxed_norm: float | str | None = None
-    """Replace norm(x) inside expanded blocks by w·x + (1-w)·norm(x): w, or `dynamic` for clamp(2·alpha - 1, 0, 1).
+    """Replace norm(x) in expanded blocks by w·x + (1-w)·norm(x); `dynamic`: w = clamp(2·alpha-1, 0, 1).
     A fixed w > 0 changes outputs from the first step."""
 
     freeze: list[str] | None = None
-    """Groups of the base that stay frozen, of blocks, embeddings, norm, head; None = all four. Whatever is left
-    out trains in place: alpha 0 is then no longer the base. `expand_ends` is the way that keeps it."""
+    """Groups of the base that stay frozen, of blocks, embeddings, norm, head; None = all. A group left
+    out trains in place, and alpha 0 is no longer the base: `expand_ends` is the way that keeps it."""
 
     expand_ends: bool = False
-    """Give embedding, final norm and LM head trainable copies joined by the same alpha. Added tokens live there."""
+    """Give embedding, final norm and LM head trainable copies, too; added tokens live there."""
 
     residual_projections: list[str] | None = None
-    """For `stack`: names of the modules or parameters that write to the residual stream, which start at zero;
+    """For `stack`: the modules or parameters that write to the residual stream and start at zero;
     None = found by their usual names (o_proj, down_proj, ...)."""
 
     dial: float | dict[int, float] | None = None
-    """The alpha used instead of the trained one, everywhere or per layer; written by `set_alpha` and `calibrate`."""
+    """The alpha used instead of the trained one, everywhere or per layer; `set_alpha` writes it."""
 
     mean_alpha: dict[int, float] | None = None
     """Mean alpha per layer as measured in evaluation; collapsing a token gate needs it."""
@@ -90,7 +91,8 @@ class ExpansionConfig:
     def _check_positions(self) -> None:
         if self.num_blocks is not None and (not _is_int(self.num_blocks) or self.num_blocks < 1):
             raise ConfigError(
-                f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, or null."
+                f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, or "
+                f"null."
             )
         if self.layers is None:
             return
@@ -102,7 +104,8 @@ class ExpansionConfig:
             raise ConfigError(f"layers={self.layers!r} names a layer twice; give each once.")
         if self.num_blocks not in (None, len(self.layers)):
             raise ConfigError(
-                f"num_blocks={self.num_blocks}, but layers names {len(self.layers)}: {self.layers}; give one of the two."
+                f"num_blocks={self.num_blocks}, but layers names {len(self.layers)}: "
+                f"{self.layers}; give one of the two."
             )
 
     def _check_alphas(self) -> None:
@@ -111,7 +114,8 @@ class ExpansionConfig:
             self.train_alpha or not INTERPOLATORS.get(self.interpolator).constant
         ):
             raise ConfigError(
-                f"alpha={self.alpha} cannot be trained: its logit is infinite; allowed: strictly between 0 and 1."
+                f"alpha={self.alpha} cannot be trained: its logit is infinite; allowed: strictly "
+                f"between 0 and 1."
             )
         for value in self.dial.values() if isinstance(self.dial, dict) else [self.dial]:
             if value is not None:
@@ -133,7 +137,8 @@ class ExpansionConfig:
             )
         if relaxed == "dynamic" and not INTERPOLATORS.get(self.interpolator).constant:
             raise ConfigError(
-                f"relaxed_norm='dynamic' follows a constant alpha, which interpolator={self.interpolator!r} does not "
+                f"relaxed_norm='dynamic' follows a constant alpha, which "
+                f"interpolator={self.interpolator!r} does not "
                 f"have; give a fixed weight, or one of the interpolators lerp, slerp, prog, proj."
             )
 
@@ -167,7 +172,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check_alpha(field: str, value: object) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]  # _is_number has looked
+    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
         raise ConfigError(
             f"{field}={value!r}; allowed: a number from 0 (the base) to 1 (the expanded branch)."
         )

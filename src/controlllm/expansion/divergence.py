@@ -1,9 +1,10 @@
 """Divergences: how far the trained branch has moved from its frozen twin, per token.
 
-Each is a pure function of the two branches; it is >= 0, and 0 where they are equal. All are computed in float32.
-Shapes: B batch, T tokens, D hidden width, H attention heads, S keys.
+Each is a pure function of the two branches; it is >= 0, and 0 where they are equal. All are
+computed in float32. Shapes: B batch, T tokens, D hidden width, H attention heads, S keys.
 
-Source: Control LLM (arXiv 2501.10979), section 3.3, and METHOD.md §4; `nmse` is ours (METHOD.md §8).
+Source: Control LLM (arXiv 2501.10979), section 3.3, and METHOD.md §4; `nmse` is ours (METHOD.md
+§8).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from controlllm.common.registry import Registry
 __all__ = ["DIVERGENCES", "Divergence", "attention", "cosine", "dot", "mse", "nmse"]
 
 Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(pretrained, expanded, x) -> d_BT; x is the block's input, which only relative divergences need."""
+"""(pretrained, expanded, x) -> d_BT; x, the block's input, is for relative divergences."""
 
 DIVERGENCES: Registry[Divergence] = Registry("divergence")
 
@@ -30,7 +31,7 @@ def mse(pretrained_BTD: Tensor, expanded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
 
 @DIVERGENCES.register("nmse")
 def nmse(pretrained_BTD: Tensor, expanded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-    """|e - p|² / |p - x|²: relative to what the block itself does, so that no depth dominates by its scale.
+    """|e - p|² / |p - x|²: relative to what the block does, so that no depth dominates by scale.
 
     The denominator carries no gradient.
     """
@@ -41,7 +42,7 @@ def nmse(pretrained_BTD: Tensor, expanded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
 
 @DIVERGENCES.register("cosine")
 def cosine(pretrained_BTD: Tensor, expanded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-    """smooth-L1(relu(1 - cos(p, e))): the authors' choice for continual pre-training (their margin is 0)."""
+    """smooth-L1(relu(1 - cos(p, e))): the authors' choice for continual pre-training (margin 0)."""
     distance = 1 - F.cosine_similarity(pretrained_BTD.float(), expanded_BTD.float(), dim=-1)
     distance = F.relu(distance)
     return F.smooth_l1_loss(distance, torch.zeros_like(distance), reduction="none")
@@ -58,8 +59,8 @@ def dot(pretrained_BTD: Tensor, expanded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
 def attention(pretrained_BHTS: Tensor, expanded_BHTS: Tensor, x_BTD: Tensor) -> Tensor:
     """KL(A_e || A_p) between the two attention maps: summed over keys, mean over heads.
 
-    The block hands this one the branches' attention maps in place of their hidden states; they exist only with the
-    eager attention implementation.
+    The block hands this one the branches' attention maps in place of their hidden states; they
+    exist only with the eager attention implementation.
     """
     floor = torch.finfo(torch.float32).tiny
     p, e = pretrained_BHTS.float(), expanded_BHTS.float()

@@ -1,9 +1,9 @@
 """Expanded ends: trainable copies of embedding, final norm and LM head, joined by a constant alpha.
 
-Lookup and head are linear, so joining their outputs is joining their weights: exact, and alpha 0 is the base. Rows
-of added tokens exist in the copies only. At alpha 0, where the model is the base, an added token keeps its trained
-embedding (the base has none to offer) and can never be predicted (logit -inf), so that the base's distribution over
-its own vocabulary is untouched.
+Lookup and head are linear, so joining their outputs is joining their weights: exact, and alpha 0 is
+the base. Rows of added tokens exist in the copies only. At alpha 0, where the model is the base, an
+added token keeps its trained embedding (the base has none to offer) and can never be predicted
+(logit -inf), so that the base's distribution over its own vocabulary is untouched.
 
 Source: METHOD.md §8 ("expand the ends too"); not in the paper.
 Shapes: B batch, T tokens, D hidden width, V base vocabulary, W >= V grown vocabulary.
@@ -21,7 +21,7 @@ from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.interpolators import Lerp
 
-__all__ = ["ExpandedEmbedding", "ExpandedEnd", "ExpandedHead", "ExpandedNorm"]
+__all__ = ["ExpandedEmbedding", "ExpandedEnd", "ExpandedHead", "ExpandedNorm", "grow_ends"]
 
 
 class ExpandedEnd(nn.Module, ABC):
@@ -78,6 +78,7 @@ class ExpandedNorm(ExpandedEnd):
     """The final norm: outputs are joined."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """The joined norm of (B, T, D)."""
         pretrained = self.pretrained(hidden_states)
         return pretrained if self.is_base else self.join(pretrained, self.expanded(hidden_states))
 
@@ -91,6 +92,7 @@ class ExpandedEmbedding(ExpandedEnd):
         return self.join_rows(self.pretrained.weight, self.expanded.weight)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """The joined rows (B, T, D) of ids (B, T)."""
         rows = self.pretrained.num_embeddings
         added = input_ids >= rows
         grown = self.expanded.num_embeddings > rows
@@ -103,7 +105,7 @@ class ExpandedEmbedding(ExpandedEnd):
 
 
 class ExpandedHead(ExpandedEnd):
-    """The LM head: weights are joined, which for a linear map is joining outputs at half the cost."""
+    """The LM head: weights are joined, for a linear map the same as outputs at half the cost."""
 
     @property
     def weight(self) -> Tensor:
@@ -130,8 +132,28 @@ class ExpandedHead(ExpandedEnd):
         return torch.cat([kept, kept.new_full((added,), -math.inf)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Logits (B, T, W) of hidden states (B, T, D)."""
         if not self.is_base:
             return F.linear(hidden_states, self.weight, self.bias)
         logits = self.pretrained(hidden_states)
         added = self.expanded.weight.shape[0] - logits.shape[-1]
         return F.pad(logits, (0, added), value=-math.inf) if added else logits
+
+
+def grow_ends(ends: dict[str, ExpandedEnd], rows: int) -> None:
+    """Grow the copies of embedding and head to `rows` tokens; tied ones stay tied."""
+    embedding, head = ends["embedding"].expanded, ends["head"].expanded
+    tied = head.weight is embedding.weight
+    embedding.weight = _grown(embedding.weight, rows)
+    embedding.num_embeddings = rows
+    head.weight = embedding.weight if tied else _grown(head.weight, rows)
+    if head.bias is not None:
+        head.bias = _grown(head.bias, rows)
+    head.out_features = rows
+
+
+def _grown(old: nn.Parameter, rows: int) -> nn.Parameter:
+    """A parameter with more rows; new ones are the mean of the old."""
+    mean = old.data.float().mean(0, keepdim=True).to(old.dtype)
+    added = mean.expand(rows - old.shape[0], *old.shape[1:])
+    return nn.Parameter(torch.cat([old.data, added]), requires_grad=old.requires_grad)

@@ -20,8 +20,8 @@ def expand(
 ) -> ControlLLMForCausalLM:
     """Expand a decoder-only model by Control LLM.
 
-    The model is taken over: its blocks become the frozen branches, no weight is copied but those that will train.
-    Outputs do not change by a bit; `unload()` gives the model back.
+    The model is taken over: its blocks become the frozen branches, no weight is copied but those
+    that will train. Outputs do not change by a bit; `unload()` gives the model back.
 
     Args:
         model: any Hugging Face decoder-only model (`AutoModelForCausalLM`).
@@ -34,7 +34,8 @@ def expand(
     Raises:
         ModelError, ConfigError: if the model cannot be expanded so; it is then untouched.
 
-    >>> model = expand(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"), num_blocks=7)  # doctest: +SKIP
+    >>> model = expand(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"), num_blocks=7)  #
+    doctest: +SKIP
     """
     if config is not None and settings:
         raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")

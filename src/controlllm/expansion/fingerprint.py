@@ -30,8 +30,8 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes and contents of the base's parameters, as 16 hex digits.
 
-    Every value counts, rounded to bfloat16: a base loaded in float32 and the same base loaded in bfloat16 agree. A
-    change below that rounding is not seen. Runs where the tensors are, in chunks.
+    Every value counts, rounded to bfloat16: a base loaded in float32 and the same base loaded in
+    bfloat16 agree. A change below that rounding is not seen. Runs where the tensors are, in chunks.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(base_tensors(model), key=lambda item: item[0]):
@@ -43,7 +43,8 @@ def _content(tensor: Tensor) -> int:
     """A position-weighted sum of the values' bits, wrapping in 64 bits."""
     total = 0
     for chunk in tensor.detach().reshape(-1).split(CHUNK):
-        # Integer tensors (quantised bases) have no bfloat16 form that keeps them apart: their own values count.
+        # Integer tensors (quantised bases) have no bfloat16 form that keeps them apart: their own
+        # values count.
         bits = chunk.to(torch.bfloat16).view(torch.int16) if chunk.is_floating_point() else chunk
         position = torch.arange(bits.numel(), device=bits.device) % PERIOD + 1
         total = (total * 31 + int((bits.long() * position).sum())) % (1 << 64)

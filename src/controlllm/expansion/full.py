@@ -1,4 +1,4 @@
-"""The full form: what `save_pretrained` writes beside the weights, so that any process can load the folder."""
+"""The full form: what `save_pretrained` writes beside the weights, for any process to load."""
 
 import ast
 import os
@@ -28,13 +28,15 @@ BUNDLED = (
     "expansion/ends.py",
     "expansion/surgery.py",
     "expansion/hf_config.py",
+    "expansion/outputs.py",
+    "expansion/dial.py",
     "expansion/modeling.py",
 )
 """The modules that the expanded model consists of, each after those that it imports."""
 
 
 def complete_folder(model: "ControlLLMForCausalLM", folder: str | os.PathLike[str]) -> None:
-    """Write the modelling file and the model card into a folder that `save_pretrained` has written."""
+    """Write the modelling file and the model card into a folder of `save_pretrained`."""
     write_text(Path(folder) / "modeling_controlllm.py", remote_code())
     write_text(Path(folder) / "README.md", model_card(model.config, "full"))
 
@@ -42,19 +44,20 @@ def complete_folder(model: "ControlLLMForCausalLM", folder: str | os.PathLike[st
 def remote_code() -> str:
     """One self-contained module made of this package's own sources.
 
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs it where the package is not installed.
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs it where the package
+    is not installed.
     """
     imports: dict[str, None] = {}
     bodies = []
     for name in BUNDLED:
         source = resources.files("controlllm").joinpath(name).read_text(encoding="utf-8")
         bodies.append(_body(source, imports))
-    header = '"""Control LLM as one module, written by controlllm; needs torch and transformers only."""\n'
+    header = '"""Control LLM in one module, written by controlllm."""\n'
     return "\n".join([header, *sorted(imports), "", *bodies])
 
 
 def _body(source: str, imports: dict[str, None]) -> str:
-    """A module's statements without docstring, `__all__` and imports; foreign imports are added to `imports`."""
+    """A module without docstring, `__all__` and imports; foreign ones are added to `imports`."""
     lines, kept = source.splitlines(), []
     for index, node in enumerate(ast.parse(source).body):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,7 +1,7 @@
 """The expanded model's config, as `transformers` knows it."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -15,15 +15,16 @@ class ControlLLMConfig(PreTrainedConfig):
     """Config of an expanded model: the base's config, how it was expanded, and which base it was.
 
     Args:
-        text_config: the base model's config with `num_hidden_layers` = L + n (so that caches and serving engines
-            that ask `get_text_config()` size themselves rightly), as a config or a dict.
+        text_config: the base model's config with `num_hidden_layers` = L + n (so that caches and
+            serving engines that ask `get_text_config()` size themselves rightly), as a config or a
+            dict.
         expansion: `ExpansionConfig`'s values.
-        base: what is known of the base: `name_or_path`, `revision`, `num_hidden_layers` (L), `vocab_size`,
-            `fingerprint`.
+        base: what is known of the base: `name_or_path`, `revision`, `num_hidden_layers` (L),
+            `vocab_size`, `fingerprint`.
     """
 
     model_type = "controlllm"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -44,7 +45,8 @@ class ControlLLMConfig(PreTrainedConfig):
                 kwargs.setdefault(key, getattr(text_config, key, None))
         super().__init__(**kwargs)
         _register_model()
-        # After super(), which would reset the attention implementation of every sub-config it finds.
+        # After super(), which would reset the attention implementation of every sub-config it
+        # finds.
         self.text_config = text_config
         self.expansion = dict(expansion or {})
         self.base = dict(base or {})
@@ -61,7 +63,8 @@ class ControlLLMConfig(PreTrainedConfig):
         """
         if self.text_config is None or "num_hidden_layers" not in self.base:
             raise ConfigError(
-                "This controlllm config has no text_config or no base; it was not written by expand()."
+                "This controlllm config has no text_config or no base; it was not written by "
+                "expand()."
             )
         config = copy.deepcopy(self.text_config)
         decoder = config.get_text_config(decoder=True)
@@ -75,7 +78,7 @@ class ControlLLMConfig(PreTrainedConfig):
 
 
 def _register_model() -> None:
-    """Let `AutoModelForCausalLM` know the model's class, as soon as there is a config that could ask for it.
+    """Let `AutoModelForCausalLM` know the model's class, once a config could ask for it.
 
     Not when the package is imported: the model code takes seconds to import.
     """

@@ -12,8 +12,8 @@ An interpolator is a *gate* (where does alpha come from?) times a *mix* (what is
 | `prog` | one constant per block | straight line from A·pretrained |
 | `proj` | one constant per block | straight line; the divergence compares with A·pretrained |
 
-Shapes: B batch, T tokens, D hidden width. Source: Control LLM (arXiv 2501.10979), section 3; `shared/METHOD.md` §3
-lists where the released code differs.
+Shapes: B batch, T tokens, D hidden width. Source: Control LLM (arXiv 2501.10979), section 3;
+`shared/METHOD.md` §3 lists where the released code differs.
 """
 
 import math
@@ -32,8 +32,9 @@ __all__ = ["INTERPOLATORS", "Interpolator"]
 class Interpolator(nn.Module, ABC):
     """Joins the outputs of the two branches of a block.
 
-    Subclasses say where alpha comes from (`gate`) and may say how it is used (`mix`) and what the divergence loss
-    compares the expanded branch with (`target`). Equal branches must come out unchanged, bit for bit, whatever alpha.
+    Subclasses say where alpha comes from (`gate`) and may say how it is used (`mix`) and what the
+    divergence loss compares the expanded branch with (`target`). Equal branches must come out
+    unchanged, bit for bit, whatever alpha.
 
     Args:
         hidden_size: D, the width of the hidden state.
@@ -42,7 +43,7 @@ class Interpolator(nn.Module, ABC):
     """
 
     collapsible = True
-    """Whether interpolating *weights* with alpha approximates interpolating outputs (collapse needs it)."""
+    """Whether interpolating *weights* approximates interpolating outputs (for collapse)."""
     constant = False
     """Whether alpha is one number per block, known without any input."""
 
@@ -88,7 +89,7 @@ INTERPOLATORS: Registry[type[Interpolator]] = Registry("interpolator")
 
 
 def logit(alpha: float) -> float:
-    """The logit whose logistic function is `alpha`; infinite at 0 and 1, where the logistic function is exact."""
+    """The logit whose logistic function is `alpha`, exactly so at 0 and 1 (infinite)."""
     if alpha in (0.0, 1.0):
         return math.inf if alpha else -math.inf
     return math.log(alpha / (1.0 - alpha))
@@ -159,10 +160,10 @@ class DLerpIn(TokenGate):
 @INTERPOLATORS.register("slerp")
 @final
 class Slerp(ConstantGate):
-    """Along the arc: sin((1-alpha)θ)/sin(θ) p + sin(alpha θ)/sin(θ) e, θ per token between p and e, in float32.
+    """Along the arc: sin((1-alpha)θ)/sin(θ) p + sin(alpha θ)/sin(θ) e, θ per token, in float32.
 
-    Tokens whose branches are (almost) parallel or opposite take the straight line, token by token; at the switch the
-    two agree to about θ² = 1e-6. Source: Shoemake 1985, and METHOD.md §3.
+    Tokens whose branches are (almost) parallel or opposite take the straight line, token by token;
+    at the switch the two agree to about θ² = 1e-6. Source: Shoemake 1985, and METHOD.md §3.
     """
 
     min_sine = 1e-3
@@ -170,12 +171,15 @@ class Slerp(ConstantGate):
     def mix(self, pretrained: Tensor, expanded: Tensor, alpha: Tensor) -> Tensor:
         p, e = pretrained.float(), expanded.float()
         unit_p, unit_e = F.normalize(p, dim=-1), F.normalize(e, dim=-1)
-        # θ = 2 atan2(|p̂ - ê|, |p̂ + ê|) is exact where acos(p̂·ê) loses all its digits: near 0 and π. With
-        # chord/2 = sin(θ/2) and its partner cos(θ/2), sin θ = 2 sin(θ/2) cos(θ/2) = chord * partner / 2.
+        # θ = 2 atan2(|p̂ - ê|, |p̂ + ê|) is exact where acos(p̂·ê) loses all its digits: near 0
+        # and π. With
+        # chord/2 = sin(θ/2) and its partner cos(θ/2), sin θ = 2 sin(θ/2) cos(θ/2) = chord *
+        # partner / 2.
         chord2 = (unit_p - unit_e).square().sum(-1, keepdim=True)
         partner2 = (unit_p + unit_e).square().sum(-1, keepdim=True)
         straight = chord2 * partner2 < (2 * self.min_sine) ** 2
-        # A square root has an infinite slope at 0: those tokens get a harmless value and are not selected below.
+        # A square root has an infinite slope at 0: those tokens get a harmless value and are not
+        # selected below.
         chord = torch.where(straight, 1.0, chord2).sqrt()
         partner = torch.where(straight, 1.0, partner2).sqrt()
         theta = 2 * torch.atan2(chord, partner)
@@ -186,10 +190,10 @@ class Slerp(ConstantGate):
 @INTERPOLATORS.register("moe")
 @final
 class MoE(Interpolator):
-    """Top-1 of two experts, gate softmax(W x + b); straight-through, so that the gate receives the task's gradient.
+    """Top-1 of two experts, gate softmax(W x + b), straight-through: the gate gets task gradient.
 
-    Alpha is 1 for tokens whose expanded expert wins and 0 for the others. Ties go to the expanded expert, or it
-    would never be trained.
+    Alpha is 1 for tokens whose expanded expert wins and 0 for the others. Ties go to the expanded
+    expert, or it would never be trained.
     """
 
     collapsible = False

@@ -39,7 +39,8 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
     """Decide every expanded position of a decoder with `num_layers` = L blocks.
 
     Raises:
-        ConfigError: for more blocks than layers, a layer out of range, or an odd number of blocks in a hybrid.
+        ConfigError: for more blocks than layers, a layer out of range, or an odd number of blocks
+        in a hybrid.
     """
     layers = _explicit_layers(config.layers, num_layers)
     if layers is None:
@@ -64,7 +65,7 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
 
 
 def _quarter(num_layers: int, even: bool) -> int:
-    """A quarter of the layers (the authors' 8 of 32), at least one, at least a pair where pairs are needed."""
+    """A quarter of the layers (the authors' 8 of 32), at least one, or a pair."""
     count = max(num_layers // 4, 1)
     return count + count % 2 if even else count
 
@@ -74,21 +75,21 @@ def _explicit_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]
         return None
     bad = [layer for layer in layers if not 0 <= layer < num_layers]
     if bad:
-        raise ConfigError(
-            f"layers={list(layers)}: {bad} out of range; the model has layers 0 to {num_layers - 1}."
-        )
+        allowed = f"the model has layers 0 to {num_layers - 1}"
+        raise ConfigError(f"layers={list(layers)}: {bad} out of range; {allowed}.")
     return sorted(layers)
 
 
 def extended_lists(
     config: dict[str, Any], plan: Sequence[BlockPlan], num_layers: int
 ) -> dict[str, list[Any]]:
-    """Per-layer lists of a decoder's config (`layer_types` and the like) with the expanded blocks' entries appended.
+    """Per-layer lists of a config (`layer_types`...) with the expanded blocks' entries appended.
 
     Args:
         config: the decoder's config as a dict.
         plan: the expanded positions, in order.
-        num_layers: L; only lists of exactly this length with "layer" in their name are per-layer lists.
+        num_layers: L; only lists of exactly this length with "layer" in their name are per-layer
+            lists.
     """
     return {
         key: [*values, *(values[block.layer] for block in plan)]

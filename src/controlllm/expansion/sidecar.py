@@ -1,7 +1,8 @@
 """The sidecar: all trained tensors of an expanded model, saved apart from its base.
 
-A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was, the dial) and a
-model card. Names in it are the base's own, with `.expanded.` and `.interpolator.` where the trained parts are.
+A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was,
+the dial) and a model card. Names in it are the base's own, with `.expanded.` and `.interpolator.`
+where the trained parts are.
 """
 
 import os
@@ -37,7 +38,7 @@ FORMAT = 1
 
 
 def sidecar_tensors(model: ControlLLMForCausalLM) -> dict[str, Tensor]:
-    """What a sidecar holds, by its names: expanded parts, interpolators, and parts of the base that train.
+    """What a sidecar holds: expanded parts, interpolators, and parts of the base that train.
 
     The tensors are the model's own, not copies; tied ones come once.
     """
@@ -60,7 +61,7 @@ def base_fingerprint(model: ControlLLMForCausalLM) -> str:
 def save_sidecar(
     model: ControlLLMForCausalLM, folder: str | os.PathLike[str], overwrite: bool = False
 ) -> None:
-    """Write the trained tensors, their config and a model card; the folder appears whole or not at all.
+    """Write trained tensors, config and model card; the folder appears whole or not at all.
 
     Args:
         model: the expanded model.
@@ -110,14 +111,15 @@ def load_sidecar(
     Args:
         base: the model that the sidecar was trained on; taken over, as by `expand`.
         folder: the sidecar.
-        check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed base that you
-            know to be the right one.
+        check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed
+            base that you know to be the right one.
 
     Returns:
         The expanded model, at the dial the sidecar was saved with.
 
     Raises:
-        CheckpointError: if the base is another one, or tensors are missing, left over or of another shape; the base
+        CheckpointError: if the base is another one, or tensors are missing, left over or of another
+        shape; the base
             is then unchanged.
     """
     values = read_sidecar_config(folder)
@@ -147,17 +149,24 @@ def load_sidecar_tensors(
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{where} does not fit this expansion: missing {missing[:3]}{'...' if len(missing) > 3 else ''}, "
-            f"left over {extra[:3]}{'...' if len(extra) > 3 else ''}."
+            f"{where} does not fit this expansion: missing {_few(missing)}, left over {_few(extra)}."
         )
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
             raise CheckpointError(
-                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the model {tuple(parameter.shape)}."
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the model "
+                f"{tuple(parameter.shape)}."
             )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def _few(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    )
 
 
 def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -180,6 +189,7 @@ def _check_base(
     name = recorded.get("name_or_path") or "an unnamed model"
     own = getattr(base.config, "_name_or_path", "") or type(base).__name__
     raise CheckpointError(
-        f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is {own} (weights {got}). "
+        f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is "
+        f"{own} (weights {got}). "
         f"Load the base it names, or pass check_base=False if you know that this one is right."
     )

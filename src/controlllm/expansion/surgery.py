@@ -26,7 +26,7 @@ from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
 from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
 
-__all__ = ["Expansion", "install", "remove"]
+__all__ = ["Expansion", "expanded_list", "install", "remove"]
 
 
 @dataclass
@@ -87,7 +87,7 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
 
 def remove(model: PreTrainedModel, expansion: Expansion) -> None:
     """Undo `install`: the model is again what it was, its frozen tensors untouched."""
-    layers = examine_expanded(model, expansion)
+    layers = expanded_list(model, expansion)
     for layer, block in expansion.blocks.items():
         layers[layer] = block.pretrained
     for end in expansion.ends.values():
@@ -103,7 +103,7 @@ def remove(model: PreTrainedModel, expansion: Expansion) -> None:
         parameter.requires_grad_(name in trainable)
 
 
-def examine_expanded(model: PreTrainedModel, expansion: Expansion) -> nn.ModuleList:
+def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
     """The list of blocks of a model that is expanded already."""
     block = next(iter(expansion.blocks.values()))
     name = module_name(model, block).rpartition(".")[0]
@@ -156,7 +156,7 @@ def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None
 
 
 def _copy_module(module: nn.Module) -> nn.Module:
-    """A trainable copy that shares the configs of the original, so that a changed config reaches both."""
+    """A trainable copy that shares the original's configs: a changed config reaches both."""
     configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
     twin = copy.deepcopy(module, memo=dict(configs))
     for parameter in twin.parameters():
@@ -187,7 +187,7 @@ def _make_block(
 
 
 def _to_like(module: nn.Module, like: nn.Module) -> None:
-    """Move new parameters to where, and to the float type in which, the block's own parameters are."""
+    """Give new parameters the device and the float type of the block's own."""
     reference = next((p for p in like.parameters() if p.is_floating_point()), None)
     if reference is not None:
         module.to(device=reference.device, dtype=reference.dtype)
@@ -218,7 +218,7 @@ def _expand_ends(
 
 
 def _rename_tied_keys(model: PreTrainedModel, names: dict[str, str], tied: dict[str, str]) -> None:
-    """Tell transformers the new names of tied weights: one pair for the base, one for the copies."""
+    """Tell transformers the new names of tied weights: a pair for the base, one for the copies."""
 
     def inside(key: str, branch: str) -> str:
         module, _, parameter = key.rpartition(".")
@@ -235,7 +235,7 @@ def _rename_tied_keys(model: PreTrainedModel, names: dict[str, str], tied: dict[
 
 
 def _extend_config(anatomy: Anatomy, expansion: Expansion) -> None:
-    """Caches and serving engines size themselves by the config: it counts L + n layers from now on."""
+    """Caches and serving engines size themselves by the config: it counts L + n layers now."""
     config, L = anatomy.config, anatomy.num_layers
     changes: dict[str, Any] = {"num_hidden_layers": L + len(expansion.plan)}
     changes |= extended_lists(config.to_dict(), expansion.plan, L)

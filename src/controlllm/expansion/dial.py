@@ -1,0 +1,97 @@
+"""The dial: reading and setting alpha, and switching the expansion off."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.expansion.alignment import AlignmentState
+from controlllm.expansion.block import ExpandedBlock
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.surgery import Expansion
+
+__all__ = ["Dial"]
+
+
+class Dial:
+    """What an expanded model offers about its alphas; mixed into the model's class."""
+
+    config: ControlLLMConfig
+    _expansion: Expansion
+
+    @property
+    def expansion(self) -> ExpansionConfig:
+        """How the base was expanded (a fresh object; the dial is changed by `set_alpha`)."""
+        return self.config.expansion_config()
+
+    @property
+    def blocks(self) -> dict[int, ExpandedBlock]:
+        """The expanded blocks by layer."""
+        return self._expansion.blocks
+
+    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
+        """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
+
+        Args:
+            alpha: one value for all blocks and ends; or one per layer (ends and other layers keep
+                theirs); or None, the trained alphas again.
+
+        Raises:
+            ConfigError: for a value outside [0, 1] or a layer that is not expanded.
+        """
+        dial: Any = alpha
+        if isinstance(alpha, Mapping):
+            before = {layer: block.dial for layer, block in self.blocks.items()}
+            dial = {k: v for k, v in {**before, **alpha}.items() if v is not None}
+        self.config.expansion = ExpansionConfig.from_dict(
+            self.config.expansion | {"dial": dial}
+        ).to_dict()
+        self._apply_dial(alpha)
+
+    def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
+        if isinstance(alpha, Mapping):
+            unknown = sorted(set(alpha) - set(self.blocks))
+            if unknown:
+                raise ConfigError(
+                    f"alpha for layers {unknown}, but expanded are {sorted(self.blocks)}."
+                )
+            for layer, value in alpha.items():
+                self.blocks[layer].dial = value
+        else:
+            for part in self._expansion.parts():
+                part.dial = alpha
+
+    def alphas(self) -> dict[int, float]:
+        """Mean alpha per layer: dial, constant, or a token gate's mean in its last forward."""
+        values = {layer: block.alpha() for layer, block in self.blocks.items()}
+        return {layer: value for layer, value in values.items() if value is not None}
+
+    @contextmanager
+    def record_alpha(self) -> Iterator[None]:
+        """Measure the mean alpha of each block over the forwards inside; the config keeps it.
+
+        Collapsing a token gate needs it: `collapse` uses this mean.
+        """
+        self._state.alpha_sums = {}
+        try:
+            yield
+            sums = self._state.alpha_sums
+            means = {layer: (s / n.clamp_min(1)).item() for layer, (s, n) in sums.items()}
+            if means:
+                self.config.expansion["mean_alpha"] = means
+        finally:
+            self._state.alpha_sums = None
+
+    @contextmanager
+    def disable_expansion(self) -> Iterator[None]:
+        """Inside, the model is the base: its function bit for bit, and its cost."""
+        before, self._state.enabled = self._state.enabled, False
+        try:
+            yield
+        finally:
+            self._state.enabled = before
+
+    @property
+    def _state(self) -> AlignmentState:
+        return self._expansion.state
