@@ -1,8 +1,10 @@
 """Batches made by hand, and models small enough to work out on paper."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,3 +96,31 @@ class DialledBigram(Bigram):
 # Tokens 0 and 1. The base says "again the same" with 3/4, the trained model with 1/4.
 SAME, OTHER = [[0.75, 0.25], [0.25, 0.75]], [[0.25, 0.75], [0.75, 0.25]]
 LN = math.log
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+  cache_dir: {cache}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def write_task(folder: Path, name: str, file: Path) -> None:
+    text = TASK.format(name=name, file=file, cache=folder / "cache")
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def write_repetition_task(folder: Path) -> None:
+    """The task `repeat`: four questions whose answer is to go on repeating."""
+    rows = [{"query": w * 3, "choices": [w, "#"], "gold": 0} for w in ("aa", "bb", "cc", "dd")]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_task(folder, "repeat", folder / "rows.jsonl")

@@ -5,41 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.evaluate.samples import write_repetition_task, write_task
 
 from controlllm.common.errors import ConfigError
 from controlllm.evaluate import HarnessConfig, Reference, run_tasks
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {file}}}
-  cache_dir: {cache}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{query}}}}\\nAnswer:"
-doc_to_choice: choices
-doc_to_target: gold
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
-"""
-
-
-def write_task(folder: Path, name: str, file: Path) -> None:
-    text = TASK.format(name=name, file=file, cache=folder / "cache")
-    (folder / f"{name}.yaml").write_text(text)
-
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """A folder with one task whose answer is always the repetition of the question."""
+    """A folder with the task `repeat`."""
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [{"query": w * 3, "choices": [w, "#"], "gold": 0} for w in ("aa", "bb", "cc", "dd")]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_task(folder, "repeat", folder / "rows.jsonl")
+    write_repetition_task(folder)
     return folder
 
 

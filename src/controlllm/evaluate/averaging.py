@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from controlllm.common.errors import ModelError
+from controlllm.data import Batch
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
-from controlllm.evaluate.losses import Batch
 from controlllm.evaluate.reference import Reference
 
 __all__ = ["average_weights", "averaging_curve"]

@@ -6,9 +6,10 @@ from itertools import chain
 from torch import nn
 
 from controlllm.common.errors import ModelError
+from controlllm.data import Batch
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
 from controlllm.evaluate.expanded import Expanded
-from controlllm.evaluate.losses import Batch, evaluate_losses
+from controlllm.evaluate.losses import evaluate_losses
 from controlllm.evaluate.reference import Reference
 
 __all__ = ["calibrate"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import write_json
-from controlllm.evaluate.losses import Batch
+from controlllm.data import Batch
 from controlllm.evaluate.reference import Reference
 from controlllm.evaluate.report import format_table
 from controlllm.evaluate.retention import (

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum
-from controlllm.data import model_inputs
+from controlllm.data import Batch, model_inputs
 from controlllm.evaluate.expanded import recording_alpha
 
 __all__ = [
-    "Batch",
     "LossReport",
     "evaluate_losses",
     "evaluating",
@@ -25,9 +24,6 @@ __all__ = [
     "perplexity",
     "split_batch",
 ]
-
-Batch = Mapping[str, Any]
-"""What `data.eval_batches` gives: tensors by name, padded or packed."""
 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
@@ -101,10 +97,10 @@ def split_batch(batch: Batch) -> tuple[dict[str, Any], Tensor]:
 
 
 def model_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Logits (B, T, V) of one forward pass, without a KV cache, on the device of the model."""
+    """Logits (B, T, V) of one forward pass on the device of the model."""
     device = next(model.parameters()).device
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    return model(**moved, use_cache=False).logits
+    return model(**moved).logits
 
 
 def perplexity(loss: float) -> float:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
+from controlllm.data import Batch
 from controlllm.evaluate.expanded import recording_alpha
-from controlllm.evaluate.losses import Batch, evaluating, model_logits, per_token, split_batch
+from controlllm.evaluate.losses import evaluating, model_logits, per_token, split_batch
 from controlllm.evaluate.reference import Reference
 
 __all__ = [

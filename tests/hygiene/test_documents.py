@@ -1,0 +1,85 @@
+"""What the documents say exists: links lead somewhere, commands have these verbs and options."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controlllm.cli import main
+from controlllm.train.config import RunConfig
+from controlllm.train.config_io import build
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDES = [
+    path for path in DOCUMENTS if path.parent.name != "decisions"
+]  # those hold signatures only
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+
+
+def code_blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages."""
+    return [body for language, body in FENCE.findall(path.read_text()) if language in languages]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_relative_links_lead_somewhere(path):
+    text = FENCE.sub("", path.read_text())
+    for match in LINK.finditer(text):
+        target = (match[1] or match[2]).split("#")[0]
+        if target and "://" not in target and not target.startswith("mailto:"):
+            assert (path.parent / target).exists(), f"{target} does not exist"
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_blocks_compile(path):
+    for block in code_blocks(path, "python"):
+        compile(block, str(path), "exec")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_make_targets_exist(path):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    for block in code_blocks(path, "bash", "sh", "console", ""):
+        for target in re.findall(r"^\$?\s*make ([a-z]+)", block, re.M):
+            assert target in targets, f"make {target}"
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `controlllm ...` line of the guides' shell blocks, as words; continued lines joined."""
+    found = []
+    for path in GUIDES:
+        lines = "\n".join(code_blocks(path, "bash", "sh", "console")).replace("\\\n", " ")
+        for line in re.findall(r"^\$?\s*(?:\.venv/bin/)?controlllm\s+([^\n#|>]+)", lines, re.M):
+            found.append((path.name, shlex.split(line)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    commands(),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_commands_have_these_verbs_and_options(document, words, capsys):
+    verb, *rest = words
+    assert main([verb, "--help"]) == 0, f"{document}: controlllm {verb}"
+    text = capsys.readouterr().out
+    for option in (word.split("=")[0] for word in rest if word.startswith("--")):
+        assert re.search(rf"{re.escape(option)}(?![\w.])", text), f"{verb} has no {option}"
+
+
+def run_files() -> list[tuple[str, str]]:
+    """Every YAML block of the guides that says which model is trained, and every recipe."""
+    blocks = [(path.name, block) for path in GUIDES for block in code_blocks(path, "yaml")]
+    recipes = [(path.name, path.read_text()) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
+    return [(name, text) for name, text in blocks + recipes if re.search(r"^model:", text, re.M)]
+
+
+@pytest.mark.parametrize(("name", "text"), run_files(), ids=lambda value: value.partition("\n")[0])
+def test_run_files_have_these_settings(name, text):
+    run = build(RunConfig, yaml.safe_load(text))
+    assert run.data.train, f"{name} trains on nothing"

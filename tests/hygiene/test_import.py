@@ -1,0 +1,109 @@
+"""`import controlllm` is light, and leaves no trace."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = [
+    "accelerate",
+    "datasets",
+    "grain",
+    "lm_eval",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "tensorboard",
+    "transformers.modeling_utils",
+    "transformers.trainer",
+    "trl",
+    "wandb",
+]
+
+# Everything that a patch could replace: functions and classes of the modules that torch and
+# transformers have loaded before, and the methods of the classes that models are made of.
+WATCH = """
+import json, os, sys
+import torch, transformers
+from transformers import PreTrainedConfig
+{before}
+
+def seen():
+    things = {{}}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("torch", "transformers"):
+            for key, value in list(vars(module).items()):
+                if callable(value):
+                    things[name, key] = value
+    for owner in (torch.nn.Module, torch.Tensor, PreTrainedConfig, {classes}):
+        things.update({{(owner.__qualname__, key): value for key, value in vars(owner).items()}})
+    return things
+
+environment, before = dict(os.environ), seen()
+import controlllm
+{use}
+after = seen()
+print(json.dumps({{
+    "modules": sorted(sys.modules),
+    "environment": environment == dict(os.environ),
+    "patched": [str(key) for key, value in before.items() if after.get(key) is not value],
+}}))
+"""
+
+
+def run_in_a_new_process(folder: Path, before: str = "", classes: str = "", use: str = "") -> dict:
+    source = Path(__file__).parents[2] / "src"
+    environment = os.environ | {
+        "PYTHONPATH": str(source),
+        "HOME": str(folder),
+        "HF_HOME": str(folder),
+    }
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    script = WATCH.format(before=before, classes=classes, use=use)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("empty")
+    return run_in_a_new_process(folder) | {"files": [str(path) for path in folder.rglob("*")]}
+
+
+def test_nothing_heavy_is_imported(imported):
+    heavy = [name for name in HEAVY if name in imported["modules"]]
+    assert not heavy, f"import controlllm imports {heavy}"
+
+
+def test_no_file_is_created_and_no_environment_variable_changed(imported):
+    assert imported["files"] == []
+    assert imported["environment"]
+
+
+def test_nothing_is_patched(imported):
+    assert imported["patched"] == []
+
+
+USED = "DynamicCache, GenerationMixin, LlamaForCausalLM, PreTrainedModel, StaticCache"
+
+
+def test_using_the_method_patches_nothing_either(tmp_path):
+    seen = run_in_a_new_process(
+        tmp_path,
+        before=f"from transformers import {USED}",
+        classes=USED,
+        use="""
+config = transformers.LlamaConfig(
+    vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+)
+model = controlllm.expand(LlamaForCausalLM(config), controlllm.ExpansionConfig(num_blocks=1))
+model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False)
+""",
+    )
+    assert seen["patched"] == []
