@@ -1,19 +1,80 @@
-"""Training: the only room that holds time."""
+"""Floor 4: training, the only room that holds time.
 
-from controlllm.train.config import (
-    LoggingConfig,
-    ModelConfig,
-    RehearsalConfig,
-    RunConfig,
-    TrainingConfig,
-)
-from controlllm.train.presets import preset_values
+    RunConfig --open_run_folder--> checkpoint or None
+        |
+    make_bench      model on its device -> rehearsal (the base writes) -> method (expand, ...)
+        |           -> loader, loss, forgetting meter, alpha sampler, optimizer, schedule
+    RunKeeper       the books: logs, measures forgetting, saves, resumes, says when to stop
+        |
+    BACKENDS        native | hf: who makes the optimizer steps
+        |
+    TrainResult     history, best step within the budget, why it stopped, the model
+
+In Python:
+
+>>> from controlllm.train import RunConfig, train
+>>> run = RunConfig.from_dict({
+...     "preset": "retain",
+...     "model": {"model_name_or_path": "meta-llama/Llama-3.1-8B-Instruct"},
+...     "data": {"train": [{"path": "new.jsonl"}], "learn": [{"path": "new-heldout.jsonl"}],
+...              "retain": [{"path": "old-heldout.jsonl"}]},
+...     "training": {"output_dir": "runs/first", "max_steps": 1000, "mixed_precision": "bf16"},
+... })
+>>> result = train(run)                                            # doctest: +SKIP
+>>> result.best                                                    # doctest: +SKIP
+Best(step=900, learn_loss=0.81, forgetting=0.02)
+
+Killed at any moment, the same call goes on from the newest checkpoint as if nothing had happened.
+
+| module | what it holds | to add one |
+|---|---|---|
+| `config`, `training_config`, `presets`, `config_io` | the typed run config and its YAML | a field |
+| `run`, `folder`, `bench`, `keeper`, `progress` | the picture above | |
+| `methods` | `control`, `full` | a function under `@METHODS.register` |
+| `backends`, `native`, `hf` | the loops | a function under `@BACKENDS.register` |
+| `losses`, `rows`, `optim`, `alpha` | one step: its loss, its groups and rates, its alpha | |
+| `rehearsal`, `retention` | what the base writes; what the model learned and forgot | |
+| `metrics`, `loggers` | names of metrics; where they go | a class under `@LOGGERS.register` |
+"""
+
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.train.config import (
+        LoggingConfig,
+        ModelConfig,
+        RehearsalConfig,
+        RunConfig,
+        TrainingConfig,
+    )
+    from controlllm.train.keeper import TrainResult
+    from controlllm.train.presets import preset_values
+    from controlllm.train.retention import Best
+    from controlllm.train.run import train
 
 __all__ = [
+    "Best",
     "LoggingConfig",
     "ModelConfig",
     "RehearsalConfig",
     "RunConfig",
+    "TrainResult",
     "TrainingConfig",
     "preset_values",
+    "train",
 ]
+
+_HOMES = {
+    "Best": "retention",
+    "LoggingConfig": "config",
+    "ModelConfig": "config",
+    "RehearsalConfig": "config",
+    "RunConfig": "config",
+    "TrainResult": "keeper",
+    "TrainingConfig": "config",
+    "preset_values": "presets",
+    "train": "run",
+}
+__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

@@ -36,7 +36,7 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Dtype = "float32"
-    """Type of the loaded weights; `auto` = as stored. Mixed precision trains float32 weights anyway."""
+    """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
     trust_remote_code: bool = False

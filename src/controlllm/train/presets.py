@@ -34,9 +34,9 @@ _PAPER = {
 }
 
 _RETAIN = {
-    # METHOD.md section 8: at a small budget of forgetting the relative divergence (nmse 0.3) learned
-    # a little more than none (GSM8K 2.183 at +0.043; none, between its two nearest points, 2.20), and
-    # it is the row that was measured with a second seed.
+    # METHOD.md section 8: at a small budget of forgetting the relative divergence (nmse 0.3)
+    # learned a little more than none (GSM8K 2.183 at +0.043; none, between its two nearest points,
+    # 2.20), and it is the row that was measured with a second seed.
     "method": "control",
     "expansion": {
         "structure": "concat",

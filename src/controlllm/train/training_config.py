@@ -28,7 +28,7 @@ _OPTIONAL_POSITIVE = (
     "max_seconds",
     "save_total_limit",
     "interpolator_learning_rate",
-    "eval_batches",
+    "max_eval_samples",
 )
 
 
@@ -59,11 +59,11 @@ class TrainingConfig:
     max_steps: int = 1000
     """Optimizer steps to train; ignored when num_train_epochs is given."""
     num_train_epochs: float | None = None
-    """Passes over the training sources instead of max_steps (needs sources of known size)."""
+    """Passes over data.train instead of max_steps (turned into steps by the sources' sizes)."""
     max_tokens: int | None = None
     """Stop after this many real training tokens (checked after each step)."""
     max_seconds: float | None = None
-    """Stop after this many seconds of training, summed over resumes."""
+    """Stop after this many seconds of training steps (no evaluation), summed over resumes."""
 
     per_device_train_batch_size: int = 8
     """Rows of data.max_length tokens in one micro-batch."""
@@ -102,14 +102,14 @@ class TrainingConfig:
 
     eval_steps: int = 100
     """Optimizer steps between measurements of data.learn and data.retain; also before and after."""
-    eval_batches: int | None = None
-    """Use at most this many batches of each evaluation set; null = all."""
+    max_eval_samples: int | None = None
+    """Use only the first so many examples of each evaluation set; null = all."""
     save_steps: int = 500
     """Optimizer steps between checkpoints; one is always written at the end."""
     save_total_limit: int | None = 2
     """Keep only so many newest checkpoints; null = all. The best one is never removed."""
     resume_from_checkpoint: str = "auto"
-    """`auto` (the newest whole checkpoint of output_dir, if any), `never`, or a checkpoint folder."""
+    """`auto` (the newest whole checkpoint of output_dir, if any), `never`, or a checkpoint."""
 
     max_forgetting: float | None = None
     """Budget in nats per token: at the best checkpoint no retain set has lost more than this."""

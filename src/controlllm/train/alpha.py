@@ -1,0 +1,67 @@
+"""Training for the dial: one alpha per optimizer step, drawn from a range."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.expansion import ControlLLMForCausalLM
+
+__all__ = ["AlphaSampler"]
+
+
+class AlphaSampler:
+    """Sets a random alpha for a step and puts the nominal setting back after it.
+
+    Everything outside a step (evaluation, checkpoints, saved models) sees the nominal setting: the
+    dial that the config names, or the trained alpha.
+
+    Args:
+        model: an expanded model; with `interval` None any model.
+        interval: [low, high] to draw from; None = never change anything.
+        seed: of the generator.
+    """
+
+    def __init__(self, model: nn.Module, interval: Sequence[float] | None, seed: int) -> None:
+        self.model = model
+        self.interval = interval
+        self.generator = torch.Generator().manual_seed(seed)
+        self._nominal = model.expansion.dial if isinstance(model, ControlLLMForCausalLM) else None
+
+    @contextmanager
+    def step(self) -> Iterator[float | None]:
+        """Inside, the model runs at the alpha drawn for this optimizer step, which is yielded."""
+        try:
+            yield self.draw()
+        finally:
+            self.release()
+
+    def draw(self) -> float | None:
+        """Draw and set the alpha of the next step; forward *and* backward belong inside."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        alpha = low + (high - low) * torch.rand((), generator=self.generator).item()
+        self._set(alpha)
+        return alpha
+
+    def release(self) -> None:
+        """Put the nominal setting back."""
+        if self.interval is None:
+            return
+        self._set(None)  # A dial by layer leaves the ends and other layers as they are.
+        if self._nominal is not None:
+            self._set(self._nominal)
+
+    def _set(self, alpha: float | dict[int, float] | None) -> None:
+        assert isinstance(self.model, ControlLLMForCausalLM)  # RunConfig has checked the method
+        self.model.set_alpha(alpha)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on drawing where `state_dict` was taken."""
+        self.generator.set_state(state["generator"].cpu())

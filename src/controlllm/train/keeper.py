@@ -1,0 +1,228 @@
+"""The book-keeping of a run, the same under every back end.
+
+A back end makes optimizer steps and reports each; the keeper logs, measures forgetting, saves,
+resumes, and says when to stop:
+
+    keeper.start()                      resume, or measure the untrained model
+    while keeper.stopped is None:
+        ... one optimizer step ...
+        keeper.after_step(report, grad_norm)
+    keeper.finish() -> TrainResult
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import (
+    TrainingState,
+    capture_rng,
+    load_checkpoint,
+    mark_best,
+    restore_rng,
+    save_checkpoint,
+)
+from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
+from controlllm.common.errors import TrainingError
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.train import metrics as names
+from controlllm.train.bench import Bench
+from controlllm.train.loggers import LoggerContext, make_loggers
+from controlllm.train.losses import StepReport
+from controlllm.train.optim import learning_rate_factor
+from controlllm.train.progress import Progress, Window
+from controlllm.train.retention import Best, better
+
+__all__ = ["RunKeeper", "TrainResult"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        output_dir: the run's folder.
+        history: one row per record: `step` and its metrics.
+        best: the best learner within the budget; None without learn sets, or if none kept to it.
+        stopped_because: max_steps, max_tokens, max_seconds or max_forgetting.
+        model: the model as it was when training stopped (the best one is on disk).
+        tokenizer: its tokenizer.
+    """
+
+    output_dir: Path
+    history: list[dict[str, Any]]
+    best: Best | None
+    stopped_because: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class RunKeeper:
+    """Keeps the books of one run.
+
+    Args:
+        bench: the run's model, data, optimizer and the like.
+        checkpoint: where to resume from, or None.
+    """
+
+    def __init__(self, bench: Bench, checkpoint: Path | None) -> None:
+        self.bench = bench
+        self.training = bench.run.training
+        self.folder = Path(self.training.output_dir)
+        self.progress = Progress()
+        self.saved: Path | None = checkpoint
+        self.stopped: str | None = None
+        self._clock = time.monotonic()
+        self._checkpoint = checkpoint
+
+    def start(self) -> None:
+        """Resume, or measure the untrained model; call it last before the first step."""
+        if self._checkpoint is not None:
+            self._resume(self._checkpoint)
+        context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
+        self.loggers = make_loggers(context)
+        if self.progress.step == 0 and self.bench.meter.enabled:
+            self._measure()
+        self.stopped = self._reason_to_stop()
+        self._clock = time.monotonic()
+
+    def check_finite(self, report: StepReport, grad_norm: float) -> None:
+        """Refuse a step that would poison the weights; call it before `optimizer.step()`.
+
+        Raises:
+            TrainingError: naming the step and the checkpoint that stays good.
+        """
+        values = {name: loss.item() for name, loss in report.losses.items()}
+        values["gradient norm"] = grad_norm
+        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            kept = (
+                f"the last good checkpoint is {self.saved}" if self.saved else "nothing was saved"
+            )
+            raise TrainingError(
+                f"step {self.progress.step + 1}: {', '.join(bad)}; the weights were not changed "
+                f"and {kept}. Lower training.learning_rate, or look at the rows of this step."
+            )
+
+    def after_step(self, report: StepReport, grad_norm: float) -> None:
+        """Count an optimizer step, and log, measure, save and stop where it is time to."""
+        progress, training = self.progress, self.training
+        seconds = time.monotonic() - self._clock
+        progress.step += 1
+        progress.tokens += report.tokens
+        progress.seconds += seconds
+        progress.window.add(report, grad_norm, seconds)
+        last = self._reason_to_stop() is not None
+        if last or progress.step % self.bench.run.logging.logging_steps == 0:
+            self._log_training()
+        improved = False
+        if self.bench.meter.enabled and (last or progress.step % training.eval_steps == 0):
+            improved = self._measure()
+        self.stopped = self._reason_to_stop()
+        if improved or self.stopped or progress.step % training.save_steps == 0:
+            self._save(improved)
+        self._clock = time.monotonic()
+
+    def finish(self) -> TrainResult:
+        """Close the loggers and say what came of it."""
+        self.close()
+        assert self.stopped is not None
+        return TrainResult(
+            output_dir=self.folder,
+            history=self.progress.history,
+            best=self.progress.best,
+            stopped_because=self.stopped,
+            model=self.bench.model,
+            tokenizer=self.bench.tokenizer,
+        )
+
+    def close(self) -> None:
+        """Close the loggers; also after an error."""
+        self.loggers.close()
+
+    def _reason_to_stop(self) -> str | None:
+        progress, training = self.progress, self.training
+        if progress.step >= self.bench.total_steps:
+            return "max_steps"
+        if _reached(progress.tokens, training.max_tokens):
+            return "max_tokens"
+        if _reached(progress.seconds, training.max_seconds):
+            return "max_seconds"
+        forgetting, budget = progress.forgetting, training.max_forgetting
+        if training.stop_on_budget and forgetting is not None and budget is not None:
+            return "max_forgetting" if forgetting > budget else None
+        return None
+
+    def _log_training(self) -> None:
+        means = self.progress.window.means()
+        factor = learning_rate_factor(self.progress.step - 1, self.training, self.bench.total_steps)
+        means[names.LEARNING_RATE] = self.training.learning_rate * factor
+        means[names.TOKENS] = self.progress.tokens
+        means[names.MEMORY] = names.peak_memory_gib(self.bench.device)
+        if isinstance(self.bench.model, ControlLLMForCausalLM):
+            for layer, alpha in self.bench.model.alphas().items():
+                means[names.ALPHA_LAYER.format(layer)] = alpha
+        self.progress.window = Window()
+        self._log(means)
+
+    def _measure(self) -> bool:
+        """Evaluate; whether this step is the best one so far."""
+        with self.bench.autocast():
+            measurement = self.bench.meter.measure()
+        progress = self.progress
+        progress.forgetting = measurement.forgetting
+        self._log(measurement.metrics)
+        best = better(progress.step, measurement, progress.best, self.training.max_forgetting)
+        progress.best = best or progress.best
+        return best is not None
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.progress.history.append({"step": self.progress.step, **metrics})
+        self.loggers.log(metrics, self.progress.step)
+
+    def _save(self, improved: bool) -> None:
+        bench = self.bench
+        state = TrainingState(
+            step=self.progress.step,
+            tensors=trained_tensors(bench.model),
+            model=describe_model(bench.model),
+            optimizer=bench.optimizer.state_dict(),
+            scheduler=bench.scheduler.state_dict(),
+            loader=bench.loader.state_dict(),
+            rng=capture_rng(),
+            history=self.progress.history,
+            extra={"progress": self.progress.to_dict(), "alphas": bench.alphas.state_dict()},
+        )
+        self.saved = save_checkpoint(self.folder, state, self.training.save_total_limit)
+        if improved:
+            self._mark_best()
+
+    def _mark_best(self) -> None:
+        best = self.progress.best
+        assert best is not None
+        values = {"learn_loss": best.learn_loss}
+        if best.forgetting is not None:
+            values["forgetting"] = best.forgetting
+        mark_best(self.folder, best.step, values)
+
+    def _resume(self, checkpoint: Path) -> None:
+        bench = self.bench
+        state = load_checkpoint(checkpoint)
+        restore_tensors(bench.model, state.tensors)
+        bench.optimizer.load_state_dict(state.optimizer)
+        bench.scheduler.load_state_dict(state.scheduler)
+        bench.loader.load_state_dict(state.loader)
+        bench.alphas.load_state_dict(state.extra["alphas"])
+        self.progress = Progress.from_dict(state.extra["progress"], state.history)
+        best = self.progress.best
+        if best is not None and best.step == state.step:
+            self._mark_best()  # A kill between saving and marking would have lost the mark.
+        restore_rng(state.rng)
+
+
+def _reached(value: float, limit: float | None) -> bool:
+    return limit is not None and value >= limit

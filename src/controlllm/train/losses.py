@@ -1,0 +1,183 @@
+"""One optimizer step's loss, the same for every back end.
+
+    loss = CE_sum / targets  +  weighted divergence_sum / tokens  +  weight * KL_sum / rehearsed
+
+Each sum runs over the whole accumulated batch and is divided once by its count there. The counts
+are taken *before* the first micro-batch runs, so a micro-batch's loss is its share of the step's
+loss, shares add up, and neither accumulation nor how rows are cut into batches changes anything.
+
+| term | which positions |
+|---|---|
+| cross-entropy | that predict a target of a training or replay row (under `ce`: any row) |
+| divergence | all real tokens, or those that predict a target (`expansion.divergence_tokens`) |
+| rehearsal | that predict a token of a rehearsed row, under `kl`: KL(base ‖ model) |
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.common.losses import (
+    IGNORE_INDEX,
+    cross_entropy_sum,
+    kl_sum,
+    target_mask,
+    token_mask,
+)
+from controlllm.data import REHEARSAL, model_inputs
+from controlllm.evaluate import Reference
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.train.rows import rows_of_origin
+
+__all__ = ["Counts", "StepLoss", "StepReport"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the sums of one optimizer step are divided by.
+
+    Attributes:
+        targets: positions with a cross-entropy.
+        tokens: positions with a divergence.
+        rehearsed: positions with a rehearsal KL.
+        real: tokens that are no padding, for throughput and budgets.
+    """
+
+    targets: int = 0
+    tokens: int = 0
+    rehearsed: int = 0
+    real: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.targets + other.targets,
+            self.tokens + other.tokens,
+            self.rehearsed + other.rehearsed,
+            self.real + other.real,
+        )
+
+
+@dataclass
+class StepReport:
+    """What one optimizer step measured; the losses are already divided by their global counts.
+
+    Attributes:
+        losses: cross_entropy, divergence and rehearsal (0-dim tensors on the device).
+        divergence: unweighted divergence per expanded layer.
+        tokens: real tokens seen.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    divergence: dict[int, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, losses: dict[str, Tensor], divergence: dict[int, Tensor]) -> None:
+        """Add one micro-batch's share."""
+        for mine, theirs in ((self.losses, losses), (self.divergence, divergence)):
+            for key, value in theirs.items():
+                mine[key] = mine[key] + value if key in mine else value  # type: ignore[index,operator]
+
+    @property
+    def total(self) -> Tensor:
+        """The loss that was trained on."""
+        return torch.stack(list(self.losses.values())).sum()
+
+
+class StepLoss:
+    """Computes micro-batch losses and counts.
+
+    Args:
+        model: what trains.
+        reference: its base, asked for the rehearsal KL.
+        rehearsal_weight: weight of the rehearsal KL; None = rehearsed rows are ordinary rows.
+    """
+
+    def __init__(
+        self, model: nn.Module, reference: Reference | None, rehearsal_weight: float | None = None
+    ) -> None:
+        self.model = model
+        self.reference = reference
+        self.rehearsal_weight = rehearsal_weight
+
+    def count(self, batches: Iterable[Mapping[str, Any]]) -> Counts:
+        """The global counts of one accumulated batch."""
+        return sum((self._count_one(batch) for batch in batches), Counts())
+
+    def micro_batch(
+        self, batch: Mapping[str, Any], counts: Counts, report: StepReport | None = None
+    ) -> Tensor:
+        """This micro-batch's share of the step's loss, with its graph.
+
+        Args:
+            batch: one micro-batch on the model's device.
+            counts: the counts of the *whole* accumulated batch.
+            report: where the parts are added up, detached.
+        """
+        inputs = dict(model_inputs(batch))
+        inputs.pop("labels")
+        expanded = isinstance(self.model, ControlLLMForCausalLM)
+        with self.model.explicit_divergence() if expanded else nullcontext() as terms:
+            logits_BTV = self.model(**inputs).logits
+        losses = {"cross_entropy": self._cross_entropy(logits_BTV, batch, counts)}
+        divergence: dict[int, Tensor] = {}
+        if terms is not None and terms.values:
+            mask_BT = self._divergence_mask(batch)
+            losses["divergence"] = terms.total(mask_BT)[0] / max(counts.tokens, 1)
+            blocks = terms.per_block(mask_BT)
+            divergence = {layer: s / max(counts.tokens, 1) for layer, (s, _) in blocks.items()}
+        if counts.rehearsed:
+            losses["rehearsal"] = self._rehearsal(logits_BTV, batch, counts)
+        if report is not None:
+            report.add({name: loss.detach() for name, loss in losses.items()}, divergence)
+        return torch.stack(list(losses.values())).sum()
+
+    def _count_one(self, batch: Mapping[str, Any]) -> Counts:
+        labels_BT = batch["labels"]
+        task_BT = self._task_labels(batch)
+        targets = int(target_mask(task_BT).sum())
+        return Counts(
+            targets=targets,
+            tokens=int(self._divergence_mask(batch).sum()),
+            rehearsed=int(target_mask(labels_BT).sum()) - targets,
+            real=int((batch["origin"] >= 0).sum()),
+        )
+
+    def _task_labels(self, batch: Mapping[str, Any]) -> Tensor:
+        """The labels that cross-entropy sees (B, T)."""
+        labels_BT: Tensor = batch["labels"]
+        if self.rehearsal_weight is None:
+            return labels_BT
+        return labels_BT.masked_fill(batch["origin"] == REHEARSAL, IGNORE_INDEX)
+
+    def _divergence_mask(self, batch: Mapping[str, Any]) -> Tensor:
+        """Positions whose divergence counts (B, T bool)."""
+        if isinstance(self.model, ControlLLMForCausalLM):
+            which = self.model.expansion.divergence_tokens
+            if which == "target":
+                return token_mask(batch, which)
+        mask: Tensor = batch["origin"] >= 0
+        return mask
+
+    def _cross_entropy(
+        self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts
+    ) -> Tensor:
+        total, _ = cross_entropy_sum(logits_BTV, self._task_labels(batch))
+        return total / max(counts.targets, 1)
+
+    def _rehearsal(self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
+        """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""
+        rows = rows_of_origin(batch, REHEARSAL)
+        if rows is None:
+            return logits_BTV.new_zeros((), dtype=torch.float32)
+        assert self.reference is not None and self.rehearsal_weight is not None
+        part, select = rows
+        labels_BT = part["labels"]
+        inputs = {k: v for k, v in model_inputs(part).items() if k != "labels"}
+        total, _ = kl_sum(self.reference.forward(**inputs), select(logits_BTV), labels_BT)
+        return self.rehearsal_weight * total / counts.rehearsed

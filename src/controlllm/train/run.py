@@ -1,0 +1,39 @@
+"""`train(run)`: the whole way from a run config to a trained model."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.train.backends import BACKENDS
+from controlllm.train.bench import make_bench
+from controlllm.train.config import RunConfig
+from controlllm.train.folder import open_run_folder
+from controlllm.train.keeper import RunKeeper, TrainResult
+
+__all__ = ["train"]
+
+
+def train(
+    run: RunConfig, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+) -> TrainResult:
+    """Train as `run` says; resumes by itself where an earlier process was stopped.
+
+    Args:
+        run: the run config.
+        loaded: model and tokenizer to use instead of loading `run.model`; the model is taken over.
+
+    Returns:
+        Where the run lies, its history, its best step, why it stopped, and the model as it is now.
+
+    Raises:
+        ConfigError: for a config that cannot work, or an output folder that holds something else.
+        DataError, ModelError, CheckpointError: for what the config names.
+        TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
+    """
+    checkpoint = open_run_folder(run)
+    bench = make_bench(run, loaded)
+    keeper = RunKeeper(bench, checkpoint)
+    keeper.start()
+    try:
+        return BACKENDS.get(run.training.backend)(bench, keeper)
+    finally:
+        bench.alphas.release()
+        keeper.close()
