@@ -22,7 +22,7 @@ from controlllm.common.errors import ModelError
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.divergence import DIVERGENCES
-from controlllm.expansion.interpolators import INTERPOLATORS, ConstantGate
+from controlllm.expansion.interpolators import INTERPOLATORS, ConstantGate, Interpolator
 
 __all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
 
@@ -79,6 +79,8 @@ class ExpandedBlock(nn.Module, ABC):
 class ConcatBlock(ExpandedBlock):
     """The copy runs beside the block (the method)."""
 
+    interpolator: Interpolator
+
     def __init__(
         self,
         pretrained: nn.Module,
@@ -91,7 +93,9 @@ class ConcatBlock(ExpandedBlock):
         super().__init__(pretrained, expanded, layer, state)
         make = INTERPOLATORS.get(config.interpolator)
         self.interpolator = make(hidden_size, alpha=config.alpha, train_alpha=config.train_alpha)
-        self.config_weight = config.divergence_weight
+        self.weight = (
+            None if config.divergence_weight == "dynamic" else float(config.divergence_weight)
+        )
         self.detach_pretrained = config.detach_pretrained
         self.divergence = (
             None if config.divergence == "none" else DIVERGENCES.get(config.divergence)
@@ -105,9 +109,7 @@ class ConcatBlock(ExpandedBlock):
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The copy on the same input; its divergence counts in training."""
         expanded = first(self.expanded(x, *args, **kwargs))
-        if (
-            self.dial == 0
-        ):  # the base, whatever the interpolator does to its input and whatever g computes
+        if self.dial == 0:  # the base, whatever g computes and the interpolator does to f's output
             return pretrained
         merged, alpha = self.interpolator(x, pretrained, expanded, self.dial)
         self.last_alpha = alpha.detach()
@@ -115,7 +117,7 @@ class ConcatBlock(ExpandedBlock):
         if self.divergence is None or not self.training or not self.state.wanted:
             return merged
         d_BT = self.distance(x, pretrained, expanded)
-        weight = alpha.squeeze(-1) if self.config_weight == "dynamic" else self.config_weight
+        weight = self.weight if isinstance(self.weight, float) else alpha.squeeze(-1)
         return self.state.align(self.layer, d_BT, weight, merged)
 
     def distance(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
@@ -220,7 +222,6 @@ class RelaxedNorm:
         """The hook: blend the norm's input into its output."""
         if self.weight != "dynamic":
             return torch.lerp(output, args[0], float(self.weight))
-        dial, gate = self.block.dial, self.block.interpolator
-        alpha = torch.tensor([dial]) if dial is not None else gate.alpha()
-        weight = (2 * alpha - 1).clamp(0, 1).to(output)
-        return torch.lerp(output, args[0], weight)
+        alpha = self.block.alpha()
+        assert alpha is not None  # ExpansionConfig allows "dynamic" with a constant alpha only
+        return torch.lerp(output, args[0], min(max(2 * alpha - 1, 0.0), 1.0))

@@ -14,6 +14,11 @@ _INTRO = {
     "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
 }
 
+_SHOWN = (
+    *("structure", "num_blocks", "layers", "interpolator", "alpha"),
+    *("divergence", "divergence_weight", "expand_ends", "dial"),
+)
+
 
 def model_card(config: ControlLLMConfig, form: str) -> str:
     """The card's Markdown, with the Hub's metadata on top.
@@ -65,9 +70,7 @@ def _table(config: ControlLLMConfig) -> str:
         "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
         "layers of the base": base.get("num_hidden_layers"),
     }
-    shown = ("structure", "num_blocks", "layers", "interpolator", "alpha", "divergence")
-    shown += ("divergence_weight", "expand_ends", "dial")
-    rows |= {key: expansion.get(key) for key in shown if expansion.get(key) is not None}
+    rows |= {key: expansion[key] for key in _SHOWN if expansion.get(key) is not None}
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
     )

@@ -89,15 +89,16 @@ def combine(
         raise ConfigError(f"weight={weight!r}; allowed: a number from 0 (only a) to 1 (only b).")
     _check_same_kind(a, b)
     if form == "collapsed":
-        one, other = collapse(a), collapse(b)
+        collapsed, other = collapse(a), collapse(b)
         with torch.no_grad():
-            for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            for p, q in zip(collapsed.parameters(), other.parameters(), strict=True):
                 p.copy_(_lerp(p, q, weight))
-        return one
+        return collapsed
     one = copy.deepcopy(a)
     with torch.no_grad():
-        for p, q in zip(sidecar_tensors(one).values(), sidecar_tensors(b).values(), strict=True):
-            p.copy_(_lerp(p, q, weight))
+        ours, theirs = sidecar_tensors(one), sidecar_tensors(b)
+        for name, tensor in ours.items():
+            tensor.copy_(_lerp(tensor, theirs[name], weight))
     one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
     if a.expansion.dial != b.expansion.dial:
         one.set_alpha(None)
@@ -127,17 +128,16 @@ def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None
 def _weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
     """The alpha at which a block's weights are interpolated."""
     block = model.blocks[layer]
-    if block.dial is not None or isinstance(block, StackBlock) or block.interpolator.constant:
-        return block.alpha()
-    measured = model.expansion.mean_alpha or {}
-    if layer not in measured:
+    measured = (model.expansion.mean_alpha or {}).get(layer)
+    gated = isinstance(block, ConcatBlock) and not block.interpolator.constant
+    alpha = measured if gated and block.dial is None else block.alpha()
+    if alpha is None:
         raise ModelError(
             f"interpolator={model.expansion.interpolator!r} decides alpha per token, and its mean "
-            f"was never measured "
-            f"for layer {layer}: evaluate inside `with model.record_alpha():` first, or set a "
-            f"dial by set_alpha()."
+            f"was never measured for layer {layer}: evaluate inside `with model.record_alpha():` "
+            f"first, or set a dial by set_alpha()."
         )
-    return measured[layer]
+    return alpha
 
 
 def _lerp(p: Tensor, e: Tensor, alpha: float) -> Tensor:
@@ -147,15 +147,12 @@ def _lerp(p: Tensor, e: Tensor, alpha: float) -> Tensor:
 
 def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
     assert isinstance(block, ConcatBlock)
-    arc = isinstance(block.interpolator, Slerp)
+    arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
     for p, e in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
-        if arc:
-            joined = block.interpolator.mix(
-                p.float(), e.float(), torch.tensor([alpha], device=p.device)
-            )
-            p.data.copy_(joined)
-        else:
+        if arc is None:
             p.data.copy_(_lerp(p, e, alpha))
+        else:
+            p.data.copy_(arc.mix(p.float(), e.float(), torch.tensor([alpha], device=p.device)))
 
 
 def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> None:
@@ -180,5 +177,6 @@ def _fold_ends(ends: dict[str, ExpandedEnd]) -> None:
     for parameter, value in joined.values():
         parameter.data = value
     embedding, head = ends["embedding"].pretrained, ends["head"].pretrained
+    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
     embedding.num_embeddings = embedding.weight.shape[0]
     head.out_features = head.weight.shape[0]

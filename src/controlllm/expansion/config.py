@@ -1,7 +1,7 @@
 """What to expand and how: one dataclass, checked when it is made."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
@@ -55,12 +55,12 @@ class ExpansionConfig:
     """Stop the divergence's gradient at the pretrained branch (else earlier blocks get it too)."""
 
     relaxed_norm: float | str | None = None
-    """Replace norm(x) in expanded blocks by w·x + (1-w)·norm(x); `dynamic`: w = clamp(2·alpha-1, 0, 1).
+    """Blend w·x + (1-w)·norm(x) in expanded blocks; `dynamic`: w = clamp(2·alpha - 1, 0, 1).
     A fixed w > 0 changes outputs from the first step."""
 
     freeze: list[str] | None = None
-    """Groups of the base that stay frozen, of blocks, embeddings, norm, head; None = all. A group left
-    out trains in place, and alpha 0 is no longer the base: `expand_ends` is the way that keeps it."""
+    """Groups of the base that stay frozen, of blocks, embeddings, norm, head; None = all. A group
+    left out trains in place, and alpha 0 is no longer the base: `expand_ends` keeps it."""
 
     expand_ends: bool = False
     """Give embedding, final norm and LM head trainable copies, too; added tokens live there."""
@@ -167,12 +167,12 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_alpha(field: str, value: object) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+    if not _is_number(value) or not 0 <= value <= 1:
         raise ConfigError(
             f"{field}={value!r}; allowed: a number from 0 (the base) to 1 (the expanded branch)."
         )

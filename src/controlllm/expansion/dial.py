@@ -8,7 +8,6 @@ from controlllm.common.errors import ConfigError
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.config import ExpansionConfig
-from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery import Expansion
 
 __all__ = ["Dial"]
@@ -17,7 +16,7 @@ __all__ = ["Dial"]
 class Dial:
     """What an expanded model offers about its alphas; mixed into the model's class."""
 
-    config: ControlLLMConfig
+    config: Any
     _expansion: Expansion
 
     @property

@@ -86,6 +86,9 @@ class ExpandedNorm(ExpandedEnd):
 class ExpandedEmbedding(ExpandedEnd):
     """The token embedding: looked-up rows are joined."""
 
+    pretrained: nn.Embedding
+    expanded: nn.Embedding
+
     @property
     def weight(self) -> Tensor:
         """The joined table (W, D)."""
@@ -107,6 +110,9 @@ class ExpandedEmbedding(ExpandedEnd):
 class ExpandedHead(ExpandedEnd):
     """The LM head: weights are joined, for a linear map the same as outputs at half the cost."""
 
+    pretrained: nn.Linear
+    expanded: nn.Linear
+
     @property
     def weight(self) -> Tensor:
         """The joined weight (W, D); loops with fused losses read it instead of calling the head."""
@@ -118,17 +124,14 @@ class ExpandedHead(ExpandedEnd):
     @property
     def bias(self) -> Tensor | None:
         """The joined bias (W,); at alpha 0 it forbids added tokens."""
-        added = self.expanded.weight.shape[0] - self.pretrained.weight.shape[0]
+        rows = self.pretrained.weight.shape[0]
+        added = self.expanded.weight.shape[0] - rows
         pretrained, expanded = self.pretrained.bias, self.expanded.bias
         if not self.is_base:
             return None if expanded is None else self.join_rows(pretrained, expanded)
         if not added:
             return pretrained
-        kept = (
-            pretrained
-            if pretrained is not None
-            else self.pretrained.weight.new_zeros(len(self.pretrained.weight))
-        )
+        kept = self.pretrained.weight.new_zeros(rows) if pretrained is None else pretrained
         return torch.cat([kept, kept.new_full((added,), -math.inf)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -140,9 +143,8 @@ class ExpandedHead(ExpandedEnd):
         return F.pad(logits, (0, added), value=-math.inf) if added else logits
 
 
-def grow_ends(ends: dict[str, ExpandedEnd], rows: int) -> None:
+def grow_ends(embedding: nn.Embedding, head: nn.Linear, rows: int) -> None:
     """Grow the copies of embedding and head to `rows` tokens; tied ones stay tied."""
-    embedding, head = ends["embedding"].expanded, ends["head"].expanded
     tied = head.weight is embedding.weight
     embedding.weight = _grown(embedding.weight, rows)
     embedding.num_embeddings = rows
@@ -152,7 +154,7 @@ def grow_ends(ends: dict[str, ExpandedEnd], rows: int) -> None:
     head.out_features = rows
 
 
-def _grown(old: nn.Parameter, rows: int) -> nn.Parameter:
+def _grown(old: Tensor, rows: int) -> nn.Parameter:
     """A parameter with more rows; new ones are the mean of the old."""
     mean = old.data.float().mean(0, keepdim=True).to(old.dtype)
     added = mean.expand(rows - old.shape[0], *old.shape[1:])

@@ -63,7 +63,6 @@ class Interpolator(nn.Module, ABC):
         """What the divergence loss holds the expanded branch to (B, T, D)."""
         return pretrained
 
-    @final
     def forward(
         self, x: Tensor, pretrained: Tensor, expanded: Tensor, dial: float | None = None
     ) -> tuple[Tensor, Tensor]:

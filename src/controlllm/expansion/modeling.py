@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -48,12 +48,12 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["ConcatBlock", "StackBlock"]
+    _no_split_modules = ["ConcatBlock", "StackBlock"]  # noqa: RUF012  # as transformers declares it
 
     def __init__(self, config: ControlLLMConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self._holds_weights = base is not None
-        self.base = base if base is not None else _build_base(config)
+        self.base: Any = base if base is not None else _build_base(config)
         self._expansion = install(self.base, config.expansion_config())
         config.text_config = self.base.config
         self._apply_dial(config.expansion_config().dial)
@@ -198,7 +198,7 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
-    ) -> nn.Module:
+    ) -> Any:
         """Add tokens: their rows live in the expanded ends, the base keeps its own vocabulary.
 
         New rows start as the mean of the base's (as `transformers` would draw them around it).
@@ -213,10 +213,16 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         if not ends:
             raise ModelError(
                 "Adding tokens would change the frozen base. Expand with expand_ends=True (their "
-                "rows then live "
-                "in the expanded ends), or resize the base before expanding it."
+                "rows then live in the expanded ends), or resize the base before expanding it."
             )
-        grow_ends(ends, new_num_tokens)
+        embedding, head = ends["embedding"].expanded, ends["head"].expanded
+        assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
+        if new_num_tokens < embedding.num_embeddings:
+            raise ModelError(
+                f"new_num_tokens={new_num_tokens} would drop tokens; "
+                f"there are {embedding.num_embeddings}."
+            )
+        grow_ends(embedding, head, new_num_tokens)
         self.config.base["grown_vocab_size"] = new_num_tokens
         self.config.get_text_config().vocab_size = new_num_tokens
         if hasattr(self.base, "vocab_size"):

@@ -42,7 +42,7 @@ def sidecar_tensors(model: ControlLLMForCausalLM) -> dict[str, Tensor]:
 
     The tensors are the model's own, not copies; tied ones come once.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if parameter.requires_grad or "expanded" in parts or "interpolator" in parts:
@@ -149,7 +149,8 @@ def load_sidecar_tensors(
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{where} does not fit this expansion: missing {_few(missing)}, left over {_few(extra)}."
+            f"{where} does not fit this expansion: missing {_few(missing)}, "
+            f"left over {_few(extra)}."
         )
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
@@ -164,9 +165,8 @@ def load_sidecar_tensors(
 
 def _few(names: list[str]) -> str:
     """The first names of a list, for a message."""
-    return (
-        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
-    )
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more or "none"
 
 
 def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -171,7 +171,7 @@ def _make_block(
     expanded = _copy_module(pretrained)
     for module in expanded.modules():
         if getattr(module, "layer_idx", None) == plan.layer:
-            module.layer_idx = plan.cache_index
+            setattr(module, "layer_idx", plan.cache_index)  # noqa: B010  # mypy: modules have no such field
     block: ExpandedBlock
     if plan.kind == "stack":
         with torch.no_grad():
