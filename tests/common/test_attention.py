@@ -1,4 +1,4 @@
-"""Packed documents give what each document gives alone; anything else goes the way of sdpa or eager."""
+"""Packed documents give what each gives alone; all else goes the way of sdpa or eager."""
 
 from collections.abc import Callable
 from typing import Any
@@ -122,7 +122,9 @@ def test_packed_loss_and_gradients_are_the_sum_over_documents(name: str, use_cac
     total.backward()
     assert count == sum(LENGTHS) - len(LENGTHS)
     assert total.item() == pytest.approx(alone.item(), abs=1e-4)
-    assert torch.allclose(logits, torch.cat([model(part).logits for part in parts], dim=1), atol=1e-5)
+    assert torch.allclose(
+        logits, torch.cat([model(part).logits for part in parts], dim=1), atol=1e-5
+    )
     found = gradients(model)
     assert found.keys() == expected.keys()
     for key, value in expected.items():

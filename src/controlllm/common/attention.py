@@ -1,14 +1,15 @@
-"""Packed documents on any device: attention as a loop over documents, under names transformers can be told.
+"""Attention over packed documents as a loop, under names that transformers can be told.
 
 | name | is | for |
 |---|---|---|
-| `packed_sdpa` | `sdpa`, per document where a batch is packed | every model that supports `sdpa` |
-| `packed_eager` | plain maths, per document where a batch is packed | models that do not (soft-capped scores: Gemma 2) |
+| `packed_sdpa` | `sdpa`, per document where a batch is packed | models that support `sdpa` |
+| `packed_eager` | plain maths, the same way | models that do not (Gemma 2) |
 
-A batch is packed when `cu_seq_lens_q` is given (the key of transformers' flash attention). Anything else (padding,
-generation with a cache, sliding windows) goes the way of `sdpa` or `eager` unchanged. On CPU the loop is many times
-faster than the block-diagonal mask that `sdpa` and `eager` need: its cost is the sum of squares of document lengths
-instead of the square of their sum. Nothing is patched: the names enter transformers' public registries.
+A batch is packed when `cu_seq_lens_q` is given (the key of transformers' flash attention). Anything
+else (padding, generation with a cache, sliding windows) goes the way of `sdpa` or `eager`
+unchanged. On CPU the loop is many times faster than the block-diagonal mask that `sdpa` and `eager`
+need: its cost is the sum of squares of document lengths instead of the square of their sum. Nothing
+is patched: the names enter transformers' public registries.
 
 Shapes: B batch (1 when packed), H heads, T tokens, D width of a head.
 """
@@ -37,7 +38,7 @@ Forward = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def register_packed_attention() -> None:
-    """Make `packed_sdpa` and `packed_eager` known to transformers; calling it again changes nothing."""
+    """Make `packed_sdpa` and `packed_eager` known to transformers; calling twice is harmless."""
     AttentionInterface.register(PACKED_NAMES["sdpa"], partial(_attend, sdpa_attention_forward))
     AttentionMaskInterface.register(PACKED_NAMES["sdpa"], partial(_make_mask, sdpa_mask))
     AttentionInterface.register(PACKED_NAMES["eager"], partial(_attend, _eager_forward))
@@ -47,7 +48,8 @@ def register_packed_attention() -> None:
 def packed_attention_for(implementation: str | None) -> str:
     """The implementation to train packed batches with, given the one a model has now.
 
-    `sdpa` and `eager` get their packed twins; flash and other kernels know `cu_seq_lens_q` themselves.
+    `sdpa` and `eager` get their packed twins; flash and other kernels know `cu_seq_lens_q`
+    themselves.
     """
     return PACKED_NAMES.get(implementation or "sdpa", implementation or "sdpa")
 
@@ -55,8 +57,9 @@ def packed_attention_for(implementation: str | None) -> str:
 class PackedMask:
     """A mask of packed documents that is built only where it is needed.
 
-    Whether `cu_seq_lens_q` is given is known in each layer, but masks are made once before them; for long rows
-    building T x T values that no layer reads would cost more than the attention itself.
+    Whether `cu_seq_lens_q` is given is known in each layer, but masks are made once before them;
+    for long rows building T x T values that no layer reads would cost more than the attention
+    itself.
 
     Args:
         build: the mask function of transformers with all its arguments but sizes and offsets.
@@ -65,14 +68,16 @@ class PackedMask:
         always: build even where `is_causal` says the same.
     """
 
-    def __init__(self, build: Callable[..., Tensor], size: int, window: int | None, always: bool) -> None:
+    def __init__(
+        self, build: Callable[..., Tensor | None], size: int, window: int | None, always: bool
+    ) -> None:
         self._build = build
         self._size = size
         self._window = window
         self._always = always
-        self._built: dict[tuple[int, int], Tensor] = {}
+        self._built: dict[tuple[int, int], Tensor | None] = {}
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Tensor | None:
         """The block-diagonal mask of the whole row."""
         return self._part(0, self._size)
 
@@ -81,7 +86,7 @@ class PackedMask:
         fits = self._window is None or end - start <= self._window
         return None if fits and not self._always else self._part(start, end)
 
-    def _part(self, start: int, end: int) -> Tensor:
+    def _part(self, start: int, end: int) -> Tensor | None:
         if (start, end) not in self._built:
             size = end - start
             self._built[start, end] = self._build(
@@ -93,7 +98,8 @@ class PackedMask:
 def _make_mask(make: Callable[..., Tensor | None], **arguments: Any) -> Tensor | PackedMask | None:
     """The mask as `make` builds it, put off for rows of packed documents.
 
-    transformers asks for a full mask without padding, offset or vmap only when it saw positions restart.
+    transformers asks for a full mask without padding, offset or vmap only when it saw positions
+    restart.
     """
     sizes = {name: arguments[name] for name in ("q_length", "kv_length")}
     offsets = [arguments.get(name, 0) for name in ("q_offset", "kv_offset")]
@@ -111,7 +117,9 @@ def _make_mask(make: Callable[..., Tensor | None], **arguments: Any) -> Tensor |
         for name, value in arguments.items()
         if name not in ("q_length", "kv_length", "q_offset", "kv_offset")
     }
-    return PackedMask(partial(make, **rest), sizes["q_length"], arguments.get("local_size"), make is eager_mask)
+    return PackedMask(
+        partial(make, **rest), sizes["q_length"], arguments.get("local_size"), make is eager_mask
+    )
 
 
 def _attend(
@@ -123,7 +131,7 @@ def _attend(
     attention_mask: Tensor | PackedMask | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of transformers' interface: q (B, H, T, D), k and v (B, H_kv, T, D) -> (B, T, H, D), weights or None."""
+    """As transformers' interface: q, k, v (B, H, T, D) -> (B, T, H, D), and weights or None."""
     ends = kwargs.pop("cu_seq_lens_q", None)
     if ends is None:
         mask = attention_mask.whole() if isinstance(attention_mask, PackedMask) else attention_mask
@@ -142,7 +150,8 @@ def _attend(
 def _document_mask(mask: Tensor | PackedMask | None, start: int, end: int) -> Tensor | None:
     if isinstance(mask, PackedMask):
         return mask.document(start, end)
-    # Causal order and windows look the same from every start, so a document's square of the mask is its own mask.
+    # Causal order and windows look the same from every start, so a document's square of the mask is
+    # its own mask.
     return None if mask is None else mask[..., start:end, start:end]
 
 
@@ -150,11 +159,14 @@ def _check_packed(module: nn.Module, query: Tensor, key: Tensor, bounds: list[in
     length = query.shape[2]
     if query.shape[0] != 1 or key.shape[2] != length or bounds[0] != 0 or bounds[-1] != length:
         raise ModelError(
-            f"cu_seq_lens_q says documents of {bounds[-1]} tokens, but attention got queries {tuple(query.shape)} and "
-            f"{key.shape[2]} keys; a packed batch is one row, without a cache."
+            f"cu_seq_lens_q covers {bounds[-1]} tokens, but attention got queries "
+            f"{tuple(query.shape)} and {key.shape[2]} keys; "
+            "a packed batch is one row, without a cache."
         )
     if getattr(getattr(module, "config", None), "attention_chunk_size", None):
-        raise ModelError("attention in chunks does not restart with packed documents; set data.packing=false.")
+        raise ModelError(
+            "attention in chunks does not restart with packed documents; set data.packing=false."
+        )
 
 
 def _eager_forward(
@@ -168,10 +180,12 @@ def _eager_forward(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(cap(q k^T * scaling) + mask) v, in the precision transformers' eager attention uses."""
+    """softmax(cap(q k^T * scaling) + mask) v, in the precision of transformers' eager attention."""
     unknown = [name for name in UNKNOWN_TO_EAGER if kwargs.get(name) is not None]
     if unknown:
-        raise ModelError(f"packed attention knows no {unknown[0]!r}; set data.packing=false for this model.")
+        raise ModelError(
+            f"packed attention knows no {unknown[0]!r}; set data.packing=false for this model."
+        )
     groups = getattr(module, "num_key_value_groups", 1)
     scores = query @ repeat_kv(key, groups).transpose(2, 3)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)

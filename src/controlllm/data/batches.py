@@ -7,7 +7,7 @@ B rows or slots, T tokens of the longest row (padded) or of a slot (packed).
 | `input_ids`, `labels` | (B, T) | (1, B*T) |
 | `attention_mask` | (B, T), 1 = real | - (documents are told by `cu_seq_lens_*`) |
 | `position_ids` | - | (1, B*T), starting again at 0 with each document |
-| `cu_seq_lens_q`, `cu_seq_lens_k` | - | (documents + 1), int32: where documents begin, then the end |
+| `cu_seq_lens_q`, `cu_seq_lens_k` | - | (documents + 1), int32: their starts, then the end |
 | `max_length_q`, `max_length_k` | - | int, the longest document |
 | `origin` | (B, T), int8 | (1, B*T), int8: `TRAIN`, `REPLAY`, `REHEARSAL` or `PADDING` |
 
@@ -49,7 +49,7 @@ MULTIPLE = 8
 
 
 def padded_batch(members: Sequence[Member], max_length: int, pad_id: int) -> Batch:
-    """Rows padded on the right to the longest one, rounded up to a multiple of 8 but never over `max_length`."""
+    """Rows padded on the right to the longest, rounded up to 8 but never over `max_length`."""
     longest = max(len(example) for example, _ in members)
     width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, max_length))
     shape = (len(members), width)
@@ -90,7 +90,7 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
 
 
 def _document_keys(cu_seq_lens: Tensor) -> Batch:
-    """What attention needs to keep documents apart, named as transformers' flash attention names it."""
+    """What attention needs to keep documents apart, by the names of transformers' flash keys."""
     lengths = cu_seq_lens.diff()
     starts = cu_seq_lens[:-1].repeat_interleave(lengths)
     longest = int(lengths.max())
@@ -106,7 +106,8 @@ def _document_keys(cu_seq_lens: Tensor) -> Batch:
 def model_inputs(batch: Mapping[str, Any]) -> Batch:
     """What a model's `forward` takes of a batch: all but `origin`.
 
-    `use_cache` is off: no step needs a cache, and with one transformers no longer sees from restarting positions
-    that documents are packed, so that `sdpa` and `eager` would attend across them.
+    `use_cache` is off: no step needs a cache, and with one transformers no longer sees from
+    restarting positions that documents are packed, so that `sdpa` and `eager` would attend across
+    them.
     """
     return {key: value for key, value in batch.items() if key != "origin"} | {"use_cache": False}

@@ -1,4 +1,4 @@
-"""What a user says about data: where the rows lie, how they become tokens, how sources are mixed."""
+"""What a user says about data: where rows lie, how they become tokens, how sources are mixed."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ class SourceConfig:
     """One source of rows: a file, a folder, a glob, a `save_to_disk` folder or a Hub name."""
 
     path: str
-    """File, folder, glob (`data/**/*.jsonl.gz`), `datasets.save_to_disk` folder, or Hub name (`openai/gsm8k`)."""
+    """File, folder, glob (`data/**/*.jsonl.gz`), `save_to_disk` folder or Hub name."""
 
     name: str | None = None
-    """How metrics and messages call this source; by default the last part of the path without its endings."""
+    """How metrics call this source; by default the last part of the path without its endings."""
 
     weight: float = 1.0
     """Share of this source among its siblings: its weight over the sum of their weights."""
 
     format: str | None = None
-    """How a row becomes a text or a conversation; by default recognised from the columns of each row."""
+    """How a row becomes a text or a conversation; by default recognised from its columns."""
 
     columns: dict[str, str] = field(default_factory=dict)
     """The format's column -> the row's column, e.g. `{prompt: question, completion: answer}`."""
@@ -37,7 +37,7 @@ class SourceConfig:
     """`jsonl | json | parquet | csv | text`; by default told from the ending of each file."""
 
     text_unit: str = "file"
-    """What one document of a text file is: the whole `file`, a `paragraph` (blank lines part them) or a `line`."""
+    """One document of a text file: the `file`, a `paragraph` (between blank lines) or a `line`."""
 
     subset: str | None = None
     """Configuration of a Hub data set (`main` for `openai/gsm8k`)."""
@@ -49,7 +49,7 @@ class SourceConfig:
     """Read only this many rows from the start; by default all."""
 
     on_bad_row: str = "error"
-    """`error` stops at the first row that cannot be used and names it; `skip` leaves such rows out and counts them."""
+    """`error` stops at the first row that cannot be used; `skip` leaves such rows out, counted."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -58,7 +58,9 @@ class SourceConfig:
             ConfigError: with the field and its value.
         """
         if not self.path.strip():
-            raise ConfigError(f"path={self.path!r} is empty; give a file, folder, glob or Hub name.")
+            raise ConfigError(
+                f"path={self.path!r} is empty; give a file, folder, glob or Hub name."
+            )
         _check_positive("weight", self.weight)
         check_choice("text_unit", self.text_unit, ("file", "paragraph", "line"))
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
@@ -97,19 +99,19 @@ class DataConfig:
     """Held-out sets of the old domain: their loss says what was forgotten."""
 
     mix_by: str = "tokens"
-    """What weights and shares count: `tokens`, or `rows` (packed pieces of a long text are rows of their own)."""
+    """What weights and shares count: `tokens` or `rows` (each piece of a long text is a row)."""
 
     max_length: int = 1024
     """Longest row in tokens; also the length of a packed slot."""
 
     packing: bool = True
-    """Fill slots of `max_length` with several documents (no attention across them) instead of padding."""
+    """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
 
     packing_lookahead: int = 128
-    """How many rows the packer may choose from; more fills slots better and moves rows further from their turn."""
+    """How many rows the packer chooses from; more fills slots better and keeps the order less."""
 
     chat_template: str | None = None
-    """`plain`, `chatml`, a Jinja file or a Jinja text; by default the tokenizer's own, or `plain` if it has none."""
+    """`plain`, `chatml`, a Jinja file or text; by default the tokenizer's own, or else `plain`."""
 
     train_on: list[str] = field(default_factory=lambda: ["assistant"])
     """Roles whose turns are targets; plain text is always a target as a whole."""
@@ -152,5 +154,5 @@ class DataConfig:
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(
-                f"{group}: {twice} name several sources; give each its own `name`, metrics are kept by it."
+                f"{group}: {twice} name several sources; metrics are kept by name: set `name`."
             )

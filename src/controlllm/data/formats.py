@@ -1,4 +1,4 @@
-"""Step 2: a row of a known shape -> a document, which is a text (`str`) or a conversation (a list of messages)."""
+"""Step 2: a row of a known shape -> a document: a text (`str`) or a conversation (messages)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _order: list[str] = []
 def register_format(
     name: str, *columns: str
 ) -> Callable[[Callable[[Row], Document]], Callable[[Row], Document]]:
-    """Decorate a function `row -> document` to make it known as the format `name` of rows with `columns`."""
+    """Decorate a function `row -> document` to read rows that have `columns` as format `name`."""
 
     def keep(convert: Callable[[Row], Document]) -> Callable[[Row], Document]:
         FORMATS.register(name)(Format(columns, convert))
@@ -56,7 +56,8 @@ def to_document(
         columns: the format's column -> the row's column.
 
     Raises:
-        DataError: a column is missing, null, empty or of a wrong type, or no format fits; says which.
+        DataError: a column is missing, null, empty or of a wrong type, or no format fits; says
+            which.
     """
     mapped = _rename(row, columns or {})
     known = FORMATS.get(format) if format else _recognise(mapped, columns or {})
@@ -146,7 +147,7 @@ def _content(message: Mapping[str, Any], key: str, where: str) -> str:
 
 @register_format("messages", "messages")
 def _messages(row: Row) -> Document:
-    """The field's standard: `[{"role": ..., "content": ...}, ...]`; other keys (tool calls) are kept."""
+    """The standard `[{"role": ..., "content": ...}, ...]`; other keys (tool calls) are kept."""
     conversation: list[Message] = []
     for i, message in enumerate(_list(row, "messages")):
         where = f"column 'messages', message {i}"
@@ -173,7 +174,7 @@ SHAREGPT_ROLES = {
 
 @register_format("sharegpt", "conversations")
 def _sharegpt(row: Row) -> Document:
-    """`[{"from": "human" | "gpt" | "system" | ..., "value": ...}, ...]`, and an optional `system` column."""
+    """`[{"from": "human" | "gpt" | ..., "value": ...}, ...]`, and an optional `system` column."""
     system = _text(row, "system", optional=True)
     conversation: list[Message] = [{"role": "system", "content": system}] if system else []
     for i, turn in enumerate(_list(row, "conversations")):
@@ -192,11 +193,16 @@ def _sharegpt(row: Row) -> Document:
 
 @register_format("alpaca", "instruction", "output")
 def _alpaca(row: Row) -> Document:
-    """`instruction`, optional `input` below it, `output`; optional `system` and `history` ([[question, answer], ...])."""
+    """`instruction`, optional `input` below it, `output`; optional `system` and `history`.
+
+    The history is a list of earlier [question, answer] pairs.
+    """
     system, more = _text(row, "system", optional=True), _text(row, "input", optional=True)
     conversation: list[Message] = [{"role": "system", "content": system}] if system else []
     for i, pair in enumerate(_list(row, "history") if row.get("history") else []):
-        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
+        ):
             raise DataError(f"column 'history', item {i}: {pair!r} is not [question, answer]")
         conversation += _turn(*pair)
     question = "\n".join(part for part in (_text(row, "instruction"), more) if part)

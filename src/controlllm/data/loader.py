@@ -16,10 +16,10 @@ __all__ = ["TrainLoader", "eval_batches"]
 
 
 class TrainLoader:
-    """An endless iterator of training batches: a weighted mix of all sources, shuffled anew each epoch.
+    """Endless training batches: a weighted mix of all sources, shuffled anew each epoch.
 
-    The same config, tokenizer, batch size and seed always give the same batches, and a loader that loads the state
-    of another goes on with exactly the batches that were left to it.
+    The same config, tokenizer, batch size and seed always give the same batches, and a loader that
+    loads the state of another goes on with exactly the batches that were left to it.
 
     Args:
         config: the sources and how to treat them.
@@ -49,9 +49,15 @@ class TrainLoader:
         self.batch_size = batch_size
         self.batches = 0
         self._pad_id = _pad_id(tokenizer)
-        train = [(tokenize_source(source, tokenizer, config), source.weight) for source in config.train]
-        replay = [(tokenize_source(source, tokenizer, config), source.weight) for source in config.replay]
-        self._mixer = Mixer(share_out(train, replay, config.replay_share, rehearsal), seed, config.mix_by)
+        train = [
+            (tokenize_source(source, tokenizer, config), source.weight) for source in config.train
+        ]
+        replay = [
+            (tokenize_source(source, tokenizer, config), source.weight) for source in config.replay
+        ]
+        self._mixer = Mixer(
+            share_out(train, replay, config.replay_share, rehearsal), seed, config.mix_by
+        )
         self._waiting: list[Draw] = []
 
     @property
@@ -73,7 +79,7 @@ class TrainLoader:
         return padded_batch(rows, self.config.max_length, self._pad_id)
 
     def progress(self) -> dict[str, dict[str, float]]:
-        """For each source by name: rows and tokens (or rows) drawn so far, and how many epochs that is."""
+        """For each source: rows and tokens (or rows) drawn so far, and how many epochs that is."""
         mixer = self._mixer
         return {
             f"{number}:{stream.source.name}": {
@@ -124,7 +130,7 @@ def eval_batches(
     batch_size: int,
     limit: int | None = None,
 ) -> list[Batch]:
-    """All batches of a held-out source, in a fixed order; every target token is in them exactly once.
+    """All batches of a held-out source, in a fixed order; each target is in them exactly once.
 
     Args:
         source: a source, tokenized or not.
@@ -143,7 +149,9 @@ def eval_batches(
     if config.packing:
         slots = list(fill_slots(lengths, config.max_length, config.packing_lookahead))
         members = [[(source[i], TRAIN) for i in slot] for slot in slots]
-        return [packed_batch(part, config.max_length, pad_id) for part in _parts(members, batch_size)]
+        return [
+            packed_batch(part, config.max_length, pad_id) for part in _parts(members, batch_size)
+        ]
     # Rows of like length together: little padding.
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     parts = _parts([(source[i], TRAIN) for i in order], batch_size)

@@ -55,8 +55,8 @@ def share_out(
     left = 1 - replay_share - rehearsal_share
     if left <= 0 or (rehearsal and rehearsal_share <= 0):
         raise ConfigError(
-            f"shares replay={replay_share!r} and rehearsal={rehearsal_share!r} must be above 0 where used "
-            "and leave something for train."
+            f"shares replay={replay_share!r} and rehearsal={rehearsal_share!r} must be above 0 "
+            "where used and leave something for train."
         )
     streams = _weighted(train, TRAIN, left) + _weighted(replay, REPLAY, replay_share)
     return streams + ([Stream(rehearsal[0], REHEARSAL, rehearsal_share)] if rehearsal else [])
@@ -72,8 +72,9 @@ def _weighted(
 class Mixer:
     """Draws from streams so that each holds its share at every moment, up to one example.
 
-    No chance is involved in which stream is next: it is the one furthest behind its share. Within a stream each
-    epoch is a new permutation, given by (seed, stream, epoch). So a few counters are the whole state.
+    No chance is involved in which stream is next: it is the one furthest behind its share. Within a
+    stream each epoch is a new permutation, given by (seed, stream, epoch). So a few counters are
+    the whole state.
 
     Args:
         streams: what to draw from.
@@ -110,9 +111,12 @@ class Mixer:
     def _order(self, stream: int, epoch: int) -> NDArray[np.int64]:
         key = (stream, epoch)
         if key not in self._orders:
-            # A row may wait in the packer over an epoch's end, so the epoch before is kept, and none older.
+            # A row may wait in the packer over an epoch's end, so the epoch before is kept, and
+            # none older.
             self._orders = {
-                (s, e): order for (s, e), order in self._orders.items() if s != stream or e >= epoch - 1
+                (s, e): order
+                for (s, e), order in self._orders.items()
+                if s != stream or e >= epoch - 1
             }
             seeds = np.random.SeedSequence([self.seed, stream, epoch])
             size = len(self.streams[stream].source)
@@ -138,7 +142,7 @@ class Mixer:
         """
         if state.get("fingerprint") != self.fingerprint():
             raise CheckpointError(
-                "the data state belongs to other data: a source, a share, the seed or the tokenizer has changed, "
-                "so the run cannot go on exactly; start a new run, or restore the data settings."
+                "the data state belongs to other data: a source, a share, the seed or the "
+                "tokenizer has changed, so the run cannot go on exactly; restore them, or start a new run."
             )
         self.drawn, self.given = list(state["drawn"]), list(state["given"])

@@ -6,7 +6,9 @@ __all__ = ["choose_for_slot", "fill_slots"]
 
 
 def choose_for_slot(lengths: Sequence[int], capacity: int) -> list[int]:
-    """Choose rows for one slot: the oldest, so that none waits for ever, then always the longest that still fits.
+    """Choose rows for one slot: the oldest, then always the longest that still fits.
+
+    The oldest is always taken, so that no row waits for ever.
 
     Args:
         lengths: tokens of each waiting row, oldest first; each at most `capacity`.
@@ -35,7 +37,9 @@ def fill_slots(lengths: Sequence[int], capacity: int, lookahead: int) -> Iterato
     waiting: list[int] = []
     upcoming = iter(range(len(lengths)))
     while True:
-        waiting += [position for _, position in zip(range(lookahead - len(waiting)), upcoming, strict=False)]
+        waiting += [
+            position for _, position in zip(range(lookahead - len(waiting)), upcoming, strict=False)
+        ]
         if not waiting:
             return
         chosen = choose_for_slot([lengths[position] for position in waiting], capacity)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -49,8 +50,8 @@ class Rendered:
 class Renderer:
     """Turns documents into tokens by the tokenizer and one chat template.
 
-    A conversation has exactly the ids of `tokenizer.apply_chat_template(messages)`; plain text has the ids of
-    `tokenizer(text)` and ends with EOS.
+    A conversation has exactly the ids of `tokenizer.apply_chat_template(messages)`; plain text has
+    the ids of `tokenizer(text)` and ends with EOS.
 
     Args:
         tokenizer: a fast tokenizer (spans of tokens come from it).
@@ -62,14 +63,20 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         if not tokenizer.is_fast:
-            raise DataError(f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer.")
+            raise DataError(
+                f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer."
+            )
         if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token.")
+            raise DataError(
+                "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
+            )
         self.tokenizer = tokenizer
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
         self.train_on = frozenset(config.train_on)
         self._special_tokens = frozenset(tokenizer.get_added_vocab())
-        self._has_marks = self.train_on == {"assistant"} and bool(GENERATION_MARK.search(self.chat_template))
+        self._has_marks = self.train_on == {"assistant"} and bool(
+            GENERATION_MARK.search(self.chat_template)
+        )
 
     def prepare(self, document: Document) -> Prepared:
         """Render one document to text.
@@ -98,7 +105,7 @@ class Renderer:
     def _render(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
         """The text and the spans inside `{% generation %}` marks (none unless they decide)."""
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = cast(Any, render_jinja_template)(
                 conversations=[list(messages)],
                 chat_template=self.chat_template,
                 add_generation_prompt=prompt,
@@ -132,7 +139,9 @@ class Renderer:
         for item, ids, offsets in zip(
             items, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            targets = tokens_in_spans(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), item.spans or [])
+            targets = tokens_in_spans(
+                np.asarray(offsets, dtype=np.int64).reshape(-1, 2), item.spans or []
+            )
             targets[:1] = False
             rendered.append(Rendered(np.asarray(ids, dtype=np.int32), targets, is_text=False))
         return rendered

@@ -19,8 +19,8 @@ from controlllm.data.config import SourceConfig
 __all__ = ["READERS", "Located", "read_rows"]
 
 Located: TypeAlias = tuple[str, Any]
-"""(place, row): the place is for messages. A row that cannot be read is given as the `DataError` that says why, so
-that reading can go on behind it."""
+"""(place, row): the place is for messages. A row that cannot be read is given as the `DataError`
+that says why, so that reading can go on behind it."""
 
 READERS: Registry[Callable[[Path, SourceConfig], Iterator[Located]]] = Registry("file_type")
 """Readers of one local file by type."""
@@ -43,11 +43,13 @@ def read_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any] | Data
     """Read a source row by row, in a fixed order.
 
     Yields:
-        (place, row): the place is `file:line` or `file, row n`, the row maps columns to values. A single row that
+        (place, row): the place is `file:line` or `file, row n`, the row maps columns to values. A
+            single row that
         cannot be read is given as a `DataError`; the caller raises or counts it.
 
     Raises:
-        DataError: nothing is there, or a file is empty, cut off or malformed as a whole; says where.
+        DataError: nothing is there, or a file is empty, cut off or malformed as a whole; says
+            where.
     """
     rows = itertools.islice(_located(source), source.max_rows)
     empty = True
@@ -56,7 +58,10 @@ def read_rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any] | Data
         if isinstance(row, dict | DataError):
             yield place, row
         else:
-            yield place, DataError(f"a row must map columns to values; this is a {type(row).__name__}")
+            yield (
+                place,
+                DataError(f"a row must map columns to values; this is a {type(row).__name__}"),
+            )
     if empty:
         raise DataError(f"{source.path} holds no rows.")
 
@@ -76,7 +81,7 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _find_files(source: SourceConfig) -> list[tuple[Path, str]]:
-    """The local files of a source with their types, sorted by path; none if the path can only be a Hub name."""
+    """The local files of a source with their types, sorted; none if it can only be a Hub name."""
     path = Path(source.path).expanduser()
     if path.is_file():
         return [(path, _file_type(path, source))]
@@ -93,7 +98,7 @@ def _find_files(source: SourceConfig) -> list[tuple[Path, str]]:
 
 
 def _files_of_folder(folder: Path, source: SourceConfig) -> list[tuple[Path, str]]:
-    """All files of one type below a folder; a mixture of types is refused, because a guess would lose data."""
+    """All files of one type below a folder; a mixture is refused, since a guess would lose data."""
     files = [
         (path, kind)
         for path in sorted(folder.rglob("*"))
@@ -104,9 +109,13 @@ def _files_of_folder(folder: Path, source: SourceConfig) -> list[tuple[Path, str
     ]
     kinds = sorted({kind for _, kind in files})
     if len(kinds) > 1:
-        raise DataError(f"{folder} holds files of types {kinds}; choose one with `file_type`, or give a glob.")
+        raise DataError(
+            f"{folder} holds files of types {kinds}; choose one with `file_type`, or give a glob."
+        )
     if not files:
-        raise DataError(f"{folder} holds no file that ends in {', '.join(ENDINGS)} (or these + .gz, .zst).")
+        raise DataError(
+            f"{folder} holds no file that ends in {', '.join(ENDINGS)} (or these + .gz, .zst)."
+        )
     return files
 
 
@@ -188,7 +197,7 @@ def _row_or_error(line: bytes) -> Any:
 
 @READERS.register("json")
 def _read_json(path: Path, source: SourceConfig) -> Iterator[Located]:
-    """A list of objects, an object that holds exactly one list of objects, or JSON lines under a `.json` name."""
+    """A list of objects, an object that holds exactly one such list, or JSON lines after all."""
     text = _read_text(path)
     first, _, rest = text.strip().partition("\n")
     if first.endswith("}") and rest.lstrip().startswith("{"):
@@ -205,7 +214,11 @@ def _read_json(path: Path, source: SourceConfig) -> Iterator[Located]:
 def _rows_of_json(value: Any, path: Path) -> list[Any]:
     if isinstance(value, list):
         return value
-    lists = [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else []
+    lists = (
+        [item for item in value.values() if isinstance(item, list)]
+        if isinstance(value, dict)
+        else []
+    )
     rows = [item for item in lists if item and isinstance(item[0], dict)]
     if len(rows) == 1:
         return rows[0]
@@ -235,7 +248,9 @@ def _read_parquet(path: Path, _: SourceConfig) -> Iterator[Located]:
 def _read_csv(path: Path, _: SourceConfig) -> Iterator[Located]:
     """A header line, then rows; `.tsv` files are parted by tabs."""
     delimiter = "\t" if _ending(path) == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(
+        io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True
+    )
     csv.field_size_limit(2**31 - 1)
     try:
         for row in reader:
@@ -263,13 +278,16 @@ def _read_dataset(source: SourceConfig, saved: bool) -> Iterator[Located]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{source.path} needs the package `datasets`: pip install datasets") from None
+        raise DataError(
+            f"{source.path} needs the package `datasets`: pip install datasets"
+        ) from None
     try:
         if saved:
             data = datasets.load_from_disk(str(Path(source.path).expanduser()))
         else:
             data = datasets.load_dataset(source.path, source.subset, split=source.split)
-    # The library raises whatever its many back ends raise; each means that the source cannot be had.
+    # The library raises whatever its many back ends raise; each means that the source cannot be
+    # had.
     except Exception as error:
         raise DataError(
             f"{source.path!r} is no local file, and as a Hub name it cannot be loaded ({error})."

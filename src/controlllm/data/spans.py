@@ -2,14 +2,15 @@
 
 Turns are found by rendering, never by counting or by searching for markers of a certain model:
 
-1. *by prefix*: the conversation up to a turn (with the generation prompt) and up to its end are rendered too; where
-   both are prefixes of the whole, the turn is exactly what lies between.
-2. *by difference*: some templates render earlier turns differently once later ones follow (they drop the reasoning).
-   Then the turn's content is swapped for a mark, and what changed in the rendered text is the content.
+1. *by prefix*: the conversation up to a turn (with the generation prompt) and up to its end are
+   rendered too; where both are prefixes of the whole, the turn is exactly what lies between.
+2. *by difference*: some templates render earlier turns differently once later ones follow (they
+   drop the reasoning). Then the turn's content is swapped for a mark, and what changed in the
+   rendered text is the content.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TypeAlias
 
 import numpy as np
@@ -39,15 +40,16 @@ def role_spans(
 ) -> list[Span]:
     """The spans of the turns whose role is in `roles`, closing token included.
 
-    An assistant's span is what the model must write: it begins after the generation prompt and ends with the closing
-    token. The span of any other role holds its header as well.
+    An assistant's span is what the model must write: it begins after the generation prompt and ends
+    with the closing token. The span of any other role holds its header as well.
 
     Args:
         text: the whole conversation, rendered.
         messages: the conversation.
         roles: whose turns.
         render: renders other conversations by the same template.
-        special_tokens: white space behind one of these at a turn's end is left out, since no model writes it.
+        special_tokens: white space behind one of these at a turn's end is left out, since no model
+            writes it.
 
     Raises:
         DataError: a turn cannot be found, because the template does not show its content.
@@ -55,7 +57,9 @@ def role_spans(
     spans = []
     for i, message in enumerate(messages):
         if message["role"] in roles:
-            start, end = _by_prefix(text, messages, i, render) or _by_difference(text, messages, i, render)
+            start, end = _by_prefix(text, messages, i, render) or _by_difference(
+                text, messages, i, render
+            )
             body = text[start:end].rstrip()
             if body.endswith(tuple(special_tokens)):
                 end = start + len(body)
@@ -77,7 +81,7 @@ def tokens_in_spans(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArra
 
 
 def _try(render: RenderText, messages: Sequence[Message], prompt: bool = False) -> str | None:
-    """The rendered text, None where the template refuses such a beginning (a system message alone, say)."""
+    """The rendered text, None where the template refuses it (a system message alone, say)."""
     try:
         return render(messages, prompt)
     except DataError:
@@ -109,10 +113,16 @@ def _content_span(text: str, messages: Sequence[Message], i: int, render: Render
     """Where message `i`'s content lies: the part of the text that changes when the content does."""
     marked = render([*messages[:i], {**messages[i], "content": MARK}, *messages[i + 1 :]], False)
     if MARK not in marked:
-        raise DataError(f"the chat template does not show the content of message {i} ({messages[i]['role']})")
-    start = len(commonprefix([text, marked]))
-    tail = len(commonprefix([text[start:][::-1], marked[start:][::-1]]))
-    return start, len(text) - tail
+        raise DataError(
+            f"the chat template does not show the content of message {i} ({messages[i]['role']})"
+        )
+    start = _shared(text, marked)
+    return start, len(text) - _shared(text[start:][::-1], marked[start:][::-1])
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts share at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _closing(role: str, render: RenderText) -> str:

@@ -11,15 +11,17 @@ from controlllm.common.registry import Registry
 __all__ = ["TEMPLATES", "resolve_chat_template"]
 
 TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], str]] = Registry("chat_template")
-"""Built-in templates: tokenizer -> Jinja text, with `{% generation %}` marks around what an assistant writes."""
+"""Built-in templates: tokenizer -> Jinja text, with `{% generation %}` marks around answers."""
 
 
 def resolve_chat_template(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The Jinja text to render with; give it to a tokenizer as `chat_template` before saving it with a model.
+    """The Jinja text to render with.
+
+    A tokenizer saved with a trained model should carry it as its `chat_template`.
 
     Args:
-        template: None for the tokenizer's own (`plain` if it has none), a name in `TEMPLATES`, a `.jinja` file, or
-            a Jinja text.
+        template: None for the tokenizer's own (`plain` if it has none), a name in `TEMPLATES`, a
+            `.jinja` file, or a Jinja text.
         tokenizer: decides whether `plain` starts with BOS.
 
     Raises:
@@ -39,14 +41,14 @@ def resolve_chat_template(template: str | None, tokenizer: PreTrainedTokenizerBa
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`{{ bos_token }}` for tokenizers that begin every text with it; some name a BOS that they never use."""
+    """`{{ bos_token }}` if the tokenizer begins texts with it; some name a BOS they never use."""
     ids = tokenizer("a").input_ids
     return "{{ bos_token }}" if ids and ids[0] == tokenizer.bos_token_id else ""
 
 
 @TEMPLATES.register("plain")
 def _plain(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Headings in plain words, for tokenizers without special chat tokens; an answer ends with EOS."""
+    """Headings in plain words, for tokenizers without chat tokens; an answer ends with EOS."""
     return _bos(tokenizer) + (
         "{% for message in messages %}"
         "{{ '### ' + message.role | capitalize + ':\\n' }}"
@@ -62,7 +64,9 @@ def _plain(tokenizer: PreTrainedTokenizerBase) -> str:
 @TEMPLATES.register("chatml")
 def _chatml(tokenizer: PreTrainedTokenizerBase) -> str:
     """`<|im_start|>role ... <|im_end|>`; the tokenizer should know the two as special tokens."""
-    missing = [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()]
+    missing = [
+        token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()
+    ]
     if missing:
         raise ConfigError(f"chat_template='chatml' needs {missing} in the tokenizer; use 'plain'.")
     return (

@@ -1,4 +1,4 @@
-"""Step 4: a whole source -> examples of at most `max_length` tokens, with random access and honest counts."""
+"""Step 4: a whole source -> examples of at most `max_length` tokens, every row accounted for."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class SourceStats:
 
 
 class TokenizedSource:
-    """A source in tokens: `len(source)`, `source[i] -> Example`. Kept as flat arrays, 5 bytes a token.
+    """A source in tokens: `len(source)`, `source[i] -> Example`; 5 bytes a token.
 
     Args:
         name: as metrics call it.
@@ -83,7 +83,9 @@ class TokenizedSource:
         DataError: there is no piece.
     """
 
-    def __init__(self, name: str, pieces: Iterable[Rendered], stats: SourceStats | None = None) -> None:
+    def __init__(
+        self, name: str, pieces: Iterable[Rendered], stats: SourceStats | None = None
+    ) -> None:
         self.name = name
         self.stats = stats or SourceStats()
         kept = [(piece.input_ids, piece.targets) for piece in pieces]
@@ -102,15 +104,17 @@ class TokenizedSource:
         """Hash of every token, target and cut: equal fingerprints give equal examples."""
         digest = blake2b(digest_size=16)
         for array in (self._ids, self._targets, self.lengths):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenizedSource":
-        """A source from token ids, all of them targets (what a model wrote for its own rehearsal, say)."""
+        """A source from token ids, all of them targets (what a model wrote for rehearsal, say)."""
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
         stats = SourceStats(rows=len(arrays))
-        return cls(name, (Rendered(ids, np.arange(len(ids)) > 0, is_text=True) for ids in arrays), stats)
+        return cls(
+            name, (Rendered(ids, np.arange(len(ids)) > 0, is_text=True) for ids in arrays), stats
+        )
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -136,7 +140,8 @@ def tokenize_source(
         config: template, targets, `max_length` and what to do with longer rows.
 
     Raises:
-        DataError: the source cannot be read, a row cannot be used (named by file and line), or nothing is left.
+        DataError: the source cannot be read, a row cannot be used (named by file and line), or
+            nothing is left.
     """
     renderer, stats = Renderer(tokenizer, config), SourceStats()
     prepared = _prepare_rows(source, renderer, stats)
@@ -147,7 +152,9 @@ def tokenize_source(
     return TokenizedSource(str(source.name), pieces, stats)
 
 
-def _prepare_rows(source: SourceConfig, renderer: Renderer, stats: SourceStats) -> Iterator[Prepared]:
+def _prepare_rows(
+    source: SourceConfig, renderer: Renderer, stats: SourceStats
+) -> Iterator[Prepared]:
     for place, row in read_rows(source):
         stats.rows += 1
         try:
@@ -156,7 +163,9 @@ def _prepare_rows(source: SourceConfig, renderer: Renderer, stats: SourceStats) 
             yield renderer.prepare(to_document(row, source.format, source.columns))
         except DataError as error:
             if source.on_bad_row == "error":
-                raise DataError(f"{place}: {error}. (`on_bad_row: skip` leaves such rows out.)") from error
+                raise DataError(
+                    f"{place}: {error}. (`on_bad_row: skip` leaves such rows out.)"
+                ) from error
             stats.bad_rows += 1
 
 
@@ -171,7 +180,8 @@ def _fit(rendered: Rendered, config: DataConfig, stats: SourceStats) -> list[Ren
             return []
         stats.truncated += policy == "truncate"
         stats.split += policy == "split"
-        # Pieces share one token: the last of a piece opens the next, so that every token is predicted once.
+        # Pieces share one token: the last of a piece opens the next, so that every token is
+        # predicted once.
         starts = range(0, length - 1, limit - 1) if policy == "split" else range(1)
         pieces = [_piece(rendered, start, start + limit) for start in starts]
     kept = [piece for piece in pieces if piece.targets.any()]
