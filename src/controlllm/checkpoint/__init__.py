@@ -6,10 +6,12 @@
 | `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
 | `tensors` | what of a model is trained, what model it is, and putting the tensors back |
 | `locate`, `loading` | any folder or name to a model and its tokenizer |
+| `inspection` | what a saved model consists of, without loading it |
 | `export` | full, sidecar and collapsed forms |
 """
 
 from controlllm.checkpoint.export import export
+from controlllm.checkpoint.inspection import Inspection, inspect_folder
 from controlllm.checkpoint.loading import LoadOptions, load_model, load_tokenizer
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.rng import capture_rng, restore_rng
@@ -26,6 +28,7 @@ from controlllm.checkpoint.state import (
 from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
 
 __all__ = [
+    "Inspection",
     "Kind",
     "LoadOptions",
     "Location",
@@ -34,6 +37,7 @@ __all__ = [
     "capture_rng",
     "describe_model",
     "export",
+    "inspect_folder",
     "list_checkpoints",
     "load_checkpoint",
     "load_model",

@@ -12,7 +12,7 @@ Only safetensors are read, and code that comes with a model runs only if the use
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.sidecar import SIDECAR_CONFIG, read_sidecar_config
+from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS, read_sidecar_config
 
 __all__ = ["LoadOptions", "load_model", "load_tokenizer"]
 
@@ -88,6 +88,8 @@ def load_model(
         model, base = _load_plain(location.path, options), _recorded_name(location)
     else:
         base = _base_name(sidecar, options)
+        if options.dtype == "auto":
+            options = replace(options, dtype=_dtype_of(sidecar))
         model = load_sidecar(_load_plain(base, options), sidecar, check_base=options.check_base)
     tokenizer = load_tokenizer(_tokenizer_places(location, base), options)
     return model.eval(), tokenizer
@@ -151,6 +153,15 @@ def _base_name(sidecar: Path, options: LoadOptions) -> str:
         raise CheckpointError(
             f"the base of {sidecar} is {name}, which is not here; say where it is (`base`)."
         ) from error
+
+
+def _dtype_of(sidecar: Path) -> str:
+    """The type that a sidecar was trained and saved in, so that its base is loaded in the same."""
+    from safetensors import safe_open
+
+    with safe_open(sidecar / SIDECAR_WEIGHTS, "pt") as tensors:
+        names = [name for name in tensors.keys() if ".expanded." in name]  # noqa: SIM118
+        return str(tensors.get_tensor(names[0]).dtype).removeprefix("torch.")
 
 
 def _recorded_name(location: Location) -> str | None:

@@ -1,5 +1,6 @@
 """What of a model is trained, what model it is, and putting the trained tensors back."""
 
+import json
 from typing import Any
 
 import torch
@@ -37,7 +38,12 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     if isinstance(model, ControlLLMForCausalLM):
         base_fingerprint(model)
         return {"method": "control", "config": sidecar_config(model)}
-    config = model.config.to_dict() | {"_name_or_path": model.config.name_or_path}
+    config = json.loads(model.config.to_json_string())
+    config |= {
+        "architectures": [type(model).__name__],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "_name_or_path": model.config.name_or_path,
+    }
     return {"method": "full", "config": config}
 
 

@@ -41,7 +41,7 @@ def parse_options(
     parser = _parser(cls, verb)
     names = sorted(_setting_names(cls))
     for path in given_values(argv, "config"):
-        _check_names(cls, read_yaml(path), f"{path}: ", names)
+        _check_names(cls, read_yaml(path), str(path), names)
     _check_words(argv, names)
     try:
         if defaults:
@@ -72,46 +72,58 @@ def given_values(argv: list[str], key: str) -> list[str]:
 
 def _parser(cls: type, verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    required = [field.name.upper() for field in dataclasses.fields(cls) if _is_required(field)]
     parser = ArgumentParser(
-        prog=f"controlllm {verb}", exit_on_error=False, description=cls.__doc__, allow_abbrev=False
+        prog=f"controlllm {verb}",
+        usage=" ".join(["controlllm", verb, *required, "[--config FILE.yaml] [options]"]),
+        description=cls.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     parser.add_class_arguments(cls, as_group=False, as_positional=True)
     return parser
 
 
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
 def _check_words(argv: list[str], names: list[str]) -> None:
-    """Refuse `--names` that are not settings, nor parts of one (`--data.train.path`)."""
+    """Refuse `--names` that are no settings, nor lie inside one (`--data.train.path`)."""
+    leaves = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     for word in argv:
-        if not word.startswith("--") or word == "--":
-            continue
         name = word[2:].split("=", 1)[0].removesuffix("+").removesuffix(".help")
-        known = name in names or name in _OWN_OPTIONS
-        if not known and not any(name.startswith(f"{container}.") for container in names):
+        if not word.startswith("--") or name in _OWN_OPTIONS or name in names:
+            continue
+        if not any(name.startswith(f"{leaf}.") for leaf in leaves):
             raise ConfigError(f"--{name} is not an option.{_near(name, names, '--')}")
 
 
-def _check_names(cls: type, values: Mapping[str, Any], where: str, names: list[str]) -> None:
-    """Refuse keys of a YAML file that are not fields of the dataclass it fills."""
+def _check_names(
+    cls: type, values: Mapping[str, Any], file: str, names: list[str], prefix: str = ""
+) -> None:
+    """Refuse keys of a YAML file that are not fields of the dataclass they fill."""
     hints = get_type_hints(cls)
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if key not in hints:
-            candidates = [*hints, *names]
-            raise ConfigError(f"{where}{key!r} is not a setting.{_near(str(key), candidates)}")
+            raise ConfigError(f"{file}: {name} is not a setting.{_near(name, names)}")
         inner = _dataclass_in(hints[key])
-        items = value if isinstance(value, list) else [value]
-        for item in items if inner else ():
-            if isinstance(item, Mapping):
-                _check_names(inner, item, f"{where}{key}.", names)  # type: ignore[arg-type]
+        for item in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(item, Mapping):
+                _check_names(inner, item, file, names, f"{name}.")
 
 
 def _setting_names(cls: type, prefix: str = "") -> set[str]:
-    """Dotted names of all settings, sections included."""
+    """Dotted names of all settings: sections, and fields of what lists hold, included."""
     names = set()
     for name, hint in get_type_hints(cls).items():
         names.add(prefix + name)
-        if dataclasses.is_dataclass(hint):
-            names |= _setting_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        inner = _dataclass_in(hint)
+        if inner is not None:
+            names |= _setting_names(inner, f"{prefix}{name}.")
     return names
 
 
@@ -123,21 +135,24 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _near(name: str, names: list[str], mark: str = "") -> str:
-    """The nearest right name, as a sentence; the last part counts if the whole has no neighbour."""
+    """The nearest right name, as a sentence; the last part decides if the whole is like none."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    leaf = name.rsplit(".", 1)[-1]
     if not near:
         leaves = {known.rsplit(".", 1)[-1]: known for known in names}
-        near = [leaves[x] for x in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+        found = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
+        near = [leaves[leaf] for leaf in found]
     return f" Did you mean {mark}{near[0]}?" if near else " See --help for all of them."
 
 
 def _readable(message: str, names: list[str], verb: str) -> str:
     """The parser's message on one line, with the nearest name where a name was wrong."""
-    text = " ".join(message.split()).replace("Parser key ", "").replace("<class '", "")
+    text = " ".join(message.split()).rstrip(".")
     wrong = re.search(r"[Oo]ption '([\w.]+)' is not accepted", text)
-    hint = _near(wrong[1], names) if wrong else f" See `controlllm {verb} --help`."
-    return f"{text.replace(chr(39) + '>', '').rstrip('.')}.{hint}"
+    if wrong is None:
+        return f"{text}. See `controlllm {verb} --help`."
+    where = re.search(r'[Kk]ey "([\w.]+)"', text)
+    name = f"{where[1]}.{wrong[1]}" if where else wrong[1]
+    return f"{name} is not a setting.{_near(name, names)}"
 
 
 def _flat(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""What a saved model consists of, read from configs and file headers: no weights are loaded."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint.locate import Kind, locate
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import read_json
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.plan import plan_blocks
+from controlllm.expansion.sidecar import SIDECAR_CONFIG, read_sidecar_config
+
+__all__ = ["Inspection", "Part", "inspect_folder"]
+
+_EXPANDED = re.compile(r"^(?P<place>.+)\.(?P<branch>expanded|interpolator)\.")
+_STATE = "state.safetensors"
+
+
+@dataclass
+class Part:
+    """One expanded block, one expanded end, or the base.
+
+    Attributes:
+        name: the block or module, or "base".
+        kind: "concat", "stack", "end" or "base".
+        trained: parameters that train.
+        frozen: parameters that do not.
+        bytes: their size in this folder.
+        alpha: weight of the expanded branch; None where it has none, or depends on the token and
+            was not measured.
+    """
+
+    name: str
+    kind: str
+    trained: int = 0
+    frozen: int = 0
+    bytes: int = 0
+    alpha: float | None = None
+
+
+@dataclass
+class Inspection:
+    """What lies in a folder.
+
+    Attributes:
+        kind: the form of the model.
+        path: the folder that was looked into.
+        expansion: how it is expanded; None for a plain model.
+        base: what is recorded of the base.
+        parts: its parts; the base comes last, and is absent from a sidecar.
+    """
+
+    kind: Kind
+    path: str
+    expansion: ExpansionConfig | None
+    base: dict[str, Any]
+    parts: list[Part]
+
+    @property
+    def total(self) -> Part:
+        """The sum over all parts."""
+        sums = {
+            field: sum(getattr(part, field) for part in self.parts)
+            for field in ("trained", "frozen", "bytes")
+        }
+        return Part("total", "", **sums)
+
+
+def inspect_folder(path: str | Path) -> Inspection:
+    """Look into a run folder, a checkpoint, a sidecar, an expanded or a plain model.
+
+    Raises:
+        CheckpointError: if it is no folder with a model, or a file cannot be read.
+    """
+    location = locate(path)
+    if location.kind is Kind.HUB:
+        raise CheckpointError(
+            f"{path} is no folder here; if it is on the Hub, fetch it first: hf download {path}"
+        )
+    folder = Path(location.path)
+    expansion, base = _configs(folder)
+    parts = _parts(folder, expansion, base)
+    return Inspection(location.kind, str(folder), expansion, base, parts)
+
+
+def _configs(folder: Path) -> tuple[ExpansionConfig | None, dict[str, Any]]:
+    if (folder / SIDECAR_CONFIG).is_file():
+        values = read_sidecar_config(folder)
+        return ExpansionConfig.from_dict(values["expansion"]), values["base"]
+    values = read_json(folder / "config.json")
+    if "expansion" not in values:
+        return None, {"architecture": (values.get("architectures") or [None])[0]}
+    return ExpansionConfig.from_dict(values["expansion"]), values["base"]
+
+
+def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]) -> list[Part]:
+    plan = plan_blocks(expansion, base["num_hidden_layers"]) if expansion else ()
+    kinds = {str(block.layer): block.kind for block in plan}
+    parts: dict[str, Part] = {}
+    for name, (shape, size) in _tensor_sizes(folder):
+        place, branch = _place(name)
+        layer = place.rsplit(".", 1)[-1]
+        part = parts.setdefault(place, Part(place, kinds.get(layer, "end" if branch else "base")))
+        if _trains(name, branch, expansion):
+            part.trained += prod(shape)
+        else:
+            part.frozen += prod(shape)
+        part.bytes += size
+    if expansion is not None:
+        _fill_in_alphas(folder, parts, expansion)
+    return sorted(parts.values(), key=lambda part: part.kind == "base")
+
+
+def _place(name: str) -> tuple[str, str | None]:
+    match = _EXPANDED.match(name)
+    return (match["place"].removeprefix("base."), match["branch"]) if match else ("base", None)
+
+
+def _trains(name: str, branch: str | None, expansion: ExpansionConfig | None) -> bool:
+    """Whether a tensor trains: copies do, gates do, a constant alpha only if asked."""
+    if expansion is None:
+        return True
+    if branch is None:
+        return len(expansion.frozen_groups) < 4 and _group(name) not in expansion.frozen_groups
+    return branch == "expanded" or not name.endswith(".logit") or expansion.train_alpha
+
+
+def _group(name: str) -> str:
+    """Which freezable group of the base a tensor belongs to."""
+    if ".layers." in name or re.search(r"\.\d+\.", name):
+        return "blocks"
+    if "embed" in name or "wte" in name:
+        return "embeddings"
+    return "norm" if "norm" in name or "ln" in name else "head"
+
+
+def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionConfig) -> None:
+    logits = _constant_logits(folder)
+    for place, part in parts.items():
+        if part.kind == "base":
+            continue
+        layer = int(place.rsplit(".", 1)[-1]) if part.kind != "end" else None
+        part.alpha = _alpha(expansion, part.kind, layer, logits.get(place))
+
+
+def _alpha(
+    expansion: ExpansionConfig, kind: str, layer: int | None, constant: float | None
+) -> float | None:
+    """The dial, else the constant, else the measured mean; a stacked block counts fully."""
+    dial = expansion.dial.get(layer) if isinstance(expansion.dial, dict) else expansion.dial  # type: ignore[arg-type]
+    if dial is not None:
+        return dial
+    if kind == "stack":
+        return 1.0
+    if constant is not None or layer is None:
+        return constant
+    return (expansion.mean_alpha or {}).get(layer)
+
+
+def _constant_logits(folder: Path) -> dict[str, float]:
+    """Constant alphas by place: a handful of one-element tensors."""
+    from safetensors import safe_open
+
+    alphas = {}
+    for file in _weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if name.endswith(".interpolator.logit"):
+                    alphas[_place(name)[0]] = tensors.get_tensor(name).float().sigmoid().item()
+    return alphas
+
+
+def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[list[int], int]]]:
+    """Name, shape and bytes of every tensor, from the headers of the safetensors files.
+
+    Raises:
+        CheckpointError: if there is no such file, or one is broken.
+    """
+    files = _weight_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} has no safetensors files.")
+    for file in files:
+        for name, entry in _header(file).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                yield name, (entry["shape"], end - begin)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != _STATE)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON header: 8 bytes of little-endian length, then the text."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            return dict(json.loads(stream.read(length)))
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{file} is no safetensors file: {error}.") from error

@@ -1,0 +1,69 @@
+"""`controlllm chat`: talk with a model; works in a terminal and in a pipe."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.cli.parsing import parse_options
+from controlllm.cli.sets import run_config
+from controlllm.data import resolve_chat_template
+from controlllm.inference import Chat, GenerationSettings
+
+__all__ = ["ChatOptions", "run"]
+
+
+@dataclass
+class ChatOptions:
+    """Talk with a model. Lines that begin with / are commands: /help shows them.
+
+    Without a chat template (a base model) the text is simply continued.
+    """
+
+    model: str
+    """Run folder, checkpoint, sidecar, model folder or Hub name."""
+
+    alpha: float | None = None
+    """Alpha to begin with; null = as it was saved."""
+
+    system: str | None = None
+    """System message."""
+
+    chat_template: str | None = None
+    """plain, chatml, a Jinja file or text; null = that of the run, else the tokenizer's own."""
+
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How text is sampled."""
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    """How the model is loaded."""
+
+
+def run(argv: list[str]) -> None:
+    """Load the model and answer standard input until it ends."""
+    options = parse_options(ChatOptions, argv, "chat")
+    model, tokenizer = load_model(options.model, options.load)
+    declared = run_config(options.model)
+    template = options.chat_template or (declared.data.chat_template if declared else None)
+    if template is not None:
+        tokenizer.chat_template = resolve_chat_template(template, tokenizer)
+    chat = Chat(model, tokenizer, options.generation, system=options.system)
+    if options.alpha is not None:
+        chat.handle(f"/alpha {options.alpha}")
+    if sys.stdin.isatty():
+        print(f"{type(model).__name__} from {options.model}; /help for commands, Ctrl-D to end.")
+        chat.run(_typed_lines())
+    else:
+        chat.run(sys.stdin)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from a terminal, with editing and history."""
+    import readline  # noqa: F401 - input() uses it once it is imported
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return

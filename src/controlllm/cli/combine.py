@@ -1,0 +1,56 @@
+"""`controlllm combine`: two expanded models of one base become one."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from controlllm.checkpoint import LoadOptions, export, load_model
+from controlllm.cli.parsing import parse_options
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import folder_bytes, require_empty
+from controlllm.expansion import combine
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+
+__all__ = ["CombineOptions", "run"]
+
+
+@dataclass
+class CombineOptions:
+    """Join two models that were expanded from the same base in the same way."""
+
+    a: str
+    """Run folder, checkpoint, sidecar or full expanded model."""
+
+    b: str
+    """The other one."""
+
+    folder: str
+    """Where to write; absent or empty."""
+
+    weight: float = 0.5
+    """What b counts: 0 = only a, 1 = only b."""
+
+    form: Literal["sidecar", "full", "collapsed"] = "sidecar"
+    """sidecar or full (expanded blocks blended), or collapsed (both folded into the base)."""
+
+    overwrite: bool = False
+    """Replace a non-empty folder."""
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    """How the models are loaded."""
+
+
+def run(argv: list[str]) -> None:
+    """Load both, blend, write."""
+    options = parse_options(CombineOptions, argv, "combine")
+    if not options.overwrite:
+        require_empty(options.folder)
+    a, tokenizer = load_model(options.a, options.load)
+    b, _ = load_model(options.b, options.load)
+    for model, name in ((a, options.a), (b, options.b)):
+        if not isinstance(model, ControlLLMForCausalLM):
+            raise ConfigError(f"{name} is not expanded; only expanded models can be combined.")
+    collapsed = options.form == "collapsed"
+    model = combine(a, b, options.weight, "collapsed" if collapsed else "expanded")  # type: ignore[arg-type]
+    form = "full" if collapsed else options.form
+    folder = export(model, options.folder, form, tokenizer, options.overwrite)
+    print(f"{folder}: {options.form} form, {folder_bytes(folder) / 1e6:.1f} MB")

@@ -1,0 +1,147 @@
+"""`controlllm eval`: what a model learned and forgot, base and trained side by side."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.cli.parsing import parse_options
+from controlllm.cli.sets import as_list, load_sets, run_defaults
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import write_json
+from controlllm.data import DataConfig, SourceConfig
+from controlllm.evaluate import (
+    HarnessConfig,
+    Reference,
+    evaluate_losses,
+    format_table,
+    losses_table,
+    measure_retention,
+    run_tasks,
+)
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+
+__all__ = ["EvalOptions", "run"]
+
+
+@dataclass
+class EvalOptions:
+    """Measure loss and perplexity on files, and run lm-eval tasks, for base and trained model.
+
+    A run folder brings its own sets (data.learn, data.retain) along.
+    """
+
+    model: str
+    """Run folder, checkpoint, sidecar, model folder or Hub name."""
+
+    files: str | list[str] = field(default_factory=list)
+    """Files to measure the loss on, with commas between them (or a list)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """How files are read; data.learn and data.retain are measured too."""
+
+    tasks: str | list[str] = field(default_factory=list)
+    """Tasks of lm-evaluation-harness, with commas between them (or a list)."""
+
+    include_path: str | list[str] = field(default_factory=list)
+    """Folders with further task files."""
+
+    num_fewshot: int | None = None
+    """Examples before each question; null = as the task says."""
+
+    limit: int | None = None
+    """Questions of each task; null = all."""
+
+    apply_chat_template: bool = False
+    """Put the questions of tasks as chat messages."""
+
+    batch_size: int = 8
+    """Rows of one batch."""
+
+    alpha: float | None = None
+    """Alpha to measure at; null = as it was saved."""
+
+    reference: str | None = None
+    """Base to compare a model with that is not expanded."""
+
+    output: str | None = None
+    """JSON file to write all numbers to."""
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    """How the model is loaded."""
+
+
+def run(argv: list[str]) -> None:
+    """Measure, print tables, and write the numbers if asked."""
+    options = parse_options(EvalOptions, argv, "eval", run_defaults(argv))
+    sources = [SourceConfig(path=path) for path in as_list(options.files)]
+    sources += [*options.data.learn, *options.data.retain]
+    if not sources and not options.tasks:
+        raise ConfigError(
+            "nothing to measure: give --files, --data.learn, --data.retain or --tasks."
+        )
+    _check_names(sources)
+    model, tokenizer = load_model(options.model, options.load)
+    if options.alpha is not None:
+        _expanded(model).set_alpha(options.alpha)
+    reference = _reference(model, options)
+    results: dict[str, Any] = {"model": options.model}
+    if sources:
+        sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
+        results["losses"] = _measure_losses(model, sets, reference)
+    if options.tasks:
+        results["tasks"] = _measure_tasks(model, tokenizer, options, reference)
+    if options.output is not None:
+        write_json(options.output, results)
+
+
+def _check_names(sources: list[SourceConfig]) -> None:
+    names = [source.name for source in sources]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{twice} name several sets; give each its own `name`.")
+
+
+def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:
+    if not isinstance(model, ControlLLMForCausalLM):
+        raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
+    return model
+
+
+def _reference(model: PreTrainedModel, options: EvalOptions) -> Reference | None:
+    if options.reference is not None:
+        return Reference(model, copy=load_model(options.reference, options.load)[0])
+    return Reference(model) if isinstance(model, ControlLLMForCausalLM) else None
+
+
+def _measure_losses(
+    model: PreTrainedModel, sets: dict[str, Any], reference: Reference | None
+) -> dict[str, Any]:
+    if reference is None:
+        losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
+        rows = [[name, r.tokens, r.loss, r.perplexity] for name, r in losses.items()]
+        print(format_table(["set", "tokens", "loss", "ppl"], rows))
+        return {name: asdict(report) for name, report in losses.items()}
+    reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}
+    print(losses_table(reports))
+    return {name: asdict(report) for name, report in reports.items()}
+
+
+def _measure_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: EvalOptions,
+    reference: Reference | None,
+) -> dict[str, Any]:
+    config = HarnessConfig(
+        tasks=as_list(options.tasks),
+        include_path=as_list(options.include_path),
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        apply_chat_template=options.apply_chat_template,
+    )
+    report = run_tasks(model, tokenizer, config, reference)
+    print(report.table())
+    return report.to_dict()

@@ -1,0 +1,49 @@
+"""`controlllm export`: take a trained model away."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from controlllm.checkpoint import LoadOptions, export, load_model
+from controlllm.cli.parsing import parse_options
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import folder_bytes, require_empty
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+
+__all__ = ["ExportOptions", "run"]
+
+
+@dataclass
+class ExportOptions:
+    """Write a model as a sidecar, in full, or collapsed into its base's architecture."""
+
+    model: str
+    """Run folder, checkpoint, sidecar, model folder or Hub name."""
+
+    folder: str
+    """Where to write; absent or empty."""
+
+    form: Literal["full", "sidecar", "collapsed"] = "full"
+    """full (loads anywhere), sidecar (trained tensors only), collapsed (an approximation)."""
+
+    alpha: float | None = None
+    """Alpha to write into it, or to collapse at; null = as it was saved."""
+
+    overwrite: bool = False
+    """Replace a non-empty folder."""
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    """How the model is loaded."""
+
+
+def run(argv: list[str]) -> None:
+    """Load and write."""
+    options = parse_options(ExportOptions, argv, "export")
+    if not options.overwrite:
+        require_empty(options.folder)
+    model, tokenizer = load_model(options.model, options.load)
+    if options.alpha is not None:
+        if not isinstance(model, ControlLLMForCausalLM):
+            raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
+        model.set_alpha(options.alpha)
+    folder = export(model, options.folder, options.form, tokenizer, options.overwrite)
+    print(f"{folder}: {options.form} form, {folder_bytes(folder) / 1e6:.1f} MB")

@@ -1,0 +1,54 @@
+"""`controlllm inspect`: what a saved model consists of, without loading it."""
+
+from dataclasses import asdict, dataclass
+
+from controlllm.checkpoint.inspection import Inspection, Part, inspect_folder
+from controlllm.cli.parsing import parse_options
+from controlllm.common.files import write_json
+from controlllm.evaluate.report import format_table
+
+__all__ = ["InspectOptions", "run"]
+
+
+@dataclass
+class InspectOptions:
+    """Show a saved model's expansion: blocks, parameters trained and frozen, alphas, bytes."""
+
+    model: str
+    """Run folder, checkpoint, sidecar, full expanded model or plain model folder."""
+
+    output: str | None = None
+    """JSON file to write the numbers to."""
+
+
+def run(argv: list[str]) -> None:
+    """Print what lies there."""
+    options = parse_options(InspectOptions, argv, "inspect")
+    found = inspect_folder(options.model)
+    print("\n".join([*_head(found), "", _table(found)]))
+    if options.output is not None:
+        expansion = found.expansion.to_dict() if found.expansion else None
+        values = asdict(found) | {"kind": found.kind.value, "expansion": expansion}
+        write_json(options.output, values)
+
+
+def _head(found: Inspection) -> list[str]:
+    lines = [f"{found.path}: {found.kind.value}"]
+    name = found.base.get("name_or_path") or "not recorded"
+    if found.expansion is None:
+        return [*lines, f"architecture: {found.base.get('architecture')}", "not expanded"]
+    base = f"base: {name}, {found.base.get('num_hidden_layers')} layers"
+    print_ = found.base.get("fingerprint")
+    lines.append(f"{base}, weights {print_}" if print_ else base)
+    shown = ("structure", "interpolator", "divergence", "divergence_weight", "expand_ends", "dial")
+    lines.append("  ".join(f"{name}: {getattr(found.expansion, name)}" for name in shown))
+    return lines
+
+
+def _table(found: Inspection) -> str:
+    headers = ["part", "kind", "trained", "frozen", "alpha", "MB"]
+    return format_table(headers, [_row(part) for part in [*found.parts, found.total]])
+
+
+def _row(part: Part) -> list[str | int | float | None]:
+    return [part.name, part.kind, part.trained, part.frozen, part.alpha, part.bytes / 1e6]
