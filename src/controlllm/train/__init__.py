@@ -28,7 +28,7 @@ Killed at any moment, the same call goes on from the newest checkpoint as if not
 
 | module | what it holds | to add one |
 |---|---|---|
-| `config`, `training_config`, `presets`, `config_io` | the typed run config and its YAML | a field |
+| `config`, `training_config`, `presets`, `config_io` | the run config and its YAML | a field |
 | `run`, `folder`, `bench`, `keeper`, `progress` | the picture above | |
 | `methods` | `control`, `full` | a function under `@METHODS.register` |
 | `backends`, `native`, `hf` | the loops | a function under `@BACKENDS.register` |

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.train.bench import Bench
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.losses import Counts, StepReport
@@ -28,9 +29,9 @@ def train_with_hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
         TrainingError: if a loss or a gradient is not finite.
     """
     if keeper.stopped is None:
-        random_states = torch.get_rng_state()
+        random_states = capture_rng()
         trainer = ControlLLMTrainer(bench, keeper)
-        torch.set_rng_state(random_states)  # The Trainer seeds everything, also on a resume.
+        restore_rng(random_states)  # The Trainer seeds everything anew, on a resume too.
         trainer.train()
     return keeper.finish()
 
@@ -93,6 +94,7 @@ class _Books(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.global_step = self.trainer.keeper.progress.step
+        self.trainer.keeper.start_clock()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer

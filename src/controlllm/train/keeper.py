@@ -88,6 +88,10 @@ class RunKeeper:
         if self.progress.step == 0 and self.bench.meter.enabled:
             self._measure()
         self.stopped = self._reason_to_stop()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """The time of the next step counts from now; for back ends that set up something first."""
         self._clock = time.monotonic()
 
     def check_finite(self, report: StepReport, grad_norm: float) -> None:
@@ -125,7 +129,7 @@ class RunKeeper:
         self.stopped = self._reason_to_stop()
         if improved or self.stopped or progress.step % training.save_steps == 0:
             self._save(improved)
-        self._clock = time.monotonic()
+        self.start_clock()
 
     def finish(self) -> TrainResult:
         """Close the loggers and say what came of it."""
