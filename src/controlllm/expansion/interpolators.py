@@ -71,12 +71,14 @@ class Interpolator(nn.Module, ABC):
         Args:
             x: the block's input (B, T, D).
             pretrained: output of the frozen branch (B, T, D).
-            expanded: output of the trained branch (B, T, D).
+            expanded: output of the trained branch (B, T, D); taken in the frozen one's type, which
+                differs where a half-precision base has its copies trained in float32.
             dial: an alpha that overrides the gate for every token.
 
         Returns:
             The joined state (B, T, D), and alpha, broadcastable to (B, T, 1).
         """
+        expanded = expanded.to(pretrained.dtype)
         if dial is None:
             alpha = self.gate(x, pretrained, expanded)
         else:
