@@ -9,7 +9,8 @@ explicitly instead. Never both.
 Shapes: B batch, T tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,15 @@ class AlignmentState:
     def wanted(self) -> bool:
         """Whether a divergence computed now could reach a gradient or a reader."""
         return self.terms is not None or torch.is_grad_enabled()
+
+    @contextmanager
+    def reading(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Let the blocks read the inputs of the forward pass inside."""
+        before, self.inputs = self.inputs, inputs
+        try:
+            yield
+        finally:
+            self.inputs = before
 
     def mask(self, like_BT: Tensor) -> Tensor:
         """Which positions count (B, T bool); all of them where the inputs are not known."""

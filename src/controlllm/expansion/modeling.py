@@ -1,5 +1,6 @@
 """The expanded model: one `PreTrainedModel` that holds any decoder-only base."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,39 +87,71 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The base's forward on the expanded blocks.
 
+        The arguments that are named here are those that `generate` and trainers look for in a
+        signature; the base gets those that are given.
+
         Args:
             input_ids: (B, T); or give `inputs_embeds`.
             attention_mask: (B, T), 1 for real tokens.
+            position_ids: (B, T); None = counted by the base.
+            past_key_values: the KV cache, with a slot for every branch.
+            inputs_embeds: (B, T, D), instead of `input_ids`.
             labels: (B, T), unshifted, -100 = no target. When training, the loss then includes the
                 divergence.
             output_hidden_states: give the L + 1 merged states.
-            **kwargs: all that the base's forward takes.
+            return_dict: False gives a tuple.
+            logits_to_keep: compute logits of the last so many positions only.
+            **kwargs: all else that the base's forward takes.
 
         Returns:
             The base's output class. `loss` is the base's, plus weight * divergence when training.
         """
-        inputs = {
+        named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
             "labels": labels,
-        } | kwargs
+            "logits_to_keep": logits_to_keep,
+        }
+        inputs = {key: value for key, value in named.items() if value is not None} | kwargs
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        call = partial(self.base, **inputs)
-        if labels is None or not self.training or self._state.terms is not None:
-            return run_merged(call, self.get_decoder(), self._expansion, output_hidden_states)
+        with self._state.reading(inputs):
+            output = self._run(inputs, output_hidden_states)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if wants_dict else output.to_tuple()
+
+    def _run(self, inputs: dict[str, Any], hidden_states: bool | None) -> Any:
+        """Run the base; where there are labels to train on, its loss includes the divergence."""
+        call = partial(self.base, **self._known_to_base(inputs), return_dict=True)
+        run = partial(run_merged, call, self.get_decoder(), self._expansion, hidden_states)
+        if "labels" not in inputs or not self.training or self._state.terms is not None:
+            return run()
         with self.explicit_divergence() as terms:
-            output = run_merged(call, self.get_decoder(), self._expansion, output_hidden_states)
-        mask = token_mask(inputs, self._state.divergence_tokens)
-        total, count = terms.total(mask)
+            output = run()
+        total, count = terms.total(token_mask(inputs, self._state.divergence_tokens))
         penalty = total / count.clamp_min(1) * self._state.micro_batch_share()
-        return _add_to_loss(output, penalty)
+        output["loss"] = output.loss + penalty.to(output.loss.device)
+        return output
+
+    def _known_to_base(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Leave out positions for a base that has none: `generate` makes them for every model."""
+        if "position_ids" in inspect.signature(self.base.forward).parameters:
+            return inputs
+        return {key: value for key, value in inputs.items() if key != "position_ids"}
 
     # ------------------------------------------------------------------------------------------
     # divergence
@@ -192,9 +225,22 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         """Replace the LM head."""
         self.base.set_output_embeddings(new_embeddings)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the base does it."""
-        return self.base.prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As the base does it; `generate` reads this signature, to know what may be given."""
+        return self.base.prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
@@ -282,10 +328,3 @@ def _build_base(config: ControlLLMConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(
         base_config, attn_implementation=base_config._attn_implementation
     )
-
-
-def _add_to_loss(output: Any, penalty: Tensor) -> Any:
-    if isinstance(output, tuple):  # return_dict=False
-        return (output[0] + penalty.to(output[0].device), *output[1:])
-    output["loss"] = output.loss + penalty.to(output.loss.device)
-    return output
