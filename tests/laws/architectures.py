@@ -58,8 +58,8 @@ ARCHITECTURES = {
         "qwen2", {**WINDOWED, "use_sliding_window": True, "max_window_layers": 1}
     ),
     "qwen3": Architecture("qwen3", {"attention_bias": True}),
-    "gemma2": Architecture("gemma2", {**WINDOWED, "query_pre_attn_scalar": 8}, tied=True),
-    "gemma3": Architecture("gemma3_text", {**WINDOWED, "query_pre_attn_scalar": 8}, tied=True),
+    "gemma2": Architecture("gemma2", {**WINDOWED, "query_pre_attn_scalar": 8}),
+    "gemma3": Architecture("gemma3_text", {**WINDOWED, "query_pre_attn_scalar": 8}),
     "phi3": Architecture("phi3"),
     "olmo2": Architecture("olmo2"),
     "gpt-neox": Architecture("gpt_neox"),

@@ -1,4 +1,4 @@
-"""Expansion changes no output; frozen tensors never change; the base can be got back at any time."""
+"""Expansion changes no output; frozen tensors never change; the base can be got back always."""
 
 import copy
 import pickle
