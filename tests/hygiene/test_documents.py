@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,37 +50,33 @@ def test_make_targets_exist(path):
             assert target in targets, f"make {target}"
 
 
-def commands() -> list[tuple[str, list[str]]]:
+def commands() -> list[Any]:
     """Every `controlllm ...` line of the guides' shell blocks, as words; continued lines joined."""
     found = []
     for path in GUIDES:
         lines = "\n".join(code_blocks(path, "bash", "sh", "console")).replace("\\\n", " ")
         for line in re.findall(r"^\$?\s*(?:\.venv/bin/)?controlllm\s+([^\n#|>]+)", lines, re.M):
-            found.append((path.name, shlex.split(line)))
+            found.append(pytest.param(shlex.split(line), id=f"{path.name}: {line.strip()}"))
     return found
 
 
-@pytest.mark.parametrize(
-    ("document", "words"),
-    commands(),
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
-)
-def test_commands_have_these_verbs_and_options(document, words, capsys):
+@pytest.mark.parametrize("words", commands())
+def test_commands_have_these_verbs_and_options(words, capsys):
     verb, *rest = words
-    assert main([verb, "--help"]) == 0, f"{document}: controlllm {verb}"
+    assert main([verb, "--help"]) == 0, f"controlllm {verb}"
     text = capsys.readouterr().out
     for option in (word.split("=")[0] for word in rest if word.startswith("--")):
         assert re.search(rf"{re.escape(option)}(?![\w.])", text), f"{verb} has no {option}"
 
 
-def run_files() -> list[tuple[str, str]]:
+def run_files() -> list[Any]:
     """Every YAML block of the guides that says which model is trained, and every recipe."""
-    blocks = [(path.name, block) for path in GUIDES for block in code_blocks(path, "yaml")]
-    recipes = [(path.name, path.read_text()) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
-    return [(name, text) for name, text in blocks + recipes if re.search(r"^model:", text, re.M)]
+    texts = [(path, block) for path in GUIDES for block in code_blocks(path, "yaml")]
+    texts += [(path, path.read_text()) for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
+    runs = [(path, text) for path, text in texts if re.search(r"^model:", text, re.M)]
+    return [pytest.param(text, id=path.name) for path, text in runs]
 
 
-@pytest.mark.parametrize(("name", "text"), run_files(), ids=lambda value: value.partition("\n")[0])
-def test_run_files_have_these_settings(name, text):
-    run = build(RunConfig, yaml.safe_load(text))
-    assert run.data.train, f"{name} trains on nothing"
+@pytest.mark.parametrize("text", run_files())
+def test_run_files_have_these_settings(text):
+    assert build(RunConfig, yaml.safe_load(text)).data.train
