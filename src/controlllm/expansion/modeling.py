@@ -226,20 +226,11 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         self.base.set_output_embeddings(new_embeddings)
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As the base does it; `generate` reads this signature, to know what may be given."""
+        """As the base does it; `generate` reads in this signature that embeddings may be given."""
         return self.base.prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
+            *args, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def resize_token_embeddings(
