@@ -5,11 +5,12 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import controlllm
 from controlllm.cli.parsing import parse_options
 
 __all__ = ["EnvOptions", "environment", "run"]
 
-_NEEDED = ("controlllm", "torch", "transformers", "accelerate", "safetensors", "jsonargparse")
+_NEEDED = ("torch", "transformers", "accelerate", "safetensors", "jsonargparse")
 _OPTIONAL = ("datasets", "lm-eval", "peft", "trl", "tensorboard", "wandb", "flash-attn")
 
 
@@ -28,7 +29,11 @@ def run(argv: list[str]) -> None:
 
 def environment() -> dict[str, str]:
     """Facts about this machine and its packages, by name."""
-    facts = {"platform": platform.platform(), "python": platform.python_version()}
+    facts = {
+        "controlllm": controlllm.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     facts |= {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
     return facts | _devices()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from controlllm.common.errors import ConfigError
 
@@ -120,19 +121,20 @@ class Generator:
             torch.manual_seed(self.settings.seed)
         ids_BT = ids_BT.to(self.model.device)
         cache = self._take_cache(ids_BT)
+        stream = _TextStream(self.tokenizer, on_text)
         output = self.model.generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             past_key_values=cache,
             pad_token_id=self._pad_token_id(),
-            streamer=_Callback(self.tokenizer, on_text),
+            streamer=stream,
             return_dict_in_generate=True,
             **self.settings.arguments(),
         )
         ids = output.sequences[0].tolist()
         # The last token was written but never read by the model.
         self._cache, self._cached_ids = output.past_key_values, ids[:-1]
-        return str(self.tokenizer.decode(ids[ids_BT.shape[1] :], skip_special_tokens=True))
+        return stream.text
 
     def _take_cache(self, ids_BT: Tensor) -> Any:
         """The cache if the prompt begins with exactly its tokens, else None; `forget` meanwhile.
@@ -153,14 +155,46 @@ class Generator:
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-class _Callback(TextStreamer):
-    """Gives finished pieces of text to a function instead of printing them."""
+class _TextStream(BaseStreamer):
+    """Turns token ids into text as they come, and gives each finished piece to a function.
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    New tokens are decoded behind the end of the prompt: alone, many tokenizers drop the space
+    before the first word. A character whose bytes are not all there waits for the rest.
+
+    Args:
+        tokenizer: decodes.
+        on_text: is given each piece.
+    """
+
+    context_tokens = 8
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        self.tokenizer = tokenizer
         self.on_text = on_text
+        self.context: list[int] | None = None
+        self.new: list[int] = []
+        self.text = ""
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by the base class for each piece."""
-        if text:
-            self.on_text(text)
+    def put(self, value: Tensor) -> None:
+        """Called by `generate`: first with the prompt, then with each token."""
+        ids = value.flatten().tolist()
+        if self.context is None:
+            self.context = ids[-self.context_tokens :]
+            return
+        self.new += ids
+        self._give(self._decode().rstrip("\ufffd"))
+
+    def end(self) -> None:
+        """Called by `generate` after the last token."""
+        self._give(self._decode())
+
+    def _decode(self) -> str:
+        context = self.context or []
+        before = self.tokenizer.decode(context, skip_special_tokens=True)
+        whole = self.tokenizer.decode(context + self.new, skip_special_tokens=True)
+        return str(whole)[len(before) :]
+
+    def _give(self, text: str) -> None:
+        piece, self.text = text[len(self.text) :], max(self.text, text, key=len)
+        if piece:
+            self.on_text(piece)
