@@ -143,6 +143,7 @@ class Mixer:
         if state.get("fingerprint") != self.fingerprint():
             raise CheckpointError(
                 "the data state belongs to other data: a source, a share, the seed or the "
-                "tokenizer has changed, so the run cannot go on exactly; restore them, or start a new run."
+                "tokenizer has changed, so the run cannot go on exactly; "
+                "restore them, or start a new run."
             )
         self.drawn, self.given = list(state["drawn"]), list(state["given"])

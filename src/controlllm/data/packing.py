@@ -1,14 +1,17 @@
 """Step 6: which waiting rows go together into a slot. Pure: lengths in, positions out."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 __all__ = ["choose_for_slot", "fill_slots"]
 
 
 def choose_for_slot(lengths: Sequence[int], capacity: int) -> list[int]:
-    """Choose rows for one slot: the oldest, then always the longest that still fits.
+    """Choose rows for one slot: by age while they fit, then always the longest that fits the rest.
 
-    The oldest is always taken, so that no row waits for ever.
+    Age first keeps the order nearly as drawn: no row waits for ever, and what waits stays a fair
+    sample of the mix. (Longest first packs no tighter, and lets short rows pile up.)
 
     Args:
         lengths: tokens of each waiting row, oldest first; each at most `capacity`.
@@ -17,9 +20,12 @@ def choose_for_slot(lengths: Sequence[int], capacity: int) -> list[int]:
     Returns:
         Positions in `lengths`, in the order of the slot; the first is always 0.
     """
-    chosen, room = [0], capacity - lengths[0]
+    filled = list(accumulate(lengths))
+    by_age = bisect_right(filled, capacity)
+    chosen = list(range(by_age))
+    room = capacity - filled[by_age - 1]
     # Stable: of equally long rows the older one goes first.
-    for position in sorted(range(1, len(lengths)), key=lambda i: -lengths[i]):
+    for position in sorted(range(by_age, len(lengths)), key=lambda i: -lengths[i]):
         if lengths[position] <= room:
             chosen.append(position)
             room -= lengths[position]

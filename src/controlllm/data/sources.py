@@ -151,7 +151,8 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
         import pyarrow as pa
 
-        return cast(IO[bytes], pa.input_stream(str(path), compression="zstd"))
+        # Arrow's stream knows no lines; the buffer around it does.
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
 

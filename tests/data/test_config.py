@@ -1,0 +1,72 @@
+"""Wrong settings are named with their value; the config loads from plain YAML types."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from controlllm.common.errors import ConfigError
+from controlllm.data import DataConfig, SourceConfig
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"path": " "}, "path=' '"),
+        ({"weight": 0}, "weight=0"),
+        ({"weight": -1.5}, "weight=-1.5"),
+        ({"max_rows": 0}, "max_rows=0"),
+        ({"text_unit": "lines"}, "Did you mean 'line'"),
+        ({"on_bad_row": "ignore"}, "on_bad_row='ignore'"),
+        ({"file_type": "jsonlines"}, "Did you mean 'jsonl'"),
+    ],
+)
+def test_wrong_source_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SourceConfig(**{"path": "a.jsonl", **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_length": 1}, "max_length=1"),
+        ({"packing_lookahead": 0}, "packing_lookahead=0"),
+        ({"train_on": []}, "train_on"),
+        ({"mix_by": "token"}, "Did you mean 'tokens'"),
+        ({"long_chat": "split"}, "long_chat='split'"),
+        ({"long_text": "cut"}, "long_text='cut'"),
+        ({"replay_share": 1.0}, "replay_share=1.0"),
+        ({"replay_share": 0.1}, "replay_share=0.1 with 0 replay"),
+        ({"replay": [SourceConfig("a.txt")]}, "replay_share=0.0 with 1 replay"),
+        ({"retain": [SourceConfig("a/test.txt"), SourceConfig("b/test.txt")]}, r"\['test'\]"),
+    ],
+)
+def test_wrong_data_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("data/gsm8k/train.jsonl.gz", "train"),
+        ("data/poems/", "poems"),
+        ("data/poems/**/*.json", "poems"),
+        ("openai/gsm8k", "gsm8k"),
+        ("*.txt", "source"),
+    ],
+)
+def test_names_come_from_paths(path: str, name: str) -> None:
+    assert SourceConfig(path).name == name
+    assert SourceConfig(path, name="mine").name == "mine"
+
+
+def test_yaml_round_trip() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--data", type=DataConfig)
+    values = {"train": [{"path": "a.jsonl", "columns": {"prompt": "q"}}], "max_length": 64}
+    loaded = parser.instantiate_classes(parser.parse_object({"data": values})).data
+    assert loaded == DataConfig([SourceConfig("a.jsonl", columns={"prompt": "q"})], max_length=64)
+    again = parser.instantiate_classes(parser.parse_object({"data": asdict(loaded)})).data
+    assert again == loaded
