@@ -29,7 +29,7 @@ HEAVY = [
 WATCH = """
 import json, os, sys
 import torch, transformers
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig  # for registering
 {before}
 
 def seen():
@@ -43,12 +43,12 @@ def seen():
         things.update({{(owner.__qualname__, key): value for key, value in vars(owner).items()}})
     return things
 
-environment, before = dict(os.environ), seen()
+environment, modules, before = dict(os.environ), set(sys.modules), seen()
 import controlllm
 {use}
 after = seen()
 print(json.dumps({{
-    "modules": sorted(sys.modules),
+    "modules": sorted(set(sys.modules) - modules),
     "environment": environment == dict(os.environ),
     "patched": [str(key) for key, value in before.items() if after.get(key) is not value],
 }}))
