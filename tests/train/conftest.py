@@ -43,7 +43,7 @@ def run_config(tmp_path: Path, texts: dict[str, str]) -> Callable[..., RunConfig
                 "max_steps": 6,
                 "per_device_train_batch_size": 2,
                 "gradient_accumulation_steps": 2,
-                "learning_rate": 3e-3,
+                "learning_rate": 2e-2,
                 "eval_steps": 3,
                 "save_steps": 2,
                 "save_total_limit": None,
@@ -59,9 +59,9 @@ def run_config(tmp_path: Path, texts: dict[str, str]) -> Callable[..., RunConfig
 def pretrained_pico(pico_llama: Any, pico_tokenizer: Any) -> Any:
     """A pico Llama that knows the old domain, so that it has something to forget."""
     model = pico_llama(seed=1, initializer_range=0.1).train()
-    ids = torch.tensor([pico_tokenizer(OLD * 2).input_ids])
+    ids = torch.tensor(pico_tokenizer(OLD * 3).input_ids).unfold(0, 32, 5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()

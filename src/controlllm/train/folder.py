@@ -92,7 +92,8 @@ def _find_checkpoint(folder: Path, run: RunConfig) -> Path | None:
         warnings.warn(
             f"Resuming {checkpoint} with another config: {'; '.join(changes)}.", stacklevel=3
         )
-    _require_newest(folder, checkpoint)
+    if resume != "auto":
+        _require_newest(folder, checkpoint)
     return checkpoint
 
 

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+from controlllm.common.errors import ConfigError
+from controlllm.expansion import ExpansionConfig, expand
+from controlllm.train import rehearsal as room
+from controlllm.train.bench import make_bench
+from controlllm.train.rehearsal import rehearsal_source
+
+
+@pytest.fixture
+def run(run_config):
+    return run_config(rehearsal={"num_sequences": 10, "batch_size": 4, "share": 0.25})
+
+
+def sequences(source):
+    return [source[i].input_ids.tolist() for i in range(len(source))]
+
+
+def test_the_base_writes_what_it_knows(run, loaded):
+    source = rehearsal_source(*loaded(), run)
+    assert len(source) == 10
+    rows = sequences(source)
+    assert all(row[0] == 1 and len(row) <= 32 for row in rows)  # from BOS, at most max_length
+    text = loaded()[1].decode([token for row in rows for token in row])
+    assert "the " in text and " cat " in text  # the old domain, not noise
+    assert source[0].labels[0] == -100
+    assert source[0].labels[1:].tolist() == rows[0][1:]
+
+
+def test_sequences_are_cached_by_content(run, loaded, monkeypatch, tmp_path):
+    first = sequences(rehearsal_source(*loaded(), run))
+    monkeypatch.setattr(room, "sample_sequences", lambda *a: pytest.fail("sampled again"))
+    assert sequences(rehearsal_source(*loaded(), run)) == first
+    with pytest.raises(pytest.fail.Exception):  # another base
+        model, tokenizer = loaded()
+        model.lm_head.weight.data[5] += 1
+        rehearsal_source(model, tokenizer, run)
+    with pytest.raises(pytest.fail.Exception):  # another setting
+        run.rehearsal.temperature = 0.5
+        rehearsal_source(*loaded(), run)
+    files = list((tmp_path / "run" / "rehearsal").iterdir())
+    assert len(files) == 1 and len(json.loads(files[0].read_text())["sequences"]) == 10
+
+
+def test_an_expanded_model_lets_its_base_write(run, loaded, tmp_path):
+    plain = sequences(rehearsal_source(*loaded(), run))
+    model, tokenizer = loaded()
+    expanded = expand(model, ExpansionConfig(num_blocks=2))
+    for block in expanded.blocks.values():
+        for parameter in block.expanded.parameters():
+            parameter.data += 0.3
+    run.rehearsal.cache_dir = str(tmp_path / "elsewhere")
+    assert sequences(rehearsal_source(expanded, tokenizer, run)) == plain
+
+
+def test_sampling_leaves_the_random_state_alone(run, loaded):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    rehearsal_source(*loaded(), run)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_checkpoints_own_generation_habits_do_not_matter(run, loaded, tmp_path):
+    plain = sequences(rehearsal_source(*loaded(), run))
+    model, tokenizer = loaded()
+    model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=5.0, do_sample=True)
+    run.rehearsal.cache_dir = str(tmp_path / "elsewhere")
+    assert sequences(rehearsal_source(model, tokenizer, run)) == plain
+
+
+def test_prompts_of_different_lengths_begin_the_sequences(run, loaded, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the cat\n\nand the dog lay\n")
+    run.rehearsal.prompts = str(tmp_path / "prompts.txt")
+    rows = sequences(rehearsal_source(*loaded(), run))
+    tokenizer = loaded()[1]
+    short, long = (tokenizer(text).input_ids for text in ("the cat", "and the dog lay"))
+    assert all(row[: len(short)] == short for row in rows[0::2])
+    assert all(row[: len(long)] == long for row in rows[1::2])
+    assert 0 not in [token for row in rows for token in row]  # no padding inside
+
+
+def test_what_cannot_work_is_said(run, loaded, tmp_path):
+    (tmp_path / "prompts.txt").write_text("x" * 60)
+    for setting, value, message in (
+        ("length", 64, "more than data.max_length"),
+        ("prompts", str(tmp_path / "none.txt"), "cannot read"),
+        ("prompts", str(tmp_path / "prompts.txt"), "leaves no room"),
+    ):
+        before = getattr(run.rehearsal, setting)
+        setattr(run.rehearsal, setting, value)
+        with pytest.raises(ConfigError, match=message):
+            rehearsal_source(*loaded(), run)
+        setattr(run.rehearsal, setting, before)
+    model, tokenizer = loaded()
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ConfigError, match="neither a BOS nor an EOS"):
+        rehearsal_source(model, tokenizer, run)
+
+
+def test_batches_carry_rehearsed_rows(run, loaded):
+    bench = make_bench(run, loaded())
+    counts = [bench.loss.count([next(bench.loader)]) for _ in range(20)]
+    rehearsed, targets = sum(c.rehearsed for c in counts), sum(c.targets for c in counts)
+    assert 0.2 < rehearsed / (rehearsed + targets) < 0.3

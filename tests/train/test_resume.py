@@ -1,0 +1,174 @@
+"""A run that was stopped and goes on is the run that never stopped, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.train.helpers import losses_of
+
+from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.common.errors import ConfigError
+from controlllm.train import train
+from controlllm.train.keeper import RunKeeper
+
+RETAIN = {
+    "preset": "retain",
+    "rehearsal": {"num_sequences": 6, "share": 0.3},
+    "data": {"packing_lookahead": 4},
+}
+
+
+def final_state(folder):
+    return load_checkpoint(newest_checkpoint(folder))
+
+
+def assert_same_run(folder, other):
+    """Trained tensors, optimizer, loader, random states and history are equal bit for bit."""
+    a, b = final_state(folder), final_state(other)
+    assert a.step == b.step
+    for name, tensor in a.tensors.items():
+        assert torch.equal(tensor, b.tensors[name]), name
+    for number, moments in a.optimizer["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(value, b.optimizer["state"][number][key])
+    assert a.loader == b.loader
+    assert torch.equal(a.rng["torch"], b.rng["torch"])
+    assert torch.equal(a.extra["alphas"]["generator"], b.extra["alphas"]["generator"])
+    assert losses_of(a.history) == losses_of(b.history)
+
+
+def records(folder):
+    """The step and kind of every line of metrics.jsonl."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], "train/loss" in row) for row in map(json.loads, lines)]
+
+
+class Stopped(Exception):
+    """The process 'dies' here."""
+
+
+def stop_after(monkeypatch, step):
+    """Let the run die right after the given step was made, before anything is written."""
+    after_step = RunKeeper.after_step
+
+    def dying(self, *args):
+        if self.progress.step == step:
+            raise Stopped
+        after_step(self, *args)
+
+    monkeypatch.setattr(RunKeeper, "after_step", dying)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("over", [RETAIN, {"method": "full", "data": {"packing": False}}])
+def test_resumed_equals_straight(run_config, loaded, tmp_path, monkeypatch, stop, over):
+    training = {"output_dir": str(tmp_path / "straight")}
+    straight = train(run_config(training=training, **over), loaded())
+    training = {"output_dir": str(tmp_path / "resumed")}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, stop)
+        train(run_config(training=training, **over), loaded())
+    torch.rand(3)  # Whatever the new process did before must not matter.
+    resumed = train(run_config(training=training, **over), loaded())
+    assert_same_run(straight.output_dir, resumed.output_dir)
+    assert losses_of(resumed.history) == losses_of(straight.history)
+    assert records(resumed.output_dir) == records(straight.output_dir)
+    assert resumed.best == straight.best
+
+
+def test_averages_over_a_window_survive_a_resume(run_config, loaded, tmp_path, monkeypatch):
+    """The checkpoint falls between two records."""
+    over = {"logging": {"logging_steps": 3}}
+    straight = train(run_config(training={"output_dir": str(tmp_path / "a")}, **over), loaded())
+    training = {"output_dir": str(tmp_path / "b")}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 2)
+        train(run_config(training=training, **over), loaded())
+    resumed = train(run_config(training=training, **over), loaded())
+    assert losses_of(resumed.history) == losses_of(straight.history)
+
+
+def test_a_finished_run_is_not_trained_again(run_config, loaded):
+    first = train(run_config(), loaded())
+    again = train(run_config(), loaded())
+    assert again.stopped_because == "max_steps"
+    assert again.history == first.history
+    assert_same_run(first.output_dir, again.output_dir)
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(run_config, loaded, tmp_path, monkeypatch):
+    straight = train(run_config(training={"output_dir": str(tmp_path / "a")}), loaded())
+    training = {"output_dir": str(tmp_path / "b")}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 5)
+        train(run_config(training=training), loaded())
+    broken = tmp_path / "b" / "checkpoint-4" / "state.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="checkpoint-4"):
+        resumed = train(run_config(training=training), loaded())
+    assert_same_run(straight.output_dir, resumed.output_dir)
+
+
+def test_another_config_is_not_resumed_by_mistake(run_config, loaded, tmp_path):
+    train(run_config(training={"max_steps": 2}), loaded())
+    other = {"max_steps": 2, "learning_rate": 0.5}
+    with pytest.raises(ConfigError, match=r"training\.learning_rate was 0.02, is 0.5"):
+        train(run_config(training=other), loaded())
+    named = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.warns(UserWarning, match="learning_rate"):
+        train(run_config(training=other | {"resume_from_checkpoint": named}), loaded())
+
+
+def kill_when(process, folder, checkpoint, delay):
+    """SIGKILL some time after a checkpoint's name first shows up; false if it was done before."""
+    while process.poll() is None:
+        if (folder / checkpoint).exists():
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            return process.wait() == -signal.SIGKILL
+        time.sleep(0.002)
+    raise AssertionError(f"the run ended by itself: {process.stderr.read().decode()}")
+
+
+def test_sigkill_at_any_moment(run_config, loaded, tmp_path, repository):
+    """A real process is killed twice, also while it saves, and started again by the same call."""
+    model, tokenizer = loaded()
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+
+    def run(name):
+        training = {"output_dir": str(tmp_path / name), "max_steps": 12, "save_steps": 1}
+        return run_config(
+            model={"model_name_or_path": str(base)},
+            training=training | {"eval_steps": 5, "gradient_accumulation_steps": 1},
+            **RETAIN,
+        )
+
+    straight = train(run("straight"))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run("killed").to_dict()))
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from controlllm.train import RunConfig, train\n"
+        "train(RunConfig.from_yaml(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.yaml")]
+    environment = os.environ | {"PYTHONPATH": str(repository / "src"), "OMP_NUM_THREADS": "1"}
+    killed = 0
+    for checkpoint, delay in (("checkpoint-3", 0.0), ("checkpoint-7", 0.03)):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        killed += kill_when(process, tmp_path / "killed", checkpoint, delay)
+    assert killed == 2
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(straight.output_dir, tmp_path / "killed")
+    assert records(tmp_path / "killed") == records(straight.output_dir)
+    leftovers = [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+    assert leftovers == []
