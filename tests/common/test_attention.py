@@ -66,15 +66,19 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
+def plain(name: str) -> str:
+    """What the model does without packing; sdpa has no soft cap (releases before 5.23 drop it)."""
+    return "eager" if name == "gemma2_sliding_softcap" else "sdpa"
+
+
 def build(name: str, implementation: str | None = None) -> PreTrainedModel:
-    """A tiny random model; equal names give equal weights. None: the packed twin of its default."""
+    """A tiny random model; equal names give equal weights. None: the packed twin of `plain`."""
     register_packed_attention()
     config = CONFIGS[name]()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval()
-    default = model.config._attn_implementation
-    model.set_attn_implementation(implementation or packed_attention_for(default))
+    model.set_attn_implementation(implementation or packed_attention_for(plain(name)))
     return model
 
 
@@ -135,8 +139,7 @@ def test_packed_loss_and_gradients_are_the_sum_over_documents(name: str, use_cac
 def test_transformers_own_mask_from_positions_agrees(name: str) -> None:
     inputs = packed(documents())
     ours = build(name)(**inputs, use_cache=False).logits
-    own = "eager" if name == "gemma2_sliding_softcap" else "sdpa"
-    theirs = build(name, own)(**inputs, use_cache=False).logits
+    theirs = build(name, plain(name))(**inputs, use_cache=False).logits
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -158,8 +161,7 @@ def test_one_document_fills_the_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_padded_batches_and_generation_are_as_without(name: str) -> None:
-    plain = "eager" if name == "gemma2_sliding_softcap" else "sdpa"
-    ours, theirs = build(name), build(name, plain)
+    ours, theirs = build(name), build(name, plain(name))
     ids = torch.cat([documents()[2], documents()[2].flip(1)])
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
@@ -193,6 +195,16 @@ def test_checkpointing_gives_the_same_gradients() -> None:
         results.append(gradients(model))
     for key, value in results[0].items():
         assert torch.equal(results[1][key], value), key
+
+
+def test_a_model_without_sdpa_keeps_its_soft_cap() -> None:
+    """The cap changes the loss here, so a twin that dropped it would be seen."""
+    capped, free = build("gemma2_sliding_softcap"), build("gemma2_sliding_softcap")
+    for module in free.modules():
+        if hasattr(module, "attn_logit_softcapping"):
+            module.attn_logit_softcapping = None
+    inputs = packed(documents())
+    assert not torch.allclose(capped(**inputs).logits, free(**inputs).logits, atol=1e-2)
 
 
 def test_wrong_layouts_are_refused() -> None:
