@@ -17,7 +17,7 @@ from controlllm.expansion.dial import Dial
 from controlllm.expansion.ends import grow_ends
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.outputs import run_merged
-from controlllm.expansion.surgery import install, remove
+from controlllm.expansion.surgery import freeze_again, install, remove
 
 __all__ = ["AUTO_MAP", "ControlLLMForCausalLM"]
 
@@ -64,6 +64,14 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         self.register_forward_pre_hook(_begin_forward, with_kwargs=True)
         self.register_forward_hook(_end_forward, always_call=True)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers` does it; its loader makes all parameters trainable, so freeze again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        freeze_again(model.base, model._expansion)
+        return loaded
 
     def init_weights(self) -> None:
         """Initialise what has no weights yet; a base that was handed over keeps its own."""
@@ -229,9 +237,7 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """As the base does it; `generate` reads in this signature that embeddings may be given."""
-        return self.base.prepare_inputs_for_generation(
-            *args, inputs_embeds=inputs_embeds, **kwargs
-        )
+        return self.base.prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any

@@ -26,7 +26,7 @@ from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
 from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
 
-__all__ = ["Expansion", "expanded_list", "install", "remove"]
+__all__ = ["Expansion", "expanded_list", "freeze_again", "install", "remove"]
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Expansion:
         state: what they share during a forward pass.
         config_before: the decoder config's values that were changed, as they were.
         trainable_before: names of the base's parameters that required gradients.
+        trainable: names of the parameters that require gradients now.
         tied_before: the base's map of tied weights.
     """
 
@@ -49,6 +50,7 @@ class Expansion:
     ends: dict[str, ExpandedEnd] = field(default_factory=dict)
     config_before: dict[str, Any] = field(default_factory=dict)
     trainable_before: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
     tied_before: dict[str, str] = field(default_factory=dict)
 
     def parts(self) -> list[ExpandedBlock | ExpandedEnd]:
@@ -73,7 +75,7 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     expansion = Expansion(
         plan, AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
     )
-    expansion.trainable_before = [n for n, p in model.named_parameters() if p.requires_grad]
+    expansion.trainable_before = _trainable_names(model)
     _freeze(model, anatomy, config)
     for block in plan:
         expanded = _make_block(anatomy, block, config, expansion.state)
@@ -82,7 +84,13 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     if config.expand_ends:
         _expand_ends(model, anatomy, config, expansion)
     _extend_config(anatomy, expansion)
+    expansion.trainable = _trainable_names(model)
     return expansion
+
+
+def freeze_again(model: nn.Module, expansion: Expansion) -> None:
+    """Restore what trains and what is frozen, after a loader has made all parameters anew."""
+    _set_trainable(model, expansion.trainable)
 
 
 def remove(model: PreTrainedModel, expansion: Expansion) -> None:
@@ -98,9 +106,7 @@ def remove(model: PreTrainedModel, expansion: Expansion) -> None:
     config = model.get_decoder().config
     for key, value in expansion.config_before.items():
         setattr(config, key, value)
-    trainable = set(expansion.trainable_before)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+    _set_trainable(model, expansion.trainable_before)
 
 
 def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
@@ -113,6 +119,16 @@ def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
             f"{type(model).__name__} no longer holds its expanded blocks in a list ({name})."
         )
     return layers
+
+
+def _trainable_names(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _set_trainable(model: nn.Module, names: Sequence[str]) -> None:
+    trainable = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
 
 
 def _refuse_what_cannot_work(
