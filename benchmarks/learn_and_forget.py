@@ -226,6 +226,7 @@ def main() -> None:
     options.base = options.base or options.data / "checkpoints/stories260k-hf"
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
+    origin = about()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -247,7 +248,7 @@ def main() -> None:
         options.output / f"learn_and_forget-{options.domain}.png",
     )
     plain = [{k: v for k, v in row.items() if k != "curve"} for row in results]
-    report = {"about": about(), "steps": options.steps, "results": plain}
+    report = {"about": origin, "steps": options.steps, "results": plain}
     path = options.output / f"learn_and_forget-{options.domain}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(table(results))
