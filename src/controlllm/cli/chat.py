@@ -52,7 +52,7 @@ def run(argv: list[str]) -> None:
         chat.handle(f"/alpha {options.alpha}")
     if sys.stdin.isatty():
         print(f"{type(model).__name__} from {options.model}; /help for commands, Ctrl-D to end.")
-        chat.run(_typed_lines())
+        chat.run(_typed_lines(), interactive=True)
     else:
         chat.run(sys.stdin)
 

@@ -1,8 +1,15 @@
 """`controlllm demo`: the two-minute story."""
 
+from controlllm.cli.parsing import parse_options
+from controlllm.demo import DemoConfig
+
 __all__ = ["run"]
 
 
 def run(argv: list[str]) -> None:
-    """Hand over to the demo."""
-    raise NotImplementedError
+    """Tell it."""
+    options = parse_options(DemoConfig, argv, "demo")
+
+    from controlllm.demo import run as run_demo
+
+    run_demo(options)

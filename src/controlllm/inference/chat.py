@@ -62,11 +62,21 @@ class Chat:
             "/help": lambda argument: self.write(HELP),
         }
 
-    def run(self, lines: Iterable[str]) -> None:
-        """Answer line after line until they end or `/quit`; empty lines are passed over."""
+    def run(self, lines: Iterable[str], interactive: bool = False) -> None:
+        """Answer line after line until they end or `/quit`; empty lines are passed over.
+
+        Args:
+            lines: what the user says.
+            interactive: whether Ctrl-C ends only the answer that is being written.
+        """
         for line in lines:
-            if not self.handle(line.rstrip("\r\n")):
-                return
+            try:
+                if not self.handle(line.rstrip("\r\n")):
+                    return
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                self.write("\n(interrupted; this turn is forgotten)\n")
 
     def handle(self, line: str) -> bool:
         """Answer one line, or obey it if it is a command.

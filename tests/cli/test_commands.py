@@ -1,0 +1,276 @@
+"""Each command once on a small real run, with what it must print and write."""
+
+import dataclasses
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+from docstring_parser import parse_from_object
+
+from controlllm.checkpoint import load_model
+from controlllm.cli import VERBS
+from controlllm.cli.calibrate import CalibrateOptions
+from controlllm.cli.chat import ChatOptions
+from controlllm.cli.combine import CombineOptions
+from controlllm.cli.env import EnvOptions
+from controlllm.cli.evaluate import EvalOptions
+from controlllm.cli.export import ExportOptions
+from controlllm.cli.inspect import InspectOptions
+from controlllm.demo import DemoConfig
+from controlllm.train import RunConfig
+
+Cli = Callable[..., tuple[int, str, str]]
+OPTIONS = [
+    RunConfig,
+    EvalOptions,
+    CalibrateOptions,
+    ChatOptions,
+    ExportOptions,
+    CombineOptions,
+    InspectOptions,
+    DemoConfig,
+    EnvOptions,
+]
+
+
+def sections(options: type) -> list[type]:
+    """A dataclass of options and those nested in it."""
+    hints = get_type_hints(options).values()
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
+    return [options, *(inner for section in nested for inner in sections(section))]
+
+
+def run_file(workplace: Path, folder: Path, **training: object) -> Path:
+    """The run file of the workplace with another output folder and other training settings."""
+    settings = yaml.safe_load((workplace / "run.yaml").read_text())
+    settings["training"] |= {"output_dir": str(folder / "run"), **training}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_command_explains_its_options(cli: Cli, verb: str) -> None:
+    code, out, _ = cli(verb, "--help")
+    assert code == 0
+    assert f"usage: controlllm {verb}" in out
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_is_explained_in_help(cli: Cli, options: type) -> None:
+    verb = next(verb for verb, cls in zip(VERBS, OPTIONS, strict=True) if cls is options)
+    text = "".join(cli(verb, "--help")[1].split())
+    explained = 0
+    for section in sections(options):
+        described = {p.arg_name: p.description for p in parse_from_object(section).params}
+        for field in dataclasses.fields(section):
+            assert described.get(field.name), f"{section.__name__}.{field.name} has no docstring"
+            if not dataclasses.is_dataclass(get_type_hints(section)[field.name]):
+                assert "".join(described[field.name].split()) in text
+                explained += 1
+    assert explained > 0 or verb == "env"
+
+
+def test_train_writes_a_run_that_can_be_repeated(finished_run: Path) -> None:
+    saved = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert saved["training"]["max_steps"] == 3
+    assert saved["expansion"]["num_blocks"] == 2
+    assert (finished_run / "checkpoint-3" / "manifest.json").is_file()
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_preset(
+    cli: Cli, workplace: Path, tmp_path: Path
+) -> None:
+    path = run_file(workplace, tmp_path, alpha_sampling=[0.1, 0.9])
+    code, out, _ = cli(
+        "train", path, "--preset=retain", "--training.max_steps", 7, "--print_config"
+    )
+    printed = yaml.safe_load(out)
+    assert code == 0
+    assert printed["expansion"]["divergence"] == "nmse"  # the preset
+    assert printed["training"]["alpha_sampling"] == [0.1, 0.9]  # YAML
+    assert printed["training"]["max_steps"] == 7  # the command line
+    assert printed["expansion"]["num_blocks"] == 2
+
+
+def test_preset_named_in_yaml(cli: Cli, workplace: Path, tmp_path: Path) -> None:
+    path = run_file(workplace, tmp_path)
+    path.write_text(path.read_text() + "preset: retain\n")
+    _, out, _ = cli("train", "--config", path, "--print_config")
+    assert yaml.safe_load(out)["expansion"]["expand_ends"] is True
+
+
+def test_inspect_shows_run_and_sidecar(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("inspect", finished_run, "--output", tmp_path / "i.json")
+    assert code == 0
+    assert "model.layers.1 | concat" in out
+    assert "checkpoint-3: training checkpoint" in out
+    values = json.loads((tmp_path / "i.json").read_text())
+    assert values["kind"] == "training checkpoint"
+    assert len(values["parts"]) == 2
+
+
+def test_eval_measures_the_sets_of_the_run_and_given_files(
+    cli: Cli, finished_run: Path, workplace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more.txt").write_text("something else " * 10)
+    code, out, _ = cli(
+        "eval", finished_run, "--files", tmp_path / "more.txt", "--output", tmp_path / "e.json"
+    )
+    assert code == 0
+    losses = json.loads((tmp_path / "e.json").read_text())["losses"]
+    assert set(losses) == {"more", "new", "old"}
+    assert losses["new"]["loss"] < losses["new"]["base_loss"] - 0.01
+    assert "| base loss |" in out
+    logged = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    last = next(row for row in reversed(logged) if "learn/new/loss" in row)
+    assert losses["new"]["loss"] == pytest.approx(last["learn/new/loss"], abs=1e-5)
+
+
+def test_eval_at_alpha_zero_is_the_base(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
+    cli("eval", finished_run, "--alpha", 0, "--output", tmp_path / "e.json")
+    losses = json.loads((tmp_path / "e.json").read_text())["losses"]
+    assert losses["new"]["loss"] == losses["new"]["base_loss"]
+
+
+def test_eval_of_a_plain_model_with_and_without_a_reference(cli: Cli, workplace: Path) -> None:
+    words = ("eval", workplace / "base", "--files", workplace / "new.txt", "--data.max_length", 48)
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "base loss" not in out
+    code, out, _ = cli(*words, "--reference", workplace / "base")
+    assert code == 0
+    assert "| base loss |" in out
+
+
+def test_eval_runs_tasks(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [{"text": "to be or", "choices": [" not", " x"], "label": 0}] * 3
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "tiny_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+    }
+    (tmp_path / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
+    words = ("eval", finished_run, "--tasks", "tiny_choice", "--include_path", tmp_path)
+    code, out, _ = cli(*words, "--data.learn", "[]", "--data.retain", "[]")
+    assert code == 0
+    assert "tiny_choice" in out
+    assert "difference" in out
+
+
+def test_calibrate_writes_the_alpha_into_the_sidecar(
+    cli: Cli, sidecar: Path, workplace: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "side"
+    shutil.copytree(sidecar, folder)
+    sets = [
+        f"--data.{group}=[{{path: {workplace / name}}}]"
+        for group, name in (("learn", "new.txt"), ("retain", "old.txt"))
+    ]
+    words = ("--alphas", "[0.5, 1.0]", "--max_forgetting", 10, "--data.max_length", 48)
+    code, out, _ = cli("calibrate", folder, *sets, *words)
+    assert code == 0
+    assert "chosen" in out
+    dial = json.loads((folder / "sidecar_config.json").read_text())["expansion"]["dial"]
+    curve = json.loads((folder / "calibration.json").read_text())
+    assert dial == curve["chosen"]
+    assert dial > 0
+    assert (folder / "calibration.png").stat().st_size > 1000
+    model, _ = load_model(folder)
+    assert set(model.alphas().values()) == {dial}
+
+
+def test_calibrate_a_run_writes_a_sidecar_beside_it(
+    cli: Cli, workplace: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    words = ("calibrate", run, "--alphas=[0.5]", "--refine_steps=0", "--max_forgetting=0")
+    code, _, err = cli(*words)
+    assert (code, err) == (0, "")
+    assert (run / "calibrated" / "sidecar.safetensors").is_file()
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "not empty" in err
+
+
+@pytest.mark.parametrize("form", ["full", "collapsed"])
+def test_export_writes_the_form(cli: Cli, finished_run: Path, tmp_path: Path, form: str) -> None:
+    code, out, _ = cli("export", finished_run, tmp_path / "out", "--form", form)
+    assert code == 0
+    assert f"{form} form" in out
+    model, tokenizer = load_model(tmp_path / "out")
+    assert model.config.model_type == ("controlllm" if form == "full" else "llama")
+    assert tokenizer("a").input_ids == [1, 100]
+
+
+@pytest.mark.parametrize("form", ["sidecar", "full", "collapsed"])
+def test_combine_two_models(cli: Cli, finished_run: Path, sidecar: Path, tmp_path, form) -> None:
+    code, out, _ = cli("combine", finished_run, sidecar, tmp_path / "out", "--form", form)
+    assert code == 0
+    assert f"{form} form" in out
+    load_model(tmp_path / "out")
+
+
+def test_chat_through_a_pipe(
+    cli: Cli, finished_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = f"hello\n/alpha 0.1\nagain\n/save {tmp_path / 'c.jsonl'}\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, _ = cli(
+        "chat", finished_run, "--generation.max_new_tokens", 3, "--chat_template", "plain"
+    )
+    assert code == 0
+    assert "alpha by layer: 1: 0.1  3: 0.1" in out
+    saved = json.loads((tmp_path / "c.jsonl").read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+
+
+def test_env_names_versions_and_devices(cli: Cli) -> None:
+    import torch
+
+    code, out, _ = cli("env")
+    assert code == 0
+    assert torch.__version__ in out
+    assert "sdpa" in out
+
+
+def test_interrupted_training_says_how_to_go_on_and_goes_on(
+    workplace: Path, tmp_path: Path
+) -> None:
+    path = run_file(workplace, tmp_path, max_steps=100_000, save_steps=2, eval_steps=100_000)
+    words = [sys.executable, "-m", "controlllm.cli", "train", str(path)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Run the same command again" in err
+    assert "Traceback" not in err
+    again = subprocess.run([*words, "--training.max_tokens", "1"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "max_tokens" in again.stdout
