@@ -14,7 +14,7 @@ from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
-from controlllm.expansion.ends import ExpandedEnd
+from controlllm.expansion.ends import ExpandedEnd, set_vocab_size
 from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
@@ -62,7 +62,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     grown = model.config.base.get("grown_vocab_size")
     base = model.unload()
     if grown is not None:
-        base.config.get_text_config().vocab_size = grown
+        set_vocab_size(base, grown)
     return base
 
 

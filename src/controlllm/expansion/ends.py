@@ -16,12 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.interpolators import Lerp
 
-__all__ = ["ExpandedEmbedding", "ExpandedEnd", "ExpandedHead", "ExpandedNorm", "grow_ends"]
+__all__ = [
+    "ExpandedEmbedding",
+    "ExpandedEnd",
+    "ExpandedHead",
+    "ExpandedNorm",
+    "grow_ends",
+    "set_vocab_size",
+]
 
 
 class ExpandedEnd(nn.Module, ABC):
@@ -159,3 +167,10 @@ def _grown(old: Tensor, rows: int) -> nn.Parameter:
     mean = old.data.float().mean(0, keepdim=True).to(old.dtype)
     added = mean.expand(rows - old.shape[0], *old.shape[1:])
     return nn.Parameter(torch.cat([old.data, added]), requires_grad=old.requires_grad)
+
+
+def set_vocab_size(base: PreTrainedModel, vocab_size: int) -> None:
+    """Tell a model how many tokens it knows, in its config and where it keeps the number apart."""
+    base.config.get_text_config().vocab_size = vocab_size
+    if hasattr(base, "vocab_size"):
+        base.vocab_size = vocab_size

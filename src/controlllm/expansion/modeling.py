@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
@@ -14,7 +15,7 @@ from controlllm.common.errors import ModelError
 from controlllm.common.losses import token_mask
 from controlllm.expansion.alignment import DivergenceTerms
 from controlllm.expansion.dial import Dial
-from controlllm.expansion.ends import grow_ends
+from controlllm.expansion.ends import grow_ends, set_vocab_size
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.outputs import run_merged
 from controlllm.expansion.surgery import freeze_again, install, remove
@@ -139,6 +140,7 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         with self._state.reading(inputs):
             output = self._run(inputs, output_hidden_states)
+        self._forbid_added_tokens(output)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
 
@@ -154,6 +156,14 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         penalty = total / count.clamp_min(1) * self._state.micro_batch_share()
         output["loss"] = output.loss + penalty.to(output.loss.device)
         return output
+
+    def _forbid_added_tokens(self, output: Any) -> None:
+        """Where the model is the base, logit -inf for added tokens, though the base caps logits."""
+        head = self._expansion.ends.get("head")
+        if head is not None and head.is_base:
+            rows = head.pretrained.get_parameter("weight").shape[0]
+            added = torch.arange(rows, output.logits.shape[-1], device=output.logits.device)
+            output["logits"] = output.logits.index_fill(-1, added, -torch.inf)
 
     def _known_to_base(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Leave out positions for a base that has none: `generate` makes them for every model."""
@@ -267,16 +277,14 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
             )
         grow_ends(embedding, head, new_num_tokens)
         self.config.base["grown_vocab_size"] = new_num_tokens
-        self.config.get_text_config().vocab_size = new_num_tokens
-        if hasattr(self.base, "vocab_size"):
-            self.base.vocab_size = new_num_tokens
+        set_vocab_size(self.base, new_num_tokens)
         return self.get_input_embeddings()
 
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was before `expand`; this model must not be used afterwards."""
         remove(self.base, self._expansion)
-        if "vocab_size" in self.config.base:
-            self.base.config.get_text_config().vocab_size = self.config.base["vocab_size"]
+        if self.config.base.get("vocab_size") is not None:
+            set_vocab_size(self.base, self.config.base["vocab_size"])
         return self.base
 
     # ------------------------------------------------------------------------------------------
