@@ -206,6 +206,39 @@ def test_base_is_loaded_in_the_type_of_its_sidecar(
     assert load_model(tmp_path / "sidecar", options)[0].dtype == torch.bfloat16
 
 
+def test_damaged_sidecar_is_named(tmp_path: Path, model: ControlLLMForCausalLM) -> None:
+    folder = export(model, tmp_path / "sidecar", "sidecar")
+    weights = folder / "sidecar.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"sidecar\.safetensors cannot be read"):
+        load_model(folder)
+
+
+def test_a_sidecar_on_the_hub_is_put_on_its_base(
+    tmp_path: Path, model: ControlLLMForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's local cache as `hf download` leaves it, used offline."""
+    cache = tmp_path / "hub" / "models--someone--my-sidecar"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    export(model, cache / "snapshots" / commit, "sidecar")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    for place in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{place}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loaded, _ = load_model("someone/my-sidecar")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_wrong_options_are_named(base_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'bfloat16'"):
+        LoadOptions(dtype="bfloat")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device='gpu'"):
+        load_model(base_folder, LoadOptions(device="gpu"))
+    with pytest.raises(CheckpointError, match="base cannot be loaded"):
+        load_model(base_folder, LoadOptions(attn_implementation="flush"))
+
+
 def test_plain_model_and_its_forms(tmp_path: Path, base_folder: Path) -> None:
     model, tokenizer = load_model(base_folder)
     assert type(model) is LlamaForCausalLM

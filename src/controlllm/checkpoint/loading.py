@@ -14,9 +14,10 @@ Only safetensors are read, and code that comes with a model runs only if the use
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,12 +27,15 @@ from transformers import (
 
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
-from controlllm.common.errors import CheckpointError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
+from controlllm.common.registry import check_choice
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS, read_sidecar_config
 
 __all__ = ["LoadOptions", "load_model", "load_tokenizer"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -42,13 +46,13 @@ class LoadOptions:
     """Base model to use instead of the recorded one (sidecars and checkpoints)."""
 
     revision: str | None = None
-    """Branch, tag or commit on the Hub; of the base, where a sidecar is loaded."""
+    """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
 
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     """float32, bfloat16, float16, or auto = as it was saved."""
 
-    device: str | None = None
-    """Where to put the model: cpu, cuda, cuda:1, or auto to spread it; null = cpu."""
+    device: str = "cpu"
+    """Where to put the model: cpu, cuda, cuda:1, or auto = a GPU if there is one."""
 
     check_base: bool = True
     """Refuse a base whose fingerprint is not the recorded one."""
@@ -61,6 +65,14 @@ class LoadOptions:
 
     tokenizer: str | None = None
     """Tokenizer to use instead of the model's own."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: for an unknown dtype.
+        """
+        check_choice("dtype", self.dtype, get_args(Dtype))
 
 
 def load_model(
@@ -85,14 +97,13 @@ def load_model(
         verify_manifest(location.path)
     sidecar = _sidecar_folder(location, options)
     if sidecar is None:
-        model, base = _load_plain(location.path, options), _recorded_name(location)
+        model, base = _load_whole(location.path, options), _recorded_name(location)
     else:
-        base = _base_name(sidecar, options)
-        if options.dtype == "auto":
-            options = replace(options, dtype=_dtype_of(sidecar))
-        model = load_sidecar(_load_plain(base, options), sidecar, check_base=options.check_base)
-    tokenizer = load_tokenizer(_tokenizer_places(location, base), options)
-    return model.eval(), tokenizer
+        base, base_options = _base_of(sidecar, location, options)
+        whole = _load_whole(base, base_options)
+        model = load_sidecar(whole, sidecar, check_base=options.check_base)
+    tokenizer = load_tokenizer(_tokenizer_places(location, sidecar, base), options)
+    return _placed(model.eval(), options.device), tokenizer
 
 
 def load_tokenizer(
@@ -125,7 +136,8 @@ def _sidecar_folder(location: Location, options: LoadOptions) -> Path | None:
 
 def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
     """The local copy of a sidecar on the Hub; None if the Hub has a whole model by that name."""
-    from transformers.utils import cached_file
+    from huggingface_hub import snapshot_download
+    from transformers.utils.hub import cached_file
 
     found = cached_file(
         name,
@@ -135,33 +147,41 @@ def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(found).parent if found else None
+    return Path(snapshot_download(name, revision=options.revision)) if found else None
 
 
-def _base_name(sidecar: Path, options: LoadOptions) -> str:
-    """Where the base of a sidecar is: as the user says, else as it was recorded.
+def _base_of(sidecar: Path, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """Where the base of a sidecar is and how to load it: as the user says, else as recorded.
 
     Raises:
         CheckpointError: if nothing is recorded, or the recorded folder is not there.
     """
-    name = options.base or read_sidecar_config(sidecar)["base"].get("name_or_path")
+    recorded = read_sidecar_config(sidecar)["base"]
+    name = options.base or recorded.get("name_or_path")
     if not name:
         raise CheckpointError(f"{sidecar} does not record its base by name; name it (`base`).")
     try:
-        return locate(name).path
+        path = locate(name).path
     except CheckpointError as error:
         raise CheckpointError(
             f"the base of {sidecar} is {name}, which is not here; say where it is (`base`)."
         ) from error
+    revision = None if location.kind is Kind.HUB else options.revision
+    if revision is None and options.base is None:
+        revision = recorded.get("revision")
+    dtype = _dtype_of(sidecar) if options.dtype == "auto" else options.dtype
+    return path, replace(options, revision=revision, dtype=dtype)
 
 
-def _dtype_of(sidecar: Path) -> str:
+def _dtype_of(sidecar: Path) -> Dtype:
     """The type that a sidecar was trained and saved in, so that its base is loaded in the same."""
-    from safetensors import safe_open
-
-    with safe_open(sidecar / SIDECAR_WEIGHTS, "pt") as tensors:
-        names = [name for name in tensors.keys() if ".expanded." in name]  # noqa: SIM118
-        return str(tensors.get_tensor(names[0]).dtype).removeprefix("torch.")
+    path = sidecar / SIDECAR_WEIGHTS
+    try:
+        with safe_open(path, "pt") as tensors:
+            name = next(name for name in tensors.keys() if ".expanded." in name)  # noqa: SIM118
+            return cast(Dtype, str(tensors.get_tensor(name).dtype).removeprefix("torch."))
+    except (OSError, SafetensorError, StopIteration) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def _recorded_name(location: Location) -> str | None:
@@ -172,25 +192,39 @@ def _recorded_name(location: Location) -> str | None:
     return str(name) if name else None
 
 
-def _tokenizer_places(location: Location, base: str | None) -> list[str]:
+def _tokenizer_places(location: Location, sidecar: Path | None, base: str | None) -> list[str]:
     """The model's folder, its run folder, its base."""
-    places = [location.path]
+    places = [location.path if sidecar is None else str(sidecar)]
     if location.kind is Kind.CHECKPOINT:
         places.append(str(Path(location.path).parent))
     return [*places, base] if base else places
 
 
-def _load_plain(name: str, options: LoadOptions) -> PreTrainedModel:
+def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
     """A whole model by transformers; safetensors only."""
     settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
     if options.attn_implementation:
         settings["attn_implementation"] = options.attn_implementation
-    if options.device == "auto":
-        settings["device_map"] = "auto"
     model: PreTrainedModel = _loaded(
         AutoModelForCausalLM.from_pretrained, name, options, **settings
     )
-    return model.to(options.device) if options.device not in (None, "auto") else model
+    return model
+
+
+def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model on its device.
+
+    Raises:
+        ConfigError: if torch does not know the device, or the machine does not have it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        module: torch.nn.Module = model
+        module.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device={device!r} cannot be used: {error}") from error
+    return model
 
 
 def _loaded(load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any) -> Any:

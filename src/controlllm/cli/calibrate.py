@@ -5,10 +5,10 @@ from pathlib import Path
 
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import load_sets, run_defaults
+from controlllm.cli.sets import Sets, load_sets, run_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, require_empty, write_json
-from controlllm.data import DataConfig
+from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.expansion.sidecar import SIDECAR_CONFIG
 
@@ -47,7 +47,7 @@ class CalibrateOptions:
     overwrite: bool = False
     """Replace a non-empty output folder."""
 
-    load: LoadOptions = field(default_factory=LoadOptions)
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
 
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> None:
     target = _target(options)
     model, tokenizer = load_model(options.model, options.load)
 
-    def sets(sources: list) -> dict:  # type: ignore[type-arg]
+    def sets(sources: list[SourceConfig]) -> Sets:
         return load_sets(sources, model, tokenizer, options.data, options.batch_size)
 
     curve = calibrate(

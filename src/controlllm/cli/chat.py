@@ -35,7 +35,7 @@ class ChatOptions:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How text is sampled."""
 
-    load: LoadOptions = field(default_factory=LoadOptions)
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
 

@@ -68,7 +68,7 @@ class EvalOptions:
     output: str | None = None
     """JSON file to write all numbers to."""
 
-    load: LoadOptions = field(default_factory=LoadOptions)
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
 
@@ -120,7 +120,9 @@ def _measure_losses(
 ) -> dict[str, Any]:
     if reference is None:
         losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
-        rows = [[name, r.tokens, r.loss, r.perplexity] for name, r in losses.items()]
+        rows: list[list[str | int | float | None]] = [
+            [name, report.tokens, report.loss, report.perplexity] for name, report in losses.items()
+        ]
         print(format_table(["set", "tokens", "loss", "ppl"], rows))
         return {name: asdict(report) for name, report in losses.items()}
     reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}

@@ -21,7 +21,7 @@ def plain_warnings() -> Iterator[None]:
         print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]  # restored by catch_warnings
+        warnings.showwarning = show  # restored by catch_warnings
         yield
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,7 +151,7 @@ class Chat:
             raise ModelError("This model has no expansion, so it has no alpha to set.")
         return self.model
 
-    def _expansion(self) -> "nullcontext[None]":
+    def _expansion(self) -> AbstractContextManager[None]:
         return self._expanded().disable_expansion() if self.base_only else nullcontext()
 
 

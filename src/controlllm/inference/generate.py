@@ -122,7 +122,8 @@ class Generator:
         ids_BT = ids_BT.to(self.model.device)
         cache = self._take_cache(ids_BT)
         stream = _TextStream(self.tokenizer, on_text)
-        output = self.model.generate(
+        model: Any = self.model
+        output = model.generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             past_key_values=cache,
