@@ -1,5 +1,6 @@
 """The model card (README.md) beside every saved form."""
 
+from pathlib import Path
 from typing import Any
 
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -57,7 +58,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
 def _metadata(config: ControlLLMConfig, form: str) -> str:
     name = config.base.get("name_or_path") or ""
     lines = ["---", "library_name: " + ("transformers" if form == "collapsed" else "controlllm")]
-    if name and not name.startswith((".", "/")):
+    if name.count("/") <= 1 and name and not Path(name).exists():  # a name on the Hub, no folder
         lines.append(f"base_model: {name}")
     return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
 
