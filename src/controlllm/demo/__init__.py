@@ -1,0 +1,30 @@
+"""Floor 5: the two-minute story, offline on two CPU cores: learn a new domain without forgetting.
+
+    corpus      English about Python (old domain) and Python code (new domain), from this Python
+    base/       a small Llama that has read the English and hardly any code; `pretrain` made it
+      |
+    methods     full tuning | Control LLM as in the paper | the retain preset: train(RunConfig)
+      |
+    measure     each model on the held-out sets, at every setting of its dial
+      |
+    forms       the calibrated model as sidecar, full and collapsed; reloaded, measured, asked
+      |
+    results     one table, results.json      picture     the plane of forgetting and learning
+
+`run(DemoConfig(output_dir=...))` tells it; `controlllm demo` calls that. Only public faces of the
+library are used, so the demo is also an example of how to use them.
+"""
+
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+from controlllm.demo.config import DemoConfig
+
+if TYPE_CHECKING:
+    from controlllm.demo.story import run
+
+__all__ = ["DemoConfig", "run"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {"DemoConfig": f"{__name__}.config", "run": f"{__name__}.story"}
+)

@@ -1,0 +1,102 @@
+"""The ways to learn that the demo compares, as run configs, and the base they start from."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.demo.config import DemoConfig
+from controlllm.demo.domains import data_config
+from controlllm.train import RunConfig
+
+__all__ = ["BASE", "METHODS", "Method", "load_base", "run_config"]
+
+BASE = Path(__file__).parent / "base"
+"""The small base model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to learn.
+
+    Attributes:
+        name: short, for folders.
+        title: as table and picture call it.
+        dial: what its dial turns.
+        values: what of the run config is its own.
+    """
+
+    name: str
+    title: str
+    dial: str
+    values: dict[str, Any]
+
+
+# Learning rates: the best of 3e-4, 1e-3, 3e-3, 1e-2 for each method (docs: demo/README.md).
+METHODS = (
+    Method(
+        "full",
+        "full tuning",
+        "weight averaging",
+        {"method": "full", "training": {"learning_rate": 3e-3}},
+    ),
+    Method(
+        "paper",
+        "Control LLM, paper",
+        "alpha",
+        {
+            "preset": "paper",
+            "expansion": {"num_blocks": 4},
+            "training": {"learning_rate": 3e-3},
+        },
+    ),
+    Method(
+        "retain",
+        "Control LLM, retain",
+        "alpha",
+        {
+            "preset": "retain",
+            "expansion": {"num_blocks": 4},
+            "training": {"learning_rate": 3e-3},
+        },
+    ),
+)
+"""In the order they are told. All blocks are expanded: the base is small."""
+
+
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in float32 on the CPU, and its tokenizer."""
+    return load_model(BASE, LoadOptions(dtype="float32", device="cpu"))
+
+
+def run_config(method: Method, config: DemoConfig) -> RunConfig:
+    """The run of a method: the same steps, batches and schedule for all."""
+    folder = Path(config.output_dir)
+    own = method.values
+    training = {
+        "output_dir": str(folder / "runs" / method.name),
+        "overwrite_output_dir": True,
+        "seed": config.seed,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": 8,
+        "warmup_steps": 0.1,
+        "min_learning_rate_ratio": 0.1,
+        "eval_steps": max(config.max_steps // 2, 1),
+        "max_eval_samples": 8,
+        "save_steps": config.max_steps,
+    }
+    values = {
+        **own,
+        "model": {"model_name_or_path": str(BASE), "device": "cpu"},
+        "data": asdict(data_config(folder / "data")),
+        "training": training | own["training"],
+        "logging": {
+            "logging_steps": max(config.max_steps // 8, 1),
+            "report_to": ["console", "jsonl"],
+        },
+    }
+    if own.get("preset") == "retain":  # An eighth of eight rows: each sequence is used once.
+        values["rehearsal"] = {"num_sequences": config.max_steps}
+    return RunConfig.from_dict(values)
