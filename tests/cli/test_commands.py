@@ -248,6 +248,22 @@ def test_chat_through_a_pipe(
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
 
 
+def test_chat_continues_text_where_no_template_is_wanted(
+    cli: Cli, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("to be\n"))
+    words = ("chat", finished_run, "--generation.max_new_tokens", 3, "--chat_template", "none")
+    code, out, _ = cli(*words)
+    assert code == 0
+    model, tokenizer = load_model(finished_run)
+    ids = tokenizer("to be", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+    assert out == f"{tokenizer.decode(expected, skip_special_tokens=True)}\n"
+
+
 def test_env_names_versions_and_devices(cli: Cli) -> None:
     import torch
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import run_config
 from controlllm.data import resolve_chat_template
 from controlllm.inference import Chat, GenerationSettings
 
@@ -15,10 +14,7 @@ __all__ = ["ChatOptions", "run"]
 
 @dataclass
 class ChatOptions:
-    """Talk with a model. Lines that begin with / are commands: /help shows them.
-
-    Without a chat template (a base model) the text is simply continued.
-    """
+    """Talk with a model. Lines that begin with / are commands: /help shows them."""
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
@@ -30,7 +26,8 @@ class ChatOptions:
     """System message."""
 
     chat_template: str | None = None
-    """plain, chatml, a Jinja file or text; null = that of the run, else the tokenizer's own."""
+    """plain, chatml, a Jinja file or text; none = no chat, the text is simply continued;
+    null = the one saved with the model, or none."""
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How text is sampled."""
@@ -43,10 +40,10 @@ def run(argv: list[str]) -> None:
     """Load the model and answer standard input until it ends."""
     options = parse_options(ChatOptions, argv, "chat")
     model, tokenizer = load_model(options.model, options.load)
-    declared = run_config(options.model)
-    template = options.chat_template or (declared.data.chat_template if declared else None)
-    if template is not None:
-        tokenizer.chat_template = resolve_chat_template(template, tokenizer)
+    if options.chat_template == "none":
+        tokenizer.chat_template = None
+    elif options.chat_template is not None:
+        tokenizer.chat_template = resolve_chat_template(options.chat_template, tokenizer)
     chat = Chat(model, tokenizer, options.generation, system=options.system)
     if options.alpha is not None:
         chat.handle(f"/alpha {options.alpha}")

@@ -12,12 +12,12 @@ from controlllm.common.attention import packed_attention_for, register_packed_at
 from controlllm.data import DataConfig, SourceConfig, eval_batches
 from controlllm.train.config import RunConfig
 
-__all__ = ["Sets", "as_list", "load_sets", "run_config", "run_defaults"]
+__all__ = ["Sets", "as_list", "load_sets", "run_defaults"]
 
 Sets = dict[str, Sequence[Any]]
 
 
-def run_config(path: str) -> RunConfig | None:
+def _run_config(path: str) -> RunConfig | None:
     """The config of the run that `path` (a run folder or a checkpoint of it) belongs to, if any."""
     folder = Path(path)
     for place in (folder, folder.parent):
@@ -28,7 +28,7 @@ def run_config(path: str) -> RunConfig | None:
 
 def run_defaults(argv: list[str]) -> dict[str, Any]:
     """Defaults of `--data.*` from the run that the first word names."""
-    run = run_config(argv[0]) if argv and not argv[0].startswith("-") else None
+    run = _run_config(argv[0]) if argv and not argv[0].startswith("-") else None
     return {} if run is None else {"data": asdict(run.data)}
 
 
