@@ -41,9 +41,16 @@ REASONING = (
     "{{ m.content.split('</think>')[-1] | trim }}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# No beginning is ever a prefix of the whole, and an answer is more than its content.
+COUNTING = (
+    "{{ messages | length }}{% for m in messages %}{{ ' ' + m.role + ': ' }}"
+    "{% if m.role == 'assistant' %}{{ '(so) ' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' assistant: ' }}{% endif %}"
+)
 EXPECTED: dict[str, tuple[str, list[str]]] = {
     "chatml": (CHATML, ["hé 二<|im_end|>", "bye </think> hi<|im_end|>"]),
     "llama2": (LLAMA2, [" hé 二 </s>", " bye </think> hi </s>"]),
+    "counting": (COUNTING, ["(so) hé 二<|im_end|>", "(so) bye </think> hi<|im_end|>"]),
     "reasoning": (REASONING, ["hé 二<|im_end|>", "<think>\n\n</think>\n\nhi<|im_end|>"]),
 }
 

@@ -62,9 +62,9 @@ def test_every_type_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
 def test_text_by_file_paragraph_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
-    path.write_bytes(b"\r\none\r\ntwo\r\n \r\n\r\nthree\r\n")
-    assert rows_of(path) == [{"text": "\none\ntwo\n \n\nthree\n"}]
-    assert rows_of(path, text_unit="paragraph") == [{"text": "one\ntwo"}, {"text": "three"}]
+    path.write_bytes(b"\r\none\r\ntwo\r\n \r\n\r\n  three\r\n")
+    assert rows_of(path) == [{"text": "\none\ntwo\n \n\n  three\n"}]
+    assert rows_of(path, text_unit="paragraph") == [{"text": "one\ntwo"}, {"text": "  three"}]
     assert [place for place, _ in read_rows(SourceConfig(str(path), text_unit="line"))] == [
         f"{path}:{line}" for line in (2, 3, 6)
     ]

@@ -269,7 +269,7 @@ def _read_plain(path: Path, source: SourceConfig) -> Iterator[Located]:
         yield str(path), {"text": text}
         return
     number = 1
-    for part in re.split(r"(\n[ \t]*\n\s*)" if source.text_unit == "paragraph" else r"(\n)", text):
+    for part in re.split(r"(\n(?:[ \t]*\n)+)" if source.text_unit == "paragraph" else r"(\n)", text):
         if part.strip():
             yield f"{path}:{number}", {"text": part.strip("\n")}
         number += part.count("\n")
