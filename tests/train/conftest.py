@@ -16,7 +16,7 @@ NEW = "def add(a, b):\n    return a + b\n\nclass Point:\n    x = 0\n\n"
 
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
-    """Paths of four text files: what to learn, its held-out part, and the same of the old domain."""
+    """Paths of four text files: training and held-out text of the new and the old domain."""
     contents = {"new": NEW * 30, "new_heldout": NEW * 3, "old": OLD * 30, "old_heldout": OLD * 3}
     for name, text in contents.items():
         (tmp_path / f"{name}.txt").write_text(text)
@@ -72,4 +72,4 @@ def pretrained_pico(pico_llama: Any, pico_tokenizer: Any) -> Any:
 @pytest.fixture
 def loaded(pretrained_pico: Any, pico_tokenizer: Any) -> Callable[[], tuple[Any, Any]]:
     """`loaded()`: a fresh copy of the pico model, and its tokenizer."""
-    return lambda: (copy.deepcopy(pretrained_pico), pico_tokenizer)
+    return lambda: (copy.deepcopy(pretrained_pico), copy.deepcopy(pico_tokenizer))

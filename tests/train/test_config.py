@@ -50,7 +50,10 @@ def test_paper_preset_is_the_papers_schedule():
         ({"data": {"train": [{}]}}, r"data.train\[0\] is incomplete.*path"),
         ({"logging": {"report_to": ["jsnl"]}}, "jsonl"),
         ({"rehearsal": {"share": 1.5}}, "rehearsal.share=1.5"),
-        ({"method": "full", "preset": "retain", "training": {"alpha_sampling": [0, 1]}}, "no alpha"),
+        (
+            {"method": "full", "preset": "retain", "training": {"alpha_sampling": [0, 1]}},
+            "no alpha",
+        ),
         ({"expansion": {"alpha": 2}}, "alpha=2"),
     ],
 )

@@ -185,12 +185,18 @@ def test_bf16_keeps_trained_weights_in_float32(run_config, loaded):
 
 
 def test_gradient_checkpointing_changes_nothing(run_config, loaded, tmp_path):
-    losses = []
+    losses, calls = [], []
     for on in (False, True):
         training = {"gradient_checkpointing": on, "output_dir": str(tmp_path / str(on))}
-        history = train(run_config(training=training), loaded()).history
+        model, tokenizer = loaded()
+        calls.append(0)
+        model.model.layers[3].mlp.register_forward_pre_hook(
+            lambda *_: calls.append(calls.pop() + 1)
+        )
+        history = train(run_config(training=training), (model, tokenizer)).history
         losses.append([row["train/loss"] for row in history if "train/loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert calls[1] > calls[0]  # it was recomputed
 
 
 def test_epochs_become_steps(run_config, loaded):

@@ -7,7 +7,7 @@ RunConfig --> model on its device --> rehearsal (the base writes) --> method (ex
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint.loading import LoadOptions, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import ConfigError
-from controlllm.data import SourceConfig, TrainLoader, eval_batches, tokenize_source
+from controlllm.data import (
+    Batch,
+    SourceConfig,
+    TrainLoader,
+    eval_batches,
+    resolve_chat_template,
+    tokenize_source,
+)
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -90,7 +97,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
 
     Args:
         run: the run config.
-        loaded: model and tokenizer to use instead of loading `run.model`; the model is taken over.
+        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
 
     Raises:
         ControlLLMError: whatever is wrong with the config, the model or the data.
@@ -98,6 +105,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     seed_everything(run.training.seed)
     base, tokenizer = loaded if loaded is not None else _load(run)
     base.to(_device(run.model.device))  # type: ignore[arg-type]
+    # Whoever talks to the trained model must use the template it was trained with.
+    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
     if not run.data.train:
         raise ConfigError("data.train names no source; give at least one to learn from.")
     rehearsal = None
@@ -196,8 +205,18 @@ def _tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedM
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(model)
     return model
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations; the older of the two names is all that transformers 5.17 has."""
+    newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    enable = getattr(model, newer if hasattr(type(model), newer) else older)
+    enable({"use_reentrant": False})
+    # It also makes embeddings ask for gradients, which only the reentrant kind needs: frozen blocks
+    # below the first expanded one would run a backward pass for nothing.
+    model.disable_input_require_grads()
 
 
 def _make_meter(
@@ -206,7 +225,7 @@ def _make_meter(
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
 ) -> ForgettingMeter:
-    def batches(sources: list[SourceConfig]) -> dict[str, Sequence[Any]]:
+    def batches(sources: list[SourceConfig]) -> dict[str, list[Batch]]:
         return {str(source.name): _eval_set(source, tokenizer, run) for source in sources}
 
     return ForgettingMeter(
@@ -216,7 +235,7 @@ def _make_meter(
 
 def _eval_set(
     source: SourceConfig, tokenizer: PreTrainedTokenizerBase, run: RunConfig
-) -> Sequence[Any]:
+) -> list[Batch]:
     tokens = tokenize_source(source, tokenizer, run.data)
     log.info("Evaluation set %s: %s", source.name, tokens.stats.describe())
     training = run.training

@@ -2,6 +2,7 @@
 
     output_dir/
       config.yaml         the resolved config; the run can be repeated from it
+      tokenizer.json ...  the tokenizer, with the chat template that was trained
       metrics.jsonl       tensorboard/     (logging.report_to)
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
       rehearsal/          what the base wrote, by content
@@ -27,7 +28,10 @@ from controlllm.train.config_io import read_yaml
 __all__ = ["open_run_folder"]
 
 CONFIG = "config.yaml"
-_WRITTEN = ("checkpoint-*", "best.json", "metrics.jsonl", "tensorboard", CONFIG, "wandb.json")
+_WRITTEN = (
+    *("checkpoint-*", "best.json", "metrics.jsonl", "tensorboard", "wandb.json", CONFIG),
+    *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja"),
+)
 _MAY_CHANGE = (
     # How long, how often and where to: a run may go on with other values of these.
     "preset",

@@ -35,7 +35,7 @@ from controlllm.train.loggers import LoggerContext, make_loggers
 from controlllm.train.losses import StepReport
 from controlllm.train.optim import learning_rate_factor
 from controlllm.train.progress import Progress, Window
-from controlllm.train.retention import Best, better
+from controlllm.train.retention import Best, Measurement, better
 
 __all__ = ["RunKeeper", "TrainResult"]
 
@@ -125,7 +125,7 @@ class RunKeeper:
             self._log_training()
         improved = False
         if self.bench.meter.enabled and (last or progress.step % training.eval_steps == 0):
-            improved = self._measure()
+            improved = self._improves(self._measure())
         self.stopped = self._reason_to_stop()
         if improved or self.stopped or progress.step % training.save_steps == 0:
             self._save(improved)
@@ -173,13 +173,17 @@ class RunKeeper:
         self.progress.window = Window()
         self._log(means)
 
-    def _measure(self) -> bool:
-        """Evaluate; whether this step is the best one so far."""
+    def _measure(self) -> Measurement:
+        """Evaluate and log."""
         with self.bench.autocast():
             measurement = self.bench.meter.measure()
-        progress = self.progress
-        progress.forgetting = measurement.forgetting
+        self.progress.forgetting = measurement.forgetting
         self._log(measurement.metrics)
+        return measurement
+
+    def _improves(self, measurement: Measurement) -> bool:
+        """Whether this step is the best one so far; remembers it if so."""
+        progress = self.progress
         best = better(progress.step, measurement, progress.best, self.training.max_forgetting)
         progress.best = best or progress.best
         return best is not None

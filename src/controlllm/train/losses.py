@@ -16,9 +16,9 @@ Shapes: B batch, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,10 @@ from controlllm.common.losses import (
 from controlllm.data import REHEARSAL, model_inputs
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion.alignment import DivergenceTerms
 from controlllm.train.rows import rows_of_origin
+
+K = TypeVar("K")
 
 __all__ = ["Counts", "StepLoss", "StepReport"]
 
@@ -79,14 +82,18 @@ class StepReport:
 
     def add(self, losses: dict[str, Tensor], divergence: dict[int, Tensor]) -> None:
         """Add one micro-batch's share."""
-        for mine, theirs in ((self.losses, losses), (self.divergence, divergence)):
-            for key, value in theirs.items():
-                mine[key] = mine[key] + value if key in mine else value  # type: ignore[index,operator]
+        _add_up(self.losses, losses)
+        _add_up(self.divergence, divergence)
 
     @property
     def total(self) -> Tensor:
         """The loss that was trained on."""
         return torch.stack(list(self.losses.values())).sum()
+
+
+def _add_up(sums: dict[K, Tensor], values: Mapping[K, Tensor]) -> None:
+    for key, value in values.items():
+        sums[key] = sums[key] + value if key in sums else value
 
 
 class StepLoss:
@@ -121,8 +128,7 @@ class StepLoss:
         """
         inputs = dict(model_inputs(batch))
         inputs.pop("labels")
-        expanded = isinstance(self.model, ControlLLMForCausalLM)
-        with self.model.explicit_divergence() if expanded else nullcontext() as terms:
+        with _collected_divergence(self.model) as terms:
             logits_BTV = self.model(**inputs).logits
         losses = {"cross_entropy": self._cross_entropy(logits_BTV, batch, counts)}
         divergence: dict[int, Tensor] = {}
@@ -181,3 +187,10 @@ class StepLoss:
         inputs = {k: v for k, v in model_inputs(part).items() if k != "labels"}
         total, _ = kl_sum(self.reference.forward(**inputs), select(logits_BTV), labels_BT)
         return self.rehearsal_weight * total / counts.rehearsed
+
+
+def _collected_divergence(model: nn.Module) -> AbstractContextManager[DivergenceTerms | None]:
+    """Collect an expanded model's divergence; a plain model has none."""
+    if isinstance(model, ControlLLMForCausalLM):
+        return model.explicit_divergence()
+    return nullcontext()

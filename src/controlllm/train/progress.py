@@ -30,8 +30,8 @@ class Window:
         values[names.GRAD_NORM] = grad_norm
         for layer, value in report.divergence.items():
             values[names.DIVERGENCE_LAYER.format(layer)] = value.item()
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        for name, number in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
         self.steps += 1
         self.tokens += report.tokens
         self.seconds += seconds

@@ -12,13 +12,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_text
@@ -88,8 +89,9 @@ def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[lis
     Yields:
         Token ids of one sequence, its prompt and its end token included.
     """
-    expanded = isinstance(model, ControlLLMForCausalLM)
-    base = model.disable_expansion() if expanded else nullcontext()
+    base: AbstractContextManager[Any] = nullcontext()
+    if isinstance(model, ControlLLMForCausalLM):
+        base = model.disable_expansion()
     devices = [model.device] if model.device.type == "cuda" else []
     written: list[list[int]] = []
     with evaluating(model), base, torch.random.fork_rng(devices):
@@ -107,11 +109,15 @@ def _sample_batch(
 ) -> list[list[int]]:
     ids_BT, mask_BT = _left_padded(prompts)
     longest = ids_BT.shape[1]
-    output = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        generation_config=_plain_sampling(plan),
-    ).tolist()
+    output = (
+        cast(GenerationMixin, model)
+        .generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            generation_config=_plain_sampling(plan),
+        )
+        .tolist()
+    )
     rows = []
     for row, prompt in zip(output, prompts, strict=True):
         new = _cut(row[longest:], plan.end)

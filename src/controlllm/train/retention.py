@@ -4,13 +4,14 @@ The numbers themselves come from `controlllm.evaluate`, so that a number in a lo
 report can never differ.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
+from controlllm.data import Batch
 from controlllm.evaluate import (
     Reference,
     RetentionReport,
@@ -23,7 +24,7 @@ from controlllm.train.metrics import learn_metrics, retain_metrics
 
 __all__ = ["Best", "ForgettingMeter", "Measurement", "better", "within_budget"]
 
-Sets = Mapping[str, Sequence[Mapping[str, Any]]]
+Sets = Mapping[str, Sequence[Batch]]
 """Evaluation batches by the name of their set."""
 
 
@@ -125,7 +126,7 @@ def better(
 ) -> Best | None:
     """The measurement as the new best, if it learned more than `best` and keeps to the budget."""
     loss = measurement.learn_loss
-    if loss is None or not within_budget(measurement, max_forgetting):
+    if loss is None or math.isnan(loss) or not within_budget(measurement, max_forgetting):
         return None
     if best is not None and not loss < best.learn_loss:
         return None

@@ -18,7 +18,7 @@ def train(
 
     Args:
         run: the run config.
-        loaded: model and tokenizer to use instead of loading `run.model`; the model is taken over.
+        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
 
     Returns:
         Where the run lies, its history, its best step, why it stopped, and the model as it is now.
@@ -30,6 +30,7 @@ def train(
     """
     checkpoint = open_run_folder(run)
     bench = make_bench(run, loaded)
+    bench.tokenizer.save_pretrained(run.training.output_dir)
     keeper = RunKeeper(bench, checkpoint)
     keeper.start()
     try:

@@ -1,0 +1,46 @@
+import pytest
+
+from controlllm.evaluate import RetentionReport
+from controlllm.train.metrics import learn_metrics, retain_metrics
+from controlllm.train.retention import Best, Measurement, better, within_budget
+
+
+def measured(learn, *forgetting):
+    retain = {str(i): RetentionReport(2.0, 2.0 + f, 0.1, 10) for i, f in enumerate(forgetting)}
+    return Measurement({"new": RetentionReport(5.0, learn, 0.0, 10)}, retain)
+
+
+def test_the_best_learns_most():
+    assert better(3, measured(4.0, 0.5), None, None) == Best(3, 4.0, 0.5)
+    assert better(4, measured(3.9, 0.5), Best(3, 4.0, 0.5), None).step == 4
+    assert better(4, measured(4.0, 0.1), Best(3, 4.0, 0.5), None) is None  # a tie keeps the first
+
+
+def test_the_worst_retain_set_must_keep_to_the_budget():
+    assert better(1, measured(4.0, 0.0625, 0.25), None, 0.125) is None
+    assert better(1, measured(4.0, 0.0625, 0.125), None, 0.125) == Best(1, 4.0, 0.125)
+    assert not within_budget(measured(4.0, float("nan")), 0.1)
+
+
+def test_sets_may_be_missing():
+    nothing = Measurement({}, {})
+    assert nothing.forgetting is None and nothing.learn_loss is None
+    assert within_budget(nothing, 0.0) and better(1, nothing, None, None) is None
+    only_learn = Measurement(measured(4.0).learn, {})
+    assert better(1, only_learn, None, 0.1) == Best(1, 4.0, None)
+
+
+def test_a_loss_that_is_not_a_number_is_never_best():
+    assert better(2, measured(float("nan"), 0.0), Best(1, 4.0, 0.0), None) is None
+    assert better(2, measured(float("nan"), 0.0), None, None) is None
+
+
+def test_metric_names():
+    report = {"x/y": RetentionReport(base_loss=2.0, loss=2.5, kl=0.3, tokens=10)}
+    assert learn_metrics(report) == {
+        "learn/x/y/loss": 2.5,
+        "learn/x/y/base_loss": 2.0,
+        "learn/x/y/gain": -0.5,
+    }
+    assert retain_metrics(report)["retain/x/y/forgetting"] == pytest.approx(0.5)
+    assert retain_metrics(report)["retain/x/y/kl"] == 0.3
