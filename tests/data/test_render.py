@@ -44,8 +44,8 @@ REASONING = (
 # No beginning is ever a prefix of the whole, and an answer is more than its content.
 COUNTING = (
     "{{ messages | length }}{% for m in messages %}{{ ' ' + m.role + ': ' }}"
-    "{% if m.role == 'assistant' %}{{ '(so) ' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ ' assistant: ' }}{% endif %}"
+    "{% if m.role == 'assistant' %}{{ '(so) ' }}{% endif %}{{ m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ ' assistant: ' }}{% endif %}"
 )
 EXPECTED: dict[str, tuple[str, list[str]]] = {
     "chatml": (CHATML, ["hé 二<|im_end|>", "bye </think> hi<|im_end|>"]),

@@ -269,7 +269,8 @@ def _read_plain(path: Path, source: SourceConfig) -> Iterator[Located]:
         yield str(path), {"text": text}
         return
     number = 1
-    for part in re.split(r"(\n(?:[ \t]*\n)+)" if source.text_unit == "paragraph" else r"(\n)", text):
+    border = r"(\n(?:[ \t]*\n)+)" if source.text_unit == "paragraph" else r"(\n)"
+    for part in re.split(border, text):
         if part.strip():
             yield f"{path}:{number}", {"text": part.strip("\n")}
         number += part.count("\n")
