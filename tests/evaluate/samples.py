@@ -74,7 +74,8 @@ class DialledBigram(Bigram):
     def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
         self.forward_passes["trained" if self.enabled else "base"] += 1
         dial = 1.0 if self.expansion.dial is None else self.expansion.dial
-        table = torch.lerp(self.base, self.trained, dial if self.enabled else 0.0)
+        is_base = dial == 0 or not self.enabled
+        table = self.base if is_base else torch.lerp(self.base, self.trained, dial)
         return SimpleNamespace(logits=table.log()[input_ids])
 
     def set_alpha(self, alpha: float | None) -> None:
@@ -117,6 +118,28 @@ metric_list:
 def write_task(folder: Path, name: str, file: Path) -> None:
     text = TASK.format(name=name, file=file, cache=folder / "cache")
     (folder / f"{name}.yaml").write_text(text)
+
+
+GENERATION = """
+task: continue
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+  cache_dir: {cache}
+test_split: test
+output_type: generate_until
+doc_to_text: query
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 3, do_sample: false}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def write_generation_task(folder: Path) -> None:
+    """The task `continue`: the rows of `repeat`, answered by greedy generation."""
+    text = GENERATION.format(file=folder / "rows.jsonl", cache=folder / "cache")
+    (folder / "continue.yaml").write_text(text)
 
 
 def write_repetition_task(folder: Path) -> None:

@@ -89,6 +89,17 @@ def test_what_is_missing_is_named_and_the_trained_alpha_is_in_force_again():
         calibrate(Bigram(SAME), LEARN, RETAIN, 0.1)
 
 
+def test_a_base_whose_loss_is_not_a_number_cannot_be_calibrated():
+    broken = [[math.nan] * 2] * 2
+    with pytest.raises(ModelError, match="even the base's loss is not a number"):
+        calibrate(DialledBigram(broken, OTHER), LEARN, RETAIN, 0.1)
+
+
+def test_a_setting_whose_loss_is_not_a_number_is_never_chosen():
+    model = DialledBigram(SAME, [[math.nan] * 2] * 2)
+    assert calibrate(model, LEARN, RETAIN, 0.1).chosen.alpha == 0.0
+
+
 def test_table_json_and_picture(tmp_path):
     curve = calibrate(DialledBigram(SAME, OTHER), LEARN, RETAIN, 0.2, alphas=[0.2, 0.8])
     table = curve.table().splitlines()

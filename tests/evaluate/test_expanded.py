@@ -2,10 +2,21 @@
 
 import pytest
 import torch
-from tests.evaluate.samples import packed, padded
+from tests.evaluate.samples import (
+    packed,
+    padded,
+    write_generation_task,
+    write_repetition_task,
+)
 
 from controlllm import ExpansionConfig, expand
-from controlllm.evaluate import HarnessConfig, calibrate, evaluate_losses, measure_retention
+from controlllm.evaluate import (
+    HarnessConfig,
+    calibrate,
+    evaluate_losses,
+    measure_retention,
+    run_tasks,
+)
 
 
 @pytest.fixture
@@ -81,13 +92,11 @@ def test_a_calibrated_token_gate_can_be_left_as_trained(make, documents):
 
 def test_tasks_run_on_the_base_inside(make, pico_tokenizer, tmp_path):
     pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
-    from tests.evaluate.samples import write_repetition_task
-
-    from controlllm.evaluate import run_tasks
-
     write_repetition_task(tmp_path)
-    config = HarnessConfig(["repeat"], include_path=[tmp_path])
+    write_generation_task(tmp_path)
+    config = HarnessConfig(["repeat", "continue"], include_path=[tmp_path])
     untrained = run_tasks(make(), pico_tokenizer, config)
+    assert {score.task for score in untrained.scores} == {"repeat", "continue"}
     assert all(score.difference == 0 for score in untrained.scores)
     moved = run_tasks(make(moved=0.1), pico_tokenizer, config)
     assert [score.base for score in moved.scores] == [score.value for score in untrained.scores]

@@ -53,6 +53,9 @@ def test_wrong_settings_are_named(pico_llama, pico_tokenizer, tasks, tmp_path):
         HarnessConfig(tasks=[])
     with pytest.raises(ConfigError, match="absent' is not a folder"):
         HarnessConfig(tasks=["repeat"], include_path=[tmp_path / "absent"])
+    config = HarnessConfig(["repeat"], include_path=[tasks], apply_chat_template=True)
+    with pytest.raises(ConfigError, match="has no chat template"):
+        run_tasks(pico_llama(), pico_tokenizer, config)
 
 
 @pytest.mark.slow

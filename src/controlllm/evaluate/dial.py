@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.files import write_json
 from controlllm.data import Batch
 from controlllm.evaluate.reference import Reference
@@ -154,6 +154,7 @@ def trace_curve(
     Raises:
         ConfigError: if the budget is negative or not finite, or a setting is outside [0, 1].
         DataError: if there is no learn or no retain set, or one has no target token.
+        ModelError: if even the base's loss is not a number.
     """
     _check_budget(max_forgetting)
     _check_settings(dial.name, settings)
@@ -188,7 +189,16 @@ def _measure(dial: Dial, sets: EvaluationSets, settings: Sequence[float | None])
 
 def _choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
     """The lowest learn loss within the budget; of equals, the one nearest to the base."""
-    within = [p for p in points if p.forgetting <= max_forgetting and p.learn_loss == p.learn_loss]
+    within = [
+        point
+        for point in points
+        if point.forgetting <= max_forgetting and not math.isnan(point.learn_loss)
+    ]
+    if not within:
+        raise ModelError(
+            "no setting can be chosen: even the base's loss is not a number on these sets. "
+            "Check the base model, its precision and the sets."
+        )
     return min(within, key=lambda point: (point.learn_loss, _order(point)))
 
 

@@ -135,8 +135,11 @@ def run_tasks(
         reference: the base; an expanded model is its own. Without one only the model is run.
 
     Raises:
-        ConfigError: if lm-eval is not installed, or a task is not known (with the nearest name).
+        ConfigError: if lm-eval is not installed, a task is not known (with the nearest name), or
+            the tokenizer has no chat template that was asked for.
     """
+    if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ConfigError("apply_chat_template=True, but the tokenizer has no chat template.")
     manager = _task_manager(config)
     if reference is None and isinstance(model, Expanded):
         reference = Reference(model)

@@ -52,7 +52,7 @@ def _draw_curve(axes: Any, name: str, curve: "DialCurve", color: str) -> None:
         axes.annotate(
             point.label,
             (point.forgetting, point.learn_loss),
-            xytext=(5, 4),
+            xytext=(5, -11) if point.alpha is None else (5, 4),  # it often lies on another point
             textcoords="offset points",
             fontsize=8,
             color=color,

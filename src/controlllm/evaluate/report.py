@@ -7,13 +7,11 @@ from controlllm.evaluate.retention import RetentionReport
 
 __all__ = ["format_number", "format_table", "losses_table"]
 
-Cell = str | int | float | None
-
 
 def losses_table(reports: Mapping[str, RetentionReport]) -> str:
     """Base and trained losses of each set, side by side with the difference."""
     headers = ["set", "tokens", "base loss", "trained loss", "difference", "base ppl", "ppl", "KL"]
-    rows: list[list[Cell]] = [
+    rows = [
         [
             name,
             report.tokens,
@@ -29,7 +27,7 @@ def losses_table(reports: Mapping[str, RetentionReport]) -> str:
     return format_table(headers, rows)
 
 
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """An aligned Markdown table: text to the left, numbers to the right.
 
     Args:
@@ -51,7 +49,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return "\n".join(lines + [_line(row, widths, numeric) for row in texts])
 
 
-def format_number(cell: Cell, signed: bool = False) -> str:
+def format_number(cell: object, signed: bool = False) -> str:
     """One cell as text; `signed` writes the plus of positive numbers, for differences."""
     if cell is None:
         return "-"
@@ -60,7 +58,7 @@ def format_number(cell: Cell, signed: bool = False) -> str:
         return f"{rounded:{'+' if signed else ''}.3f}"
     if isinstance(cell, int):
         return f"{cell:,}"
-    return cell
+    return str(cell)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
