@@ -260,9 +260,15 @@ def test_non_empty_folder_is_refused_before_work(
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="not empty"):
         export(model, tmp_path / "out", "sidecar")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        export(model, tmp_path / "out", "sidecar", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-    export(model, tmp_path / "out", "sidecar", overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    folder = export(model, tmp_path / "saved", "full")
+    with pytest.raises(CheckpointError, match="not empty"):
+        export(model, folder, "sidecar")
+    export(model, folder, "sidecar", overwrite=True)
+    assert locate(folder).kind is Kind.SIDECAR
+    assert not (folder / "config.json").exists()
 
 
 def test_full_disk_while_exporting(small_disk: Path, pico_llama: Callable) -> None:

@@ -10,7 +10,7 @@
 | `export` | full, sidecar and collapsed forms |
 """
 
-from controlllm.checkpoint.export import export
+from controlllm.checkpoint.export import export, require_free
 from controlllm.checkpoint.inspection import Inspection, inspect_folder
 from controlllm.checkpoint.loading import LoadOptions, load_model, load_tokenizer
 from controlllm.checkpoint.locate import Kind, Location, locate
@@ -45,6 +45,7 @@ __all__ = [
     "locate",
     "mark_best",
     "newest_checkpoint",
+    "require_free",
     "resolve_checkpoint",
     "restore_rng",
     "restore_tensors",

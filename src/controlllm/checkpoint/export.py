@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.locate import Kind, locate
 from controlllm.common.errors import ModelError
 from controlllm.common.files import atomic_folder, require_empty, write_text
 from controlllm.common.registry import Registry
@@ -13,7 +14,7 @@ from controlllm.expansion.card import model_card
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import save_sidecar
 
-__all__ = ["FORMS", "export"]
+__all__ = ["FORMS", "export", "require_free"]
 
 FORMS: Registry[Callable[[PreTrainedModel, Path], None]] = Registry("form")
 """How each form is written into an existing empty folder."""
@@ -34,24 +35,37 @@ def export(
         form: `sidecar` (the trained tensors), `full` (base and trained parts, loads anywhere) or
             `collapsed` (folded by weight into the base's own class: an approximation).
         tokenizer: is saved beside the model.
-        overwrite: replace a non-empty folder.
+        overwrite: replace a folder that holds a saved model, with all that lies in it.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: for an unknown form.
-        CheckpointError: if the folder is not empty, or the disk is full.
+        CheckpointError: if the folder is not empty (with `overwrite`: and holds no saved model),
+            or the disk is full.
         ModelError: if the model has no such form.
     """
     write = FORMS.get(form)
-    if not overwrite:
-        require_empty(folder)
+    require_free(folder, overwrite)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         write(model, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return Path(folder)
+
+
+def require_free(folder: str | Path, overwrite: bool = False) -> None:
+    """Check that a model may be written to `folder`; anything but a saved model is never replaced.
+
+    Raises:
+        CheckpointError: if something is there that is not to be replaced.
+    """
+    replaceable = (Kind.SIDECAR, Kind.EXPANDED, Kind.PLAIN)
+    path = Path(folder)
+    if overwrite and path.is_dir() and any(path.iterdir()) and locate(path).kind in replaceable:
+        return
+    require_empty(path)
 
 
 @FORMS.register("full")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate
+from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
 from controlllm.cli.parsing import parse_options
 from controlllm.cli.sets import Sets, load_sets, run_defaults
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import read_json, require_empty, write_json
+from controlllm.common.files import read_json, write_json
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.expansion.sidecar import SIDECAR_CONFIG
@@ -45,7 +45,7 @@ class CalibrateOptions:
     """Folder for a calibrated sidecar; null = in place, or <run>/calibrated for a run."""
 
     overwrite: bool = False
-    """Replace a non-empty output folder."""
+    """Replace an output folder that holds a saved model."""
 
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
@@ -106,8 +106,7 @@ def _target(options: CalibrateOptions) -> _Target:
             f"{options.model} is a {location.kind.value}; say where to write: --output."
         )
     folder = Path(options.output or Path(location.path).parent / "calibrated")
-    if not options.overwrite:
-        require_empty(folder)
+    require_free(folder, options.overwrite)
     return _Target(folder, False)
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controlllm.checkpoint import LoadOptions, export, load_model
+from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.cli.parsing import parse_options
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import folder_bytes, require_empty
+from controlllm.common.files import folder_bytes
 from controlllm.expansion import combine
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
@@ -33,7 +33,7 @@ class CombineOptions:
     """sidecar or full (expanded blocks blended), or collapsed (both folded into the base)."""
 
     overwrite: bool = False
-    """Replace a non-empty folder."""
+    """Replace a folder that holds a saved model."""
 
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the models are loaded."""
@@ -42,8 +42,7 @@ class CombineOptions:
 def run(argv: list[str]) -> None:
     """Load both, blend, write."""
     options = parse_options(CombineOptions, argv, "combine")
-    if not options.overwrite:
-        require_empty(options.folder)
+    require_free(options.folder, options.overwrite)
     a, tokenizer = load_model(options.a, options.load)
     b, _ = load_model(options.b, options.load)
     for model, name in ((a, options.a), (b, options.b)):

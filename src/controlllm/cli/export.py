@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controlllm.checkpoint import LoadOptions, export, load_model
+from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.cli.parsing import parse_options
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import folder_bytes, require_empty
+from controlllm.common.files import folder_bytes
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]
@@ -29,7 +29,7 @@ class ExportOptions:
     """Alpha to write into it, or to collapse at; null = as it was saved."""
 
     overwrite: bool = False
-    """Replace a non-empty folder."""
+    """Replace a folder that holds a saved model."""
 
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the model is loaded."""
@@ -38,8 +38,7 @@ class ExportOptions:
 def run(argv: list[str]) -> None:
     """Load and write."""
     options = parse_options(ExportOptions, argv, "export")
-    if not options.overwrite:
-        require_empty(options.folder)
+    require_free(options.folder, options.overwrite)
     model, tokenizer = load_model(options.model, options.load)
     if options.alpha is not None:
         if not isinstance(model, ControlLLMForCausalLM):
