@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_text
@@ -109,17 +109,14 @@ def _sample_batch(
 ) -> list[list[int]]:
     ids_BT, mask_BT = _left_padded(prompts)
     longest = ids_BT.shape[1]
-    output = (
-        cast(GenerationMixin, model)
-        .generate(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            generation_config=_plain_sampling(plan),
-        )
-        .tolist()
+    writer: Any = model  # `PreTrainedModel` is not typed as something that generates.
+    output = writer.generate(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        generation_config=_plain_sampling(plan),
     )
     rows = []
-    for row, prompt in zip(output, prompts, strict=True):
+    for row, prompt in zip(output.tolist(), prompts, strict=True):
         new = _cut(row[longest:], plan.end)
         rows.append([*prompt, *new][: plan.length])
     return rows
