@@ -147,7 +147,7 @@ def _near(name: str, names: list[str], mark: str = "") -> str:
 def _readable(message: str, names: list[str], verb: str) -> str:
     """The parser's message on one line, with the nearest name where a name was wrong."""
     text = " ".join(message.split()).rstrip(".")
-    wrong = re.search(r"[Oo]ption '([\w.]+)' is not accepted", text)
+    wrong = re.search(r"(?:[Oo]ption|Key) '([\w.]+)' is not (?:accepted|expected)", text)
     if wrong is None:
         return f"{text}. See `controlllm {verb} --help`."
     where = re.search(r'[Kk]ey "([\w.]+)"', text)
