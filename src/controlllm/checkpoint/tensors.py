@@ -3,15 +3,13 @@
 import json
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from controlllm.common.errors import CheckpointError
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import (
     base_fingerprint,
-    load_sidecar_tensors,
+    copy_tensors,
     sidecar_config,
     sidecar_tensors,
 )
@@ -54,21 +52,4 @@ def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
         CheckpointError: if names or shapes differ: the model was set up in another way than the
             one that was saved. Nothing is copied then.
     """
-    if isinstance(model, ControlLLMForCausalLM):
-        load_sidecar_tensors(model, tensors, "the checkpoint")
-        return
-    own = trained_tensors(model)
-    if different := sorted(own.keys() ^ tensors.keys()):
-        raise CheckpointError(
-            f"the checkpoint belongs to another model: {len(different)} tensors are in one of the "
-            f"two only ({', '.join(different[:3])}...); use the run's own config."
-        )
-    for name, parameter in own.items():
-        if parameter.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(tensors[name].shape)} in the checkpoint and "
-                f"{tuple(parameter.shape)} in the model; use the run's own config."
-            )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+    copy_tensors(trained_tensors(model), tensors, "the checkpoint")

@@ -25,8 +25,8 @@ __all__ = [
     "SIDECAR_CONFIG",
     "SIDECAR_WEIGHTS",
     "base_fingerprint",
+    "copy_tensors",
     "load_sidecar",
-    "load_sidecar_tensors",
     "read_sidecar_config",
     "save_sidecar",
     "sidecar_tensors",
@@ -129,7 +129,7 @@ def load_sidecar(
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
-        load_sidecar_tensors(model, _read_tensors(folder), str(folder))
+        copy_tensors(sidecar_tensors(model), _read_tensors(folder), str(folder))
     except Exception:
         model.unload()
         raise
@@ -137,30 +137,32 @@ def load_sidecar(
     return model
 
 
-def load_sidecar_tensors(
-    model: ControlLLMForCausalLM, tensors: dict[str, Tensor], where: str
-) -> None:
-    """Copy tensors by their sidecar names into an expanded model.
+def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+    """Copy saved tensors into a model's own, in place.
+
+    Args:
+        own: the model's tensors by name.
+        tensors: the saved ones.
+        where: what they were read from, for messages.
 
     Raises:
         CheckpointError: if names or shapes differ; nothing is copied then.
     """
-    own = sidecar_tensors(model)
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{where} does not fit this expansion: missing {_few(missing)}, "
-            f"left over {_few(extra)}."
+            f"{where} does not fit this model: missing {_few(missing)}, left over {_few(extra)}; "
+            "set the model up as it was when it was saved."
         )
-    for name, parameter in own.items():
-        if parameter.shape != tensors[name].shape:
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, the model "
-                f"{tuple(parameter.shape)}."
+                f"{tuple(tensor.shape)}; set the model up as it was when it was saved."
             )
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def _few(names: list[str]) -> str:
