@@ -45,9 +45,10 @@ class ControlLLMConfig(PreTrainedConfig):
                 kwargs.setdefault(key, getattr(text_config, key, None))
         super().__init__(**kwargs)
         _register_model()
-        # After super(), which would reset the attention implementation of every sub-config it
-        # finds.
+        # After super(), which would reset the attention implementation of every sub-config.
         self.text_config = text_config
+        if text_config is not None and self._attn_implementation is not None:
+            text_config._attn_implementation = self._attn_implementation
         self.expansion = dict(expansion or {})
         self.base = dict(base or {})
 
