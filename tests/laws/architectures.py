@@ -32,6 +32,7 @@ WINDOWED: dict[str, Any] = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+UNDROPPED: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 EXPERTS: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -63,9 +64,7 @@ ARCHITECTURES = {
     "phi3": Architecture("phi3"),
     "olmo2": Architecture("olmo2"),
     "gpt-neox": Architecture("gpt_neox"),
-    "gpt2": Architecture(
-        "gpt2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}, True
-    ),
+    "gpt2": Architecture("gpt2", {"n_positions": 64, **UNDROPPED}, tied=True),
     "mixtral": Architecture("mixtral", {"num_local_experts": 4}),
     "qwen3-moe": Architecture("qwen3_moe", EXPERTS),
 }
