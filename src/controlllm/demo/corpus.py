@@ -184,7 +184,7 @@ def _bare_code(source: str) -> str:
 def _cut(text: str, separator: str) -> Iterator[str]:
     """Pieces of whole units (paragraphs, lines) of at most `PASSAGE_CHARACTERS`.
 
-    A longer unit is a piece of its own.
+    A longer unit is a piece of its own; blank units at the start of a piece are dropped.
     """
     piece = ""
     for unit in text.split(separator):
