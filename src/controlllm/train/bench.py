@@ -17,32 +17,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint.loading import LoadOptions, load_model
-from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import ConfigError
-from controlllm.data import (
-    Batch,
-    SourceConfig,
-    TrainLoader,
-    eval_batches,
-    resolve_chat_template,
-    tokenize_source,
-)
+from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, tokenize_source
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
 from controlllm.train.losses import StepLoss
 from controlllm.train.methods import prepare_model
+from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
-from controlllm.train.training_config import TrainingConfig
 
 __all__ = ["Bench", "make_bench", "seed_everything"]
 
 log = logging.getLogger(__name__)
-
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass
@@ -102,39 +91,44 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     Raises:
         ControlLLMError: whatever is wrong with the config, the model or the data.
     """
-    seed_everything(run.training.seed)
-    base, tokenizer = loaded if loaded is not None else _load(run)
-    base.to(_device(run.model.device))  # type: ignore[arg-type]
-    # Whoever talks to the trained model must use the template it was trained with.
-    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
     if not run.data.train:
         raise ConfigError("data.train names no source; give at least one to learn from.")
+    training = run.training
+    seed_everything(training.seed)
+    base, tokenizer = load_base(run, loaded)
     rehearsal = None
     if run.rehearsal.enabled:
         rehearsal = (rehearsal_source(base, tokenizer, run), run.rehearsal.share)
-    if run.data.packing:
-        _pack_attention(base)
     prepared = prepare_model(base, run)
-    training = run.training
-    model = _tune_model(prepared.model, training)
+    model, reference = tune_model(prepared.model, training), prepared.reference
     loader = TrainLoader(
         run.data, tokenizer, training.per_device_train_batch_size, training.seed, rehearsal
     )
+    _tell(model, loader)
     total_steps = _total_steps(run, loader)
     optimizer = make_optimizer(model, training)
-    use_kl = run.rehearsal.enabled and run.rehearsal.loss == "kl"
+    kl_weight = run.rehearsal.weight if run.rehearsal.uses_kl else None
     return Bench(
         run=run,
         model=model,
         tokenizer=tokenizer,
         loader=loader,
-        loss=StepLoss(model, prepared.reference, run.rehearsal.weight if use_kl else None),
-        meter=_make_meter(model, prepared.reference, tokenizer, run),
+        loss=StepLoss(model, reference, kl_weight),
+        meter=_make_meter(model, reference, tokenizer, run),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, training, total_steps),
         total_steps=total_steps,
     )
+
+
+def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:
+    """Log what trains, and on what."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(n for n, _ in sizes), sum(n for n, on in sizes if on)
+    log.info("Training %s of %s parameters", f"{trained:,}", f"{total:,}")
+    for source in loader.sources:
+        log.info("Training source %s: %s", source.name, source.stats.describe())
 
 
 def _total_steps(run: RunConfig, loader: TrainLoader) -> int:
@@ -163,65 +157,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _load(run: RunConfig) -> Loaded:
-    config = run.model
-    if config.model_name_or_path is None:
-        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
-    options = LoadOptions(
-        revision=config.revision,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation=config.attn_implementation,
-        tokenizer=config.tokenizer_name_or_path,
-    )
-    return load_model(config.model_name_or_path, options)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.device={name!r} is not a device; allowed: auto, cpu, cuda."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"model.device={name!r}, but torch sees no GPU; use cpu or auto.")
-    return device
-
-
-def _pack_attention(model: PreTrainedModel) -> None:
-    """Let attention keep packed documents apart."""
-    register_packed_attention()
-    current = model.config.get_text_config(decoder=True)._attn_implementation
-    model.set_attn_implementation(packed_attention_for(current))
-
-
-def _tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:
-    """Set precision and checkpointing for training."""
-    if training.mixed_precision == "bf16":
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    if training.gradient_checkpointing:
-        _enable_checkpointing(model)
-    return model
-
-
-def _enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations; the older of the two names is all that transformers 5.17 has."""
-    newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-    enable = getattr(model, newer if hasattr(type(model), newer) else older)
-    enable({"use_reentrant": False})
-    # It also makes embeddings ask for gradients, which only the reentrant kind needs: frozen blocks
-    # below the first expanded one would run a backward pass for nothing.
-    model.disable_input_require_grads()
-
-
 def _make_meter(
     model: PreTrainedModel,
-    reference: Reference,
+    reference: Reference | None,
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
 ) -> ForgettingMeter:

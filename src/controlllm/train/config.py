@@ -90,6 +90,11 @@ class RehearsalConfig:
         """Whether the run rehearses at all."""
         return self.num_sequences > 0 and self.share > 0
 
+    @property
+    def uses_kl(self) -> bool:
+        """Whether rehearsed rows are held to the base's predictions."""
+        return self.enabled and self.loss == "kl"
+
 
 @dataclass
 class LoggingConfig:

@@ -10,6 +10,7 @@ resumes, and says when to stop:
     keeper.finish() -> TrainResult
 """
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -31,13 +32,16 @@ from controlllm.common.errors import TrainingError
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench
-from controlllm.train.loggers import LoggerContext, make_loggers
+from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
 from controlllm.train.losses import StepReport
 from controlllm.train.optim import learning_rate_factor
 from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
 
 __all__ = ["RunKeeper", "TrainResult"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class RunKeeper:
         self.progress = Progress()
         self.saved: Path | None = checkpoint
         self.stopped: str | None = None
+        self.loggers = LoggerGroup([])
         self._clock = time.monotonic()
         self._checkpoint = checkpoint
 
@@ -83,6 +88,7 @@ class RunKeeper:
         """Resume, or measure the untrained model; call it last before the first step."""
         if self._checkpoint is not None:
             self._resume(self._checkpoint)
+            log.info("Resuming %s", self._checkpoint)
         context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
         self.loggers = make_loggers(context)
         if self.progress.step == 0 and self.bench.meter.enabled:
@@ -132,8 +138,7 @@ class RunKeeper:
         self.start_clock()
 
     def finish(self) -> TrainResult:
-        """Close the loggers and say what came of it."""
-        self.close()
+        """Say what came of the run."""
         assert self.stopped is not None
         return TrainResult(
             output_dir=self.folder,

@@ -9,6 +9,7 @@ A new method is one more function under `@METHODS.register("name")`.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
-from controlllm.expansion import ControlLLMForCausalLM, expand
+from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig, expand
 from controlllm.train.config import RunConfig
 
 __all__ = ["METHODS", "Prepared", "prepare_model"]
@@ -29,11 +30,11 @@ class Prepared:
 
     Attributes:
         model: what trains; `requires_grad` says which of its parameters do.
-        reference: its base.
+        reference: its base; None where nothing in the run asks it.
     """
 
     model: PreTrainedModel
-    reference: Reference
+    reference: Reference | None
 
 
 METHODS: Registry[Callable[[PreTrainedModel, RunConfig], Prepared]] = Registry("method")
@@ -49,18 +50,31 @@ def prepare_model(base: PreTrainedModel, run: RunConfig) -> Prepared:
 def _control(base: PreTrainedModel, run: RunConfig) -> Prepared:
     """Expand; a model that is expanded already is trained further as it is."""
     if isinstance(base, ControlLLMForCausalLM):
+        _warn_of_unused(run)
         return Prepared(base, Reference(base))
     model = expand(base, run.expansion)
     return Prepared(model, Reference(model))
 
 
+def _warn_of_unused(run: RunConfig) -> None:
+    """The settings of an expansion that is not made would otherwise be ignored in silence."""
+    if run.expansion != ExpansionConfig():
+        warnings.warn(
+            f"{run.model.model_name_or_path or 'the model'} is expanded already and is trained "
+            "further as it is; the settings under `expansion` are not used.",
+            stacklevel=4,
+        )
+
+
 @METHODS.register("full")
 def _full(base: PreTrainedModel, run: RunConfig) -> Prepared:
-    """Train all weights; a frozen copy is kept only because something will ask it."""
+    """Train all weights; a frozen copy of the base is kept only if something will ask it."""
     if isinstance(base, ControlLLMForCausalLM):
         raise ConfigError(
             f"method='full' got {run.model.model_name_or_path}, which is an expanded model; "
             "use method='control' to train it further, or collapse it first."
         )
-    frozen = copy.deepcopy(base).requires_grad_(False).eval()
-    return Prepared(base.requires_grad_(True), Reference(base, copy=frozen))
+    reference = None
+    if run.data.learn or run.data.retain or run.rehearsal.uses_kl:
+        reference = Reference(base, copy=copy.deepcopy(base).requires_grad_(False).eval())
+    return Prepared(base.requires_grad_(True), reference)

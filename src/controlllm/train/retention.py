@@ -61,12 +61,14 @@ class ForgettingMeter:
 
     Args:
         model: what trains.
-        reference: its base.
+        reference: its base; None where there are no sets.
         learn: batches of the sets to be learned.
         retain: batches of the sets to be retained.
     """
 
-    def __init__(self, model: nn.Module, reference: Reference, learn: Sets, retain: Sets) -> None:
+    def __init__(
+        self, model: nn.Module, reference: Reference | None, learn: Sets, retain: Sets
+    ) -> None:
         self.model = model
         self.reference = reference
         self.learn = learn
@@ -93,6 +95,7 @@ class ForgettingMeter:
     def _base_of_learn(self) -> dict[str, RetentionReport]:
         """The base on the learn sets, computed once: it never changes."""
         reports = {}
+        assert self.reference is not None
         for name, batches in self.learn.items():
             with self.reference.active() as base:
                 report = evaluate_losses(base, batches)

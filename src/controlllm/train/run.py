@@ -32,8 +32,8 @@ def train(
     bench = make_bench(run, loaded)
     bench.tokenizer.save_pretrained(run.training.output_dir)
     keeper = RunKeeper(bench, checkpoint)
-    keeper.start()
     try:
+        keeper.start()
         return BACKENDS.get(run.training.backend)(bench, keeper)
     finally:
         bench.alphas.release()

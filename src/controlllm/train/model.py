@@ -1,0 +1,97 @@
+"""The base model and its tokenizer, loaded and set up for training."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.errors import ConfigError
+from controlllm.data import resolve_chat_template
+from controlllm.train.config import RunConfig
+from controlllm.train.training_config import TrainingConfig
+
+__all__ = ["Loaded", "load_base", "tune_model"]
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model and its tokenizer."""
+
+
+def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
+    """The model on its device, with an attention that keeps packed documents apart.
+
+    Args:
+        run: its `model` and `data` are used.
+        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+
+    Returns:
+        The model, and its tokenizer with the chat template that the run trains on.
+
+    Raises:
+        ConfigError: if no model is named or the device is not there.
+        CheckpointError: if the model cannot be loaded.
+    """
+    device = _device(run.model.device)
+    model, tokenizer = loaded if loaded is not None else _load(run)
+    module: torch.nn.Module = model
+    module.to(device)
+    # Whoever talks to the trained model must use the template it was trained with.
+    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
+    if run.data.packing:
+        _pack_attention(model)
+    return model, tokenizer
+
+
+def _load(run: RunConfig) -> Loaded:
+    config = run.model
+    if config.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    options = LoadOptions(
+        revision=config.revision,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation=config.attn_implementation,
+        tokenizer=config.tokenizer_name_or_path,
+    )
+    return load_model(config.model_name_or_path, options)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.device={name!r} is not a device; allowed: auto, cpu, cuda."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"model.device={name!r}, but torch sees no GPU; use cpu or auto.")
+    return device
+
+
+def _pack_attention(model: PreTrainedModel) -> None:
+    """Let attention keep packed documents apart."""
+    register_packed_attention()
+    current = model.config.get_text_config(decoder=True)._attn_implementation
+    model.set_attn_implementation(packed_attention_for(current))
+
+
+def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:
+    """Set precision and checkpointing for training, in place."""
+    if training.mixed_precision == "bf16":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if training.gradient_checkpointing:
+        _enable_checkpointing(model)
+    return model
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations; the older of the two names is all that transformers 5.17 has."""
+    newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    enable = getattr(model, newer if hasattr(type(model), newer) else older)
+    enable({"use_reentrant": False})
+    # It also makes embeddings ask for gradients, which only the reentrant kind needs: frozen blocks
+    # below the first expanded one would run a backward pass for nothing.
+    model.disable_input_require_grads()
