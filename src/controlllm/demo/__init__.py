@@ -18,13 +18,12 @@ library are used, so the demo is also an example of how to use them.
 from typing import TYPE_CHECKING
 
 from controlllm.common.lazy import lazy_names
-from controlllm.demo.config import DemoConfig
+from controlllm.demo.config import DemoConfig, base_model_path
 
 if TYPE_CHECKING:
     from controlllm.demo.story import run
 
-__all__ = ["DemoConfig", "run"]
+__all__ = ["DemoConfig", "base_model_path", "run"]
 
-__getattr__, __dir__ = lazy_names(
-    __name__, {"DemoConfig": f"{__name__}.config", "run": f"{__name__}.story"}
-)
+_HOMES = {"DemoConfig": "config", "base_model_path": "config", "run": "story"}
+__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

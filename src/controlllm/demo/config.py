@@ -1,10 +1,11 @@
 """What can be said about a demo."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["DemoConfig"]
+__all__ = ["DemoConfig", "base_model_path"]
 
 
 @dataclass
@@ -36,3 +37,8 @@ class DemoConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least 1.")
         if not 0 <= self.max_forgetting < float("inf"):
             raise ConfigError(f"max_forgetting={self.max_forgetting!r}; allowed: at least 0.")
+
+
+def base_model_path() -> Path:
+    """The folder of the small base model that ships with the package."""
+    return Path(__file__).parent / "base"

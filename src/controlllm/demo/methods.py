@@ -7,14 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.demo.config import DemoConfig
+from controlllm.demo.config import DemoConfig, base_model_path
 from controlllm.demo.domains import data_config
 from controlllm.train import RunConfig
 
-__all__ = ["BASE", "METHODS", "Method", "load_base", "run_config"]
-
-BASE = Path(__file__).parent / "base"
-"""The small base model that ships with the package."""
+__all__ = ["METHODS", "Method", "load_base", "run_config"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ METHODS = (
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in float32 on the CPU, and its tokenizer."""
-    return load_model(BASE, LoadOptions(dtype="float32", device="cpu"))
+    return load_model(base_model_path(), LoadOptions(dtype="float32", device="cpu"))
 
 
 def run_config(method: Method, config: DemoConfig) -> RunConfig:
@@ -89,7 +86,7 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
     }
     values = {
         **own,
-        "model": {"model_name_or_path": str(BASE), "device": "cpu"},
+        "model": {"model_name_or_path": str(base_model_path()), "device": "cpu"},
         "data": asdict(data_config(folder / "data")),
         "training": training | own["training"],
         "logging": {
