@@ -148,7 +148,7 @@ def test_restored_tensors_are_the_saved_ones(
     with pytest.raises(CheckpointError, match="does not fit"):
         restore_tensors(other, saved)
     plain = LlamaForCausalLM.from_pretrained(base_folder)
-    with pytest.raises(CheckpointError, match="does not fit this model: missing lm_head.weight"):
+    with pytest.raises(CheckpointError, match=r"does not fit this model: missing lm_head.weight"):
         restore_tensors(plain, saved)
     smaller = {name: tensor[:1] for name, tensor in plain.named_parameters()}
     with pytest.raises(CheckpointError, match="has shape"):

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import atomic_folder, read_json, save_tensors, write_json, write_text
+from controlllm.common.files import (
+    atomic_folder,
+    read_json,
+    require_empty,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from controlllm.expansion.card import model_card
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.expanding import expand
@@ -65,12 +72,14 @@ def save_sidecar(
 
     Args:
         model: the expanded model.
-        folder: where to; it must be absent or empty unless `overwrite`.
-        overwrite: whether a non-empty folder is replaced.
+        folder: where to; absent or empty, or an older sidecar with `overwrite`.
+        overwrite: whether a folder that holds an older sidecar is replaced.
 
     Raises:
-        CheckpointError: if the folder is not empty or cannot be written.
+        CheckpointError: if the folder holds anything else, or cannot be written.
     """
+    if not (Path(folder) / SIDECAR_CONFIG).is_file():
+        require_empty(folder)  # whatever lies there is not ours to replace
     base_fingerprint(model)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sidecar_tensors(model).items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
