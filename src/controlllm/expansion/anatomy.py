@@ -57,6 +57,11 @@ def examine(model: nn.Module) -> Anatomy:
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; only decoder-only models can be expanded.")
+    if not model.can_generate():
+        raise ModelError(
+            f"{name} is no language model that generates; load one with "
+            f"AutoModelForCausalLM.from_pretrained."
+        )
     decoder = model.get_decoder()
     layers = _find_layers(decoder)
     if layers is None:

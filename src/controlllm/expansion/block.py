@@ -24,7 +24,7 @@ from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.divergence import DIVERGENCES
 from controlllm.expansion.interpolators import INTERPOLATORS, ConstantGate, Interpolator
 
-__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
+__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock", "attention_module"]
 
 
 class ExpandedBlock(nn.Module, ABC):
@@ -160,6 +160,21 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def attention_module(branch: nn.Module) -> nn.Module:
+    """The attention module of a decoder block.
+
+    Raises:
+        ModelError: if it has none.
+    """
+    for name, module in branch.named_children():
+        if ("attn" in name or "attention" in name) and any(True for _ in module.children()):
+            return module
+    raise ModelError(
+        f"divergence='attention' needs an attention module in {type(branch).__name__}, which has "
+        f"none; choose mse, nmse, cosine, dot or none."
+    )
+
+
 class AttentionMaps:
     """Catches the attention maps of both branches of a block as they are computed.
 
@@ -170,17 +185,7 @@ class AttentionMaps:
     def __init__(self, pretrained: nn.Module, expanded: nn.Module) -> None:
         self.caught: list[Tensor | None] = [None, None]
         for index, branch in enumerate((pretrained, expanded)):
-            modules = [
-                m for name, m in branch.named_children() if "attn" in name or "attention" in name
-            ]
-            modules = [m for m in modules if any(True for _ in m.children())]
-            if not modules:
-                raise ModelError(
-                    f"divergence='attention' needs an attention module in "
-                    f"{type(branch).__name__}, which has none; "
-                    f"choose mse, nmse, cosine, dot or none."
-                )
-            modules[0].register_forward_hook(partial(self.catch, index))
+            attention_module(branch).register_forward_hook(partial(self.catch, index))
 
     def catch(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook: keep the second output, the attention map."""

@@ -1,5 +1,6 @@
 """The model card (README.md) beside every saved form."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from controlllm.expansion.hf_config import ControlLLMConfig
 
 __all__ = ["model_card"]
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _INTRO = {
     "full": "The whole expanded model: base and trained parts in one.",
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
@@ -58,7 +60,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
 def _metadata(config: ControlLLMConfig, form: str) -> str:
     name = config.base.get("name_or_path") or ""
     lines = ["---", "library_name: " + ("transformers" if form == "collapsed" else "controlllm")]
-    if name.count("/") <= 1 and name and not Path(name).exists():  # a name on the Hub, no folder
+    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
         lines.append(f"base_model: {name}")
     return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
 

@@ -1,5 +1,6 @@
 """What to expand and how: one dataclass, checked when it is made."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard
 
@@ -123,7 +124,7 @@ class ExpansionConfig:
 
     def _check_weights(self) -> None:
         weight, relaxed = self.divergence_weight, self.relaxed_norm
-        if weight != "dynamic" and not (_is_number(weight) and weight >= 0):
+        if weight != "dynamic" and not (_is_number(weight) and 0 <= weight < math.inf):
             raise ConfigError(
                 f"divergence_weight={weight!r}; allowed: a number from 0, or 'dynamic'."
             )

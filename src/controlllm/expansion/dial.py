@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from controlllm.common.errors import ConfigError
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.plan import check_layers
 from controlllm.expansion.surgery import Expansion
 
 __all__ = ["Dial"]
@@ -41,6 +41,7 @@ class Dial:
         """
         dial: Any = alpha
         if isinstance(alpha, Mapping):
+            check_layers(alpha, self.blocks)
             before = {layer: block.dial for layer, block in self.blocks.items()}
             dial = {k: v for k, v in {**before, **alpha}.items() if v is not None}
         self.config.expansion = ExpansionConfig.from_dict(
@@ -50,11 +51,6 @@ class Dial:
 
     def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
         if isinstance(alpha, Mapping):
-            unknown = sorted(set(alpha) - set(self.blocks))
-            if unknown:
-                raise ConfigError(
-                    f"alpha for layers {unknown}, but expanded are {sorted(self.blocks)}."
-                )
             for layer, value in alpha.items():
                 self.blocks[layer].dial = value
         else:

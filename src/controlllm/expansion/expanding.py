@@ -11,6 +11,7 @@ from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.plan import plan_blocks
+from controlllm.expansion.surgery import refuse_expanded
 
 __all__ = ["expand"]
 
@@ -40,6 +41,7 @@ def expand(
     if config is not None and settings:
         raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")
     config = config or ExpansionConfig.from_dict(settings)
+    refuse_expanded(model)
     anatomy = examine(model)
     plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
     base: dict[str, Any] = {

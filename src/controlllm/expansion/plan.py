@@ -1,13 +1,13 @@
 """Where the copies go: pure functions from a config and a depth to a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion.config import ExpansionConfig
 
-__all__ = ["BlockPlan", "default_layers", "extended_lists", "plan_blocks"]
+__all__ = ["BlockPlan", "check_layers", "default_layers", "extended_lists", "plan_blocks"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,17 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
     return tuple(
         BlockPlan(layer, kinds[k % len(kinds)], num_layers + k) for k, layer in enumerate(layers)
     )
+
+
+def check_layers(alpha: Iterable[int], expanded: Iterable[int]) -> None:
+    """Check that a dial by layer names expanded layers only.
+
+    Raises:
+        ConfigError: if it names others.
+    """
+    unknown = sorted(set(alpha) - set(expanded))
+    if unknown:
+        raise ConfigError(f"alpha for layers {unknown}, but expanded are {sorted(expanded)}.")
 
 
 def _quarter(num_layers: int, even: bool) -> int:

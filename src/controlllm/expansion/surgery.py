@@ -21,12 +21,17 @@ from controlllm.expansion.anatomy import (
     replace_module,
     residual_projections,
 )
-from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.block import (
+    ConcatBlock,
+    ExpandedBlock,
+    StackBlock,
+    attention_module,
+)
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
-from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
+from controlllm.expansion.plan import BlockPlan, check_layers, extended_lists, plan_blocks
 
-__all__ = ["Expansion", "expanded_list", "freeze_again", "install", "remove"]
+__all__ = ["Expansion", "expanded_list", "freeze_again", "install", "refuse_expanded", "remove"]
 
 
 @dataclass
@@ -68,6 +73,7 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     Raises:
         ModelError, ConfigError: if it cannot be expanded so; the model is then untouched.
     """
+    refuse_expanded(model)
     anatomy = examine(model)
     plan = plan_blocks(config, anatomy.num_layers)
     _refuse_what_cannot_work(model, anatomy, plan, config)
@@ -131,16 +137,28 @@ def _set_trainable(model: nn.Module, names: Sequence[str]) -> None:
         parameter.requires_grad_(name in trainable)
 
 
-def _refuse_what_cannot_work(
-    model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
-) -> None:
+def refuse_expanded(model: nn.Module) -> None:
+    """Check that a model is not expanded yet.
+
+    Raises:
+        ModelError: if it is.
+    """
     if any(isinstance(module, ExpandedBlock) for module in model.modules()):
         raise ModelError(
             "This model is expanded already; take model.unload() first, or change its dial."
         )
+
+
+def _refuse_what_cannot_work(
+    model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
+) -> None:
     for block in plan:
         if block.kind == "stack":
             residual_projections(anatomy.layers[block.layer], config.residual_projections)
+        elif config.divergence == "attention":
+            attention_module(anatomy.layers[block.layer])
+    if isinstance(config.dial, dict):
+        check_layers(config.dial, [block.layer for block in plan])
     if config.expand_ends:
         wrong = [
             what
