@@ -1,6 +1,6 @@
 """An interpolator of your own: one small class, then its name in the config.
 
-python examples/add_an_interpolator.py [MODEL]      (default: the small base that ships with the demo)
+python examples/add_an_interpolator.py [MODEL]      (default: the demo's small base)
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Expand a model, see that nothing changed, train it for a few steps in a bare loop, turn the dial.
 
-python examples/expand_and_generate.py [MODEL]      (default: the small base that ships with the demo)
+python examples/expand_and_generate.py [MODEL]      (default: the demo's small base)
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""An expanded model in TRL's SFTTrainer: its loss replaces `forward`, the divergence arrives all the same.
+"""An expanded model in TRL's SFTTrainer, whose loss replaces `forward`: the divergence arrives.
 
 python examples/train_with_trl.py [MODEL]           (needs trl; default: the demo's small base)
 """

@@ -79,7 +79,7 @@ def save_sidecar(
         CheckpointError: if the folder holds anything else, or cannot be written.
     """
     if not (Path(folder) / SIDECAR_CONFIG).is_file():
-        require_empty(folder)  # whatever lies there is not ours to replace
+        require_empty(Path(folder))  # whatever lies there is not ours to replace
     base_fingerprint(model)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sidecar_tensors(model).items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
