@@ -214,3 +214,25 @@ def test_a_run_without_a_model_or_data_says_so(run_config, loaded):
     with pytest.raises(ConfigError, match="not a device"):
         run = run_config(model={"device": "gpu"}, training={"overwrite_output_dir": True})
         train(run, loaded())
+
+
+def test_an_expanded_model_is_trained_further_as_it_is(run_config, loaded, tmp_path):
+    first = train(run_config(), loaded())
+    trained = {n: p.detach().clone() for n, p in first.model.named_parameters()}
+    run = run_config(training={"output_dir": str(tmp_path / "second")})
+    with pytest.warns(UserWarning, match="expanded already"):
+        second = train(run, (first.model, first.tokenizer))
+    before = first.history[-1]["learn/new/loss"]
+    assert second.history[0]["learn/new/loss"] == pytest.approx(before, rel=1e-6)
+    assert second.history[-1]["learn/new/loss"] < before
+    moved = {n for n, p in second.model.named_parameters() if not torch.equal(p, trained[n])}
+    assert moved and all("expanded" in name for name in moved)
+    with pytest.raises(ConfigError, match="expanded model"):
+        training = {"output_dir": str(tmp_path / "third")}
+        train(run_config(method="full", training=training), (second.model, second.tokenizer))
+
+
+def test_full_tuning_keeps_no_copy_that_nobody_asks(run_config, loaded):
+    data = {"learn": [], "retain": []}
+    assert make_bench(run_config(method="full", data=data), loaded()).loss.reference is None
+    assert make_bench(run_config(method="full"), loaded()).loss.reference is not None
