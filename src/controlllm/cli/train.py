@@ -1,5 +1,7 @@
 """`controlllm train`: one run."""
 
+import logging
+
 from controlllm.cli.parsing import given_value, parse_options
 from controlllm.train.config import RunConfig
 from controlllm.train.presets import preset_values
@@ -15,6 +17,9 @@ def run(argv: list[str]) -> None:
     defaults = preset_values(preset) if preset is not None else {}
     options = parse_options(RunConfig, argv, "train", defaults)
 
+    # What was read, left out and cached is told as the run begins.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("controlllm").setLevel(logging.INFO)
     from controlllm.train import train
 
     result = train(options)
