@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.common.errors import ConfigError
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, tokenize_source
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
@@ -91,8 +90,6 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     Raises:
         ControlLLMError: whatever is wrong with the config, the model or the data.
     """
-    if not run.data.train:
-        raise ConfigError("data.train names no source; give at least one to learn from.")
     training = run.training
     seed_everything(training.seed)
     base, tokenizer = load_base(run, loaded)

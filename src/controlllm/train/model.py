@@ -27,7 +27,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
         The model, and its tokenizer with the chat template that the run trains on.
 
     Raises:
-        ConfigError: if no model is named or the device is not there.
+        ConfigError: if the device is not there.
         CheckpointError: if the model cannot be loaded.
     """
     device = _device(run.model.device)
@@ -43,8 +43,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
 
 def _load(run: RunConfig) -> Loaded:
     config = run.model
-    if config.model_name_or_path is None:
-        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    assert config.model_name_or_path is not None  # `train` has checked
     options = LoadOptions(
         revision=config.revision,
         dtype=config.dtype,

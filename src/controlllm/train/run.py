@@ -1,19 +1,17 @@
 """`train(run)`: the whole way from a run config to a trained model."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from controlllm.common.errors import ConfigError
 from controlllm.train.backends import BACKENDS
 from controlllm.train.bench import make_bench
 from controlllm.train.config import RunConfig
 from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
+from controlllm.train.model import Loaded
 
 __all__ = ["train"]
 
 
-def train(
-    run: RunConfig, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-) -> TrainResult:
+def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     """Train as `run` says; resumes by itself where an earlier process was stopped.
 
     Args:
@@ -28,6 +26,7 @@ def train(
         DataError, ModelError, CheckpointError: for what the config names.
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
+    _require_sources(run, loaded)
     checkpoint = open_run_folder(run)
     bench = make_bench(run, loaded)
     bench.tokenizer.save_pretrained(run.training.output_dir)
@@ -38,3 +37,11 @@ def train(
     finally:
         bench.alphas.release()
         keeper.close()
+
+
+def _require_sources(run: RunConfig, loaded: Loaded | None) -> None:
+    """Say what is missing before anything is written or anything slow begins."""
+    if loaded is None and run.model.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    if not run.data.train:
+        raise ConfigError("data.train names no source; give at least one to learn from.")
