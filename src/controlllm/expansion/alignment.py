@@ -22,6 +22,17 @@ from controlllm.common.losses import IGNORE_INDEX, masked_sum, target_mask, toke
 __all__ = ["AlignmentState", "DivergenceTerms"]
 
 
+READ_INPUTS = (
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "labels",
+    "shift_labels",
+    "num_items_in_batch",
+)
+"""What the divergence reads of a forward pass."""
+
+
 class InjectGradient(torch.autograd.Function):
     """Identity on `hidden`; backward also sends a gradient of one into `penalty`."""
 
@@ -70,6 +81,7 @@ class AlignmentState:
         num_terms: how many blocks have a divergence (the penalty is their mean).
         enabled: False computes the base model only.
         inputs: the keyword arguments of the forward pass that runs now, where known.
+        last_inputs: those of the last forward pass with gradients that the divergence reads.
         terms: where blocks put their divergence; None = they inject its gradient.
         gradient_accumulation_steps: k, for foreign loops that divide their loss by k and do not
             pass `num_items_in_batch`.
@@ -81,6 +93,7 @@ class AlignmentState:
     num_terms: int = 0
     enabled: bool = True
     inputs: Mapping[str, Any] | None = None
+    last_inputs: Mapping[str, Any] | None = None
     terms: DivergenceTerms | None = None
     gradient_accumulation_steps: int = 1
     divergence_tokens: str = "all"
@@ -95,16 +108,34 @@ class AlignmentState:
     @contextmanager
     def reading(self, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Let the blocks read the inputs of the forward pass inside."""
-        before, self.inputs = self.inputs, inputs
+        before = self.inputs
+        self.begin(inputs)
         try:
             yield
         finally:
             self.inputs = before
 
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Take the inputs of the forward pass that begins."""
+        self.inputs = inputs
+        if torch.is_grad_enabled():  # never holds on to a cache of generation
+            self.last_inputs = {key: inputs.get(key) for key in READ_INPUTS}
+
+    def known_inputs(self) -> Mapping[str, Any] | None:
+        """Inputs of the forward pass that runs now.
+
+        When backward runs a checkpointed block again, the forward pass is over, and the last one's
+        are meant.
+        """
+        if self.inputs is None and torch._C._current_graph_task_id() != -1:
+            return self.last_inputs
+        return self.inputs
+
     def mask(self, like_BT: Tensor) -> Tensor:
         """Which positions count (B, T bool); all of them where the inputs are not known."""
-        if self.inputs is not None:
-            mask = token_mask(self.inputs, self.divergence_tokens)
+        inputs = self.known_inputs()
+        if inputs is not None:
+            mask = token_mask(inputs, self.divergence_tokens)
             if mask.shape == like_BT.shape:
                 return mask.to(like_BT.device)
         return torch.ones_like(like_BT, dtype=torch.bool)
@@ -128,7 +159,7 @@ class AlignmentState:
         share is then by target tokens, as for their cross-entropy. Others divide their loss by the
         number of micro-batches.
         """
-        inputs = self.inputs or {}
+        inputs = self.known_inputs() or {}
         items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
         if items is None:
             return 1.0 / self.gradient_accumulation_steps

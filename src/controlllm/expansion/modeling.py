@@ -320,7 +320,7 @@ def _begin_forward(
 ) -> None:
     """Let the blocks know the inputs, whichever `forward` runs (foreign loops replace it)."""
     named = {"input_ids": args[0]} if args else {}
-    model._state.inputs = {**named, **kwargs}
+    model._state.begin({**named, **kwargs})
 
 
 def _end_forward(model: ControlLLMForCausalLM, args: Any, output: Any) -> None:
