@@ -7,7 +7,8 @@ from typing import Any
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.config import ExpansionConfig
-from controlllm.expansion.plan import check_layers
+from controlllm.expansion.ends import ExpandedEnd
+from controlllm.expansion.plan import ENDS, check_layers
 from controlllm.expansion.surgery import Expansion
 
 __all__ = ["Dial"]
@@ -33,16 +34,17 @@ class Dial:
         """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
 
         Args:
-            alpha: one value for all blocks and ends; or one per layer (ends and other layers keep
-                theirs); or None, the trained alphas again.
+            alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not
+                named keeps its own); or None, the trained alphas again.
 
         Raises:
             ConfigError: for a value outside [0, 1] or a layer that is not expanded.
         """
         dial: Any = alpha
         if isinstance(alpha, Mapping):
-            check_layers(alpha, self.blocks)
-            before = {layer: block.dial for layer, block in self.blocks.items()}
+            parts = self._parts_by_layer()
+            check_layers(alpha, parts)
+            before = {layer: part[0].dial for layer, part in parts.items()}
             dial = {k: v for k, v in {**before, **alpha}.items() if v is not None}
         self.config.expansion = ExpansionConfig.from_dict(
             self.config.expansion | {"dial": dial}
@@ -52,10 +54,18 @@ class Dial:
     def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
         if isinstance(alpha, Mapping):
             for layer, value in alpha.items():
-                self.blocks[layer].dial = value
+                for part in self._parts_by_layer()[layer]:
+                    part.dial = value
         else:
             for part in self._expansion.parts():
                 part.dial = alpha
+
+    def _parts_by_layer(self) -> dict[int, list[ExpandedBlock | ExpandedEnd]]:
+        """What one key of a dial by layer turns."""
+        parts: dict[int, list[ExpandedBlock | ExpandedEnd]] = {
+            layer: [block] for layer, block in self.blocks.items()
+        }
+        return parts | ({ENDS: [*self._expansion.ends.values()]} if self._expansion.ends else {})
 
     def alphas(self) -> dict[int, float]:
         """Mean alpha per layer: dial, constant, or a token gate's mean in its last forward."""

@@ -7,7 +7,11 @@ from typing import Any
 from controlllm.common.errors import ConfigError
 from controlllm.expansion.config import ExpansionConfig
 
-__all__ = ["BlockPlan", "check_layers", "default_layers", "extended_lists", "plan_blocks"]
+__all__ = ["ENDS", "BlockPlan", "check_layers", "default_layers", "extended_lists", "plan_blocks"]
+
+
+ENDS = -1
+"""The key of the expanded ends in a dial by layer."""
 
 
 @dataclass(frozen=True)

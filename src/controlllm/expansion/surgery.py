@@ -29,7 +29,7 @@ from controlllm.expansion.block import (
 )
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
-from controlllm.expansion.plan import BlockPlan, check_layers, extended_lists, plan_blocks
+from controlllm.expansion.plan import ENDS, BlockPlan, check_layers, extended_lists, plan_blocks
 
 __all__ = ["Expansion", "expanded_list", "freeze_again", "install", "refuse_expanded", "remove"]
 
@@ -158,7 +158,8 @@ def _refuse_what_cannot_work(
         elif config.divergence == "attention":
             attention_module(anatomy.layers[block.layer])
     if isinstance(config.dial, dict):
-        check_layers(config.dial, [block.layer for block in plan])
+        ends = [ENDS] if config.expand_ends else []
+        check_layers(config.dial, [*(block.layer for block in plan), *ends])
     if config.expand_ends:
         wrong = [
             what
