@@ -182,6 +182,13 @@ def test_a_dial_out_of_range_is_refused(bad):
     assert model.expansion.dial is None
 
 
+def test_a_dial_in_the_config_for_a_layer_that_is_not_expanded_is_refused():
+    base = make_base("llama")
+    with pytest.raises(ConfigError, match=r"\[2\]"):
+        expand(base, num_blocks=2, dial={1: 0.1, 2: 0.1})
+    assert torch.equal(logits(expand(base)), base_logits("llama"))
+
+
 def test_a_dial_for_a_layer_that_is_not_expanded_is_refused():
     model = make_expanded("llama")
     with pytest.raises(ConfigError, match=r"\[2\]"):

@@ -118,6 +118,18 @@ def test_a_dial_by_layer_survives_json(tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+def test_a_dial_of_the_ends_is_kept_beside_one_by_layer(tmp_path):
+    model = make_trained("llama", "ends")
+    model.set_alpha(0.3)
+    model.set_alpha({1: 0.1})
+    assert model.expansion.dial == {1: 0.1, 3: 0.3, -1: 0.3}
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    again.set_alpha(dict.fromkeys((1, 3, -1), 0.0))
+    assert torch.equal(logits(again), base_logits("llama"))
+
+
 @pytest.mark.parametrize("change", ["one value", "another model"])
 def test_a_sidecar_refuses_another_base(change, tmp_path):
     model = make_trained("llama")
