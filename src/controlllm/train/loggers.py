@@ -247,7 +247,11 @@ class ProgressBarLogger(PlainLogger):
         super().__init__(context)
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         self.bar = Progress(*columns)
         self.task = self.bar.add_task("", total=self.total, completed=self.start)
         self.bar.start()
@@ -258,7 +262,7 @@ class ProgressBarLogger(PlainLogger):
         if names.LOSS in metrics:
             self.bar.update(self.task, completed=step, description=text)
         else:
-            self.bar.console.print(f"step {step}  {text}", highlight=False)
+            self.bar.console.print(f"step {step}  {text}", highlight=False, markup=False)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
