@@ -14,7 +14,7 @@ from controlllm.inference import GenerationSettings, Generator
 __all__ = ["FORMS", "PROMPTS", "export_form", "write_texts"]
 
 FORMS = ("sidecar", "full", "collapsed")
-PROMPTS = {OLD: "Return the", NEW: "def __init__(self"}
+PROMPTS = {OLD: "This method is called when", NEW: "def __init__(self, "}
 _SETTINGS = GenerationSettings(max_new_tokens=40)
 
 
