@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from controlllm import ExpansionConfig, expand, load_sidecar
 from controlllm.demo import base_model_path
+from controlllm.integrations import ControlLLMCallback
 
 ROWS = [{"text": f"def f{i}(x):\n    return x + {i}\n"} for i in range(32)]
 
@@ -38,7 +39,11 @@ def main(name: str) -> None:
             bf16=False,
         )
         SFTTrainer(
-            model, args=settings, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
+            model,
+            args=settings,
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=tokenizer,
+            callbacks=[ControlLLMCallback()],  # tells the model of gradient accumulation
         ).train()
         print("divergence per layer in the last step:", model.divergence)
         model.save_sidecar(f"{folder}/sidecar")

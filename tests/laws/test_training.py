@@ -252,6 +252,19 @@ def test_loops_that_divide_by_the_number_of_micro_batches():
     assert_same(gradients(model), expected)
 
 
+def test_labels_given_and_the_loss_left_unused():
+    """Injected, as for any loop with a loss of its own; and never twice."""
+    model = moved()
+    inputs = rows([8, 8], width=8)
+    expected = own_loss_gradients(model, **inputs)
+    total, count = cross_entropy_sum(model(**inputs).logits, inputs["labels"])
+    (total / count).backward()
+    assert_same(gradients(model), expected)
+    model.zero_grad()
+    (3 * model(**inputs).loss).backward()  # a gradient scaler, say: the divergence is scaled too
+    assert_same({name: grad / 3 for name, grad in gradients(model).items()}, expected)
+
+
 def test_only_target_tokens_count_where_asked():
     inputs = rows([9, 9], width=9)
     inputs["labels"][:, :5] = -100  # a prompt; positions 4 to 7 predict the targets 5 to 8

@@ -8,8 +8,10 @@ import pytest
 import torch
 from tests.laws.architectures import VOCAB, make_base
 
-from controlllm import expand
+from controlllm import expand, load_sidecar
+from controlllm.common.errors import ModelError
 from controlllm.common.losses import cross_entropy_sum, token_mask
+from controlllm.integrations import ControlLLMCallback
 
 ROWS, LENGTH, STEPS, LR = 8, 9, 2, 0.5
 
@@ -82,14 +84,18 @@ def hf_trainer(model, ids, tmp_path, accumulation):
     return model
 
 
-def trl_trainer(model, ids, tmp_path, accumulation, tokenizer, **options):
+def trl_trainer(model, ids, tmp_path, accumulation, tokenizer, callbacks=(), **options):
     from trl import SFTConfig, SFTTrainer
 
     arguments = SFTConfig(
         **settings(tmp_path, accumulation), max_length=None, gradient_checkpointing=False, **options
     )
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=rows_dataset(ids), processing_class=tokenizer
+        model=model,
+        args=arguments,
+        train_dataset=rows_dataset(ids),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
     trainer.train()
     return model
@@ -117,9 +123,39 @@ def test_transformers_trainer(ids, tmp_path, accumulation, weight):
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
 def test_trl_sft_trainer(ids, tmp_path, pico_tokenizer, accumulation, weight):
     model = make_model(weight)
-    model.gradient_accumulation_steps = accumulation  # TRL's loss does not pass it on
-    trl_trainer(model, ids, tmp_path, accumulation, pico_tokenizer)
+    callbacks = [ControlLLMCallback()]  # TRL's loss does not tell the model of accumulation
+    trl_trainer(model, ids, tmp_path, accumulation, pico_tokenizer, callbacks)
     assert_same(model, bare_loop(make_model(weight), ids))
+
+
+def test_accumulation_that_nobody_tells_of_is_refused(ids, tmp_path, pico_tokenizer):
+    from accelerate.state import GradientState
+
+    try:
+        with pytest.raises(ModelError, match="ControlLLMCallback"):
+            trl_trainer(make_model(), ids, tmp_path, 2, pico_tokenizer)
+    finally:
+        GradientState._reset_state()  # it was left in the middle of an accumulation
+
+
+def test_the_callback_saves_a_sidecar_with_each_checkpoint(ids, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    options = settings(tmp_path, 1) | {"save_strategy": "steps", "save_steps": STEPS}
+    model = make_model()
+    Trainer(
+        model=model,
+        args=TrainingArguments(**options),
+        train_dataset=rows_dataset(ids),
+        callbacks=[ControlLLMCallback()],
+    ).train()
+    again = load_sidecar(make_base("llama"), tmp_path / f"checkpoint-{STEPS}" / "sidecar")
+    assert_same(again, model)
+
+
+def test_the_callback_wants_an_expanded_model(ids, tmp_path):
+    with pytest.raises(ModelError, match="no expanded model"):
+        ControlLLMCallback.find(make_base("llama"))
 
 
 def test_the_weight_matters(ids):

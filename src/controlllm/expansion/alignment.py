@@ -1,14 +1,16 @@
-"""How the divergence reaches the gradient: as an explicit sum, or injected inside the block.
+"""How the divergence reaches the gradient: by the loss where the loss holds it, else injected.
 
 A loop that computes its own loss (TRL's chunked loss, fused kernels, a bare loop on the logits)
-never sees a loss that `forward` would have added. So the default is to *inject*: the block's output
-passes through an identity whose backward gives the penalty a gradient of one. Where somebody
-collects the terms (our loops, or our own `forward` when it is given labels), they are summed
-explicitly instead. Never both.
+never sees a loss that `forward` would have added. So every block *injects*: its output passes
+through an identity whose backward sends the penalty its gradient. Where `forward` is given labels,
+its loss holds the penalty as well, and *claims* it: backward reaches the loss before the blocks,
+and what was claimed is not injected. Where somebody collects the terms (our own loops), nothing is
+injected at all. So it counts once, whichever loop trains.
 
 Shapes: B batch, T tokens.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from controlllm.common.errors import ModelError
 from controlllm.common.losses import IGNORE_INDEX, masked_sum, target_mask, token_mask
 
-__all__ = ["AlignmentState", "DivergenceTerms"]
-
+__all__ = ["AlignmentState", "ClaimGradient", "DivergenceTerms"]
 
 READ_INPUTS = (
     "input_ids",
@@ -33,17 +35,51 @@ READ_INPUTS = (
 """What the divergence reads of a forward pass."""
 
 
-class InjectGradient(torch.autograd.Function):
-    """Identity on `hidden`; backward also sends a gradient of one into `penalty`."""
+class Claim:
+    """Whether backward has found the divergence of one forward pass in its loss."""
+
+    taken = False
+
+
+class ClaimGradient(torch.autograd.Function):
+    """Identity on a penalty that is part of a loss; backward takes the claim."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, penalty: Tensor) -> Tensor:
-        ctx.device = penalty.device
+    def forward(ctx: Any, penalty: Tensor, claim: Claim) -> Tensor:
+        """The penalty as it is."""
+        ctx.claim = claim
+        return penalty.view_as(penalty)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The loss holds the penalty: the blocks need not inject it."""
+        ctx.claim.taken = True
+        return grad, None
+
+
+class InjectGradient(torch.autograd.Function):
+    """Identity on `hidden`; backward also sends `share` into `penalty`, unless it was claimed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, penalty: Tensor, share: float | Tensor | None, claim: Claim | None
+    ) -> Tensor:
+        ctx.device, ctx.share, ctx.claim = penalty.device, share, claim
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, torch.ones((), device=ctx.device)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        if ctx.claim is not None and ctx.claim.taken:
+            return grad, None, None, None
+        if ctx.share is None:
+            raise ModelError(
+                "This loop accumulates gradients over several micro-batches and does not tell the "
+                "model over how many, so the divergence would count too often. Add "
+                "controlllm.integrations.ControlLLMCallback() to the trainer's callbacks, or set "
+                "model.gradient_accumulation_steps."
+            )
+        share = torch.as_tensor(ctx.share, dtype=torch.float32, device=ctx.device)
+        return grad, share, None, None
 
 
 class DivergenceTerms:
@@ -83,8 +119,9 @@ class AlignmentState:
         inputs: the keyword arguments of the forward pass that runs now, where known.
         last_inputs: those of the last forward pass with gradients that the divergence reads.
         terms: where blocks put their divergence; None = they inject its gradient.
+        claim: of the forward pass that runs now, where its loss will hold the divergence.
         gradient_accumulation_steps: k, for foreign loops that divide their loss by k and do not
-            pass `num_items_in_batch`.
+            pass `num_items_in_batch`; None = as accelerate knows it, else 1.
         divergence_tokens: "all" or "target".
         latest: d per block of the last forward pass, detached, with its mask.
         alpha_sums: (sum, count) of alpha per block while it is being measured; None = it is not.
@@ -95,7 +132,8 @@ class AlignmentState:
     inputs: Mapping[str, Any] | None = None
     last_inputs: Mapping[str, Any] | None = None
     terms: DivergenceTerms | None = None
-    gradient_accumulation_steps: int = 1
+    claim: Claim | None = None
+    gradient_accumulation_steps: int | None = None
     divergence_tokens: str = "all"
     latest: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     alpha_sums: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -147,28 +185,45 @@ class AlignmentState:
         self.latest[layer] = (total, count)
         if self.terms is not None:
             self.terms.add(layer, d_BT, weight)
-            return hidden
+            if self.claim is None:
+                return hidden
         weighted, _ = masked_sum(d_BT * weight, mask)
-        penalty = weighted / count.clamp_min(1) / self.num_terms * self.micro_batch_share()
-        return InjectGradient.apply(hidden, penalty)
+        penalty = weighted / count.clamp_min(1) / self.num_terms
+        return InjectGradient.apply(hidden, penalty, self._injected_share(), self.claim)
 
-    def micro_batch_share(self) -> float | Tensor:
-        """What this micro-batch counts in its accumulated batch.
+    def _injected_share(self) -> float | Tensor | None:
+        """What this micro-batch counts where its loss is not ours; None = cannot be known."""
+        share = self.share_of_targets()
+        if share is not None:
+            return share
+        steps = self.gradient_accumulation_steps or _accelerate_steps()
+        return None if steps is None else 1.0 / steps
 
-        Trainers that normalise by the tokens of the whole batch pass `num_items_in_batch`: the
-        share is then by target tokens, as for their cross-entropy. Others divide their loss by the
-        number of micro-batches.
+    def share_of_targets(self) -> Tensor | None:
+        """What this micro-batch counts in its accumulated batch, by target tokens.
+
+        Trainers that normalise their cross-entropy by the targets of the whole batch pass
+        `num_items_in_batch`; None where the loop does not, or the targets are not known.
         """
         inputs = self.known_inputs() or {}
-        items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-        if items is None:
-            return 1.0 / self.gradient_accumulation_steps
-        if labels is None:
-            labels = inputs.get("shift_labels")
-            targets = (labels != IGNORE_INDEX).sum() if labels is not None else items
-        else:
+        items = inputs.get("num_items_in_batch")
+        labels, shifted = inputs.get("labels"), inputs.get("shift_labels")
+        if labels is not None:
             targets = target_mask(labels).sum()
-        return targets / items
+        elif isinstance(shifted, Tensor):
+            targets = (shifted != IGNORE_INDEX).sum()
+        else:
+            return None
+        return None if items is None else targets / items
+
+    @contextmanager
+    def claiming(self) -> Iterator[Claim]:
+        """Inside runs a forward pass whose loss will hold the divergence."""
+        self.claim = Claim()
+        try:
+            yield self.claim
+        finally:
+            self.claim = None
 
     def observe_alpha(self, layer: int, alpha: Tensor, like_BT: Tensor) -> None:
         """Add this forward's alpha of one block to the measurement that runs, if one does."""
@@ -180,3 +235,16 @@ class AlignmentState:
         self.alpha_sums[layer] = (
             (total, count) if before is None else (before[0] + total, before[1] + count)
         )
+
+
+def _accelerate_steps() -> int | None:
+    """Micro-batches per step as accelerate knows it; None where it accumulates an unknown number.
+
+    `transformers.Trainer` counts by itself and only tells accelerate when gradients are complete.
+    """
+    module = sys.modules.get("accelerate.state")
+    if module is None or not module.GradientState._shared_state:
+        return 1
+    state = module.GradientState()
+    steps: int = state.num_steps
+    return steps if steps > 1 or state.sync_gradients else None

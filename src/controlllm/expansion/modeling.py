@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import token_mask
-from controlllm.expansion.alignment import DivergenceTerms
+from controlllm.expansion.alignment import ClaimGradient, DivergenceTerms
 from controlllm.expansion.dial import Dial
 from controlllm.expansion.ends import grow_ends, set_vocab_size
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -150,11 +150,12 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         run = partial(run_merged, call, self.get_decoder(), self._expansion, hidden_states)
         if "labels" not in inputs or not self.training or self._state.terms is not None:
             return run()
-        with self.explicit_divergence() as terms:
+        with self._state.claiming() as claim, self.explicit_divergence() as terms:
             output = run()
         total, count = terms.total(token_mask(inputs, self._state.divergence_tokens))
-        penalty = total / count.clamp_min(1) * self._state.micro_batch_share()
-        output["loss"] = output.loss + penalty.to(output.loss.device)
+        share = self._state.share_of_targets()
+        penalty = total / count.clamp_min(1) * (1.0 if share is None else share)
+        output["loss"] = output.loss + ClaimGradient.apply(penalty, claim).to(output.loss.device)
         return output
 
     def _forbid_added_tokens(self, output: Any) -> None:
@@ -193,12 +194,16 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         return {layer: (s / n.clamp_min(1)).item() for layer, (s, n) in self._state.latest.items()}
 
     @property
-    def gradient_accumulation_steps(self) -> int:
-        """k, for foreign loops that divide their loss by k and pass no `num_items_in_batch`."""
+    def gradient_accumulation_steps(self) -> int | None:
+        """k, for foreign loops that compute a loss of their own, divide it by k and do not say so.
+
+        None = as accelerate knows it, else 1. Loops that give `labels` and train on `output.loss`,
+        or pass `num_items_in_batch`, need not set it.
+        """
         return self._state.gradient_accumulation_steps
 
     @gradient_accumulation_steps.setter
-    def gradient_accumulation_steps(self, steps: int) -> None:
+    def gradient_accumulation_steps(self, steps: int | None) -> None:
         self._state.gradient_accumulation_steps = steps
 
     # ------------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""A callback for `transformers.Trainer` and the trainers built on it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from controlllm.common.errors import ModelError
+from controlllm.expansion.modeling import ControlLLMForCausalLM
+
+__all__ = ["ControlLLMCallback"]
+
+
+class ControlLLMCallback(TrainerCallback):
+    """Tells an expanded model what its trainer does, and saves its sidecar with each checkpoint.
+
+    Trainers that compute their loss outside the model (TRL's, and any with a loss function of its
+    own) need it with `gradient_accumulation_steps` above 1: the divergence is injected by the
+    blocks, which cannot know over how many micro-batches the loss is averaged.
+
+    >>> SFTTrainer(model, ..., callbacks=[ControlLLMCallback()])               # doctest: +SKIP
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the model how many micro-batches make a step.
+
+        Raises:
+            ModelError: if the model that trains holds no expanded model.
+        """
+        self.find(model).gradient_accumulation_steps = args.gradient_accumulation_steps
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the sidecar into the checkpoint's folder."""
+        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        self.find(model).save_sidecar(checkpoint / "sidecar", overwrite=True)
+
+    @staticmethod
+    def find(model: nn.Module | None) -> ControlLLMForCausalLM:
+        """The expanded model, wherever wrappers (DDP, PEFT) hold it.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        for module in model.modules() if model is not None else ():
+            if isinstance(module, ControlLLMForCausalLM):
+                return module
+        raise ModelError(
+            f"ControlLLMCallback found no expanded model in {type(model).__name__}; "
+            "give the trainer a model made by controlllm.expand()."
+        )
