@@ -220,13 +220,7 @@ def test_the_config_counts_all_slots_and_remembers_the_base(tmp_path):
 
 ALONE = """
 import sys
-assert not any("controlllm" in entry for entry in sys.path), sys.path
-try:
-    import controlllm
-except ImportError:
-    pass
-else:
-    raise SystemExit("controlllm can be imported here: the test would prove nothing")
+sys.modules["controlllm"] = None  # as if it were not installed, though it may be
 import torch
 from transformers import AutoModelForCausalLM
 
