@@ -163,8 +163,11 @@ class DLerpIn(TokenGate):
 class Slerp(ConstantGate):
     """Along the arc: sin((1-alpha)θ)/sin(θ) p + sin(alpha θ)/sin(θ) e, θ per token, in float32.
 
-    Tokens whose branches are (almost) parallel or opposite take the straight line, token by token;
-    at the switch the two agree to about θ² = 1e-6. Source: Shoemake 1985, and METHOD.md §3.
+    Tokens whose branches are almost parallel take the straight line, token by token; at the switch
+    the two agree to about θ² = 1e-6. So do tokens whose branches are almost opposite, between which
+    no arc is distinguished.
+
+    Source: Shoemake 1985, and METHOD.md §3.
     """
 
     min_sine = 1e-3
