@@ -246,7 +246,7 @@ def main() -> None:
         {method: row["curve"] for method, row in best.items()},
         options.output / f"learn_and_forget-{options.domain}.png",
     )
-    plain = [{k: v for k, v in row.items() if k != "curve"} for row in results]
+    plain = [row | {"curve": row["curve"].to_dict()} for row in results]
     report = {"about": origin, "steps": options.steps, "results": plain}
     path = options.output / f"learn_and_forget-{options.domain}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")

@@ -15,8 +15,9 @@ __all__ = ["plot_curves"]
 def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
 
-    Left and low is better. Each point is labelled with its setting, the chosen one is ringed, and
-    the budgets are vertical lines.
+    Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
+    the budgets are vertical lines. With one curve every point is labelled with its setting; with
+    several, the legend says what was chosen.
 
     Args:
         curves: by the name in the legend.
@@ -25,29 +26,34 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     # A Figure without pyplot: no global state, no window system, whatever back end the user has.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
-        _draw_curve(axes, name, curve, f"C{number}")
+        _draw_curve(axes, f"{name} ({curve.chosen.label})", curve, f"C{number}")
+        if len(curves) == 1:
+            _label_points(axes, curve)
     for budget in sorted({curve.max_forgetting for curve in curves.values()}):
         axes.axvline(budget, color="0.5", linestyle="--", linewidth=1, label=f"budget {budget:g}")
+    axes.plot([], [], marker="*", markersize=11, linestyle="none", color="0.3", label="chosen")
+    axes.plot([], [], marker="x", linestyle="none", color="0.3", label="as trained")
     axes.set_xlabel("forgetting: rise of the retain loss (nats per token)")
     axes.set_ylabel("learn loss (nats per token)")
+    axes.set_title("What each setting of the dial learns and forgets (left and low is better)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper", frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw_curve(axes: Any, name: str, curve: "DialCurve", color: str) -> None:
+def _draw_curve(axes: Any, label: str, curve: "DialCurve", color: str) -> None:
     dialled = [point for point in curve.points if point.alpha is not None]
-    axes.plot(*_xy(dialled), marker="o", markersize=4, color=color, label=name)
+    axes.plot(*_xy(dialled), marker="o", markersize=3, color=color, label=label)
     trained = [point for point in curve.points if point.alpha is None]
     axes.plot(*_xy(trained), marker="x", linestyle="none", color=color)
-    axes.plot(
-        *_xy([curve.chosen]), marker="o", markersize=13, markerfacecolor="none",
-        linestyle="none", color=color, label=f"{name}: chosen {curve.chosen.label}",
-    )  # fmt: skip
+    axes.plot(*_xy([curve.chosen]), marker="*", markersize=13, linestyle="none", color=color)
+
+
+def _label_points(axes: Any, curve: "DialCurve") -> None:
     for point in curve.points:
         axes.annotate(
             point.label,
@@ -55,7 +61,7 @@ def _draw_curve(axes: Any, name: str, curve: "DialCurve", color: str) -> None:
             xytext=(5, -11) if point.alpha is None else (5, 4),  # it often lies on another point
             textcoords="offset points",
             fontsize=8,
-            color=color,
+            color="0.3",
         )
 
 
