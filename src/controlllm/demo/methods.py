@@ -31,7 +31,8 @@ class Method:
     values: dict[str, Any]
 
 
-# Learning rates: the best of 3e-4, 1e-3, 3e-3, 1e-2 for each method (docs: demo/README.md).
+# Learning rates: of 3e-4, 1e-3, 3e-3 and 1e-2 the one that, for each method, learns most within the
+# budget (benchmarks/demo_learning_rates.py; all that was tried is in docs/results/demo.md).
 METHODS = (
     Method(
         "full",
@@ -46,7 +47,7 @@ METHODS = (
         {
             "preset": "paper",
             "expansion": {"num_blocks": 4},
-            "training": {"learning_rate": 3e-3},
+            "training": {"learning_rate": 1e-2},
         },
     ),
     Method(

@@ -14,7 +14,7 @@ __all__ = ["draw"]
 
 COLORS = ("#c8553d", "#8a8d91", "#1f6feb")
 INK, FAINT = "#24292f", "#d0d7de"
-NOTE_PIXELS = (40, 18)
+NOTE_PIXELS = (34, 16)
 """Width and height of the room that a note needs, in pixels at 100 per inch."""
 
 
@@ -44,14 +44,21 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _set_limits(axes: Any, results: Results) -> None:
-    """Room for all points; set first, so that distances on the picture are known."""
-    places = [_xy_of(point) for outcome in results.outcomes for point in outcome.curve.points]
-    for values, set_limits in zip(
-        zip(*places, strict=True), (axes.set_xlim, axes.set_ylim), strict=True
-    ):
-        low, high = min(*values, 0.0), max(values)
-        margin = 0.05 * (high - low) or 1.0
-        set_limits(low - margin, high + margin)
+    """Room for every model as it was trained; settings that forget more leave the picture.
+
+    Set first, so that distances on the picture are known when notes are placed.
+    """
+    points = [point for outcome in results.outcomes for point in outcome.curve.points]
+    trained = [_xy_of(outcome.trained)[0] for outcome in results.outcomes]
+    axes.set_xlim(*_padded([0.0, *trained, min(_xy(points)[0])]))
+    axes.set_ylim(*_padded([0.0, *_xy(points)[1]]))
+
+
+def _padded(values: list[float]) -> tuple[float, float]:
+    """The range of the values with a margin; never empty."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _draw_budget(axes: Any, budget: float) -> None:
@@ -79,18 +86,24 @@ def _draw_outcome(axes: Any, outcome: Outcome, color: str) -> None:
 def _note_settings(axes: Any, results: Results) -> None:
     """Settings in small print beside their points; none where it would cover another."""
     taken: list[Any] = []
-    # The last method, which the story ends with, has the first choice.
+    # The last method, which the story ends with, has the first choice, and the outer side.
     for outcome, color in reversed(list(zip(results.outcomes, COLORS, strict=False))):
-        for point in outcome.curve.points:
+        chosen, outer = outcome.curve.chosen, outcome is results.outcomes[-1]
+        for point in (chosen, *outcome.curve.points):
             place = axes.transData.transform(_xy_of(point))
             crowded = any((abs(place - other) < NOTE_PIXELS).all() for other in taken)
-            if not point.alpha or crowded:
-                continue
-            taken.append(place)
-            axes.annotate(
-                point.label, _xy_of(point), xytext=(7, -10), textcoords="offset points",
-                fontsize=8, color=color, zorder=7,
-            )  # fmt: skip
+            if point.alpha and not crowded and axes.viewLim.contains(*_xy_of(point)):
+                taken.append(place)
+                _note(axes, point, color, outer and point.alpha <= (chosen.alpha or 0))
+
+
+def _note(axes: Any, point: "DialPoint", color: str, left: bool) -> None:
+    """To the left of the point and above, or to the right and below."""
+    axes.annotate(
+        point.label, _xy_of(point), xytext=(-9, 6) if left else (8, -13),
+        textcoords="offset points", ha="right" if left else "left", fontsize=8.5, color=color,
+        zorder=7,
+    )  # fmt: skip
 
 
 def _dress(figure: Any, axes: Any) -> None:
@@ -101,8 +114,8 @@ def _dress(figure: Any, axes: Any) -> None:
     )  # fmt: skip
     axes.set_title(
         "One small model, the same steps and batches for all, measured on held-out text. Each line "
-        "turns one method's dial\nfrom the base (0) to its trained part alone (1); small numbers "
-        "are settings. Up and to the left is better.",
+        "turns one method's dial\nup from the base (0); small numbers are its settings. "
+        "Up and to the left is better.",
         loc="left", fontsize=9.5, color="#57606a", linespacing=1.4,
     )  # fmt: skip
     axes.set_xlabel("forgetting: rise of the old domain's loss (nats per token)", color=INK)
