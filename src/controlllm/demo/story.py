@@ -21,6 +21,7 @@ from controlllm.demo.measure import train_and_measure
 from controlllm.demo.methods import METHODS, load_base
 from controlllm.demo.picture import draw
 from controlllm.demo.results import Results
+from controlllm.demo.threads import quickest_threads
 
 __all__ = ["run"]
 
@@ -47,7 +48,8 @@ def run(config: DemoConfig | None = None) -> Results:
         sets = held_out(folder / "data", tokenizer)
         for method in METHODS:
             _say(f"Learning code by {method.title}")
-            outcome, model = train_and_measure(method, config, sets)
+            with quickest_threads(base):
+                outcome, model = train_and_measure(method, config, sets)
             results.outcomes.append(outcome)
             results.save(folder / RESULTS)
         draw(results, folder / "plane.png")
