@@ -38,7 +38,7 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     axes.plot([], [], marker="x", linestyle="none", color="0.3", label="as trained")
     axes.set_xlabel("forgetting: rise of the retain loss (nats per token)")
     axes.set_ylabel("learn loss (nats per token)")
-    axes.set_title("What each setting of the dial learns and forgets (left and low is better)")
+    figure.suptitle("What each setting of the dial learns and forgets (left and low is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     with atomic_file(path) as temporary:
