@@ -38,9 +38,9 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     axes.plot([], [], marker="x", linestyle="none", color="0.3", label="as trained")
     axes.set_xlabel("forgetting: rise of the retain loss (nats per token)")
     axes.set_ylabel("learn loss (nats per token)")
-    figure.suptitle("What each setting of the dial learns and forgets (left and low is better)")
+    axes.set_title("Every setting of each dial: left and low is better", loc="left", fontsize=11)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
