@@ -88,15 +88,12 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
             'model = load_sidecar(base, "this-folder")'
         )
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if form == "full":
-        return (
-            "import controlllm  # or pass trust_remote_code=True\n"
-            "from transformers import AutoModelForCausalLM\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("this-folder")'
-        )
-    return (
-        "from transformers import AutoModelForCausalLM\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("this-folder")'
+        imports = "import controlllm  # or pass trust_remote_code=True, twice\n" + imports
+    return imports + (
+        'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
     )
 
 
