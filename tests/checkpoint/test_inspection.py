@@ -30,8 +30,9 @@ def test_counts_are_those_of_the_model(
     assert full.total.bytes == 4 * (full.total.trained + full.total.frozen)
     export(model, tmp_path / "side", "sidecar")
     side = inspect_folder(tmp_path / "side")
-    assert side.total.trained == full.total.trained
-    assert [part.name for part in side.parts] == [part.name for part in full.parts[:-1]]
+    assert (side.total.trained, side.total.frozen) == (full.total.trained, full.total.frozen)
+    assert [part.name for part in side.parts] == [part.name for part in full.parts]
+    assert side.total.bytes < full.total.bytes  # the base lies elsewhere
     kinds = {part.name: part.kind for part in side.parts}
     first = "concat" if structure == "concat" else "stack"
     assert kinds["model.layers.1"] == first
@@ -44,7 +45,8 @@ def test_alphas_are_those_of_the_model(tmp_path: Path, pico_llama: Callable) -> 
         model.blocks[3].interpolator.logit += 1
     model.set_alpha({1: 0.7})
     export(model, tmp_path / "side", "sidecar")
-    parts = {part.name: part.alpha for part in inspect_folder(tmp_path / "side").parts}
+    found = inspect_folder(tmp_path / "side").parts
+    parts = {part.name: part.alpha for part in found if part.kind != "base"}
     expected = {f"model.layers.{layer}": alpha for layer, alpha in model.alphas().items()}
     assert parts == pytest.approx(expected)
 
@@ -66,6 +68,14 @@ def test_unfrozen_groups_count_as_trained(
     model = expand(pico_llama(), num_blocks=1, freeze=freeze)
     export(model, tmp_path / "full", "full")
     assert inspect_folder(tmp_path / "full").total.trained == count(model, True)
+
+
+def test_a_truncated_sidecar_is_named(tmp_path: Path, pico_llama: Callable) -> None:
+    export(expand(pico_llama(), num_blocks=1), tmp_path / "side", "sidecar")
+    file = tmp_path / "side" / "sidecar.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="broken or truncated"):
+        inspect_folder(tmp_path / "side")
 
 
 def test_plain_model_hub_name_and_broken_file(tmp_path: Path, pico_llama: Callable) -> None:

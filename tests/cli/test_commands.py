@@ -122,7 +122,7 @@ def test_inspect_shows_run_and_sidecar(cli: Cli, finished_run: Path, tmp_path: P
     assert "checkpoint-3: training checkpoint" in out
     values = json.loads((tmp_path / "i.json").read_text())
     assert values["kind"] == "training checkpoint"
-    assert len(values["parts"]) == 2
+    assert [part["kind"] for part in values["parts"]] == ["concat", "concat", "base"]
 
 
 def test_eval_measures_the_sets_of_the_run_and_given_files(

@@ -6,7 +6,12 @@ import torch
 from controlllm.common.errors import TrainingError
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train import TrainingConfig
-from controlllm.train.optim import learning_rate_factor, make_optimizer, parameter_groups
+from controlllm.train.optim import (
+    learning_rate_factor,
+    make_optimizer,
+    make_scheduler,
+    parameter_groups,
+)
 
 
 def test_every_trained_parameter_is_in_one_group(pico_llama):
@@ -80,3 +85,9 @@ def test_decay_really_shrinks_only_the_matrices(pico_llama):
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert not changed & {"model.norm.weight", "model.embed_tokens.weight"}
+
+
+def test_a_run_within_its_warm_up_is_warned_of():
+    config = TrainingConfig(warmup_steps=100)
+    with pytest.warns(UserWarning, match=r"never reaches its peak"):
+        make_scheduler(make_optimizer(torch.nn.Linear(2, 2), config), config, total_steps=100)

@@ -113,6 +113,10 @@ def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]
         part.bytes += size
     if expansion is not None:
         _fill_in_alphas(folder, parts, expansion)
+    if (folder / SIDECAR_CONFIG).is_file() and "num_parameters" in base:
+        # The base lies elsewhere; what of it trains in place is in the folder.
+        part = parts.setdefault("base", Part("base", "base"))
+        part.frozen = base["num_parameters"] - part.trained
     return sorted(parts.values(), key=lambda part: part.kind == "base")
 
 
@@ -164,14 +168,17 @@ def _alpha(
 
 def _constant_logits(folder: Path) -> dict[str, float]:
     """Constant alphas by place: a handful of one-element tensors."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     alphas = {}
     for file in _weight_files(folder):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if name.endswith(".interpolator.logit"):
-                    alphas[_place(name)[0]] = tensors.get_tensor(name).float().sigmoid().item()
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    if name.endswith(".interpolator.logit"):
+                        alphas[_place(name)[0]] = tensors.get_tensor(name).float().sigmoid().item()
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is broken or truncated: {error}.") from error
     return alphas
 
 

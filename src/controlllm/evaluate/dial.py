@@ -103,7 +103,14 @@ class DialCurve:
 
     def table(self) -> str:
         """One row per setting; the chosen one is marked."""
-        headers = [self.dial, "learn loss", "retain loss", "forgetting", "KL(base || trained)", ""]
+        headers = [
+            self.dial,
+            "learn loss",
+            "retain loss",
+            "forgetting",
+            "KL(base‖trained)",
+            "within the budget",
+        ]
         rows = [
             [
                 point.label,

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_curves"]
 
+LABEL_PIXELS = (34, 15)
+"""Width and height of the room that a label needs, at 100 pixels per inch."""
+
 
 def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
@@ -29,7 +32,7 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
     figure = Figure(figsize=(8.5, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
-        _draw_curve(axes, f"{name} ({curve.chosen.label})", curve, f"C{number}")
+        _draw_curve(axes, f"{name} (chosen: {curve.chosen.label})", curve, f"C{number}")
         if len(curves) == 1:
             _label_points(axes, curve)
     for budget in sorted({curve.max_forgetting for curve in curves.values()}):
@@ -54,14 +57,16 @@ def _draw_curve(axes: Any, label: str, curve: "DialCurve", color: str) -> None:
 
 
 def _label_points(axes: Any, curve: "DialCurve") -> None:
-    for point in curve.points:
+    """Settings beside their points: the chosen one first, none where it would cover another."""
+    taken: list[Any] = []
+    for point in (curve.chosen, *curve.points):
+        xy = (point.forgetting, point.learn_loss)
+        place = axes.transData.transform(xy)
+        if any((abs(place - other) < LABEL_PIXELS).all() for other in taken):
+            continue
+        taken.append(place)
         axes.annotate(
-            point.label,
-            (point.forgetting, point.learn_loss),
-            xytext=(5, -11) if point.alpha is None else (5, 4),  # it often lies on another point
-            textcoords="offset points",
-            fontsize=8,
-            color="0.3",
+            point.label, xy, xytext=(7, 5), textcoords="offset points", fontsize=8, color="0.3"
         )
 
 

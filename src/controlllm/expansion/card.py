@@ -30,7 +30,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
         config: the expanded model's config (its expansion and its base).
         form: "full", "sidecar" or "collapsed".
     """
-    base = config.base.get("name_or_path") or "an unnamed base model"
+    base = _base_name(config) or "an unnamed base model"
     return "\n".join(
         [
             _metadata(config, form),
@@ -57,10 +57,22 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
     )
 
 
+def _base_name(config: ControlLLMConfig) -> str:
+    """The base's name on the Hub; of a local folder only its own name, which gives nothing away."""
+    name = (config.base.get("name_or_path") or "").rstrip("/")
+    return name if _is_hub_name(name) else name.rpartition("/")[2]
+
+
+def _is_hub_name(name: str) -> bool:
+    if not name or name.startswith((".", "/")):
+        return False
+    return name.count("/") <= 1 and not Path(name).exists()
+
+
 def _metadata(config: ControlLLMConfig, form: str) -> str:
     name = config.base.get("name_or_path") or ""
     lines = ["---", "library_name: " + ("transformers" if form == "collapsed" else "controlllm")]
-    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+    if _is_hub_name(name):
         lines.append(f"base_model: {name}")
     return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
 
@@ -68,7 +80,7 @@ def _metadata(config: ControlLLMConfig, form: str) -> str:
 def _table(config: ControlLLMConfig) -> str:
     expansion, base = config.expansion, config.base
     rows: dict[str, Any] = {
-        "base model": base.get("name_or_path") or "not recorded",
+        "base model": _base_name(config) or "not recorded",
         "base revision": base.get("revision") or "not recorded",
         "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
         "layers of the base": base.get("num_hidden_layers"),
@@ -81,7 +93,7 @@ def _table(config: ControlLLMConfig) -> str:
 
 def _loading(config: ControlLLMConfig, form: str) -> str:
     if form == "sidecar":
-        base = config.base.get("name_or_path") or "the-base-model"
+        base = _base_name(config) or "the-base-model"
         return (
             "from transformers import AutoModelForCausalLM\n"
             "from controlllm import load_sidecar\n\n"

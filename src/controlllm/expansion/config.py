@@ -120,7 +120,7 @@ class ExpansionConfig:
             )
         for value in self.dial.values() if isinstance(self.dial, dict) else [self.dial]:
             if value is not None:
-                _check_alpha("dial", value)
+                _check_alpha("alpha dial", value)
 
     def _check_weights(self) -> None:
         weight, relaxed = self.divergence_weight, self.relaxed_norm

@@ -50,6 +50,7 @@ def expand(
         "architecture": type(model).__name__,
         "num_hidden_layers": anatomy.num_layers,
         "vocab_size": getattr(anatomy.config, "vocab_size", None),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if config.freeze is not None:  # parts of the base will change: know it while it is itself
         base["fingerprint"] = fingerprint(model)

@@ -118,19 +118,15 @@ class LoggingConfig:
 
 @dataclass
 class RunConfig:
-    """One run. A preset gives defaults only: `from_dict`, `from_yaml` and the CLI lay it under.
-
-    >>> run = RunConfig.from_dict({"preset": "retain", "training": {"max_steps": 50}})
-    >>> run.training.alpha_sampling, run.training.max_steps
-    ([0.2, 0.8], 50)
-    """
+    """One run: a base model, how it learns, from what, for how long, and what is logged."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The base model."""
     method: Method = "control"
     """`control`: expand and train the copies; `full`: train all weights of the base."""
     preset: str | None = None
-    """`paper` (the authors' settings), `retain` (least forgetting without old data), or null."""
+    """`paper` (the authors' settings), `retain` (least forgetting without old data), or null. It
+    gives defaults only: every value given beside it counts more."""
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
     """The expansion (method `control`)."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -149,13 +145,18 @@ class RunConfig:
             check_choice("preset", self.preset, PRESETS)
         if self.training.alpha_sampling is not None and self.method != "control":
             raise ConfigError(
-                f"training.alpha_sampling={self.training.alpha_sampling!r} needs method='control'; "
-                f"method={self.method!r} has no alpha. Set training.alpha_sampling to null."
+                f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
+                f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
+                "Leave out the preset, or set training.alpha_sampling to null."
             )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
         """Build from nested dicts, the preset (if named) laid under them.
+
+        >>> run = RunConfig.from_dict({"preset": "retain", "training": {"max_steps": 50}})
+        >>> run.training.alpha_sampling, run.training.max_steps
+        ([0.2, 0.8], 50)
 
         Raises:
             ConfigError: for an unknown key (with the nearest name), or a wrong type or value.

@@ -12,6 +12,7 @@ means "alpha one half", which is no better a place than any other.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,7 +92,18 @@ def _embedding_parameters(model: nn.Module) -> Iterator[Parameter]:
 def make_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of `learning_rate_factor` for every group of the optimizer."""
+    """The schedule of `learning_rate_factor` for every group of the optimizer.
+
+    A run that ends within its warm-up learns next to nothing, which looks like perfect retention:
+    it is warned of.
+    """
+    warmup = warmup_steps(config, total_steps)
+    if warmup >= total_steps:
+        warnings.warn(
+            f"training.warmup_steps={warmup} is not shorter than the run ({total_steps} steps): "
+            "the learning rate never reaches its peak. Lower it, or train longer.",
+            stacklevel=2,
+        )
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, config, total_steps)
     )
