@@ -108,6 +108,15 @@ def test_command_line_wins_over_yaml_and_yaml_over_preset(
     assert printed["expansion"]["num_blocks"] == 2
 
 
+def test_the_command_line_takes_a_preset_back(cli: Cli, workplace: Path, tmp_path: Path) -> None:
+    path = run_file(workplace, tmp_path)
+    path.write_text(path.read_text() + "preset: retain\n")
+    code, out, _ = cli("train", path, "--preset", "null", "--print_config")
+    printed = yaml.safe_load(out)
+    assert code == 0
+    assert printed["preset"] is None and printed["training"]["alpha_sampling"] is None
+
+
 def test_preset_named_in_yaml(cli: Cli, workplace: Path, tmp_path: Path) -> None:
     path = run_file(workplace, tmp_path)
     path.write_text(path.read_text() + "preset: retain\n")

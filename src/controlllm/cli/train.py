@@ -14,7 +14,8 @@ def run(argv: list[str]) -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     preset = given_value(argv, "preset")
-    defaults = preset_values(preset) if preset is not None else {}
+    # `--preset null` takes back the preset of a run file.
+    defaults = preset_values(preset) if preset not in (None, "null") else {}
     options = parse_options(RunConfig, argv, "train", defaults)
 
     # What was read, left out and cached is told as the run begins.

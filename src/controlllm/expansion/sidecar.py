@@ -202,5 +202,6 @@ def _check_base(
     raise CheckpointError(
         f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is "
         f"{own} (weights {got}). "
-        f"Load the base it names, or pass check_base=False if you know that this one is right."
+        "Load the base it names, or pass check_base=False (--load.check_base false) if you know "
+        "that this one is right."
     )
