@@ -1,0 +1,120 @@
+"""Formats that are recognised by their columns: shapes that many data sets share."""
+
+from collections.abc import Mapping, Sequence
+
+from controlllm.common.errors import DataError
+from controlllm.data.formats.base import (
+    Document,
+    Message,
+    Row,
+    message_content,
+    read_list,
+    read_messages,
+    read_text,
+    read_turns,
+    register_format,
+    turn,
+)
+
+__all__ = [
+    "SHAREGPT_ROLES",
+    "alpaca",
+    "messages",
+    "plain_text",
+    "preference",
+    "prompt_completion",
+    "read_sharegpt",
+    "sharegpt",
+]
+
+
+@register_format("messages", "messages")
+def messages(row: Row) -> Document:
+    """The standard `[{"role": ..., "content": ...}, ...]`; other keys (tool calls) are kept."""
+    return read_messages(row, "messages")
+
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+}
+
+
+@register_format("sharegpt", "conversations")
+def sharegpt(row: Row) -> Document:
+    """`[{"from": "human" | "gpt" | ..., "value": ...}, ...]`, and an optional `system` column."""
+    system = read_text(row, "system", optional=True)
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return first + read_sharegpt(row, "conversations")
+
+
+def read_sharegpt(row: Row, column: str) -> list[Message]:
+    """The turns `{"from": ..., "value": ...}` (or role, content) in a column as messages.
+
+    Raises:
+        DataError: it is no list of turns, or a speaker is unknown; says which turn.
+    """
+    conversation: list[Message] = []
+    for i, item in enumerate(read_list(row, column)):
+        where = f"column {column!r}, turn {i}"
+        if not isinstance(item, Mapping):
+            raise DataError(f"{where}: {item!r} is not a mapping")
+        speaker, text = ("from", "value") if "from" in item else ("role", "content")
+        role = SHAREGPT_ROLES.get(str(item.get(speaker)))
+        if role is None:
+            raise DataError(
+                f"{where}: {speaker!r} is {item.get(speaker)!r}; known: {', '.join(SHAREGPT_ROLES)}"
+            )
+        conversation.append({"role": role, "content": message_content(item, text, where)})
+    return conversation
+
+
+@register_format("alpaca", "instruction", "output")
+def alpaca(row: Row) -> Document:
+    """`instruction`, optional `input` below it, `output`; optional `system` and `history`.
+
+    The history is a list of earlier [question, answer] pairs. `tatsu-lab/alpaca` (split `train`) is
+    of this shape: its fourth column, `text`, holds the same rendered by a template and is not read.
+    """
+    system, more = read_text(row, "system", optional=True), read_text(row, "input", optional=True)
+    conversation: list[Message] = [{"role": "system", "content": system}] if system else []
+    for i, pair in enumerate(read_list(row, "history") if row.get("history") else []):
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
+        ):
+            raise DataError(f"column 'history', item {i}: {pair!r} is not [question, answer]")
+        conversation += turn(*pair)
+    question = "\n".join(part for part in (read_text(row, "instruction"), more) if part)
+    return conversation + turn(question, read_text(row, "output"))
+
+
+@register_format("prompt_completion", "prompt", "completion")
+def prompt_completion(row: Row) -> Document:
+    """A question and its answer, each a text or a list of messages."""
+    return read_turns(row, "prompt", "user") + read_turns(row, "completion", "assistant")
+
+
+@register_format("preference", "chosen", "rejected")
+def preference(row: Row) -> Document:
+    """The `chosen` answer of a pair, as a conversation to imitate; `rejected` is not read.
+
+    `chosen` is a whole conversation, or only its last part (a text, or messages from an assistant's
+    on); the part before it then stands in `prompt`, a text or a list of messages.
+    """
+    chosen = read_turns(row, "chosen", "assistant")
+    if chosen[0]["role"] != "assistant":
+        return chosen
+    return read_turns(row, "prompt", "user") + chosen
+
+
+@register_format("text", "text")
+def plain_text(row: Row) -> Document:
+    """A document to continue; a list of texts is joined by newlines."""
+    return read_text(row, "text")
