@@ -193,8 +193,8 @@ class GuardedFileSystem(AbstractFileSystem):
             self._run("put_stream", stream, rpath)
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        if mode not in ("rb", "wb", "ab"):
-            raise ValueError(f"{path}: mode {mode!r} is not supported; use rb, wb or ab.")
+        if mode not in ("rb", "wb"):
+            raise ValueError(f"{path}: mode {mode!r} is not supported; use rb or wb.")
         if mode != "rb":
             return _Writer(self._run("open", path, mode), self.deadline)
         inner = self._run("open", path, "rb", cache_type="none")
@@ -336,7 +336,7 @@ def _as_os_error(error: BaseException, server: str) -> BaseException:
 
 
 def _cause_of(error: Exception) -> Exception:
-    """fsspec's HTTP client says "not found" whatever went wrong; the cause says what it was."""
+    """Fsspec's HTTP client says "not found" whatever went wrong; the cause says what it was."""
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
         return error
