@@ -49,8 +49,8 @@ def mbpp(row: Row) -> Document:
 
     Columns: `text`, `code`, `test_list` (a list of `assert` lines); `task_id`, `test_setup_code`
     and `challenge_test_list` are not read. Subset `sanitized` calls the first one `prompt`: add
-    `columns: {text: prompt}`. Makes the task with its tests, as its evaluation asks, and the code,
-    with the file's `\r\n` as `\n`.
+    `columns: {text: prompt}`. Makes the task with its tests, as its evaluation asks, and the code;
+    the file's line ends (`\r\n`, some a lone `\r`) become `\n`, and blank ends are cut.
     """
     tests = read_list(row, "test_list")
     for i, test in enumerate(tests):
@@ -61,4 +61,4 @@ def mbpp(row: Row) -> Document:
 
 
 def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip()

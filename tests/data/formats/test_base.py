@@ -18,6 +18,12 @@ GOOD: list[tuple[dict[str, Any], dict[str, str], Any]] = [
     ({"paragraphs": ["a", "b"], "title": "x"}, {"text": "paragraphs"}, "a\nb"),
     ({"prompt": "q", "completion": "a"}, {}, QA),
     ({"prompt": QA[:1], "completion": QA[1:]}, {}, QA),
+    ({"prompt": QA[:1], "completion": "a"}, {}, QA),
+    ({"prompt": "q", "chosen": QA, "rejected": None}, {}, QA),
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, {}, QA),
+    ({"prompt": QA[:1], "chosen": QA[1:], "rejected": []}, {}, QA),
+    ({"chosen": QA, "rejected": QA[:1]}, {}, QA),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "messages": QA + QA}, {}, QA + QA),
     ({"question": "q", "answer": 5}, {"prompt": "question", "completion": "answer"},
      turns(("user", "q"), ("assistant", "5"))),
     ({"messages": QA}, {}, QA),
@@ -56,6 +62,11 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"question": "q"}, {"columns": {"prompt": "question", "completion": "answer"}},
      "'answer', named in `columns`, is missing"),
     ({"instruction": "q"}, {"format": "alpaca"}, "'output' is missing"),
+    ({"question": "q"}, {"format": "gsm8k"}, r"'answer' is missing \(the row has 'question'\)"),
+    ({"chosen": "a", "rejected": "b"}, {}, "'prompt' is missing"),
+    ({"chosen": [], "rejected": []}, {}, "'chosen'"),
+    ({"chosen": [{"role": "user"}], "rejected": []}, {}, "'chosen', message 0: 'content'"),
+    ({"prompt": [{"role": 1}], "completion": "a"}, {}, "'prompt', message 0"),
     ({"instruction": "q", "output": "a", "history": [["x"]]}, {}, "'history', item 0"),
     ({"instruction": "q", "output": "a", "history": "x"}, {}, "'history' is a str"),
     ({"messages": []}, {}, "'messages' is an empty list"),
@@ -82,8 +93,30 @@ def test_unknown_formats_are_corrected() -> None:
 
 def test_a_new_format_joins_by_one_function() -> None:
     @register_format("test_dialogue", "summary", "dialogue")
-    def read(row: Any) -> str:
-        return f"{row['dialogue']} = {row['summary']}"
+    def read(row: Any) -> str | None:
+        return f"{row['dialogue']} = {row['summary']}" if row["summary"] else None
 
     assert "test_dialogue" in FORMATS.names()
     assert to_document({"dialogue": "d", "summary": "s"}) == "d = s"
+    assert to_document({"dialogue": "d", "summary": ""}) is None
+
+
+def test_a_format_without_columns_is_never_recognised() -> None:
+    @register_format("test_by_name")
+    def read(row: Any) -> str:
+        return str(row["body"])
+
+    assert to_document({"body": "b"}, format="test_by_name") == "b"
+    with pytest.raises(DataError, match="no format fits the columns 'body'"):
+        to_document({"body": "b"})
+
+
+def test_data_set_formats_change_nothing_of_what_is_recognised() -> None:
+    """Only the shared shapes have columns, so a new data set can never take another's rows."""
+    own = [name for name in FORMATS.names() if not name.startswith("test_")]
+    recognised = {name for name in own if FORMATS.get(name).columns}
+    assert recognised == {
+        *("messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text")
+    }
+    tatsu = {"instruction": "q", "input": "", "output": "a", "text": "Below is ..."}
+    assert to_document(tatsu) == QA
