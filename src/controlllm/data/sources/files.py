@@ -1,0 +1,192 @@
+"""One file of a source, on this machine or elsewhere: what is known of it, and how it is opened."""
+
+import gzip
+import io
+import os
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from controlllm.common.errors import DataError
+from controlllm.data.sources.trouble import reading
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+__all__ = ["COMPRESSED", "SourceFile", "ending"]
+
+COMPRESSED = (".gz", ".zst")
+BUFFER_BYTES, REMOTE_BUFFER_BYTES = 2**17, 2**20
+"""How much of a file is fetched at once, here and elsewhere, if nothing else is said."""
+
+TRIES = 3
+"""How often a read that breaks off is tried, each time from where it stood."""
+
+
+def ending(name: str) -> str:
+    """The ending that tells the type: `.jsonl` of `a.jsonl.gz`."""
+    path = PurePosixPath(name.lower())
+    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source. `open` gives its bytes, unpacked; messages call it `address`."""
+
+    address: str
+    """As messages name it: a path, or the whole address."""
+
+    path: str
+    """Where it lies on its file system."""
+
+    file_type: str
+    """Which reader reads it."""
+
+    size: int | None
+    """Bytes as stored; None where a web server does not tell."""
+
+    stamp: str = ""
+    """When it was touched: a time, an ETag, a checksum."""
+
+    filesystem: "AbstractFileSystem | None" = None
+    """Where it lies; None = on this machine."""
+
+    ranged: bool = True
+    """Whether it can be read from anywhere (some web servers only read from the beginning)."""
+
+    content: bytes | None = None
+    """Its bytes as stored, where they are held in memory."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is compressed as a whole."""
+        return self.path.lower().endswith(COMPRESSED)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's disk and is to be read from there."""
+        return self.filesystem is None and self.content is None
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a part of it can be read without reading what comes before."""
+        in_memory = self.content is not None
+        return self.ranged and not self.packed and self.size is not None and not in_memory
+
+    def open_raw(self, buffer_bytes: int | None = None) -> IO[bytes]:
+        """Its bytes as stored; can be sought in if `ranged`.
+
+        Args:
+            buffer_bytes: how much is fetched at once.
+        """
+        buffer_bytes = buffer_bytes or (BUFFER_BYTES if self.is_local else REMOTE_BUFFER_BYTES)
+        if self.content is not None:
+            return io.BytesIO(self.content)
+        if self.filesystem is None:
+            return open(self.path, "rb", buffering=buffer_bytes)
+        if self.ranged and self.size is not None:
+            return io.BufferedReader(_Resumed(self), buffer_bytes)
+        return cast(IO[bytes], self.filesystem.open(self.path, "rb"))
+
+    def open(self, buffer_bytes: int | None = None) -> IO[bytes]:
+        """Its bytes, unpacked.
+
+        Args:
+            buffer_bytes: how much is fetched at once.
+        """
+        raw = self.open_raw(buffer_bytes)
+        if self.path.lower().endswith(".gz"):
+            unpacked = gzip.GzipFile(fileobj=raw)
+            unpacked.myfileobj = cast(Any, raw)  # Closed with it.
+            return io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
+        if self.path.lower().endswith(".zst"):
+            import pyarrow as pa
+
+            # Arrow's stream knows no lines; the buffer around it does.
+            stream = cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
+            return io.BufferedReader(stream, BUFFER_BYTES)
+        return raw
+
+    def load(self) -> "SourceFile":
+        """The same file with its bytes held in memory.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        with reading(self.address), self.open_raw(1 << 20) as file:
+            return replace(self, content=file.read())
+
+    def require_ranged(self) -> None:
+        """Check that it can be read from anywhere.
+
+        Raises:
+            DataError: its web server reads only from the beginning.
+        """
+        if not self.ranged or self.size is None:
+            raise DataError(
+                f"{self.address}: the server does not read parts of files (no HTTP ranges), which "
+                f"{self.file_type} needs; download the file and give its path."
+            )
+
+
+class _Resumed(io.RawIOBase):
+    """A file elsewhere that is opened again, where it stood, when a read breaks off."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._size = file.size or 0
+        self._at = 0
+        self._inner: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._at))
+        data = self._fetch(wanted) if wanted else b""
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _fetch(self, wanted: int) -> bytes:
+        for left in reversed(range(TRIES)):
+            try:
+                return self._read(wanted)
+            except (FileNotFoundError, PermissionError, TimeoutError):
+                raise
+            except OSError:
+                self._inner = None
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _read(self, wanted: int) -> bytes:
+        assert self._file.filesystem is not None
+        if self._inner is None:
+            self._inner = self._file.filesystem.open(self._file.path, "rb", cache_type="none")
+        self._inner.seek(self._at)
+        data: bytes = self._inner.read(wanted)
+        if not data:
+            raise OSError(f"it ends at byte {self._at} of {self._size}")
+        return data
+
+    def close(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+        super().close()

@@ -1,0 +1,198 @@
+"""Data sets of the Hugging Face Hub, and those that `datasets` holds already.
+
+```
+load_dataset(...)                   downloaded first, then mapped: block = one row
+load_dataset(..., streaming=True)   read over the network: block = shard (a file, mostly)
+```
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from controlllm.common.errors import DataError
+from controlllm.data.config import SourceConfig
+from controlllm.data.sources.arrowrows import batch_rows
+from controlllm.data.sources.blocks import Blocks, Located
+from controlllm.data.sources.identity import digest
+from controlllm.data.sources.registry import register_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+__all__ = ["DatasetBlocks", "ShardBlocks", "dataset_blocks", "open_hub"]
+
+SAMPLED_ROWS = 64
+"""Rows of a large data set that its fingerprint is made of."""
+
+_HASHED_BYTES = 4 * 2**20
+_ROWS_AT_ONCE = 1000
+
+
+@register_source("hub")
+def open_hub(source: SourceConfig, timeout: float) -> Blocks:
+    """Blocks of a data set that `datasets.load_dataset` loads; the path is its name on the Hub.
+
+    Args:
+        source: `subset`, `split` (with slices), `revision`, `streaming`; `storage_options` may hold
+            a `token`.
+        timeout: not used: `datasets` has time-outs of its own (`HF_HUB_DOWNLOAD_TIMEOUT`).
+
+    Raises:
+        DataError: the package is missing, or the data set cannot be had.
+    """
+    options = dict(source.storage_options)
+    wanted: dict[str, Any] = {"name": source.subset, "revision": source.revision}
+    wanted |= {"token": options.pop("token", None), "streaming": source.streaming}
+    if options:
+        wanted["storage_options"] = options
+    data = _load(source, wanted)
+    if source.streaming:
+        return ShardBlocks(data, f"{source.path}[{source.split}]")
+    return dataset_blocks(data, f"{source.path}[{source.split}]", source.max_row_bytes)
+
+
+def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{source.path} needs the package `datasets`: pip install datasets"
+        ) from None
+    if source.streaming and "[" in source.split:
+        raise DataError(
+            f"{source.path}: split={source.split!r} cannot be streamed; take a whole split with "
+            "`max_rows`, or leave out `streaming`."
+        )
+    try:
+        return datasets.load_dataset(source.path, split=source.split, **wanted)
+    # The library raises whatever its many back ends raise; each means that it cannot be had.
+    except Exception as error:
+        raise DataError(
+            f"{source.path!r} is no local file, and as a Hub name it cannot be loaded ({error}); "
+            "check name, subset, split and revision, the network, and HF_HUB_OFFLINE."
+        ) from error
+
+
+def dataset_blocks(
+    dataset: "Dataset", name: str = "dataset", max_row_bytes: int = SourceConfig.max_row_bytes
+) -> Blocks:
+    """Blocks of a `datasets.Dataset`: each row one, in the order it has (`select`, `shuffle`, ...).
+
+    Args:
+        dataset: of any origin; a set format (`with_format`) is not applied.
+        name: as messages call it.
+        max_row_bytes: a row with more bytes is a bad row.
+
+    Raises:
+        DataError: it has no rows.
+    """
+    if not len(dataset):
+        raise DataError(f"{name} holds no rows.")
+    return DatasetBlocks(dataset, name, max_row_bytes)
+
+
+class DatasetBlocks(Blocks):
+    """The rows of a `datasets.Dataset`.
+
+    Args:
+        dataset: whose Arrow table is read.
+        name: as messages call it.
+        max_row_bytes: a row with more bytes is a bad row.
+    """
+
+    def __init__(self, dataset: "Dataset", name: str, max_row_bytes: int) -> None:
+        self._dataset = dataset.with_format("arrow")
+        self._name = name
+        self._limit = max_row_bytes
+        self.num_rows = len(dataset)
+        self._stamp = str(dataset._fingerprint)
+        self._fingerprint = self._hash()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the columns, the number of rows, and all or some of them."""
+        return self._fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """The fingerprint that `datasets` gave it: of its origin and of what was done to it."""
+        return self._stamp
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.num_rows or 0
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """One row."""
+        self.require(block)
+        if start == 0:
+            yield from self._part(block, block + 1)
+
+    def rows(self) -> Iterator[Located]:
+        """All rows, many at once."""
+        for begin in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self._part(begin, min(begin + _ROWS_AT_ONCE, len(self)))
+
+    def _part(self, begin: int, end: int) -> Iterator[Located]:
+        table = self._dataset[begin:end] if end - begin > 1 else self._dataset[begin]
+        row = begin
+        for batch in table.to_batches():
+            for item in batch_rows(
+                batch, max(self._limit, 2**20) if end - begin > 1 else self._limit
+            ):
+                yield f"{self._name}, row {row}", item
+                row += 1
+
+    def _hash(self) -> str:
+        size = len(self)
+        step = 1 if self._dataset.data.nbytes <= _HASHED_BYTES else -(-size // SAMPLED_ROWS)
+        places = [*range(0, size, step), size - 1]
+        rows = self.rows() if step == 1 else (next(self.read(place)) for place in places)
+        columns = str(self._dataset.data.schema.remove_metadata())
+        return digest(columns, size, *(repr(row) for _, row in rows))
+
+
+class ShardBlocks(Blocks):
+    """The shards of a streamed data set.
+
+    Args:
+        dataset: that is iterated; only its first row is read now.
+        name: as messages call it.
+
+    Raises:
+        DataError: it has no rows, or its first row cannot be read.
+    """
+
+    def __init__(self, dataset: "IterableDataset", name: str) -> None:
+        self._dataset = dataset
+        self._name = name
+        self._size = dataset.num_shards
+        first = next(self.read(0), None)
+        if first is None and self._size == 1:
+            raise DataError(f"{name} holds no rows.")
+        self._fingerprint = digest(name, self._size, str(dataset.features), first and first[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the name, the columns, the number of shards and the first row."""
+        return self._fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """As the fingerprint: a stream tells no more."""
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return self._size
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The rows of a shard."""
+        self.require(block)
+        shard = self._dataset.shard(num_shards=self._size, index=block)
+        try:
+            for row, item in enumerate(islice(iter(shard), start, None), start=start):
+                yield f"{self._name}, shard {block}, row {row}", item
+        except Exception as error:
+            raise DataError(f"{self._name}, shard {block} cannot be read ({error}).") from error

@@ -1,0 +1,127 @@
+"""JSON lines: one object per line; lines of white space only are no rows."""
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from controlllm.common.errors import DataError
+from controlllm.data.sources.blocks import Located
+from controlllm.data.sources.ranges import RANGE_BYTES, Range, RangeBlocks
+from controlllm.data.sources.registry import register_blocks
+
+__all__ = ["LineBlocks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
+
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 2**16
+_SLACK = 2**16
+
+
+def bounded_lines(file: IO[bytes], limit: int) -> Iterator[tuple[bytes | None, int]]:
+    """(line, its length in bytes); the line is None where it is longer than `limit`.
+
+    Lines longer than that are read over piece by piece, so no line can fill the memory.
+    """
+    while line := file.readline(limit + 2):  # The line's end may be two bytes more.
+        whole = line.endswith(b"\n") or len(line) < limit + 2
+        if len(line) <= limit or (whole and len(line.rstrip(b"\r\n")) <= limit):
+            yield line, len(line)
+            continue
+        length = len(line)
+        while not line.endswith(b"\n") and (line := file.readline(_CHUNK)):
+            length += len(line)
+        yield None, length
+
+
+def too_long(length: int, limit: int) -> DataError:
+    """The error of a row that is too long."""
+    return DataError(f"the row has {length:,} bytes; `max_row_bytes` is {limit:,}")
+
+
+def parse_row(line: bytes) -> Any:
+    """The object on a line, or the `DataError` that says what is wrong with it."""
+    try:
+        return check_row(parse_json(line), line)
+    except DataError as error:
+        return error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON in UTF-8 spells.
+
+    Raises:
+        DataError: it is not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(data.removeprefix(_BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})") from None
+    except ValueError as error:  # Also numbers of more digits than Python takes.
+        raise DataError(f"not valid JSON ({error})") from None
+    except RecursionError:
+        raise DataError("JSON nested too deeply") from None
+
+
+def check_row(row: Any, data: bytes) -> Any:
+    r"""The row, or the `DataError` that says why it is none.
+
+    Args:
+        row: what was parsed.
+        data: its spelling; only `\ud...` in it can be half a character.
+    """
+    if not isinstance(row, dict):
+        return DataError(f"a row must map columns to values; this is a {type(row).__name__}")
+    if b"\\ud" in data or b"\\uD" in data:
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return DataError("a text holds half of a surrogate pair, which is no character")
+    return row
+
+
+@register_blocks("jsonl", ".jsonl", ".ndjson")
+class LineBlocks(RangeBlocks):
+    """JSON lines, cut at the first line that begins in each range of bytes."""
+
+    def read_range(self, part: Range, skip: int) -> Iterator[Located]:
+        """The rows whose lines begin in `part`."""
+        limit = self.source.max_row_bytes
+        counted = part.is_whole or part.start == 0
+        for number, position, line, length in self._lines(part):
+            if line is not None and line.isspace():
+                continue
+            if skip:
+                skip -= 1
+                continue
+            place = f"{part.file}:{number}" if counted else f"{part.file}, byte {position}"
+            yield place, too_long(length, limit) if line is None else parse_row(line)
+
+    def count_range(self, part: Range) -> int:
+        """How many lines that are not blank begin in `part`."""
+        return sum(line is None or not line.isspace() for _, _, line, _ in self._lines(part))
+
+    def _lines(self, part: Range) -> Iterator[tuple[int, int, bytes | None, int]]:
+        """(number, position, line, length) of the lines that begin in `part`."""
+        with part.file.open(None if part.is_whole else RANGE_BYTES + _SLACK) as file:
+            position = _first_line(file, part)
+            if part.ends_before(position):
+                return
+            lines = bounded_lines(file, self.source.max_row_bytes)
+            for number, (line, length) in enumerate(lines, start=1):
+                yield number, position, line, length
+                position += length
+                if part.ends_before(position):
+                    return
+
+
+def _first_line(file: IO[bytes], part: Range) -> int:
+    """Seek to the first line that begins in `part`; its position, or any behind the end."""
+    if part.start == 0:
+        return 0
+    position = part.start - 1
+    file.seek(position)
+    while piece := file.readline(_CHUNK):
+        position += len(piece)
+        if piece.endswith(b"\n") or part.ends_before(position):
+            return position
+    assert part.end is not None
+    return part.end

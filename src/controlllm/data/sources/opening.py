@@ -1,0 +1,114 @@
+"""Step 1: a source config -> its blocks, by whatever opener reads sources of its kind."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from controlllm.common.errors import DataError
+from controlllm.common.remote import is_remote, shown
+from controlllm.data.config import SourceConfig
+from controlllm.data.sources.blocks import Blocks, Located, MemoryBlocks
+from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
+from controlllm.data.sources.files import SourceFile
+from controlllm.data.sources.finding import Folder, find_files, is_glob, local_path, with_types
+from controlllm.data.sources.registry import (
+    FILE_BLOCKS,
+    SOURCES,
+    register_source,
+    type_of_ending,
+)
+from controlllm.data.sources.saved import is_saved, saved_blocks
+
+__all__ = ["SMALL_BYTES", "open_blocks", "open_files", "read_rows"]
+
+SMALL_BYTES = 4 * 2**20
+"""Files of at most so many bytes in all are held in memory, so that their shuffle is perfect."""
+
+_LOADED_AT_ONCE = 8
+
+
+def open_blocks(source: SourceConfig, timeout: float = 60.0) -> Blocks:
+    """Open a source.
+
+    Args:
+        source: where the rows lie.
+        timeout: seconds to wait for each answer of a remote file system.
+
+    Raises:
+        ConfigError: `source_type` or `file_type` is not known.
+        DataError: nothing is there, it cannot be read, or it is broken as a whole.
+    """
+    return first_rows(_open(source, timeout), source.max_rows)
+
+
+def read_rows(source: SourceConfig, timeout: float = 60.0) -> Iterator[Located]:
+    """Read a source row by row, in a fixed order.
+
+    Yields:
+        (place, row): the place is for messages, the row maps columns to values. A single row that
+            cannot be read is given as a `DataError`; the caller raises or counts it.
+
+    Raises:
+        DataError: there are no rows, or a file is empty, cut off or malformed as a whole.
+    """
+    empty = True
+    for located in itertools.islice(_open(source, timeout).rows(), source.max_rows):
+        empty = False
+        yield located
+    if empty:
+        raise DataError(f"{shown(source.path)} holds no rows.")
+
+
+def _open(source: SourceConfig, timeout: float) -> Blocks:
+    return SOURCES.get(source.source_type or _type_of(source))(source, timeout)
+
+
+def _type_of(source: SourceConfig) -> str:
+    """`files`, unless only the Hub can have it."""
+    path = local_path(source.path)
+    if is_remote(source.path) or os.path.exists(path) or is_glob(path):
+        return "files"
+    hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source.path)
+    return "hub" if hub_name and type_of_ending(source.path) is None else "files"
+
+
+@register_source("files")
+def open_files(source: SourceConfig, timeout: float) -> Blocks:
+    """Blocks of files, by their types; a folder that `save_to_disk` wrote is one data set.
+
+    Raises:
+        ConfigError: `file_type` is not known.
+        DataError: see `finding`; or a file is empty or broken as a whole.
+    """
+    found = find_files(source, timeout)
+    if isinstance(found, Folder) and source.file_type is None and is_saved(found):
+        return saved_blocks(found, source)
+    files = with_types(found, source)
+    return _in_memory(files, source) or _blocks(files, source)
+
+
+def _blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
+    """Blocks of files; a glob may match several types."""
+    parts = [
+        FILE_BLOCKS.get(file_type)(list(group), source)
+        for file_type, group in itertools.groupby(files, key=lambda file: file.file_type)
+    ]
+    return Chained(parts) if len(parts) > 1 else parts[0]
+
+
+def _in_memory(files: Sequence[SourceFile], source: SourceConfig) -> Blocks | None:
+    """All rows of small files; None where they are many, or more than their packed size tells."""
+    if sum(SMALL_BYTES + 1 if file.size is None else file.size for file in files) > SMALL_BYTES:
+        return None
+    with ThreadPoolExecutor(_LOADED_AT_ONCE) as pool:
+        loaded = list(pool.map(SourceFile.load, files))
+    blocks = _blocks([replace(file, ranged=True) for file in loaded], source)
+    rows = take(itertools.islice(blocks.rows(), source.max_rows), MEMORY_BYTES)
+    if rows is None:
+        return None
+    if not rows:
+        raise DataError(f"{shown(source.path)} holds no rows.")
+    return MemoryBlocks(rows, blocks.fingerprint, blocks.stamp)

@@ -1,0 +1,146 @@
+"""Parquet: a row group is a block, known from the footers alone and read batch by batch."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from controlllm.common.errors import DataError
+from controlllm.data.config import SourceConfig
+from controlllm.data.sources.arrowrows import batch_rows
+from controlllm.data.sources.blocks import Located
+from controlllm.data.sources.files import SourceFile
+from controlllm.data.sources.filewise import FilesBlocks
+from controlllm.data.sources.registry import register_blocks
+from controlllm.data.sources.trouble import describe
+
+__all__ = ["RowGroupBlocks"]
+
+FOOTERS_AT_ONCE = 8
+KEPT_FOOTERS = 16
+"""Footers that a process keeps, so that the next row group of a file does not read it again."""
+
+BATCH_BYTES, MOST_BATCH_ROWS = 2**20, 1024
+"""About how much of a row group is unpacked at once, so that its size does not matter."""
+
+COLUMN_BUFFER_BYTES, REMOTE_COLUMN_BUFFER_BYTES = 2**16, 2**20
+"""How much of a column of a row group is fetched at once, here and elsewhere."""
+
+
+@register_blocks("parquet", ".parquet", ".pq")
+class RowGroupBlocks(FilesBlocks):
+    """The row groups of Parquet files.
+
+    Args:
+        files: in order.
+        source: the options they are read with.
+
+    Raises:
+        DataError: a file has no valid footer.
+    """
+
+    def __init__(self, files: Sequence[SourceFile], source: SourceConfig) -> None:
+        for file in files:
+            file.require_ranged()
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            groups = list(pool.map(_row_groups, files))
+        super().__init__(files, source, groups)
+        table = np.array(
+            [
+                (number, group, rows, first)
+                for number, rows_of_groups in enumerate(groups)
+                for group, rows, first in _with_first_rows(rows_of_groups)
+                if rows
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 4)
+        self._file_of, self._group_of, self._rows_of, self._first_of = table.T.copy()
+        self.num_rows = int(self._rows_of.sum())
+        self._footers: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the footers: each process reads those it needs."""
+        return self.__dict__ | {"_footers": OrderedDict()}
+
+    def __len__(self) -> int:
+        """Number of row groups that hold rows."""
+        return len(self._rows_of)
+
+    def count(self, block: int) -> int:
+        """Rows of a row group, as its footer says."""
+        self.require(block)
+        return int(self._rows_of[block])
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The rows of a row group; batches before `start` are not made into Python values."""
+        self.require(block)
+        number = int(self._file_of[block])
+        file, group = self.files[number], int(self._group_of[block])
+        places = count(int(self._first_of[block]) + start)
+        with _told(file, f"row group {group}"), file.open_raw() as opened:
+            parquet = self._open(number, opened)
+            rows = _batch_rows(parquet.metadata.row_group(group))
+            for batch in parquet.iter_batches(rows, row_groups=[group]):
+                if start >= batch.num_rows:
+                    start -= batch.num_rows
+                    continue
+                for row in batch_rows(batch.slice(start), self.source.max_row_bytes):
+                    yield f"{file}, row {next(places)}", row
+                start = 0
+
+    def _open(self, number: int, opened: Any) -> Any:
+        parquet = _parquet_file(self.files[number], opened, self._footers.get(number))
+        self._footers[number] = parquet.metadata
+        self._footers.move_to_end(number)
+        if len(self._footers) > KEPT_FOOTERS:
+            self._footers.popitem(last=False)
+        return parquet
+
+
+def _parquet_file(file: SourceFile, opened: Any, footer: Any = None) -> Any:
+    import pyarrow.parquet as pq
+
+    buffer_size = COLUMN_BUFFER_BYTES if file.is_local else REMOTE_COLUMN_BUFFER_BYTES
+    return pq.ParquetFile(opened, metadata=footer, buffer_size=buffer_size, pre_buffer=False)
+
+
+def _row_groups(file: SourceFile) -> list[int]:
+    """Rows of each row group of a file."""
+    if file.size == 0:
+        raise DataError(f"{file} is empty.")
+    with _told(file, "footer"), file.open_raw() as opened:
+        footer = _parquet_file(file, opened).metadata
+        return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+
+
+def _with_first_rows(rows_of_groups: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(group, its rows, number of its first row in the file)."""
+    first = 0
+    for group, rows in enumerate(rows_of_groups):
+        yield group, rows, first
+        first += rows
+
+
+def _batch_rows(group: Any) -> int:
+    """How many rows of a row group make a batch of a modest size."""
+    bytes_of_row = group.total_byte_size / max(1, group.num_rows)
+    return max(1, min(MOST_BATCH_ROWS, int(BATCH_BYTES / max(1.0, bytes_of_row))))
+
+
+@contextmanager
+def _told(file: SourceFile, part: str) -> Iterator[None]:
+    """Errors of Parquet and of the disk or network below it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: broken Parquet ({part}: {error}); is it complete?") from error
+    except OSError as error:
+        if file.is_local and type(error) is OSError and error.errno is None:
+            raise DataError(f"{file}: broken Parquet ({part}: {error}); is it complete?") from error
+        raise DataError(describe(error, file.address)) from error

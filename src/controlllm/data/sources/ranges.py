@@ -1,0 +1,98 @@
+"""Files cut into byte ranges. A row belongs to the range in which its first byte lies."""
+
+import bisect
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from controlllm.data.config import SourceConfig
+from controlllm.data.sources.blocks import Located
+from controlllm.data.sources.files import SourceFile
+from controlllm.data.sources.filewise import FilesBlocks
+from controlllm.data.sources.trouble import reading
+
+__all__ = ["RANGE_BYTES", "Range", "RangeBlocks"]
+
+RANGE_BYTES = 2**20
+"""Size of a block: small, so that a shuffled order of blocks mixes well; large enough to read."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes start <= position < end of a file; without an end, all of it."""
+
+    file: SourceFile
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of a file that is not cut."""
+        return self.end is None
+
+    def ends_before(self, position: int) -> bool:
+        """Whether a row that begins at `position` belongs to another range."""
+        return self.end is not None and position >= self.end
+
+
+class RangeBlocks(FilesBlocks):
+    """A byte range of a file is a block; files that cannot be cut are one block each.
+
+    Nothing but the files' sizes is needed to know all blocks.
+
+    Args:
+        files: in order.
+        source: the options they are read with.
+        range_bytes: size of a block.
+    """
+
+    def __init__(
+        self, files: Sequence[SourceFile], source: SourceConfig, range_bytes: int = RANGE_BYTES
+    ) -> None:
+        super().__init__(files, source, range_bytes)
+        self._range_bytes = range_bytes
+        cuts = [
+            -(-(file.size or 1) // range_bytes) if file.can_be_cut else 1 for file in self.files
+        ]
+        self._ends = list(itertools.accumulate(cuts))
+
+    def __len__(self) -> int:
+        """Number of ranges."""
+        return self._ends[-1]
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The rows that begin in a range."""
+        part = self.range(block)
+        with reading(part.file.address):
+            yield from self.read_range(part, start)
+
+    def rows(self) -> Iterator[Located]:
+        """All rows; each file is opened once, so lines can be numbered."""
+        for file in self.files:
+            with reading(file.address):
+                yield from self.read_range(Range(file), 0)
+
+    def count(self, block: int) -> int:
+        """Number of rows, without parsing them."""
+        part = self.range(block)
+        with reading(part.file.address):
+            return self.count_range(part)
+
+    def range(self, block: int) -> Range:
+        """Which bytes a block is."""
+        self.require(block)
+        number = bisect.bisect_right(self._ends, block)
+        file = self.files[number]
+        if not file.can_be_cut:
+            return Range(file)
+        start = (block - (self._ends[number - 1] if number else 0)) * self._range_bytes
+        return Range(file, start, start + self._range_bytes)
+
+    @abstractmethod
+    def read_range(self, part: Range, skip: int) -> Iterator[Located]:
+        """The rows that begin in `part`, but for the first `skip`."""
+
+    @abstractmethod
+    def count_range(self, part: Range) -> int:
+        """How many rows begin in `part`."""
