@@ -1,6 +1,6 @@
 """Remote files over real sockets: what is read is what lies there, and no wait is endless.
 
-The time-outs are short (`SOON`); that a call ends at all is shown by the test ending.
+Where time must run out it is short (`SOON`); that a call ends is shown by the test ending.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 import pickle
 import random
 import socket
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.remote import is_remote, open_filesystem, shown
 
 SOON = 1.0
+LATE = 60.0
 BYTES = random.Random(1).randbytes(300_000)
 
 
@@ -38,6 +41,12 @@ def hdfs(tmp_path):
 @pytest.fixture
 def opened(hdfs):
     """The file system and the path of bytes.bin."""
+    return open_filesystem(hdfs.address + "data/bytes.bin", timeout=LATE)
+
+
+@pytest.fixture
+def hasty(hdfs):
+    """The same with a short time-out."""
     return open_filesystem(hdfs.address + "data/bytes.bin", timeout=SOON)
 
 
@@ -122,7 +131,7 @@ def test_reading(hdfs, opened):
 
 def test_large_reads_go_in_pieces(hdfs):
     (hdfs.folder / "large.bin").write_bytes(BYTES * 30)  # 9 MB
-    filesystem, path = open_filesystem(hdfs.address + "large.bin", timeout=SOON)
+    filesystem, path = open_filesystem(hdfs.address + "large.bin", timeout=LATE)
     with filesystem.open(path) as file:
         assert file.read() == BYTES * 30
     lengths = [int(r.params["length"]) for r in hdfs.requests if (r.node, r.op) == ("data", "OPEN")]
@@ -132,7 +141,7 @@ def test_large_reads_go_in_pieces(hdfs):
 def test_pyarrow_reads_row_groups(hdfs):
     table = pa.table({"text": [f"row {i}" for i in range(1000)]})
     pq.write_table(table, hdfs.folder / "rows.parquet", row_group_size=100)
-    filesystem, path = open_filesystem(hdfs.address + "rows.parquet", timeout=SOON)
+    filesystem, path = open_filesystem(hdfs.address + "rows.parquet", timeout=LATE)
     arrow = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
     with pq.ParquetFile(path, filesystem=arrow) as file:
         assert file.num_row_groups == 10
@@ -166,7 +175,7 @@ def test_who_asks(hdfs, monkeypatch):
     """In the address, in the options, in HADOOP_USER_NAME; a token goes alone."""
 
     def asked(address, options=None):
-        open_filesystem(address + "data", options, timeout=SOON)
+        open_filesystem(address + "data", options, timeout=LATE)
         return {k: v for k, v in hdfs.requests[-1].params.items() if k != "op"}
 
     monkeypatch.delenv("HADOOP_USER_NAME", raising=False)
@@ -201,15 +210,27 @@ def test_an_error_of_the_data_node_is_not_taken_for_data(hdfs, opened):
 
 
 @pytest.mark.parametrize("node", ["name", "data"])
-def test_a_node_that_never_answers(hdfs, opened, node):
-    filesystem, path = opened
+def test_a_node_that_never_answers(hdfs, hasty, node):
+    filesystem, path = hasty
     hdfs.faults.hang = node
     with pytest.raises(TimeoutError, match=r"127\.0\.0\.1"), filesystem.open(path) as file:
         file.read()
 
 
-def test_a_drip_is_not_progress_enough(hdfs, opened):
-    filesystem, path = opened
+def test_after_a_time_out_reading_goes_on_at_the_right_place(hdfs, hasty):
+    filesystem, path = hasty
+    with filesystem.open(path, block_size=1000, cache_type="none") as file:
+        assert file.read(100) == BYTES[:100]
+        hdfs.faults.drip = 0.3
+        with pytest.raises(TimeoutError):
+            file.read(100)
+        hdfs.faults.clear()
+        file.seek(5000)
+        assert file.read(1000) == BYTES[5000:6000]
+
+
+def test_a_drip_is_not_progress_enough(hdfs, hasty):
+    filesystem, path = hasty
     hdfs.faults.drip = 0.1  # Each byte in time for the socket; the piece would take a day.
     with filesystem.open(path) as file, pytest.raises(TimeoutError, match="1 s"):
         file.read()
@@ -222,14 +243,32 @@ def test_a_data_node_that_refuses(hdfs, opened):
         file.read()
 
 
+def test_a_server_that_cannot_say_is_no_empty_folder(hdfs, opened):
+    """The plain client swallows such errors, and files would be missing in silence."""
+    filesystem, path = opened
+    (hdfs.folder / "data" / "inner").mkdir()
+    (hdfs.folder / "data" / "inner" / "b.bin").write_bytes(b"b")
+    assert filesystem.find("/data") == [path, "/data/inner/b.bin"]
+    assert filesystem.glob("/nowhere/*") == []
+    hdfs.faults.forbidden = {"/data/inner"}
+    for ask in (
+        lambda: filesystem.find("/data"),
+        lambda: filesystem.glob("/data/**/*.bin"),
+        lambda: filesystem.exists("/data/inner/b.bin"),
+        lambda: filesystem.isdir("/data/inner"),
+    ):
+        with pytest.raises(PermissionError):
+            ask()
+
+
 def test_standby_and_forbidden_are_told_at_opening(hdfs):
     hdfs.faults.standby = True
     with pytest.raises(DataError, match="state standby"):
-        open_filesystem(hdfs.address + "data", timeout=SOON)
+        open_filesystem(hdfs.address + "data", timeout=LATE)
     hdfs.faults.clear()
     hdfs.faults.forbidden = {"/data"}
     with pytest.raises(DataError, match=r"Permission denied.*who asks"):
-        open_filesystem(hdfs.address + "data/*.bin", timeout=SOON)
+        open_filesystem(hdfs.address + "data/*.bin", timeout=LATE)
 
 
 def test_a_full_disk(hdfs, opened, tmp_path):
@@ -277,13 +316,24 @@ def test_addresses_that_cannot_work():
         ("foo://host/x", "Protocol not known"),
     ):
         with pytest.raises(DataError, match=told):
-            open_filesystem(address, timeout=SOON)
+            open_filesystem(address, timeout=LATE)
     with pytest.raises(DataError, match="delegation token"):
-        open_filesystem("webhdfs://al@host/x", {"token": "t0k"}, timeout=SOON)
+        open_filesystem("webhdfs://al@host/x", {"token": "t0k"}, timeout=LATE)
+
+
+def test_options_from_the_environment(hdfs):
+    """The way for secrets, which then stand in no file: FSSPEC_{PROTOCOL}_{OPTION}."""
+    code = (
+        "import sys; from controlllm.common.remote import open_filesystem; "
+        "open_filesystem(sys.argv[1], timeout=20)"
+    )
+    environment = os.environ | {"FSSPEC_WEBHDFS_TOKEN": "t0k"}
+    subprocess.run([sys.executable, "-c", code, hdfs.address], env=environment, check=True)
+    assert hdfs.requests[-1].params["delegation"] == "t0k"
 
 
 def test_a_missing_client_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "hdfs_native", None)
+    monkeypatch.setitem(sys.modules, "hdfs_native", None)
     with pytest.raises(DataError, match="pip install hdfs-native"):
         open_filesystem("hdfs://namenode/x")
 
@@ -339,7 +389,7 @@ def website(tmp_path):
 
 
 def test_http(website, capfd):
-    filesystem, path = open_filesystem(website + "a.txt", timeout=SOON)
+    filesystem, path = open_filesystem(website + "a.txt", timeout=LATE)
     assert path == website + "a.txt"
     with filesystem.open(path) as file:
         assert file.read() == BYTES

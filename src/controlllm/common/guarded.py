@@ -1,77 +1,22 @@
 """An fsspec file system whose every wait ends, that survives a fork, and that can be pickled.
 
 Clients differ: some have no time-outs, some retry for minutes, some may not be used after a fork.
-So each call runs in a thread of its own with a deadline. A thread that is late is left behind (it
-ends when its client gives up), and the caller gets a `TimeoutError`.
+So each call has a deadline, and each process a client of its own.
 """
 
 import io
 import os
-import queue
-import threading
-import time
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.spec import AbstractBufferedFile
 
-__all__ = ["PIECE_BYTES", "Deadline", "GuardedFileSystem"]
+from controlllm.common.deadline import Deadline
+
+__all__ = ["PIECE_BYTES", "GuardedFileSystem"]
 
 PIECE_BYTES = 4 * 2**20
-T = TypeVar("T")
-
-
-class Deadline:
-    """Runs calls that must show progress at least every `seconds` seconds.
-
-    Args:
-        server: whom the calls talk to, for the message.
-        seconds: the longest time without progress.
-    """
-
-    def __init__(self, server: str, seconds: float) -> None:
-        self.server = server
-        self.seconds = seconds
-        self._last = 0.0
-
-    def progress(self) -> None:
-        """Tell, from within a long call, that something has arrived or was taken."""
-        self._last = time.monotonic()
-
-    def run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The call's result.
-
-        Raises:
-            TimeoutError: if it has not ended, nor shown progress, in time.
-            OSError: for whatever its client raises.
-        """
-        answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                answers.put((call(*args, **kwargs), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        self.progress()
-        threading.Thread(target=work, daemon=True, name=f"waits for {self.server}").start()
-        result, error = self._answer(answers)
-        if error is not None:
-            raise _as_os_error(error, self.server) from error
-        return cast(T, result)
-
-    def _answer(self, answers: "queue.SimpleQueue[Any]") -> Any:
-        while True:
-            left = self._last + self.seconds - time.monotonic()
-            try:
-                return answers.get(timeout=max(left, 0.001))
-            except queue.Empty:
-                if time.monotonic() - self._last >= self.seconds:
-                    raise TimeoutError(
-                        f"{self.server} gave no answer within {self.seconds:g} s; is it up and "
-                        "reachable from here? A slow server needs a longer time-out"
-                    ) from None
 
 
 class GuardedFileSystem(AbstractFileSystem):
@@ -136,6 +81,22 @@ class GuardedFileSystem(AbstractFileSystem):
         """See fsspec."""
         return self._run("ls", path, detail=detail, **kwargs)
 
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether something is there; a server that cannot say is an error, and not a "no"."""
+        return self._type(path) is not None
+
+    def isdir(self, path: str) -> bool:
+        """Whether a folder is there; errors as for `exists`."""
+        return self._type(path) == "directory"
+
+    def isfile(self, path: str) -> bool:
+        """Whether a file is there; errors as for `exists`."""
+        return self._type(path) == "file"
+
+    def walk(self, path: str, *args: Any, on_error: Any = None, **kwargs: Any) -> Any:
+        """See fsspec; but a folder that cannot be listed is an error, and not an empty one."""
+        return super().walk(path, *args, on_error=on_error or _only_missing, **kwargs)
+
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """See fsspec; http(s) finds the links of a page, others walk over the calls above."""
         if self.protocol in ("http", "https"):
@@ -182,6 +143,10 @@ class GuardedFileSystem(AbstractFileSystem):
         """See fsspec."""
         return self._run("ukey", path)
 
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """See fsspec."""
+        self.client.invalidate_cache(path)
+
     def put_file(self, lpath: Any, rpath: str, callback: Any = None, **kwargs: Any) -> None:
         """Upload one file, in one stream where the client can; see fsspec."""
         if not hasattr(self.client, "put_stream"):
@@ -189,18 +154,29 @@ class GuardedFileSystem(AbstractFileSystem):
             super().put_file(lpath, rpath, **copied, **kwargs)
             return
         with open(lpath, "rb") as file:
-            stream = _Watched(file, self.deadline.progress)
-            self._run("put_stream", stream, rpath)
+            self.deadline.run_long(
+                lambda progress: self.client.put_stream(_Watched(file, progress), rpath)
+            )
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         if mode not in ("rb", "wb"):
             raise ValueError(f"{path}: mode {mode!r} is not supported; use rb or wb.")
         if mode != "rb":
             return _Writer(self._run("open", path, mode), self.deadline)
-        inner = self._run("open", path, "rb", cache_type="none")
+        inner = self.open_inner(path)
         if getattr(inner, "size", None) is None:
             return io.BufferedReader(_Stream(inner, self.deadline), PIECE_BYTES)
         return _Reader(self, path, inner, **kwargs)
+
+    def open_inner(self, path: str) -> Any:
+        """The client's own file, for reading, without a cache."""
+        return self._run("open", path, "rb", cache_type="none")
+
+    def _type(self, path: str) -> str | None:
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return None
 
     def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self.deadline.run(lambda: getattr(self.client, name)(*args, **kwargs))
@@ -224,20 +200,22 @@ class _Reader(AbstractBufferedFile):
 
     def __init__(self, fs: GuardedFileSystem, path: str, inner: Any, **kwargs: Any) -> None:
         self.inner = inner
-        self.deadline = Deadline(fs.deadline.server, fs.deadline.seconds)
         kwargs.pop("size", None)
         super().__init__(fs, path, mode="rb", size=inner.size, **kwargs)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        pieces = []
-        for at in range(start, min(end, self.size), PIECE_BYTES):
-            length = min(PIECE_BYTES, end - at, self.size - at)
-            pieces.append(self.deadline.run(self._piece, at, length))
-        return b"".join(pieces)
+        end = min(end, self.size)
+        places = range(start, end, PIECE_BYTES)
+        return b"".join(self._piece(at, min(PIECE_BYTES, end - at)) for at in places)
 
     def _piece(self, start: int, length: int) -> bytes:
-        self.inner.seek(start)
-        data: bytes = self.inner.read(length)
+        if self.inner is None:
+            self.inner = self.fs.open_inner(self.path)
+        try:
+            data = self.fs.deadline.run(_read_at, self.inner, start, length)
+        except TimeoutError:
+            self.inner = None  # The late call may still move its position.
+            raise
         if len(data) != length:
             raise OSError(
                 f"{self.path}: {len(data)} bytes came instead of {length} (from {start} on); the "
@@ -251,7 +229,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, inner: Any, deadline: Deadline) -> None:
         self.inner = inner
-        self.deadline = Deadline(deadline.server, deadline.seconds)
+        self.deadline = deadline
 
     def readable(self) -> bool:
         return True
@@ -267,7 +245,7 @@ class _Writer(io.RawIOBase):
 
     def __init__(self, inner: Any, deadline: Deadline) -> None:
         self.inner = inner
-        self.deadline = Deadline(deadline.server, deadline.seconds)
+        self.deadline = deadline
 
     def writable(self) -> bool:
         return True
@@ -282,6 +260,12 @@ class _Writer(io.RawIOBase):
         if not self.closed:
             super().close()
             self.deadline.run(self.inner.close)
+
+
+def _read_at(inner: Any, start: int, length: int) -> bytes:
+    inner.seek(start)
+    data: bytes = inner.read(length)
+    return data
 
 
 class _Watched:
@@ -321,25 +305,7 @@ def _client_class(scheme: str) -> type[AbstractFileSystem]:
     return cast(type[AbstractFileSystem], get_filesystem_class(scheme))
 
 
-def _as_os_error(error: BaseException, server: str) -> BaseException:
-    """The error as an OSError that names the server; interrupts stay what they are."""
-    if not isinstance(error, Exception):
-        return error
-    error = _cause_of(error)
-    text = str(error) or type(error).__name__
-    text = text if server in text else f"{server}: {text}"
-    for kind in (FileNotFoundError, PermissionError, FileExistsError, TimeoutError):
-        if isinstance(error, kind):
-            return kind(text)
-    late = type(error).__name__ in ("FSTimeoutError", "ReadTimeout", "ConnectTimeout")
-    return TimeoutError(text) if late else OSError(text)
-
-
-def _cause_of(error: Exception) -> Exception:
-    """Fsspec's HTTP client says "not found" whatever went wrong; the cause says what it was."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
-        return error
-    refused = getattr(cause, "status", 404) != 404
-    broken = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
-    return cause if refused or broken else error
+def _only_missing(error: OSError) -> None:
+    """What `walk` may pass over: a folder that is not there."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
