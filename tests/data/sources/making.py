@@ -1,8 +1,9 @@
 """Writes the same rows as files of every type."""
 
 import gzip
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from controlllm.data.config import SourceConfig
 from controlllm.data.sources import open_blocks, read_rows
 
-__all__ = ["ROWS", "WRITERS", "jsonl", "many", "rows_of", "write"]
+__all__ = ["ROWS", "WRITERS", "block_rows", "flat", "jsonl", "many", "rows_of", "write"]
 
 ROWS = [{"text": "one"}, {"text": "twö 二"}, {"text": "three, with\nbreak"}]
 SCHEMA = {
@@ -36,6 +37,11 @@ def block_rows(path: object, **settings: Any) -> list[list[Any]]:
     """The rows of each block."""
     blocks = open_blocks(SourceConfig(str(path), **settings), 60.0)
     return [[row for _, row in blocks.read(block)] for block in range(len(blocks))]
+
+
+def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    """All elements in one list."""
+    return list(itertools.chain.from_iterable(lists))
 
 
 def jsonl(rows: Sequence[Any]) -> bytes:
@@ -70,7 +76,7 @@ def write_avro(path: Path, rows: Sequence[Any], codec: str = "deflate") -> None:
     import fastavro
 
     with path.open("wb") as file:
-        fastavro.writer(file, SCHEMA, rows, codec=codec, sync_interval=1000)
+        fastavro.writer(file, SCHEMA, rows, codec=codec, sync_interval=1000, sync_marker=b"m" * 16)
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.data.sources.making import ROWS, WRITERS, block_rows, flat, many, rows_of, write
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import SourceConfig
 from controlllm.data.sources import MemoryBlocks, open_blocks, opening, read_rows
-from tests.data.sources.making import ROWS, WRITERS, block_rows, many, rows_of, write
 
 TEXTS = [{"text": row["text"], "number": i} for i, row in enumerate(ROWS)]
 
@@ -45,7 +45,7 @@ def test_every_type_gives_the_same_rows_block_by_block(tmp_path: Path, name: str
     path = write(tmp_path / name, rows)
     wanted = expected(name, rows)
     blocks = block_rows(path)
-    assert sum(blocks, []) == wanted
+    assert flat(blocks) == wanted
     assert rows_of(path) == wanted
     assert not isinstance(open_blocks(SourceConfig(str(path)), 60.0), MemoryBlocks)
 
@@ -68,7 +68,7 @@ def test_a_file_of_several_ranges_is_read_in_order(tmp_path: Path) -> None:
     blocks = block_rows(path)
     assert path.stat().st_size > opening.SMALL_BYTES
     assert len(blocks) == -(-path.stat().st_size // 2**20) > 4
-    assert sum(blocks, []) == rows
+    assert flat(blocks) == rows
     places = [place for place, _ in read_rows(SourceConfig(str(path)))]
     assert places == [f"{path}:{line}" for line in range(1, len(rows) + 1)]
 
@@ -137,7 +137,7 @@ def test_a_folder_without_data_says_what_would_count(tmp_path: Path) -> None:
 
 def test_code_files_by_file_type(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("print()\n")
-    with pytest.raises(DataError, match="'.py' tells no type; set `file_type` to one of arrow"):
+    with pytest.raises(DataError, match=r"'\.py' tells no type; set `file_type` to one of arrow"):
         rows_of(tmp_path / "a.py")
     assert rows_of(f"{tmp_path}/*.py", file_type="text") == [{"text": "print()\n"}]
 

@@ -121,7 +121,7 @@ class MappedBlocks(FilesBlocks):
         for number, batch in enumerate(self._batches):
             for first in range(0, batch.num_rows, 1024):
                 part = batch.slice(first, 1024)
-                rows = batch_rows(part, max(self.source.max_row_bytes, 2**20))
+                rows = batch_rows(part, self.source.max_row_bytes)
                 for row, item in enumerate(rows, start=first):
                     yield self._place(number, row), item
 

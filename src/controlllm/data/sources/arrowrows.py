@@ -16,14 +16,19 @@ def batch_rows(batch: Any, limit: int) -> Iterator[Any]:
         batch: a `pyarrow.RecordBatch`.
         limit: the most bytes of a row.
     """
+    if batch.num_rows <= 1:
+        if batch.num_rows:
+            yield _row(batch, limit)
+        return
     if batch.nbytes <= limit:
         try:
             yield from batch.to_pylist()
             return
         except (ValueError, OverflowError):  # A text that is not UTF-8, a time out of range.
             pass
-    for number in range(batch.num_rows):
-        yield _row(batch.slice(number, 1), limit)
+    middle = batch.num_rows // 2
+    yield from batch_rows(batch.slice(0, middle), limit)
+    yield from batch_rows(batch.slice(middle), limit)
 
 
 def _row(batch: Any, limit: int) -> Any:

@@ -86,7 +86,7 @@ class SourceFile:
         if self.content is not None:
             return io.BytesIO(self.content)
         if self.filesystem is None:
-            return open(self.path, "rb", buffering=buffer_bytes)
+            return self._open_here(buffer_bytes)
         if self.ranged and self.size is not None:
             return io.BufferedReader(_Resumed(self), buffer_bytes)
         return cast(IO[bytes], self.filesystem.open(self.path, "rb"))
@@ -106,9 +106,24 @@ class SourceFile:
             import pyarrow as pa
 
             # Arrow's stream knows no lines; the buffer around it does.
-            stream = cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
+            stream = cast(
+                io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+            )
             return io.BufferedReader(stream, BUFFER_BYTES)
         return raw
+
+    def _open_here(self, buffer_bytes: int) -> IO[bytes]:
+        """Open a local file, which must not have become shorter than it was.
+
+        Raises:
+            DataError: it has.
+        """
+        size = os.stat(self.path).st_size
+        if self.size is not None and size < self.size:
+            raise DataError(
+                f"{self} has changed: it has {size:,} bytes, not {self.size:,} as before."
+            )
+        return open(self.path, "rb", buffering=buffer_bytes)
 
     def load(self) -> "SourceFile":
         """The same file with its bytes held in memory.

@@ -6,7 +6,7 @@ load_dataset(..., streaming=True)   read over the network: block = shard (a file
 ```
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def open_hub(source: SourceConfig, timeout: float) -> Blocks:
         wanted["storage_options"] = options
     data = _load(source, wanted)
     if source.streaming:
-        return ShardBlocks(data, f"{source.path}[{source.split}]")
+        chosen = (source.subset, source.split, source.revision)
+        return ShardBlocks(data, f"{source.path}[{source.split}]", chosen)
     return dataset_blocks(data, f"{source.path}[{source.split}]", source.max_row_bytes)
 
 
@@ -138,9 +139,7 @@ class DatasetBlocks(Blocks):
         table = self._dataset[begin:end] if end - begin > 1 else self._dataset[begin]
         row = begin
         for batch in table.to_batches():
-            for item in batch_rows(
-                batch, max(self._limit, 2**20) if end - begin > 1 else self._limit
-            ):
+            for item in batch_rows(batch, self._limit):
                 yield f"{self._name}, row {row}", item
                 row += 1
 
@@ -159,29 +158,30 @@ class ShardBlocks(Blocks):
     Args:
         dataset: that is iterated; only its first row is read now.
         name: as messages call it.
+        chosen: what else tells which part of the data it is.
 
     Raises:
         DataError: it has no rows, or its first row cannot be read.
     """
 
-    def __init__(self, dataset: "IterableDataset", name: str) -> None:
+    def __init__(self, dataset: "IterableDataset", name: str, chosen: Sequence[Any]) -> None:
         self._dataset = dataset
         self._name = name
         self._size = dataset.num_shards
         first = next(self.read(0), None)
         if first is None and self._size == 1:
             raise DataError(f"{name} holds no rows.")
-        self._fingerprint = digest(name, self._size, str(dataset.features), first and first[1])
+        self._fingerprint = digest(*chosen, self._size, str(dataset.features), first and first[1])
 
     @property
     def fingerprint(self) -> str:
-        """Of the name, the columns, the number of shards and the first row."""
+        """Of what was chosen, the columns, the number of shards and the first row."""
         return self._fingerprint
 
     @property
     def stamp(self) -> str:
-        """As the fingerprint: a stream tells no more."""
-        return self._fingerprint
+        """Of the name as well: a stream tells no more."""
+        return digest(self._name, self._fingerprint)
 
     def __len__(self) -> int:
         """Number of shards."""

@@ -83,6 +83,8 @@ class RowGroupBlocks(FilesBlocks):
         places = count(int(self._first_of[block]) + start)
         with _told(file, f"row group {group}"), file.open_raw() as opened:
             parquet = self._open(number, opened)
+            if parquet.metadata.num_row_groups <= group:
+                raise DataError(f"{file} has changed: it has no row group {group} any more.")
             rows = _batch_rows(parquet.metadata.row_group(group))
             for batch in parquet.iter_batches(rows, row_groups=[group]):
                 if start >= batch.num_rows:
@@ -141,6 +143,6 @@ def _told(file: SourceFile, part: str) -> Iterator[None]:
     except pa.ArrowException as error:
         raise DataError(f"{file}: broken Parquet ({part}: {error}); is it complete?") from error
     except OSError as error:
-        if file.is_local and type(error) is OSError and error.errno is None:
+        if file.filesystem is None and type(error) is OSError and error.errno is None:
             raise DataError(f"{file}: broken Parquet ({part}: {error}); is it complete?") from error
         raise DataError(describe(error, file.address)) from error
