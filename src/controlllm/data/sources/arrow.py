@@ -48,7 +48,10 @@ def _kind(file: SourceFile) -> Callable[[Sequence[SourceFile], SourceConfig], Bl
         return FileBlocks
     if file.is_local and _is_mappable(file):
         return MappedBlocks
-    return BatchBlocks if file.ranged and _is_ipc_file(file) else FileBlocks
+    if not _is_ipc_file(file):
+        return FileBlocks
+    file.require_ranged()
+    return BatchBlocks
 
 
 def _is_ipc_file(file: SourceFile) -> bool:

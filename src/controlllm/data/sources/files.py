@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.trouble import reading
@@ -61,9 +62,14 @@ class SourceFile:
         return self.address
 
     @property
+    def name(self) -> str:
+        """The path in small letters, without the query of a web address."""
+        return (urlsplit(self.path).path if "://" in self.path else self.path).lower()
+
+    @property
     def packed(self) -> bool:
         """Whether it is compressed as a whole."""
-        return self.path.lower().endswith(COMPRESSED)
+        return self.name.endswith(COMPRESSED)
 
     @property
     def is_local(self) -> bool:
@@ -98,11 +104,11 @@ class SourceFile:
             buffer_bytes: how much is fetched at once.
         """
         raw = self.open_raw(buffer_bytes)
-        if self.path.lower().endswith(".gz"):
+        if self.name.endswith(".gz"):
             unpacked = gzip.GzipFile(fileobj=raw)
             unpacked.myfileobj = cast(Any, raw)  # Closed with it.
             return io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
-        if self.path.lower().endswith(".zst"):
+        if self.name.endswith(".zst"):
             import pyarrow as pa
 
             # Arrow's stream knows no lines; the buffer around it does.

@@ -212,7 +212,7 @@ def _reads_parts(file: SourceFile) -> bool:
 
 def _of_one_type(files: Sequence[SourceFile], source: SourceConfig) -> list[SourceFile]:
     """The files of one type; a mixture is refused, since a guess would lose data."""
-    typed = [(file, type_of_ending(_name(file))) for file in files]
+    typed = [(file, type_of_ending(file.name)) for file in files]
     wanted = [(file, kind) for file, kind in typed if kind and source.file_type in (None, kind)]
     kinds = sorted({kind for _, kind in wanted if kind})
     if len(kinds) > 1:
@@ -232,16 +232,11 @@ def _of_one_type(files: Sequence[SourceFile], source: SourceConfig) -> list[Sour
 def _typed(file: SourceFile, source: SourceConfig) -> SourceFile:
     if file.file_type:
         return file
-    kind = type_of_ending(_name(file))
+    kind = type_of_ending(file.name)
     if kind is None:
-        suffix = PurePosixPath(_name(file)).suffix
+        suffix = PurePosixPath(file.name).suffix
         raise DataError(
             f"{file}: the ending {suffix!r} tells no type; set `file_type` to one of "
             f"{', '.join(FILE_BLOCKS.names())}."
         )
     return replace(file, file_type=kind)
-
-
-def _name(file: SourceFile) -> str:
-    """The path without the query of a web address."""
-    return urlsplit(file.path).path if "://" in file.path else file.path

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 from controlllm.common.errors import DataError
@@ -46,7 +45,7 @@ def read_csv(file: SourceFile, source: SourceConfig) -> Iterator[Located]:
     Raises:
         DataError: a row has more than `max_row_bytes`, so that its end is not known.
     """
-    delimiter = "\t" if ending(PurePosixPath(file.path).name) == ".tsv" else ","
+    delimiter = "\t" if ending(file.name) == ".tsv" else ","
     csv.field_size_limit(2**31 - 1)
     with file.open() as opened:
         lines = _Lines(file, opened, source.max_row_bytes)
