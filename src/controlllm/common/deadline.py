@@ -87,6 +87,8 @@ def _as_os_error(error: BaseException, server: str) -> BaseException:
     for kind in (FileNotFoundError, PermissionError, FileExistsError, TimeoutError):
         if isinstance(error, kind):
             return kind(text)
+    if getattr(error, "status", None) in (401, 403):  # As HTTP clients tell it.
+        return PermissionError(text)
     late = type(error).__name__ in ("FSTimeoutError", "ReadTimeout", "ConnectTimeout")
     return TimeoutError(text) if late else OSError(text)
 
