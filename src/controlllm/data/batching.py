@@ -304,9 +304,11 @@ def make_batcher(
     draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
 ) -> Batcher:
     """The batcher that a config asks for."""
+    kind: Callable[..., Batcher]
     if config.packing:
-        kind: type[Batcher] = {"best_fit": BestFit, "concat": Concat}[config.packing_strategy]
+        kind = Concat if config.packing_strategy == "concat" else BestFit
+    elif config.group_by_length or config.max_tokens_per_batch is not None:
+        kind = Grouped
     else:
-        grouped = config.group_by_length or config.max_tokens_per_batch is not None
-        kind = Grouped if grouped else Rows
+        kind = Rows
     return kind(draw, config, batch_size, seed)

@@ -1,0 +1,279 @@
+"""Batchers: every example once, soon, never over the limit, and the same after a restart."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlllm.data.batches import collate
+from controlllm.data.batching import (
+    Batcher,
+    Item,
+    Waiting,
+    fill_ratio,
+    item_capacity,
+    make_batcher,
+    redeal_batchers,
+)
+from controlllm.data.config import DataConfig
+from controlllm.data.encode import Example
+from controlllm.data.mixing import Picked
+
+CAPACITY = 32
+LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=0, max_size=80)
+KINDS: dict[str, dict[str, Any]] = {
+    "best_fit": {"packing_lookahead": 5},
+    "concat": {"packing_strategy": "concat"},
+    "rows": {"packing": False},
+    "grouped": {"packing": False, "group_by_length": True},
+    "budget": {"packing": False, "max_tokens_per_batch": 70},
+}
+WHOLE = [kind for kind in KINDS if kind != "concat"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pools() -> Iterator[None]:
+    """Pools of a few batches, so that many are gone through."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("controlllm.data.batching.BATCHES", 3)
+        patch.setattr("controlllm.data.batching.ROWS", 12)
+        patch.setattr("controlllm.data.batching.TOKENS", 100)
+        yield
+
+
+def make_config(kind: str) -> DataConfig:
+    return DataConfig(max_length=CAPACITY, **KINDS[kind])
+
+
+class Draws:
+    """Draw n has the length of n, and n in all its places above the token's number."""
+
+    def __init__(self, lengths: list[int], start: int = 0) -> None:
+        self.lengths = lengths
+        self.drawn = start
+
+    def at(self, number: int) -> Picked:
+        """Draw n; again if a state says so."""
+        ids = np.arange(self.lengths[number], dtype=np.int32) + 1000 * number
+        labels = ids.copy()
+        labels[0] = -100
+        return number % 3, (number, 0, 0), Example(ids, labels)
+
+    def __call__(self) -> Picked | None:
+        """The next draw."""
+        if self.drawn == len(self.lengths):
+            return None
+        self.drawn += 1
+        return self.at(self.drawn - 1)
+
+
+def make(kind: str, draws: Callable[[], Picked | None]) -> Batcher:
+    return make_batcher(draws, make_config(kind), batch_size=4, seed=3)
+
+
+def restore(kind: str, draws: Draws, state: dict[str, Any]) -> Batcher:
+    """As a lane does it: the references are read again."""
+    batcher = make(kind, draws)
+    waiting = []
+    for source, number, *_, start in state["waiting"]:
+        assert source == number % 3
+        waiting.append(Waiting(draws.at(number), start))
+    batcher.load_state_dict(json.loads(json.dumps(state)), waiting)
+    return batcher
+
+
+def items_of(batcher: Batcher) -> list[Item]:
+    items = []
+    while item := batcher.next():
+        items.append(item)
+    return items
+
+
+def contents(items: list[Item]) -> list[list[list[tuple[int, list[int], list[int]]]]]:
+    """Everything in items, as plain numbers."""
+    return [
+        [[(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in item]
+        for item in items
+    ]
+
+
+def numbers_of(item: Item) -> list[int]:
+    """Which draws are in an item."""
+    return [int(example.input_ids[0]) // 1000 for slot in item for _, example in slot]
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@given(lengths=LENGTHS)
+@settings(deadline=None)
+def test_every_example_once_and_whole(kind: str, lengths: list[int]) -> None:
+    draws = Draws(lengths)
+    items = items_of(make(kind, draws))
+    seen = [number for item in items for number in numbers_of(item)]
+    assert sorted(seen) == list(range(len(lengths)))
+    for item in items:
+        for slot in item:
+            for source, example in slot:
+                wanted = draws.at(int(example.input_ids[0]) // 1000)
+                assert source == wanted[0]
+                assert np.array_equal(example.input_ids, wanted[2].input_ids)
+                assert np.array_equal(example.labels, wanted[2].labels)
+
+
+@given(lengths=LENGTHS)
+@settings(deadline=None)
+def test_concat_predicts_every_token_once(lengths: list[int]) -> None:
+    """Parts of a document come in order and share one token; only its first is not predicted."""
+    items = items_of(make("concat", Draws(lengths)))
+    parts: dict[int, list[Example]] = {}
+    for item in items:
+        for _, example in item[0]:
+            assert len(example) >= 2
+            assert example.labels[0] == -100
+            parts.setdefault(int(example.input_ids[0]) // 1000, []).append(example)
+    assert sorted(parts) == list(range(len(lengths)))
+    for number, examples in parts.items():
+        for left, right in pairwise(examples):
+            assert left.input_ids[-1] == right.input_ids[0]
+        predicted = [t for e in examples for t in e.labels.tolist() if t != -100]
+        assert predicted == [1000 * number + i for i in range(1, lengths[number])]
+
+
+@given(lengths=LENGTHS)
+@settings(deadline=None)
+def test_concat_wastes_at_most_one_token(lengths: list[int]) -> None:
+    """A document of which one token fits begins in the next slot: one token predicts nothing."""
+    for item in items_of(make("concat", Draws(lengths)))[:-1]:
+        assert sum(len(example) for _, example in item[0]) >= CAPACITY - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(lengths=LENGTHS)
+@settings(deadline=None)
+def test_nothing_is_over_its_limit(kind: str, lengths: list[int]) -> None:
+    """In the tensors, padding included; and the counters count what is in the tensors."""
+    config = make_config(kind)
+    batcher = make(kind, Draws(lengths))
+    tokens = capacity = 0
+    for item in items_of(batcher):
+        batch = collate([[(e, 0) for _, e in slot] for slot in item], config, pad_id=0)
+        room = batch["input_ids"].numel()
+        assert room == item_capacity(item, config)
+        capacity += room
+        tokens += int((batch["origin"] >= 0).sum())
+        if config.packing:
+            assert room == CAPACITY
+            first = batch["cu_seq_lens_q"][:-1].long()
+            assert (batch["labels"][0, first] == -100).all()
+        elif kind == "budget":
+            assert room <= KINDS["budget"]["max_tokens_per_batch"]
+        else:
+            assert len(item) <= 4
+    state = batcher.state_dict()
+    assert (state["tokens"], state["capacity"]) == (tokens, capacity)
+    assert fill_ratio([state]) == (tokens / capacity if capacity else 1)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("concat", 1), ("rows", 4), ("grouped", 12)])
+@given(lengths=st.lists(st.integers(2, CAPACITY), min_size=1, max_size=120))
+@settings(deadline=None)
+def test_no_example_waits_for_ever(kind: str, most: int, lengths: list[int]) -> None:
+    """Never are more draws made than fit into a batch, or a pool of 12 rows, before all go out."""
+    draws = Draws(lengths)
+    batcher = make(kind, draws)
+    gone: set[int] = set()
+    while item := batcher.next():
+        gone.update(numbers_of(item))
+        left = [number for number in range(draws.drawn) if number not in gone]
+        assert not left or draws.drawn - left[0] <= most
+
+
+def test_each_slot_begins_with_the_oldest_row() -> None:
+    lengths = np.random.default_rng(0).integers(2, CAPACITY, 300).tolist()
+    batcher, gone = make("best_fit", Draws(lengths)), set[int]()
+    for item in items_of(batcher):
+        numbers = numbers_of(item)
+        assert numbers[0] == next(n for n in range(len(lengths)) if n not in gone)
+        gone.update(numbers)
+
+
+def test_no_row_is_left_over_by_two_pools() -> None:
+    """Three rows of 16 are the shortest of a falling pool, then the longest of a rising one."""
+    lengths = [16] * 3 + ([30] * 6 + [3] * 54) * 3
+    draws = Draws(lengths)
+    batcher = make("budget", draws)
+    old: set[int] = set()
+    while batcher.next():
+        if not batcher.sizes:  # the end of a pool
+            left = {waiting.picked[1][0] for waiting in batcher.waiting}
+            assert not left & old
+            old = left
+    assert draws.drawn == len(lengths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(lengths=LENGTHS, stop=st.integers(0, 30))
+@settings(deadline=None)
+def test_a_restored_batcher_goes_on_exactly(kind: str, lengths: list[int], stop: int) -> None:
+    draws = Draws(lengths)
+    batcher = make(kind, draws)
+    for _ in range(stop):
+        batcher.next()
+    again = restore(kind, Draws(lengths, draws.drawn), batcher.state_dict())
+    assert again.state_dict() == batcher.state_dict()
+    assert contents(items_of(again)) == contents(items_of(batcher))
+    assert again.state_dict() == batcher.state_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    lengths=st.lists(LENGTHS, min_size=1, max_size=4),
+    stop=st.integers(0, 12),
+    lanes=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_dealing_anew_loses_and_doubles_nothing(
+    kind: str, lengths: list[list[int]], stop: int, lanes: int
+) -> None:
+    """Lanes stop amid their pools, and another number of lanes gives out the rest."""
+    flat = [length for lane in lengths for length in lane]
+    starts = np.cumsum([0, *map(len, lengths)]).tolist()
+    seen: list[int] = []
+    states, undrawn = [], []
+    for lane, own in enumerate(lengths):
+        draws = Draws(flat[: starts[lane + 1]], starts[lane])
+        batcher = make(kind, draws)
+        for _ in range(stop + lane):
+            seen += predicted(batcher.next())
+        states.append(batcher.state_dict())
+        undrawn += list(range(draws.drawn, starts[lane] + len(own)))
+    dealt = redeal_batchers(states, lanes)
+    assert fill_ratio(dealt) == fill_ratio(states)
+    for lane, state in enumerate(dealt):
+        left = iter(undrawn[lane::lanes])
+        every = Draws(flat)
+        batcher = restore(kind, every, state)
+        batcher._draw = lambda left=left, every=every: (
+            every.at(number) if (number := next(left, None)) is not None else None
+        )
+        for item in items_of(batcher):
+            seen += predicted(item)
+    assert sorted(seen) == [1000 * n + i for n, length in enumerate(flat) for i in range(1, length)]
+
+
+def predicted(item: Item) -> list[int]:
+    """Every target token of an item."""
+    return [t for slot in item for _, example in slot for t in example.labels.tolist() if t != -100]
+
+
+def test_lanes_give_out_the_same_quantile_at_the_same_time() -> None:
+    """Two lanes with the same distribution: their widths go up and down together."""
+    random = np.random.default_rng(0)
+    draws = [Draws(random.integers(2, CAPACITY, 600).tolist()) for _ in range(2)]
+    config = make_config("grouped")
+    costs = [[item_capacity(item, config) for item in items_of(make("grouped", d))] for d in draws]
+    assert np.corrcoef(costs)[0, 1] > 0.6
