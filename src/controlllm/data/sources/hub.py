@@ -69,9 +69,10 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
         return datasets.load_dataset(source.path, split=source.split, **wanted)
     # The library raises whatever its many back ends raise; each means that it cannot be had.
     except Exception as error:
+        guessed = "" if source.source_type else " is no local file, and as a Hub name it"
         raise DataError(
-            f"{source.path!r} is no local file, and as a Hub name it cannot be loaded ({error}); "
-            "check name, subset, split and revision, the network, and HF_HUB_OFFLINE."
+            f"{source.path!r}{guessed} cannot be loaded ({error}); check name, subset, split and "
+            "revision, the network, and HF_HUB_OFFLINE."
         ) from error
 
 

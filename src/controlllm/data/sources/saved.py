@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from controlllm.data.sources.combine import Chained, RowRange
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import SAVED_MARKS, Folder, list_folder
 from controlllm.data.sources.registry import register_source
-from controlllm.data.sources.slices import parse_split
+from controlllm.data.sources.slices import parse_split, split_names
 
 __all__ = ["is_saved", "open_saved", "saved_blocks"]
 
@@ -53,32 +54,34 @@ def saved_blocks(folder: Folder, source: SourceConfig) -> Blocks:
     """
     by_path = {file.path: file for file in folder.files}
     if (index := by_path.get(folder.join("dataset_dict.json"))) is not None:
-        names = _read_json(index)["splits"]
-        splits = {name: _split(by_path, folder.join(name), source) for name in names}
+        places = {name: folder.join(name) for name in _read_json(index)["splits"]}
     else:
         name = _read_json(by_path[folder.join("state.json")]).get("_split")
         # One that was made in memory has no name.
-        name = name or source.split.partition("[")[0]
-        splits = {name: _split(by_path, folder.path, source)}
+        places = {name or source.split.partition("[")[0]: folder.path}
     try:
-        return _choose(splits, source)
+        return _choose(lambda name: _split(by_path, places[name], source), places, source.split)
     except DataError as error:
         raise DataError(f"{shown(source.path)}: {error}") from None
 
 
-def _choose(splits: dict[str, Blocks], source: SourceConfig) -> Blocks:
-    if source.split in splits:
-        return splits[source.split]
-    sizes = {name: blocks.num_rows or 0 for name, blocks in splits.items()}
-    wanted = parse_split(source.split, sizes)
-    if not all(splits[name].by_row for name, _ in wanted):
+def _choose(open_split: Callable[[str], Blocks], names: Iterable[str], split: str) -> Blocks:
+    """The split, or the slices of splits, that a spelling names; others are not opened."""
+    wanted = split_names(split, names)
+    opened = {name: open_split(name) for name in wanted}
+    if split in opened:
+        return opened[split]
+    if not all(blocks.by_row for blocks in opened.values()):
         raise DataError(
-            f"split={source.split!r} cuts a data set whose rows cannot be read one by one here; "
-            "take whole splits, or `max_rows`."
+            f"split={split!r} cuts a data set whose rows cannot be read one by one here; take "
+            "whole splits, or `max_rows`."
         )
-    parts: list[Blocks] = [RowRange(splits[name], rows) for name, rows in wanted if len(rows)]
+    sizes = {name: len(blocks) for name, blocks in opened.items()}
+    parts: list[Blocks] = [
+        RowRange(opened[name], rows) for name, rows in parse_split(split, sizes) if len(rows)
+    ]
     if not parts:
-        raise DataError(f"split={source.split!r} holds no rows.")
+        raise DataError(f"split={split!r} holds no rows.")
     return Chained(parts) if len(parts) > 1 else parts[0]
 
 

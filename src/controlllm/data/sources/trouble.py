@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import shown
+from controlllm.common.remote import is_remote, shown
 
 __all__ = ["causes", "describe", "reading"]
 
@@ -23,7 +23,7 @@ def reading(address: str) -> Iterator[None]:
 
 def describe(error: BaseException, address: str) -> str:
     """One sentence: the address, what happened, what to do."""
-    name, text = shown(address), str(error) or type(error).__name__
+    name, text = shown(address), " ".join(str(error).split()) or type(error).__name__
     if "standby" in text.lower():
         return f"{name}: the name node is on standby; give the address of the active one ({text})."
     status = next((s for s in map(_status, causes(error)) if s), None)
@@ -40,7 +40,8 @@ def describe(error: BaseException, address: str) -> str:
         return f"{name} is a folder, where a file is expected."
     if _is_unreachable(error):
         return f"{name} cannot be reached ({text}); check host and port, and that the server runs."
-    return f"{name} cannot be read to its end ({text}); is it complete?"
+    remedy = "check the server and run again." if is_remote(address) else "is it complete?"
+    return f"{name} cannot be read to its end ({text}); {remedy}"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
