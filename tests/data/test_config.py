@@ -19,7 +19,7 @@ from controlllm.data import DataConfig, SourceConfig
         ({"max_rows": 0}, "max_rows=0"),
         ({"text_unit": "lines"}, "Did you mean 'line'"),
         ({"on_bad_row": "ignore"}, "on_bad_row='ignore'"),
-        ({"file_type": "jsonlines"}, "Did you mean 'jsonl'"),
+        ({"part": "test"}, "part=.test."),
     ],
 )
 def test_wrong_source_settings(wrong: dict[str, Any], message: str) -> None:
@@ -34,7 +34,7 @@ def test_wrong_source_settings(wrong: dict[str, Any], message: str) -> None:
         ({"packing_lookahead": 0}, "packing_lookahead=0"),
         ({"train_on": []}, "train_on"),
         ({"mix_by": "token"}, "Did you mean 'tokens'"),
-        ({"long_chat": "split"}, "long_chat='split'"),
+        ({"long_chat": "cut"}, "long_chat=.cut."),
         ({"long_text": "cut"}, "long_text='cut'"),
         ({"replay_share": 1.0}, "replay_share=1.0"),
         ({"replay_share": 0.1}, "replay_share=0.1 with 0 replay"),

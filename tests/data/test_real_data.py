@@ -14,11 +14,11 @@ from controlllm.common.losses import cross_entropy_sum
 from controlllm.data import (
     DataConfig,
     SourceConfig,
-    TokenizedSource,
+    TokenStore,
     TrainLoader,
     eval_batches,
     model_inputs,
-    tokenize_source,
+    read_examples,
 )
 
 QA = {"prompt": "question", "completion": "answer"}
@@ -51,20 +51,20 @@ def test_every_real_row_is_read_and_accounted_for(
 ) -> None:
     path, settings, rows = ALL_ROWS[name]
     config = DataConfig(max_length=512)
-    source = tokenize_source(SourceConfig(str(shared_data / path), **settings), minimind, config)
-    stats = source.stats
+    source = SourceConfig(str(shared_data / path), **settings)
+    examples, stats = read_examples(source, minimind, config)
     assert stats.rows == rows
     assert stats.dropped == stats.bad_rows == 0
-    assert len(source) == stats.examples >= rows - stats.without_targets
-    assert source.lengths.max() <= 512
+    assert len(examples) == stats.examples >= rows - stats.without_targets
+    assert max(map(len, examples)) <= 512
 
 
 def test_shakespeare_comes_back_whole(
     shared_data: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     path = shared_data / "text" / "tinyshakespeare" / "input.txt"
-    source = tokenize_source(SourceConfig(str(path)), tokenizer, DataConfig(max_length=512))
-    targets = [t for i in range(len(source)) for t in source[i].labels.tolist() if t != -100]
+    examples, _ = read_examples(SourceConfig(str(path)), tokenizer, DataConfig(max_length=512))
+    targets = [t for example in examples for t in example.labels.tolist() if t != -100]
     assert targets[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(targets[:-1]).strip() == path.read_text().strip()
 
@@ -73,18 +73,18 @@ def test_answers_are_the_targets(shared_data: Path, minimind: PreTrainedTokenize
     path = shared_data / "sft" / "gsm8k" / "test.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()[:50]]
     config = SourceConfig(str(path), columns=QA, max_rows=50)
-    source = tokenize_source(config, minimind, DataConfig(max_length=2048))
-    for i, row in enumerate(rows):
-        targets = [token for token in source[i].labels.tolist() if token != -100]
+    examples, _ = read_examples(config, minimind, DataConfig(max_length=2048))
+    for example, row in zip(examples, rows, strict=True):
+        targets = [token for token in example.labels.tolist() if token != -100]
         assert minimind.decode(targets) == row["answer"] + "<|im_end|>"
 
 
 def test_a_real_bad_row_is_named(shared_data: Path, minimind: PreTrainedTokenizerBase) -> None:
     path = str(shared_data / "sft" / "chat_dataset_zh_extra" / "terms_zh.json")
     with pytest.raises(DataError, match=r"terms_zh\.json, row 151: column 'instruction' is empty"):
-        tokenize_source(SourceConfig(path), minimind, DataConfig())
-    skipping = tokenize_source(SourceConfig(path, on_bad_row="skip"), minimind, DataConfig())
-    assert (skipping.stats.rows, skipping.stats.bad_rows) == (152, 1)
+        read_examples(SourceConfig(path), minimind, DataConfig())
+    _, stats = read_examples(SourceConfig(path, on_bad_row="skip"), minimind, DataConfig())
+    assert (stats.rows, stats.bad_rows) == (152, 1)
 
 
 def real_config(shared_data: Path, **settings: Any) -> DataConfig:
@@ -130,7 +130,7 @@ def test_the_real_model_gives_one_loss_packed_and_padded(
 
 
 def test_rehearsal_joins_the_mix(shared_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    written = TokenizedSource.from_tokens("rehearsal", [[1, *range(10, 200)]] * 16)
+    written = TokenStore.from_tokens("rehearsal", [[1, *range(10, 200)]] * 16)
     loader = TrainLoader(real_config(shared_data), tokenizer, 2, 0, (written, 0.125))
     origins = torch.cat([next(loader)["origin"].flatten() for _ in range(50)])
     share = (origins == 2).sum() / (origins >= 0).sum()

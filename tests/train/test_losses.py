@@ -66,7 +66,7 @@ def assert_same(a, b):
 
 
 def padded(members):
-    return padded_batch(members, 16, 0)
+    return padded_batch([[member] for member in members], 16, 0)
 
 
 def packed(members):
@@ -95,7 +95,7 @@ def test_packed_micro_batches_equal_one_big_batch(model, members):
 
 
 def test_padding_changes_nothing(model, members):
-    wide = padded_batch(members, 16, 0)
+    wide = padded_batch([[member] for member in members], 16, 0)
     for key, fill in (("input_ids", 7), ("labels", -100), ("attention_mask", 0), ("origin", -1)):
         wide[key] = F.pad(wide[key], (0, 8), value=fill)
     assert_same(run_step(model, [wide]), run_step(model, [padded(members)]))
@@ -128,7 +128,8 @@ def test_the_parts_equal_the_formulas(model, members):
         "rehearsal": 0.7 * kl / rehearsed,
     }
     got = {name: value.item() for name, value in report.losses.items()}
-    assert got == pytest.approx(expected, rel=1e-5)
+    # A float32 log-probability resolves about 1e-7, and the KL is a small difference of such.
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert report.total.item() == pytest.approx(sum(expected.values()), rel=1e-5)
 
 

@@ -126,6 +126,7 @@ def test_budgets_stop_and_leave_a_checkpoint(run_config, loaded, training, reaso
 
 def test_the_best_step_keeps_to_the_budget(run_config, loaded):
     training = {"max_steps": 4, "eval_steps": 1, "save_steps": 4, "save_total_limit": 1}
+    training |= {"learning_rate": 5e-3}  # Slow enough that every step forgets more.
     unbounded = train(run_config(training=training), loaded())
     assert unbounded.best.step == 4
     forgetting = [row[key] for row in unbounded.history if (key := "retain/old/forgetting") in row]
@@ -202,7 +203,7 @@ def test_gradient_checkpointing_changes_nothing(run_config, loaded, tmp_path):
 def test_epochs_become_steps(run_config, loaded):
     run = run_config(training={"num_train_epochs": 2}, data={"packing": False})
     bench = make_bench(run, loaded())
-    rows = len(bench.loader.sources[0])
+    rows = bench.loader.size().examples
     assert bench.total_steps == -(-2 * rows // 4)
 
 

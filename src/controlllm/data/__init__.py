@@ -1,29 +1,45 @@
 """Floor 1: rows of any source -> batches of tokens.
 
 ```
-step  module     function or class             input -> output
-----  ---------  ----------------------------  --------------------------------------------------
- 1    sources    read_rows                     SourceConfig -> rows {column: value} with their place
- 2    formats    to_document                   row -> a text, or a list of messages
- 3    render     Renderer                      documents -> token ids, and which are targets
- 4    tokenized  tokenize_source               1-3 over a whole source -> source[i] = Example
- 5    mixing     Mixer                         sources with shares -> endless draws
- 6    packing    choose_for_slot, fill_slots   lengths of waiting rows -> which share a slot
- 7    batches    padded_batch, packed_batch    examples -> a dict of tensors
- 8    loader     TrainLoader, eval_batches     4-7 together -> batches, and a state to resume from
+step  module       function or class     input -> output
+----  -----------  --------------------  ----------------------------------------------------------
+ 1    sources      open_blocks           SourceConfig -> numbered blocks of rows, opened when needed
+ 2    choose       keeps_row             row -> whether it takes part (split, filter, sample)
+ 3    formats      to_document           row -> a text, or a list of messages
+ 4    render       Renderer              documents -> token ids, and which are targets
+ 5    encode       RowEncoder            2-4 and `max_length` -> examples; counts what became of rows
+ 6    stream       Stream                blocks, shuffled and endless -> examples, as one lane draws
+ 7    mixing       Mixer                 several streams with shares -> one sequence of draws
+ 8    batching     Batcher               draws -> items: a packed slot, or the rows of a padded batch
+ 9    batches      collate               items -> a dict of tensors
+10    loader       TrainLoader           1-9 in lanes, on every rank and worker -> batches, and a state
+ -    prepare      prepare_source        1-5 over a whole source -> tokens on disk, which replace 1-5
+ -    evaluation   eval_batches          a held-out source -> fixed batches, each target once
 ```
 
-Training: `for batch in TrainLoader(config, tokenizer, 8, seed=0): model(**model_inputs(batch))`.
-New readers (1), formats (2) and templates (3) join by name: `READERS.register`,
-`register_format`, `TEMPLATES.register`.
+```
+        lane 0:  source a -> stream --.
+                 source b -> stream ---+-> mixer -> batcher -> item 0, 2, 4, ...   --.
+        lane 1:  source a -> stream --.                                               +-> rank 0: batches
+                 source b -> stream ---+-> mixer -> batcher -> item 1, 3, 5, ...   --'
+```
+
+Why it is built so: docs/decisions/0003. Training: `for batch in TrainLoader(config, tokenizer, 8,
+seed=0): model(**model_inputs(batch))`. Sources, readers, formats, filters, hooks, collators and
+templates join by name (docs/extending).
 """
 
 from controlllm.data.batches import PADDING, REHEARSAL, REPLAY, TRAIN, Batch, model_inputs
-from controlllm.data.config import DataConfig, SourceConfig
+from controlllm.data.choose import register_filter
+from controlllm.data.config import DataConfig, SourceConfig, StageConfig
+from controlllm.data.encode import Example, SourceStats
+from controlllm.data.evaluation import eval_batches, read_examples
 from controlllm.data.formats import Document, Message, Row, register_format
-from controlllm.data.loader import TrainLoader, eval_batches
+from controlllm.data.hooks import PostprocessContext, register_collator, register_postprocess
+from controlllm.data.loader import TrainLoader
+from controlllm.data.sources import register_reader, register_source
+from controlllm.data.store import TokenStore
 from controlllm.data.templates import resolve_chat_template
-from controlllm.data.tokenized import Example, SourceStats, TokenizedSource, tokenize_source
 
 __all__ = [
     "PADDING",
@@ -35,14 +51,21 @@ __all__ = [
     "Document",
     "Example",
     "Message",
+    "PostprocessContext",
     "Row",
     "SourceConfig",
     "SourceStats",
-    "TokenizedSource",
+    "StageConfig",
+    "TokenStore",
     "TrainLoader",
     "eval_batches",
     "model_inputs",
+    "read_examples",
+    "register_collator",
+    "register_filter",
     "register_format",
+    "register_postprocess",
+    "register_reader",
+    "register_source",
     "resolve_chat_template",
-    "tokenize_source",
 ]

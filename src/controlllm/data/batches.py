@@ -17,11 +17,16 @@ The unused end of a slot is a document of its own with origin `PADDING` and no t
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
-from controlllm.data.tokenized import Example
+from controlllm.data.config import DataConfig
+from controlllm.data.encode import Example
+from controlllm.data.hooks import COLLATORS
 
 __all__ = [
     "PADDING",
@@ -30,9 +35,12 @@ __all__ = [
     "TRAIN",
     "Batch",
     "Member",
+    "collate",
     "model_inputs",
     "packed_batch",
+    "pad_id",
     "padded_batch",
+    "padded_width",
 ]
 
 TRAIN, REPLAY, REHEARSAL, PADDING = 0, 1, 2, -1
@@ -48,45 +56,73 @@ MULTIPLE = 8
 """Padded rows are as long as a multiple of this, for the matrix units of accelerators."""
 
 
-def padded_batch(members: Sequence[Member], max_length: int, pad_id: int) -> Batch:
+def padded_width(longest: int, max_length: int) -> int:
+    """Tokens of a padded row: the longest of the batch, rounded up but never over `max_length`."""
+    return max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, max_length))
+
+
+def collate(groups: Sequence[Sequence[Member]], config: DataConfig, pad_id: int) -> Batch:
+    """Slots (packed) or rows, each a group of one (padded) -> a batch, by the config's collator."""
+    name = config.collator or ("packed" if config.packing else "padded")
+    return COLLATORS.get(name)(groups, config.max_length, pad_id)
+
+
+@COLLATORS.register("padded")
+def padded_batch(rows: Sequence[Sequence[Member]], max_length: int, pad_id: int) -> Batch:
     """Rows padded on the right to the longest, rounded up to 8 but never over `max_length`."""
+    members = [member for row in rows for member in row]
     longest = max(len(example) for example, _ in members)
-    width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, max_length))
-    shape = (len(members), width)
-    batch = {
-        "input_ids": torch.full(shape, pad_id),
-        "labels": torch.full(shape, IGNORE_INDEX),
-        "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        "origin": torch.full(shape, PADDING, dtype=torch.int8),
-    }
+    batch = _Blank(len(members), padded_width(longest, max_length), pad_id)
     for row, (example, origin) in enumerate(members):
-        end = len(example)
-        batch["input_ids"][row, :end] = torch.from_numpy(example.input_ids)
-        batch["labels"][row, :end] = torch.from_numpy(example.labels)
-        batch["attention_mask"][row, :end] = 1
-        batch["origin"][row, :end] = origin
-    return batch
+        batch.put(row, 0, example, origin)
+    tensors = batch.tensors()
+    return {**tensors, "attention_mask": (tensors["origin"] != PADDING).long()}
 
 
+@COLLATORS.register("packed")
 def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int) -> Batch:
-    """Slots of exactly `max_length` tokens, one after the other in a single row."""
-    total = len(slots) * max_length
-    input_ids, labels = torch.full((1, total), pad_id), torch.full((1, total), IGNORE_INDEX)
-    origin = torch.full((1, total), PADDING, dtype=torch.int8)
+    """Slots of exactly `max_length` tokens, one after the other in a single row.
+
+    Raises:
+        DataError: a slot holds more than `max_length` tokens.
+    """
+    batch = _Blank(1, len(slots) * max_length, pad_id)
     starts: list[int] = []
     for number, slot in enumerate(slots):
-        start = number * max_length
-        for example, source in slot:
-            end = start + len(example)
-            input_ids[0, start:end] = torch.from_numpy(example.input_ids)
-            labels[0, start:end] = torch.from_numpy(example.labels)
-            origin[0, start:end] = source
+        start, end = number * max_length, (number + 1) * max_length
+        for example, origin in slot:
             starts.append(start)
-            start = end
-        if start < (number + 1) * max_length:
+            start += len(example)
+            if start > end:
+                raise DataError(
+                    f"slot {number} of a batch holds {start - end + max_length} tokens or more, "
+                    f"but max_length={max_length}."
+                )
+            batch.put(0, starts[-1], example, origin)
+        if start < end:
             starts.append(start)
-    lengths = torch.tensor([*starts, total], dtype=torch.int32)
-    return {"input_ids": input_ids, "labels": labels, "origin": origin, **_document_keys(lengths)}
+    ends = torch.tensor([*starts, len(slots) * max_length], dtype=torch.int32)
+    return {**batch.tensors(), **_document_keys(ends)}
+
+
+class _Blank:
+    """Arrays (rows, width) full of padding, to be written to (numpy is quicker at small slices)."""
+
+    def __init__(self, rows: int, width: int, pad_id: int) -> None:
+        shape = (rows, width)
+        self._input_ids = np.full(shape, pad_id, dtype=np.int64)
+        self._labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        self._origin = np.full(shape, PADDING, dtype=np.int8)
+
+    def put(self, row: int, start: int, example: Example, origin: int) -> None:
+        end = start + len(example)
+        self._input_ids[row, start:end] = example.input_ids
+        self._labels[row, start:end] = example.labels
+        self._origin[row, start:end] = origin
+
+    def tensors(self) -> Batch:
+        arrays = {"input_ids": self._input_ids, "labels": self._labels, "origin": self._origin}
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 def _document_keys(cu_seq_lens: Tensor) -> Batch:
@@ -111,3 +147,9 @@ def model_inputs(batch: Mapping[str, Any]) -> Batch:
     them.
     """
     return {key: value for key, value in batch.items() if key != "origin"} | {"use_cache": False}
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id serves where the mask hides it, and EOS is always there."""
+    own = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if own is None else own)

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
-__all__ = ["DataConfig", "SourceConfig"]
+__all__ = ["DataConfig", "SourceConfig", "StageConfig"]
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -16,10 +17,11 @@ def _check_positive(name: str, value: float) -> None:
 
 @dataclass
 class SourceConfig:
-    """One source of rows: a file, a folder, a glob, a `save_to_disk` folder or a Hub name."""
+    """One source of rows: files at any address, a `save_to_disk` folder or a Hub data set."""
 
     path: str
-    """File, folder, glob (`data/**/*.jsonl.gz`), `save_to_disk` folder or Hub name."""
+    """File, folder or glob (`data/**/*.jsonl.gz`), here or at any fsspec address (`hdfs://`,
+    `webhdfs://`, `s3://`, `gs://`, `https://`), a `save_to_disk` folder, or a Hub name."""
 
     name: str | None = None
     """How metrics call this source; by default the last part of the path without its endings."""
@@ -33,8 +35,13 @@ class SourceConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """The format's column -> the row's column, e.g. `{prompt: question, completion: answer}`."""
 
+    source_type: str | None = None
+    """What opens the path: `files`, `saved` (a `save_to_disk` folder), `hub`, or the name of a
+    plugin (see `register_source`); by default told from the path."""
+
     file_type: str | None = None
-    """`jsonl | json | parquet | csv | text`; by default told from the ending of each file."""
+    """`jsonl | json | parquet | csv | text | arrow | avro`, or the name of a plugin (see
+    `register_reader`); by default told from each ending."""
 
     text_unit: str = "file"
     """One document of a text file: the `file`, a `paragraph` (between blank lines) or a `line`."""
@@ -43,10 +50,59 @@ class SourceConfig:
     """Configuration of a Hub data set (`main` for `openai/gsm8k`)."""
 
     split: str = "train"
-    """Split of a Hub data set or of a `save_to_disk` folder with several."""
+    """Split of a Hub data set or of a `save_to_disk` folder; slices as `train[:10%]` are known."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+
+    streaming: bool = False
+    """Read a Hub data set over the network while training, instead of downloading it first."""
+
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """What the file system of the address is given (`user`, `token`, `endpoint_url`, ...)."""
 
     max_rows: int | None = None
     """Read only this many rows from the start; by default all."""
+
+    max_row_bytes: int = 8 * 2**20
+    """A row with more bytes than this is a bad row (it guards memory, also from gzip bombs)."""
+
+    part: str | None = None
+    """Which side of a split by hash to take: `train` or `held_out`; by default every row."""
+
+    held_out: float = 0.05
+    """Share of rows (or groups) that is held out where `part` is set."""
+
+    group_by: str | None = None
+    """Column whose equal values stay on one side of the split; by default the whole row."""
+
+    where: dict[str, list[Any]] = field(default_factory=dict)
+    """Keep only rows whose column has one of these values, e.g. `{lang: [en, de]}`."""
+
+    filter: str | None = None
+    """Keep only rows for which the filter of this name (see `register_filter`) says so."""
+
+    deduplicate: bool = False
+    """Keep only the first of rows with the same content; reads the whole source once (cached)."""
+
+    sample: float = 1.0
+    """Below 1: the share of rows to keep, chosen by hash. Above 1: up-sampling, the source counts
+    as so many times larger."""
+
+    sample_rows: int | None = None
+    """Keep so many rows of the source, chosen by hash; reads the whole source once (cached)."""
+
+    epochs: float | None = None
+    """Leave the mix after so many passes; by default the source goes round for ever."""
+
+    difficulty: str | None = None
+    """Draw easy rows first: by `length`, or by a column of numbers; reads the whole source once."""
+
+    phases: int = 4
+    """Where `difficulty` is set: how many phases of equal token mass, each shuffled in itself."""
+
+    postprocess: str | None = None
+    """Hook of this name (see `register_postprocess`) that rewrites the whole source, cached."""
 
     on_bad_row: str = "error"
     """`error` stops at the first row that cannot be used; `skip` leaves such rows out, counted."""
@@ -64,10 +120,13 @@ class SourceConfig:
         _check_positive("weight", self.weight)
         check_choice("text_unit", self.text_unit, ("file", "paragraph", "line"))
         check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
-        if self.file_type is not None:
-            check_choice("file_type", self.file_type, ("jsonl", "json", "parquet", "csv", "text"))
-        if self.max_rows is not None:
-            _check_positive("max_rows", self.max_rows)
+        if self.part is not None:
+            check_choice("part", self.part, ("train", "held_out"))
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out={self.held_out!r} must be above 0 and below 1.")
+        for name in ("max_rows", "max_row_bytes", "sample", "sample_rows", "epochs", "phases"):
+            if (value := getattr(self, name)) is not None:
+                _check_positive(name, value)
         if self.name is None:
             self.name = _name_from_path(self.path)
 
@@ -77,6 +136,38 @@ def _name_from_path(path: str) -> str:
     plain = [part for part in path.split("/") if part and not re.search(r"[*?\[]", part)]
     last = plain[-1] if plain else "source"
     return last.split(".", 1)[0] or last
+
+
+@dataclass
+class StageConfig:
+    """Weights that hold until a number of tokens was given out (a curriculum over sources)."""
+
+    tokens: float
+    """Length of this stage in tokens, all ranks together (in rows where `mix_by: rows`)."""
+
+    weights: dict[str, float]
+    """Source -> weight in this stage; a source that is not named has weight 0."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: with the field and its value.
+        """
+        _check_positive("tokens", self.tokens)
+        if min(self.weights.values(), default=0) < 0 or not sum(self.weights.values()):
+            raise ConfigError(f"weights={self.weights!r} must not be negative, nor all 0.")
+
+
+_POSITIVE = (
+    "packing_lookahead",
+    "prefetch_factor",
+    "max_tokens_per_batch",
+    "temperature",
+    "lanes",
+    "timeout",
+    "cache_timeout",
+)
 
 
 @dataclass
@@ -107,20 +198,73 @@ class DataConfig:
     packing: bool = True
     """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
 
-    packing_lookahead: int = 128
+    packing_strategy: str = "best_fit"
+    """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends and wastes nothing."""
+
+    packing_lookahead: int = 64
     """How many rows the packer chooses from; more fills slots better and keeps the order less."""
 
+    group_by_length: bool = False
+    """Without packing: batches of rows of like length, in an order that is shuffled."""
+
+    max_tokens_per_batch: int | None = None
+    """Without packing: as many rows as fit into so many tokens, padding included, instead of
+    `per_device_train_batch_size` rows; never exceeded."""
+
+    collator: str | None = None
+    """Makes tensors of chosen rows; by default `packed` or `padded` (see `register_collator`)."""
+
+    temperature: float | None = None
+    """Shares by size: weight * size ** (1 / temperature); by default by weight alone. 1 is in
+    proportion to size, higher evens out."""
+
+    stages: list[StageConfig] = field(default_factory=list)
+    """Other weights at the beginning, stage by stage; the sources' own weights come last."""
+
+    shuffle: bool = True
+    """Draw rows in an order shuffled anew for each epoch, instead of as they lie."""
+
+    shuffle_buffer: int = 1024
+    """Rows of a large source that are mixed on top of the shuffled order of its blocks."""
+
+    num_workers: int = 0
+    """Processes that read, tokenize and pack ahead; 0 does it between the steps."""
+
+    prefetch_factor: int = 4
+    """Slots or batches that each worker process prepares ahead."""
+
+    lanes: int | None = None
+    """Independent streams the data is dealt into; by default ranks * workers. Set it to keep the
+    batches the same for any number of ranks and workers that divides it."""
+
+    cache_dir: str | None = None
+    """Where prepared tokens and whole-source passes are kept; by default
+    `~/.cache/controlllm/data`. What `controlllm data prepare` put there is used by itself."""
+
+    timeout: float = 60.0
+    """Seconds to wait for one answer of a remote file system before it counts as failed."""
+
+    cache_timeout: float = 3600.0
+    """Seconds to wait for another process that prepares the same cache."""
+
+    plugins: list[str] = field(default_factory=list)
+    """Python files that register formats, sources, filters, hooks or collators."""
+
     chat_template: str | None = None
-    """`plain`, `chatml`, a Jinja file or text; by default the tokenizer's own, or else `plain`."""
+    """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
+    the tokenizer's own, or else `plain`."""
 
     train_on: list[str] = field(default_factory=lambda: ["assistant"])
     """Roles whose turns are targets; plain text is always a target as a whole."""
+
+    mixed_training: bool = False
+    """Train on every token of a conversation; evaluation still counts `train_on` alone."""
 
     long_text: str = "split"
     """Plain text longer than `max_length`: `split` into pieces, `truncate` or `drop`."""
 
     long_chat: str = "truncate"
-    """Conversations longer than `max_length`: `truncate` at the end or `drop`."""
+    """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -130,8 +274,17 @@ class DataConfig:
         """
         check_choice("mix_by", self.mix_by, ("tokens", "rows"))
         check_choice("long_text", self.long_text, ("split", "truncate", "drop"))
-        check_choice("long_chat", self.long_chat, ("truncate", "drop"))
-        _check_positive("packing_lookahead", self.packing_lookahead)
+        check_choice("long_chat", self.long_chat, ("truncate", "split", "drop"))
+        check_choice("packing_strategy", self.packing_strategy, ("best_fit", "concat"))
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) is not None:
+                _check_positive(name, value)
+        if self.num_workers < 0 or self.shuffle_buffer < 0:
+            raise ConfigError(
+                f"num_workers={self.num_workers!r} and shuffle_buffer={self.shuffle_buffer!r} "
+                "must be at least 0."
+            )
+        self._check_batches()
         if self.max_length < 2:
             raise ConfigError(f"max_length={self.max_length!r} must be at least 2.")
         if not self.train_on:
@@ -139,6 +292,27 @@ class DataConfig:
         self._check_replay()
         for group in ("learn", "retain"):
             self._check_names(group)
+        self._check_stages()
+
+    def _check_batches(self) -> None:
+        budget = self.max_tokens_per_batch
+        if self.packing and (self.group_by_length or budget is not None):
+            raise ConfigError(
+                "group_by_length and max_tokens_per_batch shape padded batches; "
+                "set packing=false, or leave them out."
+            )
+        if budget is not None and budget < self.max_length:
+            raise ConfigError(
+                f"max_tokens_per_batch={budget!r} cannot hold a row of max_length={self.max_length}"
+            )
+
+    def _check_stages(self) -> None:
+        known = {str(source.name) for source in [*self.train, *self.replay]}
+        for number, stage in enumerate(self.stages):
+            if unknown := sorted(stage.weights.keys() - known):
+                raise ConfigError(
+                    f"stages[{number}].weights names {unknown}; the sources are {sorted(known)}."
+                )
 
     def _check_replay(self) -> None:
         if not 0 <= self.replay_share < 1:

@@ -1,35 +1,65 @@
-"""Step 8: the endless training loader, and the fixed batches of an evaluation."""
+"""Step 8: the training loader."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.batches import TRAIN, Batch, Member, packed_batch, padded_batch
-from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.mixing import Draw, Mixer, share_out
-from controlllm.data.packing import choose_for_slot, fill_slots
-from controlllm.data.tokenized import TokenizedSource, tokenize_source
+from controlllm.common.distributed import Ranks
+from controlllm.common.errors import (
+    CheckpointError,
+    ConfigError,
+    ControlLLMError,
+    DataError,
+)
+from controlllm.data.batches import Batch, collate, pad_id
+from controlllm.data.batching import Item
+from controlllm.data.config import DataConfig
+from controlllm.data.encode import SourceStats
+from controlllm.data.feeds import Size, estimate_size, make_feed, store_feed
+from controlllm.data.lane import Lane, Pipeline, redeal
+from controlllm.data.mixing import plan_shares
+from controlllm.data.plugins import load_plugins
+from controlllm.data.serving import Serving, serve
+from controlllm.data.store import TokenStore
+from controlllm.data.stream import Feed
 
-__all__ = ["TrainLoader", "eval_batches"]
+__all__ = ["TrainLoader"]
+
+_DECIDES = (
+    "mix_by",
+    "max_length",
+    "packing",
+    "packing_strategy",
+    "packing_lookahead",
+    "group_by_length",
+    "max_tokens_per_batch",
+    "shuffle",
+)
+"""Settings that decide what comes next, whatever the number of ranks and workers."""
 
 
 class TrainLoader:
-    """Endless training batches: a weighted mix of all sources, shuffled anew each epoch.
+    """Training batches: a mix of all sources, shuffled anew each epoch, endless by default.
 
     The same config, tokenizer, batch size and seed always give the same batches, and a loader that
-    loads the state of another goes on with exactly the batches that were left to it.
+    loads the state of another goes on with exactly the batches that were left to it; with another
+    number of ranks or workers, with exactly the rows that were left.
 
     Args:
         config: the sources and how to treat them.
         tokenizer: a fast tokenizer.
-        batch_size: rows (padded) or slots (packed) of a batch.
+        batch_size: rows (padded) or slots (packed) of a batch on this rank.
         seed: of the shuffling.
         rehearsal: (what the base wrote, its share of the mix), if any.
+        model: for `postprocess` hooks that ask for it.
+        ranks: the processes that share the data; by default the process group, if there is one.
 
     Raises:
-        ConfigError: no train source, or shares that leave it nothing.
+        ConfigError: no train source, shares that leave it nothing, or lanes that cannot be shared.
         DataError: a source is missing, empty or unreadable.
     """
 
@@ -39,130 +69,191 @@ class TrainLoader:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         seed: int,
-        rehearsal: tuple[TokenizedSource, float] | None = None,
+        rehearsal: tuple[TokenStore, float] | None = None,
+        model: Any = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be at least 1.")
         if rehearsal and rehearsal[0].lengths.max() > config.max_length:
             raise DataError(f"rehearsal rows are longer than max_length={config.max_length}.")
+        load_plugins(config)
         self.config = config
         self.batch_size = batch_size
+        self.seed = seed
+        self.ranks = ranks or Ranks.current(config.cache_timeout)
         self.batches = 0
-        self._pad_id = _pad_id(tokenizer)
-        train = [
-            (tokenize_source(source, tokenizer, config), source.weight) for source in config.train
-        ]
-        replay = [
-            (tokenize_source(source, tokenizer, config), source.weight) for source in config.replay
-        ]
-        self._mixer = Mixer(
-            share_out(train, replay, config.replay_share, rehearsal), seed, config.mix_by
-        )
-        self._waiting: list[Draw] = []
+        self.lanes = _number_of_lanes(config, self.ranks)
+        self._pad_id = pad_id(tokenizer)
+        self.feeds = self._open(tokenizer, model)
+        sizes = None
+        if config.temperature is not None:
+            sizes = [_size(estimate_size(feed), config) for feed in self.feeds]
+        if rehearsal:
+            order_seed = [seed, len(self.feeds)]
+            self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
+        self.plan = plan_shares(config, sizes, rehearsal[1] if rehearsal else 0.0)
+        self._states: dict[int, dict[str, Any]] = {}
+        self._serving: Serving | None = None
 
-    @property
-    def sources(self) -> list[TokenizedSource]:
-        """All sources of the mix: train, then replay, then rehearsal."""
-        return [stream.source for stream in self._mixer.streams]
+    def _open(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> list[Feed]:
+        """The feeds of all sources; where one fails on any rank, all ranks fail with its name."""
+        feeds, error = [], None
+        try:
+            for number, source in enumerate([*self.config.train, *self.config.replay]):
+                seed = [self.seed, number]
+                feeds.append(make_feed(source, tokenizer, self.config, seed, model, self.ranks))
+        except ControlLLMError as failure:
+            error = failure
+        self.ranks.agree(error)
+        return feeds
 
     def __iter__(self) -> Iterator[Batch]:
         """The loader itself."""
         return self
 
     def __next__(self) -> Batch:
-        """The next batch."""
-        self.batches += 1
-        if self.config.packing:
-            slots = [self._next_slot() for _ in range(self.batch_size)]
-            return packed_batch(slots, self.config.max_length, self._pad_id)
-        rows = [self._member(self._next_row()) for _ in range(self.batch_size)]
-        return padded_batch(rows, self.config.max_length, self._pad_id)
+        """The next batch. Collective where there are several ranks: all stop together.
 
-    def progress(self) -> dict[str, dict[str, float]]:
-        """For each source: rows and tokens (or rows) drawn so far, and how many epochs that is."""
-        mixer = self._mixer
-        return {
-            f"{number}:{stream.source.name}": {
-                "rows": mixer.drawn[number],
-                mixer.by: mixer.given[number],
-                "epochs": mixer.drawn[number] / len(stream.source),
+        Raises:
+            StopIteration: the train sources have left the mix after their `epochs`.
+            DataError: a source failed, on this rank or another.
+        """
+        slots: Item = []
+        error: Exception | None = None
+        try:
+            slots = self._take()
+        except Exception as failure:  # Told to all ranks, so that none waits for this one.
+            error = failure
+        if self.ranks.agree(error, ended=not slots):
+            if not self.batches:
+                raise DataError("the train sources hold no examples: " + self.describe())
+            raise StopIteration
+        self.batches += 1
+        origins = self.plan.origins
+        groups = [[(example, origins[source]) for source, example in slot] for slot in slots]
+        return collate(groups, self.config, self._pad_id)
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """For each source, on this rank: what became of its rows, and how much was drawn."""
+        result: dict[str, dict[str, Any]] = {}
+        states = self._serve().states().values()
+        for number, feed in enumerate(self.feeds):
+            mixers = [state["mixer"] for state in states]
+            given = sum(mixer["given"][number] + mixer["before"][number] for mixer in mixers)
+            reached = max(mixer["streams"][number]["reached"] for mixer in mixers)
+            stats = SourceStats()
+            for mixer in mixers:
+                stats.add(SourceStats(**mixer["streams"][number]["stats"]))
+            result[f"{number}:{feed.name}"] = {
+                "examples": sum(mixer["drawn"][number] for mixer in mixers),
+                self.config.mix_by: given,
+                "epochs": reached / len(feed.blocks),
+                "stats": stats,
             }
-            for number, stream in enumerate(mixer.streams)
-        }
+        return result
+
+    def describe(self) -> str:
+        """One line for each source: how its rows lie, and how many there are where that is known."""
+        return "\n".join(f"{feed.name}: {_describe(feed)}" for feed in self.feeds)
+
+    def size(self) -> Size:
+        """Examples and tokens of one epoch of all train sources, with their up-sampling."""
+        examples = tokens = 0.0
+        exact = True
+        for source, feed in zip(self.config.train, self.feeds, strict=False):
+            size, factor = estimate_size(feed), max(source.sample, 1.0)
+            examples, tokens = examples + size.examples * factor, tokens + size.tokens * factor
+            exact = exact and size.exact
+        return Size(examples, tokens, exact)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and the numbers of the rows that wait for a slot: a few KB of JSON at most."""
-        waiting = [list(draw) for draw in self._waiting]
-        return {"batches": self.batches, "waiting": waiting, **self._mixer.state_dict()}
+        """Counters and references of all lanes, as JSON takes them. Collective."""
+        states: dict[str, Any] = {}
+        for part in self.ranks.gather(self._serve().states()):
+            states |= {str(lane): state for lane, state in part.items()}
+        return {"batches": self.batches, "lanes": states, "data": self.fingerprints()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the loader that gave this state stood.
+        """Go on where the loaders that gave this state stood, on any number of ranks and workers.
 
         Raises:
             CheckpointError: the state was written with other sources, shares or seed.
         """
-        self._mixer.load_state_dict(state)
-        self._waiting = [(stream, number) for stream, number in state["waiting"]]
+        self._check(state["data"])
+        lanes = [state["lanes"][key] for key in sorted(state["lanes"], key=int)]
+        if len(lanes) != self.lanes:
+            lanes = redeal(lanes, self.lanes)
+        self._states = dict(enumerate(lanes))
+        self._serving = None
         self.batches = state["batches"]
 
-    def _next_row(self) -> Draw:
-        return self._waiting.pop(0) if self._waiting else self._mixer.draw()
+    def fingerprints(self) -> dict[str, str]:
+        """What the sequence of batches depends on: each source, and how they are mixed."""
+        mix = repr((self.seed, self.plan, [getattr(self.config, name) for name in _DECIDES]))
+        sources = {f"{i}:{feed.name}": feed.fingerprint for i, feed in enumerate(self.feeds)}
+        return {"mix": blake2b(mix.encode(), digest_size=16).hexdigest(), **sources}
 
-    def _next_slot(self) -> list[Member]:
-        while len(self._waiting) < self.config.packing_lookahead:
-            self._waiting.append(self._mixer.draw())
-        lengths = [self._mixer.length(draw) for draw in self._waiting]
-        chosen = choose_for_slot(lengths, self.config.max_length)
-        slot = [self._member(self._waiting[i]) for i in chosen]
-        taken = set(chosen)
-        self._waiting = [draw for i, draw in enumerate(self._waiting) if i not in taken]
-        return slot
+    def _check(self, written: dict[str, str]) -> None:
+        own = self.fingerprints()
+        differing = sorted(key for key in own | written if own.get(key) != written.get(key))
+        if differing:
+            raise CheckpointError(
+                f"the data state belongs to other data: {differing} changed (mix = a share, the "
+                "seed, packing or lengths; a source = its files, its options, the tokenizer, or "
+                "whether it was prepared), so the run cannot go on exactly; restore them, or "
+                "start a new run."
+            )
 
-    def _member(self, draw: Draw) -> Member:
-        stream = self._mixer.streams[draw[0]]
-        return stream.source[self._mixer.index(draw)], stream.origin
+    def _serve(self) -> Serving:
+        if self._serving is None:
+            numbers = range(self.ranks.rank, self.lanes, self.ranks.world_size)
+            config = self.config
+            pipeline = Pipeline(self.feeds, self.plan, config, self.batch_size, self.seed)
+            make = partial(_make_lane, pipeline, self.lanes, self._states)
+            self._serving = serve(numbers, make, config.num_workers, config.prefetch_factor)
+        return self._serving
 
-
-def eval_batches(
-    source: SourceConfig | TokenizedSource,
-    tokenizer: PreTrainedTokenizerBase,
-    config: DataConfig,
-    batch_size: int,
-    limit: int | None = None,
-) -> list[Batch]:
-    """All batches of a held-out source, in a fixed order; each target is in them exactly once.
-
-    Args:
-        source: a source, tokenized or not.
-        tokenizer: a fast tokenizer.
-        config: template, targets, `max_length`, packing.
-        batch_size: rows or slots of a batch; the last batch may have fewer.
-        limit: use only the first so many examples.
-
-    Raises:
-        DataError: the source is missing, empty or unreadable.
-    """
-    if isinstance(source, SourceConfig):
-        source = tokenize_source(source, tokenizer, config)
-    lengths = source.lengths[:limit].tolist()
-    pad_id = _pad_id(tokenizer)
-    if config.packing:
-        slots = list(fill_slots(lengths, config.max_length, config.packing_lookahead))
-        members = [[(source[i], TRAIN) for i in slot] for slot in slots]
-        return [
-            packed_batch(part, config.max_length, pad_id) for part in _parts(members, batch_size)
-        ]
-    # Rows of like length together: little padding.
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    parts = _parts([(source[i], TRAIN) for i in order], batch_size)
-    return [padded_batch(part, config.max_length, pad_id) for part in parts]
+    def _take(self) -> Item:
+        """The slots (or rows) of the next batch; fewer at the end of the data."""
+        serving = self._serve()
+        if not self.config.packing:
+            return serving.next()
+        items = islice(iter(serving.next, []), self.batch_size)
+        return [slot for item in items for slot in item]
 
 
-def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def _make_lane(
+    pipeline: Pipeline, lanes: int, states: Mapping[int, dict[str, Any]], number: int
+) -> Lane:
+    lane = Lane(pipeline, number, lanes)
+    if number in states:
+        lane.load_state_dict(states[number])
+    return lane
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id serves where the mask hides it, and EOS is always there."""
-    pad_id = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
+def _number_of_lanes(config: DataConfig, ranks: Ranks) -> int:
+    least = ranks.world_size * max(config.num_workers, 1)
+    lanes = config.lanes or least
+    if lanes % least:
+        raise ConfigError(
+            f"data.lanes={lanes} cannot be shared by {ranks.world_size} ranks with "
+            f"{config.num_workers} workers each; take a multiple of {least}."
+        )
+    return lanes
+
+
+def _size(size: Size, config: DataConfig) -> float:
+    return size.tokens if config.mix_by == "tokens" else size.examples
+
+
+def _describe(feed: Feed) -> str:
+    blocks = feed.blocks
+    parts = [f"{len(blocks):,} {'rows' if blocks.by_row else 'blocks'}"]
+    if blocks.num_rows is not None and not blocks.by_row:
+        parts.append(f"{blocks.num_rows:,} rows")
+    if blocks.num_bytes is not None:
+        parts.append(f"{blocks.num_bytes / 2**20:,.1f} MiB")
+    if isinstance(blocks, TokenStore):
+        parts.append(f"{blocks.tokens:,} tokens, prepared")
+    return ", ".join(parts)

@@ -1,149 +1,165 @@
-"""Step 5: several sources -> one endless, seeded, resumable sequence of draws."""
+"""Step 6: several streams -> one sequence of draws in which each source holds its share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.errors import ConfigError
 from controlllm.data.batches import REHEARSAL, REPLAY, TRAIN
-from controlllm.data.tokenized import TokenizedSource
+from controlllm.data.config import DataConfig
+from controlllm.data.encode import Example
+from controlllm.data.stream import Drawn, Reference, Stream
 
-__all__ = ["Draw", "Mixer", "Stream", "share_out"]
+__all__ = ["Mixer", "Picked", "Plan", "Stage", "plan_shares"]
 
-Draw: TypeAlias = tuple[int, int]
-"""(stream, number): the `number`-th draw from a stream, counted from 0 over all epochs."""
+Picked = tuple[int, Reference, Example]
+"""(source, reference, example): a draw from the mix."""
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A source that takes part in a mix."""
+class Stage:
+    """Shares that hold for a while."""
 
-    source: TokenizedSource
-    """Its examples."""
+    shares: tuple[float, ...]
+    """Share of each source; together 1."""
 
-    origin: int
-    """`TRAIN`, `REPLAY` or `REHEARSAL`."""
-
-    share: float
-    """Its share of the mix; shares add up to 1."""
+    length: float
+    """Tokens (or rows) of the stage, all lanes together; infinite for the last."""
 
 
-def share_out(
-    train: Sequence[tuple[TokenizedSource, float]],
-    replay: Sequence[tuple[TokenizedSource, float]],
-    replay_share: float,
-    rehearsal: tuple[TokenizedSource, float] | None,
-) -> list[Stream]:
+@dataclass(frozen=True)
+class Plan:
+    """How sources are mixed over a run: train, then replay, then rehearsal."""
+
+    origins: tuple[int, ...]
+    """`TRAIN`, `REPLAY` or `REHEARSAL` for each source."""
+
+    stages: tuple[Stage, ...]
+    """One after the other."""
+
+
+def plan_shares(
+    config: DataConfig, sizes: Sequence[float] | None, rehearsal_share: float = 0.0
+) -> Plan:
     """Turn weights into shares of the whole mix.
 
     Args:
-        train: (source, weight) of what is to be learned.
-        replay: (source, weight) of the old domain.
-        replay_share: share of all replay sources together.
-        rehearsal: (source, share) written by the base model, if any.
+        config: its `train` and `replay` sources with their weights, `replay_share`, `temperature`
+            and `stages`.
+        sizes: tokens (or rows) of each train and replay source; only asked for with a temperature.
+        rehearsal_share: share of what the base wrote, 0 if there is none.
 
     Raises:
         ConfigError: there is no train source, or nothing is left for them.
     """
-    rehearsal_share = rehearsal[1] if rehearsal else 0.0
-    if not train:
+    if not config.train:
         raise ConfigError("data.train=[] names no source; there is nothing to learn from.")
-    left = 1 - replay_share - rehearsal_share
-    if left <= 0 or (rehearsal and rehearsal_share <= 0):
+    left = 1 - config.replay_share - rehearsal_share
+    if left <= 0:
         raise ConfigError(
-            f"shares replay={replay_share!r} and rehearsal={rehearsal_share!r} must be above 0 "
-            "where used and leave something for train."
+            f"shares replay={config.replay_share!r} and rehearsal={rehearsal_share!r} leave "
+            "nothing for train."
         )
-    streams = _weighted(train, TRAIN, left) + _weighted(replay, REPLAY, replay_share)
-    return streams + ([Stream(rehearsal[0], REHEARSAL, rehearsal_share)] if rehearsal else [])
+    groups = ((config.train, left), (config.replay, config.replay_share))
+    power = 1 / config.temperature if config.temperature else 0.0
+    sources = [*config.train, *config.replay]
+    own = [
+        source.weight * max(source.sample, 1.0) ** (power or 1.0) * (size**power if power else 1.0)
+        for source, size in zip(sources, sizes or [1.0] * len(sources), strict=True)
+    ]
+    stages = [
+        Stage(_shares(groups, _staged(groups, own, stage.weights), rehearsal_share), stage.tokens)
+        for stage in config.stages
+    ]
+    last = Stage(_shares(groups, own, rehearsal_share), float("inf"))
+    origins = [TRAIN] * len(config.train) + [REPLAY] * len(config.replay)
+    return Plan(tuple(origins + [REHEARSAL] * (rehearsal_share > 0)), (*stages, last))
 
 
-def _weighted(
-    sources: Sequence[tuple[TokenizedSource, float]], origin: int, share: float
-) -> list[Stream]:
-    total = sum(weight for _, weight in sources)
-    return [Stream(source, origin, share * weight / total) for source, weight in sources]
+def _staged(groups: Any, own: Sequence[float], weights: dict[str, float]) -> list[float]:
+    """A stage's weights for each group that it names a source of; the others keep their own."""
+    result: list[float] = []
+    for sources, _ in groups:
+        named = [weights.get(str(source.name), 0.0) for source in sources]
+        result += named if any(named) else own[len(result) : len(result) + len(sources)]
+    return result
+
+
+def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[float, ...]:
+    shares: list[float] = []
+    for sources, share in groups:
+        part = weights[len(shares) : len(shares) + len(sources)]
+        shares += [share * weight / sum(part) for weight in part]
+    return tuple(shares + ([rehearsal] if rehearsal else []))
 
 
 class Mixer:
     """Draws from streams so that each holds its share at every moment, up to one example.
 
-    No chance is involved in which stream is next: it is the one furthest behind its share. Within a
-    stream each epoch is a new permutation, given by (seed, stream, epoch). So a few counters are
-    the whole state.
+    No chance is involved in which stream is next: it is the one furthest behind its share. So a few
+    counters are the whole state.
 
     Args:
         streams: what to draw from.
-        seed: of the permutations.
+        plan: their shares, stage by stage.
         by: what shares count, `tokens` or `rows`.
+        lanes: number of lanes that go through the stages together.
     """
 
-    def __init__(self, streams: Sequence[Stream], seed: int, by: str) -> None:
+    def __init__(self, streams: Sequence[Stream], plan: Plan, by: str, lanes: int) -> None:
         self.streams = list(streams)
-        self.seed = seed
+        self.plan = plan
         self.by = by
-        self.drawn = [0] * len(self.streams)
+        self.lanes = lanes
+        self.stage = 0
         self.given = [0] * len(self.streams)
-        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self.drawn = [0] * len(self.streams)
+        self.before = [0] * len(self.streams)
+        self._ended = [False] * len(self.streams)
 
-    def draw(self) -> Draw:
-        """The next draw."""
-        stream = min(range(len(self.streams)), key=lambda s: self.given[s] / self.streams[s].share)
-        draw = (stream, self.drawn[stream])
-        self.drawn[stream] += 1
-        self.given[stream] += self.length(draw) if self.by == "tokens" else 1
-        return draw
+    def draw(self) -> Picked | None:
+        """The next draw; None once all train sources have left the mix after their epochs."""
+        while True:
+            stage = self.plan.stages[self.stage]
+            shares = stage.shares
+            ready = [s for s, share in enumerate(shares) if share and not self._ended[s]]
+            nothing_left = not any(self.plan.origins[s] == TRAIN for s in ready)
+            if nothing_left and stage is self.plan.stages[-1]:
+                return None
+            if nothing_left or sum(self.given) * self.lanes >= stage.length:
+                self._enter_next_stage()
+                continue
+            source = min(ready, key=lambda s: self.given[s] / shares[s])
+            drawn = self.streams[source].draw()
+            if drawn is not None:
+                return self._count(source, drawn)
+            self._ended[source] = True
 
-    def index(self, draw: Draw) -> int:
-        """Which example of its source a draw is."""
-        stream, number = draw
-        epoch, position = divmod(number, len(self.streams[stream].source))
-        return int(self._order(stream, epoch)[position])
+    def _enter_next_stage(self) -> None:
+        """Shares count anew in each stage: what was given before must not be made up for."""
+        self.before = [a + b for a, b in zip(self.before, self.given, strict=True)]
+        self.given = [0] * len(self.given)
+        self.stage += 1
 
-    def length(self, draw: Draw) -> int:
-        """Tokens of the drawn example."""
-        return int(self.streams[draw[0]].source.lengths[self.index(draw)])
-
-    def _order(self, stream: int, epoch: int) -> NDArray[np.int64]:
-        key = (stream, epoch)
-        if key not in self._orders:
-            # A row may wait in the packer over an epoch's end, so the epoch before is kept, and
-            # none older.
-            self._orders = {
-                (s, e): order
-                for (s, e), order in self._orders.items()
-                if s != stream or e >= epoch - 1
-            }
-            seeds = np.random.SeedSequence([self.seed, stream, epoch])
-            size = len(self.streams[stream].source)
-            self._orders[key] = np.random.Generator(np.random.PCG64(seeds)).permutation(size)
-        return self._orders[key]
-
-    def fingerprint(self) -> str:
-        """Changes when the sequence of draws would: sources, shares, seed, or what shares count."""
-        digest = blake2b(repr((self.seed, self.by)).encode(), digest_size=16)
-        for stream in self.streams:
-            digest.update(repr((stream.origin, stream.share, stream.source.fingerprint)).encode())
-        return digest.hexdigest()
+    def _count(self, source: int, drawn: Drawn) -> Picked:
+        self.given[source] += len(drawn.example) if self.by == "tokens" else 1
+        self.drawn[source] += 1
+        return source, drawn.reference, drawn.example
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, as JSON takes them."""
-        return {"fingerprint": self.fingerprint(), "drawn": [*self.drawn], "given": [*self.given]}
+        """Counters, and the state of each stream."""
+        return {
+            "stage": self.stage,
+            "given": [*self.given],
+            "drawn": [*self.drawn],
+            "before": [*self.before],
+            "streams": [stream.state_dict() for stream in self.streams],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the draws that a state has counted.
-
-        Raises:
-            CheckpointError: the state was written with other sources, shares or seed.
-        """
-        if state.get("fingerprint") != self.fingerprint():
-            raise CheckpointError(
-                "the data state belongs to other data: a source, a share, the seed or the "
-                "tokenizer has changed, so the run cannot go on exactly; "
-                "restore them, or start a new run."
-            )
-        self.drawn, self.given = list(state["drawn"]), list(state["given"])
+        """Go on behind the draws that a state has counted."""
+        self.stage = state["stage"]
+        self.given, self.drawn = list(state["given"]), list(state["drawn"])
+        self.before = list(state["before"])
+        for stream, values in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(values)

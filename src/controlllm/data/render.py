@@ -56,12 +56,15 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer (spans of tokens come from it).
         config: gives `chat_template` and `train_on`.
+        every_token: train on every token of a conversation, whoever speaks.
 
     Raises:
         DataError: the tokenizer is slow or has no EOS token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: DataConfig, every_token: bool = False
+    ) -> None:
         if not tokenizer.is_fast:
             raise DataError(
                 f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer."
@@ -71,11 +74,14 @@ class Renderer:
                 "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
             )
         self.tokenizer = tokenizer
+        self.every_token = every_token
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
         self.train_on = frozenset(config.train_on)
         self._special_tokens = frozenset(tokenizer.get_added_vocab())
-        self._has_marks = self.train_on == {"assistant"} and bool(
-            GENERATION_MARK.search(self.chat_template)
+        self._has_marks = (
+            not every_token
+            and self.train_on == {"assistant"}
+            and bool(GENERATION_MARK.search(self.chat_template))
         )
 
     def prepare(self, document: Document) -> Prepared:
@@ -89,6 +95,8 @@ class Renderer:
         if self._has_marks:
             return Prepared(*self._render(document, False))
         text = self._render_text(document, False)
+        if self.every_token:
+            return Prepared(text, [(0, len(text))])
         spans = role_spans(text, document, self.train_on, self._render_text, self._special_tokens)
         return Prepared(text, spans)
 
@@ -121,27 +129,32 @@ class Renderer:
             return []
         eos = self.tokenizer.eos_token_id
         rendered = []
-        for ids in self.tokenizer([item.text for item in items], verbose=False)["input_ids"]:
-            tokens = np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
-            rendered.append(Rendered(tokens, np.arange(len(tokens)) > 0, is_text=True))
+        for encoding in self._backend().encode_batch_fast([item.text for item in items]):
+            ids = encoding.ids
+            tokens = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+            targets = np.ones(len(tokens), dtype=bool)
+            targets[0] = False
+            rendered.append(Rendered(tokens, targets, is_text=True))
         return rendered
+
+    def _backend(self) -> Any:
+        """The `tokenizers` object, which is quicker than `tokenizer(...)` and gives the same ids."""
+        backend = self.tokenizer.backend_tokenizer
+        # What an earlier call of the tokenizer, somebody else's, may have left switched on.
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
     def _tokenize_chats(self, items: Sequence[Prepared]) -> list[Rendered]:
         if not items:
             return []
-        encoded = self.tokenizer(
-            [item.text for item in items],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        texts = [item.text for item in items]
         rendered = []
-        for item, ids, offsets in zip(
-            items, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            targets = tokens_in_spans(
-                np.asarray(offsets, dtype=np.int64).reshape(-1, 2), item.spans or []
-            )
+        encodings = self._backend().encode_batch(texts, add_special_tokens=False)
+        for item, encoding in zip(items, encodings, strict=True):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            targets = tokens_in_spans(offsets, item.spans or [])
             targets[:1] = False
-            rendered.append(Rendered(np.asarray(ids, dtype=np.int32), targets, is_text=False))
+            rendered.append(Rendered(ids, targets, is_text=False))
         return rendered

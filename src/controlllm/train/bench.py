@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, tokenize_source
+from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -41,7 +42,7 @@ class Bench:
         run: the resolved run config.
         model: what trains, on its device.
         tokenizer: its tokenizer.
-        loader: endless training batches, on the CPU.
+        loader: training batches, on the CPU.
         loss: the loss of a step.
         meter: the forgetting meter.
         alphas: the alpha of each step.
@@ -72,6 +73,10 @@ class Bench:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    def next_batches(self) -> list[Batch]:
+        """The micro-batches of one optimizer step; none once the data has come to its end."""
+        return list(islice(self.loader, self.run.training.gradient_accumulation_steps))
+
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the model's device."""
         return {
@@ -96,11 +101,10 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     rehearsal = None
     if run.rehearsal.enabled:
         rehearsal = (rehearsal_source(base, tokenizer, run), run.rehearsal.share)
+    batch_size = training.per_device_train_batch_size
+    loader = TrainLoader(run.data, tokenizer, batch_size, training.seed, rehearsal, base)
     prepared = prepare_model(base, run)
     model, reference = tune_model(prepared.model, training), prepared.reference
-    loader = TrainLoader(
-        run.data, tokenizer, training.per_device_train_batch_size, training.seed, rehearsal
-    )
     _tell(model, loader)
     total_steps = _total_steps(run, loader)
     optimizer = make_optimizer(model, training)
@@ -124,8 +128,8 @@ def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in sizes), sum(n for n, on in sizes if on)
     log.info("Training %s of %s parameters", f"{trained:,}", f"{total:,}")
-    for source in loader.sources:
-        log.info("Training source %s: %s", source.name, source.stats.describe())
+    for line in loader.describe().splitlines():
+        log.info("Training source %s", line)
 
 
 def _total_steps(run: RunConfig, loader: TrainLoader) -> int:
@@ -137,10 +141,10 @@ def _total_steps(run: RunConfig, loader: TrainLoader) -> int:
     training, data = run.training, run.data
     if training.num_train_epochs is None:
         return training.max_steps
-    sources = loader.sources[: len(data.train)]
-    rows: float = sum(len(source) for source in sources)
-    if data.packing:
-        rows = sum(int(source.lengths.sum()) for source in sources) / data.max_length
+    size = loader.size()
+    rows = size.tokens / data.max_length if data.packing else size.examples
+    if not size.exact:
+        log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
     rehearsed = run.rehearsal.share if run.rehearsal.enabled else 0.0
     share = 1 - data.replay_share - rehearsed
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
@@ -171,9 +175,7 @@ def _make_meter(
 def _eval_set(
     source: SourceConfig, tokenizer: PreTrainedTokenizerBase, run: RunConfig
 ) -> list[Batch]:
-    tokens = tokenize_source(source, tokenizer, run.data)
-    log.info("Evaluation set %s: %s", source.name, tokens.stats.describe())
     training = run.training
-    return eval_batches(
-        tokens, tokenizer, run.data, training.per_device_eval_batch_size, training.max_eval_samples
-    )
+    examples, stats = read_examples(source, tokenizer, run.data, training.max_eval_samples)
+    log.info("Evaluation set %s: %s", source.name, stats.describe())
+    return eval_batches(examples, tokenizer, run.data, training.per_device_eval_batch_size)

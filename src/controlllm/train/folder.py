@@ -7,8 +7,8 @@
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
       rehearsal/          what the base wrote, by content
 
-A folder is never taken over by mistake: it must be empty, or hold this very run, or the user
-says so.
+`training.remote_dir` is the same elsewhere. A folder is never taken over by mistake: it must be
+empty, or hold this very run, or the user says so.
 """
 
 import shutil
@@ -20,12 +20,17 @@ from typing import Any
 import yaml
 
 from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
+from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
+from controlllm.checkpoint.remote import RemoteRun
+from controlllm.checkpoint.state import checkpoint_step
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import write_text
+from controlllm.common.remote import is_remote
 from controlllm.train.config import RunConfig
 from controlllm.train.config_io import read_yaml
+from controlllm.train.training_config import TrainingConfig
 
-__all__ = ["open_run_folder"]
+__all__ = ["open_run_folder", "remote_run"]
 
 CONFIG = "config.yaml"
 _WRITTEN = (
@@ -48,6 +53,9 @@ _MAY_CHANGE = (
             "save_steps",
             "save_total_limit",
             "resume_from_checkpoint",
+            "remote_dir",
+            "remote_storage_options",
+            "remote_timeout",
             "max_forgetting",
             "stop_on_budget",
             "per_device_eval_batch_size",
@@ -57,57 +65,118 @@ _MAY_CHANGE = (
 
 
 def open_run_folder(run: RunConfig) -> Path | None:
-    """Take the run folder and write `config.yaml` into it.
+    """Take the run folder, and the one elsewhere, and write `config.yaml` into it.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.
 
     Raises:
-        ConfigError: if the folder holds something else, or this run with another config.
-        CheckpointError: if the checkpoint asked for is not whole.
+        ConfigError: if a folder holds something else, or this run with another config.
+        CheckpointError: if the checkpoint asked for is not whole, or `training.remote_dir` cannot
+            be reached.
     """
     training = run.training
     folder = Path(training.output_dir)
+    remote = remote_run(training)
     if training.overwrite_output_dir:
         _clear(folder)
-    checkpoint = _find_checkpoint(folder, run)
+        if remote is not None:
+            remote.clear()
+    checkpoint = _find_checkpoint(folder, run, remote)
     if checkpoint is None and not training.overwrite_output_dir:
         _require_fresh(folder, training.resume_from_checkpoint)
+        if remote is not None:
+            _require_fresh_remote(remote)
     write_text(folder / CONFIG, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
     return checkpoint
 
 
-def _find_checkpoint(folder: Path, run: RunConfig) -> Path | None:
+def remote_run(training: TrainingConfig) -> RemoteRun | None:
+    """The run folder elsewhere, if the run has one.
+
+    Raises:
+        CheckpointError: if its server cannot be reached.
+    """
+    if training.remote_dir is None:
+        return None
+    return RemoteRun(training.remote_dir, training.remote_storage_options, training.remote_timeout)
+
+
+def _find_checkpoint(folder: Path, run: RunConfig, remote: RemoteRun | None) -> Path | None:
     """The checkpoint that `resume_from_checkpoint` means, once it is sure that it fits."""
     resume = run.training.resume_from_checkpoint
     if resume == "never":
         return None
+    if resume == "auto":
+        return _find_newest(folder, run, remote)
+    if is_remote(resume):
+        resume = _copy_of(resume, run)
     checkpoint = resolve_checkpoint(folder, resume)
-    if checkpoint is None:
-        return None
-    changes = list(_changes(checkpoint.parent / CONFIG, run))
-    if changes and resume == "auto":
-        raise ConfigError(
-            f"{folder} holds a run with another config: {'; '.join(changes)}. Choose another "
-            "training.output_dir, set training.overwrite_output_dir=true to start afresh, or name "
-            f"the checkpoint to go on with: training.resume_from_checkpoint={checkpoint}."
-        )
+    assert checkpoint is not None  # Only "auto" may find nothing.
+    changes = list(_changes(_config_at(checkpoint.parent), run))
     if changes:
         warnings.warn(
             f"Resuming {checkpoint} with another config: {'; '.join(changes)}.", stacklevel=3
         )
-    if resume != "auto":
-        _require_newest(folder, checkpoint)
+    _require_newest(folder, checkpoint, remote)
     return checkpoint
 
 
-def _require_newest(folder: Path, checkpoint: Path) -> None:
+def _find_newest(folder: Path, run: RunConfig, remote: RemoteRun | None) -> Path | None:
+    """The newest whole checkpoint, here or elsewhere; of this very run."""
+    checkpoint = resolve_checkpoint(folder, "auto")
+    if checkpoint is not None:
+        _refuse_changes(_config_at(folder), run, str(folder), str(checkpoint))
+    if remote is None:
+        return checkpoint
+    step = -1 if checkpoint is None else checkpoint_step(checkpoint)
+    names = remote.checkpoints()
+    if names:
+        config = yaml.safe_load(remote.read(CONFIG) or b"") or {}
+        _refuse_changes(config, run, remote.address, f"{remote.address}/{names[-1]}")
+    if not names or checkpoint_step(names[-1]) <= step:
+        return checkpoint
+    if not list_checkpoints(folder):
+        _require_fresh(folder, "auto")
+    fetch_files(remote, folder)
+    return fetch_newest(remote, folder, after=step) or checkpoint
+
+
+def _copy_of(address: str, run: RunConfig) -> str:
+    """A checkpoint that is named by its address, on this machine."""
+    if checkpoint_step(address) < 0 and not address.endswith("/best"):
+        raise ConfigError(
+            f"training.resume_from_checkpoint={address!r} is no checkpoint; name one: "
+            f"{address.rstrip('/')}/checkpoint-N or {address.rstrip('/')}/best."
+        )
+    return str(local_copy(address, run.training.remote_storage_options))
+
+
+def _refuse_changes(config: Mapping[str, Any], run: RunConfig, where: str, checkpoint: str) -> None:
+    """`auto` goes on only with the same run."""
+    changes = list(_changes(config, run))
+    if changes:
+        raise ConfigError(
+            f"{where} holds a run with another config: {'; '.join(changes)}. Choose another "
+            "training.output_dir (and training.remote_dir), set "
+            "training.overwrite_output_dir=true to start afresh, or name the checkpoint to go on "
+            f"with: training.resume_from_checkpoint={checkpoint}."
+        )
+
+
+def _require_newest(folder: Path, checkpoint: Path, remote: RemoteRun | None) -> None:
     """Two histories in one folder would make `auto` resume the wrong one."""
     others = list_checkpoints(folder)
+    places = []
     if others and others[-1].resolve() != checkpoint.resolve():
+        places.append(str(others[-1]))
+    if remote is not None and remote.newest_step() > checkpoint_step(checkpoint):
+        places.append(f"{remote.address}/checkpoint-{remote.newest_step()}")
+    if places:
         raise ConfigError(
-            f"{folder} holds {others[-1].name}, which is not the checkpoint to resume from "
-            f"({checkpoint}); choose another training.output_dir, or remove what comes after it."
+            f"there is {' and '.join(places)}, which is not the checkpoint to resume from "
+            f"({checkpoint}); choose another training.output_dir (and training.remote_dir), or "
+            "remove what comes after it."
         )
 
 
@@ -125,6 +194,16 @@ def _require_fresh(folder: Path, resume: str) -> None:
         )
 
 
+def _require_fresh_remote(remote: RemoteRun) -> None:
+    """Nothing is there that a new run would be mixed up with."""
+    names = remote.checkpoints(whole=False)
+    if names:
+        raise ConfigError(
+            f"training.remote_dir={remote.address!r} holds {names[-1]} and there is nothing to "
+            "resume; choose another folder, or set training.overwrite_output_dir=true."
+        )
+
+
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote; files of others stay."""
     for pattern in _WRITTEN:
@@ -132,11 +211,16 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _changes(path: Path, run: RunConfig) -> Iterator[str]:
+def _config_at(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder; empty where there is none."""
+    return read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def _changes(config: Mapping[str, Any], run: RunConfig) -> Iterator[str]:
     """What differs between the config of the run that is there and this one."""
-    if not path.is_file():
+    if not config:
         return
-    before, now = dict(_flat(read_yaml(path))), dict(_flat(run.to_dict()))
+    before, now = dict(_flat(config)), dict(_flat(run.to_dict()))
     for key in before.keys() | now.keys():
         may_change = any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
         if before.get(key) != now.get(key) and not may_change:

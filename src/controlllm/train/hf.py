@@ -32,7 +32,10 @@ def train_with_hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
         random_states = capture_rng()
         trainer = ControlLLMTrainer(bench, keeper)
         restore_rng(random_states)  # The Trainer seeds everything anew, on a resume too.
-        trainer.train()
+        try:
+            trainer.train()
+        except _EndOfData:
+            keeper.end_of_data()
     return keeper.finish()
 
 
@@ -67,9 +70,11 @@ class ControlLLMTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step; counts them and draws the step's alpha."""
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        batches = self.bench.next_batches()
+        if not batches:
+            raise _EndOfData
         self.counts = self.bench.loss.count(batches)
-        self.report = StepReport(tokens=self.counts.real)
+        self.report = StepReport.of(self.counts)
         self.bench.alphas.draw()
         return batches, self.counts.targets
 
@@ -83,6 +88,10 @@ class ControlLLMTrainer(Trainer):
         """One micro-batch's share of the step's loss."""
         with self.bench.autocast():
             return self.bench.loss.micro_batch(inputs, self.counts, self.report)
+
+
+class _EndOfData(Exception):
+    """The sources have left the mix; the Trainer knows no other way to stop between steps."""
 
 
 class _Books(TrainerCallback):

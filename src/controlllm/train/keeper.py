@@ -28,10 +28,12 @@ from controlllm.checkpoint import (
     save_checkpoint,
 )
 from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
+from controlllm.checkpoint.upload import Uploader
 from controlllm.common.errors import TrainingError
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench
+from controlllm.train.folder import remote_run
 from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
 from controlllm.train.losses import StepReport
 from controlllm.train.optim import learning_rate_factor
@@ -52,7 +54,7 @@ class TrainResult:
         output_dir: the run's folder.
         history: one row per record: `step` and its metrics.
         best: the best learner within the budget; None without learn sets, or if none kept to it.
-        stopped_because: max_steps, max_tokens, max_seconds or max_forgetting.
+        stopped_because: max_steps, max_tokens, max_seconds, max_forgetting or end_of_data.
         model: the model as it was when training stopped (the best one is on disk).
         tokenizer: its tokenizer.
     """
@@ -81,6 +83,8 @@ class RunKeeper:
         self.saved: Path | None = checkpoint
         self.stopped: str | None = None
         self.loggers = LoggerGroup([])
+        limit, remote = self.training.save_total_limit, remote_run(self.training)
+        self.uploader = None if remote is None else Uploader(remote, limit)
         self._clock = time.monotonic()
         self._checkpoint = checkpoint
 
@@ -91,6 +95,7 @@ class RunKeeper:
             log.info("Resuming %s", self._checkpoint)
         context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
         self.loggers = make_loggers(context)
+        self._upload()  # What an earlier process could not copy; and it shows now that it works.
         if self.progress.step == 0 and self.bench.meter.enabled:
             self._measure()
         self.stopped = self._reason_to_stop()
@@ -137,9 +142,21 @@ class RunKeeper:
             self._save(improved)
         self.start_clock()
 
+    def end_of_data(self) -> None:
+        """No batch is left: close the books of the last step, unless they are closed already."""
+        self.stopped = "end_of_data"
+        if self.progress.window.steps:
+            self._log_training()
+        improved = False
+        if self.bench.meter.enabled and self.progress.step % self.training.eval_steps:
+            improved = self._improves(self._measure())
+        self._save(improved)
+
     def finish(self) -> TrainResult:
         """Say what came of the run."""
         assert self.stopped is not None
+        for name, drawn in self.bench.loader.progress().items():
+            log.info("Read of source %s: %s", name, drawn["stats"].describe())
         return TrainResult(
             output_dir=self.folder,
             history=self.progress.history,
@@ -213,6 +230,16 @@ class RunKeeper:
         self.saved = save_checkpoint(self.folder, state, self.training.save_total_limit)
         if improved:
             self._mark_best()
+        self._upload()
+
+    def _upload(self) -> None:
+        """Copy the newest checkpoint, or what there is before the first one, elsewhere."""
+        if self.uploader is None:
+            return
+        if self.saved is not None and self.saved.parent.resolve() == self.folder.resolve():
+            self.uploader.send(self.saved)
+        else:
+            self.uploader.send_files(self.folder)
 
     def _mark_best(self) -> None:
         best = self.progress.best

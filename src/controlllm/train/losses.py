@@ -50,12 +50,14 @@ class Counts:
         tokens: positions with a divergence.
         rehearsed: positions with a rehearsal KL.
         real: tokens that are no padding, for throughput and budgets.
+        positions: all that the model computes, padding included.
     """
 
     targets: int = 0
     tokens: int = 0
     rehearsed: int = 0
     real: int = 0
+    positions: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -63,6 +65,7 @@ class Counts:
             self.tokens + other.tokens,
             self.rehearsed + other.rehearsed,
             self.real + other.real,
+            self.positions + other.positions,
         )
 
 
@@ -74,11 +77,18 @@ class StepReport:
         losses: cross_entropy, divergence and rehearsal (0-dim tensors on the device).
         divergence: unweighted divergence per expanded layer.
         tokens: real tokens seen.
+        positions: tokens computed, padding included.
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     divergence: dict[int, Tensor] = field(default_factory=dict)
     tokens: int = 0
+    positions: int = 0
+
+    @classmethod
+    def of(cls, counts: Counts) -> "StepReport":
+        """A report on a step of which only the counts are known."""
+        return cls(tokens=counts.real, positions=counts.positions)
 
     def add(self, losses: dict[str, Tensor], divergence: dict[int, Tensor]) -> None:
         """Add one micro-batch's share."""
@@ -152,6 +162,7 @@ class StepLoss:
             tokens=int(self._divergence_mask(batch).sum()),
             rehearsed=int(target_mask(labels_BT).sum()) - targets,
             real=int((batch["origin"] >= 0).sum()),
+            positions=batch["origin"].numel(),
         )
 
     def _task_labels(self, batch: Mapping[str, Any]) -> Tensor:

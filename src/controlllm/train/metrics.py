@@ -9,6 +9,7 @@
 | `train/learning_rate` | of the last step |
 | `train/grad_norm` | before clipping |
 | `train/tokens`, `train/tokens_per_second` | real tokens since the start; throughput of the steps |
+| `train/packing_efficiency` | real tokens as a share of all that were computed (the rest is padding) |
 | `train/memory_gib` | peak so far |
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
@@ -34,6 +35,7 @@ __all__ = [
     "LEARNING_RATE",
     "LOSS",
     "MEMORY",
+    "PACKING_EFFICIENCY",
     "REHEARSAL",
     "TOKENS",
     "TOKENS_PER_SECOND",
@@ -52,6 +54,7 @@ LEARNING_RATE = "train/learning_rate"
 GRAD_NORM = "train/grad_norm"
 TOKENS = "train/tokens"
 TOKENS_PER_SECOND = "train/tokens_per_second"
+PACKING_EFFICIENCY = "train/packing_efficiency"
 MEMORY = "train/memory_gib"
 
 

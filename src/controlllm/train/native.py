@@ -8,6 +8,7 @@ which makes the model and the optimizer, and into `clip_gradients`; the loop wou
 import torch
 from torch import nn
 
+from controlllm.data import Batch
 from controlllm.train.bench import Bench
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.losses import StepReport
@@ -26,7 +27,6 @@ class NativeLoop:
     def __init__(self, bench: Bench, keeper: RunKeeper) -> None:
         self.bench = bench
         self.keeper = keeper
-        self.accumulation = bench.run.training.gradient_accumulation_steps
         self.max_grad_norm = bench.run.training.max_grad_norm
 
     def run(self) -> TrainResult:
@@ -37,14 +37,16 @@ class NativeLoop:
         """
         self.bench.model.train()
         while self.keeper.stopped is None:
-            report, grad_norm = self.step()
-            self.keeper.after_step(report, grad_norm)
+            if batches := self.bench.next_batches():
+                self.keeper.after_step(*self.step(batches))
+            else:
+                self.keeper.end_of_data()
         return self.keeper.finish()
 
-    def step(self) -> tuple[StepReport, float]:
+    def step(self, batches: list[Batch]) -> tuple[StepReport, float]:
         """One optimizer step; what it measured, and the gradient norm before clipping."""
         bench = self.bench
-        report = self.accumulate()
+        report = self.accumulate(batches)
         grad_norm = clip_gradients(bench.model, self.max_grad_norm)
         self.keeper.check_finite(report, grad_norm)
         bench.optimizer.step()
@@ -52,12 +54,11 @@ class NativeLoop:
         bench.optimizer.zero_grad(set_to_none=True)
         return report, grad_norm
 
-    def accumulate(self) -> StepReport:
+    def accumulate(self, batches: list[Batch]) -> StepReport:
         """Forward and backward of all micro-batches of a step."""
         bench = self.bench
-        batches = [next(bench.loader) for _ in range(self.accumulation)]
         counts = bench.loss.count(batches)
-        report = StepReport(tokens=counts.real)
+        report = StepReport.of(counts)
         with bench.alphas.step():
             for batch in batches:
                 with bench.autocast():

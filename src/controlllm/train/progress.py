@@ -18,6 +18,8 @@ class Window:
     """Optimizer steps in the window."""
     tokens: int = 0
     """Real tokens in the window."""
+    positions: int = 0
+    """Tokens computed in the window, padding included."""
     seconds: float = 0.0
     """Time spent in training steps, without evaluation and saving."""
     sums: dict[str, float] = field(default_factory=dict)
@@ -34,12 +36,14 @@ class Window:
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.steps += 1
         self.tokens += report.tokens
+        self.positions += report.positions
         self.seconds += seconds
 
     def means(self) -> dict[str, float]:
         """The averaged metrics and the throughput."""
         metrics = {name: total / self.steps for name, total in self.sums.items()}
         metrics[names.TOKENS_PER_SECOND] = self.tokens / max(self.seconds, 1e-9)
+        metrics[names.PACKING_EFFICIENCY] = self.tokens / max(self.positions, 1)
         return metrics
 
 

@@ -1,6 +1,6 @@
 """Self-rehearsal: before training, the base writes down what it knows.
 
-    base --sample N sequences--> cache (addressed by base and settings) --> TokenizedSource
+    base --sample N sequences--> cache (addressed by base and settings) --> TokenStore
                                                                               |
     TrainLoader(..., rehearsal=(source, share)) mixes them into each batch <--'
 
@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_text
-from controlllm.data import TokenizedSource
+from controlllm.data import TokenStore
 from controlllm.evaluate import evaluating
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.fingerprint import fingerprint
@@ -59,7 +59,7 @@ class SamplingPlan:
 
 def rehearsal_source(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunConfig
-) -> TokenizedSource:
+) -> TokenStore:
     """The sequences of the base as a source for the train loader, from the cache if they are there.
 
     Args:
@@ -80,7 +80,7 @@ def rehearsal_source(
         log.info("Rehearsal: the base writes %d sequences", plan.num_sequences)
         sequences = list(sample_sequences(model, plan))
         write_text(path, json.dumps({"sequences": sequences}))
-    return TokenizedSource.from_tokens("rehearsal", sequences)
+    return TokenStore.from_tokens("rehearsal", sequences)
 
 
 def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[list[int]]:

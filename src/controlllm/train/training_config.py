@@ -1,8 +1,8 @@
 """How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
@@ -29,6 +29,7 @@ _OPTIONAL_POSITIVE = (
     "save_total_limit",
     "interpolator_learning_rate",
     "max_eval_samples",
+    "remote_timeout",
 )
 
 
@@ -109,7 +110,15 @@ class TrainingConfig:
     save_total_limit: int | None = 2
     """Keep only so many newest checkpoints; null = all. The best one is never removed."""
     resume_from_checkpoint: str = "auto"
-    """`auto` (the newest whole checkpoint of output_dir, if any), `never`, or a checkpoint."""
+    """`auto` (the newest whole checkpoint of output_dir or remote_dir), `never`, or a checkpoint
+    (a folder or an address)."""
+    remote_dir: str | None = None
+    """Address (`hdfs://`, `webhdfs://`, `s3://`, ...) that each checkpoint is copied to; `auto`
+    resumes from there where output_dir has no newer one. Docs: docs/hdfs.md."""
+    remote_storage_options: dict[str, Any] = field(default_factory=dict)
+    """For the client of remote_dir (`user`, `endpoint_url`, ...); secrets: see docs/hdfs.md."""
+    remote_timeout: float = 60.0
+    """The longest wait for remote_dir's server, in seconds; beyond it training stops."""
 
     max_forgetting: float | None = None
     """Budget in nats per token: at the best checkpoint no retain set has lost more than this."""

@@ -1,0 +1,62 @@
+"""Which rows of a source take part: a split by hash, wanted values, filters, a sample.
+
+Every decision is made on one row alone, so it is the same in any order, in a stream and on any
+rank, and it comes before up-sampling and before a row becomes several examples: no group of rows is
+ever on both sides of a split.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from controlllm.common.errors import DataError
+from controlllm.common.registry import Registry
+from controlllm.data.config import SourceConfig
+
+__all__ = ["FILTERS", "content_hash", "keeps_row", "register_filter"]
+
+FILTERS: Registry[Callable[[Mapping[str, Any]], bool]] = Registry("filter")
+"""Filters by name: row -> whether it takes part."""
+
+register_filter = FILTERS.register
+
+
+def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
+    """Whether a row takes part in a source.
+
+    Args:
+        row: column -> value.
+        source: its `part` (with `held_out`, `group_by`), `where`, `filter` and `sample`.
+
+    Raises:
+        DataError: a column that the config names is missing.
+    """
+    if source.part is not None:
+        group = row if source.group_by is None else _value(row, source.group_by, "group_by")
+        is_held_out = _fraction(group, "split") < source.held_out
+        if is_held_out != (source.part == "held_out"):
+            return False
+    if any(_value(row, column, "where") not in wanted for column, wanted in source.where.items()):
+        return False
+    if source.filter is not None and not FILTERS.get(source.filter)(row):
+        return False
+    return source.sample >= 1 or _fraction(row, "sample") < source.sample
+
+
+def content_hash(value: Any, purpose: str = "") -> int:
+    """64 bits of a hash of plain values; equal content gives equal hashes on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _fraction(value: Any, purpose: str) -> float:
+    """A number in [0, 1) from the content; another purpose gives an independent one."""
+    return content_hash(value, purpose) / 2**64
+
+
+def _value(row: Mapping[str, Any], column: str, field: str) -> Any:
+    if column not in row:
+        raise DataError(f"column {column!r}, named in `{field}`, is missing")
+    return row[column]

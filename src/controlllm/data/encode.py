@@ -1,0 +1,227 @@
+"""Step 4: rows -> examples of at most `max_length` tokens, every row accounted for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.choose import keeps_row
+from controlllm.data.config import DataConfig, SourceConfig
+from controlllm.data.formats import to_document
+from controlllm.data.render import Prepared, Rendered, Renderer
+from controlllm.data.sources import Located
+
+__all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows"]
+
+ROWS_AT_ONCE = 256
+"""Rows tokenized in one call by a pass over a whole source."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document, or a piece of one, that fits into `max_length`."""
+
+    input_ids: NDArray[np.int32]
+    """Token ids (T)."""
+
+    labels: NDArray[np.int32]
+    """The ids where they are targets, -100 elsewhere and at the first token (T)."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
+
+
+@dataclass
+class SourceStats:
+    """What became of the rows of a source; nothing is left out uncounted."""
+
+    rows: int = 0
+    """Rows read."""
+    examples: int = 0
+    """Examples made."""
+    tokens: int = 0
+    """Tokens of all examples."""
+    targets: int = 0
+    """Tokens that are targets."""
+    split: int = 0
+    """Rows cut into several examples."""
+    truncated: int = 0
+    """Rows cut at `max_length`, the rest thrown away."""
+    dropped: int = 0
+    """Rows left out because they are longer than `max_length`."""
+    without_targets: int = 0
+    """Rows left out because nothing in them is a target."""
+    filtered: int = 0
+    """Rows left out on purpose: the other side of a split, `where`, `filter`, `sample`, a format."""
+    duplicates: int = 0
+    """Rows left out because an earlier one became the same examples (`deduplicate`)."""
+    bad_rows: int = 0
+    """Rows left out because they could not be read (`on_bad_row: skip`)."""
+
+    def add(self, other: "SourceStats") -> None:
+        """Add the counts of another part of the source."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def describe(self) -> str:
+        """One line for people: the sizes, then every count that is not 0."""
+        parts = [f"{self.rows:,} rows, {self.examples:,} examples, {self.tokens:,} tokens"]
+        parts.append(f"{self.targets:,} targets")
+        for field in fields(self)[4:]:
+            if count := getattr(self, field.name):
+                parts.append(f"{count:,} {field.name.replace('_', ' ')}")
+        return ", ".join(parts)
+
+
+class RowEncoder:
+    """Turns rows of one source into examples, and counts what became of them.
+
+    Args:
+        source: how to read its rows.
+        tokenizer: a fast tokenizer.
+        config: template, targets, `max_length` and what to do with longer rows.
+        training: whether `mixed_training` applies (it does not in evaluation).
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DataConfig,
+        training: bool = False,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.stats = SourceStats()
+        self.renderer = Renderer(tokenizer, config, training and config.mixed_training)
+
+    def fresh(self) -> "RowEncoder":
+        """The same encoder with all counts at 0."""
+        other = copy(self)
+        other.stats = SourceStats()
+        return other
+
+    def encode(self, rows: Sequence[Located], chosen: bool = False) -> list[list[Example]]:
+        """The examples of each row, in order; none for a row that is left out.
+
+        Tokenizing many rows at once is several times faster than one by one.
+
+        Args:
+            rows: (place, row) pairs.
+            chosen: whether `choose` has counted and chosen them already.
+
+        Raises:
+            DataError: a row cannot be used (named by source, file and row).
+        """
+        prepared = [self._prepare(place, row, chosen) for place, row in rows]
+        rendered = iter(self.renderer.tokenize([item for item in prepared if item is not None]))
+        return [self._fit(next(rendered)) if item is not None else [] for item in prepared]
+
+    def choose(self, rows: Iterable[Located]) -> Iterator[Located]:
+        """The rows that take part, for a hook that comes before `encode`.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        for place, row in rows:
+            self.stats.rows += 1
+            taken = False
+            with self.accounting(place):
+                taken = keeps_row(_row(row), self.source)
+                self.stats.filtered += not taken
+            if taken:
+                yield place, row
+
+    @contextmanager
+    def accounting(self, place: Any) -> Iterator[None]:
+        """What a bad row inside the block means: an error that names it, or one more to the count.
+
+        Raises:
+            DataError: a `DataError` inside the block, with source and place.
+        """
+        try:
+            yield
+        except DataError as error:
+            if self.source.on_bad_row == "error":
+                raise DataError(
+                    f"source {self.source.name!r}: {place}: {error}. "
+                    "(`on_bad_row: skip` leaves such rows out.)"
+                ) from error
+            self.stats.bad_rows += 1
+
+    def _prepare(self, place: Any, row: Any, chosen: bool) -> Prepared | None:
+        self.stats.rows += not chosen
+        with self.accounting(place):
+            row = _row(row)
+            document = None
+            if chosen or keeps_row(row, self.source):
+                document = to_document(row, self.source.format, self.source.columns)
+            if document is not None:
+                return self.renderer.prepare(document)
+            self.stats.filtered += 1
+        return None
+
+    def _fit(self, rendered: Rendered) -> list[Example]:
+        """Cut what is longer than `max_length` as told; leave out what has no target."""
+        stats, config = self.stats, self.config
+        length, limit = len(rendered.input_ids), config.max_length
+        cuts = [(0, length)]
+        if length > limit:
+            policy = config.long_text if rendered.is_text else config.long_chat
+            if policy == "drop":
+                stats.dropped += 1
+                return []
+            stats.truncated += policy == "truncate"
+            stats.split += policy == "split"
+            # Pieces share one token: the last of a piece opens the next, so that every token is
+            # predicted once.
+            starts = range(0, length - 1, limit - 1) if policy == "split" else range(1)
+            cuts = [(start, start + limit) for start in starts]
+        labels = np.where(rendered.targets, rendered.input_ids, IGNORE_INDEX).astype(np.int32)
+        pieces = [_piece(rendered.input_ids[a:b], labels[a:b]) for a, b in cuts]
+        kept = [piece for piece in pieces if (piece.labels != IGNORE_INDEX).any()]
+        stats.without_targets += not kept
+        stats.examples += len(kept)
+        stats.tokens += sum(map(len, kept))
+        stats.targets += sum(int((piece.labels != IGNORE_INDEX).sum()) for piece in kept)
+        return kept
+
+
+def _row(row: Any) -> dict[str, Any]:
+    """The row itself, or the reason why there is none, raised."""
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict):
+        raise DataError(f"a row must map columns to values; this is a {type(row).__name__}")
+    return row
+
+
+def _piece(input_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> Example:
+    """A piece with no target at its first token, which nothing predicts."""
+    labels = labels.copy()
+    labels[:1] = IGNORE_INDEX
+    return Example(input_ids, labels)
+
+
+def encode_rows(
+    encoder: RowEncoder, rows: Iterable[Located], chosen: bool = False
+) -> Iterator[tuple[Located, list[Example]]]:
+    """Every row with its examples, some rows at a time.
+
+    Args:
+        encoder: how rows become examples.
+        rows: (place, row) pairs.
+        chosen: whether `RowEncoder.choose` has counted and chosen them already.
+    """
+    upcoming = iter(rows)
+    while chunk := list(islice(upcoming, ROWS_AT_ONCE)):
+        yield from zip(chunk, encoder.encode(chunk, chosen), strict=True)

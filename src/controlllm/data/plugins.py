@@ -1,0 +1,62 @@
+"""Users' own formats, sources, filters, hooks and collators: found by entry point or by file."""
+
+import sys
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.data.config import DataConfig
+
+__all__ = ["ENTRY_POINT_GROUPS", "load_plugins"]
+
+ENTRY_POINT_GROUPS = ("controlllm.formats", "controlllm.sources")
+"""Groups under which installed packages announce modules that register things."""
+
+
+def load_plugins(config: DataConfig) -> None:
+    """Run every plugin once per process, so that what it registers is known by name.
+
+    Args:
+        config: its `plugins` are Python files.
+
+    Raises:
+        ConfigError: a plugin is missing or fails; says which and why.
+    """
+    _load_entry_points()
+    for path in config.plugins:
+        _load_file(Path(path).expanduser().resolve())
+
+
+@cache
+def _load_entry_points() -> None:
+    for group in ENTRY_POINT_GROUPS:
+        for point in entry_points(group=group):
+            try:
+                point.load()
+            # Whatever somebody else's module raises means that it cannot be used.
+            except Exception as error:
+                raise ConfigError(
+                    f"the plugin {point.name!r} ({point.value}, entry point {group}) fails: "
+                    f"{error!r}. Mend or uninstall it."
+                ) from error
+
+
+@cache
+def _load_file(path: Path) -> None:
+    # The same name in every process, so that what the module defines can be pickled into workers.
+    name = f"controlllm_plugin_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"data.plugins: {path} is not a Python file.")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, ControlLLMError):
+            raise
+        raise ConfigError(f"data.plugins: {path} fails: {error!r}.") from error

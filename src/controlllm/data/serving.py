@@ -1,0 +1,148 @@
+"""Who runs the lanes of a rank: this process, or worker processes that read ahead.
+
+Torch's `DataLoader` starts the workers, takes from them in turn, and notices when one dies. With
+each item comes the state of its lane behind it, so the loader's state never runs ahead of what was
+given out. Worker `w` of `W` serves every `W`-th lane, which keeps the order that one process has.
+"""
+
+import multiprocessing
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from controlllm.common.errors import DataError
+from controlllm.data.batching import Item
+from controlllm.data.lane import Lane
+
+__all__ = ["MakeLane", "Serving", "serve"]
+
+MakeLane = Callable[[int], Lane]
+"""Number of a lane -> the lane, in the state where it is to go on."""
+
+
+class Serving(ABC):
+    """Items of several lanes in turn."""
+
+    @abstractmethod
+    def next(self) -> Item:
+        """The next item; empty once all lanes have come to their end."""
+
+    @abstractmethod
+    def states(self) -> dict[int, dict[str, Any]]:
+        """The state of each lane behind the items given out so far."""
+
+
+def serve(
+    numbers: Sequence[int], make: MakeLane, num_workers: int, prefetch_factor: int
+) -> Serving:
+    """Serve lanes, beginning with the one that has given out least.
+
+    Args:
+        numbers: the lanes of this rank.
+        make: makes a lane.
+        num_workers: processes, a divisor of the number of lanes; 0 = this process.
+        prefetch_factor: items that each worker prepares ahead.
+    """
+    lanes = sorted((make(number) for number in numbers), key=lambda lane: (lane.items, lane.number))
+    if num_workers == 0:
+        return _Here(lanes)
+    return _Workers(lanes, make, num_workers, prefetch_factor)
+
+
+class _Here(Serving):
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = list(lanes)
+        self._turn = 0
+
+    def next(self) -> Item:
+        for _ in self._lanes:
+            lane = self._lanes[self._turn % len(self._lanes)]
+            self._turn += 1
+            if item := lane.next():
+                return item
+        return []
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        return {lane.number: lane.state_dict() for lane in self._lanes}
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    lane: int
+    item: Item
+    state: dict[str, Any]
+    error: str | None = None
+
+
+class _Workers(Serving):
+    def __init__(
+        self, lanes: Sequence[Lane], make: MakeLane, num_workers: int, prefetch_factor: int
+    ) -> None:
+        self._states = {lane.number: lane.state_dict() for lane in lanes}
+        # Forked workers start at once and share what is in memory; elsewhere all is pickled.
+        methods = multiprocessing.get_all_start_methods()
+        loader = DataLoader(
+            _Shares([lane.number for lane in lanes], make),
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            worker_init_fn=_one_thread,
+            multiprocessing_context="fork" if "fork" in methods else None,
+        )
+        self._deliveries = iter(loader)
+
+    def next(self) -> Item:
+        while True:
+            try:
+                delivery = next(self._deliveries)
+            except StopIteration:
+                return []
+            except RuntimeError as error:
+                raise DataError(f"a data worker process died: {error}") from error
+            if delivery.error is not None:
+                raise DataError(delivery.error)
+            self._states[delivery.lane] = delivery.state
+            if delivery.item:
+                return delivery.item
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        return dict(self._states)
+
+
+class _Shares(IterableDataset[_Delivery]):
+    """What each worker process runs: every so many-th lane, in turn."""
+
+    def __init__(self, numbers: Sequence[int], make: MakeLane) -> None:
+        self._numbers = list(numbers)
+        self._make = make
+
+    def __iter__(self) -> Iterator[_Delivery]:
+        worker = get_worker_info()
+        assert worker is not None
+        try:
+            lanes = [
+                self._make(number) for number in self._numbers[worker.id :: worker.num_workers]
+            ]
+            going_on = True
+            while going_on:
+                going_on = False
+                for lane in lanes:
+                    item = lane.next()
+                    going_on = going_on or bool(item)
+                    # At its end a lane still takes its turn, so that the order stays the same.
+                    yield _Delivery(lane.number, item, lane.state_dict())
+        # Whatever goes wrong here is raised again where the run can stop on all ranks.
+        except Exception as error:
+            text = str(error) if isinstance(error, DataError) else repr(error)
+            yield _Delivery(-1, [], {}, text)
+
+
+def _one_thread(worker: int) -> None:
+    """Processes are the parallelism here; threads in each would fight for the same cores."""
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

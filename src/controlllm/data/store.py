@@ -1,0 +1,211 @@
+"""Examples that are tokens already: what a model wrote for rehearsal, or a prepared source.
+
+On disk a store is a folder: `ids.bin` (uint16 where the vocabulary allows, else int32), `targets.bin`
+(bytes 0 or 1), `ends.npy` (int64, where each example ends), perhaps `index.npy` (which examples take
+part, in which order), and `meta.json`. It is memory-mapped: opening costs the same for any size.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlllm.common.errors import DataError
+from controlllm.common.files import read_json, write_json
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.encode import Example, SourceStats
+from controlllm.data.sources import Blocks, Located
+
+__all__ = ["StoreWriter", "TokenStore"]
+
+IDS, TARGETS, ENDS, INDEX, META = "ids.bin", "targets.bin", "ends.npy", "index.npy", "meta.json"
+
+
+class TokenStore(Blocks):
+    """Examples in flat arrays, each a block of its own: `store[i] -> Example`.
+
+    Args:
+        name: of the source, for messages.
+        input_ids: token ids of all examples, one after the other (tokens).
+        targets: which of them are targets (tokens), bool.
+        ends: where each example ends in them (examples), int64.
+        index: the examples that take part, in their order; by default all.
+        fingerprint: of where they came from; by default a hash of all arrays.
+
+    Raises:
+        DataError: there is no example.
+    """
+
+    phases: Sequence[int] | None = None
+    """Where the examples come in phases, easy ones first: how many each phase has."""
+
+    def __init__(
+        self,
+        name: str,
+        input_ids: NDArray[np.integer],
+        targets: NDArray[np.bool_],
+        ends: NDArray[np.int64],
+        index: NDArray[np.int64] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        if not len(ends if index is None else index):
+            raise DataError(f"source {name!r} holds no examples.")
+        self.name = name
+        self.num_rows = len(ends if index is None else index)
+        self.stats = SourceStats()
+        self._ids = input_ids
+        self._targets = targets
+        self._ends = ends
+        self._index = index
+        self._fingerprint = fingerprint or _digest(input_ids, targets, ends)
+
+    @classmethod
+    def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
+        """Examples from token ids, all of them targets but the first; held in memory."""
+        kept = [np.asarray(row, dtype=np.int32) for row in rows]
+        if not kept:
+            raise DataError(f"source {name!r} holds no examples.")
+        ends = np.cumsum([len(ids) for ids in kept])
+        targets = np.ones(ends[-1], dtype=bool)
+        targets[[0, *ends[:-1]]] = False
+        return cls(name, np.concatenate(kept), targets, ends)
+
+    @classmethod
+    def open(cls, name: str, folder: Path) -> "TokenStore":
+        """A store on disk.
+
+        Raises:
+            DataError: a file has not the size it was written with.
+        """
+        meta = read_json(folder / META)
+        for file, size in meta["files"].items():
+            found = (folder / file).stat().st_size if (folder / file).is_file() else None
+            if found != size:
+                raise DataError(
+                    f"source {name!r}: the prepared tokens in {folder} are damaged ({file} has "
+                    f"{found} bytes, not {size}); remove that folder, and they are made anew."
+                )
+        if not meta["files"][IDS]:
+            raise DataError(f"source {name!r} holds no examples.")
+        ids = np.memmap(folder / IDS, dtype=meta["dtype"], mode="r")
+        targets = np.memmap(folder / TARGETS, dtype=bool, mode="r")
+        ends = np.load(folder / ENDS, mmap_mode="r")
+        index = np.load(folder / INDEX, mmap_mode="r") if INDEX in meta["files"] else None
+        store = cls(name, ids, targets, ends, index, meta["fingerprint"])
+        store.stats = SourceStats(**meta["stats"])
+        store.phases = meta["phases"]
+        return store
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints mean equal examples."""
+        return self._fingerprint
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example (examples); computed, since a large store is not held in memory."""
+        lengths = np.diff(self._ends, prepend=0)
+        return lengths if self._index is None else lengths[self._index]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return int(self._ends[-1]) if self._index is None else int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.num_rows or 0
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index` (0 <= index < len)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"source {self.name!r} has {len(self)} examples; there is no {index}.")
+        at = index if self._index is None else int(self._index[index])
+        part = slice(int(self._ends[at - 1]) if at else 0, int(self._ends[at]))
+        ids = self._ids[part].astype(np.int32)
+        return Example(ids, np.where(self._targets[part], ids, np.int32(IGNORE_INDEX)))
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The one example of a block."""
+        if start == 0:
+            yield f"{self.name}[{block}]", self[block]
+
+
+class StoreWriter:
+    """Writes a store example by example, into a folder that only gets its name once it is whole.
+
+    Args:
+        folder: an empty folder.
+        vocabulary: number of token ids.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        self.folder = folder
+        self.dtype = "uint16" if vocabulary <= 2**16 else "int32"
+        self.lengths = array("q")
+        self._digest = blake2b(digest_size=16)
+        self._ids = (folder / IDS).open("wb")
+        self._targets = (folder / TARGETS).open("wb")
+
+    def __enter__(self) -> "StoreWriter":
+        """The writer; its files are closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ids.close()
+        self._targets.close()
+
+    def write(self, example: Example) -> None:
+        """Add an example."""
+        ids, targets = example.input_ids.astype(self.dtype), example.labels != IGNORE_INDEX
+        for file, values in ((self._ids, ids), (self._targets, targets)):
+            file.write(values.tobytes())
+            self._digest.update(values.tobytes())
+        self._digest.update(len(ids).to_bytes(8, "little"))
+        self.lengths.append(len(ids))
+
+    def finish(
+        self,
+        stats: SourceStats,
+        index: NDArray[np.int64] | None = None,
+        phases: Sequence[int] | None = None,
+    ) -> None:
+        """Write what is known only at the end; the files are closed.
+
+        Args:
+            stats: what became of the rows.
+            index: the examples that take part, in order; None for all.
+            phases: how many of them each phase has.
+        """
+        self._ids.close()
+        self._targets.close()
+        np.save(self.folder / ENDS, np.cumsum(self.lengths, dtype=np.int64))
+        if index is not None:
+            np.save(self.folder / INDEX, index)
+            self._digest.update(index.tobytes())
+        files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
+        meta: Mapping[str, Any] = {
+            "dtype": self.dtype,
+            "files": files,
+            "fingerprint": self._digest.hexdigest(),
+            "phases": phases,
+            "stats": vars(stats),
+        }
+        write_json(self.folder / META, meta)
+
+
+def _digest(*arrays: NDArray[np.generic]) -> str:
+    digest = blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
