@@ -6,6 +6,7 @@
 | `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
 | `tensors` | what of a model is trained, what model it is, and putting the tensors back |
 | `locate`, `loading` | any folder or name to a model and its tokenizer |
+| `remote`, `upload`, `fetch` | run folders elsewhere (HDFS, S3, ...), to there and from there |
 | `inspection` | what a saved model consists of, without loading it |
 | `export` | full, sidecar and collapsed forms |
 """

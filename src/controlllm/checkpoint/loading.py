@@ -7,12 +7,13 @@
 | a sidecar folder | the sidecar on its base (by its recorded name, or the one given) |
 | a full expanded model, a Hugging Face model | the folder itself |
 | a name on the Hub | that model, or the sidecar there on its base |
+| an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
 
 Only safetensors are read, and code that comes with a model runs only if the user says so.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -66,6 +67,9 @@ class LoadOptions:
     tokenizer: str | None = None
     """Tokenizer to use instead of the model's own."""
 
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
+
     def __post_init__(self) -> None:
         """Check the values.
 
@@ -92,7 +96,7 @@ def load_model(
         ModelError: if a sidecar cannot be put on its base.
     """
     options = options or LoadOptions()
-    location = locate(path_or_name)
+    location = locate(path_or_name, options.storage_options)
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
     sidecar = _sidecar_folder(location, options)
@@ -161,7 +165,7 @@ def _base_of(sidecar: Path, location: Location, options: LoadOptions) -> tuple[s
     if not name:
         raise CheckpointError(f"{sidecar} does not record its base by name; name it (`base`).")
     try:
-        path = locate(name).path
+        path = locate(name, options.storage_options).path
     except CheckpointError as error:
         raise CheckpointError(
             f"the base of {sidecar} is {name}, which is not here; say where it is (`base`)."

@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from controlllm.checkpoint.fetch import local_copy
 from controlllm.checkpoint.manifest import MANIFEST
 from controlllm.checkpoint.state import (
     STATE,
@@ -14,6 +16,7 @@ from controlllm.checkpoint.state import (
 )
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
+from controlllm.common.remote import is_remote
 from controlllm.expansion.sidecar import SIDECAR_CONFIG
 
 __all__ = ["Kind", "Location", "locate"]
@@ -44,14 +47,21 @@ class Location:
     path: str
 
 
-def locate(path_or_name: str | Path) -> Location:
+def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = None) -> Location:
     """Find out what `path_or_name` is.
 
     A run folder means its best checkpoint, else its newest whole one; `run/best` the best one.
+    What lies at an address (`hdfs://...`) is copied to this machine first.
+
+    Args:
+        path_or_name: a folder, an address, or a name on the Hub.
+        storage_options: for the client of an address (docs/hdfs.md).
 
     Raises:
         CheckpointError: if it is a path and nothing that can be loaded lies there.
     """
+    if is_remote(path_or_name):
+        path_or_name = local_copy(str(path_or_name), storage_options)
     path = Path(path_or_name)
     if path.name == "best" and not path.exists():
         best = best_checkpoint(path.parent)

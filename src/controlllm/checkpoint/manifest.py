@@ -4,13 +4,14 @@ The manifest is written last. A folder whose files do not fit its manifest, or t
 not loaded, and the error says which file and why.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import file_digest, read_json, write_json
+from controlllm.common.files import file_digest, write_json
 
-__all__ = ["MANIFEST", "verify_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "parse_manifest", "verify_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = "controlllm-checkpoint"
@@ -50,6 +51,30 @@ def verify_manifest(folder: str | Path) -> None:
             )
 
 
+def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
+    """What a manifest says.
+
+    Args:
+        content: the file's content.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: if it is damaged, foreign, or of a newer format.
+    """
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{where} cannot be read as JSON: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{where} was not written by this library.")
+    if manifest["version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} has checkpoint format {manifest['version']}, newer than this library's "
+            f"{FORMAT_VERSION}; upgrade controlllm."
+        )
+    return manifest
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; give a checkpoint-N folder or a run folder.")
@@ -57,12 +82,4 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} is not a whole training checkpoint: it has no {MANIFEST}; use another one."
         )
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} was not written by this library.")
-    if manifest["version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {manifest['version']}, newer than this library's "
-            f"{FORMAT_VERSION}; upgrade controlllm."
-        )
-    return manifest
+    return parse_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST)

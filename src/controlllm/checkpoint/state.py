@@ -39,9 +39,11 @@ from controlllm.common.files import (
 from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = [
+    "BEST",
     "STATE",
     "TrainingState",
     "best_checkpoint",
+    "checkpoint_step",
     "list_checkpoints",
     "load_checkpoint",
     "mark_best",
@@ -144,7 +146,7 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """All folders `checkpoint-N` of a run by rising step, without looking inside."""
-    found = [(_step_of(path), path) for path in Path(output_dir).glob("checkpoint-*")]
+    found = [(checkpoint_step(path), path) for path in Path(output_dir).glob("checkpoint-*")]
     return [path for step, path in sorted(found) if step >= 0 and path.is_dir()]
 
 
@@ -203,9 +205,15 @@ def best_checkpoint(output_dir: str | Path) -> Path | None:
     if not path.is_file():
         return None
     best = Path(output_dir) / str(read_json(path)["checkpoint"])
-    if _step_of(best) < 0 or not best.is_dir():
+    if checkpoint_step(best) < 0 or not best.is_dir():
         raise CheckpointError(f"{path} names {best.name}, which is not there; remove {path}.")
     return best
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The step in the name of a checkpoint's folder; -1 for any other name."""
+    match = _NAME.match(Path(path).name)
+    return int(match[1]) if match else -1
 
 
 def _prune(output_dir: Path, limit: int | None, keep: Path) -> None:
@@ -217,8 +225,3 @@ def _prune(output_dir: Path, limit: int | None, keep: Path) -> None:
     removable = [path for path in checkpoints if path not in kept]
     for path in removable[: max(len(checkpoints) - max(limit, 1), 0)]:
         shutil.rmtree(path)
-
-
-def _step_of(path: Path) -> int:
-    match = _NAME.match(path.name)
-    return int(match[1]) if match else -1

@@ -8,6 +8,7 @@ from controlllm.cli.parsing import parse_options
 from controlllm.cli.sets import Sets, load_sets, run_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json
+from controlllm.common.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.expansion.sidecar import SIDECAR_CONFIG
@@ -97,7 +98,9 @@ class _Target:
 
 def _target(options: CalibrateOptions) -> _Target:
     """Decide before hours of measuring whether the result can be written."""
-    location = locate(options.model)
+    location = locate(options.model, options.load.storage_options)
+    if options.output is None and is_remote(options.model):
+        raise ConfigError(f"{options.model} is elsewhere; say where to write: --output.")
     in_place = options.output is None and location.kind in (Kind.SIDECAR, Kind.EXPANDED)
     if in_place:
         return _Target(Path(location.path), True)

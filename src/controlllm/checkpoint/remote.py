@@ -1,0 +1,154 @@
+"""A run folder elsewhere (HDFS, S3, ...), laid out as the one on disk is.
+
+    webhdfs://namenode:9870/runs/seven/
+      config.yaml, tokenizer.json, metrics.jsonl, best.json, rehearsal/...
+      checkpoint-40/       its manifest.json is written last: without one, it is no checkpoint
+
+`upload` brings checkpoints there, `fetch` brings them back.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from controlllm.checkpoint.manifest import MANIFEST
+from controlllm.checkpoint.state import BEST, checkpoint_step
+from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.remote import open_filesystem, shown
+
+__all__ = ["FOLDERS", "RemoteRun"]
+
+FOLDERS = ("rehearsal",)
+"""What belongs to a run, besides checkpoints and the files that lie directly in its folder."""
+
+
+class RemoteRun:
+    """A run folder, or any folder, on another file system.
+
+    Args:
+        address: where it is, or is to be: `webhdfs://...`, `hdfs://...`, `s3://...`, or a path.
+        storage_options: for the client (docs/hdfs.md).
+        timeout: the longest wait in seconds.
+
+    Raises:
+        CheckpointError: if its server cannot be reached.
+    """
+
+    def __init__(
+        self, address: str, storage_options: dict[str, Any] | None = None, timeout: float = 60.0
+    ) -> None:
+        self.address = shown(address).rstrip("/")
+        try:
+            self.filesystem, path = open_filesystem(address, storage_options, timeout)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        self._path = path.rstrip("/")
+
+    def at(self, relative: str = "") -> str:
+        """The path of something in this folder, on its file system."""
+        return f"{self._path}/{relative}" if relative else self._path or "/"
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Tell errors of the server within the block as ours.
+
+        Raises:
+            CheckpointError: for any `OSError`.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.address} cannot be used: {error}. Try again once its server answers; no "
+                "checkpoint was harmed."
+            ) from error
+
+    def checkpoints(self, whole: bool = True) -> list[str]:
+        """The names `checkpoint-N` by rising step.
+
+        Args:
+            whole: leave out those that were not copied to their end.
+
+        Raises:
+            CheckpointError: if the server cannot say.
+        """
+        with self.asking():
+            entries = self._list("")
+            names = [n for n, entry in entries.items() if entry["type"] == "directory"]
+            names = sorted((n for n in names if checkpoint_step(n) >= 0), key=checkpoint_step)
+            if not whole:
+                return names
+            return [n for n in names if self.filesystem.exists(self.at(f"{n}/{MANIFEST}"))]
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint that was copied to its end; -1 if there is none.
+
+        Raises:
+            CheckpointError: if the server cannot say.
+        """
+        return max(map(checkpoint_step, self.checkpoints()), default=-1)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The files directly in a folder, with their bytes; temporary ones are left out.
+
+        Raises:
+            CheckpointError: if the server cannot say.
+        """
+        with self.asking():
+            entries = self._list(folder)
+        files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
+        return {name: entry["size"] for name, entry in files.items() if not name.startswith(".")}
+
+    def best(self) -> str | None:
+        """The name of the best checkpoint, or None where none is marked.
+
+        Raises:
+            CheckpointError: if the server cannot say, or the mark is damaged.
+        """
+        content = self.read(BEST)
+        try:
+            return None if content is None else str(json.loads(content)["checkpoint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.address}/{BEST} is damaged; remove it.") from error
+
+    def read(self, relative: str) -> bytes | None:
+        """The content of a small file, or None where it is not there.
+
+        Raises:
+            CheckpointError: if the server cannot say.
+        """
+        with self.asking():
+            try:
+                return bytes(self.filesystem.cat_file(self.at(relative)))
+            except FileNotFoundError:
+                return None
+
+    def remove(self, relative: str) -> None:
+        """Remove a file or a folder, if it is there.
+
+        Raises:
+            OSError: as its server says.
+        """
+        if self.filesystem.exists(self.at(relative)):
+            self.filesystem.rm(self.at(relative), recursive=True)
+
+    def clear(self) -> None:
+        """Remove all checkpoints, and which is the best: a run starts afresh.
+
+        Raises:
+            CheckpointError: if they cannot be removed.
+        """
+        names = self.checkpoints(whole=False)
+        with self.asking():
+            for name in [*names, BEST]:
+                self.remove(name)
+
+    def _list(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What lies directly in a folder, by name; nothing if the folder is not there."""
+        self.filesystem.invalidate_cache()
+        try:
+            entries = self.filesystem.ls(self.at(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {str(e["name"]).rstrip("/").rpartition("/")[2]: e for e in entries}
