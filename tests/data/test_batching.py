@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from controlllm.data import batching
 from controlllm.data.batches import collate
 from controlllm.data.batching import (
     Batcher,
@@ -20,10 +23,12 @@ from controlllm.data.batching import (
     make_batcher,
     redeal_batchers,
 )
-from controlllm.data.config import DataConfig
+from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import Example
+from controlllm.data.evaluation import read_examples
 from controlllm.data.mixing import Picked
 
+POOLS = {name: getattr(batching, name) for name in ("BATCHES", "ROWS", "TOKENS")}
 CAPACITY = 32
 LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=0, max_size=80)
 KINDS: dict[str, dict[str, Any]] = {
@@ -277,3 +282,68 @@ def test_lanes_give_out_the_same_quantile_at_the_same_time() -> None:
     config = make_config("grouped")
     costs = [[item_capacity(item, config) for item in items_of(make("grouped", d))] for d in draws]
     assert np.corrcoef(costs)[0, 1] > 0.6
+
+
+REAL = {
+    "sft/gsm8k/train.jsonl.gz": {"prompt": "question", "completion": "answer"},
+    "sft/dolly2k/dolly_train.json.gz": {},
+    "sft/gpteacher_codegen/codegen-instruct.json.gz": {"output": "response"},
+    "sft/chat_dataset_zh_extra/code_qa_zh.json.gz": {},
+}
+
+
+@pytest.fixture(scope="module")
+def real_examples(shared_data: Path) -> list[list[Example]]:
+    """2,000 conversations of each of four real sets, of at most 4,096 tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind6400")
+    config = DataConfig(max_length=4096)
+    sources = [SourceConfig(str(shared_data / p), columns=columns) for p, columns in REAL.items()]
+    return [read_examples(source, tokenizer, config, 2000)[0] for source in sources]
+
+
+def drawn_at_random(sets: list[list[Example]], seed: int) -> Callable[[], Picked]:
+    """One of the sets by its size, one of its examples, for ever."""
+    pool = [(source, example) for source, examples in enumerate(sets) for example in examples]
+    random = np.random.default_rng(seed)
+
+    def draw() -> Picked:
+        number = int(random.integers(len(pool)))
+        return pool[number][0], (number, 0, 0), pool[number][1]
+
+    return draw
+
+
+def cut(example: Example, limit: int) -> Example:
+    return Example(example.input_ids[:limit], example.labels[:limit])
+
+
+@pytest.mark.parametrize("which", [[0], [1], [2], [3], [0, 1, 2, 3]])
+def test_slots_of_4k_are_full_of_real_rows(
+    real_examples: list[list[Example]], which: list[int]
+) -> None:
+    """By default, on each set alone and on all: at least 99 % of the first 100 slots is tokens."""
+    draw = drawn_at_random([real_examples[i] for i in which], seed=0)
+    batcher = make_batcher(draw, DataConfig(max_length=4096), 1, 0)
+    for _ in range(100):
+        batcher.next()
+    assert fill_ratio([batcher.state_dict()]) > 0.99
+
+
+@pytest.mark.parametrize(
+    "settings", [{"group_by_length": True}, {"max_tokens_per_batch": 8192}], ids=str
+)
+def test_8_ranks_have_equal_work_on_real_rows(
+    real_examples: list[list[Example]], settings: dict[str, Any]
+) -> None:
+    """Padded tokens of the costliest of 8 lanes per mean, over 256 steps; pools as they are."""
+    sets = [[cut(example, 1024) for example in examples] for examples in real_examples[:3]]
+    config = DataConfig(packing=False, max_length=1024, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in POOLS.items():
+            patch.setattr(batching, name, value)
+        lanes = [make_batcher(drawn_at_random(sets, lane), config, 8, 7) for lane in range(8)]
+        costs = np.array([[item_capacity(b.next(), config) for b in lanes] for _ in range(256)])
+    ratios = costs.max(axis=1) / costs.mean(axis=1)
+    assert ratios.mean() <= 1.05
+    assert ratios.max() <= 1.5
+    assert fill_ratio([lane.state_dict() for lane in lanes]) > 0.9
