@@ -115,6 +115,10 @@ WRITERS: dict[str, Callable[[Path, Sequence[Any]], None]] = {
     "lz4.feather": lambda path, rows: write_arrow(path, rows, stream=False, codec="lz4"),
     "zstd-stream.arrow": lambda path, rows: write_arrow(path, rows, stream=True, codec="zstd"),
     "a.avro": write_avro,
+    "a.avro.gz": lambda path, rows: _packed(path, rows, write_avro),
+    "a.arrow.gz": lambda path, rows: _packed(
+        path, rows, lambda place, all_rows: write_arrow(place, all_rows, stream=True)
+    ),
     "plain.avro": lambda path, rows: write_avro(path, rows, "null"),
 }
 """File name -> writer of rows into it; all rows have `text`, and perhaps `number`."""
@@ -122,6 +126,11 @@ WRITERS: dict[str, Callable[[Path, Sequence[Any]], None]] = {
 
 def _put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def _packed(path: Path, rows: Sequence[Any], writer: Callable[[Path, Sequence[Any]], None]) -> None:
+    writer(path, rows)
+    path.write_bytes(gzip.compress(path.read_bytes()))
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

@@ -44,6 +44,7 @@ class WebFiles:
 class _Handler(SimpleHTTPRequestHandler):
     site: WebFiles
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, directory=str(self.site.folder))

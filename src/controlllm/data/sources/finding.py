@@ -3,6 +3,7 @@
 A path is a file, a folder (all files below it of one type) or a glob, here or at any address.
 """
 
+import contextlib
 import glob
 import os
 import posixpath
@@ -115,6 +116,8 @@ def _list(source: SourceConfig, timeout: float) -> Folder | list[SourceFile]:
     if os.path.isfile(path):
         return [_local(path, source)]
     if not is_glob(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)  # Where a folder above may not be read, this says so.
         raise DataError(f"{source.path!r} does not exist; give a file, folder, glob or Hub name.")
     found = sorted(glob.glob(path, recursive=True))
     return [_local(name, source) for name in found if os.path.isfile(name)]

@@ -1,0 +1,77 @@
+"""The examples on the pages about sources do what the pages say."""
+
+import pickle
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controlllm.common.errors import ConfigError, DataError
+from controlllm.data.config import DataConfig, SourceConfig
+from controlllm.data.plugins import load_plugins
+from controlllm.data.sources import open_blocks, read_rows, register_reader
+from controlllm.data.sources.registry import known_endings
+
+
+@pytest.fixture(scope="module")
+def shop(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's plugin, loaded as a run would."""
+    folder = tmp_path_factory.mktemp("shop")
+    text = (repository / "docs" / "extending" / "source.md").read_text("utf-8")
+    python, config = re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)
+    (folder / "shop.py").write_text(python)
+    (folder / "run.yaml").write_text(config)
+    load_plugins(DataConfig(plugins=[str(folder / "shop.py")]))
+    return folder
+
+
+def _source(shop: Path, number: int) -> SourceConfig:
+    options = yaml.safe_load((shop / "run.yaml").read_text())["data"]["train"][number]
+    return SourceConfig(**options | {"path": str(shop / options["path"])})
+
+
+def test_the_reader_of_the_page(shop: Path) -> None:
+    (shop / "kitchen").mkdir()
+    text = "Tea\nBoil water.\n---\nCaf\xe9\nGrind.\nPour.\n"
+    (shop / "kitchen" / "a.recipe").write_text(text, "utf-8")
+    (shop / "kitchen" / "b.recipe").write_bytes(b"Caf\xe9\n---\nSoup\nStir.\n")
+    located = list(read_rows(_source(shop, 0)))
+    assert located[1] == (
+        f"{shop}/kitchen/a.recipe:4",
+        {"prompt": "How do I make Caf\xe9?", "completion": "Grind.\nPour.\n"},
+    )
+    assert isinstance(located[2][1], DataError) and "not valid UTF-8" in str(located[2][1])
+    assert located[3][1]["prompt"] == "How do I make Soup?"
+
+
+def test_the_opener_of_the_page(shop: Path) -> None:
+    rows: list[Any] = [(f"question {i}", f"answer {i}") for i in range(2500)]
+    with sqlite3.connect(shop / "shop.db") as database:
+        database.execute("CREATE TABLE orders (question, answer)")
+        database.executemany("INSERT INTO orders VALUES (?, ?)", rows)
+    source = _source(shop, 1)
+    blocks = pickle.loads(pickle.dumps(open_blocks(source)))
+    assert len(blocks) == 3 and blocks.num_rows == 2500
+    assert [row["answer"] for _, row in blocks.read(2, 498)] == ["answer 2498", "answer 2499"]
+    assert [tuple(row.values()) for _, row in read_rows(source)] == rows
+    source.max_rows = 7
+    assert [tuple(row.values()) for _, row in read_rows(source)] == rows[:7]
+    source.subset = "nothing"
+    with pytest.raises(DataError, match="table 'nothing' cannot be read"):
+        open_blocks(source)
+
+
+def test_names_and_endings_that_are_taken(shop: Path) -> None:
+    with pytest.raises(ConfigError, match="file_type='jsonl' is registered already"):
+        register_reader("jsonl")(lambda file, source: iter(()))
+    with pytest.raises(ConfigError, match=r"'\.recipe' belongs to file_type='recipe' already"):
+        register_reader("meal", ".recipe")(lambda file, source: iter(()))
+
+
+def test_the_table_of_sources_names_every_ending(repository: Path, shop: Path) -> None:
+    page = (repository / "docs" / "data-sources.md").read_text("utf-8")
+    missing = [end for end in known_endings() if f"`{end}`" not in page and end != ".recipe"]
+    assert not missing
