@@ -175,6 +175,7 @@ class _Node(BaseHTTPRequestHandler):
     """What both nodes share: parsing, JSON, errors."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     cluster: WebHdfs
     node: str
 
