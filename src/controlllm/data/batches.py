@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from controlllm.common.documents import document_keys
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.config import DataConfig
@@ -102,7 +102,7 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
         if start < end:
             starts.append(start)
     ends = torch.tensor([*starts, len(slots) * max_length], dtype=torch.int32)
-    return {**batch.tensors(), **_document_keys(ends)}
+    return {**batch.tensors(), **document_keys(ends)}
 
 
 class _Blank:
@@ -123,20 +123,6 @@ class _Blank:
     def tensors(self) -> Batch:
         arrays = {"input_ids": self._input_ids, "labels": self._labels, "origin": self._origin}
         return {key: torch.from_numpy(array) for key, array in arrays.items()}
-
-
-def _document_keys(cu_seq_lens: Tensor) -> Batch:
-    """What attention needs to keep documents apart, by the names of transformers' flash keys."""
-    lengths = cu_seq_lens.diff()
-    starts = cu_seq_lens[:-1].repeat_interleave(lengths)
-    longest = int(lengths.max())
-    return {
-        "position_ids": (torch.arange(len(starts)) - starts)[None],
-        "cu_seq_lens_q": cu_seq_lens,
-        "cu_seq_lens_k": cu_seq_lens,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
 
 
 def model_inputs(batch: Mapping[str, Any]) -> Batch:

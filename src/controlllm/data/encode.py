@@ -174,7 +174,8 @@ class RowEncoder:
         """Cut what is longer than `max_length` as told; leave out what has no target."""
         stats, config = self.stats, self.config
         length, limit = len(rendered.input_ids), config.max_length
-        cuts = [(0, length)]
+        labels = np.where(rendered.targets, rendered.input_ids, np.int32(IGNORE_INDEX))
+        pieces = [Example(rendered.input_ids, labels)]
         if length > limit:
             policy = config.long_text if rendered.is_text else config.long_chat
             if policy == "drop":
@@ -185,14 +186,15 @@ class RowEncoder:
             # Pieces share one token: the last of a piece opens the next, so that every token is
             # predicted once.
             starts = range(0, length - 1, limit - 1) if policy == "split" else range(1)
-            cuts = [(start, start + limit) for start in starts]
-        labels = np.where(rendered.targets, rendered.input_ids, IGNORE_INDEX).astype(np.int32)
-        pieces = [_piece(rendered.input_ids[a:b], labels[a:b]) for a, b in cuts]
-        kept = [piece for piece in pieces if (piece.labels != IGNORE_INDEX).any()]
+            pieces = [_piece(rendered, labels, start, start + limit) for start in starts]
+        kept = []
+        for piece in pieces:
+            if targets := np.count_nonzero(piece.labels != IGNORE_INDEX):
+                stats.targets += int(targets)
+                stats.tokens += len(piece)
+                kept.append(piece)
         stats.without_targets += not kept
         stats.examples += len(kept)
-        stats.tokens += sum(map(len, kept))
-        stats.targets += sum(int((piece.labels != IGNORE_INDEX).sum()) for piece in kept)
         return kept
 
 
@@ -205,11 +207,11 @@ def _row(row: Any) -> dict[str, Any]:
     return row
 
 
-def _piece(input_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> Example:
+def _piece(rendered: Rendered, labels: NDArray[np.int32], start: int, end: int) -> Example:
     """A piece with no target at its first token, which nothing predicts."""
-    labels = labels.copy()
-    labels[:1] = IGNORE_INDEX
-    return Example(input_ids, labels)
+    own = labels[start:end].copy()
+    own[:1] = IGNORE_INDEX
+    return Example(rendered.input_ids[start:end], own)
 
 
 def encode_rows(

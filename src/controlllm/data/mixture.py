@@ -1,4 +1,4 @@
-"""The mix, looked at before training: shares by the plan, and how full the real batcher's items are."""
+"""The mix, looked at before training: shares by the plan, and how full the batcher's items are."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -9,15 +9,20 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import DataConfig
 from controlllm.data.formats import Document, Message
-from controlllm.data.spans import Span, role_spans, tokens_in_spans
+from controlllm.data.skeleton import Skeleton, make_skeleton
+from controlllm.data.spans import Span, role_spans, token_range
 from controlllm.data.templates import resolve_chat_template
 
 __all__ = ["Prepared", "Rendered", "Renderer"]
+
+MOST_SKELETONS = 256
+"""Sequences of roles that are remembered."""
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -76,6 +81,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.every_token = every_token
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
+        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self.train_on = frozenset(config.train_on)
         self._special_tokens = frozenset(tokenizer.get_added_vocab())
         self._has_marks = (
@@ -92,6 +98,38 @@ class Renderer:
         """
         if isinstance(document, str):
             return Prepared(document, None)
+        return self._fill_skeleton(document) or self._prepare_chat(document)
+
+    def _fill_skeleton(self, document: list[Message]) -> Prepared | None:
+        """The quick way, for conversations of plain texts by a template that treats all alike."""
+        contents = [message.get("content") for message in document]
+        if any(len(message) != 2 for message in document) or any(
+            type(content) is not str for content in contents
+        ):
+            return None
+        roles = tuple(message["role"] for message in document)
+        if roles not in self._skeletons:
+            if len(self._skeletons) >= MOST_SKELETONS:
+                return None
+            self._skeletons[roles] = make_skeleton(roles, self._render_probes, self._probe_spans)
+        skeleton = self._skeletons[roles]
+        filled = skeleton.fill(cast(list[str], contents)) if skeleton is not None else None
+        return Prepared(*filled) if filled is not None else None
+
+    def _render_probes(self, messages: list[Message]) -> str:
+        """As `_render`, which would turn probes into plain texts."""
+        compiled = cast(Any, chat_template_utils)._compile_jinja_template(self.chat_template)
+        settings = {"tools": None, "documents": None, "add_generation_prompt": False}
+        text: str = compiled.render(
+            messages=messages, **settings, **self.tokenizer.special_tokens_map
+        )
+        return text
+
+    def _probe_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
+        prepared = self._prepare_chat(messages)
+        return prepared.text, prepared.spans or []
+
+    def _prepare_chat(self, document: list[Message]) -> Prepared:
         if self._has_marks:
             return Prepared(*self._render(document, False))
         text = self._render_text(document, False)
@@ -153,8 +191,9 @@ class Renderer:
         encodings = self._backend().encode_batch(texts, add_special_tokens=False)
         for item, encoding in zip(items, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.int32)
-            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            targets = tokens_in_spans(offsets, item.spans or [])
+            targets = np.zeros(len(ids), dtype=bool)
+            for span in item.spans or []:
+                targets[token_range(encoding.token_to_chars, len(ids), span)] = True
             targets[:1] = False
             rendered.append(Rendered(ids, targets, is_text=False))
         return rendered

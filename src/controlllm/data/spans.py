@@ -9,17 +9,15 @@ Turns are found by rendering, never by counting or by searching for markers of a
    rendered text is the content.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from controlllm.common.errors import DataError
 from controlllm.data.formats import Message
 
-__all__ = ["RenderText", "Span", "role_spans", "tokens_in_spans"]
+__all__ = ["RenderText", "Span", "role_spans", "token_range"]
 
 Span: TypeAlias = tuple[int, int]
 """Characters [start, end) of the rendered text."""
@@ -67,17 +65,21 @@ def role_spans(
     return spans
 
 
-def tokens_in_spans(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Which tokens share a character with a span.
+def token_range(chars_of: Callable[[int], Span | None], count: int, span: Span) -> slice:
+    """The tokens that share a character with a span, found by bisection.
 
     Args:
-        offsets: (tokens, 2), the characters [start, end) of each token.
-        spans: characters [start, end).
+        chars_of: token -> its characters [start, end), which never go back.
+        count: number of tokens.
+        span: characters [start, end).
     """
-    inside = np.zeros(len(offsets), dtype=bool)
-    for start, end in spans:
-        inside |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
-    return inside
+    start, end = span
+
+    def chars(token: int) -> Span:
+        return chars_of(token) or (0, 0)
+
+    first = bisect_right(range(count), start, key=lambda token: chars(token)[1])
+    return slice(first, bisect_left(range(count), end, lo=first, key=lambda token: chars(token)[0]))
 
 
 def _try(render: RenderText, messages: Sequence[Message], prompt: bool = False) -> str | None:

@@ -1,8 +1,9 @@
 """What a format is, how one is chosen for a row, and helpers to read columns."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 from controlllm.common.errors import DataError
@@ -84,8 +85,10 @@ def to_document(
         DataError: a column is missing, null, empty or of a wrong type, or no format fits; says
             which.
     """
-    mapped = _rename(row, columns or {})
-    known = FORMATS.get(format) if format else _recognise(mapped, columns or {})
+    mapped = _rename(row, columns) if columns else row
+    if format is None:
+        format = _recognise(tuple(mapped), tuple(columns or ()), len(_recognisable))
+    known = FORMATS.get(format)
     for column in known.columns:
         _value(mapped, column)
     return known.convert(mapped)
@@ -100,13 +103,16 @@ def _rename(row: Row, columns: Mapping[str, str]) -> Row:
     return {**row, **{target: row[source] for target, source in columns.items()}}
 
 
-def _recognise(row: Row, columns: Mapping[str, str]) -> Format:
-    """What the user mapped decides before what the row has besides."""
-    for present in (set(columns), set(row)):
+@lru_cache(256)
+def _recognise(row: tuple[str, ...], mapped: tuple[str, ...], known_formats: int) -> str:
+    """The format that a row's columns fit; what the user mapped decides before the rest.
+
+    Rows of a source have the same columns, so it is remembered, until another format is known.
+    """
+    for present in (set(mapped), set(row)):
         for name in _recognisable:
-            known = FORMATS.get(name)
-            if present.issuperset(known.columns):
-                return known
+            if present.issuperset(FORMATS.get(name).columns):
+                return name
     raise DataError(
         f"no format fits the columns {_listed(row)}; known: "
         + "; ".join(f"{name} ({', '.join(FORMATS.get(name).columns)})" for name in _recognisable)
@@ -115,7 +121,7 @@ def _recognise(row: Row, columns: Mapping[str, str]) -> Format:
     )
 
 
-def _listed(row: Row) -> str:
+def _listed(row: Iterable[str]) -> str:
     return ", ".join(map(repr, row)) or "none"
 
 
