@@ -50,7 +50,7 @@ class Faults:
         cut_write: the data node takes so many bytes, summed over all files, and then closes the
             socket of this and of every later write (add `WebHdfs.written`, what it took so far).
         disk_bytes: the same, but it says that no node has space.
-        times: only so many requests meet `cut_read`; None = all.
+        times: only so many requests meet `cut_read` or `cut_write`; None = all.
         hang: "name" or "data": that node takes requests and never answers.
         standby: the name node is the standby of a pair.
         forbidden: paths that nobody may read or write, with everything below them.
@@ -445,7 +445,11 @@ class _DataNode(_Node):
         return max(min(limits) - self.cluster.written, 0) if limits else 2**62
 
     def _no_room(self) -> None:
-        if self.cluster.faults.disk_bytes is None:
+        faults = self.cluster.faults
+        if faults.disk_bytes is None:
+            faults.times = None if faults.times is None else faults.times - 1
+            if faults.times == 0:
+                faults.clear()
             self._drop()
         while self.unread:
             self._next()

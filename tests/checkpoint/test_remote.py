@@ -146,13 +146,12 @@ def test_what_a_broken_copy_left_is_cleared_away(hdfs, remote, run):
     assert remote.checkpoints(whole=False) == ["checkpoint-3", "checkpoint-5"]
 
 
-def test_a_short_break_is_got_over(hdfs, remote, run, caplog, monkeypatch):
-    """The connection breaks once; the file is sent anew."""
-    hdfs.faults.cut_write = 10_000
-    monkeypatch.setattr(uploading.time, "sleep", lambda seconds: hdfs.faults.clear())
+def test_a_short_break_is_got_over(hdfs, remote, run, caplog):
+    """The connection breaks twice; the file is sent anew."""
+    hdfs.faults.cut_write, hdfs.faults.times = 10_000, 2
     with caplog.at_level("WARNING"):
         send(remote, run, 3)
-    assert "trying again" in caplog.text
+    assert caplog.text.count("trying again") == 2
     assert tree(hdfs.folder / "runs/seven/checkpoint-3") == tree(run / "checkpoint-3")
 
 

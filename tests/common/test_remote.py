@@ -57,8 +57,8 @@ def hasty(hdfs):
         ("webhdfs://h/a", True),
         ("s3://bucket/key", True),
         ("https://host/a.jsonl", True),
-        ("file:///tmp/a", False),
-        ("/tmp/a", False),
+        ("file:///data/a", False),
+        ("/data/a", False),
         ("a/b.jsonl", False),
         ("c://x", False),  # A drive of Windows.
         ("org/name", False),
