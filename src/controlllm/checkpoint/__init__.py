@@ -13,7 +13,7 @@
 
 from controlllm.checkpoint.export import export, require_free
 from controlllm.checkpoint.inspection import Inspection, inspect_folder
-from controlllm.checkpoint.loading import LoadOptions, load_model, load_tokenizer
+from controlllm.checkpoint.loading import LoadOptions, find_tokenizer, load_model, load_tokenizer
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.rng import capture_rng, restore_rng
 from controlllm.checkpoint.state import (
@@ -38,6 +38,7 @@ __all__ = [
     "capture_rng",
     "describe_model",
     "export",
+    "find_tokenizer",
     "inspect_folder",
     "list_checkpoints",
     "load_checkpoint",

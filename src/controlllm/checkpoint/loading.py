@@ -34,7 +34,7 @@ from controlllm.common.registry import check_choice
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS, read_sidecar_config
 
-__all__ = ["LoadOptions", "load_model", "load_tokenizer"]
+__all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -108,6 +108,28 @@ def load_model(
         model = load_sidecar(whole, sidecar, check_base=options.check_base)
     tokenizer = load_tokenizer(_tokenizer_places(location, sidecar, base), options)
     return _placed(model.eval(), options.device), tokenizer
+
+
+def find_tokenizer(
+    path_or_name: str | Path, options: LoadOptions | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that `load_model` would give, without the model.
+
+    Args:
+        path_or_name: see the table at the top of this module.
+        options: as `load_model`; with `tokenizer`, the model need not be there.
+
+    Raises:
+        CheckpointError: if there is nothing to load, or no tokenizer.
+    """
+    options = options or LoadOptions()
+    if options.tokenizer:
+        return load_tokenizer([], options)
+    location = locate(path_or_name, options.storage_options)
+    sidecar = _sidecar_folder(location, options)
+    recorded = _recorded_name(location)
+    base = recorded if sidecar is None else _base_of(sidecar, location, options)[0]
+    return load_tokenizer(_tokenizer_places(location, sidecar, base), options)
 
 
 def load_tokenizer(

@@ -18,6 +18,7 @@ VERBS = {
     "chat": "talk with a model; alpha can change in the middle",
     "export": "write a model as a sidecar, in full, or collapsed into the base's architecture",
     "combine": "join two models expanded from the same base",
+    "data": "look at the data of a run (data inspect), or tokenize it ahead (data prepare)",
     "inspect": "show a model's expansion: blocks, parameters, alphas, bytes",
     "demo": "the two-minute story on a small model that ships with the package",
     "env": "versions and devices, for bug reports",

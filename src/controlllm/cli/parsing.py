@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from controlllm.common.errors import ConfigError
 from controlllm.train.config_io import build, merge, read_yaml
 
-__all__ = ["given_value", "parse_options"]
+__all__ = ["given_value", "given_values", "parse_options"]
 
 T = TypeVar("T")
 _OWN_OPTIONS = {"config", "help", "print_config"}

@@ -1,5 +1,9 @@
 """The held-out sets of `eval` and `calibrate`: those given, else those that the run declared."""
 
+import json
+import logging
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,12 +11,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.cli.parsing import given_values
 from controlllm.cli.terminal import Tracked
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.data import DataConfig, SourceConfig, eval_batches
 from controlllm.train.config import RunConfig
+from controlllm.train.config_io import read_yaml
 
 __all__ = ["Sets", "as_list", "load_sets", "run_defaults"]
+
+log = logging.getLogger(__name__)
 
 Sets = dict[str, Sequence[Any]]
 
@@ -27,9 +35,28 @@ def _run_config(path: str) -> RunConfig | None:
 
 
 def run_defaults(argv: list[str]) -> dict[str, Any]:
-    """Defaults of `--data.*` from the run that the first word names."""
+    """Defaults of `--data.*` from the run that the first word names.
+
+    All but `plugins`: they are programs, and the run folder may be a stranger's. Only the user, by
+    his words or his own `--config`, says which are run.
+    """
     run = _run_config(argv[0]) if argv and not argv[0].startswith("-") else None
-    return {} if run is None else {"data": asdict(run.data)}
+    if run is None:
+        return {}
+    if run.data.plugins and not _gives_plugins(argv):
+        log.warning(
+            "The run used plugins, which are not run unless you say so: --data.plugins=%s",
+            shlex.quote(json.dumps(run.data.plugins)),
+        )
+    return {"data": asdict(run.data) | {"plugins": []}}
+
+
+def _gives_plugins(argv: list[str]) -> bool:
+    """Whether the user's words or files say which plugins to run."""
+    if any(re.match(r"--data(\.plugins\+?)?(=|$)", word) for word in argv):
+        return True
+    files = [read_yaml(path).get("data") for path in given_values(argv, "config")]
+    return any(isinstance(data, dict) and "plugins" in data for data in files)
 
 
 def as_list(value: str | list[str]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
-__all__ = ["Tracked", "plain_warnings", "quiet_progress_bars"]
+__all__ = ["Counter", "Tracked", "plain_warnings", "quiet_progress_bars"]
 
 T = TypeVar("T")
-_PLAIN_LINE_SECONDS = 10.0
+_PLAIN_LINE_SECONDS, _REWRITE_SECONDS = 10.0, 0.2
 
 
 @contextmanager
@@ -69,6 +69,43 @@ class Tracked(Sequence[T]):
                 _show(f"{self.label}: {done}/{len(self.items)}, {left:.0f} s left", on_terminal)
         if on_terminal:
             _show("", on_terminal)
+
+
+class Counter:
+    """Shows how many of some things are done, and the time left where their number is known.
+
+    On a terminal one line is rewritten; in a pipe a line is printed every ten seconds.
+
+    Args:
+        label: what is shown before the numbers.
+        things: what is counted ("rows").
+        total: how many there are, if that is known.
+    """
+
+    def __init__(self, label: str, things: str, total: int | None = None) -> None:
+        self.label = label
+        self.things = things
+        self.total = total
+        self._on_terminal = sys.stderr.isatty()
+        self._pause = _REWRITE_SECONDS if self._on_terminal else _PLAIN_LINE_SECONDS
+        self._started = self._shown = time.monotonic()
+
+    def show(self, done: int) -> None:
+        """Say how many are done, unless that was said a moment ago."""
+        now = time.monotonic()
+        if now - self._shown < self._pause:
+            return
+        self._shown = now
+        text = f"{self.label}: {done:,} {self.things}"
+        if self.total:
+            left = (now - self._started) / max(done, 1) * max(self.total - done, 0)
+            text = f"{self.label}: {done:,} of {self.total:,} {self.things}, {left:.0f} s left"
+        _show(text, self._on_terminal)
+
+    def close(self) -> None:
+        """Take the line off the terminal."""
+        if self._on_terminal:
+            _show("", self._on_terminal)
 
 
 def _show(text: str, on_terminal: bool) -> None:

@@ -6,7 +6,7 @@ bad row never stops the survey.
 
 import random
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -46,6 +46,8 @@ class SurveyOptions:
     """Rows to read; 0 = all."""
     samples: int = 2
     """Examples to show as text."""
+    tell: Callable[[int], None] = lambda rows: None
+    """Called with the number of rows read so far."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ def survey_source(
             report.prepared = str(store_folder(encoder, blocks))
             kept = _from_store(report, store)
         else:
-            kept = _Reading(report, encoder, blocks, options.rows).run()
+            kept = _Reading(report, encoder, blocks, options).run()
     except DataError as error:
         report.error = str(error)
         return survey
@@ -130,14 +132,19 @@ class _Reading:
     """Reads rows of a source and notes what becomes of them."""
 
     def __init__(
-        self, report: SourceReport, encoder: _NotingEncoder, blocks: Blocks, most: int
+        self,
+        report: SourceReport,
+        encoder: _NotingEncoder,
+        blocks: Blocks,
+        options: SurveyOptions,
     ) -> None:
         self.report = report
         self.encoder = encoder
         self.blocks = blocks
-        self.most = most
-        few = blocks.num_rows is not None and blocks.num_rows <= most
-        report.complete = most == 0 or few
+        self.most = options.rows
+        self.tell = options.tell
+        few = blocks.num_rows is not None and blocks.num_rows <= self.most
+        report.complete = self.most == 0 or few
         self._lengths = array("q")
         self._kept: list[tuple[str, Example]] = []
         self._random = random.Random(0)
@@ -178,6 +185,7 @@ class _Reading:
             rows = hooked_rows(self.encoder, rows, None)
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             yield from zip(chunk, self.encoder.encode(chunk, chosen), strict=True)
+            self.tell(self.encoder.stats.rows)
             if not self.report.complete and self.encoder.stats.tokens >= TOKENS_READ:
                 return
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
+from controlllm.data.feeds import Size
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -29,7 +30,7 @@ from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 
-__all__ = ["Bench", "make_bench", "seed_everything"]
+__all__ = ["Bench", "make_bench", "seed_everything", "steps_per_epoch"]
 
 log = logging.getLogger(__name__)
 
@@ -133,22 +134,32 @@ def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:
 
 
 def _total_steps(run: RunConfig, loader: TrainLoader) -> int:
-    """`max_steps`, or the steps in which the mix draws `num_train_epochs` times what train holds.
-
-    Packed slots count as full, which they are but for a few tokens; shares of replay and rehearsal
-    are counted in rows for padded batches.
-    """
-    training, data = run.training, run.data
+    """`max_steps`, or the steps in which the mix draws train `num_train_epochs` times."""
+    training = run.training
     if training.num_train_epochs is None:
         return training.max_steps
     size = loader.size()
-    rows = size.tokens / data.max_length if data.packing else size.examples
     if not size.exact:
         log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
+    return max(math.ceil(training.num_train_epochs * steps_per_epoch(run, size)), 1)
+
+
+def steps_per_epoch(run: RunConfig, size: Size) -> float:
+    """Steps in which the mix draws as much from the train sources as they hold.
+
+    Packed slots count as full, which they are but for a few tokens; shares of replay and rehearsal
+    are counted in rows for padded batches.
+
+    Args:
+        run: shares, and what a step holds.
+        size: of one epoch of all train sources.
+    """
+    training, data = run.training, run.data
+    rows = size.tokens / data.max_length if data.packing else size.examples
     rehearsed = run.rehearsal.share if run.rehearsal.enabled else 0.0
     share = 1 - data.replay_share - rehearsed
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return max(math.ceil(training.num_train_epochs * rows / share / per_step), 1)
+    return rows / share / per_step
 
 
 def seed_everything(seed: int) -> None:

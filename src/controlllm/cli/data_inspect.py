@@ -1,0 +1,113 @@
+"""`controlllm data inspect`: what a run is going to read, before anything is trained."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from controlllm.cli.data import groups, load_run_tokenizer
+from controlllm.cli.data_show import Paper
+from controlllm.cli.terminal import Counter
+from controlllm.cli.train import parse_run
+from controlllm.common.errors import ConfigError, DataError
+from controlllm.common.files import write_json
+from controlllm.data.mixture import passes, survey_mix, train_size
+from controlllm.data.report import SourceReport
+from controlllm.data.survey import Survey, SurveyOptions, survey_source
+from controlllm.train.bench import steps_per_epoch
+from controlllm.train.config import RunConfig
+
+__all__ = ["InspectData", "run"]
+
+
+@dataclass
+class InspectData(RunConfig):
+    """Show what a run is going to read: sizes, lengths, what is left out, samples, and the mix.
+
+    Takes the run file that `train` takes, and every setting of it. No model is loaded.
+    """
+
+    rows: int = 4096
+    """Rows to read of each source, from blocks spread over it; 0 = all."""
+
+    samples: int = 2
+    """Examples of each source to show, with what is trained on."""
+
+    output: str | None = None
+    """JSON file to write the numbers to."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: for a negative number.
+        """
+        super().__post_init__()
+        for name in ("rows", "samples"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 0.")
+
+
+def run(argv: list[str]) -> None:
+    """Print each source as soon as it is read, then the mix."""
+    options = parse_run(InspectData, argv, "data inspect")
+    sources = list(groups(options))
+    tokenizer = load_run_tokenizer(options)
+    paper = Paper(_console())
+    surveys: list[Survey] = []
+    for group, source in sources:
+        counter = Counter(f"reading {source.name}", "rows")
+        closely = SurveyOptions(options.rows, options.samples, counter.show)
+        surveys.append(survey_source(source, group, tokenizer, options.data, closely))
+        counter.close()
+        paper.source(surveys[-1].report, options.data.max_length)
+    mix = _mix(options, surveys)
+    paper.mix(options.data, mix)
+    reports = [survey.report for survey in surveys]
+    if options.output is not None:
+        write_json(options.output, {"sources": [r.to_dict() for r in reports], "mix": mix})
+    _refuse_failed(reports)
+
+
+def _console() -> Console:
+    if hasattr(sys.stdout, "reconfigure"):  # Rows may hold what an old terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | None:
+    """The mix with steps and passes, as JSON takes it; None where a source tells too little."""
+    training, rehearsal = options.training, options.rehearsal
+    mixed = [survey for survey in surveys if survey.report.group in ("train", "replay")]
+    share = rehearsal.share if rehearsal.enabled else 0.0
+    mix = survey_mix(options.data, mixed, training.per_device_train_batch_size, share)
+    if mix is None:
+        return None
+    reports = [survey.report for survey in mixed]
+    size = train_size(options.data, reports)
+    per_epoch = steps_per_epoch(options, size) if size else None
+    epochs = training.num_train_epochs
+    steps = training.max_steps if epochs is None else per_epoch and max(1.0, epochs * per_epoch)
+    seen = passes(options.data, mix, reports, steps * _items(options)) if steps else None
+    return {
+        **mix.to_dict(),
+        "steps_per_epoch": per_epoch,
+        "steps_exact": bool(size and size.exact),
+        "steps": steps,
+        "passes": seen,
+    }
+
+
+def _items(options: InspectData) -> int:
+    """Slots or batches of one optimizer step on one device."""
+    training = options.training
+    slots = training.per_device_train_batch_size if options.data.packing else 1
+    return slots * training.gradient_accumulation_steps
+
+
+def _refuse_failed(reports: Sequence[SourceReport]) -> None:
+    failed = [report.name for report in reports if report.error]
+    if failed:
+        raise DataError(f"{len(failed)} of {len(reports)} sources cannot be used: {failed}.")

@@ -1,0 +1,89 @@
+"""`controlllm data prepare`: every source of a run is tokenized once, into the cache."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from controlllm.cli.data import groups, load_run_tokenizer
+from controlllm.cli.data_show import bytes_text
+from controlllm.cli.terminal import Counter
+from controlllm.cli.train import parse_run
+from controlllm.common.files import folder_bytes
+from controlllm.data import SourceConfig
+from controlllm.data.encode import RowEncoder
+from controlllm.data.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.report import readable
+from controlllm.data.sources import Blocks, Located, open_blocks
+from controlllm.data.survey import count_rows
+from controlllm.train.config import RunConfig
+
+__all__ = ["PrepareData", "run"]
+
+
+@dataclass
+class PrepareData(RunConfig):
+    """Tokenize every source of a run once, into the cache; `train` and `eval` then read the tokens.
+
+    Takes the run file that `train` takes, and every setting of it. No model is loaded.
+    """
+
+
+def run(argv: list[str]) -> None:
+    """Prepare one source after the other, and print what became of each."""
+    options = parse_run(PrepareData, argv, "data prepare")
+    sources = list(groups(options))
+    tokenizer = load_run_tokenizer(options)
+    for group, source in sources:
+        print(readable(_prepare(options, group, source, tokenizer)), flush=True)
+
+
+def _prepare(
+    options: PrepareData, group: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Prepare a source as its group is going to read it; a few lines for people."""
+    blocks = open_blocks(source, options.data.timeout)
+    # As `train` makes them: held-out sets count the targets of `train_on` alone.
+    encoder = RowEncoder(source, tokenizer, options.data, training=group in ("train", "replay"))
+    folder = store_folder(encoder, blocks)
+    store, seconds = prepared_store(encoder, blocks), None
+    if store is None:
+        started = time.monotonic()
+        counter = Counter(f"preparing {source.name}", "rows", count_rows(blocks))
+        try:
+            store = prepare_source(encoder, _Watched(blocks, counter.show))
+        finally:
+            counter.close()
+        seconds = time.monotonic() - started
+    took = "was there already" if seconds is None else f"prepared in {seconds:.1f} s"
+    size = bytes_text(folder_bytes(folder))
+    return f"{group} {source.name}: {took}, {size}\n  {store.stats.describe()}\n  {folder}"
+
+
+class _Watched(Blocks):
+    """Blocks that tell how many of their rows were read."""
+
+    def __init__(self, blocks: Blocks, tell: Callable[[int], None]) -> None:
+        self._blocks = blocks
+        self._tell = tell
+        self.num_rows, self.num_bytes = blocks.num_rows, blocks.num_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        return self._blocks.fingerprint
+
+    @property
+    def stamp(self) -> str:
+        return self._blocks.stamp
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        return self._blocks.read(block, start)
+
+    def rows(self) -> Iterator[Located]:
+        for number, located in enumerate(self._blocks.rows(), start=1):
+            yield located
+            self._tell(number)
