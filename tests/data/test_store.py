@@ -1,5 +1,6 @@
 """Tokens in flat arrays, in memory and on disk."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,16 @@ def test_a_store_without_examples_is_refused(tmp_path: Path) -> None:
     writer.finish(SourceStats())
     with pytest.raises(DataError, match="'s' holds no examples"):
         TokenStore.open("s", tmp_path)
+
+
+def test_a_store_on_disk_is_opened_again_by_workers(tmp_path: Path) -> None:
+    ids = np.arange(50_000, dtype=np.int32)
+    with StoreWriter(tmp_path, 50_000) as writer:
+        writer.write(Example(ids, ids))
+    writer.finish(SourceStats(rows=1))
+    sent = pickle.dumps(TokenStore.open("s", tmp_path))
+    assert len(sent) < 1000
+    again = pickle.loads(sent)
+    assert again[0].input_ids.tolist() == ids.tolist() and again.stats.rows == 1
+    held = pickle.loads(pickle.dumps(TokenStore.from_tokens("r", [[1, 2]])))
+    assert held[0].labels.tolist() == [-100, 2]

@@ -226,6 +226,7 @@ class TrainLoader:
 def _make_lane(
     pipeline: Pipeline, lanes: int, states: Mapping[int, dict[str, Any]], number: int
 ) -> Lane:
+    load_plugins(pipeline.config)  # A spawned worker process has none yet.
     lane = Lane(pipeline, number, lanes)
     if number in states:
         lane.load_state_dict(states[number])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from controlllm.data.sources import Blocks, Located
 __all__ = ["StoreWriter", "TokenStore"]
 
 IDS, TARGETS, ENDS, INDEX, META = "ids.bin", "targets.bin", "ends.npy", "index.npy", "meta.json"
+
+
+_IGNORED = np.int32(IGNORE_INDEX)
 
 
 class TokenStore(Blocks):
@@ -63,6 +66,7 @@ class TokenStore(Blocks):
         self._ends = ends
         self._index = index
         self._fingerprint = fingerprint or _digest(input_ids, targets, ends)
+        self._folder: Path | None = None
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
@@ -92,14 +96,24 @@ class TokenStore(Blocks):
                 )
         if not meta["files"][IDS]:
             raise DataError(f"source {name!r} holds no examples.")
-        ids = np.memmap(folder / IDS, dtype=meta["dtype"], mode="r")
-        targets = np.memmap(folder / TARGETS, dtype=bool, mode="r")
-        ends = np.load(folder / ENDS, mmap_mode="r")
-        index = np.load(folder / INDEX, mmap_mode="r") if INDEX in meta["files"] else None
+        # Plain views of the mapped files: slicing a `memmap` costs several times more.
+        ids = np.asarray(np.memmap(folder / IDS, dtype=meta["dtype"], mode="r"))
+        targets = np.asarray(np.memmap(folder / TARGETS, dtype=bool, mode="r"))
+        ends = np.asarray(np.load(folder / ENDS, mmap_mode="r"))
+        index = None
+        if INDEX in meta["files"]:
+            index = np.asarray(np.load(folder / INDEX, mmap_mode="r"))
         store = cls(name, ids, targets, ends, index, meta["fingerprint"])
+        store._folder = folder
         store.stats = SourceStats(**meta["stats"])
         store.phases = meta["phases"]
         return store
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """What lies on disk is opened again in a worker process, not sent there."""
+        if self._folder is None:
+            return super().__reduce_ex__(protocol)
+        return TokenStore.open, (self.name, self._folder)
 
     @property
     def fingerprint(self) -> str:
@@ -126,9 +140,9 @@ class TokenStore(Blocks):
         if not 0 <= index < len(self):
             raise IndexError(f"source {self.name!r} has {len(self)} examples; there is no {index}.")
         at = index if self._index is None else int(self._index[index])
-        part = slice(int(self._ends[at - 1]) if at else 0, int(self._ends[at]))
-        ids = self._ids[part].astype(np.int32)
-        return Example(ids, np.where(self._targets[part], ids, np.int32(IGNORE_INDEX)))
+        start, end = self._ends[at - 1] if at else 0, self._ends[at]
+        ids = self._ids[start:end].astype(np.int32)
+        return Example(ids, np.where(self._targets[start:end], ids, _IGNORED))
 
     def read(self, block: int, start: int = 0) -> Iterator[Located]:
         """The one example of a block."""

@@ -20,6 +20,7 @@ from controlllm.common.errors import DataError
 from controlllm.data.encode import Example, RowEncoder, SourceStats
 from controlllm.data.order import Order, random_below
 from controlllm.data.sources import Blocks, Located
+from controlllm.data.store import TokenStore
 
 __all__ = ["Drawn", "Feed", "Reference", "Stream", "Unit"]
 
@@ -31,6 +32,9 @@ OPEN_BLOCKS = 16
 
 TOKENS_AT_ONCE, MOST_ROWS_AT_ONCE = 32_768, 256
 """About how much is tokenized in one call: enough for the tokenizer's speed."""
+
+EXAMPLES_AT_ONCE = 16
+"""Examples of a store that are taken at once; there is nothing to gain from more."""
 
 
 class Drawn(NamedTuple):
@@ -100,6 +104,7 @@ class Stream:
         # With few blocks per lane, lanes would run whole epochs apart: then each block is shared
         # row by row.
         self._by_block = feed.blocks.by_row or len(feed.blocks) >= 4 * OPEN_BLOCKS * lanes
+        self._prepared = isinstance(feed.blocks, TokenStore)
         self._lane, self._lanes, self._seed = lane, lanes, seed
         self._next = lane if self._by_block else 0
         self._turn = 0
@@ -123,13 +128,40 @@ class Stream:
             DataError: a row or a block cannot be used, or a whole epoch held no example.
         """
         while not self._queue:
-            rows = self._take_rows()
-            if not rows:
+            if not (self._take_examples() if self._prepared else self._encode_rows()):
                 return None
-            self._encode(rows)
         drawn = self._queue.popleft()
         self._reached = max(self._reached, drawn.reference[0] + 1)
         return drawn
+
+    def _take_examples(self) -> bool:
+        """Queue some examples of a store; whether there was any."""
+        assert isinstance(self.feed.blocks, TokenStore)
+        while len(self._queue) < EXAMPLES_AT_ONCE and (unit := self._next_unit()):
+            example = self.feed.blocks[self.feed.order.block(unit.number)]
+            self._queue.append(Drawn((unit.number, 0, 0), example))
+            self._opened_in_vain = 0
+        self.stats.rows += len(self._queue)
+        return bool(self._queue)
+
+    def _encode_rows(self) -> bool:
+        """Tokenize some rows and queue their examples; whether there was any row."""
+        encoder, rows = self.feed.encoder, self._take_rows()
+        if encoder is None:
+            pieces = [[located[1]] for _, located in rows]
+            self.stats.rows += len(rows)
+        else:
+            pieces = encoder.encode([located for _, located in rows])
+        tokens = 0
+        for (reference, _), examples in zip(rows, pieces, strict=True):
+            for piece, example in enumerate(examples):
+                self._queue.append(Drawn((*reference[:2], piece), example))
+                tokens += len(example)
+        if tokens:
+            self._opened_in_vain = 0
+        wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
+        self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
+        return bool(rows)
 
     def _take_rows(self) -> list[tuple[Reference, Located]]:
         rows: list[tuple[Reference, Located]] = []
@@ -178,25 +210,6 @@ class Stream:
         number = self._next
         self._next += self._lanes if self._by_block else 1
         return Unit(number, 0) if self._by_block else Unit(number, 0, self._lanes, self._lane)
-
-    def _encode(self, rows: Sequence[tuple[Reference, Located]]) -> None:
-        encoder, tokens = self.feed.encoder, 0
-        pieces = (
-            encoder.encode([located for _, located in rows])
-            if encoder
-            else [[located[1]] for _, located in rows]
-        )
-        if encoder is None:
-            self.stats.rows += len(rows)
-        for (reference, _), examples in zip(rows, pieces, strict=True):
-            for piece, example in enumerate(examples):
-                self._queue.append(Drawn((*reference[:2], piece), example))
-                tokens += len(example)
-        if tokens:
-            self._opened_in_vain = 0
-        self._rows_at_once = max(
-            1, min(MOST_ROWS_AT_ONCE, TOKENS_AT_ONCE * len(rows) // (tokens + 1))
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, see above."""
