@@ -1,5 +1,7 @@
 """What the processes of a run must agree on, apart from tensors: errors, and plain values."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -7,9 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from controlllm.common import errors
 from controlllm.common.errors import ControlLLMError
 
 __all__ = ["Ranks"]
+
+SLACK_SECONDS = 30.0
+"""So much longer ranks wait for one another than for anything else: its error must come first."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,28 @@ class Ranks:
             return cls()
         if dist.get_world_size() == 1:
             return cls()
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        patience = timedelta(seconds=timeout + SLACK_SECONDS)
+        group = dist.new_group(backend="gloo", timeout=patience)
         return cls(dist.get_rank(), dist.get_world_size(), group)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on every rank. Collective."""
+        """The values of all ranks, in their order, on every rank. Collective.
+
+        Raises:
+            ControlLLMError: another rank died or did not answer.
+        """
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        with self._together():
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def agree(self, error: Exception | None, ended: bool = False) -> bool:
         """Fail on all ranks where one has failed, so that none waits for it. Collective.
+
+        An error that came out of `agree` is known to all ranks: it is raised again as it is, and
+        no rank waits. So blocks that agree on their own errors may stand inside one another.
 
         Args:
             error: what went wrong on this rank, if anything.
@@ -64,19 +79,43 @@ class Ranks:
         Raises:
             ControlLLMError: of the kind of the first error, naming the ranks.
         """
+        if error is not None and (self.world_size == 1 or vars(error).get("known_to_all_ranks")):
+            raise error
         if self.world_size == 1:
-            if error is not None:
-                raise error
             return ended
-        flags = torch.tensor([int(error is not None), int(ended)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group)
+        flags = torch.tensor([int(error is not None), int(ended)], device="cpu")
+        with self._together():
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group)
         if flags[0]:
             self._fail(error)
         return bool(flags[1])
 
     def _fail(self, error: Exception | None) -> None:
-        told = self.gather(None if error is None else (type(error), str(error)))
+        told = self.gather(None if error is None else (_kind(error), _words(error)))
         failed = [(rank, *what) for rank, what in enumerate(told) if what is not None]
-        text = "; ".join(f"rank {rank}: {message}" for rank, _, message in failed)
-        kind = failed[0][1] if issubclass(failed[0][1], ControlLLMError) else ControlLLMError
-        raise kind(text) from error
+        text = "; ".join(f"rank {rank}: {words}" for rank, _, words in failed)
+        failure: ControlLLMError = getattr(errors, failed[0][1])(text)
+        vars(failure)["known_to_all_ranks"] = True
+        raise failure from error
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Say what it means when the connection to another rank breaks."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ControlLLMError(
+                f"rank {self.rank} of {self.world_size} waited for the others in vain: one of them "
+                f"died or did not answer in time; its own messages say why ({reason})."
+            ) from error
+
+
+def _kind(error: Exception) -> str:
+    """The name of the nearest class that every rank knows."""
+    own = [cls for cls in type(error).__mro__ if cls.__module__ == errors.__name__]
+    return own[0].__name__ if own else ControlLLMError.__name__
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ControlLLMError) else repr(error)

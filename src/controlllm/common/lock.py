@@ -3,7 +3,8 @@
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,42 +24,68 @@ def make_once(
     trying what cannot work.
 
     Args:
-        target: file or folder to be made; the lock lies beside it.
+        target: file or folder to be made; beside it lie `.lock`, while it is made `.holder` (who
+            makes it), and after a failure `.failed` (its words).
         is_whole: whether it is there, complete.
         make: makes it, atomically.
         timeout: seconds to wait for another process.
 
     Raises:
-        DataError: the wait took longer than `timeout`, or the other process failed.
+        DataError: the wait took longer than `timeout`, the other process failed, or locks cannot be
+            used at this place.
     """
     if is_whole():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock_file, failure = (target.with_name(f"{target.name}.{end}") for end in ("lock", "failed"))
+    failure = _beside(target, "failed")
     known_failure = _read(failure)
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise DataError(
-            f"waited {timeout:g} s for another process ({_read(lock_file) or 'unknown'}) that "
-            f"prepares {target}. Give it more time (`data.cache_timeout`), or, if no process "
-            f"works on it, remove {lock_file}."
-        ) from None
-    try:
-        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+    with _locked(target, timeout):
         if is_whole():
             return
-        if (found := _read(failure)) != known_failure:
+        if (found := _read(failure)) not in ("", known_failure):
             raise DataError(found.partition("\n")[2])
         try:
             make()
         except ControlLLMError as error:
-            write_text(failure, f"{uuid.uuid4()}\n{error}")
+            # On a full disk the others are not told; then each of them finds out by itself.
+            with suppress(ControlLLMError):
+                write_text(failure, f"{uuid.uuid4()}\n{error}")
             raise
-        failure.unlink(missing_ok=True)
+        with suppress(OSError):
+            failure.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(target: Path, timeout: float) -> Iterator[None]:
+    """Hold the lock beside `target`, with a note of who does."""
+    lock_file, holder = _beside(target, "lock"), _beside(target, "holder")
+    lock = FileLock(lock_file)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise DataError(
+            f"waited {timeout:g} s for another process ({_read(holder) or 'unknown'}) that "
+            f"prepares {target}. Give it more time (`data.cache_timeout`), or, if no process "
+            f"works on it, remove {lock_file}."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise DataError(
+            f"{target} cannot be prepared: {lock_file} cannot be locked ({error}); choose another "
+            "`data.cache_dir`, on a disk that may be written and knows locks."
+        ) from error
+    try:
+        # A note for people only: a full disk must not stop what might still fit.
+        with suppress(OSError):
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
     finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.name}.{ending}")
 
 
 def _read(path: Path) -> str:

@@ -7,10 +7,15 @@ ever on both sides of a split.
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
-from controlllm.common.errors import DataError
+import numpy as np
+
+from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.registry import Registry
 from controlllm.data.config import SourceConfig
 
@@ -30,7 +35,7 @@ def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
         source: its `part` (with `held_out`, `group_by`), `where`, `filter` and `sample`.
 
     Raises:
-        DataError: a column that the config names is missing.
+        DataError: a column that the config names is missing, or the filter fails.
     """
     if source.part is not None:
         group = row if source.group_by is None else _value(row, source.group_by, "group_by")
@@ -39,21 +44,58 @@ def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
             return False
     if any(_value(row, column, "where") not in wanted for column, wanted in source.where.items()):
         return False
-    if source.filter is not None and not FILTERS.get(source.filter)(row):
+    if source.filter is not None and not _passes(row, source.filter):
         return False
     return source.sample >= 1 or _fraction(row, "sample") < source.sample
 
 
 def content_hash(value: Any, purpose: str = "") -> int:
-    """64 bits of a hash of plain values; equal content gives equal hashes on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    """64 bits of a hash of plain values; equal content gives equal hashes on every machine.
+
+    A column that is null counts as one that is absent: tables hold nulls where lines of JSON hold
+    nothing.
+
+    Raises:
+        DataError: a value has no content of its own (an open file, say).
+    """
+    plain = _without_nulls(value)
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=_plain)
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode())
     return int.from_bytes(digest.digest(), "big")
 
 
 def _fraction(value: Any, purpose: str) -> float:
     """A number in [0, 1) from the content; another purpose gives an independent one."""
-    return content_hash(value, purpose) / 2**64
+    return (content_hash(value, purpose) >> 11) / 2**53
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """What is no JSON, as JSON that tells its content."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, date | datetime | time | timedelta | Decimal | UUID):
+        return str(value)
+    raise DataError(f"a {type(value).__name__} cannot be hashed, which `part` and `sample` need")
+
+
+def _passes(row: Mapping[str, Any], name: str) -> bool:
+    try:
+        return bool(FILTERS.get(name)(row))
+    except ControlLLMError:
+        raise
+    # Whatever a user's own function raises means that the row cannot be judged.
+    except Exception as error:
+        raise DataError(f"the filter {name!r} fails: {error!r}") from error
 
 
 def _value(row: Mapping[str, Any], column: str, field: str) -> Any:

@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 Collator: TypeAlias = Callable[[Sequence[Sequence[Any]], int, int], dict[str, Any]]
-"""(groups, max_length, pad_id) -> batch. A group is a packed slot, or a padded row alone; its members
-are (example, origin). The keys of a batch are those of `batches`."""
+"""(groups, max_length, pad_id) -> batch. A group is a packed slot, or a padded row alone; its
+members are (example, origin). The keys of a batch are those of `batches`."""
 
 COLLATORS: Registry[Collator] = Registry("collator")
 """Collators by name."""
@@ -51,11 +51,19 @@ class PostprocessContext:
         """The model of the run.
 
         Raises:
-            DataError: the source is prepared where there is no model (`controlllm data`).
+            DataError: the hook did not say that it uses one, or the source is prepared where there
+                is none (`controlllm data`).
         """
+        name = self.source.postprocess
+        if name is not None and not POSTPROCESS.get(name).uses_model:
+            raise DataError(
+                f"source {self.source.name!r}: its postprocess hook asks for the model; register "
+                f"it as `register_postprocess({name!r}, uses_model=True)`, so that another model "
+                "never finds this one's rows in the cache."
+            )
         if self.loaded_model is None:
             raise DataError(
-                f"source {self.source.name!r}: its postprocess hook {self.source.postprocess!r} "
+                f"source {self.source.name!r}: its postprocess hook {name!r} "
                 "needs the model; it runs at the start of `controlllm train`, not here."
             )
         return self.loaded_model
@@ -74,13 +82,16 @@ class Postprocess:
     sharded: bool
     """Whether each rank may be given a share of the rows, or one process must see them all."""
 
+    uses_model: bool = False
+    """Whether it asks for the model, on whose content its cache then depends."""
+
 
 POSTPROCESS: Registry[Postprocess] = Registry("postprocess")
 """Hooks by name."""
 
 
 def register_postprocess(
-    name: str, sharded: bool = True
+    name: str, sharded: bool = True, uses_model: bool = False
 ) -> Callable[[Callable[[Rows, PostprocessContext], Rows]], Callable[..., Rows]]:
     """Decorate a function `(rows, context) -> rows` that rewrites a whole source.
 
@@ -89,10 +100,11 @@ def register_postprocess(
     Args:
         name: what `postprocess` of a source says.
         sharded: whether several ranks may share the rows; False where rows belong together.
+        uses_model: whether it asks for `context.model`.
     """
 
     def keep(function: Callable[[Rows, PostprocessContext], Rows]) -> Callable[..., Rows]:
-        POSTPROCESS.register(name)(Postprocess(function, sharded))
+        POSTPROCESS.register(name)(Postprocess(function, sharded, uses_model))
         return function
 
     return keep

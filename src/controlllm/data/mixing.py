@@ -1,6 +1,8 @@
 """Step 6: several streams -> one sequence of draws in which each source holds its share."""
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from controlllm.data.config import DataConfig
 from controlllm.data.encode import Example
 from controlllm.data.stream import Drawn, Reference, Stream
 
-__all__ = ["Mixer", "Picked", "Plan", "Stage", "plan_shares"]
+__all__ = ["Mixer", "Picked", "Plan", "Stage", "plan_shares", "redeal_counts"]
 
 Picked = tuple[int, Reference, Example]
 """(source, reference, example): a draw from the mix."""
@@ -61,11 +63,13 @@ def plan_shares(
             "nothing for train."
         )
     groups = ((config.train, left), (config.replay, config.replay_share))
-    power = 1 / config.temperature if config.temperature else 0.0
+    power = 1.0 if config.temperature is None else 1 / config.temperature
     sources = [*config.train, *config.replay]
-    own = [
-        source.weight * max(source.sample, 1.0) ** (power or 1.0) * (size**power if power else 1.0)
-        for source, size in zip(sources, sizes or [1.0] * len(sources), strict=True)
+    if sizes is None or config.temperature is None:
+        sizes = [1.0] * len(sources)  # Then sizes do not matter, only up-sampling does.
+    own = [  # A source that looks empty is still asked, so that it is found to be.
+        source.weight * (max(source.sample, 1.0) * max(size, 1.0)) ** power
+        for source, size in zip(sources, sizes, strict=True)
     ]
     stages = [
         Stage(_shares(groups, _staged(groups, own, stage.weights), rehearsal_share), stage.tokens)
@@ -94,10 +98,14 @@ def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[fl
 
 
 class Mixer:
-    """Draws from streams so that each holds its share at every moment, up to one example.
+    """Draws from streams so that each holds its share at every moment, up to about one example.
 
-    No chance is involved in which stream is next: it is the one furthest behind its share. So a few
-    counters are the whole state.
+    No chance is involved in which stream is next. Of those that are not ahead of their share it is
+    the one whose next example is due first (the quota method of apportionment; for streams of equal
+    examples nobody is ever a whole example off). So a few counters are the whole state.
+
+    Where a source leaves the mix after its epochs, the others of its kind (train, replay) take over
+    its share, so the share of replay stays what it was.
 
     Args:
         streams: what to draw from.
@@ -115,31 +123,79 @@ class Mixer:
         self.given = [0] * len(self.streams)
         self.drawn = [0] * len(self.streams)
         self.before = [0] * len(self.streams)
-        self._ended = [False] * len(self.streams)
+        self.ended = [False] * len(self.streams)
+        self._left = self._shares_left()
 
     def draw(self) -> Picked | None:
         """The next draw; None once all train sources have left the mix after their epochs."""
         while True:
             stage = self.plan.stages[self.stage]
-            shares = stage.shares
-            ready = [s for s, share in enumerate(shares) if share and not self._ended[s]]
-            nothing_left = not any(self.plan.origins[s] == TRAIN for s in ready)
+            nothing_left = not any(self.plan.origins[s] == TRAIN for s, _ in self._left)
             if nothing_left and stage is self.plan.stages[-1]:
                 return None
             if nothing_left or sum(self.given) * self.lanes >= stage.length:
                 self._enter_next_stage()
                 continue
-            source = min(ready, key=lambda s: self.given[s] / shares[s])
+            source = self._due()
             drawn = self.streams[source].draw()
             if drawn is not None:
                 return self._count(source, drawn)
-            self._ended[source] = True
+            self._end(source)
+
+    def _due(self) -> int:
+        """The source whose next example is due first, of those that are not ahead."""
+        total, usual = sum(self.given), self._usual_lengths()
+        best, earliest = -1, math.inf
+        for (source, share), length in zip(self._left, usual, strict=True):
+            given = self.given[source]
+            if given < share * (total + length) and (due := (given + length) / share) < earliest:
+                best, earliest = source, due
+        return best
+
+    def _usual_lengths(self) -> list[float]:
+        """About how much the next example of each source counts: so much as those before it."""
+        if self.by == "rows":
+            return [1.0] * len(self._left)
+        all_drawn = sum(self.drawn)
+        overall = (sum(self.given) + sum(self.before)) / all_drawn if all_drawn else 1.0
+        return [
+            (self.given[s] + self.before[s]) / self.drawn[s] if self.drawn[s] else overall
+            for s, _ in self._left
+        ]
+
+    def _shares_left(self) -> list[tuple[int, float]]:
+        """(source, share) of those that are in the mix now; together 1."""
+        shares, origins = self.plan.stages[self.stage].shares, self.plan.origins
+        whole, left = defaultdict[int, float](float), defaultdict[int, float](float)
+        for origin, share, ended in zip(origins, shares, self.ended, strict=True):
+            whole[origin] += share
+            left[origin] += 0.0 if ended else share
+        total = sum(whole[origin] for origin in whole if left[origin])
+        return [
+            (s, share * whole[origins[s]] / left[origins[s]] / total)
+            for s, share in enumerate(shares)
+            if share and not self.ended[s]
+        ]
 
     def _enter_next_stage(self) -> None:
         """Shares count anew in each stage: what was given before must not be made up for."""
         self.before = [a + b for a, b in zip(self.before, self.given, strict=True)]
         self.given = [0] * len(self.given)
         self.stage += 1
+        self._left = self._shares_left()
+
+    def _end(self, source: int) -> None:
+        """Go on without a source, as if the others had always had the shares they have now."""
+        self.ended[source] = True
+        self._left = self._shares_left()
+        total = sum(self.given)
+        anew = [0] * len(self.given)
+        for s, share in self._left:
+            anew[s] = int(share * total)
+        if self._left:
+            anew[self._left[0][0]] += total - sum(anew)
+            self.before = [b + g - a for b, g, a in zip(self.before, self.given, anew, strict=True)]
+            self.given = anew
 
     def _count(self, source: int, drawn: Drawn) -> Picked:
         self.given[source] += len(drawn.example) if self.by == "tokens" else 1
@@ -153,13 +209,43 @@ class Mixer:
             "given": [*self.given],
             "drawn": [*self.drawn],
             "before": [*self.before],
+            "ended": [*self.ended],
             "streams": [stream.state_dict() for stream in self.streams],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on behind the draws that a state has counted."""
         self.stage = state["stage"]
         self.given, self.drawn = list(state["given"]), list(state["drawn"])
         self.before = list(state["before"])
+        # Lanes that were dealt anew ask every source again.
+        self.ended = list(state.get("ended", [False] * len(self.streams)))
+        self._left = self._shares_left()
         for stream, values in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(values)
+
+
+def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
+    """The counters of the mixers of all lanes -> counters for another number of lanes.
+
+    Lanes that had not quite reached the last stage that any is in are taken to have.
+
+    Args:
+        states: as `Mixer.state_dict` gives them.
+        lanes: how many lanes there are to be.
+    """
+    stage = max(state["stage"] for state in states)
+    sums = {name: [0] * len(states[0][name]) for name in ("given", "drawn", "before")}
+    for state in states:
+        for name in sums:
+            counted = "before" if name == "given" and state["stage"] < stage else name
+            sums[counted] = [a + b for a, b in zip(sums[counted], state[name], strict=True)]
+    return [
+        {
+            "stage": stage,
+            **{
+                name: [(total + lane) // lanes for total in totals] for name, totals in sums.items()
+            },
+        }
+        for lane in range(lanes)
+    ]

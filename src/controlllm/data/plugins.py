@@ -8,6 +8,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.data.codekey import file_digest, forget_file
 from controlllm.data.config import DataConfig
 
 __all__ = ["ENTRY_POINT_GROUPS", "load_plugins"]
@@ -23,11 +24,20 @@ def load_plugins(config: DataConfig) -> None:
         config: its `plugins` are Python files.
 
     Raises:
-        ConfigError: a plugin is missing or fails; says which and why.
+        ConfigError: a plugin is missing or fails, or was edited since it was loaded; says which
+            and why.
     """
     _load_entry_points()
     for path in config.plugins:
-        _load_file(Path(path).expanduser().resolve())
+        file = Path(path).expanduser().resolve()
+        if not file.is_file():
+            raise ConfigError(f"data.plugins: {file} is not a Python file.")
+        _load_file(file)
+        # A cache must not be made by one version of a plugin under the key of another.
+        if blake2b(file.read_bytes(), digest_size=16).hexdigest() != file_digest(str(file)):
+            raise ConfigError(
+                f"data.plugins: {file} was edited after this process had loaded it; start again."
+            )
 
 
 @cache
@@ -49,14 +59,16 @@ def _load_file(path: Path) -> None:
     # The same name in every process, so that what the module defines can be pickled into workers.
     name = f"controlllm_plugin_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None:
         raise ConfigError(f"data.plugins: {path} is not a Python file.")
+    file_digest(str(path))
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
+        forget_file(str(path))
         if isinstance(error, ControlLLMError):
             raise
         raise ConfigError(f"data.plugins: {path} fails: {error!r}.") from error

@@ -1,10 +1,10 @@
 """The whole-source hook: rows -> rows, by one process or shared by all ranks.
 
-Ranks write what the hook made of their share as JSON lines beside the cache folder; the process that
-makes the cache reads all parts. So the ranks need a shared disk, and rows need to be JSON.
+Ranks write what the hook made of their share beside the cache folder; the rank that makes the cache
+reads all parts. So the ranks need a shared disk.
 """
 
-import json
+import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,11 +14,19 @@ from typing import Any
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.files import atomic_file
+from controlllm.data.config import SourceConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.hooks import POSTPROCESS, PostprocessContext
 from controlllm.data.sources import Located
 
-__all__ = ["hooked_rows", "share_hooked_rows"]
+__all__ = ["hooked_rows", "is_shared", "share_hooked_rows"]
+
+
+def is_shared(source: SourceConfig, ranks: Ranks) -> bool:
+    """Whether several ranks are to share the work of a source's hook."""
+    if not source.postprocess or ranks.world_size == 1:
+        return False
+    return POSTPROCESS.get(source.postprocess).sharded
 
 
 def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Iterator[Located]:
@@ -51,58 +59,57 @@ def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Ite
 
 
 def share_hooked_rows(
-    encoder: RowEncoder, rows: Iterable[Located], folder: Path, model: Any, ranks: Ranks
-) -> Iterator[Located] | None:
+    encoder: RowEncoder, rows: Iterable[Located], parts: Path, model: Any, ranks: Ranks
+) -> Iterator[Located]:
     """Let each rank run the hook over its share. Collective.
 
     Args:
         encoder: as `hooked_rows`; its counts are then those of all ranks.
         rows: all rows of the source.
-        folder: the cache folder that will be made of the result.
+        parts: folder for what each rank makes; removed once the rows were read.
         model: what the hook may ask for.
         ranks: who shares the work.
 
     Returns:
-        The rows of all ranks, or None where one process has to do all of it.
+        The rows of all ranks, in the order of ranks.
 
     Raises:
         DataError: on all ranks, if the hook fails on one of them.
     """
-    if ranks.world_size == 1 or not POSTPROCESS.get(str(encoder.source.postprocess)).sharded:
-        return None
-    parts = folder.with_name(f"{folder.name}.parts")
     error: Exception | None = None
     try:
         share = islice(iter(rows), ranks.rank, None, ranks.world_size)
-        with atomic_file(parts / f"{ranks.rank}-of-{ranks.world_size}.jsonl") as file:
-            with file.open("w", encoding="utf-8") as out:
-                for place, row in hooked_rows(encoder, share, model):
-                    out.write(_as_json(row, place) + "\n")
-    except ControlLLMError as failure:
+        _write_part(parts / str(ranks.rank), hooked_rows(encoder, share, model))
+    except Exception as failure:  # Told to all ranks, so that none waits for this one.
         error = failure
     ranks.agree(error)
     for other, stats in enumerate(ranks.gather(encoder.stats)):
         if other != ranks.rank:
             encoder.stats.add(stats)
-    return _parts(parts, ranks.world_size)
+    return _read_parts(parts, ranks.world_size)
 
 
-def _parts(folder: Path, count: int) -> Iterator[Located]:
+def _write_part(path: Path, rows: Iterable[Located]) -> None:
+    """Pickles, so that a row is the same whether it was shared or not (dates, bytes, tuples)."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        for place, row in rows:
+            try:
+                pickle.dump(row, file)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                raise DataError(f"{place} cannot be written for other ranks: {error}.") from None
+
+
+def _read_parts(folder: Path, count: int) -> Iterator[Located]:
     for rank in range(count):
-        path = folder / f"{rank}-of-{count}.jsonl"
+        path = folder / str(rank)
         if not path.is_file():
             raise DataError(
                 f"{path}, which rank {rank} has written, is not to be seen here; `cache_dir` must "
                 "lie on a disk that all ranks share."
             )
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                yield f"row {number} of {path}", json.loads(line)
+        with path.open("rb") as file:
+            end, number = path.stat().st_size, 0
+            while file.tell() < end:
+                yield f"row {number} of rank {rank}", pickle.load(file)
+                number += 1
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _as_json(row: Any, place: str) -> str:
-    try:
-        return json.dumps(row, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{place} is no JSON, which ranks need to share it: {error}.") from None

@@ -1,10 +1,13 @@
-"""What a source chooses once all of its rows are known: no duplicates, so many rows, easy ones first.
+"""What a source chooses once all its rows are known: no duplicates, so many rows, easy ones first.
 
 For each row 40 bytes are kept, not its tokens, so a pass over 20 million rows fits into memory.
 """
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
@@ -89,10 +92,13 @@ class Selection:
         column = self.source.difficulty
         if column is None or column == "length":
             return float(length)
-        value = row.get(column)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        value, number = row.get(column), math.nan
+        if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)  # CSV files hold numbers as text.
+        if math.isnan(number):
             raise DataError(f"column {column!r}, named in `difficulty`, is {value!r}, not a number")
-        return float(value)
+        return number
 
     def _in_phases(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
         """Rows from easy to hard, cut where each phase has its part of all tokens."""

@@ -7,6 +7,8 @@ given out. Worker `w` of `W` serves every `W`-th lane, which keeps the order tha
 
 import multiprocessing
 import os
+import pickle
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from controlllm.common.errors import DataError
+from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.data.batching import Item
 from controlllm.data.lane import Lane
 
@@ -30,11 +32,19 @@ class Serving(ABC):
 
     @abstractmethod
     def next(self) -> Item:
-        """The next item; empty once all lanes have come to their end."""
+        """The next item; empty once all lanes have come to their end.
+
+        Raises:
+            DataError: a row or a source cannot be used, or a worker process died.
+        """
 
     @abstractmethod
     def states(self) -> dict[int, dict[str, Any]]:
         """The state of each lane behind the items given out so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the worker processes, if there are any; nothing is given out afterwards."""
 
 
 def serve(
@@ -70,20 +80,30 @@ class _Here(Serving):
     def states(self) -> dict[int, dict[str, Any]]:
         return {lane.number: lane.state_dict() for lane in self._lanes}
 
+    def close(self) -> None:
+        self._lanes.clear()
+
 
 @dataclass(frozen=True)
 class _Delivery:
     lane: int
     item: Item
-    state: dict[str, Any]
-    error: str | None = None
+    state: bytes
+    """Pickled: only the last state of a lane is ever looked at."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    words: str
+    trace: str
+    """Where it happened; empty for an error that was raised on purpose."""
 
 
 class _Workers(Serving):
     def __init__(
         self, lanes: Sequence[Lane], make: MakeLane, num_workers: int, prefetch_factor: int
     ) -> None:
-        self._states = {lane.number: lane.state_dict() for lane in lanes}
+        self._states = {lane.number: pickle.dumps(lane.state_dict()) for lane in lanes}
         # Forked workers start at once and share what is in memory; elsewhere all is pickled.
         methods = multiprocessing.get_all_start_methods()
         loader = DataLoader(
@@ -94,52 +114,80 @@ class _Workers(Serving):
             worker_init_fn=_one_thread,
             multiprocessing_context="fork" if "fork" in methods else None,
         )
-        self._deliveries = iter(loader)
+        self._deliveries: Any = iter(loader)
+        self._error: DataError | None = None
 
     def next(self) -> Item:
         while True:
-            try:
-                delivery = next(self._deliveries)
-            except StopIteration:
+            delivery = self._next_delivery()
+            if delivery is None:
                 return []
-            except RuntimeError as error:
-                raise DataError(f"a data worker process died: {error}") from error
-            if delivery.error is not None:
-                raise DataError(delivery.error)
             self._states[delivery.lane] = delivery.state
             if delivery.item:
                 return delivery.item
 
+    def _next_delivery(self) -> _Delivery | None:
+        if self._error is not None:  # What a broken run gives out has no order any more.
+            raise self._error
+        try:
+            delivery = next(self._deliveries)
+        except StopIteration:
+            return None
+        except RuntimeError as error:
+            self._error = DataError(
+                f"a data worker process died: {error} Often it ran out of memory: take fewer "
+                "`num_workers`, or a smaller `prefetch_factor`."
+            )
+            raise self._error from error
+        if isinstance(delivery, _Failure):
+            self._error = DataError(delivery.words)
+            if delivery.trace:
+                self._error.add_note(delivery.trace)
+            raise self._error
+        assert isinstance(delivery, _Delivery)
+        return delivery
+
     def states(self) -> dict[int, dict[str, Any]]:
-        return dict(self._states)
+        return {lane: pickle.loads(state) for lane, state in self._states.items()}
+
+    def close(self) -> None:
+        # The iterator ends its workers when it is deleted, but that may be late: somebody may
+        # still hold a traceback that holds it.
+        deliveries, self._deliveries = self._deliveries, iter(())
+        self._error = self._error or DataError("the loader was closed.")
+        if end := getattr(deliveries, "_shutdown_workers", None):
+            end()
 
 
-class _Shares(IterableDataset[_Delivery]):
+class _Shares(IterableDataset[Any]):
     """What each worker process runs: every so many-th lane, in turn."""
 
     def __init__(self, numbers: Sequence[int], make: MakeLane) -> None:
         self._numbers = list(numbers)
         self._make = make
 
-    def __iter__(self) -> Iterator[_Delivery]:
+    def __iter__(self) -> Iterator[_Delivery | _Failure]:
         worker = get_worker_info()
         assert worker is not None
         try:
-            lanes = [
-                self._make(number) for number in self._numbers[worker.id :: worker.num_workers]
-            ]
-            going_on = True
-            while going_on:
-                going_on = False
-                for lane in lanes:
-                    item = lane.next()
-                    going_on = going_on or bool(item)
-                    # At its end a lane still takes its turn, so that the order stays the same.
-                    yield _Delivery(lane.number, item, lane.state_dict())
+            numbers = self._numbers[worker.id :: worker.num_workers]
+            yield from _deliver([self._make(number) for number in numbers])
         # Whatever goes wrong here is raised again where the run can stop on all ranks.
+        except ControlLLMError as error:
+            yield _Failure(str(error), "")
         except Exception as error:
-            text = str(error) if isinstance(error, DataError) else repr(error)
-            yield _Delivery(-1, [], {}, text)
+            yield _Failure(f"a data worker process failed: {error!r}.", traceback.format_exc())
+
+
+def _deliver(lanes: Sequence[Lane]) -> Iterator[_Delivery]:
+    going_on = True
+    while going_on:
+        going_on = False
+        for lane in lanes:
+            item = lane.next()
+            going_on = going_on or bool(item)
+            # At its end a lane still takes its turn, so that the order stays the same.
+            yield _Delivery(lane.number, item, pickle.dumps(lane.state_dict()))
 
 
 def _one_thread(worker: int) -> None:
