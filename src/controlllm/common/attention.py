@@ -25,9 +25,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from controlllm.common.documents import IN_CHUNKS
 from controlllm.common.errors import ModelError
 
-__all__ = ["PackedMask", "packed_attention_for", "register_packed_attention"]
+__all__ = [
+    "PackedMask",
+    "packed_attention_for",
+    "register_packed_attention",
+]
 
 PACKED_NAMES = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 
@@ -164,9 +169,7 @@ def _check_packed(module: nn.Module, query: Tensor, key: Tensor, bounds: list[in
             "a packed batch is one row, without a cache."
         )
     if getattr(getattr(module, "config", None), "attention_chunk_size", None):
-        raise ModelError(
-            "attention in chunks does not restart with packed documents; set data.packing=false."
-        )
+        raise ModelError(IN_CHUNKS)
 
 
 def _eager_forward(

@@ -1,0 +1,89 @@
+"""Packed documents: what a model is told of them, and whether it keeps them apart.
+
+Every attention implementation tells documents by what `document_keys` makes: flash attention by
+`cu_seq_lens_*`, all others by positions that restart. Whether a live model does is tried out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from controlllm.common.errors import ModelError
+
+__all__ = ["IN_CHUNKS", "check_packing", "document_keys"]
+
+IN_CHUNKS = "attention in chunks does not restart with packed documents; set data.packing=false."
+"""Why a model such as Llama 4 cannot be trained on packed rows."""
+
+REMEDY = (
+    "set data.packing=false, or another model.attn_implementation (sdpa, eager, flex_attention, "
+    "flash_attention_2)."
+)
+
+
+def document_keys(cu_seq_lens: Tensor) -> dict[str, Any]:
+    """What a model is told of the documents in a packed row, besides their tokens.
+
+    Args:
+        cu_seq_lens: where each document begins, then the end of the row (documents + 1, int32).
+
+    Returns:
+        `position_ids` (1, T), and the keys of transformers' flash attention.
+    """
+    lengths = cu_seq_lens.diff()
+    starts = cu_seq_lens[:-1].repeat_interleave(lengths)
+    longest = int(lengths.max())
+    return {
+        "position_ids": (torch.arange(len(starts), device=starts.device) - starts)[None],
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+@torch.no_grad()
+def check_packing(model: Any) -> None:
+    """Try out whether a model keeps packed documents apart: three passes over a few tokens.
+
+    Two documents are packed, the first once with other tokens; then the second runs alone. Call it
+    in the precision of training, with the attention of training.
+
+    Args:
+        model: a causal language model of transformers.
+
+    Raises:
+        ModelError: the second document comes out otherwise, so packing would train on mixed text.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "attention_chunk_size", None):
+        raise ModelError(IN_CHUNKS)
+    first, other, second = (
+        (torch.arange(start, start + length, device=model.device) % config.vocab_size)[None]
+        for start, length in ((1, 6), (11, 6), (3, 5))
+    )
+    ends = torch.tensor([0, 6, 11], dtype=torch.int32, device=model.device)
+    name = f"{type(model).__name__} with attn_implementation={config._attn_implementation!r}"
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        packed, again = (
+            model(torch.cat([part, second], 1), use_cache=False, **document_keys(ends)).logits
+            for part in (first, other)
+        )
+        alone = model(second, use_cache=False).logits
+    except TypeError as error:
+        raise ModelError(f"{name} takes no packed rows ({error}); {REMEDY}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    _check_same(packed[:, 6:], again[:, 6:], f"{name} lets packed documents see each other")
+    _check_same(packed[:, 6:], alone, f"{name} does not restart positions with packed documents")
+
+
+def _check_same(logits: Tensor, expected: Tensor, problem: str) -> None:
+    """Equal but for the rounding of other kernels and shapes."""
+    off = (logits.float() - expected.float()).abs().max()
+    if not off <= torch.finfo(logits.dtype).eps ** 0.5 * expected.float().abs().max():
+        raise ModelError(f"{problem}; {REMEDY}")
