@@ -46,7 +46,6 @@ ROWS = {"chat": 130_000, "text": 18_000}
 """Rows of each set: some 20 million tokens."""
 
 WARM = 50
-TRIES = 3
 
 
 def loader_config(options: argparse.Namespace, strategy: str) -> Any:
@@ -100,7 +99,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
         batch = next(loader)
     assert batch["input_ids"].dtype == torch.int64
     started, used, tokens = time.perf_counter(), time.process_time(), 0
-    for _ in range(options.batches):
+    while time.perf_counter() - started < options.seconds:
         tokens += int((next(loader)["origin"] >= 0).sum())
     return {
         "name": f"controlllm, {options.strategy}",
@@ -112,25 +111,23 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(command: Sequence[object], name: str) -> list[dict[str, Any]]:
-    """The JSON lines that a process prints; others load the machine, so it may be tried again."""
+    """The JSON lines that a process prints; none, with the reason shown, where it fails."""
     words = [str(word) for word in command]
-    for _ in range(TRIES):
-        done = subprocess.run(
-            words, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
-        )
-        if done.returncode == 0:
-            return [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"name"')]
-    print(f"{name} failed:\n{done.stderr[-1500:]}", flush=True)
-    return []
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    if done.returncode:
+        print(f"{name} failed:\n{done.stderr[-1500:]}", flush=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
 
 
 def one_round(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Everybody once, one after the other."""
     here = Path(__file__)
     common = ["--tokens", folder, "--length", options.length, "--batch", options.batch]
-    common += ["--batches", options.batches]
+    common += ["--seconds", options.seconds]
     own = [sys.executable, here, "--data", options.data, "--measure", *common, "--strategy"]
     found = [line for s in ("best_fit", "concat") for line in run([*own, s], f"controlllm {s}")]
+    if len(found) < 2:
+        raise SystemExit("nothing to compare with")
     work = ["--work", folder / "peers"]
     for script in ("bare.py", "hf.py"):
         found += run([sys.executable, here.parent / "peers" / script, *common, *work], script)
@@ -205,7 +202,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=600)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--num_workers", type=int, default=0, help=argparse.SUPPRESS)
     for name in ("--measure", "--prepare"):
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)

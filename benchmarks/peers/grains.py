@@ -76,7 +76,6 @@ def main() -> None:
             measure(
                 f"grain, {name}, {threads} threads", options, batches, version=grain.__version__
             )
-    options.batches = max(options.batches // 4, 1)
     for threads in (0, 16):
         measure(
             f"grain, best fit, {threads} threads",

@@ -41,7 +41,6 @@ def main() -> None:
     loader = torch.utils.data.DataLoader(
         packed(options, "bfd"), batch_size=options.batch, shuffle=True, collate_fn=collator
     )
-    options.batches = max(options.batches // 4, 1)
     measure("TRL bfd, its collator", options, endless(loader), version=version)
 
 

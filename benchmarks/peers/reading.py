@@ -2,7 +2,7 @@
 
 Each script is called as
 
-    python peers/NAME.py --tokens FOLDER --work FOLDER --length 2048 --batch 8 --batches 1000
+    python peers/NAME.py --tokens FOLDER --work FOLDER --length 2048 --batch 8 --seconds 2
 
 `--tokens` holds `ids.npy` (int32, all documents one after the other) and `ends.npy` (where each
 ends). The script writes its library's own format into `--work` unless it is there, reads shuffled
@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def measure(
     assert first["input_ids"].dtype == torch.int64
     assert first["labels"].dtype == torch.int64
     started, used, total = time.perf_counter(), time.process_time(), 0
-    for _ in range(options.batches):
+    while time.perf_counter() - started < options.seconds:
         total += tokens(next(batches))
     seconds, used = time.perf_counter() - started, time.process_time() - used
     shape = list(first["input_ids"].shape)
