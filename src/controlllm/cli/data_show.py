@@ -43,14 +43,15 @@ class Paper:
         if self._begun:
             self._print("")
         self._begun = True
-        head = Text(f"{report.group} {readable(report.name)}", style="bold")
-        self._print(head.append(f"  {readable(report.path)}", style="not bold dim"))
+        name, path = f"{report.group} {readable(report.name)}", readable(report.path)
+        self._print(Text.assemble((name, "bold"), (f"  {path}", "dim")))
         if report.error:
             self._line("error", report.error, "red")
             return
         for label, text in self._numbers(report, max_length):
             self._line(label, text)
         self._bad_rows(report)
+        self._line("prepared", f"yes, in {report.prepared}" if report.prepared else "no")
         for note in report.notes:
             self._line("note", note)
         for sample in report.samples:
@@ -107,10 +108,6 @@ class Paper:
             ]
             if counts or label == "left out":
                 yield label, f"{', '.join(counts) or 'nothing'} of {stats.rows:,} rows"
-        if report.prepared:
-            yield "prepared", f"yes, in {report.prepared}"
-        else:
-            yield "prepared", "no"
 
     def _bad_rows(self, report: SourceReport) -> None:
         if report.stops:
@@ -129,7 +126,7 @@ class Paper:
         text = Text.assemble(*map(self._part, shorten(sample.spans, SAMPLE_CHARACTERS)))
         rule = "  | " if self.plain else "  │ "
         for line in text.split("\n"):  # Without the blank line behind a last line's end.
-            self._print(Text(rule, style="dim").append_text(line))
+            self._print(Text.assemble((rule, "dim"), line))
 
     def _part(self, span: Span) -> tuple[str, str]:
         text = readable(span.text)
@@ -141,8 +138,7 @@ class Paper:
         return (f"{left}{text}{right}" if span.kind == "target" else text), ""
 
     def _line(self, label: str, text: str, style: str = "") -> None:
-        label = f"  {label:<9} "
-        self._print(Text(label, style="cyan").append(readable(text), style=style or "none"))
+        self._print(Text.assemble((f"  {label:<9} ", "cyan"), (readable(text), style)))
 
     def _print(self, text: str | Text) -> None:
         self.console.print(text, soft_wrap=True)
