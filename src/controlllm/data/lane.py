@@ -10,7 +10,7 @@ from typing import Any
 
 from controlllm.data.batching import Item, Waiting, make_batcher, redeal_batchers
 from controlllm.data.config import DataConfig
-from controlllm.data.mixing import Mixer, Plan
+from controlllm.data.mixing import Mixer, Plan, redeal_counts
 from controlllm.data.order import seed_of
 from controlllm.data.stream import Feed, Stream
 
@@ -96,10 +96,7 @@ def redeal(states: Sequence[State], lanes: int) -> list[State]:
         lanes: how many there are to be.
     """
     mixers = [state["mixer"] for state in states]
-    counts = {
-        name: _deal_counts([mixer[name] for mixer in mixers], lanes)
-        for name in ("given", "drawn", "before")
-    }
+    counts = redeal_counts(mixers, lanes)
     sources = range(len(mixers[0]["streams"]))
     streams = [_redeal_stream([mixer["streams"][s] for mixer in mixers], lanes) for s in sources]
     batchers = redeal_batchers([state["batcher"] for state in states], lanes)
@@ -107,8 +104,7 @@ def redeal(states: Sequence[State], lanes: int) -> list[State]:
         {
             "items": 0,
             "mixer": {
-                "stage": max(mixer["stage"] for mixer in mixers),
-                **{name: values[lane] for name, values in counts.items()},
+                **counts[lane],
                 "streams": [stream[lane] for stream in streams],
             },
             "batcher": batchers[lane],
@@ -151,9 +147,3 @@ def _lag(state: Mapping[str, Any], lane: int, lanes: int, frontier: int) -> list
     if state["by_block"]:
         return [[number, 0, 1, 0] for number in range(state["next"], frontier, lanes)]
     return [[number, 0, lanes, lane] for number in range(state["next"], frontier)]
-
-
-def _deal_counts(values: Sequence[Sequence[int]], lanes: int) -> list[list[int]]:
-    """Sums over lanes, shared out evenly."""
-    totals = [sum(column) for column in zip(*values, strict=True)]
-    return [[(total + lane) // lanes for total in totals] for lane in range(lanes)]

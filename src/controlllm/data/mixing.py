@@ -98,11 +98,11 @@ def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[fl
 
 
 class Mixer:
-    """Draws from streams so that each holds its share at every moment, up to about one example.
+    """Draws from streams so that each holds its share at every moment, up to one example.
 
     No chance is involved in which stream is next. Of those that are not ahead of their share it is
-    the one whose next example is due first (the quota method of apportionment; for streams of equal
-    examples nobody is ever a whole example off). So a few counters are the whole state.
+    the one whose next example is due first, each taken for as long as the longest so far (the quota
+    method of apportionment). So a few counters are the whole state.
 
     Where a source leaves the mix after its epochs, the others of its kind (train, replay) take over
     its share, so the share of replay stays what it was.
@@ -123,6 +123,7 @@ class Mixer:
         self.given = [0] * len(self.streams)
         self.drawn = [0] * len(self.streams)
         self.before = [0] * len(self.streams)
+        self.longest = 1
         self.ended = [False] * len(self.streams)
         self._left = self._shares_left()
 
@@ -144,24 +145,13 @@ class Mixer:
 
     def _due(self) -> int:
         """The source whose next example is due first, of those that are not ahead."""
-        total, usual = sum(self.given), self._usual_lengths()
+        total, longest = sum(self.given), self.longest
         best, earliest = -1, math.inf
-        for (source, share), length in zip(self._left, usual, strict=True):
+        for source, share in self._left:
             given = self.given[source]
-            if given < share * (total + length) and (due := (given + length) / share) < earliest:
+            if given < share * (total + longest) and (due := (given + longest) / share) < earliest:
                 best, earliest = source, due
         return best
-
-    def _usual_lengths(self) -> list[float]:
-        """About how much the next example of each source counts: so much as those before it."""
-        if self.by == "rows":
-            return [1.0] * len(self._left)
-        all_drawn = sum(self.drawn)
-        overall = (sum(self.given) + sum(self.before)) / all_drawn if all_drawn else 1.0
-        return [
-            (self.given[s] + self.before[s]) / self.drawn[s] if self.drawn[s] else overall
-            for s, _ in self._left
-        ]
 
     def _shares_left(self) -> list[tuple[int, float]]:
         """(source, share) of those that are in the mix now; together 1."""
@@ -198,7 +188,9 @@ class Mixer:
             self.given = anew
 
     def _count(self, source: int, drawn: Drawn) -> Picked:
-        self.given[source] += len(drawn.example) if self.by == "tokens" else 1
+        amount = len(drawn.example) if self.by == "tokens" else 1
+        self.given[source] += amount
+        self.longest = max(self.longest, amount)
         self.drawn[source] += 1
         return source, drawn.reference, drawn.example
 
@@ -206,6 +198,7 @@ class Mixer:
         """Counters, and the state of each stream."""
         return {
             "stage": self.stage,
+            "longest": self.longest,
             "given": [*self.given],
             "drawn": [*self.drawn],
             "before": [*self.before],
@@ -215,11 +208,9 @@ class Mixer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on behind the draws that a state has counted."""
-        self.stage = state["stage"]
+        self.stage, self.longest = state["stage"], state["longest"]
         self.given, self.drawn = list(state["given"]), list(state["drawn"])
-        self.before = list(state["before"])
-        # Lanes that were dealt anew ask every source again.
-        self.ended = list(state.get("ended", [False] * len(self.streams)))
+        self.before, self.ended = list(state["before"]), list(state["ended"])
         self._left = self._shares_left()
         for stream, values in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(values)
@@ -228,7 +219,8 @@ class Mixer:
 def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
     """The counters of the mixers of all lanes -> counters for another number of lanes.
 
-    Lanes that had not quite reached the last stage that any is in are taken to have.
+    Lanes that had not quite reached the last stage that any is in are taken to have; a source that
+    has left some lanes may have rows left in others, so it is asked again.
 
     Args:
         states: as `Mixer.state_dict` gives them.
@@ -243,6 +235,8 @@ def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[
     return [
         {
             "stage": stage,
+            "longest": max(state["longest"] for state in states),
+            "ended": [False] * len(states[0]["ended"]),
             **{
                 name: [(total + lane) // lanes for total in totals] for name, totals in sums.items()
             },
