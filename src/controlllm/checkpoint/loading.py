@@ -127,8 +127,7 @@ def find_tokenizer(
         return load_tokenizer([], options)
     location = locate(path_or_name, options.storage_options)
     sidecar = _sidecar_folder(location, options)
-    recorded = _recorded_name(location)
-    base = recorded if sidecar is None else _base_of(sidecar, location, options)[0]
+    base = _base_of(sidecar, location, options)[0] if sidecar else _recorded_name(location)
     return load_tokenizer(_tokenizer_places(location, sidecar, base), options)
 
 

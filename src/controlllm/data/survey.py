@@ -20,6 +20,7 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.remote import shown
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import Example, RowEncoder
+from controlllm.data.hooks import POSTPROCESS
 from controlllm.data.order import Permutation
 from controlllm.data.postprocess import hooked_rows
 from controlllm.data.prepare import prepared_store, store_folder
@@ -152,12 +153,8 @@ class _Reading:
     def run(self) -> list[tuple[str, Example]]:
         """Fill in the report; (place, example) of some examples."""
         report, source, stats = self.report, self.encoder.source, self.encoder.stats
-        if source.postprocess and not report.complete:
-            report.notes.append(
-                f"the hook {source.postprocess!r} rewrites the whole source: numbers are known "
-                "once it was prepared, or with --rows 0"
-            )
-            report.rows, report.rows_exact = self.blocks.num_rows, True
+        if source.postprocess and (why := self._why_not_hooked(source.postprocess)):
+            report.notes.append(f"the hook {source.postprocess!r} {why}")
             return []
         # So many rows out of all are not so many out of a sample: that is a matter of scale.
         selection = Selection(source if report.complete else replace(source, sample_rows=None))
@@ -177,6 +174,13 @@ class _Reading:
         elif report.complete:
             raise DataError(f"it holds no example: {stats.describe()}.")
         return self._kept
+
+    def _why_not_hooked(self, name: str) -> str | None:
+        if POSTPROCESS.get(name).uses_model:
+            return "needs the model: it runs at the start of `train`, and numbers are known there"
+        if not self.report.complete:
+            return "rewrites the whole source: see its numbers with --rows 0, or once prepared"
+        return None
 
     def _encoded(self) -> Iterator[tuple[Located, list[Example]]]:
         chosen = bool(self.encoder.source.postprocess)
