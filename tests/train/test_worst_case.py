@@ -127,6 +127,23 @@ def test_rotary_embeddings_that_grow_are_as_before(run_config, pico_tokenizer):
         assert torch.equal(module.inv_freq, frequencies)
 
 
+def test_buffers_that_count_are_as_before(run_config, loaded):
+    """As routers that balance their experts keep counts, changed in place by each forward."""
+    bench = make_bench(run_config(), loaded())
+    head = bench.model.get_output_embeddings()
+    head.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+    most = []
+
+    def count(module: Any, *_: Any) -> None:
+        module.seen += 1
+        most.append(int(module.seen))
+
+    head.register_forward_hook(count)
+    run_worst_case(bench)
+    assert most == [1, 2]
+    assert head.seen == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_batch_of_the_run_is_larger(run_config, loaded, kind, monkeypatch):
     """What the passes saw against 40 batches of the loader."""
