@@ -1,6 +1,6 @@
 """How full are packed slots, how quick is packing, and how equal is the work of 8 ranks?
 
-    python benchmarks/data_packing.py --data ../shared/data --peers /tmp/peers
+    python benchmarks/data_packing.py --data ../shared/data --peers PEERS
 
 Real rows (GSM8K, Dolly, Codegen, Chinese questions, all of them in one shuffled order), tokenized
 once with a real tokenizer. `--peers` holds `grain/`, an environment with grain 0.2.18; without it
