@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.common.documents import check_packing
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.data.feeds import Size
 from controlllm.evaluate import Reference
@@ -94,7 +95,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
 
     Raises:
-        ControlLLMError: whatever is wrong with the config, the model or the data.
+        ControlLLMError: whatever is wrong with the config, the model or the data; also a model that
+            does not keep packed documents apart.
     """
     training = run.training
     seed_everything(training.seed)
@@ -110,7 +112,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     total_steps = _total_steps(run, loader)
     optimizer = make_optimizer(model, training)
     kl_weight = run.rehearsal.weight if run.rehearsal.uses_kl else None
-    return Bench(
+    bench = Bench(
         run=run,
         model=model,
         tokenizer=tokenizer,
@@ -122,6 +124,10 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
         scheduler=make_scheduler(optimizer, training, total_steps),
         total_steps=total_steps,
     )
+    if run.data.packing:
+        with bench.autocast():
+            check_packing(model)
+    return bench
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

@@ -59,6 +59,19 @@ _MAY_CHANGE = (
             "max_forgetting",
             "stop_on_budget",
             "per_device_eval_batch_size",
+            "worst_case_first",
+        )
+    ),
+    # Who reads ahead, and where from: no row is lost or seen twice by a change of these.
+    *(
+        f"data.{name}"
+        for name in (
+            "num_workers",
+            "prefetch_factor",
+            "lanes",
+            "timeout",
+            "cache_dir",
+            "cache_timeout",
         )
     ),
 )

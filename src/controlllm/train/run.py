@@ -7,6 +7,7 @@ from controlllm.train.config import RunConfig
 from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
+from controlllm.train.worst_case import run_worst_case
 
 __all__ = ["train"]
 
@@ -33,6 +34,9 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     keeper = RunKeeper(bench, checkpoint)
     try:
         keeper.start()
+        if run.training.worst_case_first and keeper.stopped is None:
+            run_worst_case(bench)
+            keeper.start_clock()
         return BACKENDS.get(run.training.backend)(bench, keeper)
     finally:
         bench.alphas.release()

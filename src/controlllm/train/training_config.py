@@ -96,6 +96,9 @@ class TrainingConfig:
 
     mixed_precision: MixedPrecision = "no"
     """`bf16` computes under bfloat16 autocast and keeps trained weights in float32."""
+    worst_case_first: bool = False
+    """Begin with a pass over the largest batch that can come, so that running out of memory
+    happens in the first minute; it leaves no trace in the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     alpha_sampling: list[float] | None = None
