@@ -84,15 +84,18 @@ class Paper:
         yield "rows", _layout(report)
         if not stats.rows:
             return
-        source = "all rows" if report.complete else f"a sample of {stats.rows:,} rows"
-        if report.tokens is not None and report.targets is not None:
-            about = "" if report.complete else "about "
-            share = 100 * report.targets / max(report.tokens, 1)
-            examples = f"{about}{count_text(report.examples)} examples"
-            yield "tokens", f"{about}{count_text(report.tokens)} in {examples}, from {source}"
-            yield "targets", f"{about}{count_text(report.targets)}, {share:.1f} % of the tokens"
+        if report.tokens is not None and report.examples is not None:
+            source = "all rows" if report.complete else f"a sample of {stats.rows:,} rows"
+            examples, tokens, targets = (
+                f"{size:,.0f}" if report.complete else f"about {count_text(size)}"
+                for size in (report.examples, report.tokens, report.targets)
+            )
+            share = 100 * stats.targets / max(stats.tokens, 1)
+            yield "tokens", f"{tokens} in {examples} examples, from {source}"
+            yield "targets", f"{targets}, {share:.1f} % of the tokens"
         else:
-            yield "tokens", f"{stats.tokens:,} in {source}, of which {stats.targets:,} are targets"
+            text = f"{stats.tokens:,} in a sample of {stats.rows:,} rows"
+            yield "tokens", f"{text}, of which {stats.targets:,} are targets"
         if lengths := report.lengths:
             yield (
                 "lengths",
