@@ -5,6 +5,7 @@ user's own files that this one imports. Of installed packages the releases of th
 tokenize.
 """
 
+import ast
 import inspect
 import sys
 import sysconfig
@@ -43,10 +44,16 @@ def code_key(source: SourceConfig) -> str:
     return hasher.hexdigest()
 
 
-def file_digest(path: str) -> str:
-    """A hash of a file as this process first saw it, which is the code that it runs."""
+def file_digest(path: str, content: bytes | None = None) -> str:
+    """A hash of a file as this process first saw it, which is the code that it runs.
+
+    Args:
+        path: of the file.
+        content: what it holds, if it was read just now.
+    """
     if path not in _seen:
-        _seen[path] = blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        content = Path(path).read_bytes() if content is None else content
+        _seen[path] = blake2b(content, digest_size=16).hexdigest()
     return _seen[path]
 
 
@@ -100,18 +107,36 @@ def _parts(function: Callable[..., Any]) -> Iterator[str]:
 
 
 def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[str]:
-    """The files of the user's own modules that a module has names from, and those of theirs."""
-    for value in list(vars(module).values()):
-        name = getattr(value, "__module__", None)
-        other = value if isinstance(value, ModuleType) else sys.modules.get(str(name))
+    """The files of the user's own modules that a module imports, and those that these import."""
+    for name in _import_names(module):
+        other = sys.modules.get(name)
         file = _file(other) if other is not None else None
         if other is None or file is None or file in seen:
             continue
-        top = other.__name__.partition(".")[0]
+        top = name.partition(".")[0]
         if top == own_package or not (_is_installed(file) or top == __name__.partition(".")[0]):
             seen.add(file)
             yield file
             yield from _imported(other, own_package, seen)
+
+
+def _import_names(module: ModuleType) -> Iterator[str]:
+    """What its source says that it imports: modules, and names that may be modules."""
+    try:
+        tree = ast.parse(Path(str(module.__file__)).read_bytes())
+    except (SyntaxError, ValueError):  # Edited since; then its own hash tells.
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
+        elif isinstance(node, ast.ImportFrom):
+            package = (module.__package__ or "").split(".")
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield start
+            yield from (f"{start}.{alias.name}" for alias in node.names)
 
 
 def _file(module: ModuleType) -> str | None:

@@ -61,11 +61,13 @@ def _load_file(path: Path) -> None:
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"data.plugins: {path} is not a Python file.")
-    file_digest(str(path))
+    content = path.read_bytes()
+    file_digest(str(path), content)
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader: it may run what it compiled before, of a file edited a moment ago.
+        exec(compile(content, str(path), "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         forget_file(str(path))
