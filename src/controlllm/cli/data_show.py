@@ -36,6 +36,7 @@ class Paper:
         self.console = console
         self.plain = console.options.ascii_only
         self.coloured = console.color_system is not None and not console.no_color
+        self.brackets = ("[[", "]]") if self.plain else ("⟦", "⟧")
         self._begun = False
 
     def source(self, report: SourceReport, max_length: int) -> None:
@@ -124,11 +125,14 @@ class Paper:
             self._line("", f"and {more:,} more")
 
     def _sample(self, sample: Sample) -> None:
-        place, tokens = readable(sample.place), f"{sample.tokens:,} tokens"
-        self._print(Text(f"  sample    {place}: {tokens}, {sample.targets:,} targets", style="dim"))
-        text = Text.assemble(*map(self._part, shorten(sample.spans, SAMPLE_CHARACTERS)))
+        mark = "in green" if self.coloured else f"in {' '.join(self.brackets)}"
+        text = f"{sample.tokens:,} tokens, {sample.targets:,} targets ({mark})"
+        self._print(Text(f"  sample    {readable(sample.place)}: {text}", style="dim"))
+        parts = map(self._part, shorten(sample.spans, SAMPLE_CHARACTERS))
         rule = "  | " if self.plain else "  │ "
-        for line in text.split("\n"):  # Without the blank line behind a last line's end.
+        for line in Text.assemble(*parts).split(
+            "\n"
+        ):  # Without the blank line behind a last line's end.
             self._print(Text.assemble((rule, "dim"), line))
 
     def _part(self, span: Span) -> tuple[str, str]:
@@ -137,7 +141,7 @@ class Paper:
             return text, "dim italic"
         if self.coloured:
             return text, "bold green" if span.kind == "target" else ""
-        left, right = ("[[", "]]") if self.plain else ("⟦", "⟧")
+        left, right = self.brackets
         return (f"{left}{text}{right}" if span.kind == "target" else text), ""
 
     def _line(self, label: str, text: str, style: str = "") -> None:
