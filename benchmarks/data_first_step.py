@@ -181,20 +181,18 @@ def run_all(
 
 
 def table(results: dict[tuple[str, int], dict[str, list[float]]], small: int) -> str:
-    head = "| file | rows | process to step, s | train() to step, s | ratio | loader built, s | "
-    head += "first batch, s | loader's process, peak MiB | added MiB | state KiB |\n"
-    text = head + "|---|" + "---:|" * 9 + "\n"
+    head = "| file | rows | process to step, s | ratio | train() to step, s | ratio | "
+    head += (
+        "loader built, s | first batch, s | loader's process, peak MiB | added MiB | state KiB |\n"
+    )
+    text = head + "|---|" + "---:|" * 10 + "\n"
     for (kind, count), values in results.items():
-        ratios = [
-            a / b
-            for a, b in zip(
-                values["step_process_s"], results[kind, small]["step_process_s"], strict=True
-            )
-        ]
-        cells = [
-            shown(values["step_process_s"]),
-            shown(values["step_train_s"]),
-            shown(ratios),
+        base = results[kind, small]
+        cells = []
+        for name in ("step_process_s", "step_train_s"):
+            cells.append(shown(values[name]))
+            cells.append(shown([a / b for a, b in zip(values[name], base[name], strict=True)]))
+        cells += [
             shown(values["loader_build_s"], 3),
             shown(values["loader_first_batch_s"], 3),
             shown(values["loader_peak_mib"], 0),
