@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -23,6 +24,9 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("controlllm", deadline=None)
+hypothesis.settings.load_profile("controlllm")
 
 ROOT = Path(__file__).resolve().parents[1]
 BYTE_OFFSET = 3  # ids 0, 1, 2 of the byte tokenizer are <pad>, <s>, </s>

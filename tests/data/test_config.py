@@ -39,6 +39,13 @@ def test_wrong_source_settings(wrong: dict[str, Any], message: str) -> None:
         ({"replay_share": 1.0}, "replay_share=1.0"),
         ({"replay_share": 0.1}, "replay_share=0.1 with 0 replay"),
         ({"replay": [SourceConfig("a.txt")]}, "replay_share=0.0 with 1 replay"),
+        (
+            {
+                "train": [SourceConfig("a.txt", part="train")],
+                "learn": [SourceConfig("a.txt", part="held_out", held_out=0.1)],
+            },
+            r"'a\.txt' is split in two ways: held_out=0\.05.*held_out=0\.1",
+        ),
         ({"retain": [SourceConfig("a/test.txt"), SourceConfig("b/test.txt")]}, r"\['test'\]"),
     ],
 )

@@ -93,7 +93,8 @@ class SourceConfig:
     """Keep so many rows of the source, chosen by hash; reads the whole source once (cached)."""
 
     epochs: float | None = None
-    """Leave the mix after so many passes; by default the source goes round for ever."""
+    """Leave the mix after so many passes, to the next whole block (a row of small sources, a file
+    of packed ones); by default the source goes round for ever."""
 
     difficulty: str | None = None
     """Draw easy rows first: by `length`, or by a column of numbers; reads the whole source once."""
@@ -293,6 +294,7 @@ class DataConfig:
         for group in ("learn", "retain"):
             self._check_names(group)
         self._check_stages()
+        self._check_splits()
 
     def _check_batches(self) -> None:
         budget = self.max_tokens_per_batch
@@ -305,6 +307,21 @@ class DataConfig:
             raise ConfigError(
                 f"max_tokens_per_batch={budget!r} cannot hold a row of max_length={self.max_length}"
             )
+
+    def _check_splits(self) -> None:
+        """Both sides of a split must be cut in the same way, or rows would be on both."""
+        cuts: dict[Any, SourceConfig] = {}
+        for source in [*self.train, *self.replay, *self.learn, *self.retain]:
+            if source.part is None:
+                continue
+            place = (source.path, source.subset, source.split, source.revision)
+            other = cuts.setdefault(place, source)
+            if (source.held_out, source.group_by) != (other.held_out, other.group_by):
+                raise ConfigError(
+                    f"{source.path!r} is split in two ways: held_out={other.held_out!r}, "
+                    f"group_by={other.group_by!r} in {other.name!r}, held_out={source.held_out!r}, "
+                    f"group_by={source.group_by!r} in {source.name!r}; rows would be on both sides."
+                )
 
     def _check_stages(self) -> None:
         known = {str(source.name) for source in [*self.train, *self.replay]}

@@ -81,7 +81,7 @@ def store_feed(
 ) -> Feed:
     """A feed of examples that are tokens already."""
     order = _order(store, config, seed)
-    if store.phases is not None:
+    if store.phases is not None and config.shuffle:
         order = Phased(store.phases, seed)
     return Feed(name, store, order, None, _numbers(store, epochs), key="tokens")
 

@@ -1,5 +1,6 @@
 """Step 8: the training loader."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
@@ -9,12 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.distributed import Ranks
-from controlllm.common.errors import (
-    CheckpointError,
-    ConfigError,
-    ControlLLMError,
-    DataError,
-)
+from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.data.batches import Batch, collate, pad_id
 from controlllm.data.batching import Item
 from controlllm.data.config import DataConfig
@@ -28,6 +24,8 @@ from controlllm.data.store import TokenStore
 from controlllm.data.stream import Feed
 
 __all__ = ["TrainLoader"]
+
+log = logging.getLogger(__name__)
 
 _DECIDES = (
     "mix_by",
@@ -93,20 +91,32 @@ class TrainLoader:
             order_seed = [seed, len(self.feeds)]
             self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
         self.plan = plan_shares(config, sizes, rehearsal[1] if rehearsal else 0.0)
+        self._check_ranks()
         self._states: dict[int, dict[str, Any]] = {}
         self._serving: Serving | None = None
 
     def _open(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> list[Feed]:
         """The feeds of all sources; where one fails on any rank, all ranks fail with its name."""
-        feeds, error = [], None
-        try:
-            for number, source in enumerate([*self.config.train, *self.config.replay]):
+        feeds = []
+        for number, source in enumerate([*self.config.train, *self.config.replay]):
+            error: Exception | None = None
+            try:
                 seed = [self.seed, number]
                 feeds.append(make_feed(source, tokenizer, self.config, seed, model, self.ranks))
-        except ControlLLMError as failure:
-            error = failure
-        self.ranks.agree(error)
+            except Exception as failure:  # Told to all ranks, so that none waits for this one.
+                error = failure
+            self.ranks.agree(error)
         return feeds
+
+    def _check_ranks(self) -> None:
+        """Ranks that see other data would draw other rows, some twice and some never."""
+        own = self.fingerprints()
+        for rank, other in enumerate(self.ranks.gather(own)):
+            if differing := sorted(key for key in own if own[key] != other[key]):
+                raise DataError(
+                    f"rank {rank} and rank {self.ranks.rank} see other data ({differing}): another "
+                    "copy of a source, or prepared tokens (`cache_dir`) on one of them only."
+                )
 
     def __iter__(self) -> Iterator[Batch]:
         """The loader itself."""
@@ -128,6 +138,13 @@ class TrainLoader:
         if self.ranks.agree(error, ended=not slots):
             if not self.batches:
                 raise DataError("the train sources hold no examples: " + self.describe())
+            if slots:
+                log.warning(
+                    "Rank %d leaves out its last %d rows or slots: the data of another rank has "
+                    "come to its end.",
+                    self.ranks.rank,
+                    len(slots),
+                )
             raise StopIteration
         self.batches += 1
         origins = self.plan.origins
@@ -184,9 +201,16 @@ class TrainLoader:
         lanes = [state["lanes"][key] for key in sorted(state["lanes"], key=int)]
         if len(lanes) != self.lanes:
             lanes = redeal(lanes, self.lanes)
+        self.close()
         self._states = dict(enumerate(lanes))
-        self._serving = None
         self.batches = state["batches"]
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next batch starts them anew."""
+        if self._serving is not None:
+            self._states |= self._serving.states()
+            self._serving.close()
+            self._serving = None
 
     def fingerprints(self) -> dict[str, str]:
         """What the sequence of batches depends on: each source, and how they are mixed."""

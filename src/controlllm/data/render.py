@@ -181,6 +181,7 @@ class Renderer:
         # What an earlier call of the tokenizer, somebody else's, may have left switched on.
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = False
         return backend
 
     def _tokenize_chats(self, items: Sequence[Prepared]) -> list[Rendered]:

@@ -8,10 +8,13 @@ given out. Worker `w` of `W` serves every `W`-th lane, which keeps the order tha
 import multiprocessing
 import os
 import pickle
+import signal
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -113,8 +116,11 @@ class _Workers(Serving):
             prefetch_factor=prefetch_factor,
             worker_init_fn=_one_thread,
             multiprocessing_context="fork" if "fork" in methods else None,
+            # The loader draws a seed that nobody needs; the run's own numbers must not move on.
+            generator=torch.Generator(),
         )
-        self._deliveries: Any = iter(loader)
+        with _signals_kept():
+            self._deliveries: Any = iter(loader)
         self._error: DataError | None = None
 
     def next(self) -> Item:
@@ -135,7 +141,7 @@ class _Workers(Serving):
             return None
         except RuntimeError as error:
             self._error = DataError(
-                f"a data worker process died: {error} Often it ran out of memory: take fewer "
+                f"a data worker process died ({error}). Often it ran out of memory: take fewer "
                 "`num_workers`, or a smaller `prefetch_factor`."
             )
             raise self._error from error
@@ -157,6 +163,22 @@ class _Workers(Serving):
         self._error = self._error or DataError("the loader was closed.")
         if end := getattr(deliveries, "_shutdown_workers", None):
             end()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Take back the signal handler that the loader sets.
+
+    By it the death of a worker is raised wherever the main thread is, be it in the middle of a
+    checkpoint. Without, it is found when the next item is asked for, where all ranks can stop.
+    """
+    known = hasattr(signal, "SIGCHLD") and current_thread() is main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if known else None
+    try:
+        yield
+    finally:
+        if known:
+            signal.signal(signal.SIGCHLD, before)
 
 
 class _Shares(IterableDataset[Any]):

@@ -1,11 +1,11 @@
 """Conversations of the same roles differ only in their contents: render the template once for them.
 
 A template is rendered with *probes* in place of the contents. A probe lets itself be written, joined
-and stripped; it answers the questions that templates ask of contents (is it empty, does it begin
-with, does it hold this text?) with "no" and notes them; anything else means that the template looks
-too closely. If nothing else was asked, the rendered text is constant but for the contents, and every
-conversation of these roles whose contents answer the noted questions in the same way is that text
-with its own contents filled in: a join instead of a template, at a small part of its cost.
+and stripped; it answers the questions that templates ask of contents (does it begin with this text,
+does it hold it?) with "no" and notes them; anything else means that the template looks too closely.
+If nothing else was asked, the rendered text is constant but for the contents, and every conversation
+of these roles whose contents are not blank and answer the noted questions in the same way is that
+text with its own contents filled in: a join instead of a template, at a small part of its cost.
 """
 
 import re
@@ -47,8 +47,33 @@ class _LookedTooClosely(Exception):
     """The template does with a content what a probe cannot answer."""
 
 
-class _Probe(str):
-    """A content that only lets itself be written, and notes what it is asked."""
+class _Written(str):
+    """A text with a probe in it: it may be joined and stripped, and nothing else."""
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __add__(self, other: str) -> "_Written":
+        return _Written(str.__add__(self, other))
+
+    def __radd__(self, other: str) -> "_Written":
+        return _Written(str.__add__(other, self))
+
+    def __bool__(self) -> bool:
+        return True  # No content is blank, or the skeleton is not used.
+
+    def lstrip(self, chars: str | None = None) -> "_Written":
+        return _Written(str.lstrip(self)) if chars is None else _refuse()
+
+    def rstrip(self, chars: str | None = None) -> "_Written":
+        return _Written(str.rstrip(self)) if chars is None else _refuse()
+
+    def strip(self, chars: str | None = None) -> "_Written":
+        return self.lstrip(chars).rstrip(chars)
+
+
+class _Probe(_Written):
+    """A content that notes what it is asked."""
 
     content: "_Content"
     asked: list[Question]
@@ -58,15 +83,6 @@ class _Probe(str):
         probe = cls(text)
         probe.content, probe.asked = content, asked
         return probe
-
-    def __str__(self) -> str:
-        return str.__str__(self)
-
-    def __add__(self, other: str) -> str:
-        return str.__add__(self, other)
-
-    def __radd__(self, other: str) -> str:
-        return str.__add__(other, self)
 
     def lstrip(self, chars: str | None = None) -> "_Probe":
         if chars is not None:  # The content is taken to begin with none of them.
@@ -79,13 +95,6 @@ class _Probe(str):
             self._no("endswith", tuple(chars))
             return self
         return _Probe.of(str.rstrip(self), self.content._replace(right=True), self.asked)
-
-    def strip(self, chars: str | None = None) -> "_Probe":
-        return self.lstrip(chars).rstrip(chars)
-
-    def __bool__(self) -> bool:
-        self.asked.append((self.content, "empty", None))
-        return True
 
     def __contains__(self, text: object) -> bool:
         return self._no("holds", text)
@@ -110,11 +119,10 @@ def _refuse(*args: Any, **kwargs: Any) -> Any:
 _LEFT_ALONE = {"__new__", "__init__", "__class__", "__getattribute__", "__doc__", "__repr__"}
 _LEFT_ALONE |= {"__init_subclass__", "__subclasshook__", "__reduce__", "__reduce_ex__", "__dir__"}
 _LEFT_ALONE |= {"__getstate__", "__setattr__", "__delattr__", "__sizeof__"}
-for _name in set(dir(str)) - _LEFT_ALONE - set(vars(_Probe)):
-    setattr(_Probe, _name, _refuse)
+for _name in set(dir(str)) - _LEFT_ALONE - set(vars(_Written)):
+    setattr(_Written, _name, _refuse)
 
 _ANSWERS: dict[str, Callable[[str, Any], bool]] = {
-    "empty": lambda content, _: not content,
     "holds": lambda content, text: text in content,
     "startswith": str.startswith,
     "endswith": str.endswith,
@@ -136,6 +144,8 @@ class Skeleton:
 
     def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]] | None:
         """The rendered conversation and its spans; None where its contents change more."""
+        if not all(map(str.strip, contents)):
+            return None
         for content, ask, text in self.questions:
             if _ANSWERS[ask](content.of(contents), text):
                 return None

@@ -33,13 +33,13 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     bench.tokenizer.save_pretrained(run.training.output_dir)
     keeper = RunKeeper(bench, checkpoint)
     try:
-        keeper.start()
-        if run.training.worst_case_first and keeper.stopped is None:
+        if run.training.worst_case_first:
             run_worst_case(bench)
-            keeper.start_clock()
+        keeper.start()
         return BACKENDS.get(run.training.backend)(bench, keeper)
     finally:
         bench.alphas.release()
+        bench.loader.close()
         keeper.close()
 
 
