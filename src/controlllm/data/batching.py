@@ -12,7 +12,7 @@ What waits is kept as references in the state, and is read again on resume.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -39,7 +39,7 @@ BATCHES, ROWS, TOKENS = 16, 2048, 2**19
 """A pool has at least so many batches, and so many rows (or tokens, where a budget counts)."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Waiting:
     """A draw that has not been given out, or the rest of one."""
 
@@ -51,7 +51,7 @@ class Waiting:
 
     def __len__(self) -> int:
         """Tokens that are left."""
-        return len(self.picked[2]) - self.start
+        return len(self.picked[2].input_ids) - self.start
 
     def example(self, length: int | None = None) -> Example:
         """What is left, or its first `length` tokens."""
@@ -122,20 +122,33 @@ class Batcher(ABC):
 class BestFit(Batcher):
     """Slots of whole documents."""
 
+    def __init__(
+        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(draw, config, batch_size, seed)
+        self._lengths: list[int] = []
+
     def _next(self) -> Item:
         lengths = self._lengths_to_choose_from()
         if not lengths:
             return []
-        chosen = choose_for_slot(lengths, self.config.max_length)
-        slot = [(w.picked[0], w.example()) for w in (self.waiting[i] for i in chosen)]
-        taken = set(chosen)
-        self.waiting = [w for i, w in enumerate(self.waiting) if i not in taken]
-        return [slot]
+        slot: Slot = []
+        # From the end, so that the places of those before stay as they are.
+        for place in reversed(choose_for_slot(lengths, self.config.max_length)):
+            waiting = self.waiting.pop(place)
+            del lengths[place]
+            slot.append((waiting.picked[0], waiting.example()))
+        return [slot[::-1]]
+
+    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
+        """Go on with what a state had waiting, read again by the caller."""
+        super().load_state_dict(state, waiting)
+        self._lengths = list(map(len, waiting))
 
     def _lengths_to_choose_from(self) -> list[int]:
         """Tokens of each waiting row, once enough of them wait."""
         capacity, lookahead = self.config.max_length, self.config.packing_lookahead
-        lengths = [len(w) for w in self.waiting]
+        lengths = self._lengths
         tokens = sum(lengths)
         while not window_is_full(len(lengths), tokens, capacity, lookahead):
             if (picked := self._draw()) is None:
@@ -159,11 +172,15 @@ class Concat(Batcher):
             self._fill(1)
             if not self.waiting:
                 break
-            first = self.waiting.pop(0)
-            slot.append((first.picked[0], first.example(room)))
-            if len(first) > room:
-                self.waiting.insert(0, replace(first, start=first.start + room - 1))
-            room -= len(slot[-1][1])
+            first = self.waiting[0]
+            length = len(first)
+            if length > room:
+                slot.append((first.picked[0], first.example(room)))
+                self.waiting[0] = Waiting(first.picked, first.start + room - 1)
+                break
+            slot.append((first.picked[0], first.example()))
+            del self.waiting[0]
+            room -= length
         return [slot] if slot else []
 
 

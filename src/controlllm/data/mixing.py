@@ -125,27 +125,28 @@ class Mixer:
         self.before = [0] * len(self.streams)
         self.longest = 1
         self.ended = [False] * len(self.streams)
-        self._left = self._shares_left()
+        self._find_left()
 
     def draw(self) -> Picked | None:
         """The next draw; None once all train sources have left the mix after their epochs."""
         while True:
-            stage = self.plan.stages[self.stage]
-            nothing_left = not any(self.plan.origins[s] == TRAIN for s, _ in self._left)
-            if nothing_left and stage is self.plan.stages[-1]:
+            stage, total = self.plan.stages[self.stage], sum(self.given)
+            if not self._trains and stage is self.plan.stages[-1]:
                 return None
-            if nothing_left or sum(self.given) * self.lanes >= stage.length:
+            if not self._trains or total * self.lanes >= stage.length:
                 self._enter_next_stage()
                 continue
-            source = self._due()
+            source = self._due(total)
             drawn = self.streams[source].draw()
             if drawn is not None:
                 return self._count(source, drawn)
             self._end(source)
 
-    def _due(self) -> int:
+    def _due(self, total: int) -> int:
         """The source whose next example is due first, of those that are not ahead."""
-        total, longest = sum(self.given), self.longest
+        if len(self._left) == 1:
+            return self._left[0][0]
+        longest = self.longest
         best, earliest = -1, math.inf
         for source, share in self._left:
             given = self.given[source]
@@ -153,31 +154,32 @@ class Mixer:
                 best, earliest = source, due
         return best
 
-    def _shares_left(self) -> list[tuple[int, float]]:
-        """(source, share) of those that are in the mix now; together 1."""
+    def _find_left(self) -> None:
+        """Note (source, share) of those that are in the mix now, together 1."""
         shares, origins = self.plan.stages[self.stage].shares, self.plan.origins
         whole, left = defaultdict[int, float](float), defaultdict[int, float](float)
         for origin, share, ended in zip(origins, shares, self.ended, strict=True):
             whole[origin] += share
             left[origin] += 0.0 if ended else share
         total = sum(whole[origin] for origin in whole if left[origin])
-        return [
+        self._left = [
             (s, share * whole[origins[s]] / left[origins[s]] / total)
             for s, share in enumerate(shares)
             if share and not self.ended[s]
         ]
+        self._trains = any(origins[s] == TRAIN for s, _ in self._left)
 
     def _enter_next_stage(self) -> None:
         """Shares count anew in each stage: what was given before must not be made up for."""
         self.before = [a + b for a, b in zip(self.before, self.given, strict=True)]
         self.given = [0] * len(self.given)
         self.stage += 1
-        self._left = self._shares_left()
+        self._find_left()
 
     def _end(self, source: int) -> None:
         """Go on without a source, as if the others had always had the shares they have now."""
         self.ended[source] = True
-        self._left = self._shares_left()
+        self._find_left()
         total = sum(self.given)
         anew = [0] * len(self.given)
         for s, share in self._left:
@@ -211,7 +213,7 @@ class Mixer:
         self.stage, self.longest = state["stage"], state["longest"]
         self.given, self.drawn = list(state["given"]), list(state["drawn"])
         self.before, self.ended = list(state["before"]), list(state["ended"])
-        self._left = self._shares_left()
+        self._find_left()
         for stream, values in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(values)
 

@@ -139,10 +139,20 @@ class TokenStore(Blocks):
         """The example at `index` (0 <= index < len)."""
         if not 0 <= index < len(self):
             raise IndexError(f"source {self.name!r} has {len(self)} examples; there is no {index}.")
-        at = index if self._index is None else int(self._index[index])
-        start, end = self._ends[at - 1] if at else 0, self._ends[at]
-        ids = self._ids[start:end].astype(np.int32)
-        return Example(ids, np.where(self._targets[start:end], ids, _IGNORED))
+        return self.examples([index])[0]
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at several places, each 0 <= place < len; quicker than one by one."""
+        places = np.asarray(indices)
+        if self._index is not None:
+            places = self._index[places]
+        ends = self._ends[places]
+        starts = np.where(places > 0, self._ends[places - 1], 0)
+        made = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            ids = self._ids[start:end].astype(np.int32)
+            made.append(Example(ids, np.where(self._targets[start:end], ids, _IGNORED)))
+        return made
 
     def read(self, block: int, start: int = 0) -> Iterator[Located]:
         """The one example of a block."""

@@ -11,6 +11,7 @@ references, and is read again on resume.
 """
 
 import math
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ OPEN_BLOCKS = 16
 TOKENS_AT_ONCE, MOST_ROWS_AT_ONCE = 32_768, 256
 """About how much is tokenized in one call: enough for the tokenizer's speed."""
 
-EXAMPLES_AT_ONCE = 16
+EXAMPLES_AT_ONCE = 64
 """Examples of a store that are taken at once; there is nothing to gain from more."""
 
 
@@ -137,12 +138,29 @@ class Stream:
     def _take_examples(self) -> bool:
         """Queue some examples of a store; whether there was any."""
         assert isinstance(self.feed.blocks, TokenStore)
-        while len(self._queue) < EXAMPLES_AT_ONCE and (unit := self._next_unit()):
-            example = self.feed.blocks[self.feed.order.block(unit.number)]
-            self._queue.append(Drawn((unit.number, 0, 0), example))
-            self._opened_in_vain = 0
-        self.stats.rows += len(self._queue)
-        return bool(self._queue)
+        numbers = self._next_numbers(EXAMPLES_AT_ONCE)
+        if not numbers:
+            return False
+        examples = self.feed.blocks.examples([self.feed.order.block(n) for n in numbers])
+        self._queue += [
+            Drawn((number, 0, 0), example)
+            for number, example in zip(numbers, examples, strict=True)
+        ]
+        self.stats.rows += len(numbers)
+        return True
+
+    def _next_numbers(self, count: int) -> Sequence[int]:
+        """The next blocks of a store, where every block is one example."""
+        limit = self.feed.numbers if self.feed.numbers is not None else sys.maxsize
+        if self._backlog:
+            units = [self._backlog.popleft() for _ in range(min(count, len(self._backlog)))]
+            if numbers := [unit.number for unit in units if unit.number < limit]:
+                return numbers
+            return self._next_numbers(count)
+        step = self._lanes
+        numbers_left = range(self._next, min(self._next + count * step, limit), step)
+        self._next += len(numbers_left) * step
+        return numbers_left
 
     def _encode_rows(self) -> bool:
         """Tokenize some rows and queue their examples; whether there was any row."""
