@@ -195,3 +195,24 @@ def test_the_state_is_small() -> None:
     for _ in range(200):
         lane.next()
     assert len(json.dumps(lane.state_dict())) < 40_000
+
+
+def test_a_file_that_is_one_block_is_not_read_many_times_at_once() -> None:
+    """Its next epoch begins when this one has been read."""
+    (lane,) = make_lanes(1, [make_feed([400], None, 5)])
+    seen: list[tuple[int, int, int]] = []
+    while len(seen) < 300:
+        seen += rows_of(lane.next())
+    assert len(set(seen)) > 290
+
+
+def test_small_blocks_shared_by_lanes_give_each_as_much() -> None:
+    """Blocks of 5 rows on 2 lanes: 3 and 2 by turns."""
+    lanes = make_lanes(2, [make_feed([5] * 8, 2, 0)], packing=False)
+    counts = []
+    for lane in lanes:
+        count = 0
+        while item := lane.next():
+            count += len(rows_of(item))
+        counts.append(count)
+    assert counts == [40, 40]

@@ -9,10 +9,10 @@ from controlllm.common.errors import DataError
 from controlllm.data.batches import TRAIN, Batch, Member, collate, pad_id
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import Example, RowEncoder, SourceStats, encode_rows
+from controlllm.data.feeds import open_source
 from controlllm.data.packing import fill_slots
 from controlllm.data.plugins import load_plugins
 from controlllm.data.prepare import needs_pass, prepare_source, prepared_store
-from controlllm.data.sources import open_blocks
 from controlllm.data.store import TokenStore
 
 __all__ = ["eval_batches", "read_examples"]
@@ -30,7 +30,7 @@ def read_examples(
         DataError: the source is missing, empty or unreadable.
     """
     load_plugins(config)
-    encoder, blocks = RowEncoder(source, tokenizer, config), open_blocks(source, config.timeout)
+    encoder, blocks = RowEncoder(source, tokenizer, config), open_source(source, config)
     if needs_pass(source):
         store: TokenStore | None = prepare_source(encoder, blocks)
     else:

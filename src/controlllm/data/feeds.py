@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.distributed import Ranks
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.order import InOrder, Order, Phased, Shuffled
@@ -26,7 +26,7 @@ from controlllm.data.sources import Blocks, Located, open_blocks
 from controlllm.data.store import TokenStore
 from controlllm.data.stream import Feed
 
-__all__ = ["Size", "estimate_size", "make_feed", "store_feed"]
+__all__ = ["Size", "estimate_size", "make_feed", "open_source", "store_feed"]
 
 SAMPLED_ROWS = 1024
 """Rows that are tokenized to estimate the size of a source."""
@@ -53,7 +53,7 @@ def make_feed(
     Raises:
         DataError: the source is missing, empty or unreadable.
     """
-    blocks = open_blocks(source, config.timeout)
+    blocks = open_source(source, config)
     encoder = RowEncoder(source, tokenizer, config, training=True)
     if needs_pass(source):
         store: TokenStore | None = prepare_source(encoder, blocks, model, ranks)
@@ -70,6 +70,18 @@ def make_feed(
         buffer=0 if blocks.by_row or not config.shuffle else config.shuffle_buffer,
         key=options_key(encoder),
     )
+
+
+def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
+    """The blocks of a source.
+
+    Raises:
+        DataError: it is missing, empty or unreadable; with its name.
+    """
+    try:
+        return open_blocks(source, config.timeout)
+    except DataError as error:
+        raise DataError(f"source {source.name!r}: {error}") from error
 
 
 def store_feed(

@@ -146,4 +146,6 @@ def _lag(state: Mapping[str, Any], lane: int, lanes: int, frontier: int) -> list
     """The units that a lane had not yet opened before the frontier."""
     if state["by_block"]:
         return [[number, 0, 1, 0] for number in range(state["next"], frontier, lanes)]
-    return [[number, 0, lanes, lane] for number in range(state["next"], frontier)]
+    return [
+        [number, 0, lanes, (lane + number) % lanes] for number in range(state["next"], frontier)
+    ]

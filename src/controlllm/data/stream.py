@@ -201,7 +201,7 @@ class Stream:
         """The next row of one of the open blocks; None at the end of all epochs."""
         most = 1 if self.feed.blocks.by_row or not self.feed.buffer else OPEN_BLOCKS
         while True:
-            while len(self._open) < most and (unit := self._next_unit()):
+            while len(self._open) < most and self._may_open() and (unit := self._next_unit()):
                 self._open.append(_OpenUnit(unit, self.feed))
             if not self._open:
                 return None
@@ -210,6 +210,14 @@ class Stream:
             if row is not None:
                 return row
             del self._open[chosen]
+
+    def _may_open(self) -> bool:
+        """Not a block of a later epoch than those that are read: its rows would come too early."""
+        if not self._open:
+            return True
+        size = self.feed.order.size
+        number = self._backlog[0].number if self._backlog else self._next
+        return number // size <= min(unit.number for unit in self._open) // size
 
     def _random_below(self, limit: int) -> int:
         self._turn += 1
@@ -227,7 +235,10 @@ class Stream:
             raise DataError(f"source {self.feed.name!r} holds no example: {self.stats.describe()}.")
         number = self._next
         self._next += self._lanes if self._by_block else 1
-        return Unit(number, 0) if self._by_block else Unit(number, 0, self._lanes, self._lane)
+        if self._by_block:
+            return Unit(number, 0)
+        # Every lane begins with the first row once, or that of small blocks would have more.
+        return Unit(number, 0, self._lanes, (self._lane + number) % self._lanes)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, see above."""
@@ -285,6 +296,11 @@ class _OpenUnit:
         self._feed = feed
         self._taken = unit.taken
         self._rows: Iterator[Located] | None = None
+
+    @property
+    def number(self) -> int:
+        """Of its block, over all epochs."""
+        return self._unit.number
 
     def next_row(self) -> tuple[Reference, Located] | None:
         """The next row of the unit, None at its end."""

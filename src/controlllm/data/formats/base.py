@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
-from controlllm.common.errors import DataError
+from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.registry import Registry
 
 __all__ = [
@@ -91,7 +91,13 @@ def to_document(
     known = FORMATS.get(format)
     for column in known.columns:
         _value(mapped, column)
-    return known.convert(mapped)
+    try:
+        return known.convert(mapped)
+    except ControlLLMError:
+        raise
+    # Whatever a user's own function raises means that the row cannot be read.
+    except Exception as error:
+        raise DataError(f"the format {format!r} fails: {error!r}") from error
 
 
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:
