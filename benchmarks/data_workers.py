@@ -4,11 +4,14 @@
 
 Real chat rows, from the file to packed batches of 8 x 2,048 tokens. `idle`: the main process only
 draws. `busy`: after each batch it computes for as long as a batch takes without workers, as a
-training step would on its own core; so 1.0 is the most that one worker can hide.
+training step would on its own core; a worker that hides all of its work doubles the speed. Each
+round also measures what two processes that only compute get done against one (`cores`): others use
+this machine, too, and where that is not 2.0 no worker can bring a factor of 2.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -60,6 +63,21 @@ def compute(seconds: float) -> None:
         pass
 
 
+def spin(seconds: float) -> int:
+    """How many turns of a loop this process makes in so many seconds."""
+    turns, until = 0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        turns += 1
+    return turns
+
+
+def usable_cores(seconds: float = 1.0) -> float:
+    """What two processes get done in the same time as one."""
+    alone = spin(seconds)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return sum(pool.map(spin, [seconds, seconds])) / alone
+
+
 def table(results: dict[str, list[float]]) -> str:
     text = "| main process | workers | ms for each batch | speed to 0 workers |\n"
     text += "|---|---:|---:|---:|\n"
@@ -82,23 +100,26 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(options.data / "tokenizers/minimind6400")
     results: dict[str, list[float]] = defaultdict(list)
+    cores = []
     with work_folder(options.data_dir) as folder:
         path = Path(folder) / f"workers-{ROWS}.jsonl"
         if not path.exists():
             write_jsonl(short_rows(options.data), path, ROWS)
         measure(path, tokenizer, 0, WARM, 0.0)
         for _ in range(options.repetitions):
+            cores.append(usable_cores())
             alone = measure(path, tokenizer, 0, options.batches, 0.0)
             for kind, work in (("idle", 0.0), ("busy", alone)):
                 for workers in (0, 1, 2):
                     seconds = measure(path, tokenizer, workers, options.batches, work)
                     results[f"{kind}/{workers}"].append(seconds)
-    text = table(results)
+    text = f"cores: {shown(cores)}\n\n" + table(results)
     print(text)
     options.output.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine(),
         "command": sys.argv,
+        "cores": cores,
         "results": {name: {**spread(v), "values": v} for name, v in results.items()},
     }
     target = options.output / "data_workers.json"

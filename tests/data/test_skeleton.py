@@ -30,7 +30,8 @@ PECULIAR = {
     "length": "{% for m in messages %}{{ m.content | length }}:{{ m.content }}|{% endfor %}",
     "capitals": "{% for m in messages %}{{ m.content | upper }}{{ m.content }}|{% endfor %}",
     "json": "{% for m in messages %}{{ m.content | tojson }}|{{ m.content }}|{% endfor %}",
-    "joined": "{% for m in messages %}{{ (m.role + m.content) | upper }}{{ m.content }}|{% endfor %}",
+    "joined": "{% for m in messages %}{{ (m.role + m.content) | upper }}={{ m.content }}|"
+    "{% endfor %}",
     "equal": "{% for m in messages %}{% if m.content == 'yes' %}Y{% endif %}{{ m.content }}|"
     "{% endfor %}",
     "part": "{% for m in messages %}{{ m.content[:3] }}{{ m.content }}|{% endfor %}",

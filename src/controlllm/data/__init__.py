@@ -7,21 +7,21 @@ step  module       function or class     input -> output
  2    choose       keeps_row             row -> whether it takes part (split, filter, sample)
  3    formats      to_document           row -> a text, or a list of messages
  4    render       Renderer              documents -> token ids, and which are targets
- 5    encode       RowEncoder            2-4 and `max_length` -> examples; counts what became of rows
+ 5    encode       RowEncoder            2-4 and `max_length` -> examples, every row counted
  6    stream       Stream                blocks, shuffled and endless -> examples, as one lane draws
  7    mixing       Mixer                 several streams with shares -> one sequence of draws
- 8    batching     Batcher               draws -> items: a packed slot, or the rows of a padded batch
+ 8    batching     Batcher               draws -> items: a packed slot, or rows to be padded
  9    batches      collate               items -> a dict of tensors
-10    loader       TrainLoader           1-9 in lanes, on every rank and worker -> batches, and a state
- -    prepare      prepare_source        1-5 over a whole source -> tokens on disk, which replace 1-5
+10    loader       TrainLoader           1-9 in lanes, on all ranks and workers -> batches
+ -    prepare      prepare_source        1-5 over a whole source -> tokens on disk
  -    evaluation   eval_batches          a held-out source -> fixed batches, each target once
 ```
 
 ```
-        lane 0:  source a -> stream --.
-                 source b -> stream ---+-> mixer -> batcher -> item 0, 2, 4, ...   --.
-        lane 1:  source a -> stream --.                                               +-> rank 0: batches
-                 source b -> stream ---+-> mixer -> batcher -> item 1, 3, 5, ...   --'
+lane 0:  source a -> stream --.
+         source b -> stream ---+-> mixer -> batcher -> item 0, 2, 4, ...   --.
+lane 1:  source a -> stream --.                                               +-> batches
+         source b -> stream ---+-> mixer -> batcher -> item 1, 3, 5, ...   --'
 ```
 
 Why it is built so: docs/decisions/0003. Training: `for batch in TrainLoader(config, tokenizer, 8,

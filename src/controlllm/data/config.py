@@ -200,7 +200,7 @@ class DataConfig:
     """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
 
     packing_strategy: str = "best_fit"
-    """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends and wastes nothing."""
+    """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends, wasting nothing."""
 
     packing_lookahead: int = 64
     """How many rows the packer chooses from; more fills slots better and keeps the order less."""

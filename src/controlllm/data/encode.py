@@ -61,7 +61,7 @@ class SourceStats:
     without_targets: int = 0
     """Rows left out because nothing in them is a target."""
     filtered: int = 0
-    """Rows left out on purpose: the other side of a split, `where`, `filter`, `sample`, a format."""
+    """Rows left out on purpose: the other side of a split, a filter, a sample, a format."""
     duplicates: int = 0
     """Rows left out because an earlier one became the same examples (`deduplicate`)."""
     bad_rows: int = 0

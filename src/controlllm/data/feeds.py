@@ -19,8 +19,8 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import RowEncoder
-from controlllm.data.order import InOrder, Order, Phased, Shuffled
 from controlllm.data.identity import options_key
+from controlllm.data.order import InOrder, Order, Phased, Shuffled
 from controlllm.data.prepare import needs_pass, prepare_source, prepared_store
 from controlllm.data.sources import Blocks, Located, open_blocks
 from controlllm.data.store import TokenStore

@@ -170,8 +170,16 @@ class TrainLoader:
             }
         return result
 
+    def report(self) -> list[str]:
+        """One line for each source, on this rank: how much was drawn, and what became of rows."""
+        lines = []
+        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
+            line = f"{feed.name}: {drawn['examples']:,} examples, {drawn['epochs']:.2f} epochs"
+            lines.append(line if feed.encoder is None else f"{line}; {drawn['stats'].describe()}")
+        return lines
+
     def describe(self) -> str:
-        """One line for each source: how its rows lie, and how many there are where that is known."""
+        """One line for each source: how its rows lie, and how many there are if that is known."""
         return "\n".join(f"{feed.name}: {_describe(feed)}" for feed in self.feeds)
 
     def size(self) -> Size:

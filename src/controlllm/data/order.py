@@ -57,7 +57,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def random_below(limit: int, seed: int, turn: int) -> int:
-    """A number 0 <= x < limit that depends on `seed` and `turn` alone, so a counter is its state."""
+    """A number 0 <= x < limit, of `seed` and `turn` alone, so that a counter is its state."""
     value = (seed + turn * _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK

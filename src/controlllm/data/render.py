@@ -176,7 +176,7 @@ class Renderer:
         return rendered
 
     def _backend(self) -> Any:
-        """The `tokenizers` object, which is quicker than `tokenizer(...)` and gives the same ids."""
+        """The `tokenizers` object: quicker than `tokenizer(...)`, with the same ids."""
         backend = self.tokenizer.backend_tokenizer
         # What an earlier call of the tokenizer, somebody else's, may have left switched on.
         backend.no_truncation()

@@ -1,11 +1,12 @@
 """Conversations of the same roles differ only in their contents: render the template once for them.
 
-A template is rendered with *probes* in place of the contents. A probe lets itself be written, joined
-and stripped; it answers the questions that templates ask of contents (does it begin with this text,
-does it hold it?) with "no" and notes them; anything else means that the template looks too closely.
-If nothing else was asked, the rendered text is constant but for the contents, and every conversation
-of these roles whose contents are not blank and answer the noted questions in the same way is that
-text with its own contents filled in: a join instead of a template, at a small part of its cost.
+A template is rendered with *probes* in place of the contents. A probe lets itself be written,
+joined and stripped; it answers the questions that templates ask of contents (does it begin with
+this text, does it hold it?) with "no" and notes them; anything else means that the template looks
+too closely. If nothing else was asked, the rendered text is constant but for the contents, and
+every conversation of these roles whose contents are not blank and answer the noted questions in the
+same way is that text with its own contents filled in: a join instead of a template, at a small part
+of its cost.
 """
 
 import re

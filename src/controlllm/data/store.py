@@ -1,8 +1,9 @@
 """Examples that are tokens already: what a model wrote for rehearsal, or a prepared source.
 
-On disk a store is a folder: `ids.bin` (uint16 where the vocabulary allows, else int32), `targets.bin`
-(bytes 0 or 1), `ends.npy` (int64, where each example ends), perhaps `index.npy` (which examples take
-part, in which order), and `meta.json`. It is memory-mapped: opening costs the same for any size.
+On disk a store is a folder: `ids.bin` (uint16 where the vocabulary allows, else int32),
+`targets.bin` (bytes 0 or 1), `ends.npy` (int64, where each example ends), perhaps `index.npy`
+(which examples take part, in which order), and `meta.json`. It is memory-mapped: opening costs the
+same for any size.
 """
 
 from array import array
@@ -122,7 +123,7 @@ class TokenStore(Blocks):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example (examples); computed, since a large store is not held in memory."""
+        """Tokens of each example (examples); computed anew, for a large store is not in memory."""
         lengths = np.diff(self._ends, prepend=0)
         return lengths if self._index is None else lengths[self._index]
 
@@ -230,6 +231,6 @@ class StoreWriter:
 
 def _digest(*arrays: NDArray[np.generic]) -> str:
     digest = blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

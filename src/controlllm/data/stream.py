@@ -1,8 +1,8 @@
 """Step 5: one source, as one lane draws from it: shuffled, endless, and resumable.
 
 ```
-numbers (order.py) -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time -> queue
-   next               [unit, ...]              [reference, ...]                        [reference, ...]
+numbers -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time -> queue
+ next      [unit, ...]            [reference, ...]                               [reference, ...]
 ```
 
 What stands below is the state: plain numbers. A *reference* (number, row, piece) names an example

@@ -155,8 +155,8 @@ class RunKeeper:
     def finish(self) -> TrainResult:
         """Say what came of the run."""
         assert self.stopped is not None
-        for name, drawn in self.bench.loader.progress().items():
-            log.info("Read of source %s: %s", name, drawn["stats"].describe())
+        for line in self.bench.loader.report():
+            log.info("Drawn from source %s", line)
         return TrainResult(
             output_dir=self.folder,
             history=self.progress.history,

@@ -9,7 +9,7 @@
 | `train/learning_rate` | of the last step |
 | `train/grad_norm` | before clipping |
 | `train/tokens`, `train/tokens_per_second` | real tokens since the start; throughput of the steps |
-| `train/packing_efficiency` | real tokens as a share of all that were computed (the rest is padding) |
+| `train/packing_efficiency` | real tokens as a share of all that were computed |
 | `train/memory_gib` | peak so far |
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
