@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.processes import run_processes, values
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from controlllm.data import DataConfig, SourceConfig, StageConfig, register_postprocess
@@ -196,6 +196,9 @@ def test_the_content_of_a_tokenizer(
         file.write_text(json.dumps(content))
         return PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
 
+    def small_letters(tokenizer: Any) -> None:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
     def no_bos(tokenizer: Any) -> None:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
 
@@ -205,6 +208,7 @@ def test_the_content_of_a_tokenizer(
         changed(lambda t: t.add_tokens([AddedToken("ab", lstrip=True)]) and None),
         changed(lambda t: setattr(t, "eos_token", "<pad>")),
         changed(lambda t: setattr(t, "chat_template", "{{ messages[0].content }}")),
+        changed(small_letters),
         changed(no_bos),
         changed(reload),
     ]
@@ -231,36 +235,49 @@ def test_the_content_of_a_model(key: Key, pico_llama: Any) -> None:
     assert model_key(pico_llama().bfloat16()) != model_key(pico_llama())
 
 
-PLUGIN = """
-from controlllm.common.errors import DataError
+HEAD = """
 from controlllm.data import register_filter, register_format, register_postprocess
-from controlllm.data.sources import register_reader
+from controlllm.data.sources import register_reader, register_source
 from {helper} import WORD
-
+"""
+PARTS = {
+    "format": """
 @register_format("test_plugin")
 def convert(row):
     return WORD + row["text"]
-
+""",
+    "filter": """
 @register_filter("test_plugin")
 def keep(row):
-    return row["text"] != "b"
-
+    return WORD + row["text"] != WORD + "b"
+""",
+    "postprocess": """
 @register_postprocess("test_plugin")
 def hook(rows, context):
-    yield from rows
-
+    for row in rows:
+        yield {"text": WORD + row["text"]}
+""",
+    "file_type": """
 @register_reader("test_plugin", ".plug")
 def read(file, source):
     with file.open() as opened:
         for number, line in enumerate(opened):
-            yield f"{{file}}:{{number}}", {{"text": line.decode().strip()}}
-"""
+            yield f"{file}:{number}", {"text": WORD + line.decode().strip()}
+""",
+    "source_type": """
+from controlllm.data.sources import MemoryBlocks
+
+@register_source("test_plugin")
+def open_it(source, timeout):
+    return MemoryBlocks([("0", {"text": WORD + "a"}), ("1", {"text": WORD + "b"})], "the same")
+""",
+}
+PARTS["ending"] = PARTS["file_type"]
+PARTS["recognised"] = PARTS["format"].replace('"test_plugin"', '"test_plugin", "zz"')
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(
-    "use", ["format", "filter", "postprocess", "file_type", "ending", "recognised"]
-)
+@pytest.mark.parametrize("use", PARTS)
 def test_code_that_was_edited_makes_another_cache(
     tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, use: str
 ) -> None:
@@ -288,23 +305,19 @@ def test_code_that_was_edited_makes_another_cache(
         found: tuple[str, bool, list[str]] = result
         return found
 
-    code = PLUGIN.format(helper=helper)
-    if use == "recognised":  # a format that any row with a column `text` would be taken for
-        code = code.replace(
-            'register_format("test_plugin")', 'register_format("test_plugin", "zz")'
-        )
+    code = HEAD.format(helper=helper) + PARTS[use]
     helping.write_text("WORD = 'old '\n")
     plugin.write_text(code)
     first, again = in_a_process(), in_a_process()
     assert (first[1], again[1], first[0]) == (False, True, again[0])
     assert again[2] == first[2]
-    plugin.write_text(code.replace("WORD + row", "row").replace('!= "b"', '!= "a"'))
+    plugin.write_text(code.replace("WORD + ", "'now ' + ").replace('"b"', '"a"'))
     edited = in_a_process()
-    helping.write_text("WORD = 'new '\n")
+    helping.write_text("WORD = 'other '\n")
     other_helper = in_a_process()
     assert not edited[1] and not other_helper[1]
     assert len({first[0], edited[0], other_helper[0]}) == 3
-    if use in ("format", "filter"):
+    if use != "recognised":  # The rows have no column `zz`, but others might.
         assert edited[2] != first[2]
 
 
