@@ -10,6 +10,7 @@ from tests.data.sources.making import ROWS, WRITERS, block_rows, flat, many, row
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import SourceConfig
 from controlllm.data.sources import MemoryBlocks, open_blocks, opening, read_rows
+from controlllm.data.sources.ranges import LEAST_BYTES
 
 TEXTS = [{"text": row["text"], "number": i} for i, row in enumerate(ROWS)]
 
@@ -67,7 +68,8 @@ def test_a_file_of_several_ranges_is_read_in_order(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows)
     blocks = block_rows(path)
     assert path.stat().st_size > opening.SMALL_BYTES
-    assert len(blocks) == -(-path.stat().st_size // 2**20) > 4
+    # Files of this machine are cut finely, so that shuffling blocks mixes well.
+    assert len(blocks) == -(-path.stat().st_size // LEAST_BYTES) > 100
     assert flat(blocks) == rows
     places = [place for place, _ in read_rows(SourceConfig(str(path)))]
     assert places == [f"{path}:{line}" for line in range(1, len(rows) + 1)]

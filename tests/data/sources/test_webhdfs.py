@@ -134,7 +134,7 @@ def test_a_node_that_never_answers(
     path, _ = big
     blocks = opened(path, timeout=1.0)
     hdfs.faults.hang = node
-    with pytest.raises(DataError, match=r"a\.jsonl did not answer in time .*within 1 s"):
+    with pytest.raises(DataError, match=r"a\.jsonl did not answer in time"):
         list(blocks.read(1))
     with pytest.raises(DataError, match=r"(time|answer|reached)"):
         opened(path, timeout=1.0)

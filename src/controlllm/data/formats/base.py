@@ -210,7 +210,8 @@ def read_turns(row: Row, column: str, role: str) -> list[Message]:
         DataError: as `read_messages` and `read_text` do.
     """
     value = _value(row, column)
-    if isinstance(value, Sequence) and any(isinstance(part, Mapping) for part in value):
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if is_list and any(isinstance(part, Mapping) for part in value):
         return read_messages(row, column)
     return [{"role": role, "content": read_text(row, column)}]
 

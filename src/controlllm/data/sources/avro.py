@@ -6,7 +6,7 @@ from typing import IO, Any
 from controlllm.common.errors import DataError
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.lines import too_long
-from controlllm.data.sources.ranges import RANGE_BYTES, Range, RangeBlocks
+from controlllm.data.sources.ranges import Range, RangeBlocks
 from controlllm.data.sources.registry import register_blocks
 from controlllm.data.sources.weight import weight
 
@@ -47,7 +47,7 @@ class AvroBlocks(RangeBlocks):
 def _blocks(part: Range) -> Iterator[tuple[int, Any]]:
     """(position, block) of the Avro blocks that begin in `part`."""
     fastavro = _fastavro(part)
-    with part.file.open(None if part.is_whole else RANGE_BYTES + _SCAN_BYTES) as file:
+    with part.file.open(part.bytes(_SCAN_BYTES)) as file:
         spliced = _Spliced(file)
         with _told(part, 0):
             blocks = fastavro.block_reader(spliced)

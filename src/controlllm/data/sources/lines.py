@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.blocks import Located
-from controlllm.data.sources.ranges import RANGE_BYTES, Range, RangeBlocks
+from controlllm.data.sources.ranges import Range, RangeBlocks
 from controlllm.data.sources.registry import register_blocks
 
 __all__ = ["LineBlocks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
@@ -101,7 +101,7 @@ class LineBlocks(RangeBlocks):
 
     def _lines(self, part: Range) -> Iterator[tuple[int, int, bytes | None, int]]:
         """(number, position, line, length) of the lines that begin in `part`."""
-        with part.file.open(None if part.is_whole else RANGE_BYTES + _SLACK) as file:
+        with part.file.open(part.bytes(_SLACK)) as file:
             position = _first_line(file, part)
             if part.ends_before(position):
                 return

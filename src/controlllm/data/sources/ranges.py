@@ -14,8 +14,12 @@ from controlllm.data.sources.trouble import reading
 
 __all__ = ["RANGE_BYTES", "Range", "RangeBlocks"]
 
-RANGE_BYTES = 2**20
-"""Size of a block: small, so that a shuffled order of blocks mixes well; large enough to read."""
+RANGE_BYTES, LEAST_BYTES = 2**20, 2**14
+"""Largest and least size of a block: elsewhere each is one request, here a seek costs little."""
+
+MANY = 4096
+"""Blocks that files of this machine are cut into, if they are large enough: a shuffled order of so
+many mixes well."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Range:
         """Whether it is all of a file that is not cut."""
         return self.end is None
 
+    def bytes(self, more: int) -> int | None:
+        """How much to fetch of it at once: its bytes and some for the last row; None if all."""
+        return None if self.end is None else self.end - self.start + more
+
     def ends_before(self, position: int) -> bool:
         """Whether a row that begins at `position` belongs to another range."""
         return self.end is not None and position >= self.end
@@ -44,12 +52,13 @@ class RangeBlocks(FilesBlocks):
     Args:
         files: in order.
         source: the options they are read with.
-        range_bytes: size of a block.
+        range_bytes: size of a block; by default by the size of all files.
     """
 
     def __init__(
-        self, files: Sequence[SourceFile], source: SourceConfig, range_bytes: int = RANGE_BYTES
+        self, files: Sequence[SourceFile], source: SourceConfig, range_bytes: int | None = None
     ) -> None:
+        range_bytes = range_bytes or _range_bytes(files)
         super().__init__(files, source, range_bytes)
         self._range_bytes = range_bytes
         cuts = [
@@ -96,3 +105,10 @@ class RangeBlocks(FilesBlocks):
     @abstractmethod
     def count_range(self, part: Range) -> int:
         """How many rows begin in `part`."""
+
+
+def _range_bytes(files: Sequence[SourceFile]) -> int:
+    if not all(file.is_local for file in files):
+        return RANGE_BYTES
+    wanted = sum(file.size or 0 for file in files) // MANY
+    return min(max(wanted, LEAST_BYTES), RANGE_BYTES)
