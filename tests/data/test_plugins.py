@@ -11,7 +11,7 @@ from tests.processes import Outcome, run_processes, values
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.data import DataConfig, SourceConfig, TrainLoader
-from controlllm.data.plugins import load_plugins
+from controlllm.data.plugins import _load_entry_points, load_plugins
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -86,6 +86,7 @@ def test_an_installed_package_is_found_by_its_entry_points(
     config = DataConfig([SourceConfig("3", source_type="counting", format="shout", epochs=1)])
 
     def run() -> list[str]:
+        _load_entry_points.cache_clear()  # what tests before this one, in the process forked, found
         sys.path.insert(0, str(site))
         return texts(config, pico_tokenizer)
 
