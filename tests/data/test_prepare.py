@@ -1,5 +1,6 @@
 """The cache of prepared tokens: whole or not there, made once, whatever happens meanwhile."""
 
+import copy
 import json
 import os
 import signal
@@ -264,10 +265,17 @@ def test_a_source_without_examples_is_refused_and_not_kept(place: Place) -> None
 
 
 def test_threads_of_one_process_do_not_meet(place: Place) -> None:
-    """An evaluation in the background prepares what training prepares."""
+    """Locks hold between threads, too. (A tokenizer belongs to one thread: each has its own.)"""
     place.sign("go")
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(place.content())) for _ in range(3)]
+
+    def work(own: Place) -> None:
+        found.append(own.content())
+
+    places = [copy.copy(place) for _ in range(3)]
+    for own in places:
+        own.tokenizer = copy.deepcopy(place.tokenizer)
+    threads = [threading.Thread(target=work, args=(own,)) for own in places]
     for thread in threads:
         thread.start()
     for thread in threads:
