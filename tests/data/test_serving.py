@@ -12,10 +12,12 @@ from weakref import ref
 
 import pytest
 import torch
+from tests.webhdfs import WebHdfs
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import Batch, DataConfig, SourceConfig, TrainLoader, register_format
+from controlllm.data.sources.ranges import RangeBlocks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -174,3 +176,30 @@ def test_no_worker_is_left_after_an_error(make: Any, folder: Path) -> None:
     loader.close()  # while the error, and all that it holds, is still at hand
     assert children() - before == set()
     assert caught.value
+
+
+def test_workers_read_from_hdfs_by_connections_of_their_own(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The open connections of this process are no use to two forked ones at once."""
+    pytest.importorskip("requests")
+    rows = [{"text": f"row {i} " + "." * (i % 90)} for i in range(1500)]
+
+    def draw(path: str, num_workers: int) -> list[Any]:
+        source = SourceConfig(path, max_row_bytes=4096)
+        config = DataConfig(
+            [source], max_length=64, num_workers=num_workers, lanes=3, shuffle_buffer=16
+        )
+        loader = TrainLoader(config, pico_tokenizer, 2, seed=0)
+        batches = [next(loader)["input_ids"].tolist() for _ in range(30)]
+        loader.close()
+        return batches
+
+    with pytest.MonkeyPatch.context() as patch, WebHdfs(tmp_path / "hdfs") as hdfs:
+        patch.setattr("controlllm.data.sources.opening.SMALL_BYTES", 0)
+        patch.setattr(RangeBlocks.__init__, "__defaults__", (4096,))
+        path = hdfs.folder / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        wanted = draw(str(path), 0)
+        assert draw(hdfs.address + "rows.jsonl", 0) == wanted  # keeps connections open
+        assert draw(hdfs.address + "rows.jsonl", 3) == wanted
