@@ -14,6 +14,7 @@ from functools import cache, partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -29,6 +30,8 @@ TOKENIZING = ("tokenizers", "transformers", "jinja2")
 """Packages whose release may change tokens."""
 
 _seen: dict[str, str] = {}
+
+_parsing = Lock()  # Python 3.11's parser counts its depth for all threads together.
 
 
 def code_key(source: SourceConfig) -> str:
@@ -123,7 +126,8 @@ def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[
 def _import_names(module: ModuleType) -> Iterator[str]:
     """What its source says that it imports: modules, and names that may be modules."""
     try:
-        tree = ast.parse(Path(str(module.__file__)).read_bytes())
+        with _parsing:
+            tree = ast.parse(Path(str(module.__file__)).read_bytes())
     except (SyntaxError, ValueError):  # Edited since; then its own hash tells.
         return
     for node in ast.walk(tree):
