@@ -51,7 +51,7 @@ def jsonl(rows: Sequence[Any]) -> bytes:
 def write_lines(path: Path, rows: Sequence[Any]) -> None:
     data = jsonl(rows)
     if path.suffix == ".gz":
-        data = gzip.compress(data, 1)
+        data = gzip.compress(data, 1, mtime=0)
     if path.suffix == ".zst":
         with pa.CompressedOutputStream(str(path), "zstd") as file:
             file.write(data)
@@ -91,7 +91,7 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
 
 def write_json(path: Path, rows: Sequence[Any]) -> None:
     data = json.dumps(list(rows), indent=1, ensure_ascii=False).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Any]], None]] = {
@@ -130,7 +130,7 @@ def _put(path: Path, data: bytes) -> None:
 
 def _packed(path: Path, rows: Sequence[Any], writer: Callable[[Path, Sequence[Any]], None]) -> None:
     writer(path, rows)
-    path.write_bytes(gzip.compress(path.read_bytes()))
+    path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

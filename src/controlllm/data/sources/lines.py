@@ -13,7 +13,7 @@ __all__ = ["LineBlocks", "bounded_lines", "check_row", "parse_json", "parse_row"
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**16
-_SLACK = 2**16
+_SLACK = 2**14
 
 
 def bounded_lines(file: IO[bytes], limit: int) -> Iterator[tuple[bytes | None, int]]:

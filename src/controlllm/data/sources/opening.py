@@ -24,7 +24,7 @@ from controlllm.data.sources.saved import is_saved, saved_blocks
 
 __all__ = ["SMALL_BYTES", "open_blocks", "open_files", "read_rows"]
 
-SMALL_BYTES = 4 * 2**20
+SMALL_BYTES = 8 * 2**20
 """Files of at most so many bytes in all are held in memory, so that their shuffle is perfect."""
 
 _LOADED_AT_ONCE = 8

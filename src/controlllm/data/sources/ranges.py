@@ -14,10 +14,10 @@ from controlllm.data.sources.trouble import reading
 
 __all__ = ["RANGE_BYTES", "Range", "RangeBlocks"]
 
-RANGE_BYTES, LEAST_BYTES = 2**20, 2**14
+RANGE_BYTES, LEAST_BYTES = 2**20, 2**13
 """Largest and least size of a block: elsewhere each is one request, here a seek costs little."""
 
-MANY = 4096
+MANY = 8192
 """Blocks that files of this machine are cut into, if they are large enough: a shuffled order of so
 many mixes well."""
 
