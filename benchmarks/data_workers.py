@@ -1,12 +1,12 @@
-"""What do worker processes bring? Batches per second by the clock with 0, 1 and 2 of them.
+"""What do worker processes take off the training process? Time of each with 0, 1 and 2 of them.
 
     python benchmarks/data_workers.py --data ../shared/data --output benchmarks-output
 
-Real chat rows, from the file to packed batches of 8 x 2,048 tokens. `idle`: the main process only
-draws. `busy`: after each batch it computes for as long as a batch takes without workers, as a
-training step would on its own core; a worker that hides all of its work doubles the speed. Each
-round also measures what two processes that only compute get done against one (`cores`): others use
-this machine, too, and where that is not 2.0 no worker can bring a factor of 2.
+Real rows, from the file to packed batches of 8 x 2,048 tokens; the main process only draws. By the
+clock, and by the processes' own time: `main` is what the training process itself spends on a batch
+(what is left of the loader beside a GPU), `workers` what all of them do. Each round also measures
+what two processes that only compute get done against one (`cores`): others use this machine, too,
+and where that is not 2.0 no worker can bring a factor of 2 by the clock.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from controlllm.data import DataConfig, SourceConfig, TrainLoader
 ROWS = 200_000
 WARM = 10
 
+Measured = dict[str, float]
+"""Milliseconds for each batch: by the `clock`, of the `main` process, of all `workers`."""
 
-def measure(
-    path: Path, tokenizer: PreTrainedTokenizerBase, workers: int, batches: int, work: float
-) -> float:
-    """Seconds for each batch, with `work` seconds of computing after each."""
+
+def measure(path: Path, tokenizer: PreTrainedTokenizerBase, workers: int, batches: int) -> Measured:
     config = DataConfig(
         train=[SourceConfig(path=str(path))],
         max_length=2048,
@@ -49,18 +49,21 @@ def measure(
     loader = TrainLoader(config, tokenizer, batch_size=8, seed=0)
     for _ in range(WARM):
         next(loader)
-    started = time.perf_counter()
+    children = [int(child.pid or 0) for child in multiprocessing.active_children()]
+    clock, main, others = time.perf_counter(), time.process_time(), sum(map(cpu_seconds, children))
     for _ in range(batches):
         next(loader)
-        compute(work)
-    return (time.perf_counter() - started) / batches
+    return {
+        "clock": (time.perf_counter() - clock) / batches * 1000,
+        "main": (time.process_time() - main) / batches * 1000,
+        "workers": (sum(map(cpu_seconds, children)) - others) / batches * 1000,
+    }
 
 
-def compute(seconds: float) -> None:
-    """Use up so many seconds of this process's time."""
-    until = time.process_time() + seconds
-    while time.process_time() < until:
-        pass
+def cpu_seconds(pid: int) -> float:
+    """The time a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def spin(seconds: float) -> int:
@@ -78,14 +81,13 @@ def usable_cores(seconds: float = 1.0) -> float:
         return sum(pool.map(spin, [seconds, seconds])) / alone
 
 
-def table(results: dict[str, list[float]]) -> str:
-    text = "| main process | workers | ms for each batch | speed to 0 workers |\n"
-    text += "|---|---:|---:|---:|\n"
-    for name, seconds in results.items():
-        kind, workers = name.split("/")
-        ratios = [a / b for a, b in zip(results[f"{kind}/0"], seconds, strict=True)]
-        text += f"| {kind} | {workers} | {shown([s * 1000 for s in seconds], 1)} "
-        text += f"| {shown(ratios)} |\n"
+def table(results: dict[int, list[Measured]]) -> str:
+    text = "| workers | clock, ms a batch | speed to 0 workers | main, ms | workers, ms |\n"
+    text += "|---:|---:|---:|---:|---:|\n"
+    for workers, runs in results.items():
+        ratios = [a["clock"] / b["clock"] for a, b in zip(results[0], runs, strict=True)]
+        parts = [shown([run[name] for run in runs], 1) for name in ("clock", "main", "workers")]
+        text += f"| {workers} | {parts[0]} | {shown(ratios)} | {parts[1]} | {parts[2]} |\n"
     return text
 
 
@@ -99,20 +101,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(options.data / "tokenizers/minimind6400")
-    results: dict[str, list[float]] = defaultdict(list)
+    results: dict[int, list[Measured]] = defaultdict(list)
     cores = []
     with work_folder(options.data_dir) as folder:
         path = Path(folder) / f"workers-{ROWS}.jsonl"
         if not path.exists():
             write_jsonl(short_rows(options.data), path, ROWS)
-        measure(path, tokenizer, 0, WARM, 0.0)
+        measure(path, tokenizer, 0, WARM)
         for _ in range(options.repetitions):
             cores.append(usable_cores())
-            alone = measure(path, tokenizer, 0, options.batches, 0.0)
-            for kind, work in (("idle", 0.0), ("busy", alone)):
-                for workers in (0, 1, 2):
-                    seconds = measure(path, tokenizer, workers, options.batches, work)
-                    results[f"{kind}/{workers}"].append(seconds)
+            for workers in (0, 1, 2):
+                results[workers].append(measure(path, tokenizer, workers, options.batches))
     text = f"cores: {shown(cores)}\n\n" + table(results)
     print(text)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -120,7 +119,13 @@ def main() -> None:
         "machine": machine(),
         "command": sys.argv,
         "cores": cores,
-        "results": {name: {**spread(v), "values": v} for name, v in results.items()},
+        "results": {
+            workers: {
+                name: {**spread([run[name] for run in runs]), "values": [r[name] for r in runs]}
+                for name in runs[0]
+            }
+            for workers, runs in results.items()
+        },
     }
     target = options.output / "data_workers.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
