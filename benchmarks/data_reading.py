@@ -1,7 +1,7 @@
 """How quickly are prepared tokens read, shuffled, packed and collated, against other libraries?
 
     python benchmarks/data_reading.py --data ../shared/data --output benchmarks-output \
-        --peers /tmp/peers
+        --peers PEERS
 
 One process, no workers, a warm page cache, shuffle on, batches of 8 x 2,048 (and 4,096) tokens,
 int64 tensors. All read the same tokens: real rows, repeated with other numbers, tokenized and
