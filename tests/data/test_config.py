@@ -77,3 +77,21 @@ def test_yaml_round_trip() -> None:
     assert loaded == DataConfig([SourceConfig("a.jsonl", columns={"prompt": "q"})], max_length=64)
     again = parser.instantiate_classes(parser.parse_object({"data": asdict(loaded)})).data
     assert again == loaded
+
+
+def test_a_source_that_is_held_out_is_not_trained_on_as_a_whole() -> None:
+    held_out = SourceConfig("a.txt", part="held_out")
+    with pytest.raises(ConfigError, match="trained on as a whole by 'a'"):
+        DataConfig(train=[SourceConfig("a.txt")], learn=[held_out])
+    DataConfig(train=[SourceConfig("a.txt", part="train")], learn=[held_out])
+    DataConfig(train=[SourceConfig("b.txt")], learn=[held_out])
+
+
+@pytest.mark.parametrize("alone", [{"held_out": 0.2}, {"group_by": "id"}, {"phases": 2}])
+def test_fields_that_do_nothing_alone_are_refused(alone: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does nothing without"):
+        SourceConfig("a.txt", **alone)
+
+
+def test_one_wanted_value_needs_no_list() -> None:
+    assert SourceConfig("a.txt", where={"lang": "en"}).where == {"lang": ["en"]}

@@ -91,7 +91,7 @@ def test_rows_are_chosen_then_rewritten_then_selected(
     store = store_of(config, pico_tokenizer)
     wanted = ["row 0</s>row 1", "row 3</s>row 4", "row 6</s>row 7"]
     assert texts(store, pico_tokenizer) == wanted
-    assert (store.stats.rows, store.stats.filtered, store.stats.examples) == (9, 3, 3)
+    assert (store.stats.rows, store.stats.filtered, store.stats.examples) == (9, 6, 3)
     source.sample_rows = 2
     assert len(store_of(config, pico_tokenizer)) == 2
 

@@ -259,7 +259,7 @@ def test_names_are_made_fit_for_files(place: Place, tmp_path: Path) -> None:
 def test_a_source_without_examples_is_refused_and_not_kept(place: Place) -> None:
     encoder = place.encoder()
     encoder.source.where = {"id": [-5]}
-    with pytest.raises(DataError, match="source 'rows' holds no examples"):
+    with pytest.raises(DataError, match="source 'rows' holds no example"):
         prepare_source(encoder, open_blocks(encoder.source))
     assert not [name for name in place.in_cache() if not name.endswith(".failed")]
 

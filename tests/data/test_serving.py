@@ -4,12 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
+import psutil
 import pytest
 import torch
 from tests.webhdfs import WebHdfs
@@ -203,3 +206,31 @@ def test_workers_read_from_hdfs_by_connections_of_their_own(
         wanted = draw(str(path), 0)
         assert draw(hdfs.address + "rows.jsonl", 0) == wanted  # keeps connections open
         assert draw(hdfs.address + "rows.jsonl", 3) == wanted
+
+
+def test_workers_end_with_a_run_that_was_killed(tmp_path: Path) -> None:
+    """They wait for their parent's locks, which nobody gives up any more."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 50)
+    code = (
+        "import sys, time, psutil\n"
+        "from transformers import AutoTokenizer\n"
+        "from controlllm.data import DataConfig, SourceConfig, TrainLoader\n"
+        "from controlllm.demo.config import base_model_path\n"
+        "tokenizer = AutoTokenizer.from_pretrained(base_model_path())\n"
+        "config = DataConfig([SourceConfig(sys.argv[1])], max_length=16, num_workers=2)\n"
+        "loader = TrainLoader(config, tokenizer, 1, 0)\n"
+        "next(loader)\n"
+        "children = psutil.Process().children()\n"
+        "print(*(child.pid for child in children), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "a.jsonl")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        run.kill()
+    assert len(workers) >= 2
+    psutil.wait_procs(
+        [psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)], timeout=30
+    )
+    assert not any(psutil.pid_exists(pid) for pid in workers)

@@ -22,7 +22,8 @@ def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
         return
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{field}={value!r} is not known; allowed: {', '.join(names)}.{hint}")
+    known = ", ".join(names) or "none is registered yet"
+    raise ConfigError(f"{field}={value!r} is not known; allowed: {known}.{hint}")
 
 
 class Registry(Generic[T]):

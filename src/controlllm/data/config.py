@@ -76,8 +76,8 @@ class SourceConfig:
     group_by: str | None = None
     """Column whose equal values stay on one side of the split; by default the whole row."""
 
-    where: dict[str, list[Any]] = field(default_factory=dict)
-    """Keep only rows whose column has one of these values, e.g. `{lang: [en, de]}`."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Keep only rows whose column has this value, or one of these, e.g. `{lang: [en, de]}`."""
 
     filter: str | None = None
     """Keep only rows for which the filter of this name (see `register_filter`) says so."""
@@ -128,8 +128,30 @@ class SourceConfig:
         for name in ("max_rows", "max_row_bytes", "sample", "sample_rows", "epochs", "phases"):
             if (value := getattr(self, name)) is not None:
                 _check_positive(name, value)
+        self.where = {
+            column: value if isinstance(value, list) else [value]
+            for column, value in self.where.items()
+        }
+        self._check_company()
         if self.name is None:
             self.name = _name_from_path(self.path)
+
+    def _check_company(self) -> None:
+        """A field that does nothing without another must not be given alone."""
+        alone = (
+            ("held_out", 0.05, "part"),
+            ("group_by", None, "part"),
+            ("phases", 4, "difficulty"),
+        )
+        for name, standard, other in alone:
+            value = getattr(self, name)
+            if value != standard and getattr(self, other) is None:
+                raise ConfigError(f"{name}={value!r} does nothing without `{other}`; set it, too.")
+
+
+def _place(source: SourceConfig) -> tuple[str | None, ...]:
+    """Where the rows of a source are, apart from its choices among them."""
+    return source.path, source.subset, source.split, source.revision
 
 
 def _name_from_path(path: str) -> str:
@@ -310,11 +332,21 @@ class DataConfig:
 
     def _check_splits(self) -> None:
         """Both sides of a split must be cut in the same way, or rows would be on both."""
+        trained = [*self.train, *self.replay]
+        sources = [*trained, *self.learn, *self.retain]
         cuts: dict[Any, SourceConfig] = {}
-        for source in [*self.train, *self.replay, *self.learn, *self.retain]:
+        for source in sources:
+            if source.part is not None:
+                cuts.setdefault(_place(source), source)
+        for source in sources:
+            place = _place(source)
             if source.part is None:
+                if place in cuts and any(source is other for other in trained):
+                    raise ConfigError(
+                        f"{source.path!r} is trained on as a whole by {source.name!r}, but split "
+                        f"for {cuts[place].name!r}; set `part: train` in the first, too."
+                    )
                 continue
-            place = (source.path, source.subset, source.split, source.revision)
             other = cuts.setdefault(place, source)
             if (source.held_out, source.group_by) != (other.held_out, other.group_by):
                 raise ConfigError(

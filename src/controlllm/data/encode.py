@@ -21,6 +21,9 @@ from controlllm.data.sources import Located
 
 __all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows"]
 
+BAD_ROWS_TOLD = 5
+"""Bad rows whose reasons are remembered."""
+
 ROWS_AT_ONCE = 256
 """Rows tokenized in one call by a pass over a whole source."""
 
@@ -102,13 +105,26 @@ class RowEncoder:
         self.source = source
         self.config = config
         self.stats = SourceStats()
+        self.bad: list[str] = []
         self.renderer = Renderer(tokenizer, config, training and config.mixed_training)
 
     def fresh(self) -> "RowEncoder":
         """The same encoder with all counts at 0."""
         other = copy(self)
-        other.stats = SourceStats()
+        other.stats, other.bad = SourceStats(), []
         return other
+
+    def why_empty(self) -> str:
+        """What became of the rows of a source that holds no example, with the first reasons."""
+        stats = self.stats
+        parts = [f"source {self.source.name!r} holds no example: {stats.describe()}"]
+        if self.bad:
+            parts.append("; ".join(self.bad))
+        if stats.without_targets:
+            parts.append(
+                f"nothing in {stats.without_targets:,} rows is of train_on={self.config.train_on}"
+            )
+        return ". ".join(parts) + "."
 
     def encode(self, rows: Sequence[Located], chosen: bool = False) -> list[list[Example]]:
         """The examples of each row, in order; none for a row that is left out.
@@ -156,7 +172,13 @@ class RowEncoder:
                     f"source {self.source.name!r}: {place}: {error}. "
                     "(`on_bad_row: skip` leaves such rows out.)"
                 ) from error
-            self.stats.bad_rows += 1
+            self.note_bad(place, error)
+
+    def note_bad(self, place: Any, error: DataError) -> None:
+        """Count a bad row, and remember the first ones."""
+        self.stats.bad_rows += 1
+        if len(self.bad) < BAD_ROWS_TOLD:
+            self.bad.append(f"{place}: {error}")
 
     def _prepare(self, place: Any, row: Any, chosen: bool) -> Prepared | None:
         self.stats.rows += not chosen

@@ -41,7 +41,7 @@ def read_examples(
     rows = encode_rows(encoder, blocks.rows())
     examples = list(islice((example for _, made in rows for example in made), limit))
     if not examples:
-        raise DataError(f"source {source.name!r} holds no example: {encoder.stats.describe()}.")
+        raise DataError(encoder.why_empty())
     return examples, encoder.stats
 
 

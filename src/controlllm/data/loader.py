@@ -208,6 +208,13 @@ class TrainLoader:
         self._check(state["data"])
         lanes = [state["lanes"][key] for key in sorted(state["lanes"], key=int)]
         if len(lanes) != self.lanes:
+            log.warning(
+                "The data was dealt into %d lanes, now into %d: every row still comes once, but "
+                "not in the same batches; data.lanes=%d keeps them.",
+                len(lanes),
+                self.lanes,
+                len(lanes),
+            )
             lanes = redeal(lanes, self.lanes)
         self.close()
         self._states = dict(enumerate(lanes))

@@ -42,10 +42,16 @@ def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Ite
     """
     name = str(encoder.source.postprocess)
     context = PostprocessContext(encoder.source, encoder.renderer.tokenizer, model)
-    given = (row for _, row in encoder.choose(rows))
-    made = 0
+    taken = made = 0
+
+    def given() -> Iterator[Any]:
+        nonlocal taken
+        for _, row in encoder.choose(rows):
+            taken += 1
+            yield row
+
     try:
-        for row in POSTPROCESS.get(name).function(given, context):
+        for row in POSTPROCESS.get(name).function(given(), context):
             yield f"row {made} of postprocess {name!r}", row
             made += 1
     except ControlLLMError:
@@ -56,6 +62,7 @@ def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Ite
             f"source {encoder.source.name!r}: the postprocess hook {name!r} fails after {made} "
             f"rows: {error!r}."
         ) from error
+    encoder.stats.filtered += max(taken - made, 0)
 
 
 def share_hooked_rows(

@@ -151,8 +151,9 @@ class _Pass:
                         selection.add(row, examples)
                     for example in examples:
                         writer.write(example)
+        if not writer.lengths:
+            raise DataError(encoder.why_empty())
         writer.finish(encoder.stats, *selection.choose(encoder.stats))
-        TokenStore.open(str(source.name), temporary)  # Refuses a store without examples.
 
 
 def _make_together(work: _Pass, ranks: Ranks) -> None:

@@ -92,7 +92,9 @@ class Selection:
         column = self.source.difficulty
         if column is None or column == "length":
             return float(length)
-        value, number = row.get(column), math.nan
+        if column not in row:
+            raise DataError(f"column {column!r}, named in `difficulty`, is missing")
+        value, number = row[column], math.nan
         if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
                 number = float(value)  # CSV files hold numbers as text.

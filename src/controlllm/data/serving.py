@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class _Workers(Serving):
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=prefetch_factor,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if "fork" in methods else None,
             # The loader draws a seed that nobody needs; the run's own numbers must not move on.
             generator=torch.Generator(),
@@ -212,7 +213,15 @@ def _deliver(lanes: Sequence[Lane]) -> Iterator[_Delivery]:
             yield _Delivery(lane.number, item, pickle.dumps(lane.state_dict()))
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Processes are the parallelism here; threads in each would fight for the same cores."""
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the run was killed: it may wait for a lock that nobody gives up."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

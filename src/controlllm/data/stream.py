@@ -232,7 +232,9 @@ class Stream:
             return None
         self._opened_in_vain += 1
         if self._opened_in_vain > len(self.feed.blocks) + OPEN_BLOCKS + MOST_ROWS_AT_ONCE:
-            raise DataError(f"source {self.feed.name!r} holds no example: {self.stats.describe()}.")
+            encoder = self.feed.encoder
+            why = f"source {self.feed.name!r} holds no example."
+            raise DataError(why if encoder is None else encoder.why_empty())
         number = self._next
         self._next += self._lanes if self._by_block else 1
         if self._by_block:

@@ -32,11 +32,10 @@ from controlllm.data.store import TokenStore
 __all__ = ["Survey", "SurveyOptions", "count_rows", "survey_source"]
 
 ROWS_AT_ONCE = 64
-BLOCKS_READ, BLOCKS_COUNTED, BYTES_COUNTED = 64, 8, 64 * 2**20
+BLOCKS_READ, BLOCKS_COUNTED, BYTES_COUNTED = 64, 64, 64 * 2**20
 TOKENS_READ = 4 * 2**20
 """A sample ends after so many tokens, however few rows they are."""
 EXAMPLES_KEPT = 2048
-BAD_ROWS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,13 @@ def count_rows(blocks: Blocks) -> int | None:
 class _NotingEncoder(RowEncoder):
     """Counts bad rows instead of stopping at one, and remembers the first."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.bad: list[str] = []
-
     @contextmanager
     def accounting(self, place: Any) -> Iterator[None]:
         """A bad row inside the block is one more to the count."""
         try:
             yield
         except DataError as error:
-            self.stats.bad_rows += 1
-            if len(self.bad) < BAD_ROWS_TOLD:
-                self.bad.append(f"{place}: {error}")
+            self.note_bad(place, error)
 
 
 class _Reading:
@@ -172,7 +165,7 @@ class _Reading:
         if len(lengths):
             report.lengths = Lengths.of(lengths)
         elif report.complete:
-            raise DataError(f"it holds no example: {stats.describe()}.")
+            raise DataError(self.encoder.why_empty())
         return self._kept
 
     def _why_not_hooked(self, name: str) -> str | None:

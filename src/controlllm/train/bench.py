@@ -193,6 +193,8 @@ def _eval_set(
     source: SourceConfig, tokenizer: PreTrainedTokenizerBase, run: RunConfig
 ) -> list[Batch]:
     training = run.training
-    examples, stats = read_examples(source, tokenizer, run.data, training.max_eval_samples)
-    log.info("Evaluation set %s: %s", source.name, stats.describe())
+    limit = training.max_eval_samples
+    examples, stats = read_examples(source, tokenizer, run.data, limit)
+    read = f"the first {len(examples):,} examples"
+    log.info("Evaluation set %s: %s", source.name, read if limit else stats.describe())
     return eval_batches(examples, tokenizer, run.data, training.per_device_eval_batch_size)

@@ -120,3 +120,11 @@ def test_data_set_formats_change_nothing_of_what_is_recognised() -> None:
     }
     tatsu = {"instruction": "q", "input": "", "output": "a", "text": "Below is ..."}
     assert to_document(tatsu) == QA
+
+
+def test_what_tables_write_for_no_value_is_no_text() -> None:
+    nan = float("nan")
+    with pytest.raises(DataError, match="'text' is null"):
+        to_document({"text": nan})
+    document = to_document({"instruction": "a", "input": nan, "output": "b"})
+    assert document == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

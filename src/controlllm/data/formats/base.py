@@ -1,6 +1,7 @@
 """What a format is, how one is chosen for a row, and helpers to read columns."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -155,7 +156,8 @@ def read_text(row: Row, column: str, optional: bool = False) -> str:
         if all(isinstance(part, str) for part in value):
             value = "\n".join(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+        # Tables write "no value" as NaN.
+        value = None if math.isnan(value) else str(value)
     if value is None or value == "":
         if optional:
             return ""
