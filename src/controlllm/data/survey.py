@@ -4,6 +4,7 @@ A source of any size takes seconds: some thousand rows are read, out of blocks c
 bad row never stops the survey.
 """
 
+import math
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,6 @@ from controlllm.common.remote import shown
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import Example, RowEncoder
 from controlllm.data.hooks import POSTPROCESS
-from controlllm.data.order import Permutation
 from controlllm.data.postprocess import hooked_rows
 from controlllm.data.prepare import prepared_store, store_folder
 from controlllm.data.report import Lengths, Sample, SourceReport, mask_spans
@@ -104,7 +104,7 @@ def count_rows(blocks: Blocks) -> int | None:
     if blocks.num_rows is not None or blocks.num_bytes is None:
         return blocks.num_rows
     most = BYTES_COUNTED * len(blocks) // max(1, blocks.num_bytes)
-    chosen = list(islice(_shuffled(len(blocks)), min(most, BLOCKS_COUNTED)))
+    chosen = list(islice(_spread(len(blocks)), min(most, BLOCKS_COUNTED)))
     if not chosen:
         return None
     return round(sum(map(blocks.count, chosen)) * len(blocks) / len(chosen))
@@ -193,7 +193,7 @@ class _Reading:
             return
         blocks, left, ended = self.blocks, self.most, 0
         each = -(-self.most // min(len(blocks), BLOCKS_READ))
-        for block in _shuffled(len(blocks)):
+        for block in _spread(len(blocks)):
             rows = iter(blocks.read(block))
             for located in islice(rows, min(each, left)):
                 left -= 1
@@ -261,8 +261,12 @@ def _sample(place: str, example: Example, tokenizer: PreTrainedTokenizerBase) ->
     return Sample(place, len(example), targets, mask_spans(example, tokenizer))
 
 
-def _shuffled(size: int) -> Iterator[int]:
-    """All numbers below `size`, by chance but always the same."""
-    permutation = Permutation(size, [0])
-    for start in range(0, size, 1024):
-        yield from permutation(np.arange(start, min(start + 1024, size))).tolist()
+def _spread(size: int) -> Iterator[int]:
+    """All numbers below `size`; the first of them are spread evenly, however many are taken.
+
+    Steps of the golden section: rows that change along a source are then told without chance.
+    """
+    step = max(1, round(size * (math.sqrt(5) - 1) / 2))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return (number * step % size for number in range(size))
