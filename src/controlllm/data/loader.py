@@ -171,11 +171,15 @@ class TrainLoader:
         return result
 
     def report(self) -> list[str]:
-        """One line for each source, on this rank: how much was drawn, and what became of rows."""
+        """One line for each source, on this rank: how much was drawn, and what became of rows.
+
+        Drawn is also what still waits to be packed; rows are read further ahead than that.
+        """
         lines = []
         for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
-            line = f"{feed.name}: {drawn['examples']:,} examples, {drawn['epochs']:.2f} epochs"
-            lines.append(line if feed.encoder is None else f"{line}; {drawn['stats'].describe()}")
+            line = f"{feed.name}: {drawn['examples']:,} examples, some of which still wait"
+            read = "" if feed.encoder is None else f"; read ahead: {drawn['stats'].describe()}"
+            lines.append(line + read)
         return lines
 
     def describe(self) -> str:
