@@ -109,13 +109,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     rows, records, differences = [], [], []
-    for way in WAYS:
+    for way in options.ways:
         results = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as place:
