@@ -117,11 +117,6 @@ class Stream:
         self._rows_at_once = 16
         self._opened_in_vain = 0
 
-    @property
-    def epochs(self) -> float:
-        """How often the source was gone through so far, by the furthest block drawn from."""
-        return self._reached / self.feed.order.size
-
     def draw(self) -> Drawn | None:
         """The next example; None where the source has left the mix after its epochs.
 
