@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, resolve_chat_template
-from controlllm.data.render import Rendered, Renderer
+from controlllm.data.render import Renderer
+from controlllm.data.tokens import Tokenized
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -65,16 +66,20 @@ def chat_tokenizer(pico_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeniz
     return tokenizer
 
 
-def render(tokenizer: PreTrainedTokenizerBase, document: Any, **settings: Any) -> Rendered:
+def render(tokenizer: PreTrainedTokenizerBase, document: Any, **settings: Any) -> Tokenized:
     renderer = Renderer(tokenizer, DataConfig(**settings))
     return renderer.tokenize([renderer.prepare(document)])[0]
 
 
-def target_texts(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[str]:
+def target_texts(tokenizer: PreTrainedTokenizerBase, rendered: Tokenized) -> list[str]:
     """The text of each run of targets."""
     runs: list[list[int]] = []
     before = False
-    for token, target in zip(rendered.input_ids.tolist(), rendered.targets.tolist(), strict=True):
+    for token, target in zip(
+        rendered.input_ids.tolist(),
+        [label != -100 for label in rendered.labels.tolist()],
+        strict=True,
+    ):
         if target:
             runs = runs if before else [*runs, []]
             runs[-1].append(token)
@@ -118,7 +123,7 @@ def test_other_roles_are_trained_with_their_headers(
     ]
     everyone = ["system", "user", "assistant"]
     rendered = render(chat_tokenizer, TALK[:3], chat_template=CHATML, train_on=everyone)
-    assert not rendered.targets[0]
+    assert rendered.labels[0] == -100
     runs = target_texts(chat_tokenizer, rendered)
     assert [run.count("<|im_start|>") for run in runs] == [0, 1, 0]
     assert runs[2] == "hé 二<|im_end|>"
@@ -159,7 +164,7 @@ def test_plain_text_ends_with_eos_and_is_all_target(
 ) -> None:
     rendered = render(pico_tokenizer, "hé")
     assert rendered.input_ids.tolist() == [*pico_tokenizer("hé").input_ids, 2]
-    assert rendered.targets.tolist() == [False, True, True, True, True]
+    assert rendered.labels.tolist() == [-100, *rendered.input_ids[1:].tolist()]
     assert rendered.is_text
 
 
@@ -170,7 +175,7 @@ def test_batches_keep_the_order(pico_tokenizer: PreTrainedTokenizerBase) -> None
     for document, rendered in zip(documents, together, strict=True):
         alone = render(pico_tokenizer, document)
         assert alone.input_ids.tolist() == rendered.input_ids.tolist()
-        assert alone.targets.tolist() == rendered.targets.tolist()
+        assert alone.labels.tolist() == rendered.labels.tolist()
 
 
 def test_a_tokenizer_without_eos_is_refused(pico_tokenizer: PreTrainedTokenizerBase) -> None:

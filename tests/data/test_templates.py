@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import DataConfig
-from controlllm.data.render import Rendered, Renderer
+from controlllm.data.render import Renderer
 from controlllm.data.templates import TEMPLATES, resolve_chat_template
+from controlllm.data.tokens import Tokenized
 
 MARKS = [
     *("<|im_start|>", "<|im_end|>"),
@@ -139,16 +140,20 @@ def as_text(
 
 def render(
     tokenizer: PreTrainedTokenizerBase, name: str, messages: list[Any], **settings: Any
-) -> Rendered:
+) -> Tokenized:
     renderer = Renderer(tokenizer, DataConfig(chat_template=name, **settings))
     return renderer.tokenize([renderer.prepare(messages)])[0]
 
 
-def target_texts(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[str]:
+def target_texts(tokenizer: PreTrainedTokenizerBase, rendered: Tokenized) -> list[str]:
     """The text of each run of targets."""
     runs: list[list[int]] = []
     before = False
-    for token, target in zip(rendered.input_ids.tolist(), rendered.targets.tolist(), strict=True):
+    for token, target in zip(
+        rendered.input_ids.tolist(),
+        [label != -100 for label in rendered.labels.tolist()],
+        strict=True,
+    ):
         if target:
             runs = runs if before else [*runs, []]
             runs[-1].append(token)

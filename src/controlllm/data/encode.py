@@ -16,8 +16,9 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.choose import keeps_row
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.formats import to_document
-from controlllm.data.render import Prepared, Rendered, Renderer
+from controlllm.data.render import Renderer
 from controlllm.data.sources import Located
+from controlllm.data.tokens import Prepared, Tokenized
 
 __all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows"]
 
@@ -192,14 +193,14 @@ class RowEncoder:
             self.stats.filtered += 1
         return None
 
-    def _fit(self, rendered: Rendered) -> list[Example]:
+    def _fit(self, tokens: Tokenized) -> list[Example]:
         """Cut what is longer than `max_length` as told; leave out what has no target."""
         stats, config = self.stats, self.config
-        length, limit = len(rendered.input_ids), config.max_length
-        labels = np.where(rendered.targets, rendered.input_ids, np.int32(IGNORE_INDEX))
-        pieces = [Example(rendered.input_ids, labels)]
+        length, limit = len(tokens.input_ids), config.max_length
+        whole = Example(tokens.input_ids, tokens.labels)
+        pieces = [(whole, tokens.targets)]
         if length > limit:
-            policy = config.long_text if rendered.is_text else config.long_chat
+            policy = config.long_text if tokens.is_text else config.long_chat
             if policy == "drop":
                 stats.dropped += 1
                 return []
@@ -208,11 +209,11 @@ class RowEncoder:
             # Pieces share one token: the last of a piece opens the next, so that every token is
             # predicted once.
             starts = range(0, length - 1, limit - 1) if policy == "split" else range(1)
-            pieces = [_piece(rendered, labels, start, start + limit) for start in starts]
+            pieces = [_piece(whole, start, start + limit) for start in starts]
         kept = []
-        for piece in pieces:
-            if targets := np.count_nonzero(piece.labels != IGNORE_INDEX):
-                stats.targets += int(targets)
+        for piece, targets in pieces:
+            if targets:
+                stats.targets += targets
                 stats.tokens += len(piece)
                 kept.append(piece)
         stats.without_targets += not kept
@@ -229,11 +230,12 @@ def _row(row: Any) -> dict[str, Any]:
     return row
 
 
-def _piece(rendered: Rendered, labels: NDArray[np.int32], start: int, end: int) -> Example:
-    """A piece with no target at its first token, which nothing predicts."""
-    own = labels[start:end].copy()
-    own[:1] = IGNORE_INDEX
-    return Example(rendered.input_ids[start:end], own)
+def _piece(whole: Example, start: int, end: int) -> tuple[Example, int]:
+    """A piece with no target at its first token, which nothing predicts; and how many it has."""
+    labels = whole.labels[start:end].copy()
+    labels[:1] = IGNORE_INDEX
+    targets = int(np.count_nonzero(labels != IGNORE_INDEX))
+    return Example(whole.input_ids[start:end], labels), targets
 
 
 def encode_rows(

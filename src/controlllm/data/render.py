@@ -1,13 +1,10 @@
-"""Step 3: documents -> token ids, and which of them are targets."""
+"""Step 4: documents -> texts by the chat template, and which of their characters are targets."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 from jinja2 import TemplateError
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -16,40 +13,16 @@ from controlllm.common.errors import DataError
 from controlllm.data.config import DataConfig
 from controlllm.data.formats import Document, Message
 from controlllm.data.skeleton import Skeleton, make_skeleton
-from controlllm.data.spans import Span, role_spans, token_range
+from controlllm.data.spans import Span, role_spans
 from controlllm.data.templates import resolve_chat_template
+from controlllm.data.tokens import Prepared, TextTokenizer, Tokenized
 
-__all__ = ["Prepared", "Rendered", "Renderer"]
+__all__ = ["Renderer"]
 
 MOST_SKELETONS = 256
 """Sequences of roles that are remembered."""
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A document as one text, ready to be tokenized."""
-
-    text: str
-    """The text; for a conversation as its template renders it."""
-
-    spans: list[Span] | None
-    """The characters that are targets; None for plain text, where all are."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A document as tokens, of any length."""
-
-    input_ids: NDArray[np.int32]
-    """Token ids (T)."""
-
-    targets: NDArray[np.bool_]
-    """Which tokens are targets (T); the first never is, since nothing predicts it."""
-
-    is_text: bool
-    """Plain text, which may be split."""
 
 
 class Renderer:
@@ -79,6 +52,7 @@ class Renderer:
                 "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
             )
         self.tokenizer = tokenizer
+        self._tokens = TextTokenizer(tokenizer)
         self.every_token = every_token
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
@@ -138,12 +112,9 @@ class Renderer:
         spans = role_spans(text, document, self.train_on, self._render_text, self._special_tokens)
         return Prepared(text, spans)
 
-    def tokenize(self, prepared: Sequence[Prepared]) -> list[Rendered]:
+    def tokenize(self, prepared: Sequence[Prepared]) -> list[Tokenized]:
         """Tokenize many texts at once, which is several times faster than one by one."""
-        texts = [item for item in prepared if item.spans is None]
-        chats = [item for item in prepared if item.spans is not None]
-        done = iter(self._tokenize_texts(texts)), iter(self._tokenize_chats(chats))
-        return [next(done[item.spans is not None]) for item in prepared]
+        return self._tokens.tokenize(prepared)
 
     def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         return self._render(messages, add_generation_prompt)[0]
@@ -161,40 +132,3 @@ class Renderer:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise DataError(f"the chat template refuses the conversation: {error}") from error
         return texts[0], [(start, end) for start, end in (spans[0] if spans else [])]
-
-    def _tokenize_texts(self, items: Sequence[Prepared]) -> list[Rendered]:
-        if not items:
-            return []
-        eos = self.tokenizer.eos_token_id
-        rendered = []
-        for encoding in self._backend().encode_batch_fast([item.text for item in items]):
-            ids = encoding.ids
-            tokens = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
-            targets = np.ones(len(tokens), dtype=bool)
-            targets[0] = False
-            rendered.append(Rendered(tokens, targets, is_text=True))
-        return rendered
-
-    def _backend(self) -> Any:
-        """The `tokenizers` object: quicker than `tokenizer(...)`, with the same ids."""
-        backend = self.tokenizer.backend_tokenizer
-        # What an earlier call of the tokenizer, somebody else's, may have left switched on.
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False
-        return backend
-
-    def _tokenize_chats(self, items: Sequence[Prepared]) -> list[Rendered]:
-        if not items:
-            return []
-        texts = [item.text for item in items]
-        rendered = []
-        encodings = self._backend().encode_batch(texts, add_special_tokens=False)
-        for item, encoding in zip(items, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            targets = np.zeros(len(ids), dtype=bool)
-            for span in item.spans or []:
-                targets[token_range(encoding.token_to_chars, len(ids), span)] = True
-            targets[:1] = False
-            rendered.append(Rendered(ids, targets, is_text=False))
-        return rendered
