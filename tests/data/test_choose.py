@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, eval_batches
-from controlllm.data.choose import content_hash, keeps_row, register_filter
+from controlllm.data.choose import FILTERS, content_hash, keeps_row, register_filter
 from controlllm.data.sources import read_rows
 
 Row = dict[str, Any]
@@ -154,6 +154,54 @@ def test_a_failing_filter_names_the_row(
     loader = TrainLoader(config, pico_tokenizer, 1, seed=0)
     assert len(list(loader)) == 1
     assert loader.progress()["0:rows"]["stats"].bad_rows == 1
+
+
+MISSPELT: list[tuple[dict[str, Any], str]] = [
+    ({"where": {"lagn": ["en"]}}, r"column 'lagn', named in `where`, is missing \(the row has "
+     r"'user', 'text', 'lang', 'hardness'; did you mean 'lang'\?\)"),
+    ({"part": "train", "group_by": "usr"}, "'usr', named in `group_by`, .* mean 'user'"),
+    ({"difficulty": "hardnes"}, "'hardnes', named in `difficulty`, .* mean 'hardness'"),
+    ({"columns": {"text": "txt"}}, "'txt', named in `columns`, .* mean 'text'"),
+    ({"filter": "test_choose.misspelt"}, r"KeyError\('tetx'\) \(the row has .* mean 'text'"),
+    ({"format": "gsm8k"}, r"'question' is missing \(the row has "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), MISSPELT)
+def test_a_misspelt_column_is_told_with_the_nearest_and_not_to_be_skipped(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, options: Row, message: str
+) -> None:
+    if "test_choose.misspelt" not in FILTERS.names():
+        register_filter("test_choose.misspelt")(lambda row: bool(row["tetx"]))
+    row = {"user": 1, "text": "t", "lang": "en", "hardness": 3}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "user": i}) + "\n" for i in range(300)))
+    config = DataConfig(train=[SourceConfig(str(path), **options)], cache_dir=str(tmp_path))
+    with pytest.raises(DataError, match=message) as caught:
+        next(TrainLoader(config, pico_tokenizer, 1, seed=0))
+    assert "source 'rows': " in str(caught.value) and "on_bad_row" not in str(caught.value)
+
+
+def test_a_row_that_lacks_what_others_have_may_be_skipped(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "n": 1}\n{"text": "b"}\n')
+    source = SourceConfig(str(path), where={"n": 1}, epochs=1)
+    config = DataConfig(train=[source], shuffle=False)
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: column 'n'.*\(`on_bad_row: skip`"):
+        list(TrainLoader(config, pico_tokenizer, 1, seed=0))
+
+
+def test_a_misspelt_map_is_told_by_its_source_before_anything_is_read(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = SourceConfig(f"{tmp_path}/not-there.jsonl", format="gsm8k", columns={"answr": "a"})
+    config = DataConfig(train=[source])
+    with pytest.raises(ConfigError, match=r"source 'not-there': .*'answr' .* mean 'answer'"):
+        TrainLoader(config, pico_tokenizer, 1, seed=0)
+    with pytest.raises(ConfigError, match=r"source 'not-there': .*'answr' .* mean 'answer'"):
+        eval_batches(source, pico_tokenizer, config, 1)
 
 
 def test_hashes_are_of_content() -> None:

@@ -13,9 +13,11 @@ from controlllm.cli.train import parse_run
 from controlllm.common.files import folder_bytes
 from controlllm.data import SourceConfig
 from controlllm.data.encode import RowEncoder
+from controlllm.data.feeds import open_source
 from controlllm.data.prepare import prepare_source, prepared_store, store_folder
 from controlllm.data.report import readable
-from controlllm.data.sources import Blocks, Located, open_blocks
+from controlllm.data.slots import slot_store
+from controlllm.data.sources import Blocks, Located
 from controlllm.data.survey import count_rows
 from controlllm.train.config import RunConfig
 
@@ -43,7 +45,7 @@ def _prepare(
     options: PrepareData, group: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """Prepare a source as its group is going to read it; a few lines for people."""
-    blocks = open_blocks(source, options.data.timeout)
+    blocks = open_source(source, options.data)
     # As `train` makes them: held-out sets count the targets of `train_on` alone.
     encoder = RowEncoder(source, tokenizer, options.data, training=group in ("train", "replay"))
     folder = store_folder(encoder, blocks)

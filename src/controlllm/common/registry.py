@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["Registry", "check_choice"]
+__all__ = ["Registry", "check_choice", "nearest"]
 
 T = TypeVar("T")
 
@@ -20,10 +20,14 @@ def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
     names = sorted(allowed)
     if value in names:
         return
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     known = ", ".join(names) or "none is registered yet"
-    raise ConfigError(f"{field}={value!r} is not known; allowed: {known}.{hint}")
+    raise ConfigError(f"{field}={value!r} is not known; allowed: {known}.{nearest(value, names)}")
+
+
+def nearest(value: object, names: Iterable[str]) -> str:
+    """` Did you mean 'x'?` where a name is near, else nothing; to end a message with."""
+    near = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class Registry(Generic[T]):

@@ -17,6 +17,7 @@ import numpy as np
 
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.registry import Registry
+from controlllm.data.columns import failure_of, missing_column
 from controlllm.data.config import SourceConfig
 
 __all__ = ["FILTERS", "content_hash", "keeps_row", "register_filter"]
@@ -35,7 +36,8 @@ def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
         source: its `part` (with `held_out`, `group_by`), `where`, `filter` and `sample`.
 
     Raises:
-        DataError: a column that the config names is missing, or the filter fails.
+        MissingColumnError: there is no column that the config names, or that the filter asks for.
+        DataError: the filter fails.
     """
     if source.part is not None:
         group = row if source.group_by is None else _value(row, source.group_by, "group_by")
@@ -46,7 +48,11 @@ def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
         return False
     if source.filter is not None and not _passes(row, source.filter):
         return False
-    return source.sample >= 1 or _fraction(row, "sample") < source.sample
+    if source.sample < 1 and _fraction(row, "sample") >= source.sample:
+        return False
+    if source.difficulty not in (None, "length") and not source.postprocess:
+        _value(row, str(source.difficulty), "difficulty")  # Told before anything is tokenized.
+    return True
 
 
 def content_hash(value: Any, purpose: str = "") -> int:
@@ -95,10 +101,10 @@ def _passes(row: Mapping[str, Any], name: str) -> bool:
         raise
     # Whatever a user's own function raises means that the row cannot be judged.
     except Exception as error:
-        raise DataError(f"the filter {name!r} fails: {error!r}") from error
+        raise failure_of(f"the filter {name!r}", error, row) from error
 
 
 def _value(row: Mapping[str, Any], column: str, field: str) -> Any:
     if column not in row:
-        raise DataError(f"column {column!r}, named in `{field}`, is missing")
+        raise missing_column(row, column, f"named in `{field}`")
     return row[column]

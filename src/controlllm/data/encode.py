@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.choose import keeps_row
+from controlllm.data.columns import MissingColumnError
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.formats import to_document
 from controlllm.data.render import Renderer
@@ -169,10 +170,12 @@ class RowEncoder:
             yield
         except DataError as error:
             if self.source.on_bad_row == "error":
-                raise DataError(
-                    f"source {self.source.name!r}: {place}: {error}. "
-                    "(`on_bad_row: skip` leaves such rows out.)"
-                ) from error
+                text = f"source {self.source.name!r}: {place}: {error}."
+                # A column that the first row lacks is misspelt: to skip would leave no row at all.
+                first = self.stats.rows - self.stats.filtered <= 1
+                if not (first and isinstance(error, MissingColumnError)):
+                    text += " (`on_bad_row: skip` leaves such rows out.)"
+                raise DataError(text) from error
             self.note_bad(place, error)
 
     def note_bad(self, place: Any, error: DataError) -> None:

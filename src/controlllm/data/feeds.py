@@ -19,6 +19,7 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import RowEncoder
+from controlllm.data.formats import check_columns
 from controlllm.data.identity import options_key
 from controlllm.data.order import InOrder, Order, Phased, Shuffled
 from controlllm.data.prepare import needs_pass, prepare_source, prepared_store
@@ -26,7 +27,7 @@ from controlllm.data.sources import Blocks, Located, open_blocks
 from controlllm.data.store import TokenStore
 from controlllm.data.stream import Feed
 
-__all__ = ["Size", "estimate_size", "make_feed", "open_source", "store_feed"]
+__all__ = ["Size", "check_source", "estimate_size", "make_feed", "open_source", "store_feed"]
 
 SAMPLED_ROWS = 1024
 """Rows that are tokenized to estimate the size of a source."""
@@ -75,12 +76,26 @@ def make_feed(
 def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
     """The blocks of a source.
 
+def check_source(source: SourceConfig) -> None:
+    """Check what can be known before anything is opened; plugins must be loaded.
+
+    Raises:
+        ConfigError: its format, or a name in its `columns`, is not known.
+    """
+    try:
+        check_columns(source.format, source.columns)
+    except ConfigError as error:
+        raise ConfigError(f"source {source.name!r}: {error}") from error
+
+
     Raises:
         DataError: it is missing, empty or unreadable; with its name.
     """
     try:
+        ConfigError: see `check_source`.
         return open_blocks(source, config.timeout)
     except DataError as error:
+    check_source(source)
         raise DataError(f"source {source.name!r}: {error}") from error
 
 

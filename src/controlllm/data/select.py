@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.columns import missing_column
 from controlllm.data.config import SourceConfig
 from controlllm.data.encode import Example, SourceStats
 
@@ -93,7 +94,7 @@ class Selection:
         if column is None or column == "length":
             return float(length)
         if column not in row:
-            raise DataError(f"column {column!r}, named in `difficulty`, is missing")
+            raise missing_column(row, column, "named in `difficulty`")
         value, number = row[column], math.nan
         if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):

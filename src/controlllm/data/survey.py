@@ -21,6 +21,7 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.remote import shown
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import Example, RowEncoder
+from controlllm.data.feeds import check_source
 from controlllm.data.hooks import POSTPROCESS
 from controlllm.data.postprocess import hooked_rows
 from controlllm.data.prepare import prepared_store, store_folder
@@ -75,8 +76,9 @@ def survey_source(
         options: how many rows to read and to show.
 
     Raises:
-        ConfigError: the config names a format, filter or hook that is not known.
+        ConfigError: the config names a format, column, filter or hook that is not known.
     """
+    check_source(source)
     survey = Survey(SourceReport(group, str(source.name), shown(source.path)))
     report = survey.report
     encoder = _NotingEncoder(source, tokenizer, config, training=group in ("train", "replay"))

@@ -180,6 +180,7 @@ def test_hostile_rows_name_the_column(name: str) -> None:
             b"bytes",
             [1],
             [None],
+            7,
             object(),
         ]
         for row in [without, *({**case.row, column: value} for value in values)]:
@@ -195,7 +196,7 @@ def test_optional_columns_may_be_absent_but_not_wrong(name: str) -> None:
         empty = [to_document({**case.row, column: value}, format=name) for value in (None, "")]
         without = {key: value for key, value in case.row.items() if key != column}
         assert empty == [to_document(without, format=name)] * 2
-        for value in ({"a": 1}, True, [1]):
+        for value in ({"a": 1}, True, [1], ["a"], 7, 0.5):
             with pytest.raises(DataError, match=f"column '{column}'"):
                 to_document({**case.row, column: value}, format=name)
 
@@ -206,6 +207,32 @@ def test_columns_can_be_mapped(name: str) -> None:
     row = {f"my_{key}" if key in case.needed else key: value for key, value in case.row.items()}
     columns = {key: f"my_{key}" for key in case.needed}
     assert to_document(row, format=name, columns=columns) == case.document
+
+
+class Noting(dict[str, Any]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__(row)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formats_tell_every_column_that_they_read(name: str) -> None:
+    """Else `columns` would refuse to map one of them."""
+    row = Noting(CASES[name].row)
+    known = FORMATS.get(name)
+    known.convert(row)
+    assert row.asked and known.reads is not None
+    assert row.asked <= set(known.reads)
 
 
 LIMITS = [

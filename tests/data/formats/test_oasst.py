@@ -97,7 +97,7 @@ BAD = [
     ([{"text": "t"}], "message 0: column 'message_id' is None"),
     ([message("q0", None), message("a1", "q0", role="prompter")], "'a1': column 'role'"),
     ([message("q0", None), message("a1", "q0", role="robot")], "'a1': 'role' is 'robot'"),
-    ([message("q0", None), message("a1", "q0", text=None)], "'a1': 'text' is NoneType"),
+    ([message("q0", None), message("a1", "q0", text=None)], "'a1': 'text' is null"),
 ]
 
 
@@ -114,7 +114,7 @@ def test_broken_nested_trees_are_refused() -> None:
         ({"prompt": {"text": "q", "role": "prompter", "replies": "x"}}, "'replies' is str"),
         ({"prompt": {"text": "q", "role": "prompter", "replies": [1]}}, "message 1: 1 is not"),
         ({"prompt": {"text": "q", "role": "prompter", "replies": [{**reply, "text": 3}]}},
-         "message 1: 'text' is int"),
+         "message 1: 'text' is an int"),
     ]  # fmt: skip
     for row, error in bad:
         with pytest.raises(DataError, match=error):

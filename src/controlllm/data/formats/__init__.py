@@ -3,7 +3,8 @@
 ```
 module     formats
 ---------  -------------------------------------------------------------------------------------
-base       the registry, recognition by columns, helpers to read columns
+base       the registry, recognition by columns
+reading    helpers to read columns;  roles: who may speak
 standard   messages, sharegpt, alpaca, prompt_completion, preference, text (recognised)
 maths      openmathinstruct_2, gsm8k, ultrainteract
 coding     opc_sft_stage1, opc_sft_stage2, opc_annealing, mbpp
@@ -19,16 +20,19 @@ All but the standard ones are used only where a source names them (`format: gsm8
 from controlllm.data.formats import chats, chinese, coding, maths, oasst, standard
 from controlllm.data.formats.base import (
     FORMATS,
-    Document,
     Format,
+    check_columns,
+    register_format,
+    to_document,
+)
+from controlllm.data.formats.reading import (
+    Document,
     Message,
     Row,
     read_list,
     read_messages,
     read_text,
     read_turns,
-    register_format,
-    to_document,
     turn,
 )
 
@@ -39,6 +43,7 @@ __all__ = [
     "Message",
     "Row",
     "chats",
+    "check_columns",
     "chinese",
     "coding",
     "maths",

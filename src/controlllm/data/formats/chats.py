@@ -1,13 +1,7 @@
 """General chat, instruction and summary data sets, and web text, each chosen by its name."""
 
-from controlllm.data.formats.base import (
-    Document,
-    Row,
-    read_messages,
-    read_text,
-    register_format,
-    turn,
-)
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import Document, Row, read_messages, read_text, turn
 from controlllm.data.formats.standard import preference, read_sharegpt
 
 __all__ = [
@@ -21,7 +15,7 @@ __all__ = [
 ]
 
 
-@register_format("ultrachat_200k")
+@register_format("ultrachat_200k", reads=("messages",))
 def ultrachat_200k(row: Row) -> Document:
     """`HuggingFaceH4/ultrachat_200k`, split `train_sft` (and `test_sft`, `train_gen`, `test_gen`).
 
@@ -31,7 +25,7 @@ def ultrachat_200k(row: Row) -> Document:
     return read_messages(row, "messages")
 
 
-@register_format("ultrafeedback")
+@register_format("ultrafeedback", reads=("chosen", "prompt"))
 def ultrafeedback(row: Row) -> Document:
     """`HuggingFaceH4/ultrafeedback_binarized`, split `train_prefs` (and `train_sft`, `test_prefs`).
 
@@ -41,7 +35,7 @@ def ultrafeedback(row: Row) -> Document:
     return preference(row)
 
 
-@register_format("openorca")
+@register_format("openorca", reads=("system_prompt", "question", "response"))
 def openorca(row: Row) -> Document:
     """`Open-Orca/OpenOrca`, split `train`.
 
@@ -51,7 +45,7 @@ def openorca(row: Row) -> Document:
     return turn(read_text(row, "question"), read_text(row, "response"), system)
 
 
-@register_format("openhermes_2_5")
+@register_format("openhermes_2_5", reads=("conversations",))
 def openhermes_2_5(row: Row) -> Document:
     """`teknium/OpenHermes-2.5`, split `train`.
 
@@ -61,7 +55,7 @@ def openhermes_2_5(row: Row) -> Document:
     return read_sharegpt(row, "conversations")
 
 
-@register_format("magpie")
+@register_format("magpie", reads=("conversations",))
 def magpie(row: Row) -> Document:
     """`Magpie-Align/Magpie-Pro-MT-300K-v0.1` and its siblings, split `train`.
 
@@ -71,7 +65,7 @@ def magpie(row: Row) -> Document:
     return read_sharegpt(row, "conversations")
 
 
-@register_format("samsum")
+@register_format("samsum", reads=("dialogue", "summary"))
 def samsum(row: Row) -> Document:
     """`Samsung/samsum`, splits `train`, `validation`, `test`: short chats and their summaries.
 
@@ -82,7 +76,7 @@ def samsum(row: Row) -> Document:
     return turn(question, read_text(row, "summary"))
 
 
-@register_format("redpajama")
+@register_format("redpajama", reads=("text",))
 def redpajama(row: Row) -> Document:
     """`togethercomputer/RedPajama-Data-1T` and `RedPajama-Data-1T-Sample`, split `train`.
 

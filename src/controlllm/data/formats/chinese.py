@@ -1,12 +1,13 @@
 """Chinese instructions, and the bilingual corpus of Llama-3-SynE, each chosen by its name."""
 
-from controlllm.data.formats.base import Document, Row, read_text, register_format
-from controlllm.data.formats.standard import alpaca
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import Document, Row, read_text
+from controlllm.data.formats.standard import ALPACA_COLUMNS, alpaca
 
 __all__ = ["alpaca_gpt4_zh", "alpaca_zh", "llama_3_syne", "ruozhiba", "stem_zh"]
 
 
-@register_format("alpaca_zh")
+@register_format("alpaca_zh", reads=ALPACA_COLUMNS)
 def alpaca_zh(row: Row) -> Document:
     """`shibing624/alpaca-zh`, split `train`; `llamafactory/alpaca_zh` is of the same shape.
 
@@ -15,7 +16,7 @@ def alpaca_zh(row: Row) -> Document:
     return alpaca(row)
 
 
-@register_format("alpaca_gpt4_zh")
+@register_format("alpaca_gpt4_zh", reads=ALPACA_COLUMNS)
 def alpaca_gpt4_zh(row: Row) -> Document:
     """`llm-wizard/alpaca-gpt4-data-zh`, split `train`; also `llamafactory/alpaca_gpt4_zh`.
 
@@ -24,7 +25,7 @@ def alpaca_gpt4_zh(row: Row) -> Document:
     return alpaca(row)
 
 
-@register_format("ruozhiba")
+@register_format("ruozhiba", reads=ALPACA_COLUMNS)
 def ruozhiba(row: Row) -> Document:
     """`hfl/ruozhiba_gpt4`, split `train`: 2,449 trick questions, answered twice.
 
@@ -34,7 +35,7 @@ def ruozhiba(row: Row) -> Document:
     return alpaca(row)
 
 
-@register_format("stem_zh")
+@register_format("stem_zh", reads=ALPACA_COLUMNS)
 def stem_zh(row: Row) -> Document:
     """`hfl/stem_zh_instruction`, split `train`: natural sciences and medicine.
 
@@ -43,7 +44,7 @@ def stem_zh(row: Row) -> Document:
     return alpaca(row)
 
 
-@register_format("llama_3_syne")
+@register_format("llama_3_syne", reads=("text",))
 def llama_3_syne(row: Row) -> Document:
     """`survivi/Llama-3-SynE-Dataset`: plain text, one split for each kind and language.
 

@@ -1,19 +1,13 @@
 """Data sets of programs, each chosen by its name."""
 
 from controlllm.common.errors import DataError
-from controlllm.data.formats.base import (
-    Document,
-    Row,
-    read_list,
-    read_text,
-    register_format,
-    turn,
-)
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import Document, Row, read_list, read_text, turn
 
 __all__ = ["mbpp", "opc_annealing", "opc_sft_stage1", "opc_sft_stage2"]
 
 
-@register_format("opc_sft_stage1")
+@register_format("opc_sft_stage1", reads=("instruction", "output"))
 def opc_sft_stage1(row: Row) -> Document:
     """`OpenCoder-LLM/opc-sft-stage1`, split `train`.
 
@@ -23,7 +17,7 @@ def opc_sft_stage1(row: Row) -> Document:
     return turn(read_text(row, "instruction"), read_text(row, "output"))
 
 
-@register_format("opc_sft_stage2")
+@register_format("opc_sft_stage2", reads=("instruction", "output"))
 def opc_sft_stage2(row: Row) -> Document:
     """`OpenCoder-LLM/opc-sft-stage2`, split `train`.
 
@@ -33,7 +27,7 @@ def opc_sft_stage2(row: Row) -> Document:
     return turn(read_text(row, "instruction"), read_text(row, "output"))
 
 
-@register_format("opc_annealing")
+@register_format("opc_annealing", reads=("text",))
 def opc_annealing(row: Row) -> Document:
     """`OpenCoder-LLM/opc-annealing-corpus`, split `train`: plain text.
 
@@ -43,7 +37,7 @@ def opc_annealing(row: Row) -> Document:
     return read_text(row, "text")
 
 
-@register_format("mbpp")
+@register_format("mbpp", reads=("text", "code", "test_list"))
 def mbpp(row: Row) -> Document:
     r"""`google-research-datasets/mbpp`, subset `full`; train on splits `train` and `prompt` only.
 

@@ -1,6 +1,7 @@
 """Data sets of mathematics and reasoning, each chosen by its name."""
 
-from controlllm.data.formats.base import Document, Row, read_text, register_format, turn
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import Document, Row, read_text, turn
 
 __all__ = ["BOXED_PROMPT", "gsm8k", "openmathinstruct_2", "ultrainteract"]
 
@@ -15,7 +16,7 @@ MAX_CHARACTERS = 3072
 """1024 tokens at 3 characters each: Llama 3 needs a token for 2.9 characters of GSM8K answers."""
 
 
-@register_format("openmathinstruct_2")
+@register_format("openmathinstruct_2", reads=("problem", "generated_solution"))
 def openmathinstruct_2(row: Row) -> Document | None:
     r"""`nvidia/OpenMathInstruct-2`, splits `train`, `train_1M`, `train_2M`, `train_5M`.
 
@@ -35,7 +36,7 @@ def openmathinstruct_2(row: Row) -> Document | None:
     return turn(BOXED_PROMPT + problem, solution)
 
 
-@register_format("gsm8k")
+@register_format("gsm8k", reads=("question", "answer"))
 def gsm8k(row: Row) -> Document:
     """`openai/gsm8k`, subset `main` or `socratic`, splits `train` and `test` (for evaluation only).
 
@@ -46,7 +47,7 @@ def gsm8k(row: Row) -> Document:
     return turn(read_text(row, "question"), read_text(row, "answer"))
 
 
-@register_format("ultrainteract")
+@register_format("ultrainteract", reads=("instruction", "response"))
 def ultrainteract(row: Row) -> Document:
     """`openbmb/UltraInteract_sft`, split `train`.
 

@@ -5,13 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.formats.base import (
-    Document,
-    Message,
-    Row,
-    message_content,
-    register_format,
-)
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import Document, Message, Row, message_content
 from controlllm.data.hooks import PostprocessContext, register_postprocess
 
 __all__ = ["oasst", "oasst_best_threads", "oasst_threads"]
@@ -19,7 +14,7 @@ __all__ = ["oasst", "oasst_best_threads", "oasst_threads"]
 ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
-@register_format("oasst")
+@register_format("oasst", reads=("prompt",))
 def oasst(row: Row) -> Document | None:
     """`OpenAssistant/oasst1` and `OpenAssistant/oasst2`, their files `*_ready.trees.jsonl.gz`.
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from controlllm.common.errors import DataError
-from controlllm.data.formats.base import (
+from controlllm.data.formats.base import register_format
+from controlllm.data.formats.reading import (
     Document,
     Message,
     Row,
@@ -12,11 +13,12 @@ from controlllm.data.formats.base import (
     read_messages,
     read_text,
     read_turns,
-    register_format,
     turn,
 )
+from controlllm.data.formats.roles import ROLES, check_role
 
 __all__ = [
+    "ALPACA_COLUMNS",
     "SHAREGPT_ROLES",
     "alpaca",
     "messages",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 
-@register_format("messages", "messages")
+@register_format("messages", "messages", reads=())
 def messages(row: Row) -> Document:
     """The standard `[{"role": ..., "content": ...}, ...]`; other keys (tool calls) are kept."""
     return read_messages(row, "messages")
@@ -47,7 +49,7 @@ SHAREGPT_ROLES = {
 }
 
 
-@register_format("sharegpt", "conversations")
+@register_format("sharegpt", "conversations", reads=("system",))
 def sharegpt(row: Row) -> Document:
     """`[{"from": "human" | "gpt" | ..., "value": ...}, ...]`, and an optional `system` column."""
     system = read_text(row, "system", optional=True)
@@ -56,7 +58,9 @@ def sharegpt(row: Row) -> Document:
 
 
 def read_sharegpt(row: Row, column: str) -> list[Message]:
-    """The turns `{"from": ..., "value": ...}` (or role, content) in a column as messages.
+    """The turns `{"from": ..., "value": ...}` in a column as messages.
+
+    Turns that are messages already (role, content) must have the roles of messages.
 
     Raises:
         DataError: it is no list of turns, or a speaker is unknown; says which turn.
@@ -67,16 +71,21 @@ def read_sharegpt(row: Row, column: str) -> list[Message]:
         if not isinstance(item, Mapping):
             raise DataError(f"{where}: {item!r} is not a mapping")
         speaker, text = ("from", "value") if "from" in item else ("role", "content")
-        role = SHAREGPT_ROLES.get(str(item.get(speaker)))
-        if role is None:
-            raise DataError(
-                f"{where}: {speaker!r} is {item.get(speaker)!r}; known: {', '.join(SHAREGPT_ROLES)}"
-            )
+        role = str(item.get(speaker))
+        if speaker == "from":
+            check_role(role, SHAREGPT_ROLES, where)
+            role = SHAREGPT_ROLES[role]
+        else:
+            check_role(role, ROLES, where)
         conversation.append({"role": role, "content": message_content(item, text, where)})
     return conversation
 
 
-@register_format("alpaca", "instruction", "output")
+ALPACA_COLUMNS = ("instruction", "output", "input", "system", "history")
+"""All that rows of this shape may have."""
+
+
+@register_format("alpaca", "instruction", "output", reads=ALPACA_COLUMNS[2:])
 def alpaca(row: Row) -> Document:
     """`instruction`, optional `input` below it, `output`; optional `system` and `history`.
 
@@ -95,13 +104,13 @@ def alpaca(row: Row) -> Document:
     return conversation + turn(question, read_text(row, "output"))
 
 
-@register_format("prompt_completion", "prompt", "completion")
+@register_format("prompt_completion", "prompt", "completion", reads=())
 def prompt_completion(row: Row) -> Document:
     """A question and its answer, each a text or a list of messages."""
     return read_turns(row, "prompt", "user") + read_turns(row, "completion", "assistant")
 
 
-@register_format("preference", "chosen", "rejected")
+@register_format("preference", "chosen", "rejected", reads=("prompt",))
 def preference(row: Row) -> Document:
     """The `chosen` answer of a pair, as a conversation to imitate; `rejected` is not read.
 
@@ -114,7 +123,7 @@ def preference(row: Row) -> Document:
     return read_turns(row, "prompt", "user") + chosen
 
 
-@register_format("text", "text")
+@register_format("text", "text", reads=())
 def plain_text(row: Row) -> Document:
-    """A document to continue; a list of texts is joined by newlines."""
+    """A document to continue."""
     return read_text(row, "text")

@@ -1,0 +1,162 @@
+"""Helpers to read the columns of a row; whatever is odd is refused with the column's name."""
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from controlllm.common.errors import DataError
+from controlllm.data.columns import missing_column
+from controlllm.data.formats.roles import ROLES, check_role
+
+__all__ = [
+    "Document",
+    "Message",
+    "Row",
+    "message_content",
+    "read_list",
+    "read_messages",
+    "read_text",
+    "read_turns",
+    "require",
+    "turn",
+]
+
+Row: TypeAlias = Mapping[str, Any]
+Message: TypeAlias = dict[str, Any]
+Document: TypeAlias = str | list[Message]
+
+
+def require(row: Row, column: str) -> Any:
+    """What is in a column.
+
+    Raises:
+        MissingColumnError: there is none of this name.
+    """
+    if column not in row:
+        raise missing_column(row, column)
+    return row[column]
+
+
+def read_text(row: Row, column: str, optional: bool = False) -> str:
+    """The text in a column.
+
+    Args:
+        row: column -> value.
+        column: whose text.
+        optional: whether it may be missing, null or empty, which reads as "".
+
+    Raises:
+        DataError: it is missing, null, empty, only white space, or no text: numbers and lists are
+            not made into one by a guess.
+    """
+    value = row.get(column) if optional else require(row, column)
+    if isinstance(value, float) and math.isnan(value):
+        value = None  # Tables write "no value" so.
+    if value is None or value == "":
+        if optional:
+            return ""
+        raise DataError(f"column {column!r} is {'null' if value is None else 'empty'}")
+    if not isinstance(value, str):
+        raise DataError(f"column {column!r} holds {_kind(value)}, not text")
+    if not optional and not value.strip():
+        raise DataError(f"column {column!r} holds only white space")
+    return value
+
+
+def read_list(row: Row, column: str) -> list[Any]:
+    """The list in a column, also when it is written as JSON text (as CSV files must).
+
+    Raises:
+        DataError: it is missing, no list, or empty.
+    """
+    value = require(row, column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(f"column {column!r} is not valid JSON: {error}") from None
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise DataError(f"column {column!r} holds {_kind(value)}, not a list")
+    if not value:
+        raise DataError(f"column {column!r} is an empty list")
+    return list(value)
+
+
+def read_messages(row: Row, column: str, roles: Collection[str] | None = ROLES) -> list[Message]:
+    """The messages `{"role": ..., "content": ...}` in a column; other keys (tool calls) are kept.
+
+    Args:
+        row: column -> value.
+        column: whose messages.
+        roles: those that may speak; None: any, as for a chat template with roles of its own.
+
+    Raises:
+        DataError: it is no list of messages, or a role is not known; says which message is wrong.
+    """
+    conversation: list[Message] = []
+    for i, message in enumerate(read_list(row, column)):
+        where = f"column {column!r}, message {i}"
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise DataError(f"{where}: {message!r} is not a mapping with 'role' and 'content'")
+        if roles is not None:
+            check_role(message["role"], roles, where)
+        extra = {key: value for key, value in message.items() if value is not None}
+        content = message_content(message, "content", where)
+        conversation.append({**extra, "role": message["role"], "content": content})
+    return conversation
+
+
+def read_turns(row: Row, column: str, role: str) -> list[Message]:
+    """The messages in a column, or its text as one message of `role`.
+
+    Raises:
+        DataError: as `read_messages` and `read_text` do.
+    """
+    value = require(row, column)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if is_list and any(isinstance(part, Mapping) for part in value):
+        return read_messages(row, column)
+    return [{"role": role, "content": read_text(row, column)}]
+
+
+def message_content(message: Mapping[str, Any], key: str, where: str) -> str:
+    """The text of a message: a text, or a list of `{"type": "text", "text": ...}` parts.
+
+    Args:
+        message: one message or turn.
+        key: where its text is kept.
+        where: how errors call its place.
+
+    Raises:
+        DataError: it is no text; only a message with tool calls may have none.
+    """
+    content = message.get(key)
+    if content is None and message.get("tool_calls"):
+        return ""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if any(not isinstance(part, str) for part in parts):
+            raise DataError(f"{where}: {key!r} has parts that are no text; only text is trained")
+        content = "".join(str(part) for part in parts)
+    if not isinstance(content, str):
+        raise DataError(f"{where}: {key!r} is {_kind(content)}, not text")
+    return content
+
+
+def _kind(value: Any) -> str:
+    """The type of a value with its article, for messages."""
+    if value is None:
+        return "null"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
+def turn(question: str, answer: str, system: str = "") -> list[Message]:
+    """A question and its answer, after a system message unless that is empty."""
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [
+        *first,
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
