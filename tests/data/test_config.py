@@ -46,7 +46,24 @@ def test_wrong_source_settings(wrong: dict[str, Any], message: str) -> None:
             },
             r"'a\.txt' is split in two ways: held_out=0\.05.*held_out=0\.1",
         ),
-        ({"retain": [SourceConfig("a/test.txt"), SourceConfig("b/test.txt")]}, r"\['test'\]"),
+        (
+            {"retain": [SourceConfig("a/test.txt"), SourceConfig("b/test.txt")]},
+            r"'test' is the name of two sources: data\.retain 'a/test\.txt', and data\.retain "
+            r"'b/test\.txt'\..* set `name` of one of them, e\.g\. `name: test-b`",
+        ),
+        (
+            {"train": [SourceConfig("a/b", subset="one"), SourceConfig("a/b", subset="two")]},
+            r"'b' is the .*'a/b' subset='one', and .*'a/b' subset='two'.* e\.g\. `name: b-two`",
+        ),
+        (
+            {
+                "train": [SourceConfig("a.txt", name="mine")],
+                "replay": [SourceConfig("b.txt", name="mine", split="x")],
+                "replay_share": 0.1,
+            },
+            r"'mine' .*data\.train 'a\.txt', and data\.replay 'b\.txt' split='x'.*`name: mine-x`",
+        ),
+        ({"train": [SourceConfig("a.txt"), SourceConfig("a.txt")]}, r"e\.g\. `name: a-2`"),
     ],
 )
 def test_wrong_data_settings(wrong: dict[str, Any], message: str) -> None:
@@ -67,6 +84,13 @@ def test_wrong_data_settings(wrong: dict[str, Any], message: str) -> None:
 def test_names_come_from_paths(path: str, name: str) -> None:
     assert SourceConfig(path).name == name
     assert SourceConfig(path, name="mine").name == "mine"
+
+
+def test_a_held_out_set_may_be_called_as_what_it_was_held_out_of() -> None:
+    """Learn, retain and train are told apart by their metrics' names."""
+    train, held_out = SourceConfig("a.txt", part="train"), SourceConfig("a.txt", part="held_out")
+    config = DataConfig(train=[train], learn=[held_out], retain=[SourceConfig("b/a.txt")])
+    assert {s.name for s in [*config.train, *config.learn, *config.retain]} == {"a"}
 
 
 def test_yaml_round_trip() -> None:

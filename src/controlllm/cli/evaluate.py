@@ -100,7 +100,9 @@ def _check_names(sources: list[SourceConfig]) -> None:
     names = [source.name for source in sources]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"{twice} name several sets; give each its own `name`.")
+        raise ConfigError(
+            f"{twice} name several sets; give each its own `name` in data.learn or data.retain."
+        )
 
 
 def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:

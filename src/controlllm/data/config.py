@@ -1,11 +1,11 @@
 """What a user says about data: where rows lie, how they become tokens, how sources are mixed."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
+from controlllm.data.naming import check_names, name_from_path
 
 __all__ = ["DataConfig", "SourceConfig", "StageConfig"]
 
@@ -134,7 +134,7 @@ class SourceConfig:
         }
         self._check_company()
         if self.name is None:
-            self.name = _name_from_path(self.path)
+            self.name = name_from_path(self.path)
 
     def _check_company(self) -> None:
         """A field that does nothing without another must not be given alone."""
@@ -152,13 +152,6 @@ class SourceConfig:
 def _place(source: SourceConfig) -> tuple[str | None, ...]:
     """Where the rows of a source are, apart from its choices among them."""
     return source.path, source.subset, source.split, source.revision
-
-
-def _name_from_path(path: str) -> str:
-    """`data/gsm8k/train.jsonl.gz` -> `train`, `data/poems/**/*.json` -> `poems`."""
-    plain = [part for part in path.split("/") if part and not re.search(r"[*?\[]", part)]
-    last = plain[-1] if plain else "source"
-    return last.split(".", 1)[0] or last
 
 
 @dataclass
@@ -313,8 +306,9 @@ class DataConfig:
         if not self.train_on:
             raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
         self._check_replay()
-        for group in ("learn", "retain"):
-            self._check_names(group)
+        check_names({"train": self.train, "replay": self.replay})
+        check_names({"learn": self.learn})
+        check_names({"retain": self.retain})
         self._check_stages()
         self._check_splits()
 
@@ -370,12 +364,4 @@ class DataConfig:
             raise ConfigError(
                 f"replay_share={self.replay_share!r} with {len(self.replay)} replay sources: "
                 "give both a share above 0 and at least one source, or neither."
-            )
-
-    def _check_names(self, group: str) -> None:
-        names = [source.name for source in getattr(self, group)]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(
-                f"{group}: {twice} name several sources; metrics are kept by name: set `name`."
             )

@@ -23,6 +23,7 @@ QA = turns(("user", "q"), ("assistant", "a"))
 GOOD: list[tuple[dict[str, Any], dict[str, str], Any]] = [
     ({"text": "t"}, {}, "t"),
     ({"body": "a", "title": "x"}, {"text": "body"}, "a"),
+    ({"paragraphs": ["a", "b"], "title": "x"}, {"text": "paragraphs"}, "a\nb"),
     ({"prompt": "q", "completion": "a"}, {}, QA),
     ({"prompt": QA[:1], "completion": QA[1:]}, {}, QA),
     ({"prompt": QA[:1], "completion": "a"}, {}, QA),
@@ -68,7 +69,9 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"text": 7}, {}, "'text' holds an int, not text"),
     ({"text": 7.5}, {}, "'text' holds a float, not text"),
     ({"text": {"a": 1}}, {}, "'text' holds a dict"),
-    ({"text": ["a", "b"]}, {}, "'text' holds a list"),
+    ({"text": ["a", 1]}, {}, "'text' holds a list"),
+    ({"text": []}, {}, "'text' is empty"),
+    ({"question": ["a", "b"], "answer": "c"}, {"format": "gsm8k"}, "'question' holds a list"),
     ({"prompt": "q", "completion": 5}, {}, "'completion' holds an int"),
     ({"prompt": "q", "completion": ["a", "b"]}, {}, "'completion' holds a list"),
     ({"instruction": "q", "input": 5, "output": "a"}, {}, "'input' holds an int"),

@@ -125,5 +125,8 @@ def preference(row: Row) -> Document:
 
 @register_format("text", "text", reads=())
 def plain_text(row: Row) -> Document:
-    """A document to continue."""
+    """A document to continue: a text, or a list of its lines, as collections of poems have them."""
+    lines = row["text"]
+    if isinstance(lines, list | tuple) and all(isinstance(line, str) for line in lines):
+        row = {**row, "text": "\n".join(lines)}
     return read_text(row, "text")
