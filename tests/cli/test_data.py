@@ -6,13 +6,17 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.processes import start
 
+from controlllm.cli import main
 from controlllm.cli.data import COMMANDS
 from controlllm.common.errors import DataError
 
@@ -25,8 +29,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
     for name in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("controlllm.cli.sets", "controlllm.train.bench"):  # import-linter disables them.
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+    for name in ("cli.sets", "train.bench", "common.lock"):  # import-linter disables them.
+        monkeypatch.setattr(logging.getLogger(f"controlllm.{name}"), "disabled", False)
     return tmp_path / "cache" / "data"
 
 
@@ -187,6 +191,51 @@ def test_prepare_is_done_once_and_train_reads_it(
     caplog.set_level("INFO")
     assert cli("train", path)[0] == 0
     assert "516 tokens, prepared" in caplog.text
+
+
+WAITING_FILTER = """
+import pathlib, time
+from controlllm.data import register_filter
+
+@register_filter("test_cli_waits")
+def wait(row):
+    folder = pathlib.Path(row["folder"])
+    (folder / "began").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return True
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_whoever_waits_for_another_process_says_so(
+    cli: Cli, workplace: Path, tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "slow.py").write_text(WAITING_FILTER)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a", "folder": str(tmp_path)}) + "\n")
+    source = {"path": f"{tmp_path}/rows.jsonl", "filter": "test_cli_waits"}
+    path = run_file(
+        workplace, tmp_path, train=[source], learn=[], retain=[], plugins=[f"{tmp_path}/slow.py"]
+    )
+
+    def wait_for(happened: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not happened() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def let_go() -> None:
+        wait_for(lambda: "Waiting up to" in caplog.text)
+        (tmp_path / "go").touch()
+
+    other = start(main, ["data", "prepare", str(path)])
+    wait_for((tmp_path / "began").exists)
+    (helper := threading.Thread(target=let_go)).start()
+    code, out, _ = cli("data", "prepare", path)
+    helper.join()
+    other.join(30)
+    assert (code, other.exitcode) == (0, 0)
+    assert re.match(r"train rows: another process prepared it; waited \d+\.\d s, ", out)
+    assert f"Waiting up to 3600 s for process {other.pid} on " in caplog.text
 
 
 def test_held_out_sets_are_prepared_as_evaluation_reads_them(

@@ -1,5 +1,6 @@
 """One process does the work, the others wait for it: with real processes."""
 
+import logging
 import os
 import signal
 import time
@@ -58,8 +59,10 @@ def workplace(tmp_path: Path) -> Workplace:
 
 
 @pytest.fixture(autouse=True)
-def made(workplace: Workplace) -> None:
+def made(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace.target.parent.mkdir()
+    # import-linter, which other tests run, disables loggers.
+    monkeypatch.setattr(logging.getLogger("controlllm.common.lock"), "disabled", False)
 
 
 def release_soon(workplace: Workplace) -> Callable[[], None]:
@@ -101,6 +104,23 @@ def test_a_wait_ends_and_says_who_is_waited_for(workplace: Workplace, tmp_path: 
     assert workplace.workers() == [str(holder.pid)]
     workplace.go.touch()
     holder.join(20)
+
+
+def test_a_wait_is_told_as_it_begins(
+    workplace: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    holder = start(workplace.call())
+    wait_for(workplace.began)
+    with pytest.raises(DataError, match="waited"):
+        workplace.call(timeout=0.2)()
+    told = f"Waiting up to 0.2 s for process {holder.pid} on "
+    assert told in caplog.text and f"which makes {workplace.target}" in caplog.text
+    workplace.go.touch()
+    holder.join(20)
+    caplog.clear()
+    assert workplace.call()() == "whole"
+    assert not caplog.text
 
 
 def test_the_lock_of_a_killed_process_is_free(workplace: Workplace) -> None:

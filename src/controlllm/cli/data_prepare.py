@@ -49,16 +49,17 @@ def _prepare(
     # As `train` makes them: held-out sets count the targets of `train_on` alone.
     encoder = RowEncoder(source, tokenizer, options.data, training=group in ("train", "replay"))
     folder = store_folder(encoder, blocks)
-    store, seconds = prepared_store(encoder, blocks), None
+    store, took = prepared_store(encoder, blocks), "was there already"
     if store is None:
         started = time.monotonic()
         counter = Counter(f"preparing {source.name}", "rows", count_rows(blocks))
         try:
-            store = prepare_source(encoder, _Watched(blocks, counter.show))
+            watched = _Watched(blocks, counter.show)
+            store = prepare_source(encoder, watched)
         finally:
             counter.close()
-        seconds = time.monotonic() - started
-    took = "was there already" if seconds is None else f"prepared in {seconds:.1f} s"
+        what = "prepared in" if watched.used else "another process prepared it; waited"
+        took = f"{what} {time.monotonic() - started:.1f} s"
     size = bytes_text(folder_bytes(folder))
     return f"{group} {source.name}: {took}, {size}\n  {store.stats.describe()}\n  {folder}"
 
@@ -77,6 +78,7 @@ class _Watched(Blocks):
 
     @property
     def stamp(self) -> str:
+        self.used = False
         return self._blocks.stamp
 
     def __len__(self) -> int:
@@ -89,3 +91,4 @@ class _Watched(Blocks):
         for number, located in enumerate(self._blocks.rows(), start=1):
             yield located
             self._tell(number)
+        self.used = True

@@ -1,5 +1,6 @@
 """One process does the work, the others wait for it: locks and failures on a shared disk."""
 
+import logging
 import os
 import socket
 import uuid
@@ -13,6 +14,8 @@ from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.files import write_text
 
 __all__ = ["make_once"]
+
+log = logging.getLogger(__name__)
 
 
 def make_once(
@@ -61,7 +64,9 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
     lock = FileLock(lock_file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
+        _acquire(
+            lock, lambda: f"{_read(holder) or 'another process'}, which makes {target}", timeout
+        )
     except Timeout:
         raise DataError(
             f"waited {timeout:g} s for another process ({_read(holder) or 'unknown'}) that "
@@ -82,6 +87,15 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
         with suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: FileLock, holder: Callable[[], str], timeout: float) -> None:
+    """Take a lock; where another process has it, say so before the wait, which may be long."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting up to %g s for %s", timeout, holder())
+        lock.acquire(timeout=timeout)
 
 
 def _beside(target: Path, ending: str) -> Path:

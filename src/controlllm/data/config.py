@@ -24,7 +24,8 @@ class SourceConfig:
     `webhdfs://`, `s3://`, `gs://`, `https://`), a `save_to_disk` folder, or a Hub name."""
 
     name: str | None = None
-    """How metrics call this source; by default the last part of the path without its endings."""
+    """How metrics and stages call this source, and no other one; by default the last part of the
+    path without its endings."""
 
     weight: float = 1.0
     """Share of this source among its siblings: its weight over the sum of their weights."""

@@ -65,7 +65,7 @@ def test_the_example_runs_as_a_plugin_file(
     source = {**data["train"][0], "path": str(tmp_path / "tickets.jsonl")}
     config = DataConfig(
         train=[SourceConfig(**source)],
-        replay=[SourceConfig(path=source["path"], format="ticket", filter="closed")],
+        replay=[SourceConfig(source["path"], name="old", format="ticket", filter="closed")],
         replay_share=0.5,
         plugins=[str(tmp_path / name) for name in data["plugins"]],
         packing=data["packing"],
