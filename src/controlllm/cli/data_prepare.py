@@ -70,6 +70,7 @@ class _Watched(Blocks):
     def __init__(self, blocks: Blocks, tell: Callable[[int], None]) -> None:
         self._blocks = blocks
         self._tell = tell
+        self.used = False
         self.num_rows, self.num_bytes = blocks.num_rows, blocks.num_bytes
 
     @property
@@ -78,7 +79,6 @@ class _Watched(Blocks):
 
     @property
     def stamp(self) -> str:
-        self.used = False
         return self._blocks.stamp
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class _Watched(Blocks):
         return self._blocks.read(block, start)
 
     def rows(self) -> Iterator[Located]:
+        self.used = True
         for number, located in enumerate(self._blocks.rows(), start=1):
             yield located
             self._tell(number)
-        self.used = True

@@ -73,9 +73,6 @@ def make_feed(
     )
 
 
-def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
-    """The blocks of a source.
-
 def check_source(source: SourceConfig) -> None:
     """Check what can be known before anything is opened; plugins must be loaded.
 
@@ -88,14 +85,17 @@ def check_source(source: SourceConfig) -> None:
         raise ConfigError(f"source {source.name!r}: {error}") from error
 
 
+def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
+    """The blocks of a source.
+
     Raises:
+        ConfigError: see `check_source`.
         DataError: it is missing, empty or unreadable; with its name.
     """
+    check_source(source)
     try:
-        ConfigError: see `check_source`.
         return open_blocks(source, config.timeout)
     except DataError as error:
-    check_source(source)
         raise DataError(f"source {source.name!r}: {error}") from error
 
 
