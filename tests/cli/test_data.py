@@ -193,6 +193,22 @@ def test_prepare_is_done_once_and_train_reads_it(
     assert "516 tokens, prepared" in caplog.text
 
 
+def test_fixed_slots_are_filled_with_the_tokens(
+    cli: Cli, workplace: Path, tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run_file(workplace, tmp_path)
+    fixed = ["--data.packing_strategy", "fixed"]
+    code, out, err = cli("data", "prepare", path, *fixed)
+    assert (code, err) == (0, "")
+    assert re.search(r"^  \d+ slots, \d\d\.\d+% filled$", out, re.MULTILINE)
+    folders = {line.strip() for line in out.splitlines() if str(own_cache) in line}
+    assert {str(folder) for folder in own_cache.iterdir() if folder.is_dir()} == folders
+    assert sum("-slots-" in folder for folder in folders) == 1
+    caplog.set_level("INFO")
+    assert cli("train", path, *fixed)[0] == 0
+    assert "516 tokens, prepared" in caplog.text
+
+
 WAITING_FILTER = """
 import pathlib, time
 from controlllm.data import register_filter

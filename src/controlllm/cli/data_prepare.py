@@ -23,6 +23,9 @@ from controlllm.train.config import RunConfig
 
 __all__ = ["PrepareData", "run"]
 
+TRAINING = ("train", "replay")
+"""Groups that are read as training reads them."""
+
 
 @dataclass
 class PrepareData(RunConfig):
@@ -47,7 +50,7 @@ def _prepare(
     """Prepare a source as its group is going to read it; a few lines for people."""
     blocks = open_source(source, options.data)
     # As `train` makes them: held-out sets count the targets of `train_on` alone.
-    encoder = RowEncoder(source, tokenizer, options.data, training=group in ("train", "replay"))
+    encoder = RowEncoder(source, tokenizer, options.data, training=group in TRAINING)
     folder = store_folder(encoder, blocks)
     store, took = prepared_store(encoder, blocks), "was there already"
     if store is None:
@@ -61,7 +64,12 @@ def _prepare(
         what = "prepared in" if watched.used else "another process prepared it; waited"
         took = f"{what} {time.monotonic() - started:.1f} s"
     size = bytes_text(folder_bytes(folder))
-    return f"{group} {source.name}: {took}, {size}\n  {store.stats.describe()}\n  {folder}"
+    lines = [f"{group} {source.name}: {took}, {size}", store.stats.describe(), str(folder)]
+    if group in TRAINING and options.data.has_fixed_slots:
+        slots = slot_store(store, options.data)
+        filled = slots.tokens / (len(slots) * options.data.max_length)
+        lines += [f"{len(slots):,} slots, {filled:.2%} filled", str(slots.folder)]
+    return "\n  ".join(lines)
 
 
 class _Watched(Blocks):

@@ -34,8 +34,9 @@ def document_keys(cu_seq_lens: Tensor) -> dict[str, Any]:
     """
     # numpy is several times quicker than torch at arrays of this size.
     bounds = cu_seq_lens.numpy(force=True).astype(np.int64)
-    lengths = np.diff(bounds)
-    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    lengths = bounds[1:] - bounds[:-1]
+    positions = np.arange(bounds[-1])
+    positions -= bounds[:-1].repeat(lengths)
     longest = int(lengths.max())
     return {
         "position_ids": torch.from_numpy(positions)[None].to(cu_seq_lens.device),

@@ -92,17 +92,19 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
         start, end = number * max_length, (number + 1) * max_length
         for example, origin in slot:
             starts.append(start)
-            start += len(example)
-            if start > end:
+            if example.starts is not None:
+                starts += (example.starts + start).tolist()
+            if start + len(example) > end:
                 raise DataError(
-                    f"slot {number} of a batch holds {start - end + max_length} tokens or more, "
-                    f"but max_length={max_length}."
+                    f"slot {number} of a batch holds {start + len(example) - end + max_length} "
+                    f"tokens or more, but max_length={max_length}."
                 )
-            batch.put(0, starts[-1], example, origin)
+            batch.put(0, start, example, origin)
+            start += len(example)
         if start < end:
             starts.append(start)
-    ends = torch.tensor([*starts, len(slots) * max_length], dtype=torch.int32)
-    return {**batch.tensors(), **document_keys(ends)}
+    bounds = np.array([*starts, len(slots) * max_length], dtype=np.int32)
+    return {**batch.tensors(), **document_keys(torch.from_numpy(bounds))}
 
 
 class _Blank:

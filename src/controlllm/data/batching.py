@@ -3,6 +3,7 @@
 ```
 best fit   whole documents in a slot: by age, then the longest that fits     waiting: rows
 concat     documents one after the other, cut at the slot's end              waiting: a rest
+fixed      a slot that was filled beforehand (`slots`)                        waiting: -
 rows       so many rows in the order drawn                                   waiting: -
 grouped    rows of like length, many at a time, up to a number of rows       waiting: batches
            or a budget of padded tokens
@@ -11,7 +12,7 @@ What waits is kept as references in the state, and is read again on resume.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "Waiting",
     "fill_ratio",
     "item_capacity",
+    "item_tokens",
     "make_batcher",
     "redeal_batchers",
 ]
@@ -89,29 +91,18 @@ class Batcher(ABC):
         self.batch_size = batch_size
         self.seed = seed
         self.waiting: list[Waiting] = []
-        self.tokens = 0
-        self.capacity = 0
-
-    def next(self) -> Item:
-        """The next item, empty at the end; counts its tokens and what it has room for."""
-        item = self._next()
-        self.tokens += sum(len(example) for slot in item for _, example in slot)
-        self.capacity += item_capacity(item, self.config)
-        return item
 
     @abstractmethod
-    def _next(self) -> Item:
+    def next(self) -> Item:
         """The next item, empty at the end."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that waits, as `[source, number, row, piece, start]`, and what was given out."""
-        waiting = [[w.picked[0], *w.picked[1], w.start] for w in self.waiting]
-        return {"waiting": waiting, "tokens": self.tokens, "capacity": self.capacity}
+        """All that waits, as `[source, number, row, piece, start]`."""
+        return {"waiting": [[w.picked[0], *w.picked[1], w.start] for w in self.waiting]}
 
     def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
         """Go on with what a state had waiting, read again by the caller."""
         self.waiting = waiting
-        self.tokens, self.capacity = state["tokens"], state["capacity"]
 
     def _fill(self, rows: int) -> None:
         """Let up to so many rows wait."""
@@ -128,7 +119,8 @@ class BestFit(Batcher):
         super().__init__(draw, config, batch_size, seed)
         self._lengths: list[int] = []
 
-    def _next(self) -> Item:
+    def next(self) -> Item:
+        """The next item, empty at the end."""
         lengths = self._lengths_to_choose_from()
         if not lengths:
             return []
@@ -165,7 +157,8 @@ class Concat(Batcher):
     Its rest begins with the last token that was given out, so that every token is predicted once.
     """
 
-    def _next(self) -> Item:
+    def next(self) -> Item:
+        """The next item, empty at the end."""
         slot: Slot = []
         room = self.config.max_length
         while room >= 2:
@@ -187,7 +180,8 @@ class Concat(Batcher):
 class Rows(Batcher):
     """Rows in the order drawn."""
 
-    def _next(self) -> Item:
+    def next(self) -> Item:
+        """The next item, empty at the end."""
         self._fill(self.batch_size)
         rows, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
         return [[(w.picked[0], w.example())] for w in rows]
@@ -208,7 +202,8 @@ class Grouped(Batcher):
         self.pools = 0
         self.sizes: list[int] = []
 
-    def _next(self) -> Item:
+    def next(self) -> Item:
+        """The next item, empty at the end."""
         if not self.sizes:
             self._make_pool()
         if not self.sizes:
@@ -290,16 +285,15 @@ def item_capacity(item: Item, config: DataConfig) -> int:
     return len(item) * padded_width(longest, config.max_length)
 
 
-def fill_ratio(states: Iterable[Mapping[str, Any]]) -> float:
-    """Real tokens per token of the tensors, over all batches so far; 1 before the first.
+def item_tokens(item: Item) -> int:
+    """Tokens of an item."""
+    return sum(len(example) for slot in item for _, example in slot)
 
-    Args:
-        states: what the batchers of all lanes gave as their state.
-    """
-    tokens = capacity = 0
-    for state in states:
-        tokens, capacity = tokens + state["tokens"], capacity + state["capacity"]
-    return tokens / capacity if capacity else 1.0
+
+def fill_ratio(items: Sequence[Item], config: DataConfig) -> float:
+    """Real tokens per token of the tensors."""
+    capacity = sum(item_capacity(item, config) for item in items)
+    return sum(map(item_tokens, items)) / capacity
 
 
 def redeal_batchers(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
@@ -310,11 +304,7 @@ def redeal_batchers(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dic
     # What waits longest stands first in each lane, so lanes take turns.
     turns = zip_longest(*(state["waiting"] for state in states))
     waiting = [reference for turn in turns for reference in turn if reference is not None]
-    totals = {name: sum(state[name] for state in states) for name in ("tokens", "capacity")}
-    return [
-        {"waiting": waiting[lane::lanes], **(totals if lane == 0 else dict.fromkeys(totals, 0))}
-        for lane in range(lanes)
-    ]
+    return [{"waiting": waiting[lane::lanes]} for lane in range(lanes)]
 
 
 def make_batcher(
@@ -322,6 +312,8 @@ def make_batcher(
 ) -> Batcher:
     """The batcher that a config asks for."""
     kind: Callable[..., Batcher]
+    if config.has_fixed_slots:
+        return Rows(draw, config, 1, seed)
     if config.packing:
         kind = Concat if config.packing_strategy == "concat" else BestFit
     elif config.group_by_length or config.max_tokens_per_batch is not None:

@@ -30,15 +30,18 @@ ROWS_AT_ONCE = 256
 """Rows tokenized in one call by a pass over a whole source."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A document, or a piece of one, that fits into `max_length`."""
+    """A document, a piece of one, or a slot that was filled beforehand; at most `max_length`."""
 
     input_ids: NDArray[np.int32]
     """Token ids (T)."""
 
     labels: NDArray[np.int32]
     """The ids where they are targets, -100 elsewhere and at the first token (T)."""
+
+    starts: NDArray[np.int32] | None = None
+    """Where the second and further documents begin, if this is a slot of several."""
 
     def __len__(self) -> int:
         """Number of tokens."""

@@ -23,6 +23,7 @@ from controlllm.data.formats import check_columns
 from controlllm.data.identity import options_key
 from controlllm.data.order import InOrder, Order, Phased, Shuffled
 from controlllm.data.prepare import needs_pass, prepare_source, prepared_store
+from controlllm.data.slots import slot_store
 from controlllm.data.sources import Blocks, Located, open_blocks
 from controlllm.data.store import TokenStore
 from controlllm.data.stream import Feed
@@ -56,11 +57,13 @@ def make_feed(
     """
     blocks = open_source(source, config)
     encoder = RowEncoder(source, tokenizer, config, training=True)
-    if needs_pass(source):
+    if needs_pass(source) or config.has_fixed_slots:
         store: TokenStore | None = prepare_source(encoder, blocks, model, ranks)
     else:
         store = prepared_store(encoder, blocks)
     if store is not None:
+        if config.has_fixed_slots:
+            store = slot_store(store, config)
         return store_feed(str(source.name), store, config, seed, source.epochs)
     return Feed(
         name=str(source.name),

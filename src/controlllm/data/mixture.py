@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.batching import fill_ratio, item_tokens
 from controlllm.data.config import DataConfig
 from controlllm.data.encode import Example
 from controlllm.data.feeds import Size, store_feed
@@ -77,15 +78,16 @@ def survey_mix(
         for number, survey in enumerate(surveys)
     ]
     lane = Lane(Pipeline(feeds, last, config, batch_size, 0), 0, 1)
-    rows = sum(len(slot) for _ in range(ITEMS) for slot in lane.next())
+    items = [lane.next() for _ in range(ITEMS)]
+    rows = sum(len(slot) for item in items for slot in item)
     return MixReport(
         names=[s.report.name for s in surveys] + ["rehearsal"] * (rehearsal_share > 0),
         shares=[list(stage.shares) for stage in plan.stages],
         stage_lengths=[*(stage.length for stage in plan.stages[:-1]), None],
         items=ITEMS,
-        tokens_per_item=lane.batcher.tokens / ITEMS,
+        tokens_per_item=sum(map(item_tokens, items)) / ITEMS,
         rows_per_item=rows / ITEMS,
-        fill=lane.batcher.tokens / lane.batcher.capacity,
+        fill=fill_ratio(items, config),
     )
 
 

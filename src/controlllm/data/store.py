@@ -2,8 +2,9 @@
 
 On disk a store is a folder: `ids.bin` (uint16 where the vocabulary allows, else int32),
 `targets.bin` (bytes 0 or 1), `ends.npy` (int64, where each example ends), perhaps `index.npy`
-(which examples take part, in which order), and `meta.json`. It is memory-mapped: opening costs the
-same for any size.
+(which examples take part, in which order) or, where examples are slots of several documents,
+`starts.npy` and `starts_ends.npy` (where these begin), and `meta.json`. It is memory-mapped:
+opening costs the same for any size.
 """
 
 from array import array
@@ -25,6 +26,7 @@ from controlllm.data.sources import Blocks, Located
 __all__ = ["StoreWriter", "TokenStore"]
 
 IDS, TARGETS, ENDS, INDEX, META = "ids.bin", "targets.bin", "ends.npy", "index.npy", "meta.json"
+STARTS, STARTS_ENDS = "starts.npy", "starts_ends.npy"
 
 
 _IGNORED = np.int32(IGNORE_INDEX)
@@ -48,6 +50,12 @@ class TokenStore(Blocks):
     phases: Sequence[int] | None = None
     """Where the examples come in phases, easy ones first: how many each phase has."""
 
+    folder: Path | None = None
+    """Where it lies on disk."""
+
+    _starts: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
+    """Where the documents of slots begin: `Example.starts` of all, and where each one's end."""
+
     def __init__(
         self,
         name: str,
@@ -67,7 +75,6 @@ class TokenStore(Blocks):
         self._ends = ends
         self._index = index
         self._fingerprint = fingerprint or _digest(input_ids, targets, ends)
-        self._folder: Path | None = None
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
@@ -79,6 +86,21 @@ class TokenStore(Blocks):
         targets = np.ones(ends[-1], dtype=bool)
         targets[[0, *ends[:-1]]] = False
         return cls(name, np.concatenate(kept), targets, ends)
+
+    @classmethod
+    def from_slots(cls, name: str, slots: Iterable[Example]) -> "TokenStore":
+        """Examples of several documents each; held in memory."""
+        kept = list(slots)
+        labels = np.concatenate([slot.labels for slot in kept])
+        starts = [_starts_of(slot) for slot in kept]
+        store = cls(
+            name,
+            np.concatenate([slot.input_ids for slot in kept]),
+            labels != IGNORE_INDEX,
+            np.cumsum(list(map(len, kept))),
+        )
+        store._starts = np.concatenate(starts), np.cumsum(list(map(len, starts)))
+        return store
 
     @classmethod
     def open(cls, name: str, folder: Path) -> "TokenStore":
@@ -105,21 +127,29 @@ class TokenStore(Blocks):
         if INDEX in meta["files"]:
             index = np.asarray(np.load(folder / INDEX, mmap_mode="r"))
         store = cls(name, ids, targets, ends, index, meta["fingerprint"])
-        store._folder = folder
+        if STARTS in meta["files"]:
+            starts, starts_ends = np.load(folder / STARTS), np.load(folder / STARTS_ENDS)
+            store._starts = starts, starts_ends
+        store.folder = folder
         store.stats = SourceStats(**meta["stats"])
         store.phases = meta["phases"]
         return store
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """What lies on disk is opened again in a worker process, not sent there."""
-        if self._folder is None:
+        if self.folder is None:
             return super().__reduce_ex__(protocol)
-        return TokenStore.open, (self.name, self._folder)
+        return TokenStore.open, (self.name, self.folder)
 
     @property
     def fingerprint(self) -> str:
         """Equal fingerprints mean equal examples."""
         return self._fingerprint
+
+    @property
+    def vocabulary(self) -> int:
+        """A number that is above every token id."""
+        return int(np.iinfo(self._ids.dtype).max) + 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -144,16 +174,39 @@ class TokenStore(Blocks):
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at several places, each 0 <= place < len; quicker than one by one."""
+        places, starts, ends = self._bounds(indices)
+        made = []
+        for start, end, within in zip(
+            starts.tolist(), ends.tolist(), self._starts_at(places), strict=True
+        ):
+            ids = self._ids[start:end].astype(np.int32)
+            # The ids at targets, -100 elsewhere; quicker than to choose.
+            labels = ids - _IGNORED
+            labels *= self._targets[start:end]
+            labels += _IGNORED
+            made.append(Example(ids, labels, within))
+        return made
+
+    def _starts_at(self, places: NDArray[np.int64]) -> Iterable[NDArray[np.int32] | None]:
+        """Where the documents of slots begin; None where examples are documents."""
+        if self._starts is None:
+            return [None] * len(places)
+        within, ends = self._starts
+        firsts, lasts = _ranges(ends, places)
+        bounds = zip(firsts.tolist(), lasts.tolist(), strict=True)
+        return [within[first:last] for first, last in bounds]
+
+    def lengths_of(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of the examples at several places."""
+        _, starts, ends = self._bounds(indices)
+        return (ends - starts).tolist()
+
+    def _bounds(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+        """Places in the arrays, where these examples begin, and where they end."""
         places = np.asarray(indices)
         if self._index is not None:
             places = self._index[places]
-        ends = self._ends[places]
-        starts = np.where(places > 0, self._ends[places - 1], 0)
-        made = []
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            ids = self._ids[start:end].astype(np.int32)
-            made.append(Example(ids, np.where(self._targets[start:end], ids, _IGNORED)))
-        return made
+        return places, *_ranges(self._ends, places)
 
     def read(self, block: int, start: int = 0) -> Iterator[Located]:
         """The one example of a block."""
@@ -174,6 +227,7 @@ class StoreWriter:
         self.dtype = "uint16" if vocabulary <= 2**16 else "int32"
         self.lengths = array("q")
         self._digest = blake2b(digest_size=16)
+        self._starts, self._starts_ends = array("i"), array("q")
         self._ids = (folder / IDS).open("wb")
         self._targets = (folder / TARGETS).open("wb")
 
@@ -190,6 +244,13 @@ class StoreWriter:
         self._ids.close()
         self._targets.close()
 
+    def write_all(self, examples: Iterable[Example]) -> int:
+        """Add examples, and count them."""
+        before = len(self.lengths)
+        for example in examples:
+            self.write(example)
+        return len(self.lengths) - before
+
     def write(self, example: Example) -> None:
         """Add an example."""
         ids, targets = example.input_ids.astype(self.dtype), example.labels != IGNORE_INDEX
@@ -198,6 +259,11 @@ class StoreWriter:
             self._digest.update(values.tobytes())
         self._digest.update(len(ids).to_bytes(8, "little"))
         self.lengths.append(len(ids))
+        if example.starts is not None:
+            starts = example.starts.tobytes()
+            self._digest.update(starts)
+            self._starts.frombytes(starts)
+            self._starts_ends.append(len(self._starts))
 
     def finish(
         self,
@@ -215,6 +281,9 @@ class StoreWriter:
         self._ids.close()
         self._targets.close()
         np.save(self.folder / ENDS, np.cumsum(self.lengths, dtype=np.int64))
+        if self._starts_ends:
+            np.save(self.folder / STARTS, np.array(self._starts, dtype=np.int32))
+            np.save(self.folder / STARTS_ENDS, np.array(self._starts_ends, dtype=np.int64))
         if index is not None:
             np.save(self.folder / INDEX, index)
             self._digest.update(index.tobytes())
@@ -227,6 +296,17 @@ class StoreWriter:
             "stats": vars(stats),
         }
         write_json(self.folder / META, meta)
+
+
+def _ranges(
+    ends: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the parts at some places begin and end."""
+    return np.where(places > 0, ends[places - 1], 0), ends[places]
+
+
+def _starts_of(example: Example) -> NDArray[np.int32]:
+    return np.empty(0, np.int32) if example.starts is None else example.starts
 
 
 def _digest(*arrays: NDArray[np.generic]) -> str:
