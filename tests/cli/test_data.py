@@ -63,7 +63,7 @@ def test_inspect_shows_every_source_and_the_mix(cli: Cli, workplace: Path) -> No
     assert "cut       1 split into pieces of 1 row" in out
     assert re.search(r"\| new +\| train \| 100.0 % \| +0.5\d+ \|", out)  # 3 steps of 2 * 48 of 516
     assert re.search(r"packing +\d+\.\d % of a slot of 48 tokens", out)
-    assert "one epoch of train is 5.4 steps" in out  # 516 / (48 * 2)
+    assert "one epoch of train is about 5.5 steps" in out  # 11 slots, which are 98 % full
 
 
 def test_without_colour_targets_stand_in_brackets(cli: Cli, workplace: Path) -> None:
@@ -117,7 +117,29 @@ def test_inspect_writes_all_numbers_as_json(cli: Cli, workplace: Path, tmp_path:
     assert source["stats"]["split"] == 1
     assert mix["shares"] == [[1.0]]
     assert mix["steps"] == 3
-    assert mix["steps_per_epoch"] == 516 / 96
+    assert mix["fill"] == pytest.approx(516 / 11 / 48, rel=0.01)
+    assert mix["steps_per_epoch"] == pytest.approx(516 / 96 / mix["fill"])
+
+
+SHAPES: list[tuple[dict[str, Any], float]] = [
+    ({}, 8.5),  # 17 slots of two rows, two slots in a step
+    ({"mix_by": "rows"}, 8.5),
+    ({"packing": False}, 17),  # two rows in a step
+    ({"packing": False, "max_tokens_per_batch": 96}, 34 / 4),  # four rows of 24 padded tokens
+]
+
+
+@pytest.mark.parametrize(("data", "steps"), SHAPES)
+def test_steps_of_an_epoch_are_those_of_the_batches(
+    cli: Cli, workplace: Path, tmp_path: Path, data: dict[str, Any], steps: float
+) -> None:
+    """34 rows of 20 tokens, slots of 48: as many batches as the loader really gives."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{i:018d}"}) + "\n" for i in range(34)))
+    path = run_file(workplace, tmp_path, train=[{"path": str(rows)}], **data)
+    output = tmp_path / "o.json"
+    assert cli("data", "inspect", path, "--output", output)[0] == 0
+    assert json.loads(output.read_text())["mix"]["steps_per_epoch"] == pytest.approx(steps)
 
 
 def test_bad_rows_are_told_and_do_not_stop(cli: Cli, workplace: Path, tmp_path: Path) -> None:
@@ -451,7 +473,7 @@ def test_real_sources_in_one_mix(cli: Cli, shared_data: Path, tmp_path: Path) ->
     assert mix["shares"] == [[0.21875] * 4 + [0.125]]
     assert mix["fill"] > 0.98
     total = sum(source["tokens"] for source in (gsm8k, dolly, terms, plays))
-    assert mix["steps_per_epoch"] == pytest.approx(total / 1024 / 0.875 / 8)
+    assert mix["steps_per_epoch"] == pytest.approx(total / 1024 / 0.875 / 8 / mix["fill"])
     answers = [s["text"] for s in gsm8k["samples"][0]["spans"] if s["kind"] == "target"]
     assert len(answers) == 1 and "####" in answers[0] and answers[0].endswith("<|im_end|>")
 

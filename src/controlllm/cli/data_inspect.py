@@ -1,5 +1,6 @@
 """`controlllm data inspect`: what a run is going to read, before anything is trained."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from controlllm.cli.terminal import Counter
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.files import write_json
-from controlllm.data.mixture import passes, survey_mix, train_size
+from controlllm.data.feeds import Size
+from controlllm.data.mixture import MixReport, passes, survey_mix, train_size
 from controlllm.data.report import SourceReport
 from controlllm.data.survey import Survey, SurveyOptions, survey_source
-from controlllm.train.bench import steps_per_epoch
 from controlllm.train.config import RunConfig
+from controlllm.train.sizing import steps_per_epoch
 
 __all__ = ["InspectData", "run"]
 
@@ -87,17 +89,34 @@ def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | No
         return None
     reports = [survey.report for survey in mixed]
     size = train_size(options.data, reports)
-    per_epoch = steps_per_epoch(options, size) if size else None
-    epochs = training.num_train_epochs
-    steps = training.max_steps if epochs is None else per_epoch and max(1.0, epochs * per_epoch)
+    steps = _steps(options, size)
     seen = passes(options.data, mix, reports, steps * _items(options)) if steps else None
     return {
         **mix.to_dict(),
-        "steps_per_epoch": per_epoch,
-        "steps_exact": bool(size and size.exact),
+        "steps_per_epoch": _per_epoch(options, mix, size),
         "steps": steps,
         "passes": seen,
     }
+
+
+def _steps(options: InspectData, size: Size | None) -> float | None:
+    """The steps that `train` is going to take."""
+    epochs = options.training.num_train_epochs
+    if epochs is None:
+        return options.training.max_steps
+    return max(math.ceil(epochs * steps_per_epoch(options, size)), 1) if size else None
+
+
+def _per_epoch(options: InspectData, mix: MixReport, size: Size | None) -> float | None:
+    """Steps in which the train sources are gone through, by what the sample's batches hold."""
+    if size is None:
+        return None
+    by_tokens = options.data.mix_by == "tokens"
+    whole, item = (
+        (size.tokens, mix.tokens_per_item) if by_tokens else (size.examples, mix.rows_per_item)
+    )
+    share = sum(mix.shares[-1][: len(options.data.train)])
+    return whole / share / item / _items(options)
 
 
 def _items(options: InspectData) -> int:

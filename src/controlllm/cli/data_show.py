@@ -75,10 +75,7 @@ class Paper:
             text = f"{100 - fill:.1f} % of the tokens of a batch are padding"
             self._line("padding", f"{text}, {rows:.1f} rows in each")
         if per_epoch := mix["steps_per_epoch"]:
-            about = "" if mix["steps_exact"] else "about "
-            self._line(
-                "steps", f"one epoch of train is {about}{per_epoch:,.1f} steps on one device"
-            )
+            self._line("steps", f"one epoch of train is about {per_epoch:,.1f} steps on one device")
 
     def _numbers(self, report: SourceReport, max_length: int) -> Iterator[tuple[str, str]]:
         stats = report.stats

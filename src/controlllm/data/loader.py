@@ -1,7 +1,7 @@
 """Step 8: the training loader."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -191,10 +191,23 @@ class TrainLoader:
 
     def size(self) -> Size:
         """Examples and tokens of one epoch of all train sources, with their up-sampling."""
+        return self._sum([max(source.sample, 1.0) for source in self.config.train])
+
+    def size_of_all_epochs(self) -> Size | None:
+        """What the train sources give before they have left the mix; None if one never does."""
+        epochs = []
+        for feed in self.feeds[: len(self.config.train)]:
+            if feed.numbers is None:
+                return None
+            epochs.append(feed.numbers / len(feed.blocks))
+        return self._sum(epochs)
+
+    def _sum(self, factors: Sequence[float]) -> Size:
+        """The size of all train sources, each times its factor."""
         examples = tokens = 0.0
         exact = True
-        for source, feed in zip(self.config.train, self.feeds, strict=False):
-            size, factor = estimate_size(feed), max(source.sample, 1.0)
+        for feed, factor in zip(self.feeds, factors, strict=False):
+            size = estimate_size(feed)
             examples, tokens = examples + size.examples * factor, tokens + size.tokens * factor
             exact = exact and size.exact
         return Size(examples, tokens, exact)

@@ -5,7 +5,6 @@ RunConfig --> model on its device --> rehearsal (the base writes) --> method (ex
 """
 
 import logging
-import math
 import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.documents import check_packing
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
-from controlllm.data.feeds import Size
 from controlllm.evaluate import Reference
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -30,8 +28,9 @@ from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
+from controlllm.train.sizing import count_steps, warn_of_short_data
 
-__all__ = ["Bench", "make_bench", "seed_everything", "steps_per_epoch"]
+__all__ = ["Bench", "make_bench", "seed_everything"]
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
     prepared = prepare_model(base, run)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _tell(model, loader)
-    total_steps = _total_steps(run, loader)
+    total_steps = count_steps(run, loader)
+    warn_of_short_data(run, loader, total_steps)
     optimizer = make_optimizer(model, training)
     kl_weight = run.rehearsal.weight if run.rehearsal.uses_kl else None
     bench = Bench(
@@ -137,35 +137,6 @@ def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:
     log.info("Training %s of %s parameters", f"{trained:,}", f"{total:,}")
     for line in loader.describe().splitlines():
         log.info("Training source %s", line)
-
-
-def _total_steps(run: RunConfig, loader: TrainLoader) -> int:
-    """`max_steps`, or the steps in which the mix draws train `num_train_epochs` times."""
-    training = run.training
-    if training.num_train_epochs is None:
-        return training.max_steps
-    size = loader.size()
-    if not size.exact:
-        log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
-    return max(math.ceil(training.num_train_epochs * steps_per_epoch(run, size)), 1)
-
-
-def steps_per_epoch(run: RunConfig, size: Size) -> float:
-    """Steps in which the mix draws as much from the train sources as they hold.
-
-    Packed slots count as full, which they are but for a few tokens; shares of replay and rehearsal
-    are counted in rows for padded batches.
-
-    Args:
-        run: shares, and what a step holds.
-        size: of one epoch of all train sources.
-    """
-    training, data = run.training, run.data
-    rows = size.tokens / data.max_length if data.packing else size.examples
-    rehearsed = run.rehearsal.share if run.rehearsal.enabled else 0.0
-    share = 1 - data.replay_share - rehearsed
-    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return rows / share / per_step
 
 
 def seed_everything(seed: int) -> None:
