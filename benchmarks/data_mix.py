@@ -3,7 +3,7 @@
     python benchmarks/data_mix.py --data ../shared/data --output benchmarks-output
 
 Base: stories260k. Mix: GSM8K, Dolly, Chinese short answers and Shakespeare as plain text, weighted
-in tokens, with a tenth of TinyStories replayed. Each of three ways to make batches trains the same
+in tokens, with a tenth of TinyStories replayed. Each of four ways to make batches trains the same
 model for the same steps on about the same tokens a step; then `controlllm eval` (the command)
 measures each result twice, on packed and on padded batches, which must give one number.
 Prints two tables and writes `data-mix.json`.
@@ -27,6 +27,7 @@ LENGTH, ROWS = 512, 8
 WAYS: dict[str, dict[str, Any]] = {
     "best fit": {"packing": True},
     "concat": {"packing": True, "packing_strategy": "concat"},
+    "fixed": {"packing": True, "packing_strategy": "fixed"},
     "padded, by length": {"packing": False, "max_tokens_per_batch": LENGTH * ROWS},
 }
 
