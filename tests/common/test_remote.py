@@ -388,6 +388,13 @@ def website(tmp_path):
     server.server_close()
 
 
+def test_a_web_server_that_is_no_file_system_is_told_from_one_that_is_not_there(website):
+    """It answers WebHDFS's question with a page that says 404."""
+    address = website.replace("http:", "webhdfs:") + "no/such/folder"
+    with pytest.raises(DataError, match=r"no/such/folder was not found: .*404.*knows no such file"):
+        open_filesystem(address, timeout=LATE)
+
+
 def test_http(website, capfd):
     filesystem, path = open_filesystem(website + "a.txt", timeout=LATE)
     assert path == website + "a.txt"

@@ -23,7 +23,7 @@ from controlllm.common.errors import DataError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["is_remote", "open_filesystem", "shown"]
+__all__ = ["http_status", "is_remote", "open_filesystem", "shown"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _LOCAL = ("file", "local")
@@ -100,6 +100,18 @@ def shown(address: object) -> str:
     return re.sub(r"^([A-Za-z][\w+.-]+://[^/@:]*):[^/@]*@", r"\1:***@", str(address))
 
 
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status that a client tells with an error, or with what led to it."""
+    found: BaseException | None = error
+    while found is not None:
+        # As aiohttp tells it, and as requests does.
+        for holder, name in ((found, "status"), (getattr(found, "response", None), "status_code")):
+            if isinstance(status := getattr(holder, name, None), int):
+                return status
+        found = found.__cause__ or found.__context__
+    return None
+
+
 def _scheme(address: str) -> str:
     match = _SCHEME.match(address)
     return match[1].lower() if match else "file"
@@ -168,6 +180,12 @@ def _probe(filesystem: "AbstractFileSystem", path: str, address: str) -> None:
             "(user, token or keys in the storage options; docs/hdfs.md)."
         ) from error
     except OSError as error:
+        if http_status(error) == 404:  # Not in the words of a file system that it serves.
+            raise DataError(
+                f"{shown(address)} was not found: {error}; a server answers there, but knows no "
+                "such file or path. Check the path, and that host and port are those of "
+                f"{_scheme(address)} (docs/hdfs.md)."
+            ) from error
         raise DataError(
             f"{shown(address)} cannot be reached: {error}; check host and port, and that the "
             "server runs."

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from controlllm.common.errors import DataError
+from controlllm.common.remote import shown
 from controlllm.data.sources.trouble import reading
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["COMPRESSED", "SourceFile", "ending"]
 
 COMPRESSED = (".gz", ".zst")
+GZIP_MARK = b"\x1f\x8b"
 BUFFER_BYTES, REMOTE_BUFFER_BYTES = 2**17, 2**20
 """How much of a file is fetched at once, here and elsewhere, if nothing else is said."""
 
@@ -105,7 +107,7 @@ class SourceFile:
         """
         raw = self.open_raw(buffer_bytes)
         if self.name.endswith(".gz"):
-            unpacked = gzip.GzipFile(fileobj=raw)
+            unpacked = gzip.GzipFile(fileobj=cast(Any, _Marked(raw, self.address)))
             unpacked.myfileobj = cast(Any, raw)  # Closed with it.
             return io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
         if self.name.endswith(".zst"):
@@ -151,6 +153,29 @@ class SourceFile:
                 f"{self.address}: the server does not read parts of files (no HTTP ranges), which "
                 f"{self.file_type} needs; download the file and give its path."
             )
+
+
+class _Marked:
+    """A file as stored that is named `.gz`; it is refused if it does not begin as such files do."""
+
+    def __init__(self, raw: IO[bytes], address: str) -> None:
+        self._raw = raw
+        self._address = address
+        self._begun = False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._raw.read(size)
+        if not self._begun and data and data[:2] != GZIP_MARK:
+            raise DataError(
+                f"{shown(self._address)} is named .gz, but does not begin with gzip's mark "
+                f"({GZIP_MARK.hex(' ')}): it begins with {data[:2]!r}. Is it not packed, or a "
+                "page that a server sent instead? Rename it, or fetch it again."
+            )
+        self._begun = True
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
 
 
 class _Resumed(io.RawIOBase):

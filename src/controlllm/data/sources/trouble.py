@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import is_remote, shown
+from controlllm.common.remote import http_status, is_remote, shown
 
 __all__ = ["causes", "describe", "reading"]
 
@@ -26,13 +26,14 @@ def describe(error: BaseException, address: str) -> str:
     name, text = shown(address), " ".join(str(error).split()) or type(error).__name__
     if "standby" in text.lower():
         return f"{name}: the name node is on standby; give the address of the active one ({text})."
-    status = next((s for s in map(_status, causes(error)) if s), None)
+    status = http_status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
             f"{name} may not be read ({text}); ask for access, or say who asks in "
             "`storage_options` (user, token, keys)."
         )
-    if isinstance(error, FileNotFoundError) and not _is_unreachable(error):
+    missing = isinstance(error, FileNotFoundError) or status == 404
+    if missing and not _is_unreachable(error):
         return f"{name} is not there ({text}); check the address."
     if isinstance(error, TimeoutError):
         return f"{name} did not answer in time ({text}); `data.timeout` is how long to wait."
@@ -50,12 +51,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while found is not None:
         yield found
         found = found.__cause__ or found.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status, where a client tells it (aiohttp)."""
-    status = getattr(error, "status", None)
-    return status if isinstance(status, int) else None
 
 
 def _is_unreachable(error: BaseException) -> bool:
