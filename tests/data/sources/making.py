@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import open_blocks, read_rows
+from controlllm.data.sources import open_blocks
 
 __all__ = ["ROWS", "WRITERS", "block_rows", "flat", "jsonl", "many", "rows_of", "write"]
 
@@ -30,7 +30,7 @@ def many(count: int, size: int = 40) -> list[dict[str, Any]]:
 
 def rows_of(path: object, **settings: Any) -> list[Any]:
     """All rows of a source, in order, without their places."""
-    return [row for _, row in read_rows(SourceConfig(str(path), **settings))]
+    return [row for _, row in open_blocks(SourceConfig(str(path), **settings)).rows()]
 
 
 def block_rows(path: object, **settings: Any) -> list[list[Any]]:

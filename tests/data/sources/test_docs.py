@@ -12,7 +12,7 @@ import yaml
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.plugins import load_plugins
-from controlllm.data.sources import open_blocks, read_rows, register_reader
+from controlllm.data.sources import open_blocks, register_reader
 from controlllm.data.sources.registry import known_endings
 
 
@@ -38,7 +38,7 @@ def test_the_reader_of_the_page(shop: Path) -> None:
     text = "Tea\nBoil water.\n---\nCaf\xe9\nGrind.\nPour.\n"
     (shop / "kitchen" / "a.recipe").write_text(text, "utf-8")
     (shop / "kitchen" / "b.recipe").write_bytes(b"Caf\xe9\n---\nSoup\nStir.\n")
-    located = list(read_rows(_source(shop, 0)))
+    located = list(open_blocks(_source(shop, 0)).rows())
     assert located[1] == (
         f"{shop}/kitchen/a.recipe:4",
         {"prompt": "How do I make Caf\xe9?", "completion": "Grind.\nPour.\n"},
@@ -56,9 +56,9 @@ def test_the_opener_of_the_page(shop: Path) -> None:
     blocks = pickle.loads(pickle.dumps(open_blocks(source)))
     assert len(blocks) == 3 and blocks.num_rows == 2500
     assert [row["answer"] for _, row in blocks.read(2, 498)] == ["answer 2498", "answer 2499"]
-    assert [tuple(row.values()) for _, row in read_rows(source)] == rows
+    assert [tuple(row.values()) for _, row in open_blocks(source).rows()] == rows
     source.max_rows = 7
-    assert [tuple(row.values()) for _, row in read_rows(source)] == rows[:7]
+    assert [tuple(row.values()) for _, row in open_blocks(source).rows()] == rows[:7]
     source.subset = "nothing"
     with pytest.raises(DataError, match="table 'nothing' cannot be read"):
         open_blocks(source)

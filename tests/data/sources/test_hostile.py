@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.data.sources.making import ROWS, jsonl, many, rows_of, write, write_avro, write_parquet
+from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
-from controlllm.data.config import SourceConfig
-from controlllm.data.sources import jsonlist, open_blocks, opening, read_rows
+from controlllm.data import DataConfig, SourceConfig, TrainLoader, read_examples
+from controlllm.data.sources import jsonlist, open_blocks, opening
 from controlllm.data.sources.finding import find_files, with_types
 from controlllm.data.sources.parquet import RowGroupBlocks
 
@@ -39,9 +40,6 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "empty.arrow": (b"", "empty.arrow is empty"),
     "empty.avro": (b"", "empty.avro is empty"),
     "empty.json": (b"", "empty.json is empty"),
-    "blank.jsonl": (b"\n \n", "blank.jsonl holds no rows"),
-    "list.json": (b"[]", "holds no rows"),
-    "header.csv": (b"text\n", "holds no rows"),
     "cut.json": (b'[{"text": "a"}', r"cut.json: not valid JSON .*column"),
     "number.json": (b"17", "number.json: a list of rows is expected, not int"),
     "deep.json": (b"[" * 10**6, "deep.json: JSON nested too deeply"),
@@ -50,7 +48,15 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         gzip.compress(GOOD)[:-8] + b"12345678",
         "flipped.jsonl.gz cannot be read to its end .*CRC",
     ),
-    "not.jsonl.gz": (GOOD, "not.jsonl.gz cannot be read .*Not a gzipped file"),
+    "not.jsonl.gz": (
+        GOOD,
+        r"not.jsonl.gz is named \.gz, but does not begin with gzip's mark \(1f 8b\): it begins "
+        r"with b'\{\"'",
+    ),
+    "tail.jsonl.gz": (
+        gzip.compress(GOOD) + b"tail",
+        r"tail.jsonl.gz cannot be read to its end .*Not a gzipped",
+    ),
     "not.jsonl.zst": (GOOD, "not.jsonl.zst cannot be read"),
     "cut.jsonl.zst": (pa.compress(GOOD, "zstd", asbytes=True)[:-20], "cut.jsonl.zst cannot be"),
     "not.parquet": (b"PAR1 no PAR1", "not.parquet: broken Parquet"),
@@ -67,6 +73,25 @@ def test_broken_files_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         rows_of(tmp_path / name, max_row_bytes=10**5)
+
+
+EMPTY = {"blank.jsonl": b"\n \n", "list.json": b"[]", "header.csv": b"text\n"}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_files_without_rows_are_named(
+    tmp_path: Path, name: str, size: str, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """At once where the rows are held in memory, else by whoever reads to the end."""
+    (tmp_path / name).write_bytes(EMPTY[name])
+    source = SourceConfig(f"{tmp_path}/{name}")
+    if size == "small":
+        with pytest.raises(DataError, match=f"{name} holds no rows"):
+            open_blocks(source)
+    with pytest.raises(DataError, match=rf"source '{source.name}'.* holds no (rows|example: 0 ro)"):
+        read_examples(source, pico_tokenizer, DataConfig())
+    with pytest.raises(DataError, match=rf"'{source.name}'.* holds no (rows|example)"):
+        next(TrainLoader(DataConfig([source]), pico_tokenizer, 1, seed=0))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow", "a.avro", "a.json"])
@@ -129,7 +154,7 @@ def test_broken_rows_do_not_hide_the_rows_behind_them(tmp_path: Path, name: str)
     path = tmp_path / name
     path.write_bytes(content)
     for located in (
-        list(read_rows(SourceConfig(str(path), max_row_bytes=500_000))),
+        list(open_blocks(SourceConfig(str(path), max_row_bytes=500_000)).rows()),
         _by_block(path, max_row_bytes=500_000),
     ):
         assert [isinstance(row, DataError) for _, row in located] == [False, True, False]
@@ -160,7 +185,9 @@ def test_broken_text_and_an_empty_file_are_bad_rows(tmp_path: Path) -> None:
 def test_paragraphs_that_are_too_long_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"a\n" * 600 + b"\nshort\n\n" + b"b\n" * 500)
-    located = list(read_rows(SourceConfig(str(path), text_unit="paragraph", max_row_bytes=1000)))
+    located = list(
+        open_blocks(SourceConfig(str(path), text_unit="paragraph", max_row_bytes=1000)).rows()
+    )
     assert "1,200 bytes" in str(located[0][1])
     assert located[1] == (f"{path}:602", {"text": "short"})
     assert located[2][1] == {"text": "b\n" * 499 + "b"}
@@ -173,7 +200,7 @@ def test_columnar_rows_that_are_too_long_or_no_text(tmp_path: Path) -> None:
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table)
     for name in ("a.parquet", "a.arrow"):
-        located = list(read_rows(SourceConfig(str(tmp_path / name), max_row_bytes=4000)))
+        located = list(open_blocks(SourceConfig(str(tmp_path / name), max_row_bytes=4000)).rows())
         assert located[0][1] == {"text": "good", "n": 1}
         assert "not valid UTF-8" in str(located[1][1])
         assert "`max_row_bytes` is 4,000" in str(located[2][1])

@@ -8,7 +8,7 @@ from tests.data.sources.making import many, rows_of, write_parquet
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import open_blocks, read_rows
+from controlllm.data.sources import open_blocks
 from controlllm.data.sources.hub import DatasetBlocks, ShardBlocks
 
 pytest.importorskip("datasets")
@@ -71,7 +71,7 @@ def test_shards_are_streamed(folder: str) -> None:
     assert [place for place, _ in blocks.read(1, 28)] == [
         f"{folder}[train], shard 1, row {row}" for row in (28, 29)
     ]
-    assert [row for _, row in read_rows(source)] == ROWS
+    assert [row for _, row in open_blocks(source).rows()] == ROWS
     source.max_rows = 40
     assert [row for _, row in open_blocks(source, 60.0).rows()] == ROWS[:40]
 

@@ -19,7 +19,7 @@ from tests.data.sources.serving_files import WebFiles
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import MemoryBlocks, open_blocks, opening, read_rows
+from controlllm.data.sources import MemoryBlocks, open_blocks, opening
 from controlllm.data.sources.lines import LineBlocks
 from controlllm.data.sources.parquet import RowGroupBlocks
 
@@ -56,7 +56,7 @@ def test_every_type_elsewhere(
     path = f"{in_memory}all/{name}"
     assert rows_of(path) == flat(block_rows(path)) == expected(name)
     assert rows_of(path, max_rows=7) == expected(name)[:7]
-    place, _ = next(read_rows(SourceConfig(path)))
+    place, _ = next(open_blocks(SourceConfig(path)).rows())
     assert str(place).startswith(f"memory://files/all/{name}")
 
 
@@ -223,7 +223,7 @@ def test_nobody_listens(scheme: str) -> None:
 
 
 def rows_of_within(path: str, timeout: float) -> list:
-    return list(read_rows(SourceConfig(path), timeout))
+    return list(open_blocks(SourceConfig(path), timeout).rows())
 
 
 def test_an_unknown_scheme_and_a_missing_client() -> None:

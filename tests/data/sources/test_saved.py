@@ -10,7 +10,7 @@ from tests.data.sources.making import many, rows_of
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import open_blocks, read_rows
+from controlllm.data.sources import open_blocks
 from controlllm.data.sources.slices import parse_split
 
 datasets = pytest.importorskip("datasets")
@@ -43,7 +43,7 @@ def test_splits_and_slices(saved: Path, split: str, expected: list[Any]) -> None
 
 
 def test_places_are_those_of_the_files(saved: Path) -> None:
-    places = [str(place) for place, _ in read_rows(SourceConfig(str(saved)))]
+    places = [str(place) for place, _ in open_blocks(SourceConfig(str(saved))).rows()]
     assert places[0] == f"{saved}/train/data-00000-of-00003.arrow, row 0"
     assert places[119] == f"{saved}/train/data-00002-of-00003.arrow, row 39"
     assert len(set(places)) == 120

@@ -9,7 +9,7 @@ from tests.data.sources.making import ROWS, WRITERS, block_rows, flat, many, row
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import MemoryBlocks, open_blocks, opening, read_rows
+from controlllm.data.sources import MemoryBlocks, open_blocks, opening
 from controlllm.data.sources.ranges import LEAST_BYTES
 
 TEXTS = [{"text": row["text"], "number": i} for i, row in enumerate(ROWS)]
@@ -71,7 +71,7 @@ def test_a_file_of_several_ranges_is_read_in_order(tmp_path: Path) -> None:
     # Files of this machine are cut finely, so that shuffling blocks mixes well.
     assert len(blocks) == -(-path.stat().st_size // LEAST_BYTES) > 100
     assert flat(blocks) == rows
-    places = [place for place, _ in read_rows(SourceConfig(str(path)))]
+    places = [place for place, _ in open_blocks(SourceConfig(str(path))).rows()]
     assert places == [f"{path}:{line}" for line in range(1, len(rows) + 1)]
 
 
@@ -87,9 +87,9 @@ def test_text_by_file_paragraph_and_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf\r\none\r\ntwo\r\n \r\n\r\n  three\r\n")
     assert rows_of(path) == [{"text": "\none\ntwo\n \n\n  three\n"}]
     path.write_bytes(b"\r\none\r\ntwo\r\n \r\n\r\n  three\r\n")
-    located = list(read_rows(SourceConfig(str(path), text_unit="paragraph")))
+    located = list(open_blocks(SourceConfig(str(path), text_unit="paragraph")).rows())
     assert located == [(f"{path}:2", {"text": "one\ntwo"}), (f"{path}:6", {"text": "  three"})]
-    located = list(read_rows(SourceConfig(str(path), text_unit="line")))
+    located = list(open_blocks(SourceConfig(str(path), text_unit="line")).rows())
     assert [place for place, _ in located] == [f"{path}:{line}" for line in (2, 3, 6)]
     assert [row["text"] for _, row in located] == ["one", "two", "  three"]
 
@@ -163,8 +163,8 @@ import sys
 for name in ("datasets", "fastavro", "fsspec"):
     sys.modules[name] = None
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import read_rows
-def rows(path): return list(read_rows(SourceConfig(path)))
+from controlllm.data.sources import open_blocks
+def rows(path): return list(open_blocks(SourceConfig(path)).rows())
 assert len(rows({str(tmp_path / "a.jsonl")!r})) == 3
 for path, hint in (("some/data", "datasets"), ({str(tmp_path / "a.avro")!r}, "fastavro")):
     try: rows(path)

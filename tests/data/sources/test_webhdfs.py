@@ -12,9 +12,10 @@ from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources import open_blocks, opening, read_rows
+from controlllm.data.sources import open_blocks, opening
+from controlllm.data.sources.trouble import describe
 
-pytest.importorskip("requests")
+requests = pytest.importorskip("requests")
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_globs_and_folders(hdfs: WebHdfs) -> None:
     assert rows_of(hdfs.address + "logs") == rows * 2
     assert rows_of(hdfs.address + "logs/day=*/*.jsonl") == rows * 2
     assert rows_of(hdfs.address + "**/part-0.jsonl", max_rows=21) == [*rows, rows[0]]
-    place, _ = next(read_rows(SourceConfig(hdfs.address + "logs")))
+    place, _ = next(open_blocks(SourceConfig(hdfs.address + "logs")).rows())
     assert place == f"{hdfs.address}logs/day=1/part-0.jsonl:1"
     with pytest.raises(DataError, match="no file matches"):
         rows_of(hdfs.address + "logs/*.parquet")
@@ -93,7 +94,7 @@ def test_globs_and_folders(hdfs: WebHdfs) -> None:
 def test_the_user_is_told_and_not_shown(hdfs: WebHdfs) -> None:
     write(hdfs.folder / "a.jsonl", many(3))
     address = hdfs.address.replace("webhdfs://", "webhdfs://alice@") + "a.jsonl"
-    place, _ = next(read_rows(SourceConfig(address)))
+    place, _ = next(open_blocks(SourceConfig(address)).rows())
     assert place == f"{hdfs.address}a.jsonl:1"
     assert {request.params["user.name"] for request in hdfs.requests} == {"alice"}
     hdfs.requests.clear()
@@ -170,3 +171,13 @@ def test_what_a_data_node_says_is_never_taken_for_data(
     hdfs.faults.refuse = True
     with pytest.raises(DataError, match=r"a\.jsonl cannot be re"):
         list(blocks.read(1))
+
+
+def test_a_page_that_says_not_found_is_no_server_that_is_not_there() -> None:
+    """As a gateway answers for a path that it does not serve: HTTP 404, and no JSON."""
+    response = requests.Response()
+    response.status_code = 404
+    failed = OSError("404 Client Error: Not Found")
+    failed.__cause__ = requests.HTTPError("404 Client Error: Not Found", response=response)
+    told = describe(failed, "webhdfs://host:9870/a.jsonl")
+    assert told.startswith("webhdfs://host:9870/a.jsonl is not there (404 Client Error")

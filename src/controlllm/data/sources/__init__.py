@@ -3,7 +3,7 @@
 ```
 module     what
 ---------  ------------------------------------------------------------------------------
-opening    open_blocks(source) -> Blocks;  read_rows(source) -> all rows in order
+opening    open_blocks(source) -> Blocks
 finding    path, folder or glob, here or elsewhere -> files;  files: how one is opened
 registry   openers by source_type, readers by file_type, endings
 blocks     what all blocks promise;  combine: several, or the first rows only
@@ -13,11 +13,11 @@ saved      folders of `save_to_disk`;  hub: data sets of the Hub, and `datasets.
 """
 
 from controlllm.data.sources import avro, lines, parquet, tables, text
-from controlllm.data.sources.blocks import Blocks, Located, MemoryBlocks
+from controlllm.data.sources.blocks import Blocks, Located, MemoryBlocks, RowBlocks
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.hub import dataset_blocks
 from controlllm.data.sources.jsonlist import read_json
-from controlllm.data.sources.opening import open_blocks, read_rows
+from controlllm.data.sources.opening import open_blocks
 from controlllm.data.sources.registry import (
     FILE_BLOCKS,
     READERS,
@@ -34,6 +34,7 @@ __all__ = [
     "Blocks",
     "Located",
     "MemoryBlocks",
+    "RowBlocks",
     "SourceFile",
     "avro",
     "dataset_blocks",
@@ -41,7 +42,6 @@ __all__ = [
     "open_blocks",
     "parquet",
     "read_json",
-    "read_rows",
     "register_blocks",
     "register_reader",
     "register_source",

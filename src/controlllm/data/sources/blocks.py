@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from controlllm.common.errors import DataError
 
-__all__ = ["Blocks", "Located", "MemoryBlocks"]
+__all__ = ["Blocks", "Located", "MemoryBlocks", "RowBlocks"]
 
 Located: TypeAlias = tuple[Any, Any]
 """(place, row): `str(place)` is for messages. A row that cannot be read is given as the `DataError`
@@ -87,8 +87,47 @@ class Blocks(ABC):
             raise DataError(f"there is no block {block}; the source has {len(self)}.")
 
 
-class MemoryBlocks(Blocks):
-    """Rows that are held in memory, each a block of its own.
+class RowBlocks(Blocks):
+    """Blocks that are single rows, any of which is as quick to read; a base to build upon.
+
+    Args:
+        num_rows: how many there are.
+        fingerprint: see `Blocks.fingerprint`.
+        stamp: see `Blocks.stamp`.
+    """
+
+    def __init__(self, num_rows: int, fingerprint: str, stamp: str = "") -> None:
+        self.num_rows: int = num_rows
+        self._fingerprint = fingerprint
+        self._stamp = stamp
+
+    @property
+    def fingerprint(self) -> str:
+        """As it was given."""
+        return self._fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """As it was given."""
+        return self._stamp
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.num_rows
+
+    @abstractmethod
+    def row(self, number: int) -> Located:
+        """One row with its place."""
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The one row of a block."""
+        self.require(block)
+        if start == 0:
+            yield self.row(block)
+
+
+class MemoryBlocks(RowBlocks):
+    """Rows that are held in memory.
 
     Args:
         rows: (place, row) pairs.
@@ -97,27 +136,9 @@ class MemoryBlocks(Blocks):
     """
 
     def __init__(self, rows: Sequence[Located], fingerprint: str, stamp: str = "") -> None:
+        super().__init__(len(rows), fingerprint, stamp)
         self._rows = rows
-        self._fingerprint = fingerprint
-        self._stamp = stamp
-        self.num_rows = len(rows)
 
-    @property
-    def fingerprint(self) -> str:
-        """Of where the rows came from."""
-        return self._fingerprint
-
-    @property
-    def stamp(self) -> str:
-        """When the place they came from was touched."""
-        return self._stamp
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self._rows)
-
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
-        """The one row of a block."""
-        self.require(block)
-        if start == 0:
-            yield self._rows[block]
+    def row(self, number: int) -> Located:
+        """One of them."""
+        return self._rows[number]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
-from controlllm.data.sources.blocks import Blocks, Located
+from controlllm.data.sources.blocks import Blocks, Located, RowBlocks
 from controlllm.data.sources.identity import digest
 from controlllm.data.sources.registry import register_source
 
@@ -94,8 +94,11 @@ def dataset_blocks(
     return DatasetBlocks(dataset, name, max_row_bytes)
 
 
-class DatasetBlocks(Blocks):
+class DatasetBlocks(RowBlocks):
     """The rows of a `datasets.Dataset`.
+
+    Its fingerprint is of the columns, the number of rows, and all or some of them; its stamp is the
+    fingerprint that `datasets` gave it, of its origin and of what was done to it.
 
     Args:
         dataset: whose Arrow table is read.
@@ -107,29 +110,12 @@ class DatasetBlocks(Blocks):
         self._dataset = dataset.with_format("arrow")
         self._name = name
         self._limit = max_row_bytes
-        self.num_rows = len(dataset)
-        self._stamp = str(dataset._fingerprint)
+        super().__init__(len(dataset), "", str(dataset._fingerprint))
         self._fingerprint = self._hash()
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the columns, the number of rows, and all or some of them."""
-        return self._fingerprint
-
-    @property
-    def stamp(self) -> str:
-        """The fingerprint that `datasets` gave it: of its origin and of what was done to it."""
-        return self._stamp
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.num_rows or 0
-
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+    def row(self, number: int) -> Located:
         """One row."""
-        self.require(block)
-        if start == 0:
-            yield from self._part(block, block + 1)
+        return next(self._part(number, number + 1))
 
     def rows(self) -> Iterator[Located]:
         """All rows, many at once."""
@@ -148,7 +134,7 @@ class DatasetBlocks(Blocks):
         size = len(self)
         step = 1 if self._dataset.data.nbytes <= _HASHED_BYTES else -(-size // SAMPLED_ROWS)
         places = [*range(0, size, step), size - 1]
-        rows = self.rows() if step == 1 else (next(self.read(place)) for place in places)
+        rows = self.rows() if step == 1 else map(self.row, places)
         columns = str(self._dataset.data.schema.remove_metadata())
         return digest(columns, size, *(repr(row) for _, row in rows))
 

@@ -3,14 +3,14 @@
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from controlllm.common.errors import DataError
 from controlllm.common.remote import is_remote, shown
 from controlllm.data.config import SourceConfig
-from controlllm.data.sources.blocks import Blocks, Located, MemoryBlocks
+from controlllm.data.sources.blocks import Blocks, MemoryBlocks
 from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import Folder, find_files, is_glob, local_path, with_types
@@ -22,7 +22,7 @@ from controlllm.data.sources.registry import (
 )
 from controlllm.data.sources.saved import is_saved, saved_blocks
 
-__all__ = ["SMALL_BYTES", "open_blocks", "open_files", "read_rows"]
+__all__ = ["SMALL_BYTES", "open_blocks", "open_files"]
 
 SMALL_BYTES = 8 * 2**20
 """Files of at most so many bytes in all are held in memory, so that their shuffle is perfect."""
@@ -41,29 +41,8 @@ def open_blocks(source: SourceConfig, timeout: float = 60.0) -> Blocks:
         ConfigError: `source_type` or `file_type` is not known.
         DataError: nothing is there, it cannot be read, or it is broken as a whole.
     """
-    return first_rows(_open(source, timeout), source.max_rows)
-
-
-def read_rows(source: SourceConfig, timeout: float = 60.0) -> Iterator[Located]:
-    """Read a source row by row, in a fixed order.
-
-    Yields:
-        (place, row): the place is for messages, the row maps columns to values. A single row that
-            cannot be read is given as a `DataError`; the caller raises or counts it.
-
-    Raises:
-        DataError: there are no rows, or a file is empty, cut off or malformed as a whole.
-    """
-    empty = True
-    for located in itertools.islice(_open(source, timeout).rows(), source.max_rows):
-        empty = False
-        yield located
-    if empty:
-        raise DataError(f"{shown(source.path)} holds no rows.")
-
-
-def _open(source: SourceConfig, timeout: float) -> Blocks:
-    return SOURCES.get(source.source_type or _type_of(source))(source, timeout)
+    opened = SOURCES.get(source.source_type or _type_of(source))(source, timeout)
+    return first_rows(opened, source.max_rows)
 
 
 def _type_of(source: SourceConfig) -> str:
