@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.encode import Example
+from controlllm.data.encode import Example, RowEncoder, SourceStats
 from controlllm.data.lane import Lane, Pipeline, redeal
 from controlllm.data.mixing import plan_shares
 from controlllm.data.order import Shuffled
-from controlllm.data.sources import Blocks, Located
+from controlllm.data.sources import Blocks, Located, MemoryBlocks
 from controlllm.data.stream import Feed
 
 LIMIT = 16
@@ -144,6 +145,60 @@ def test_a_restored_lane_goes_on_exactly(
             [(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in ours
         ] == [[(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in theirs]
     assert straight.state_dict() == again.state_dict()
+
+
+def counted(states: list[Any], source: int) -> SourceStats:
+    """What all lanes together have counted of a source."""
+    total = SourceStats()
+    for state in states:
+        total.add(SourceStats(**state["mixer"]["streams"][source]["stats"]))
+    return total
+
+
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    steps=st.lists(st.integers(0, 8), min_size=4, max_size=4),
+    batching=st.sampled_from(BATCHING),
+)
+@settings(deadline=None, max_examples=40)
+def test_counts_stay_whole_whatever_the_lanes(
+    pico_tokenizer: PreTrainedTokenizerBase,
+    counts: list[int],
+    steps: list[int],
+    batching: dict[str, Any],
+) -> None:
+    """Dealt to another number of lanes, all that was counted is counted still, and once."""
+    rows = [(str(i), {"text": "x" * (i % 9 + 1)} if i % 5 else {"text": None}) for i in range(60)]
+    feeds = []
+    for number, size in enumerate((60, 23)):
+        source = SourceConfig("ab"[number], on_bad_row="skip")
+        encoder = RowEncoder(source, pico_tokenizer, DataConfig(max_length=LIMIT), training=True)
+        blocks = MemoryBlocks(rows[:size], str(number))
+        feeds.append(Feed(source.path, blocks, Shuffled(size, [number]), encoder, 2 * size, 0))
+    states: list[Any] | None = None
+    for count, step in zip(counts, steps, strict=False):
+        dealt = redeal(states, count) if states else None
+        if states and dealt:
+            for number in range(2):
+                assert counted(dealt, number) == counted(states, number)
+        lanes = make_lanes(count, feeds, dealt, **batching)
+        if states:  # What had been read and waits is read again, but not counted again.
+            loaded = [lane.state_dict() for lane in lanes]
+            for number in range(2):
+                assert counted(loaded, number) == counted(states, number)
+        for lane in lanes:
+            for _ in range(step):
+                lane.next()
+        states = [lane.state_dict() for lane in lanes]
+    lanes = make_lanes(3, feeds, redeal(states or [], 3), **batching)
+    for lane in lanes:
+        while lane.next():
+            pass
+    ended = [lane.state_dict() for lane in lanes]
+    for number, size in enumerate((60, 23)):
+        total, bad = counted(ended, number), -(-size // 5)
+        assert (total.rows, total.bad_rows) == (2 * size, 2 * bad)
+        assert total.examples == 2 * (size - bad)
 
 
 def test_lanes_of_one_epoch_share_the_rows() -> None:

@@ -104,8 +104,18 @@ def test_two_ranks_share_each_epoch(folder: Path, layout: str, pico_tokenizer: T
         assert counts == {f"a{i:03d}": 2 for i in range(SIZES["a"])}
         half = SIZES["a"] // 2
         assert not set(first[:half]) & set(second[:half])
-    else:  # Blocks of unequal size: the end comes for all ranks with the first that has none left.
-        assert sum(counts.values()) >= 0.75 * 2 * SIZES["a"]
+    else:
+        # A step is taken by all ranks together, so the end comes for all with the first that has
+        # no row left: what the other has more of is the price, and all of it. (22 blocks of 5 or 6
+        # rows are dealt row by row, the odd one by turns.)
+        feed = TrainLoader(config, pico_tokenizer, 1, seed=0).feeds[0]
+        sizes = [feed.blocks.count(feed.order.block(number)) for number in range(2 * 22)]
+        shares = [
+            sum(len(range((rank + number) % 2, size, 2)) for number, size in enumerate(sizes))
+            for rank in (0, 1)
+        ]
+        assert len(feed.blocks) == 22 and sum(shares) == 2 * SIZES["a"]
+        assert len(first) == min(shares) >= 116
 
 
 def test_global_batches_do_not_depend_on_ranks_and_workers(
@@ -171,8 +181,10 @@ def test_a_state_of_two_ranks_goes_on_on_any_number(
         _, _, rest = run(ranks, None, state, None, 1)
         assert not seen - whole and not (seen + rest) - whole  # none twice
         lost = whole - (seen + rest)
-        # All ranks stop together: what the others have left then is not given out.
-        assert sum(lost.values()) <= (0 if ranks == 1 else 40), lost
+        # A step takes a slot of each rank, so all stop with the first that has none: up to a slot
+        # of each of the other three is not given out, of 4 rows at most (of 7 tokens or more). For
+        # six seeds it was 0 to 8 rows.
+        assert sum(lost.values()) <= (0 if ranks == 1 else 3 * 4), lost
         if ranks == 1:
             assert seen + rest == whole
 
