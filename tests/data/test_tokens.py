@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -97,6 +97,8 @@ def rendered(draw: st.DrawFn) -> Prepared:
 def test_by_bytes_the_targets_are_those_of_the_offsets(name: str) -> None:
     tokenizer = wrapped(KNOWN[name])
 
+    @settings(max_examples=300)
+    @example([Prepared("二<s>0", [(4, 5)])])
     @given(st.lists(rendered(), min_size=1, max_size=5))
     def check(items: list[Prepared]) -> None:
         quick, slow = tokenizer.tokenize(items), tokenizer._by_offsets(items)

@@ -39,8 +39,10 @@ class TokenWidths:
     nfc: bool
     """Whether texts are brought to the form NFC before."""
 
-    def ends(self, ids: NDArray[np.int32], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where each token ends, in the bytes of all texts one after the other (T).
+    def places(
+        self, ids: NDArray[np.int32], bounds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each token begins and ends, in the bytes of all texts one after the other (T).
 
         Args:
             ids: token ids of several texts (T).
@@ -52,7 +54,8 @@ class TokenWidths:
             opens = np.concatenate(([True], is_added[:-1]))[: len(ids)]
             opens[bounds[bounds < len(ids)]] = True
             widths = widths - (opens & ~is_added)
-        return widths.cumsum()
+        ends = widths.cumsum()
+        return ends - widths, ends
 
     def adds_up(self, text: str, size: int) -> bool:
         """Whether tokens of so many bytes together are known to stand for a text, as it is."""

@@ -131,7 +131,7 @@ def _by_widths(
     """The quick way, for all texts as one array; None for a text whose bytes do not add up."""
     flat = np.array(list(chain.from_iterable(ids)), dtype=np.int32)
     bounds = np.array([0, *accumulate(map(len, ids))])
-    ends = widths.ends(flat, bounds)
+    begins, ends = widths.places(flat, bounds)
     # Bytes before the first token of each text, and after all.
     bases = np.concatenate(([0], ends))[bounds].tolist()
     known = [
@@ -140,7 +140,7 @@ def _by_widths(
     ]
     is_target = np.zeros(len(flat), dtype=bool)
     for first, stop in zip(
-        *_ranges(compress(zip(items, bases, strict=False), known), ends), strict=True
+        *_ranges(compress(zip(items, bases, strict=False), known), begins, ends), strict=True
     ):
         is_target[first:stop] = True
     is_target[bounds[:-1][np.diff(bounds) > 0]] = False
@@ -160,12 +160,13 @@ def _by_widths(
 
 
 def _ranges(
-    texts: Iterable[tuple[Prepared, int]], ends: NDArray[np.int64]
+    texts: Iterable[tuple[Prepared, int]], begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[list[int], list[int]]:
     """The first token of each span of some texts, and the one behind its last.
 
     Args:
         texts: each with the bytes before it.
+        begins: where each token begins.
         ends: where each token ends.
     """
     spans = [
@@ -174,5 +175,7 @@ def _ranges(
         for start, end in item.spans or ()
     ]
     places = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    first = ends.searchsorted(places[:, 0], side="right")
-    return first.tolist(), (ends.searchsorted(places[:, 1], side="left") + 1).tolist()
+    # A token without bytes is the space that a normalizer put before the next one: with that one
+    # it has to be predicted.
+    first = np.maximum(ends, begins + 1).searchsorted(places[:, 0], side="right")
+    return first.tolist(), begins.searchsorted(places[:, 1], side="left").tolist()
