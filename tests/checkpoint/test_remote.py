@@ -88,7 +88,7 @@ def test_the_manifest_goes_last_and_nothing_goes_twice(hdfs, remote, run):
     done = [(r.op, r.path) for r in hdfs.requests if r.op in ("CREATE", "RENAME")]
     inside = [(op, path.rpartition("/")[2]) for op, path in done if "checkpoint-3" in path]
     assert inside[-1] == ("RENAME", ".manifest.json.copying")
-    assert len({name for op, name in inside if op == "CREATE"}) == 5
+    assert len({name for op, name in inside if op == "CREATE"}) == 6
     hdfs.requests.clear()
     uploader.send(run / "checkpoint-3")
     assert hdfs.ops("data").count("CREATE") == 0

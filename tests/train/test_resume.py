@@ -33,11 +33,12 @@ def assert_same_run(folder, other):
     assert a.step == b.step
     for name, tensor in a.tensors.items():
         assert torch.equal(tensor, b.tensors[name]), name
-    for number, moments in a.optimizer["state"].items():
-        for key, value in moments.items():
-            assert torch.equal(value, b.optimizer["state"][number][key])
+    assert a.optimizer == b.optimizer
+    assert a.optimizer_tensors.keys() == b.optimizer_tensors.keys()
+    for name, tensor in a.optimizer_tensors.items():
+        assert torch.equal(tensor, b.optimizer_tensors[name]), name
     assert a.loader == b.loader
-    assert torch.equal(a.rng["torch"], b.rng["torch"])
+    assert torch.equal(a.rng[0]["torch"], b.rng[0]["torch"])
     assert torch.equal(a.extra["alphas"]["generator"], b.extra["alphas"]["generator"])
     assert losses_of(a.history) == losses_of(b.history)
 

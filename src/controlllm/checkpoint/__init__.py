@@ -3,6 +3,7 @@
 | module | what it holds |
 |---|---|
 | `state` | the training checkpoint: write, list, verify, load, prune, best |
+| `shards`, `writer`, `optimizer` | tensors in parts, written by all processes in the background |
 | `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
 | `tensors` | what of a model is trained, what model it is, and putting the tensors back |
 | `locate`, `loading` | any folder or name to a model and its tokenizer |

@@ -15,7 +15,7 @@ __all__ = ["MANIFEST", "parse_manifest", "verify_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = "controlllm-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_manifest(folder: Path) -> None:
@@ -67,6 +67,11 @@ def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
         raise CheckpointError(f"{where} cannot be read as JSON: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{where} was not written by this library.")
+    if manifest["version"] < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} has checkpoint format {manifest['version']}, which an earlier controlllm "
+            f"wrote (this one: {FORMAT_VERSION}); finish the run with that version."
+        )
     if manifest["version"] > FORMAT_VERSION:
         raise CheckpointError(
             f"{where} has checkpoint format {manifest['version']}, newer than this library's "

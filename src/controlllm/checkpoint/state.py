@@ -7,10 +7,14 @@ r"""The training checkpoint: everything a run needs to go on as if it had never 
         sidecar_config.json      base, expansion     / `load_sidecar(base, folder)` reads it
         model.safetensors        the trained tensors \ of method `full`, instead: the folder is
         config.json              the model's config  / a Hugging Face model
-        state.safetensors        tensors of the optimizer, the random states, ...
+        optimizer.safetensors    tensors of the optimizer
+        state.safetensors        tensors of the random states, ...
         state.json               the rest of these states
         manifest.json            format version, size and SHA-256 of every file; written last
       best.json                  which checkpoint is the best one
+
+Where several processes train, each writes what it holds of the trained and the optimizer's tensors,
+`shard-*.safetensors` (see `shards`), instead of the files for them.
 
 A checkpoint is written under a temporary name and renamed when it is whole, so a folder named
 `checkpoint-N` without a fitting manifest was damaged afterwards: it is named in an error and never
@@ -28,6 +32,8 @@ from torch import Tensor
 
 from controlllm.checkpoint.codec import pack, unpack
 from controlllm.checkpoint.manifest import verify_manifest, write_manifest
+from controlllm.checkpoint.optimizer import PREFIX
+from controlllm.checkpoint.shards import is_sharded, read_shards
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import (
     atomic_folder,
@@ -46,10 +52,13 @@ __all__ = [
     "checkpoint_step",
     "list_checkpoints",
     "load_checkpoint",
+    "load_values",
     "mark_best",
     "newest_checkpoint",
+    "prune_checkpoints",
     "resolve_checkpoint",
     "save_checkpoint",
+    "write_values",
 ]
 
 BEST = "best.json"
@@ -58,6 +67,8 @@ _MODEL_FILES = {
     "full": ("model.safetensors", "config.json"),
 }
 _STATE_TENSORS, STATE = "state.safetensors", "state.json"
+_OPTIMIZER = "optimizer.safetensors"
+_APART = ("tensors", "model", "optimizer_tensors")
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -75,7 +86,10 @@ class TrainingState:
     """What model they belong to: `method` and `config` (`describe_model(model)`)."""
 
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """`optimizer.state_dict()` as it is."""
+    """What is not in tensors of the optimizer's state (`optimizer_state`)."""
+
+    optimizer_tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors of the optimizer's state by name (`optimizer_state`)."""
 
     scheduler: dict[str, Any] = field(default_factory=dict)
     """`scheduler.state_dict()` as it is."""
@@ -83,8 +97,8 @@ class TrainingState:
     loader: dict[str, Any] = field(default_factory=dict)
     """The data loader's position."""
 
-    rng: dict[str, Any] = field(default_factory=dict)
-    """The random states (`capture_rng()`)."""
+    rng: list[dict[str, Any]] = field(default_factory=list)
+    """The random states of each rank (`capture_rng()`)."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per logged step."""
@@ -112,23 +126,40 @@ def save_checkpoint(
             older checkpoints are untouched.
     """
     target = Path(output_dir) / f"checkpoint-{state.step}"
-    apart = ("tensors", "model")
-    plain, tensors = pack(
-        {f.name: getattr(state, f.name) for f in fields(state) if f.name not in apart}
-    )
-    weights, config = _MODEL_FILES[state.model["method"]]
+    weights, _ = _MODEL_FILES[state.model["method"]]
     with atomic_folder(target, overwrite=True) as folder:
         save_tensors(folder / weights, state.tensors, {"format": "pt"})
-        write_json(folder / config, state.model["config"])
-        save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
-        write_json(folder / STATE, plain)
+        save_tensors(folder / _OPTIMIZER, state.optimizer_tensors, {"format": "pt"})
+        write_values(folder, state)
         write_manifest(folder)
-    _prune(Path(output_dir), save_total_limit, keep=target)
+    prune_checkpoints(Path(output_dir), save_total_limit, keep=target)
     return target
 
 
+def write_values(folder: Path, state: TrainingState) -> None:
+    """Write all of a state but the trained and the optimizer's tensors."""
+    plain, tensors = pack(
+        {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _APART}
+    )
+    _, config = _MODEL_FILES[state.model["method"]]
+    write_json(folder / config, state.model["config"])
+    save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
+    write_json(folder / STATE, plain)
+
+
+def load_values(folder: str | Path) -> TrainingState:
+    """Read all of a checkpoint but the trained and the optimizer's tensors; nothing is verified."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    values = unpack(read_json(folder / STATE), load_file(folder / _STATE_TENSORS))
+    method = next(name for name, files in _MODEL_FILES.items() if (folder / files[1]).is_file())
+    model = {"method": method, "config": read_json(folder / _MODEL_FILES[method][1])}
+    return TrainingState(tensors={}, model=model, **values)
+
+
 def load_checkpoint(folder: str | Path) -> TrainingState:
-    """Read a checkpoint after verifying every file of it; tensors come on the CPU.
+    """Read a checkpoint after verifying every file of it; tensors come whole, on the CPU.
 
     Raises:
         CheckpointError: if it is missing, foreign, of a newer format, truncated or changed.
@@ -137,11 +168,16 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
 
     folder = Path(folder)
     verify_manifest(folder)
-    values = unpack(read_json(folder / STATE), load_file(folder / _STATE_TENSORS))
-    method = next(name for name, files in _MODEL_FILES.items() if (folder / files[1]).is_file())
-    weights, config = _MODEL_FILES[method]
-    model = {"method": method, "config": read_json(folder / config)}
-    return TrainingState(tensors=load_file(folder / weights), model=model, **values)
+    state = load_values(folder)
+    if is_sharded(folder):
+        tensors = read_shards(folder)
+    else:
+        weights = load_file(folder / _MODEL_FILES[state.model["method"]][0])
+        tensors = {**weights, **load_file(folder / _OPTIMIZER)}
+    for name, tensor in tensors.items():
+        place = state.optimizer_tensors if name.startswith(PREFIX) else state.tensors
+        place[name] = tensor
+    return state
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -216,7 +252,7 @@ def checkpoint_step(path: str | Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _prune(output_dir: Path, limit: int | None, keep: Path) -> None:
+def prune_checkpoints(output_dir: Path, limit: int | None, keep: Path) -> None:
     """Remove the oldest checkpoints beyond the limit, never the best one nor `keep`."""
     if limit is None:
         return

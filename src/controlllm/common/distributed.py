@@ -1,10 +1,10 @@
 """What the processes of a run must agree on, apart from tensors: errors, and plain values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,11 +26,13 @@ class Ranks:
         rank: which one, 0 <= rank < world_size.
         world_size: how many there are.
         group: a gloo group of them, for plain values; None for a single process.
+        patience: how long one may keep the others waiting.
     """
 
     rank: int = 0
     world_size: int = 1
     group: Any = None
+    patience: timedelta = timedelta(seconds=1800)
 
     @classmethod
     def current(cls, timeout: float = 1800.0) -> "Ranks":
@@ -48,7 +50,16 @@ class Ranks:
             return cls()
         patience = timedelta(seconds=timeout + SLACK_SECONDS)
         group = dist.new_group(backend="gloo", timeout=patience)
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        return cls(dist.get_rank(), dist.get_world_size(), group, patience)
+
+    def fresh_group(self) -> Any:
+        """Another group of the same processes, for a thread of its own; None for a single one.
+
+        Collective.
+        """
+        if self.world_size == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=self.patience)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every rank. Collective.
@@ -62,6 +73,20 @@ class Ranks:
         with self._together():
             dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def reduce(self, values: Sequence[float], by: Literal["sum", "max"]) -> list[float]:
+        """Each value's sum or maximum over all ranks, in double precision. Collective.
+
+        Raises:
+            ControlLLMError: another rank died or did not answer.
+        """
+        if self.world_size == 1 or not values:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
+        operation = dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MAX
+        with self._together():
+            dist.all_reduce(tensor, op=operation, group=self.group)
+        return tensor.tolist()
 
     def agree(self, error: Exception | None, ended: bool = False) -> bool:
         """Fail on all ranks where one has failed, so that none waits for it. Collective.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
+from controlllm.common.tensors import whole
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.divergence import DIVERGENCES
@@ -135,7 +136,7 @@ class ConcatBlock(ExpandedBlock):
         if self.dial is not None:
             return self.dial
         if isinstance(self.interpolator, ConstantGate):
-            return self.interpolator.alpha().item()
+            return whole(self.interpolator.alpha()).item()
         return None if self.last_alpha is None else self.last_alpha.mean().item()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from controlllm.common.tensors import whole
+
 __all__ = ["base_tensors", "fingerprint"]
 
 CHUNK = 1 << 24
@@ -42,7 +44,7 @@ def fingerprint(model: nn.Module) -> str:
 def _content(tensor: Tensor) -> int:
     """A position-weighted sum of the values' bits, wrapping in 64 bits."""
     total = 0
-    for chunk in tensor.detach().reshape(-1).split(CHUNK):
+    for chunk in whole(tensor.detach()).reshape(-1).split(CHUNK):
         # Integer tensors (quantised bases) have no bfloat16 form that keeps them apart: their own
         # values count.
         bits = chunk.to(torch.bfloat16).view(torch.int16) if chunk.is_floating_point() else chunk

@@ -18,6 +18,7 @@ BUNDLED = (
     "common/errors.py",
     "common/registry.py",
     "common/losses.py",
+    "common/tensors.py",
     "expansion/divergence.py",
     "expansion/interpolators.py",
     "expansion/config.py",

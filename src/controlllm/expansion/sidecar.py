@@ -33,6 +33,7 @@ __all__ = [
     "SIDECAR_WEIGHTS",
     "base_fingerprint",
     "copy_tensors",
+    "few",
     "load_sidecar",
     "read_sidecar_config",
     "save_sidecar",
@@ -160,7 +161,7 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{where} does not fit this model: missing {_few(missing)}, left over {_few(extra)}; "
+            f"{where} does not fit this model: missing {few(missing)}, left over {few(extra)}; "
             "set the model up as it was when it was saved."
         )
     for name, tensor in own.items():
@@ -174,7 +175,7 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
             tensor.copy_(tensors[name])
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
     """The first names of a list, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more or "none"

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint import describe_model
+from controlllm.common.distributed import Ranks
 from controlllm.common.documents import check_packing
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
@@ -26,6 +28,7 @@ from controlllm.train.losses import StepLoss
 from controlllm.train.methods import prepare_model
 from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
+from controlllm.train.parallel import World, shard_model
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
@@ -50,6 +53,7 @@ class Bench:
         optimizer: AdamW over what trains.
         scheduler: its learning rate by step.
         total_steps: optimizer steps of the whole run.
+        world: the processes of the run.
     """
 
     run: RunConfig
@@ -62,6 +66,7 @@ class Bench:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
     total_steps: int
+    world: World
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +75,8 @@ class Bench:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
-        if self.run.training.mixed_precision == "bf16":
+        # Sharded parts are gathered in bfloat16 already.
+        if self.run.training.mixed_precision == "bf16" and self.world.mesh is None:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -86,28 +92,36 @@ class Bench:
         }
 
 
-def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
-    """Build everything.
+def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None = None) -> Bench:
+    """Build everything. Collective where there are several processes.
 
     Args:
         run: the run config.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        world: the processes of the run; by default this one alone.
 
     Raises:
         ControlLLMError: whatever is wrong with the config, the model or the data; also a model that
             does not keep packed documents apart.
     """
-    training = run.training
+    training, world = run.training, world or World(Ranks(), run.parallel)
     seed_everything(training.seed)
     base, tokenizer = load_base(run, loaded)
     rehearsal = None
     if run.rehearsal.enabled:
-        rehearsal = (rehearsal_source(base, tokenizer, run), run.rehearsal.share)
+        store = world.first(lambda: rehearsal_source(base, tokenizer, run))
+        rehearsal = (store, run.rehearsal.share)
     batch_size = training.per_device_train_batch_size
     loader = TrainLoader(run.data, tokenizer, batch_size, training.seed, rehearsal, base)
     prepared = prepare_model(base, run)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _tell(model, loader)
+    if world.size > 1:
+        describe_model(model)  # Notes which base it is, while every process has all of it.
+    shard_model(model, world, training.mixed_precision)
+    if reference is not None and reference.copy is not None:
+        shard_model(reference.copy, world, training.mixed_precision)
+    seed_everything(training.seed + world.ranks.rank)
     total_steps = count_steps(run, loader)
     warn_of_short_data(run, loader, total_steps)
     optimizer = make_optimizer(model, training)
@@ -123,6 +137,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None) -> Bench:
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, training, total_steps),
         total_steps=total_steps,
+        world=world,
     )
     if run.data.packing:
         with bench.autocast():

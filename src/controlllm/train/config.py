@@ -9,6 +9,7 @@ from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.train.config_io import build, merge, read_yaml, write_yaml
+from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
 from controlllm.train.training_config import TrainingConfig, check_range
 
@@ -16,6 +17,7 @@ __all__ = [
     "LoggingConfig",
     "Method",
     "ModelConfig",
+    "ParallelConfig",
     "RehearsalConfig",
     "RunConfig",
     "TrainingConfig",
@@ -135,6 +137,8 @@ class RunConfig:
     """Self-rehearsal."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several processes share the model."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metric loggers."""
 

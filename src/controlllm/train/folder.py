@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "preset",
     "logging",
     "model.device",
+    "parallel",
     *(
         f"training.{name}"
         for name in (

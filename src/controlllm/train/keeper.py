@@ -19,20 +19,21 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint import (
-    TrainingState,
-    capture_rng,
-    load_checkpoint,
-    mark_best,
-    restore_rng,
-    save_checkpoint,
+from controlllm.checkpoint import TrainingState, capture_rng, mark_best, restore_rng
+from controlllm.checkpoint.optimizer import (
+    make_optimizer_state,
+    optimizer_state,
+    restore_optimizer,
 )
-from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
+from controlllm.checkpoint.shards import fill_tensors
+from controlllm.checkpoint.state import checkpoint_step, load_values
+from controlllm.checkpoint.tensors import describe_model, trained_tensors
 from controlllm.checkpoint.upload import Uploader
+from controlllm.checkpoint.writer import CheckpointWriter
 from controlllm.common.errors import TrainingError
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import metrics as names
-from controlllm.train.bench import Bench
+from controlllm.train.bench import Bench, seed_everything
 from controlllm.train.folder import remote_run
 from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
 from controlllm.train.losses import StepReport
@@ -83,7 +84,9 @@ class RunKeeper:
         self.saved: Path | None = checkpoint
         self.stopped: str | None = None
         self.loggers = LoggerGroup([])
-        limit, remote = self.training.save_total_limit, remote_run(self.training)
+        limit = self.training.save_total_limit
+        self.writer = CheckpointWriter(self.folder, limit, bench.world.ranks)
+        remote = remote_run(self.training) if bench.world.is_first else None
         self.uploader = None if remote is None else Uploader(remote, limit)
         self._clock = time.monotonic()
         self._checkpoint = checkpoint
@@ -93,8 +96,9 @@ class RunKeeper:
         if self._checkpoint is not None:
             self._resume(self._checkpoint)
             log.info("Resuming %s", self._checkpoint)
-        context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
-        self.loggers = make_loggers(context)
+        if self.bench.world.is_first:
+            context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
+            self.loggers = make_loggers(context)
         self._upload()  # What an earlier process could not copy; and it shows now that it works.
         if self.progress.step == 0 and self.bench.meter.enabled:
             self._measure()
@@ -126,7 +130,12 @@ class RunKeeper:
     def after_step(self, report: StepReport, grad_norm: float) -> None:
         """Count an optimizer step, and log, measure, save and stop where it is time to."""
         progress, training = self.progress, self.training
-        seconds = time.monotonic() - self._clock
+        # What decides when to stop or to save must be the same for all processes.
+        seconds, may_finish = self.bench.world.max(
+            [time.monotonic() - self._clock, self.writer.may_finish()]
+        )
+        if may_finish:
+            self._saved(self.writer.finish())
         progress.step += 1
         progress.tokens += report.tokens
         progress.seconds += seconds
@@ -139,7 +148,7 @@ class RunKeeper:
             improved = self._improves(self._measure())
         self.stopped = self._reason_to_stop()
         if improved or self.stopped or progress.step % training.save_steps == 0:
-            self._save(improved)
+            self._save()
         self.start_clock()
 
     def end_of_data(self) -> None:
@@ -147,14 +156,14 @@ class RunKeeper:
         self.stopped = "end_of_data"
         if self.progress.window.steps:
             self._log_training()
-        improved = False
         if self.bench.meter.enabled and self.progress.step % self.training.eval_steps:
-            improved = self._improves(self._measure())
-        self._save(improved)
+            self._improves(self._measure())
+        self._save()
 
     def finish(self) -> TrainResult:
-        """Say what came of the run."""
+        """Wait for the last checkpoint, and say what came of the run."""
         assert self.stopped is not None
+        self._saved(self.writer.finish())
         for line in self.bench.loader.report():
             log.info("Drawn from source %s", line)
         return TrainResult(
@@ -214,21 +223,30 @@ class RunKeeper:
         self.progress.history.append({"step": self.progress.step, **metrics})
         self.loggers.log(metrics, self.progress.step)
 
-    def _save(self, improved: bool) -> None:
+    def _save(self) -> None:
         bench = self.bench
+        tensors, rest = optimizer_state(bench.model, bench.optimizer)
         state = TrainingState(
             step=self.progress.step,
             tensors=trained_tensors(bench.model),
             model=describe_model(bench.model),
-            optimizer=bench.optimizer.state_dict(),
+            optimizer=rest,
+            optimizer_tensors=tensors,
             scheduler=bench.scheduler.state_dict(),
             loader=bench.loader.state_dict(),
-            rng=capture_rng(),
+            rng=bench.world.ranks.gather(capture_rng()),
             history=self.progress.history,
             extra={"progress": self.progress.to_dict(), "alphas": bench.alphas.state_dict()},
         )
-        self.saved = save_checkpoint(self.folder, state, self.training.save_total_limit)
-        if improved:
+        self._saved(self.writer.save(state))
+
+    def _saved(self, checkpoint: Path | None) -> None:
+        """A checkpoint has become whole."""
+        if checkpoint is None:
+            return
+        self.saved = checkpoint
+        best = self.progress.best
+        if best is not None and best.step == checkpoint_step(checkpoint):
             self._mark_best()
         self._upload()
 
@@ -242,6 +260,8 @@ class RunKeeper:
             self.uploader.send_files(self.folder)
 
     def _mark_best(self) -> None:
+        if not self.bench.world.is_first:
+            return
         best = self.progress.best
         assert best is not None
         values = {"learn_loss": best.learn_loss}
@@ -250,10 +270,12 @@ class RunKeeper:
         mark_best(self.folder, best.step, values)
 
     def _resume(self, checkpoint: Path) -> None:
-        bench = self.bench
-        state = load_checkpoint(checkpoint)
-        restore_tensors(bench.model, state.tensors)
-        bench.optimizer.load_state_dict(state.optimizer)
+        bench, ranks = self.bench, self.bench.world.ranks
+        state = load_values(checkpoint)  # `open_run_folder` has verified every file of it.
+        make_optimizer_state(bench.optimizer)
+        tensors, _ = optimizer_state(bench.model, bench.optimizer)
+        filled = fill_tensors(checkpoint, {**trained_tensors(bench.model), **tensors}, ranks)
+        restore_optimizer(bench.model, bench.optimizer, filled, state.optimizer)
         bench.scheduler.load_state_dict(state.scheduler)
         bench.loader.load_state_dict(state.loader)
         bench.alphas.load_state_dict(state.extra["alphas"])
@@ -261,7 +283,10 @@ class RunKeeper:
         best = self.progress.best
         if best is not None and best.step == state.step:
             self._mark_best()  # A kill between saving and marking would have lost the mark.
-        restore_rng(state.rng)
+        if len(state.rng) == ranks.world_size:
+            restore_rng(state.rng[ranks.rank])
+        else:
+            seed_everything(self.training.seed + state.step + ranks.rank)
 
 
 def _reached(value: float, limit: float | None) -> bool:

@@ -3,8 +3,9 @@
     loss = CE_sum / targets  +  weighted divergence_sum / tokens  +  weight * KL_sum / rehearsed
 
 Each sum runs over the whole accumulated batch and is divided once by its count there. The counts
-are taken *before* the first micro-batch runs, so a micro-batch's loss is its share of the step's
-loss, shares add up, and neither accumulation nor how rows are cut into batches changes anything.
+are taken over all micro-batches of all processes *before* the first one runs, so a micro-batch's
+loss is its share of the step's loss, shares add up, and neither accumulation, nor the number of
+processes, nor how rows are cut into batches changes anything.
 
 | term | which positions |
 |---|---|
@@ -17,7 +18,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ from controlllm.data import REHEARSAL, model_inputs
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.alignment import DivergenceTerms
+from controlllm.train.parallel import World
 from controlllm.train.rows import rows_of_origin
 
 K = TypeVar("K")
@@ -60,13 +62,11 @@ class Counts:
     positions: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.targets + other.targets,
-            self.tokens + other.tokens,
-            self.rehearsed + other.rehearsed,
-            self.real + other.real,
-            self.positions + other.positions,
-        )
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def over(self, world: World) -> "Counts":
+        """The counts of all processes together. Collective."""
+        return Counts(*map(int, world.sum(astuple(self))))
 
 
 @dataclass
@@ -94,6 +94,16 @@ class StepReport:
         """Add one micro-batch's share."""
         _add_up(self.losses, losses)
         _add_up(self.divergence, divergence)
+
+    def over(self, world: World) -> "StepReport":
+        """What all processes measured together, each having its share. Collective."""
+        if world.size == 1:
+            return self
+        parts = [*self.losses.values(), *self.divergence.values()]
+        sums = [torch.tensor(value) for value in world.sum([part.item() for part in parts])]
+        losses = dict(zip(self.losses, sums, strict=False))
+        divergence = dict(zip(self.divergence, sums[len(losses) :], strict=True))
+        return replace(self, losses=losses, divergence=divergence)
 
     @property
     def total(self) -> Tensor:

@@ -1,13 +1,14 @@
-"""The native loop: one process, on a CPU or one GPU.
+"""The native loop, in one process or in many.
 
-One optimizer step is: take k micro-batches, count their targets, run forward and backward of each
-micro-batch's *share* of the loss, clip, check, step. Sharding (FSDP2) belongs into `make_bench`,
-which makes the model and the optimizer, and into `clip_gradients`; the loop would not change.
+One optimizer step is: take k micro-batches, count their targets on all processes, run forward and
+backward of each micro-batch's *share* of the loss, clip, check, step. How processes share the model
+is decided in `make_bench`; the loop is the same.
 """
 
 import torch
 from torch import nn
 
+from controlllm.common.tensors import whole
 from controlllm.data import Batch
 from controlllm.train.bench import Bench
 from controlllm.train.keeper import RunKeeper, TrainResult
@@ -55,16 +56,18 @@ class NativeLoop:
         return report, grad_norm
 
     def accumulate(self, batches: list[Batch]) -> StepReport:
-        """Forward and backward of all micro-batches of a step."""
-        bench = self.bench
-        counts = bench.loss.count(batches)
+        """Forward and backward of all micro-batches of a step; what all processes measured."""
+        bench, world = self.bench, self.bench.world
+        counts = bench.loss.count(batches).over(world)
         report = StepReport.of(counts)
         with bench.alphas.step():
-            for batch in batches:
+            for number, batch in enumerate(batches, start=1):
+                world.synchronize_gradients(bench.model, on=number == len(batches))
                 with bench.autocast():
                     loss = bench.loss.micro_batch(bench.to_device(batch), counts, report)
-                loss.backward()
-        return report
+                # FSDP takes the mean of the processes' gradients, but shares add up.
+                (loss * world.size).backward()
+        return report.over(world)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
@@ -75,4 +78,4 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     limit = max_norm if max_norm > 0 else float("inf")
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()

@@ -7,6 +7,7 @@ from controlllm.train.config import RunConfig
 from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
+from controlllm.train.parallel import World, open_world
 from controlllm.train.worst_case import run_worst_case
 
 __all__ = ["train"]
@@ -15,12 +16,16 @@ __all__ = ["train"]
 def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     """Train as `run` says; resumes by itself where an earlier process was stopped.
 
+    Where a launcher (torchrun, srun) started several processes, each calls this, and they train one
+    model together (`run.parallel`).
+
     Args:
         run: the run config.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
 
     Returns:
-        Where the run lies, its history, its best step, why it stopped, and the model as it is now.
+        Where the run lies, its history, its best step, why it stopped, and the model as it is now
+        (of several processes each has its parts).
 
     Raises:
         ConfigError: for a config that cannot work, or an output folder that holds something else.
@@ -28,9 +33,14 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
     _require_sources(run, loaded)
-    checkpoint = open_run_folder(run)
-    bench = make_bench(run, loaded)
-    bench.tokenizer.save_pretrained(run.training.output_dir)
+    with open_world(run.parallel, run.model.device) as world:
+        return _train(run, loaded, world)
+
+
+def _train(run: RunConfig, loaded: Loaded | None, world: World) -> TrainResult:
+    checkpoint = world.first(lambda: open_run_folder(run))
+    bench = make_bench(run, loaded, world)
+    world.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
     keeper = RunKeeper(bench, checkpoint)
     try:
         if run.training.worst_case_first:

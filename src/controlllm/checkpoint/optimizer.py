@@ -1,0 +1,98 @@
+"""The optimizer's state by the names of parameters, so that it fits however they are sharded."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.common.errors import CheckpointError
+
+__all__ = ["PREFIX", "make_optimizer_state", "optimizer_state", "restore_optimizer"]
+
+PREFIX = "optimizer/"
+"""Of the names of the optimizer's tensors, beside those of the model."""
+
+
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as tensors by name, and the rest.
+
+    Args:
+        model: whose parameters it optimizes.
+        optimizer: any whose state is a dict for each parameter; the state may be in parts.
+
+    Returns:
+        `optimizer/{parameter}/{key}` -> tensor (its own, not a copy); and `groups` (their
+        settings) and `values` (what is no tensor, by parameter).
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for name, parameter in _parameters(model, optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{PREFIX}{name}/{key}"] = value
+            else:
+                values.setdefault(name, {})[key] = value
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    return tensors, {"groups": groups, "values": values}
+
+
+@torch.no_grad()
+def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let a fresh optimizer make its state, so that it can be filled: a step of nothing.
+
+    Gradients of 0 at a learning rate of 0 change no weight.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, filled: set[str], rest: Mapping[str, Any]
+) -> None:
+    """Put back the settings and values that `optimizer_state` gave; its tensors are filled already.
+
+    Args:
+        model: whose parameters it optimizes.
+        optimizer: one with state (`make_optimizer_state`).
+        filled: names of its tensors that were in the checkpoint; a parameter without any of them
+            had no state.
+        rest: what `optimizer_state` gave beside the tensors.
+
+    Raises:
+        CheckpointError: the parameters are grouped in another way.
+    """
+    if len(rest["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the checkpoint's optimizer has {len(rest['groups'])} groups of parameters, this one "
+            f"{len(optimizer.param_groups)}; set the run up as it was when it was saved."
+        )
+    for group, settings in zip(optimizer.param_groups, rest["groups"], strict=True):
+        group.update(settings)
+    for name, parameter in _parameters(model, optimizer):
+        state = optimizer.state[parameter]
+        state.update(rest["values"].get(name, {}))
+        if not any(f"{PREFIX}{name}/{key}" in filled for key in state):
+            del optimizer.state[parameter]
+
+
+def _parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """What is optimized, by name."""
+    optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter in optimized:
+            yield name, parameter

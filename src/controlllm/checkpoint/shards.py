@@ -1,0 +1,134 @@
+"""Tensors that are saved in parts, by `torch.distributed.checkpoint`; read by any number of ranks.
+
+Each rank writes the parts that it holds into one file, `shard-00001-model-00001-of-00001
+.safetensors`; the headers say where each part belongs. Whoever reads gives tensors to be filled, in
+parts or whole, and reads no more than those need. Files that one process wrote in one piece are
+read in the same way.
+"""
+
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from controlllm.common.distributed import Ranks
+from controlllm.common.errors import CheckpointError
+from controlllm.expansion.sidecar import few
+
+__all__ = ["fill_tensors", "is_sharded", "read_shards", "start_shards"]
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether several processes wrote the tensors of a checkpoint."""
+    return any(folder.glob("shard-*.safetensors"))
+
+
+def start_shards(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> Future[Any]:
+    """Begin to write this rank's parts; training may go on, the tensors are copied before it does.
+
+    Collective.
+
+    Args:
+        folder: where to, the same for all ranks, on a disk that all of them see.
+        tensors: by name; the same names on every rank.
+        group: a gloo group that nothing else uses: on one that does, the background thread's
+            collectives and others wait for one another for ever.
+    """
+    dcp = _dcp()
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group)
+    return cast("Future[Any]", future)
+
+
+def fill_tensors(
+    folder: Path, targets: Mapping[str, Tensor], ranks: Ranks, optional: str = "optimizer/"
+) -> set[str]:
+    """Read a checkpoint's tensors into given ones, in parts or whole. Collective.
+
+    Args:
+        folder: a verified checkpoint.
+        targets: what to fill, by name.
+        ranks: the processes that read.
+        optional: how names begin of those that may be missing in the checkpoint (an optimizer has
+            no state of a parameter that never had a gradient).
+
+    Returns:
+        The names of those that were filled.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the checkpoint; nothing is filled then.
+    """
+    dcp = _dcp()
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    sizes = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    wanted = {
+        name: tensor
+        for name, tensor in targets.items()
+        if name in sizes or not name.startswith(optional)
+    }
+    _require_same(wanted, sizes, folder)
+    _load(reader, wanted, ranks)
+    return set(wanted)
+
+
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """All tensors that several processes wrote, whole, on the CPU of this one."""
+    dcp = _dcp()
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    metadata = reader.read_metadata().state_dict_metadata
+    own = _names_in_shards(folder)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.items()
+        if name in own
+    }
+    _load(reader, tensors, Ranks())
+    return tensors
+
+
+def _load(reader: Any, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    alone = ranks.world_size == 1
+    with warnings.catch_warnings():
+        # That a single process reads is what was asked for.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        _dcp().load(dict(tensors), storage_reader=reader, process_group=ranks.group, no_dist=alone)
+
+
+def _dcp() -> Any:
+    """Imported only where it is used; it takes a while, and its types are not exported."""
+    import torch.distributed.checkpoint
+
+    return torch.distributed.checkpoint
+
+
+def _names_in_shards(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("shard-*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+def _require_same(
+    targets: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], where: Path
+) -> None:
+    # Numbers are names of tensors of the other states.
+    saved = {name for name in sizes if not name.isdigit()}
+    missing, extra = sorted(targets.keys() - saved), sorted(saved - targets.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where} does not fit this model: missing {few(missing)}, left over {few(extra)}; "
+            "set the model up as it was when it was saved."
+        )
+    for name, tensor in targets.items():
+        if tuple(tensor.shape) != tuple(sizes[name]):
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(sizes[name])}, here it is "
+                f"{tuple(tensor.shape)}; set the model up as it was when it was saved."
+            )

@@ -1,0 +1,93 @@
+"""FSDP2 over a model: which parts are units, and how they are gathered."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion.anatomy import examine
+from controlllm.expansion.block import ConcatBlock, ExpandedBlock
+from controlllm.expansion.surgery import expanded_list
+from controlllm.train.parallel.world import World
+
+__all__ = ["shard_model", "sharding_units"]
+
+
+def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> None:
+    """Shard a model in place; with a single process nothing is changed.
+
+    Args:
+        model: what trains, on its device, in the precision that its weights are kept in.
+        world: the processes and their mesh.
+        mixed_precision: `bf16` gathers and computes in bfloat16, adds gradients up in float32.
+
+    Raises:
+        ModelError: the model's blocks cannot be found.
+    """
+    if world.mesh is None:
+        return
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    settings = _settings(world, mixed_precision)
+    units = list(sharding_units(model))
+    for unit in units:
+        fully_shard(unit, **settings)
+    # The root holds the rest (embeddings, norm, head), which its own forward uses until its end.
+    fully_shard(model, **{**settings, "reshard_after_forward": False})
+    for block in _blocks(model):
+        if isinstance(block, ConcatBlock):
+            register_fsdp_forward_method(block.interpolator, "target")
+    _prefetch(units, world.config.prefetch)
+
+
+def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts that are gathered and given back together, in the order of the forward pass.
+
+    Frozen block, expanded block and interpolator are each one; of a model that is not expanded,
+    each block.
+    """
+    for block in _blocks(model):
+        if isinstance(block, ExpandedBlock):
+            yield block.pretrained
+            yield block.expanded
+            if isinstance(block, ConcatBlock):
+                yield block.interpolator
+        else:
+            yield block
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder's blocks, in order."""
+    if isinstance(model, ControlLLMForCausalLM):
+        return list(expanded_list(model.base, model._expansion))
+    return list(examine(model).layers)
+
+
+def _settings(world: World, mixed_precision: str) -> dict[str, Any]:
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
+    config = world.config
+    settings: dict[str, Any] = {
+        "mesh": world.mesh,
+        "reshard_after_forward": config.reshard_after_forward,
+    }
+    if mixed_precision == "bf16":
+        settings["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
+    if config.cpu_offload:
+        settings["offload_policy"] = CPUOffloadPolicy()
+    return settings
+
+
+def _prefetch(units: list[nn.Module], count: int) -> None:
+    """Gather the next units while one computes, forward and backward."""
+    if not count:
+        return
+    for place, unit in enumerate(units):
+        if following := units[place + 1 : place + 1 + count]:
+            unit.set_modules_to_forward_prefetch(following)  # type: ignore[operator]
+        if before := units[max(0, place - count) : place]:
+            unit.set_modules_to_backward_prefetch(before[::-1])  # type: ignore[operator]

@@ -1,0 +1,45 @@
+"""How the processes of a run share the model."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+
+__all__ = ["ParallelConfig", "Strategy"]
+
+Strategy = Literal["fsdp", "hsdp", "ddp"]
+
+
+@dataclass
+class ParallelConfig:
+    """How several processes train one model; a single process needs none of it."""
+
+    strategy: Strategy = "fsdp"
+    """`fsdp`: each process holds a part of every weight; `hsdp`: so within a group of shard_size,
+    and the groups are copies of one another; `ddp`: each process holds all weights."""
+    shard_size: int | None = None
+    """hsdp: processes that hold one copy of the weights together; null = those of one machine."""
+    reshard_after_forward: bool = True
+    """Give gathered weights back after the forward pass of a block: less memory, gathered twice."""
+    prefetch: int = 1
+    """Blocks whose weights are gathered ahead, explicitly; 0 = as torch decides by itself."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the CPU's memory (accelerators only)."""
+    timeout: float = 600.0
+    """Seconds that one process may keep the others waiting before the run fails."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("parallel.strategy", self.strategy, get_args(Strategy))
+        if self.shard_size is not None and self.shard_size < 1:
+            raise ConfigError(f"parallel.shard_size={self.shard_size!r} must be at least 1.")
+        if self.shard_size is not None and self.strategy != "hsdp":
+            raise ConfigError(
+                f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
+                f"strategy={self.strategy!r} shards over all processes or none."
+            )
+        if self.prefetch < 0:
+            raise ConfigError(f"parallel.prefetch={self.prefetch!r} must be at least 0.")
+        if self.timeout <= 0:
+            raise ConfigError(f"parallel.timeout={self.timeout!r} must be above 0.")
