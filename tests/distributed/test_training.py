@@ -26,12 +26,13 @@ def losses(history: list[dict[str, Any]]) -> list[float]:
     return [row[name] for row in history for name in names if name in row]
 
 
-def run_of(run_config: Any, folder: Path, ranks: int, **over: Any) -> Any:
+def run_of(run_config: Any, folder: Path, **over: Any) -> Any:
     """Six steps of four rows each, whatever the number of processes."""
     training = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4 // ranks,
+        "gradient_accumulation_steps": 1,
+        "total_train_batch_size": 4,
         **over.pop("training", {}),
     }
     return run_config(training=training, data=LANES, **over)
@@ -58,12 +59,12 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_every_way_trains_the_same_model(
     run_config: Any, loaded: Any, tmp_path: Path, method: dict[str, Any]
 ) -> None:
-    alone = run_of(run_config, tmp_path / "alone", 1, **method)
+    alone = run_of(run_config, tmp_path / "alone", **method)
     [expected] = train_by(alone, loaded, 1, tmp_path)
     weights = load_checkpoint(newest_checkpoint(tmp_path / "alone")).tensors
     for name, (ranks, parallel) in WAYS.items():
         folder = tmp_path / name
-        run = run_of(run_config, folder, ranks, parallel=parallel, **method)
+        run = run_of(run_config, folder, parallel=parallel, **method)
         histories = train_by(run, loaded, ranks, tmp_path / "processes")
         for history in histories:
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name

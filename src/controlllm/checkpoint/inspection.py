@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.locate import Kind, locate
+from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.expansion.config import ExpansionConfig
@@ -18,7 +19,8 @@ from controlllm.expansion.sidecar import SIDECAR_CONFIG, read_sidecar_config
 __all__ = ["Inspection", "Part", "inspect_folder"]
 
 _EXPANDED = re.compile(r"^(?P<place>.+)\.(?P<branch>expanded|interpolator)\.")
-_STATE = "state.safetensors"
+_LOGIT = ".interpolator.logit"
+_STATES = ("state.safetensors", "optimizer.safetensors")
 
 
 @dataclass
@@ -175,8 +177,9 @@ def _constant_logits(folder: Path) -> dict[str, float]:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    if name.endswith(".interpolator.logit"):
-                        alphas[_place(name)[0]] = tensors.get_tensor(name).float().sigmoid().item()
+                    logit = tensors.get_tensor(name) if name.endswith(_LOGIT) else None
+                    if logit is not None and len(logit):  # Of several ranks one has it.
+                        alphas[_place(name)[0]] = logit.float().sigmoid().item()
         except SafetensorError as error:
             raise CheckpointError(f"{file} is broken or truncated: {error}.") from error
     return alphas
@@ -193,13 +196,13 @@ def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[list[int], int]]]:
         raise CheckpointError(f"{folder} has no safetensors files.")
     for file in files:
         for name, entry in _header(file).items():
-            if name != "__metadata__":
+            if name != "__metadata__" and not name.startswith(PREFIX):
                 begin, end = entry["data_offsets"]
                 yield name, (entry["shape"], end - begin)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.safetensors") if file.name != _STATE)
+    return sorted(file for file in folder.glob("*.safetensors") if file.name not in _STATES)
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -28,11 +30,18 @@ from transformers import (
 
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
+from controlllm.checkpoint.optimizer import PREFIX
+from controlllm.checkpoint.shards import is_sharded, read_shards, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS, read_sidecar_config
+from controlllm.expansion.sidecar import (
+    SIDECAR_CONFIG,
+    SIDECAR_WEIGHTS,
+    copy_tensors,
+    read_sidecar_config,
+)
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
@@ -100,12 +109,13 @@ def load_model(
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
     sidecar = _sidecar_folder(location, options)
+    tensors = _tensors_in_parts(location)
     if sidecar is None:
-        model, base = _load_whole(location.path, options), _recorded_name(location)
+        model, base = _load_whole(location.path, options, tensors), _recorded_name(location)
     else:
         base, base_options = _base_of(sidecar, location, options)
         whole = _load_whole(base, base_options)
-        model = load_sidecar(whole, sidecar, check_base=options.check_base)
+        model = load_sidecar(whole, sidecar, check_base=options.check_base, tensors=tensors)
     tokenizer = load_tokenizer(_tokenizer_places(location, sidecar, base), options)
     return _placed(model.eval(), options.device), tokenizer
 
@@ -200,10 +210,11 @@ def _base_of(sidecar: Path, location: Location, options: LoadOptions) -> tuple[s
 
 def _dtype_of(sidecar: Path) -> Dtype:
     """The type that a sidecar was trained and saved in, so that its base is loaded in the same."""
-    path = sidecar / SIDECAR_WEIGHTS
+    path = next(iter(shard_files(sidecar)), sidecar / SIDECAR_WEIGHTS)
     try:
         with safe_open(path, "pt") as tensors:
-            name = next(name for name in tensors.keys() if ".expanded." in name)  # noqa: SIM118
+            names = (name for name in tensors.keys() if not name.startswith(PREFIX))  # noqa: SIM118
+            name = next(name for name in names if ".expanded." in name)
             return cast(Dtype, str(tensors.get_tensor(name).dtype).removeprefix("torch."))
     except (OSError, SafetensorError, StopIteration) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
@@ -225,14 +236,40 @@ def _tokenizer_places(location: Location, sidecar: Path | None, base: str | None
     return [*places, base] if base else places
 
 
-def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
-    """A whole model by transformers; safetensors only."""
+def _tensors_in_parts(location: Location) -> dict[str, Tensor] | None:
+    """The trained tensors of a checkpoint that several processes wrote."""
+    folder = Path(location.path)
+    if location.kind is not Kind.CHECKPOINT or not is_sharded(folder):
+        return None
+    return read_shards(folder, without=PREFIX)
+
+
+def _load_whole(
+    name: str, options: LoadOptions, tensors: dict[str, Tensor] | None = None
+) -> PreTrainedModel:
+    """A whole model by transformers; safetensors only, unless its tensors are read already."""
     settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
     if options.attn_implementation:
         settings["attn_implementation"] = options.attn_implementation
-    model: PreTrainedModel = _loaded(
-        AutoModelForCausalLM.from_pretrained, name, options, **settings
+    if tensors is not None:
+        return _build_around(tensors, _loaded(AutoConfig.from_pretrained, name, options), settings)
+    return cast(
+        PreTrainedModel, _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
     )
+
+
+def _build_around(
+    tensors: dict[str, Tensor], config: Any, settings: dict[str, Any]
+) -> PreTrainedModel:
+    """A model of transformers with tensors that are read already.
+
+    Raises:
+        CheckpointError: they are not all of its tensors.
+    """
+    kept = {key: value for key, value in settings.items() if key == "attn_implementation"}
+    dtype = config.dtype if settings["dtype"] == "auto" else settings["dtype"]
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kept)
+    copy_tensors(dict(model.named_parameters()), tensors, "the checkpoint")
     return model
 
 

@@ -19,12 +19,17 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.sidecar import few
 
-__all__ = ["fill_tensors", "is_sharded", "read_shards", "start_shards"]
+__all__ = ["fill_tensors", "is_sharded", "read_shards", "shard_files", "start_shards"]
 
 
 def is_sharded(folder: Path) -> bool:
     """Whether several processes wrote the tensors of a checkpoint."""
-    return any(folder.glob("shard-*.safetensors"))
+    return bool(shard_files(folder))
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The files of all ranks, in their order."""
+    return sorted(folder.glob("shard-*.safetensors"))
 
 
 def start_shards(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> Future[Any]:
@@ -75,12 +80,19 @@ def fill_tensors(
     return set(wanted)
 
 
-def read_shards(folder: Path) -> dict[str, Tensor]:
-    """All tensors that several processes wrote, whole, on the CPU of this one."""
+def read_shards(folder: Path, without: str | None = None) -> dict[str, Tensor]:
+    """The tensors that several processes wrote, whole, on the CPU of this one.
+
+    Args:
+        folder: a verified checkpoint.
+        without: how names begin of those that are left out.
+    """
     dcp = _dcp()
     reader = dcp.HuggingFaceStorageReader(str(folder))
     metadata = reader.read_metadata().state_dict_metadata
-    own = _names_in_shards(folder)
+    own = {
+        name for name in _names_in_shards(folder) if without is None or not name.startswith(without)
+    }
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.items()
@@ -109,7 +121,7 @@ def _names_in_shards(folder: Path) -> set[str]:
     from safetensors import safe_open
 
     names: set[str] = set()
-    for path in folder.glob("shard-*.safetensors"):
+    for path in shard_files(folder):
         with safe_open(path, "pt") as file:
             names |= set(file.keys())
     return names

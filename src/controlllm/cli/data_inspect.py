@@ -123,7 +123,7 @@ def _items(options: InspectData) -> int:
     """Slots or batches of one optimizer step on one device."""
     training = options.training
     slots = training.per_device_train_batch_size if options.data.packing else 1
-    return slots * training.gradient_accumulation_steps
+    return slots * training.micro_batches()
 
 
 def _refuse_failed(reports: Sequence[SourceReport]) -> None:

@@ -114,7 +114,10 @@ def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_sidecar(
-    base: PreTrainedModel, folder: str | os.PathLike[str], check_base: bool = True
+    base: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    check_base: bool = True,
+    tensors: dict[str, Tensor] | None = None,
 ) -> ControlLLMForCausalLM:
     """Expand `base` and put a sidecar's trained tensors into it.
 
@@ -123,6 +126,7 @@ def load_sidecar(
         folder: the sidecar.
         check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed
             base that you know to be the right one.
+        tensors: the sidecar's tensors, if they are read already.
 
     Returns:
         The expanded model, at the dial the sidecar was saved with.
@@ -139,7 +143,8 @@ def load_sidecar(
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
-        copy_tensors(sidecar_tensors(model), _read_tensors(folder), str(folder))
+        saved = _read_tensors(folder) if tensors is None else tensors
+        copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
         model.unload()
         raise

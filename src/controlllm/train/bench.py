@@ -73,6 +73,11 @@ class Bench:
         """Where the model is."""
         return self.model.device
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimizer step on this process."""
+        return self.run.training.micro_batches(self.world.size)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
         # Sharded parts are gathered in bfloat16 already.
@@ -82,7 +87,7 @@ class Bench:
 
     def next_batches(self) -> list[Batch]:
         """The micro-batches of one optimizer step; none once the data has come to its end."""
-        return list(islice(self.loader, self.run.training.gradient_accumulation_steps))
+        return list(islice(self.loader, self.micro_batches))
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the model's device."""
@@ -142,6 +147,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     if run.data.packing:
         with bench.autocast():
             check_packing(model)
+        world.reshard(model)
     return bench
 
 

@@ -134,7 +134,7 @@ def _arguments(bench: Bench) -> TrainingArguments:
         output_dir=training.output_dir,
         max_steps=bench.total_steps,
         per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_accumulation_steps=bench.micro_batches,
         max_grad_norm=0.0,
         seed=training.seed,
         use_cpu=bench.device.type == "cpu",

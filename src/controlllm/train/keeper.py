@@ -208,6 +208,7 @@ class RunKeeper:
         """Evaluate and log."""
         with self.bench.autocast():
             measurement = self.bench.meter.measure()
+        self.bench.world.reshard(self.bench.model)
         self.progress.forgetting = measurement.forgetting
         self._log(measurement.metrics)
         return measurement

@@ -26,10 +26,13 @@ def count_steps(run: RunConfig, loader: TrainLoader) -> int:
     size = loader.size()
     if not size.exact:
         log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
-    return max(math.ceil(training.num_train_epochs * steps_per_epoch(run, size)), 1)
+    return max(
+        math.ceil(training.num_train_epochs * steps_per_epoch(run, size, loader.ranks.world_size)),
+        1,
+    )
 
 
-def steps_per_epoch(run: RunConfig, size: Size) -> float:
+def steps_per_epoch(run: RunConfig, size: Size, world_size: int = 1) -> float:
     """Steps in which the mix draws as much from the train sources as they hold.
 
     Packed slots, and batches by a budget of tokens, count as full, which they are but for some
@@ -38,6 +41,7 @@ def steps_per_epoch(run: RunConfig, size: Size) -> float:
     Args:
         run: shares, and what a step holds.
         size: of one epoch of all train sources.
+        world_size: processes that draw.
     """
     training, data = run.training, run.data
     rows = training.per_device_train_batch_size
@@ -49,7 +53,7 @@ def steps_per_epoch(run: RunConfig, size: Size) -> float:
         batches = size.examples / rows
     rehearsed = run.rehearsal.share if run.rehearsal.enabled else 0.0
     share = 1 - data.replay_share - rehearsed
-    return batches / share / training.gradient_accumulation_steps
+    return batches / share / (training.micro_batches(world_size) * world_size)
 
 
 def warn_of_short_data(run: RunConfig, loader: TrainLoader, total_steps: int) -> None:
@@ -67,7 +71,11 @@ def warn_of_short_data(run: RunConfig, loader: TrainLoader, total_steps: int) ->
         size = loader.size_of_all_epochs()
     except (ConfigError, DataError):
         return  # A stream of unknown size; or a bad row, which the run itself is going to name.
-    steps = math.inf if size is None else max(math.ceil(steps_per_epoch(run, size)), 1)
+    steps = (
+        math.inf
+        if size is None
+        else max(math.ceil(steps_per_epoch(run, size, loader.ranks.world_size)), 1)
+    )
     if steps >= NEAR * total_steps:
         return
     training = run.training

@@ -27,6 +27,7 @@ _OPTIONAL_POSITIVE = (
     "max_tokens",
     "max_seconds",
     "save_total_limit",
+    "total_train_batch_size",
     "interpolator_learning_rate",
     "max_eval_samples",
     "remote_timeout",
@@ -71,7 +72,10 @@ class TrainingConfig:
     per_device_eval_batch_size: int = 8
     """Rows in one evaluation batch."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches per optimizer step; the result is that of one big batch."""
+    """Micro-batches per optimizer step on each process; the result is that of one big batch."""
+    total_train_batch_size: int | None = None
+    """Rows of an optimizer step over all processes and micro-batches, instead of
+    gradient_accumulation_steps: it stays the same on any number of processes."""
 
     learning_rate: float = 5e-5
     """Peak learning rate."""
@@ -137,10 +141,33 @@ class TrainingConfig:
         self._check_choices()
         self._check_numbers()
         self._check_alpha_sampling()
+        if self.total_train_batch_size is not None and self.gradient_accumulation_steps != 1:
+            raise ConfigError(
+                f"training.total_train_batch_size={self.total_train_batch_size} sets the number of "
+                "micro-batches; leave out gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}."
+            )
         if self.stop_on_budget and self.max_forgetting is None:
             raise ConfigError(
                 "training.stop_on_budget=True needs training.max_forgetting, the budget to stop at."
             )
+
+    def micro_batches(self, world_size: int = 1) -> int:
+        """Micro-batches per optimizer step on each of so many processes.
+
+        Raises:
+            ConfigError: `total_train_batch_size` cannot be cut so.
+        """
+        total, rows = self.total_train_batch_size, self.per_device_train_batch_size
+        if total is None:
+            return self.gradient_accumulation_steps
+        if total % (rows * world_size):
+            raise ConfigError(
+                f"training.total_train_batch_size={total} is no multiple of "
+                f"per_device_train_batch_size={rows} on {world_size} processes; take one of "
+                f"{rows * world_size}, or fewer rows for each."
+            )
+        return total // (rows * world_size)
 
     def _check_choices(self) -> None:
         check_choice("training.backend", self.backend, get_args(Backend))

@@ -87,7 +87,7 @@ def _make_batch(bench: Bench, rows: int, width: int) -> Batch:
 def _accumulate(bench: Bench, batch: Batch) -> None:
     """Forward and backward, twice where gradients of an earlier micro-batch are there already."""
     counts = bench.loss.count([batch])
-    for _ in range(min(bench.run.training.gradient_accumulation_steps, 2)):
+    for _ in range(min(bench.micro_batches, 2)):
         with bench.autocast():
             loss = bench.loss.micro_batch(bench.to_device(batch), counts)
         loss.backward()

@@ -55,6 +55,14 @@ class World:
         if self.mesh is not None:
             model.set_requires_gradient_sync(on)  # type: ignore[operator]  # an FSDPModule
 
+    def reshard(self, model: nn.Module) -> None:
+        """Give back the weights that a forward pass without a backward left gathered.
+
+        Its root's parameters are plain tensors as long as they are gathered.
+        """
+        if self.mesh is not None:
+            model.reshard()  # type: ignore[operator]  # an FSDPModule
+
     def first(self, make: Callable[[], T]) -> T:
         """What a function gives on the first process, on all of them. Collective."""
         made: T | None = None
