@@ -37,9 +37,9 @@ from controlllm.train.bench import Bench, seed_everything
 from controlllm.train.folder import remote_run
 from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
 from controlllm.train.losses import StepReport
-from controlllm.train.optim import learning_rate_factor
 from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
+from controlllm.train.schedules import learning_rate_factor
 
 __all__ = ["RunKeeper", "TrainResult"]
 

@@ -8,7 +8,7 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import TrainLoader
 from controlllm.data.feeds import Size
 from controlllm.train.config import RunConfig
-from controlllm.train.optim import learning_rate_factor
+from controlllm.train.schedules import learning_rate_factor
 
 __all__ = ["count_steps", "steps_per_epoch", "warn_of_short_data"]
 

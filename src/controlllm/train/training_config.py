@@ -7,10 +7,18 @@ from typing import Any, Literal, get_args
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
-__all__ = ["Backend", "MixedPrecision", "SchedulerName", "TrainingConfig", "check_range"]
+__all__ = [
+    "Backend",
+    "DecayName",
+    "MixedPrecision",
+    "SchedulerName",
+    "TrainingConfig",
+    "check_range",
+]
 
 Backend = Literal["native", "hf"]
-SchedulerName = Literal["cosine", "linear", "constant"]
+SchedulerName = Literal["cosine", "linear", "constant", "wsd", "step"]
+DecayName = Literal["linear", "cosine", "1-sqrt"]
 MixedPrecision = Literal["no", "bf16"]
 
 _POSITIVE = (
@@ -21,7 +29,14 @@ _POSITIVE = (
     "eval_steps",
     "save_steps",
 )
-_NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "adam_epsilon")
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "warmup_steps",
+    "lr_decay_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "adam_epsilon",
+)
 _OPTIONAL_POSITIVE = (
     "num_train_epochs",
     "max_tokens",
@@ -29,6 +44,7 @@ _OPTIONAL_POSITIVE = (
     "save_total_limit",
     "total_train_batch_size",
     "interpolator_learning_rate",
+    "weight_decay_ratio",
     "max_eval_samples",
     "remote_timeout",
 )
@@ -80,15 +96,27 @@ class TrainingConfig:
     learning_rate: float = 5e-5
     """Peak learning rate."""
     min_learning_rate_ratio: float = 0.1
-    """Learning rate at the end of the schedule, as a share of the peak."""
+    """Learning rate at the end of the schedule, as a share of the peak (cosine, linear, wsd)."""
     interpolator_learning_rate: float | None = None
     """Peak learning rate of the interpolators; null = learning_rate."""
     warmup_steps: float = 0.05
     """Linear warm-up: a number of steps, or (below 1) a share of all steps."""
     lr_scheduler_type: SchedulerName = "cosine"
-    """Shape after the warm-up: cosine, linear or constant."""
+    """After the warm-up: cosine, linear, constant, wsd (warm-up, stable, decay) or step."""
+    lr_decay_steps: float = 0.2
+    """wsd: the last so many steps decay, or (below 1) that share of all steps."""
+    lr_decay_type: DecayName = "linear"
+    """wsd: shape of the decay: linear, cosine or 1-sqrt."""
+    lr_milestones: list[float] = field(default_factory=list)
+    """step: the rate is multiplied by lr_gamma after so many steps, or (below 1) such shares of all
+    steps."""
+    lr_gamma: float = 0.1
+    """step: what the rate is multiplied by at each milestone."""
     weight_decay: float = 0.0
     """AdamW weight decay of matrices (never of norms, biases, embeddings or interpolators)."""
+    weight_decay_ratio: float | None = None
+    """Weight decay as a multiple of each step's learning rate, instead of weight_decay: the authors
+    had 0.1, which decays by next to nothing."""
     adam_beta1: float = 0.9
     """AdamW decay of the first moment."""
     adam_beta2: float = 0.999
@@ -141,6 +169,7 @@ class TrainingConfig:
         self._check_choices()
         self._check_numbers()
         self._check_alpha_sampling()
+        self._check_schedule()
         if self.total_train_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ConfigError(
                 f"training.total_train_batch_size={self.total_train_batch_size} sets the number of "
@@ -172,6 +201,7 @@ class TrainingConfig:
     def _check_choices(self) -> None:
         check_choice("training.backend", self.backend, get_args(Backend))
         check_choice("training.lr_scheduler_type", self.lr_scheduler_type, get_args(SchedulerName))
+        check_choice("training.lr_decay_type", self.lr_decay_type, get_args(DecayName))
         check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))
 
     def _check_numbers(self) -> None:
@@ -182,8 +212,26 @@ class TrainingConfig:
         for name in _OPTIONAL_POSITIVE:
             if getattr(self, name) is not None:
                 check_range(f"training.{name}", getattr(self, name), 1e-12)
-        for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2"):
+        for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"):
             check_range(f"training.{name}", getattr(self, name), 0, 1)
+
+    def _check_schedule(self) -> None:
+        if self.weight_decay and self.weight_decay_ratio is not None:
+            raise ConfigError(
+                f"training.weight_decay={self.weight_decay} and training.weight_decay_ratio="
+                f"{self.weight_decay_ratio} exclude one another; leave one of them out."
+            )
+        milestones, name = self.lr_milestones, self.lr_scheduler_type
+        if bool(milestones) != (name == "step"):
+            raise ConfigError(
+                f"training.lr_milestones={milestones!r} and training.lr_scheduler_type={name!r} do "
+                "not fit: step needs milestones, such as [0.8, 0.9], and no other schedule has any."
+            )
+        if any(one <= 0 for one in milestones) or sorted(set(milestones)) != milestones:
+            raise ConfigError(
+                f"training.lr_milestones={milestones!r} must be above 0 and rise; they count steps "
+                "from the beginning of the run, or are shares of all steps."
+            )
 
     def _check_alpha_sampling(self) -> None:
         interval = self.alpha_sampling
