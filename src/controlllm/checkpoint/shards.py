@@ -19,7 +19,15 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.sidecar import few
 
-__all__ = ["fill_tensors", "is_sharded", "read_shards", "shard_files", "start_shards"]
+__all__ = [
+    "fill_some",
+    "fill_tensors",
+    "is_sharded",
+    "read_shards",
+    "shard_files",
+    "start_shards",
+    "tensor_shapes",
+]
 
 
 def is_sharded(folder: Path) -> bool:
@@ -69,7 +77,7 @@ def fill_tensors(
     """
     dcp = _dcp()
     reader = dcp.HuggingFaceStorageReader(str(folder))
-    sizes = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    sizes = tensor_shapes(folder)
     wanted = {
         name: tensor
         for name, tensor in targets.items()
@@ -117,6 +125,34 @@ def _dcp() -> Any:
     return torch.distributed.checkpoint
 
 
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the safetensors files of a folder; headers are read, no tensors."""
+    reader = _dcp().HuggingFaceStorageReader(str(folder))
+    entries = reader.read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in entries.items()}
+
+
+def fill_some(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Read some tensors of a folder of safetensors files into given ones. Collective.
+
+    Args:
+        folder: any, of ours or of others.
+        targets: what to fill, in parts or whole, by the names of the files.
+        ranks: the processes that read.
+
+    Raises:
+        CheckpointError: one is not there.
+    """
+    shapes = tensor_shapes(folder)
+    for name, tensor in targets.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{folder} has no tensor {name} of shape {tuple(tensor.shape)} "
+                f"(there: {shapes.get(name)})."
+            )
+    _load(_dcp().HuggingFaceStorageReader(str(folder)), targets, ranks)
+
+
 def _names_in_shards(folder: Path) -> set[str]:
     from safetensors import safe_open
 
@@ -128,7 +164,7 @@ def _names_in_shards(folder: Path) -> set[str]:
 
 
 def _require_same(
-    targets: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], where: Path
+    targets: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]], where: Path
 ) -> None:
     # Numbers are names of tensors of the other states.
     saved = {name for name in sizes if not name.isdigit()}
@@ -139,8 +175,8 @@ def _require_same(
             "set the model up as it was when it was saved."
         )
     for name, tensor in targets.items():
-        if tuple(tensor.shape) != tuple(sizes[name]):
+        if tuple(tensor.shape) != sizes[name]:
             raise CheckpointError(
-                f"{where}: {name} has shape {tuple(sizes[name])}, here it is "
+                f"{where}: {name} has shape {sizes[name]}, here it is "
                 f"{tuple(tensor.shape)}; set the model up as it was when it was saved."
             )

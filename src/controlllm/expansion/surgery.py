@@ -224,8 +224,11 @@ def _make_block(
 def _to_like(module: nn.Module, like: nn.Module) -> None:
     """Give new parameters the device and the float type of the block's own."""
     reference = next((p for p in like.parameters() if p.is_floating_point()), None)
-    if reference is not None:
-        module.to(device=reference.device, dtype=reference.dtype)
+    if reference is None:
+        return
+    # A base without weights gets them later; what is new has its values now.
+    device = None if reference.is_meta else reference.device
+    module.to(device=device, dtype=reference.dtype)
 
 
 def _expand_ends(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
 from controlllm.train.losses import StepLoss
 from controlllm.train.methods import prepare_model
-from controlllm.train.model import Loaded, load_base, tune_model
+from controlllm.train.model import Loaded, find_device, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
+from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
@@ -111,7 +113,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     """
     training, world = run.training, world or World(Ranks(), run.parallel)
     seed_everything(training.seed)
-    base, tokenizer = load_base(run, loaded)
+    files = weights_to_shard(run, world) if loaded is None else None
+    base, tokenizer = load_base(run, loaded, files)
     rehearsal = None
     if run.rehearsal.enabled:
         store = world.first(lambda: rehearsal_source(base, tokenizer, run))
@@ -121,11 +124,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     prepared = prepare_model(base, run)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _tell(model, loader)
-    if world.size > 1:
-        describe_model(model)  # Notes which base it is, while every process has all of it.
-    shard_model(model, world, training.mixed_precision)
-    if reference is not None and reference.copy is not None:
-        shard_model(reference.copy, world, training.mixed_precision)
+    _share(model, reference, files, run, world)
     seed_everything(training.seed + world.ranks.rank)
     total_steps = count_steps(run, loader)
     warn_of_short_data(run, loader, total_steps)
@@ -149,6 +148,23 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
             check_packing(model)
         world.reshard(model)
     return bench
+
+
+def _share(
+    model: PreTrainedModel,
+    reference: Reference | None,
+    files: Path | None,
+    run: RunConfig,
+    world: World,
+) -> None:
+    """Shard the model, and a frozen copy of its base; read their weights where they have none."""
+    copied = [] if reference is None or reference.copy is None else [reference.copy]
+    for module in [model, *copied]:
+        shard_model(module, world, run.training.mixed_precision)
+        if files is not None and is_without_weights(module):
+            fill_from(files, module, world, find_device(run.model.device))
+    if world.size > 1:
+        describe_model(model)  # Notes which base it is, before anything trains. Collective.
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

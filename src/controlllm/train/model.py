@@ -1,27 +1,32 @@
 """The base model and its tokenizer, loaded and set up for training."""
 
+from pathlib import Path
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import ConfigError
 from controlllm.data import resolve_chat_template
 from controlllm.train.config import RunConfig
+from controlllm.train.parallel.loading import build_on_meta
 from controlllm.train.training_config import TrainingConfig
 
-__all__ = ["Loaded", "load_base", "tune_model"]
+__all__ = ["Loaded", "find_device", "load_base", "tune_model"]
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A model and its tokenizer."""
 
 
-def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
+def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None = None) -> Loaded:
     """The model on its device, with an attention that keeps packed documents apart.
 
     Args:
         run: its `model` and `data` are used.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        files: where its weights lie, if they are to be read once it is sharded: then it comes on
+            the meta device, without weights.
 
     Returns:
         The model, and its tokenizer with the chat template that the run trains on.
@@ -30,10 +35,14 @@ def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
         ConfigError: if the device is not there.
         CheckpointError: if the model cannot be loaded.
     """
-    device = _device(run.model.device)
-    model, tokenizer = loaded if loaded is not None else _load(run)
-    module: torch.nn.Module = model
-    module.to(device)
+    device = find_device(run.model.device)
+    empty = build_on_meta(files, run) if files is not None else None
+    if empty is not None:
+        model, tokenizer = empty, find_tokenizer(str(files), _options(run))
+    else:
+        model, tokenizer = loaded if loaded is not None else _load(run)
+        module: torch.nn.Module = model
+        module.to(device)
     # Whoever talks to the trained model must use the template it was trained with.
     tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
     if run.data.packing:
@@ -42,19 +51,27 @@ def load_base(run: RunConfig, loaded: Loaded | None = None) -> Loaded:
 
 
 def _load(run: RunConfig) -> Loaded:
+    assert run.model.model_name_or_path is not None  # `train` has checked
+    return load_model(run.model.model_name_or_path, _options(run))
+
+
+def _options(run: RunConfig) -> LoadOptions:
     config = run.model
-    assert config.model_name_or_path is not None  # `train` has checked
-    options = LoadOptions(
+    return LoadOptions(
         revision=config.revision,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=config.attn_implementation,
         tokenizer=config.tokenizer_name_or_path,
     )
-    return load_model(config.model_name_or_path, options)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that a run file names.
+
+    Raises:
+        ConfigError: it is none, or not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,155 @@
+"""Weights straight into a sharded model: no process ever holds the whole of it.
+
+```
+config --> model on the meta device --> expand --> shard --> empty parts
+                                   safetensors files, slice by slice --'
+```
+Every process reads slices of the base's safetensors files; a frozen block and its copy read the
+same ones. Nothing is written on the way.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from controlllm.checkpoint import Kind, locate
+from controlllm.checkpoint.shards import fill_some, tensor_shapes
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion.anatomy import residual_projections
+from controlllm.expansion.block import StackBlock
+from controlllm.train.config import RunConfig
+from controlllm.train.parallel.world import World
+
+__all__ = ["build_on_meta", "fill_from", "is_without_weights", "weights_to_shard"]
+
+log = logging.getLogger(__name__)
+
+BRANCHES = ("pretrained", "expanded")
+
+
+def weights_to_shard(run: RunConfig, world: World) -> Path | None:
+    """The folder whose weights can be read in parts; None where the model must be loaded whole.
+
+    Collective where there are several processes.
+    """
+    if world.mesh is None or run.model.model_name_or_path is None:
+        return None
+    if why := _why_whole(run):
+        log.info("Each process loads the whole model first: %s", why)
+        return None
+    folder = world.first(lambda: _folder(run))
+    return Path(folder) if folder else None
+
+
+def _why_whole(run: RunConfig) -> str | None:
+    """What of a run needs the base in one piece before it is sharded."""
+    if any(source.postprocess for source in [*run.data.train, *run.data.replay]):
+        return "a postprocess hook may use it"
+    if run.rehearsal.enabled:
+        return "the base writes what is rehearsed"
+    if run.expansion.freeze is not None:
+        return "parts of the base train (expansion.freeze)"
+    return None
+
+
+def _folder(run: RunConfig) -> str | None:
+    """Where the base's config and safetensors files lie on this machine."""
+    assert run.model.model_name_or_path is not None
+    location = locate(run.model.model_name_or_path)
+    if location.kind is Kind.HUB:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(
+            location.path,
+            revision=run.model.revision,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"],
+        )
+    return location.path if location.kind is Kind.PLAIN else None
+
+
+def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
+    """The base without weights; its buffers are real.
+
+    Returns:
+        None where its files name or shape the weights in another way than the model does.
+    """
+    from accelerate import init_empty_weights
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
+    dtype = config.dtype if run.model.dtype == "auto" else getattr(torch, run.model.dtype)
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": run.model.trust_remote_code}
+    if run.model.attn_implementation:
+        settings["attn_implementation"] = run.model.attn_implementation
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **settings)
+    model.tie_weights()
+    model.config._name_or_path = str(run.model.model_name_or_path)
+    shapes = tensor_shapes(folder)
+    for name, parameter in model.named_parameters():
+        if shapes.get(name) != tuple(parameter.shape):
+            log.info("Each process loads the whole model first: %s is not in its files", name)
+            return None
+    return model
+
+
+def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device) -> None:
+    """Give a sharded model on the meta device its weights. Collective.
+
+    Args:
+        folder: the base's files.
+        model: expanded or not; parameters that are not on the meta device keep their values.
+        world: the processes that share it.
+        device: where it shall be.
+
+    Raises:
+        CheckpointError: a weight is missing.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    real = {name: tensor.detach().clone() for name, tensor in tensors if not tensor.is_meta}
+    missing = {name for name, tensor in tensors if tensor.is_meta}
+    model.to_empty(device=device)
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for name, values in real.items():
+            named[name].copy_(values.to(device))
+    for branch in BRANCHES:
+        wanted = {
+            base_name(name): named[name]
+            for name in missing
+            if (branch == "expanded") == ("expanded" in name.split("."))
+        }
+        fill_some(folder, wanted, world.ranks)
+    with torch.no_grad():
+        for parameter in _zeroed(model):
+            parameter.zero_()
+
+
+def is_without_weights(model: nn.Module) -> bool:
+    """Whether any parameter is on the meta device."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def base_name(name: str) -> str:
+    """What the base calls a parameter of an expanded model.
+
+    >>> base_name("base.model.layers.3.expanded.mlp.up_proj.weight")
+    'model.layers.3.mlp.up_proj.weight'
+    """
+    parts = name.split(".")
+    parts = parts[1:] if parts[0] == "base" else parts
+    return ".".join(part for part in parts if part not in BRANCHES)
+
+
+def _zeroed(model: nn.Module) -> Iterator[Tensor]:
+    """What `expand` sets to 0, so that a stacked copy begins as the identity."""
+    if isinstance(model, ControlLLMForCausalLM):
+        for block in model.blocks.values():
+            if isinstance(block, StackBlock):
+                yield from residual_projections(
+                    block.expanded, model.expansion.residual_projections
+                )

@@ -1,0 +1,161 @@
+"""What lies where: gradients and state for what trains only, weights in parts, read in parts."""
+
+import ctypes
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.distributed.test_training import losses, run_of
+from tests.processes import run_ranks, values
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
+from controlllm.train import train
+from controlllm.train.bench import make_bench
+from controlllm.train.keeper import RunKeeper
+from controlllm.train.native import NativeLoop
+from controlllm.train.parallel import open_world
+from controlllm.train.parallel.sharding import sharding_units
+
+
+def local_bytes(tensors: Any) -> int:
+    """Of this process's parts."""
+    parts = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gradients_and_optimizer_state_exist_for_what_trains_only(
+    run_config: Any, loaded: Any, tmp_path: Path, ranks: int
+) -> None:
+    def count(rank: int) -> dict[str, int]:
+        run = run_of(run_config, tmp_path / "run")
+        with open_world(run.parallel, "cpu") as world:
+            bench = make_bench(run, loaded(), world)
+            loop = NativeLoop(bench, RunKeeper(bench, None))
+            loop.accumulate(bench.next_batches())
+            parameters = list(bench.model.parameters())
+            trained = [p for p in parameters if p.requires_grad]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            bench.optimizer.step()
+            state = [
+                value
+                for values in bench.optimizer.state.values()
+                for value in values.values()
+                if value.ndim
+            ]
+            units = len(list(sharding_units(bench.model)))
+            return {
+                "all": local_bytes(parameters),
+                "trained": local_bytes(trained),
+                "gradients": local_bytes(gradients),
+                "state": local_bytes(state),
+                "trained of all ranks": sum(p.numel() * p.element_size() for p in trained),
+                "units": units,
+            }
+
+    counts = values(run_ranks(count, ranks, tmp_path / "processes"))
+    for count_of_rank in counts:
+        assert count_of_rank["gradients"] == count_of_rank["trained"]
+        assert count_of_rank["state"] == 2 * count_of_rank["trained"]
+        # Two of four blocks are expanded: frozen, copy and interpolator each, and two others.
+        assert count_of_rank["units"] == 8
+    total = counts[0]["trained of all ranks"]
+    assert sum(count_of_rank["trained"] for count_of_rank in counts) == total
+    assert max(count_of_rank["trained"] for count_of_rank in counts) < 1.2 * total / ranks
+
+
+def write_base(folder: Path, tokenizer: Any, **config: Any) -> None:
+    settings = {
+        "vocab_size": 259,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        **config,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder, max_shard_size="100KB")
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {},
+        {"expansion": {"structure": "stack"}},
+        {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
+        {"method": "full"},
+    ],
+    ids=["concat", "stack", "ends and gates", "full"],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_read_in_parts_are_the_weights(
+    run_config: Any, pico_tokenizer: Any, tmp_path: Path, over: dict[str, Any], tied: bool
+) -> None:
+    """The same run with a model that each process loads whole, and that none does."""
+    write_base(tmp_path / "base", pico_tokenizer, tie_word_embeddings=tied)
+    model = {"model_name_or_path": str(tmp_path / "base")}
+
+    def losses_of(name: str, whole: bool) -> list[float]:
+        run = run_of(run_config, tmp_path / name, model=model, **over)
+
+        def one(rank: int) -> Any:
+            return train(run, load_model(tmp_path / "base") if whole else None).history
+
+        return losses(values(run_ranks(one, 2, tmp_path / "processes"))[0])
+
+    assert losses_of("parts", whole=False) == losses_of("whole", whole=True)
+    a, b = (load_checkpoint(newest_checkpoint(tmp_path / name)) for name in ("parts", "whole"))
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
+    fingerprints = [state.model["config"].get("base", {}).get("fingerprint") for state in (a, b)]
+    assert fingerprints[0] == fingerprints[1]
+
+
+M_MMAP_THRESHOLD = -3
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held since `forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def forget_peak() -> int:
+    """The memory held now, which is the peak from now on."""
+    gc.collect()
+    # Freed blocks go back to the system at once, or the peak would be malloc's, not ours.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_no_process_ever_holds_the_whole_model(
+    run_config: Any, pico_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Peak memory that building adds, on each of four processes, to the size of the files."""
+    shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 16}
+    write_base(tmp_path / "small", pico_tokenizer)
+    write_base(tmp_path / "base", pico_tokenizer, **shape)
+    size = sum(file.stat().st_size for file in (tmp_path / "base").glob("*.safetensors"))
+
+    def peak(rank: int) -> float:
+        def added(name: str) -> float:
+            model = {"model_name_or_path": str(tmp_path / name)}
+            run = run_of(run_config, tmp_path / "run", model=model)
+            with open_world(run.parallel, "cpu") as world:
+                before = forget_peak()
+                make_bench(run, None, world)
+            return (peak_bytes() - before) / size
+
+        added("small")  # Once for what is imported and set up.
+        return added("base")
+
+    # A quarter of the weights, two copies of sixteen, and what is gathered for a moment.
+    assert max(values(run_ranks(peak, 4, tmp_path / "processes", timeout=200))) < 0.6
