@@ -50,7 +50,7 @@ def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        group["lr"] = 0.0 * group["lr"]  # A rate that is a tensor has to stay one.
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -69,7 +69,7 @@ def decay_by_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
     def follow(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group in stepping.param_groups:
             if group["name"] == "matrices":
-                group["weight_decay"] = ratio * group["lr"]
+                group["weight_decay"] = ratio * float(group["lr"])
 
     optimizer.register_step_pre_hook(follow)
 
