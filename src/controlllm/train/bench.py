@@ -23,6 +23,7 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.documents import check_packing
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
+from controlllm.train.activations import compile_blocks
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
 from controlllm.train.losses import StepLoss
@@ -31,6 +32,7 @@ from controlllm.train.model import Loaded, find_device, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
 from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
+from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
@@ -159,6 +161,8 @@ def _share(
 ) -> None:
     """Shard the model, and a frozen copy of its base; read their weights where they have none."""
     copied = [] if reference is None or reference.copy is None else [reference.copy]
+    if run.training.torch_compile:
+        compile_blocks(list(sharding_units(model)))
     for module in [model, *copied]:
         shard_model(module, world, run.training.mixed_precision)
         if files is not None and is_without_weights(module):

@@ -9,6 +9,7 @@ from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import ConfigError
 from controlllm.data import resolve_chat_template
+from controlllm.train.activations import enable_checkpointing
 from controlllm.train.config import RunConfig
 from controlllm.train.parallel.loading import build_on_meta
 from controlllm.train.training_config import TrainingConfig
@@ -98,16 +99,5 @@ def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedMo
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    if training.gradient_checkpointing:
-        _enable_checkpointing(model)
+    enable_checkpointing(model, training)
     return model
-
-
-def _enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations; the older of the two names is all that transformers 5.17 has."""
-    newer, older = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-    enable = getattr(model, newer if hasattr(type(model), newer) else older)
-    enable({"use_reentrant": False})
-    # It also makes embeddings ask for gradients, which only the reentrant kind needs: frozen blocks
-    # below the first expanded one would run a backward pass for nothing.
-    model.disable_input_require_grads()

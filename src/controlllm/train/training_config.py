@@ -20,6 +20,7 @@ Backend = Literal["native", "hf"]
 SchedulerName = Literal["cosine", "linear", "constant", "wsd", "step"]
 DecayName = Literal["linear", "cosine", "1-sqrt"]
 MixedPrecision = Literal["no", "bf16"]
+CheckpointingPolicy = Literal["full", "selective"]
 
 _POSITIVE = (
     "max_steps",
@@ -133,6 +134,11 @@ class TrainingConfig:
     happens in the first minute; it leaves no trace in the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing_policy: CheckpointingPolicy = "full"
+    """What is recomputed: `full` a whole block; `selective` all but matrix products and attention,
+    whose results are kept: more memory than full, hardly more time than none."""
+    torch_compile: bool = False
+    """Compile frozen blocks and copies one by one (torch.compile); the first steps take longer."""
     alpha_sampling: list[float] | None = None
     """[low, high]: draw one alpha per optimizer step, so that the whole dial is trained."""
 
@@ -203,6 +209,13 @@ class TrainingConfig:
         check_choice("training.lr_scheduler_type", self.lr_scheduler_type, get_args(SchedulerName))
         check_choice("training.lr_decay_type", self.lr_decay_type, get_args(DecayName))
         check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+        policy, policies = self.gradient_checkpointing_policy, get_args(CheckpointingPolicy)
+        check_choice("training.gradient_checkpointing_policy", policy, policies)
+        if policy != "full" and not self.gradient_checkpointing:
+            raise ConfigError(
+                f"training.gradient_checkpointing_policy={policy!r} needs "
+                "training.gradient_checkpointing=true."
+            )
 
     def _check_numbers(self) -> None:
         for name in _POSITIVE:
