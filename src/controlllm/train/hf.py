@@ -7,6 +7,7 @@ loops give the same losses. The Trainer's own logging, saving and resuming stay 
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from controlllm.train.bench import Bench
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.losses import Counts, StepReport
 from controlllm.train.native import clip_gradients
+from controlllm.train.timing import BACKWARD, DATA, FORWARD, OPTIMIZER
 
 __all__ = ["ControlLLMTrainer", "train_with_hf"]
 
@@ -70,9 +72,12 @@ class ControlLLMTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step; counts them and draws the step's alpha."""
-        batches = self.bench.next_batches()
+        instruments = self.keeper.instruments
+        with instruments.clock.phase(DATA):
+            batches = self.bench.next_batches()
         if not batches:
             raise _EndOfData
+        instruments.count(batches)
         self.counts = self.bench.loss.count(batches)
         self.report = StepReport.of(self.counts)
         self.bench.alphas.draw()
@@ -86,8 +91,13 @@ class ControlLLMTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """One micro-batch's share of the step's loss."""
-        with self.bench.autocast():
+        with self.keeper.instruments.clock.phase(FORWARD), self.bench.autocast():
             return self.bench.loss.micro_batch(inputs, self.counts, self.report)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one micro-batch; what is not the former counts as the latter."""
+        with self.keeper.instruments.clock.phase(BACKWARD):
+            return super().training_step(*args, **kwargs)
 
 
 class _EndOfData(Exception):
@@ -100,6 +110,7 @@ class _Books(TrainerCallback):
     def __init__(self, trainer: ControlLLMTrainer) -> None:
         self.trainer = trainer
         self.grad_norm = 0.0
+        self.optimizing = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.global_step = self.trainer.keeper.progress.step
@@ -108,8 +119,12 @@ class _Books(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         limit = trainer.bench.run.training.max_grad_norm
+        self.optimizing.enter_context(trainer.keeper.instruments.clock.phase(OPTIMIZER))
         self.grad_norm = clip_gradients(trainer.bench.model, limit)
         trainer.keeper.check_finite(trainer.report, self.grad_norm)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.optimizing.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.bench.alphas.release()

@@ -35,11 +35,13 @@ from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench, seed_everything
 from controlllm.train.folder import remote_run
+from controlllm.train.instruments import Instruments
 from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
 from controlllm.train.losses import StepReport
 from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
 from controlllm.train.schedules import learning_rate_factor
+from controlllm.train.timing import CHECKPOINT, COMMUNICATION, EVALUATION
 
 __all__ = ["RunKeeper", "TrainResult"]
 
@@ -84,6 +86,7 @@ class RunKeeper:
         self.saved: Path | None = checkpoint
         self.stopped: str | None = None
         self.loggers = LoggerGroup([])
+        self.instruments = Instruments(bench)
         limit = self.training.save_total_limit
         self.writer = CheckpointWriter(self.folder, limit, bench.world.ranks)
         remote = remote_run(self.training) if bench.world.is_first else None
@@ -131,15 +134,17 @@ class RunKeeper:
         """Count an optimizer step, and log, measure, save and stop where it is time to."""
         progress, training = self.progress, self.training
         # What decides when to stop or to save must be the same for all processes.
-        seconds, may_finish = self.bench.world.max(
-            [time.monotonic() - self._clock, self.writer.may_finish()]
-        )
+        with self.instruments.clock.phase(COMMUNICATION):
+            seconds, may_finish = self.bench.world.max(
+                [time.monotonic() - self._clock, self.writer.may_finish()]
+            )
         if may_finish:
             self._saved(self.writer.finish())
         progress.step += 1
         progress.tokens += report.tokens
         progress.seconds += seconds
         progress.window.add(report, grad_norm, seconds)
+        self.instruments.take(progress.window)
         last = self._reason_to_stop() is not None
         if last or progress.step % self.bench.run.logging.logging_steps == 0:
             self._log_training()
@@ -197,7 +202,7 @@ class RunKeeper:
         factor = learning_rate_factor(self.progress.step - 1, self.training, self.bench.total_steps)
         means[names.LEARNING_RATE] = self.training.learning_rate * factor
         means[names.TOKENS] = self.progress.tokens
-        means[names.MEMORY] = names.peak_memory_gib(self.bench.device)
+        means |= self.instruments.metrics(self.progress.window)
         if isinstance(self.bench.model, ControlLLMForCausalLM):
             for layer, alpha in self.bench.model.alphas().items():
                 means[names.ALPHA_LAYER.format(layer)] = alpha
@@ -206,7 +211,7 @@ class RunKeeper:
 
     def _measure(self) -> Measurement:
         """Evaluate and log."""
-        with self.bench.autocast():
+        with self.instruments.clock.phase(EVALUATION), self.bench.autocast():
             measurement = self.bench.meter.measure()
         self.bench.world.reshard(self.bench.model)
         self.progress.forgetting = measurement.forgetting
@@ -239,7 +244,9 @@ class RunKeeper:
             history=self.progress.history,
             extra={"progress": self.progress.to_dict(), "alphas": bench.alphas.state_dict()},
         )
-        self._saved(self.writer.save(state))
+        with self.instruments.clock.phase(CHECKPOINT):
+            whole = self.writer.save(state)
+        self._saved(whole)
 
     def _saved(self, checkpoint: Path | None) -> None:
         """A checkpoint has become whole."""

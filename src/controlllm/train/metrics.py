@@ -10,17 +10,27 @@
 | `train/grad_norm` | before clipping |
 | `train/tokens`, `train/tokens_per_second` | real tokens since the start; throughput of the steps |
 | `train/packing_efficiency` | real tokens as a share of all that were computed |
+| `train/step_seconds` | seconds of a step, of the slowest process |
+| `train/step_seconds/{phase}` | of them, by data (waiting for it), forward, backward, optimizer |
+| | (with clipping) and communication (what is not hidden behind those) |
+| `train/mfu`, `train/hfu` | share of the devices' peak rate: FLOPs that are needed, or computed |
+| `train/tflops` | needed FLOPs per second and process, in 10^12 |
 | `train/memory_gib` | peak so far |
+| `train/memory_allocated_gib` | now; on a CPU what is resident |
+| `train/memory_reserved_gib` | what torch holds of a GPU now |
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
 | `retain/{set}/kl` | KL(base ‖ model) in nats per target token |
 
-Losses, divergences and gradient norms are means over the steps since the last record.
+Losses, divergences, gradient norms and times are means over the steps since the last record: losses
+and divergences over the tokens of all processes, times over processes. Memory is the largest of any
+process.
 """
 
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -32,15 +42,23 @@ __all__ = [
     "DIVERGENCE",
     "DIVERGENCE_LAYER",
     "GRAD_NORM",
+    "HFU",
     "LEARNING_RATE",
     "LOSS",
     "MEMORY",
+    "MEMORY_ALLOCATED",
+    "MEMORY_RESERVED",
+    "MFU",
     "PACKING_EFFICIENCY",
+    "PHASE_SECONDS",
     "REHEARSAL",
+    "STEP_SECONDS",
+    "TFLOPS",
     "TOKENS",
     "TOKENS_PER_SECOND",
+    "is_of_the_machine",
     "learn_metrics",
-    "peak_memory_gib",
+    "memory_gib",
     "retain_metrics",
 ]
 
@@ -55,7 +73,21 @@ GRAD_NORM = "train/grad_norm"
 TOKENS = "train/tokens"
 TOKENS_PER_SECOND = "train/tokens_per_second"
 PACKING_EFFICIENCY = "train/packing_efficiency"
+STEP_SECONDS = "train/step_seconds"
+PHASE_SECONDS = "train/step_seconds/{}"
+MFU = "train/mfu"
+HFU = "train/hfu"
+TFLOPS = "train/tflops"
 MEMORY = "train/memory_gib"
+MEMORY_ALLOCATED = "train/memory_allocated_gib"
+MEMORY_RESERVED = "train/memory_reserved_gib"
+
+_OF_THE_MACHINE = ("train/memory", STEP_SECONDS, TOKENS_PER_SECOND, MFU, HFU, TFLOPS)
+
+
+def is_of_the_machine(name: str) -> bool:
+    """Whether the machine decides a metric, so that the same run gives another value each time."""
+    return name.startswith(_OF_THE_MACHINE)
 
 
 def learn_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
@@ -79,9 +111,24 @@ def retain_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
     return metrics
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of the GPU, or of this process on a CPU, in GiB."""
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """Memory of the GPU, or of this process on a CPU, in GiB, by the names of the metrics."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        sizes = {
+            MEMORY: torch.cuda.max_memory_allocated(device),
+            MEMORY_ALLOCATED: torch.cuda.memory_allocated(device),
+            MEMORY_RESERVED: torch.cuda.memory_reserved(device),
+        }
+        return {name: size / 2**30 for name, size in sizes.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    peak_gib = peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return {MEMORY: peak_gib, MEMORY_ALLOCATED: _resident_gib() or peak_gib}
+
+
+def _resident_gib() -> float | None:
+    """What this process holds in memory now; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * resource.getpagesize() / 2**30

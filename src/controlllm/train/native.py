@@ -13,6 +13,7 @@ from controlllm.data import Batch
 from controlllm.train.bench import Bench
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.losses import StepReport
+from controlllm.train.timing import BACKWARD, COMMUNICATION, DATA, FORWARD, OPTIMIZER
 
 __all__ = ["NativeLoop", "clip_gradients"]
 
@@ -28,6 +29,7 @@ class NativeLoop:
     def __init__(self, bench: Bench, keeper: RunKeeper) -> None:
         self.bench = bench
         self.keeper = keeper
+        self.clock = keeper.instruments.clock
         self.max_grad_norm = bench.run.training.max_grad_norm
 
     def run(self) -> TrainResult:
@@ -38,7 +40,9 @@ class NativeLoop:
         """
         self.bench.model.train()
         while self.keeper.stopped is None:
-            if batches := self.bench.next_batches():
+            with self.clock.phase(DATA):
+                batches = self.bench.next_batches()
+            if batches:
                 self.keeper.after_step(*self.step(batches))
             else:
                 self.keeper.end_of_data()
@@ -48,26 +52,31 @@ class NativeLoop:
         """One optimizer step; what it measured, and the gradient norm before clipping."""
         bench = self.bench
         report = self.accumulate(batches)
-        grad_norm = clip_gradients(bench.model, self.max_grad_norm)
-        self.keeper.check_finite(report, grad_norm)
-        bench.optimizer.step()
-        bench.scheduler.step()
-        bench.optimizer.zero_grad(set_to_none=True)
+        with self.clock.phase(OPTIMIZER):
+            grad_norm = clip_gradients(bench.model, self.max_grad_norm)
+            self.keeper.check_finite(report, grad_norm)
+            bench.optimizer.step()
+            bench.scheduler.step()
+            bench.optimizer.zero_grad(set_to_none=True)
+        self.keeper.instruments.count(batches)
         return report, grad_norm
 
     def accumulate(self, batches: list[Batch]) -> StepReport:
         """Forward and backward of all micro-batches of a step; what all processes measured."""
-        bench, world = self.bench, self.bench.world
-        counts = bench.loss.count(batches).over(world)
+        bench, world, clock = self.bench, self.bench.world, self.clock
+        with clock.phase(COMMUNICATION):
+            counts = bench.loss.count(batches).over(world)
         report = StepReport.of(counts)
         with bench.alphas.step():
             for number, batch in enumerate(batches, start=1):
                 world.synchronize_gradients(bench.model, on=number == len(batches))
-                with bench.autocast():
+                with clock.phase(FORWARD), bench.autocast():
                     loss = bench.loss.micro_batch(bench.to_device(batch), counts, report)
                 # FSDP takes the mean of the processes' gradients, but shares add up.
-                (loss * world.size).backward()
-        return report.over(world)
+                with clock.phase(BACKWARD):
+                    (loss * world.size).backward()
+        with clock.phase(COMMUNICATION):
+            return report.over(world)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:

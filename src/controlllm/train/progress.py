@@ -22,6 +22,12 @@ class Window:
     """Tokens computed in the window, padding included."""
     seconds: float = 0.0
     """Time spent in training steps, without evaluation and saving."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Of them, seconds of each phase on this process (`timing`)."""
+    model_flops: float = 0.0
+    """FLOPs that this process needed (`flops`)."""
+    hardware_flops: float = 0.0
+    """FLOPs that it computed."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sum over the steps of each averaged metric."""
 

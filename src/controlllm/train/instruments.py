@@ -1,0 +1,113 @@
+"""What a run measures of itself: the time of each phase, FLOPs, memory; made into metrics.
+
+clock.phase(...)   around what a back end does          |
+count(batches)     once for each step                   |  plain numbers, no collectives
+take(window)       once for each step, into its window  |
+metrics(window)    once for each record                    two small collectives
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from controlllm.common.errors import ModelError
+from controlllm.data import REHEARSAL
+from controlllm.train import metrics as names
+from controlllm.train.bench import Bench
+from controlllm.train.flops import FlopCount, Flops, sequence_lengths
+from controlllm.train.model_parts import parts_of
+from controlllm.train.peaks import Peak, peak_of
+from controlllm.train.progress import Window
+from controlllm.train.timing import STEP_PHASES, PhaseClock
+
+__all__ = ["Instruments"]
+
+log = logging.getLogger(__name__)
+
+
+class Instruments:
+    """The instruments of one process.
+
+    Args:
+        bench: the run's model, data, optimizer and the like.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.clock = PhaseClock(bench.device)
+        self._flops = Flops()
+        self._peak: Peak | None = None
+        self._count, self._count_base = _flop_counts(bench)
+
+    def count(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Count the FLOPs of one step's micro-batches."""
+        for batch in batches:
+            if self._count is not None:
+                self._flops += self._count.of(sequence_lengths(batch))
+            if self._count_base is not None:
+                asked = self._count_base.of(self._rehearsed(batch))
+                self._flops += Flops(forward=asked.forward)
+
+    def take(self, window: Window, wait: bool = False) -> None:
+        """Put what was measured since the last call into a window."""
+        for phase, seconds in self.clock.take(wait).items():
+            window.phases[phase] = window.phases.get(phase, 0.0) + seconds
+        window.model_flops += self._flops.model
+        window.hardware_flops += self._flops.hardware
+        self._flops = Flops()
+
+    def metrics(self, window: Window) -> dict[str, float]:
+        """The split of a step, utilization and memory. Collective.
+
+        Times are means over the steps of the window and the processes, memory is the largest of any
+        process.
+        """
+        self.take(window, wait=True)
+        world, seconds = self.bench.world, max(window.seconds, 1e-9)
+        own = [window.phases.get(phase, 0.0) for phase in STEP_PHASES]
+        *phases, model, hardware, peak = world.sum(
+            [*own, window.model_flops, window.hardware_flops, self._peak_flops()]
+        )
+        metrics = {names.STEP_SECONDS: seconds / window.steps}
+        for phase, total in zip(STEP_PHASES, phases, strict=True):
+            metrics[names.PHASE_SECONDS.format(phase)] = total / window.steps / world.size
+        if self._count is not None:
+            metrics[names.TFLOPS] = model / seconds / world.size / 1e12
+            metrics[names.MFU] = model / seconds / peak
+            metrics[names.HFU] = hardware / seconds / peak
+        memory = names.memory_gib(self.bench.device)
+        return metrics | dict(zip(memory, world.max(list(memory.values())), strict=True))
+
+    def _peak_flops(self) -> float:
+        if self._peak is None:
+            self._peak = peak_of(self.bench.device, self._dtype())
+            log.info(
+                "Peak of this device: %.3g TFLOP/s (%s)", self._peak.flops / 1e12, self._peak.source
+            )
+        return self._peak.flops
+
+    def _dtype(self) -> torch.dtype:
+        """What the run computes in."""
+        if self.bench.run.training.mixed_precision == "bf16":
+            return torch.bfloat16
+        return self.bench.model.dtype
+
+    def _rehearsed(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Documents as long as the rehearsed ones, as many as are in a batch."""
+        run = self.bench.run
+        tokens = int((batch["origin"] == REHEARSAL).sum())
+        whole, rest = divmod(tokens, run.rehearsal.length or run.data.max_length)
+        return torch.tensor([run.rehearsal.length or run.data.max_length] * whole + [rest])
+
+
+def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
+    """Of the model; and of its base, where a step asks it."""
+    try:
+        parts = parts_of(bench.model)
+    except ModelError as error:
+        log.info("FLOPs and utilization are not measured: %s", error)
+        return None, None
+    asks = bench.loss.rehearsal_weight is not None
+    return FlopCount(parts), FlopCount(p for p in parts if p.of_base) if asks else None

@@ -1,0 +1,99 @@
+"""What a run says of its time, its FLOPs and its memory."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from controlllm.train import metrics as names
+from controlllm.train import train
+from controlllm.train.bench import make_bench
+from controlllm.train.flops import FlopCount
+from controlllm.train.instruments import Instruments
+from controlllm.train.model_parts import parts_of
+from controlllm.train.peaks import measured_peak
+from controlllm.train.progress import Window
+from controlllm.train.timing import BACKWARD, DATA, FORWARD, STEP_PHASES, PhaseClock
+
+CPU = torch.device("cpu")
+
+
+def test_a_phase_inside_another_is_counted_once() -> None:
+    clock = PhaseClock(CPU)
+    begin = time.perf_counter()
+    with clock.phase(BACKWARD):
+        with clock.phase(FORWARD):
+            time.sleep(0.02)
+        time.sleep(0.01)
+    lasted = time.perf_counter() - begin
+    seconds = clock.take()
+    assert seconds[FORWARD] >= 0.02 and seconds[BACKWARD] >= 0.01
+    assert sum(seconds.values()) <= lasted
+    assert clock.take() == {}
+    assert (clock.standing.phase, clock.standing.count) == (None, 4)
+
+
+def test_a_phase_ends_where_an_error_leaves_it() -> None:
+    clock = PhaseClock(CPU)
+    with pytest.raises(KeyError), clock.phase(FORWARD):
+        raise KeyError
+    assert clock.standing.phase is None and FORWARD in clock.take()
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_every_record_splits_the_step(run_config: Any, loaded: Any, backend: str) -> None:
+    run = run_config(training={"backend": backend}, logging={"logging_steps": 2})
+    rows = [row for row in train(run, loaded()).history if names.LOSS in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        phases = {phase: row[names.PHASE_SECONDS.format(phase)] for phase in STEP_PHASES}
+        assert all(phases[phase] > 0 for phase in (DATA, FORWARD, BACKWARD, "optimizer"))
+        assert sum(phases.values()) <= row[names.STEP_SECONDS] * 1.05
+        assert 0 < row[names.MFU] <= row[names.HFU] < 1
+        assert 0 < row[names.MEMORY_ALLOCATED] <= row[names.MEMORY] * 1.01
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_flops_are_those_of_the_batches(run_config: Any, loaded: Any, packing: bool) -> None:
+    bench = make_bench(run_config(data={"packing": packing}), loaded())
+    instruments, window = Instruments(bench), Window(steps=1, seconds=2.0)
+    batches = bench.next_batches()
+    instruments.count(batches)
+    metrics = instruments.metrics(window)
+    count = FlopCount(parts_of(bench.model))
+    if packing:
+        lengths = torch.cat([batch["cu_seq_lens_q"].diff().long() for batch in batches])
+    else:
+        shapes = [batch["input_ids"].shape for batch in batches]
+        lengths = torch.tensor([length for rows, length in shapes for _ in range(rows)])
+    flops = count.of(lengths)
+    peak = measured_peak(CPU, torch.float32)
+    assert metrics[names.TFLOPS] == pytest.approx(flops.model / 2.0 / 1e12)
+    assert metrics[names.MFU] == pytest.approx(flops.model / 2.0 / peak)
+    assert metrics[names.HFU] == pytest.approx(flops.hardware / 2.0 / peak)
+    bench.loader.close()
+
+
+def test_the_base_is_counted_where_rehearsal_asks_it(run_config: Any, loaded: Any) -> None:
+    settings = {"num_sequences": 8, "length": 16, "share": 0.5}
+    asked, plain = (
+        make_bench(run_config(rehearsal={**settings, "loss": loss}), loaded())
+        for loss in ("kl", "ce")
+    )
+    windows = []
+    for bench in (asked, plain):
+        instruments, window = Instruments(bench), Window()
+        instruments.count(bench.next_batches())
+        instruments.take(window)
+        windows.append(window)
+        bench.loader.close()
+    assert windows[0].model_flops > windows[1].model_flops
+
+
+def test_a_window_goes_through_a_checkpoint() -> None:
+    window = Window(steps=1, phases={DATA: 0.5}, model_flops=3.0, hardware_flops=4.0)
+    assert Window(**asdict(window)) == window
+    older = {"steps": 2, "tokens": 3, "positions": 3, "seconds": 1.0, "sums": {}}
+    assert Window(**older).phases == {}
