@@ -45,7 +45,7 @@ def train_by(run: Any, loaded: Any, ranks: int, folder: Path) -> list[Any]:
     return values(run_ranks(lambda rank: train(run, loaded()).history, ranks, folder, timeout=100))
 
 
-@pytest.fixture(params=["concat", "ends and gates", "stack", "full"])
+@pytest.fixture(params=["concat", "ends and gates", "stack", "full", "loss in chunks"])
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What trains."""
     return {
@@ -53,6 +53,10 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
         "ends and gates": {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
         "stack": {"expansion": {"structure": "stack"}},
         "full": {"method": "full"},
+        "loss in chunks": {
+            "expansion": {"expand_ends": True},
+            "training": {"loss_chunk_size": 5, "gradient_checkpointing": True},
+        },
     }[request.param]
 
 

@@ -26,6 +26,7 @@ from controlllm.evaluate import Reference
 from controlllm.train.activations import compile_blocks
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
+from controlllm.train.head import check_head
 from controlllm.train.losses import StepLoss
 from controlllm.train.methods import prepare_model
 from controlllm.train.model import Loaded, find_device, load_base, tune_model
@@ -137,7 +138,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         model=model,
         tokenizer=tokenizer,
         loader=loader,
-        loss=StepLoss(model, reference, kl_weight),
+        loss=StepLoss(model, reference, kl_weight, training.loss_chunk_size),
         meter=_make_meter(model, reference, tokenizer, run),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
@@ -148,7 +149,10 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     if run.data.packing:
         with bench.autocast():
             check_packing(model)
-        world.reshard(model)
+    if training.loss_chunk_size is not None:
+        with bench.autocast():
+            check_head(model)
+    world.reshard(model)
     return bench
 
 

@@ -19,10 +19,11 @@ Shapes: B batch, T tokens, V vocabulary.
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from controlllm.common.losses import (
     IGNORE_INDEX,
@@ -35,6 +36,7 @@ from controlllm.data import REHEARSAL, model_inputs
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.alignment import DivergenceTerms
+from controlllm.train.head import chunked_cross_entropy_sum, hidden_states_of
 from controlllm.train.parallel import World
 from controlllm.train.rows import rows_of_origin
 
@@ -123,11 +125,17 @@ class StepLoss:
         model: what trains.
         reference: its base, asked for the rehearsal KL.
         rehearsal_weight: weight of the rehearsal KL; None = rehearsed rows are ordinary rows.
+        chunk: positions whose logits exist at a time; None = all.
     """
 
     def __init__(
-        self, model: nn.Module, reference: Reference | None, rehearsal_weight: float | None = None
+        self,
+        model: nn.Module,
+        reference: Reference | None,
+        rehearsal_weight: float | None = None,
+        chunk: int | None = None,
     ) -> None:
+        self.chunk = chunk
         self.model = model
         self.reference = reference
         self.rehearsal_weight = rehearsal_weight
@@ -149,8 +157,8 @@ class StepLoss:
         inputs = dict(model_inputs(batch))
         inputs.pop("labels")
         with _collected_divergence(self.model) as terms:
-            logits_BTV = self.model(**inputs).logits
-        losses = {"cross_entropy": self._cross_entropy(logits_BTV, batch, counts)}
+            output = self._forward(inputs)
+        losses = {"cross_entropy": self._cross_entropy(output, batch, counts)}
         divergence: dict[int, Tensor] = {}
         if terms is not None and terms.values:
             mask_BT = self._divergence_mask(batch)
@@ -158,10 +166,17 @@ class StepLoss:
             blocks = terms.per_block(mask_BT)
             divergence = {layer: s / max(counts.tokens, 1) for layer, (s, _) in blocks.items()}
         if counts.rehearsed:
-            losses["rehearsal"] = self._rehearsal(logits_BTV, batch, counts)
+            losses["rehearsal"] = self._rehearsal(output, batch, counts)
         if report is not None:
             report.add({name: loss.detach() for name, loss in losses.items()}, divergence)
         return torch.stack(list(losses.values())).sum()
+
+    def _forward(self, inputs: dict[str, Any]) -> Tensor:
+        """Logits (B, T, V); where they come in chunks, what the head makes them of (B, T, D)."""
+        if self.chunk is not None:
+            return hidden_states_of(cast(PreTrainedModel, self.model), inputs)
+        logits_BTV: Tensor = self.model(**inputs).logits
+        return logits_BTV
 
     def _count_one(self, batch: Mapping[str, Any]) -> Counts:
         labels_BT = batch["labels"]
@@ -191,22 +206,29 @@ class StepLoss:
         mask: Tensor = batch["origin"] >= 0
         return mask
 
-    def _cross_entropy(
-        self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts
-    ) -> Tensor:
-        total, _ = cross_entropy_sum(logits_BTV, self._task_labels(batch))
+    def _cross_entropy(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
+        labels_BT = self._task_labels(batch)
+        if self.chunk is None:
+            total, _ = cross_entropy_sum(output, labels_BT)
+        else:
+            model = cast(PreTrainedModel, self.model)
+            total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk)
         return total / max(counts.targets, 1)
 
-    def _rehearsal(self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
+    def _rehearsal(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""
         rows = rows_of_origin(batch, REHEARSAL)
         if rows is None:
-            return logits_BTV.new_zeros((), dtype=torch.float32)
+            return output.new_zeros((), dtype=torch.float32)
         assert self.reference is not None and self.rehearsal_weight is not None
         part, select = rows
         labels_BT = part["labels"]
         inputs = {k: v for k, v in model_inputs(part).items() if k != "labels"}
-        total, _ = kl_sum(self.reference.forward(**inputs), select(logits_BTV), labels_BT)
+        logits_BTV = select(output)
+        if self.chunk is not None:
+            head = cast(PreTrainedModel, self.model).get_output_embeddings()
+            logits_BTV = head(logits_BTV)
+        total, _ = kl_sum(self.reference.forward(**inputs), logits_BTV, labels_BT)
         return self.rehearsal_weight * total / counts.rehearsed
 
 

@@ -44,6 +44,7 @@ _OPTIONAL_POSITIVE = (
     "max_seconds",
     "save_total_limit",
     "total_train_batch_size",
+    "loss_chunk_size",
     "interpolator_learning_rate",
     "weight_decay_ratio",
     "max_eval_samples",
@@ -137,6 +138,9 @@ class TrainingConfig:
     gradient_checkpointing_policy: CheckpointingPolicy = "full"
     """What is recomputed: `full` a whole block; `selective` all but matrix products and attention,
     whose results are kept: more memory than full, hardly more time than none."""
+    loss_chunk_size: int | None = None
+    """Compute the logits of so many target positions at a time, so that those of a large vocabulary
+    never exist all at once (1024 to 4096 is usual); null = all at once."""
     torch_compile: bool = False
     """Compile frozen blocks and copies one by one (torch.compile); the first steps take longer."""
     alpha_sampling: list[float] | None = None
