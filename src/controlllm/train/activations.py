@@ -54,7 +54,7 @@ def _policy(expensive: frozenset[Any], context: Any, operation: Any, *args: Any,
 
 def _expensive() -> frozenset[Any]:
     aten = torch.ops.aten
-    names = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention")
+    names: tuple[str, ...] = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention")
     names += ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
     names += ("_scaled_dot_product_flash_attention_for_cpu",)
     found = (getattr(aten, name, None) for name in names)

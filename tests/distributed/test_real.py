@@ -1,0 +1,149 @@
+"""A real model learns real rows on two processes that torchrun starts, and is killed twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from controlllm.checkpoint import best_checkpoint, list_checkpoints
+from controlllm.checkpoint.shards import is_sharded
+
+STEPS = 10
+QA = {"prompt": "question", "completion": "answer"}
+
+
+def run_file(folder: Path, shared_data: Path) -> Path:
+    gsm8k = shared_data / "sft" / "gsm8k"
+    stories = shared_data / "text" / "tinystories_excerpt" / "tinystories.txt"
+    values = {
+        "model": {
+            "model_name_or_path": str(shared_data / "checkpoints/stories260k-hf"),
+            "device": "cpu",
+        },
+        "expansion": {"num_blocks": 2, "expand_ends": True},
+        "data": {
+            "train": [{"path": str(gsm8k / "train.jsonl.gz"), "columns": QA, "max_rows": 200}],
+            "learn": [
+                {"path": str(gsm8k / "test.jsonl"), "name": "gsm8k", "columns": QA, "max_rows": 8}
+            ],
+            "retain": [
+                {
+                    "path": str(stories),
+                    "name": "stories",
+                    "text_unit": "paragraph",
+                    "max_rows": 20,
+                }
+            ],
+            "max_length": 256,
+        },
+        "training": {
+            "output_dir": str(folder / "run"),
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 1,
+            "total_train_batch_size": 4,
+            "learning_rate": 3e-3,
+            "eval_steps": 5,
+            "save_steps": 2,
+            "save_total_limit": None,
+        },
+        "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command += ["-m", "controlllm.cli", "train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def kill_after(process: subprocess.Popen[str], run: Path, checkpoints: int) -> None:
+    """Kill all processes at once as soon as so many checkpoints are there."""
+    end = time.monotonic() + 120
+    while len(list_checkpoints(run)) < checkpoints:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.02)
+    parent = psutil.Process(process.pid)
+    for child in [*parent.children(recursive=True), parent]:
+        child.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def losses(run: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def command(*words: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "controlllm.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_killed_twice_resumed_and_exported_in_every_form(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "killed").mkdir()
+    straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
+    text = start(run_file(tmp_path / "straight", shared_data)).communicate(timeout=120)[0]
+    assert "max_steps" in text, text
+    path = run_file(tmp_path / "killed", shared_data)
+    for checkpoints in (1, 3):
+        kill_after(start(path), killed, checkpoints)
+    text = start(path).communicate(timeout=120)[0]
+    assert "max_steps" in text, text
+    assert list(losses(killed)) == list(range(1, STEPS + 1))
+    assert losses(killed) == losses(straight)
+
+    best = best_checkpoint(killed)
+    assert best is not None
+    assert is_sharded(best)
+    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    step = int(best.name.split("-")[1])
+    measured = next(r for r in rows if r["step"] == step and "learn/gsm8k/loss" in r)
+    for form in ("sidecar", "full"):
+        folder = tmp_path / form
+        command("export", killed, folder, "--form", form)
+        found = evaluated(folder, path, tmp_path)
+        for name in ("learn/gsm8k", "retain/stories"):
+            assert found[name] == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
+    command("export", killed, tmp_path / "collapsed", "--form", "collapsed")
+    assert evaluated(tmp_path / "collapsed", path, tmp_path)["learn/gsm8k"] > 0
+
+
+def evaluated(folder: Path, path: Path, tmp_path: Path) -> dict[str, Any]:
+    """The losses of what was exported, on the held-out sets of the run."""
+    from controlllm.checkpoint import load_model
+    from controlllm.data import eval_batches
+    from controlllm.evaluate import evaluate_losses
+    from controlllm.train import RunConfig
+
+    run = RunConfig.from_yaml(path)
+    model, tokenizer = load_model(folder)
+    return {
+        f"{group}/{source.name}": evaluate_losses(
+            model, eval_batches(source, tokenizer, run.data, 8)
+        ).loss
+        for group in ("learn", "retain")
+        for source in getattr(run.data, group)
+    }
