@@ -98,6 +98,16 @@ def test_activation_checkpointing_computes_blocks_again(eager: Any) -> None:
     assert again.model == plain.hardware
 
 
+def test_selective_checkpointing_keeps_results_of_matrices(eager: Any) -> None:
+    from controlllm.train.model import tune_model
+    from controlllm.train.training_config import TrainingConfig
+
+    model = expand(eager(), num_blocks=2)
+    policy = TrainingConfig(gradient_checkpointing=True, gradient_checkpointing_policy="selective")
+    tune_model(model, policy)
+    assert counted(model) == computed(model)
+
+
 def test_fused_attention_computes_scores_again(pico_llama: Any, eager: Any) -> None:
     fused, plain = counted(pico_llama()), counted(eager())
     assert fused.model == plain.model

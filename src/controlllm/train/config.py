@@ -9,11 +9,13 @@ from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.train.config_io import build, merge, read_yaml, write_yaml
+from controlllm.train.debug_config import DebugConfig
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
 from controlllm.train.training_config import TrainingConfig, check_range
 
 __all__ = [
+    "DebugConfig",
     "LoggingConfig",
     "Method",
     "ModelConfig",
@@ -141,6 +143,8 @@ class RunConfig:
     """How several processes share the model."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metric loggers."""
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    """Profiles, the hunt for NaN, the watchdog."""
 
     def __post_init__(self) -> None:
         """Check what concerns several sections (ConfigError)."""

@@ -35,12 +35,14 @@ __all__ = ["open_run_folder", "remote_run"]
 CONFIG = "config.yaml"
 _WRITTEN = (
     *("checkpoint-*", "best.json", "metrics.jsonl", "tensorboard", "wandb.json", CONFIG),
+    *("profile", "watchdog", "flight_recorder"),
     *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja"),
 )
 _MAY_CHANGE = (
     # How long, how often and where to: a run may go on with other values of these.
     "preset",
     "logging",
+    "debug",
     "model.device",
     "parallel",
     *(

@@ -119,6 +119,7 @@ class _Books(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         limit = trainer.bench.run.training.max_grad_norm
+        trainer.keeper.debugger.after_backward()
         self.optimizing.enter_context(trainer.keeper.instruments.clock.phase(OPTIMIZER))
         self.grad_norm = clip_gradients(trainer.bench.model, limit)
         trainer.keeper.check_finite(trainer.report, self.grad_norm)

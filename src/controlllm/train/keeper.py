@@ -34,6 +34,7 @@ from controlllm.common.errors import TrainingError
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench, seed_everything
+from controlllm.train.debugging import Debugger
 from controlllm.train.folder import remote_run
 from controlllm.train.instruments import Instruments
 from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
@@ -87,6 +88,7 @@ class RunKeeper:
         self.stopped: str | None = None
         self.loggers = LoggerGroup([])
         self.instruments = Instruments(bench)
+        self.debugger = Debugger(bench, self.instruments.clock)
         limit = self.training.save_total_limit
         self.writer = CheckpointWriter(self.folder, limit, bench.world.ranks)
         remote = remote_run(self.training) if bench.world.is_first else None
@@ -99,6 +101,7 @@ class RunKeeper:
         if self._checkpoint is not None:
             self._resume(self._checkpoint)
             log.info("Resuming %s", self._checkpoint)
+        self.debugger.begin(self.progress.step)
         if self.bench.world.is_first:
             context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
             self.loggers = make_loggers(context)
@@ -154,6 +157,7 @@ class RunKeeper:
         self.stopped = self._reason_to_stop()
         if improved or self.stopped or progress.step % training.save_steps == 0:
             self._save()
+        self.debugger.after_step(progress.step)
         self.start_clock()
 
     def end_of_data(self) -> None:
@@ -182,6 +186,7 @@ class RunKeeper:
 
     def close(self) -> None:
         """Close the loggers; also after an error."""
+        self.debugger.close()
         self.loggers.close()
 
     def _reason_to_stop(self) -> str | None:

@@ -145,12 +145,12 @@ def _share_of_experts(config: Any) -> float:
 
 
 def _computed_again(module: nn.Module) -> bool:
-    """Whether activation checkpointing, ours or transformers', covers this part."""
-    return any(
-        getattr(part, "gradient_checkpointing", False)
-        or hasattr(part, "_checkpoint_wrapped_module")
-        for part in module.modules()
-    )
+    """Whether activation checkpointing covers this part, and keeps no results of its matrices."""
+    for part in module.modules():
+        if getattr(part, "gradient_checkpointing", False):
+            settings = getattr(getattr(part, "_gradient_checkpointing_func", None), "keywords", {})
+            return "context_fn" not in settings  # a selective policy keeps them
+    return False
 
 
 def _trains(module: nn.Module | None) -> bool:

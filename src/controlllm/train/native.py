@@ -52,6 +52,7 @@ class NativeLoop:
         """One optimizer step; what it measured, and the gradient norm before clipping."""
         bench = self.bench
         report = self.accumulate(batches)
+        self.keeper.debugger.after_backward()
         with self.clock.phase(OPTIMIZER):
             grad_norm = clip_gradients(bench.model, self.max_grad_norm)
             self.keeper.check_finite(report, grad_norm)

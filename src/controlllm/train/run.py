@@ -4,6 +4,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.train.backends import BACKENDS
 from controlllm.train.bench import make_bench
 from controlllm.train.config import RunConfig
+from controlllm.train.debugging import prepare_recorder
 from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
@@ -33,6 +34,7 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
     _require_sources(run, loaded)
+    prepare_recorder(run.debug, run.training.output_dir)
     with open_world(run.parallel, run.model.device) as world:
         return _train(run, loaded, world)
 

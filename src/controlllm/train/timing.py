@@ -40,8 +40,8 @@ class Standing:
 
     Attributes:
         phase: its name; None between phases.
-        count: how many phases have begun or ended.
-        since: when this one did (`time.monotonic`).
+        count: how many phases have begun or ended, and beats.
+        since: when the last of these was (`time.monotonic`).
     """
 
     phase: str | None
@@ -78,6 +78,11 @@ class PhaseClock:
                 yield
         finally:
             self._enter(before)
+
+    def beat(self) -> None:
+        """Something goes on within a phase."""
+        standing = self.standing
+        self.standing = Standing(standing.phase, standing.count + 1, time.monotonic())
 
     def take(self, wait: bool = False) -> dict[str, float]:
         """Seconds spent in each phase since the last call.

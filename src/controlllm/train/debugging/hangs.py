@@ -1,0 +1,111 @@
+"""Where processes are when nothing goes on, and which of them the others wait for. Pure functions.
+
+All processes of a run pass through the same phases, so the one that has begun the fewest is behind.
+Of several that are equally far, those that wait in a collective wait for those that do not.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from types import FrameType
+
+__all__ = ["Report", "collective_of", "verdict"]
+
+_COLLECTIVES = ("distributed_c10d.py", "_functional_collectives.py")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where one process is.
+
+    Attributes:
+        rank: which one.
+        step: the optimizer step it works on.
+        phase: the phase of it.
+        count: how many phases have begun or ended.
+        seconds: how long nothing has gone on.
+        collective: what it waits in for the others; None if it does not.
+    """
+
+    rank: int
+    step: int
+    phase: str | None
+    count: int
+    seconds: float
+    collective: str | None
+
+    def describe(self) -> str:
+        """One line about it."""
+        where = f"step {self.step}, {self.phase or 'between phases'}"
+        what = f", waiting for others in {self.collective}" if self.collective else ""
+        return f"rank {self.rank} has not gone on for {self.seconds:.0f} s: {where}{what}"
+
+
+def verdict(reports: Mapping[int, Report], world_size: int) -> str:
+    """Who hangs, as far as it can be told.
+
+    Args:
+        reports: of each process that gave one, by rank.
+        world_size: processes of the run.
+    """
+    silent = sorted(set(range(world_size)) - reports.keys())
+    if silent:
+        return (
+            f"{_ranks(silent)} gave no report: dead, stopped, blocked outside of Python, or on a "
+            "machine that does not share the run's folder. Look there first."
+        )
+    if world_size == 1:
+        return f"{reports[0].describe()}."
+    behind = min(report.count for report in reports.values())
+    suspects = [rank for rank, report in reports.items() if report.count == behind]
+    free = [rank for rank in suspects if reports[rank].collective is None]
+    suspects = sorted(free or suspects)
+    if len(suspects) == world_size:
+        return "All ranks are in the same place; compare their stacks."
+    there = reports[suspects[0]]
+    waiting = sorted(reports.keys() - set(suspects))
+    names = sorted(
+        {r.collective for rank, r in reports.items() if rank in waiting and r.collective}
+    )
+    return (
+        f"{_ranks(suspects)} {_plural('hang', suspects)} in step {there.step}, "
+        f"{there.phase or 'between phases'}; {_ranks(waiting)} {_plural('wait', waiting)} for it"
+        f"{' in ' + ', '.join(names) if names else ''}."
+    )
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def _plural(verb: str, ranks: list[int]) -> str:
+    return f"{verb}s" if len(ranks) == 1 else verb
+
+
+def collective_of(thread: int) -> str | None:
+    """The collective that a thread waits in.
+
+    Args:
+        thread: the thread that trains; where it waits for autograd's own threads, those of FSDP are
+            looked at, too.
+    """
+    frames = sys._current_frames()
+    stacks = [frames.pop(thread)] if thread in frames else []
+    stacks += [top for top in frames.values() if any("fsdp" in f.parts for f, _ in _calls(top))]
+    found = (name for top in stacks for name in _collectives(top))
+    return next(found, None)
+
+
+def _collectives(top: FrameType) -> Iterator[str]:
+    """Calls of collectives in a stack, the outermost first."""
+    calls = reversed(list(_calls(top)))
+    return (name for file, name in calls if file.name in _COLLECTIVES and not name.startswith("_"))
+
+
+def _calls(top: FrameType) -> Iterator[tuple[PurePath, str]]:
+    frame: FrameType | None = top
+    while frame is not None:
+        yield PurePath(frame.f_code.co_filename), frame.f_code.co_name
+        frame = frame.f_back
