@@ -32,7 +32,10 @@ Killed at any moment, the same call goes on from the newest checkpoint as if not
 | `run`, `folder`, `bench`, `keeper`, `progress` | the picture above | |
 | `methods` | `control`, `full` | a function under `@METHODS.register` |
 | `backends`, `native`, `hf` | the loops | a function under `@BACKENDS.register` |
-| `losses`, `rows`, `optim`, `alpha` | one step: its loss, its groups and rates, its alpha | |
+| `losses`, `head`, `rows`, `alpha` | one step: its loss, its alpha | |
+| `optim`, `schedules` | parameter groups, decay, rates | a function under `@SCHEDULES.register` |
+| `parallel`, `parallel_config` | several processes: mesh, sharding, weights in parts | |
+| `activations` | what is kept for backward; compiled blocks | |
 | `rehearsal`, `retention` | what the base writes; what the model learned and forgot | |
 | `metrics`, `loggers` | names of metrics; where they go | a class under `@LOGGERS.register` |
 """
