@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from controlllm.train import metrics as names
 from controlllm.train import train
@@ -73,6 +74,23 @@ def test_flops_are_those_of_the_batches(run_config: Any, loaded: Any, packing: b
     assert metrics[names.TFLOPS] == pytest.approx(flops.model / 2.0 / 1e12)
     assert metrics[names.MFU] == pytest.approx(flops.model / 2.0 / peak)
     assert metrics[names.HFU] == pytest.approx(flops.hardware / 2.0 / peak)
+    bench.loader.close()
+
+
+def test_a_loss_in_chunks_is_counted_as_torch_counts(run_config: Any, loaded: Any) -> None:
+    model, tokenizer = loaded()
+    model.set_attn_implementation("eager")
+    run = run_config(training={"loss_chunk_size": 5}, data={"packing": False})
+    bench = make_bench(run, (model, tokenizer))
+    batches = bench.next_batches()
+    instruments, window = Instruments(bench), Window()
+    instruments.count(batches)
+    instruments.take(window)
+    counts = bench.loss.count(batches)
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            bench.loss.micro_batch(batch, counts).backward()
+    assert window.hardware_flops == counter.get_total_flops()
     bench.loader.close()
 
 

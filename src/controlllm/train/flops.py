@@ -75,6 +75,7 @@ class Part:
         again: whether it is computed a second time in the backward pass.
         scores_again: whether its attention scores are (fused kernels).
         of_base: whether the base has it, too.
+        is_head: whether it is the LM head, which may see fewer tokens.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Part:
     again: bool = False
     scores_again: bool = False
     of_base: bool = True
+    is_head: bool = False
 
     def per_token(self) -> Flops:
         """Of the matrices, for each token."""
@@ -110,17 +112,27 @@ class FlopCount:
     """
 
     def __init__(self, parts: Iterable[Part]) -> None:
-        self.per_token = Flops()
+        self.per_token, self.per_prediction = Flops(), Flops()
         self.per_pair: dict[int | None, Flops] = {}
         for part in parts:
-            self.per_token += part.per_token()
+            if part.is_head:
+                self.per_prediction += part.per_token()
+            else:
+                self.per_token += part.per_token()
             if part.keys:
                 before = self.per_pair.get(part.window, Flops())
                 self.per_pair[part.window] = before + part.per_pair()
 
-    def of(self, lengths: Tensor) -> Flops:
-        """One forward and backward pass over documents of so many tokens (`sequence_lengths`)."""
-        flops = self.per_token * float(lengths.sum())
+    def of(self, lengths: Tensor, predictions: int | None = None) -> Flops:
+        """One forward and backward pass.
+
+        Args:
+            lengths: tokens of each document (`sequence_lengths`).
+            predictions: tokens that the LM head sees; None = all.
+        """
+        tokens = int(lengths.sum())
+        flops = self.per_token * tokens
+        flops += self.per_prediction * (tokens if predictions is None else predictions)
         for window, each in self.per_pair.items():
             seen = lengths if window is None else lengths.clamp(max=window)
             flops += each * float((lengths * seen).sum())

@@ -8,11 +8,13 @@ metrics(window)    once for each record                    two small collectives
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from controlllm.common.errors import ModelError
+from controlllm.common.losses import target_mask
 from controlllm.data import REHEARSAL
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench
@@ -39,13 +41,15 @@ class Instruments:
         self.clock = PhaseClock(bench.device)
         self._flops = Flops()
         self._peak: Peak | None = None
+        self._in_chunks = bench.run.training.loss_chunk_size is not None
         self._count, self._count_base = _flop_counts(bench)
 
     def count(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Count the FLOPs of one step's micro-batches."""
         for batch in batches:
             if self._count is not None:
-                self._flops += self._count.of(sequence_lengths(batch))
+                predictions = int(target_mask(batch["labels"]).sum()) if self._in_chunks else None
+                self._flops += self._count.of(sequence_lengths(batch), predictions)
             if self._count_base is not None:
                 asked = self._count_base.of(self._rehearsed(batch))
                 self._flops += Flops(forward=asked.forward)
@@ -106,6 +110,10 @@ def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
     """Of the model; and of its base, where a step asks it."""
     try:
         parts = parts_of(bench.model)
+        if (
+            bench.run.training.loss_chunk_size is not None
+        ):  # The head is computed again in backward.
+            parts = [replace(part, again=part.again or part.is_head) for part in parts]
     except ModelError as error:
         log.info("FLOPs and utilization are not measured: %s", error)
         return None, None

@@ -5,7 +5,7 @@ token, of stacked experts a few; the widths of attention stand in the config.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -44,7 +44,7 @@ def _parts(model: nn.Module) -> Iterator[Part]:
         below = below or _trains(block)
     head = ends["head"].expanded if "head" in ends else model.get_output_embeddings()  # type: ignore[operator]
     if head is not None:
-        yield _part("head", head, None, below)
+        yield replace(_part("head", head, None, below), is_head=True)
 
 
 def _block(name: str, block: nn.Module, attention: "_Attention", below: bool) -> Iterator[Part]:
