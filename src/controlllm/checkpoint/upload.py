@@ -5,10 +5,12 @@ stays good. Its manifest is copied last, once all other files have arrived.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from controlllm.checkpoint.manifest import MANIFEST
 from controlllm.checkpoint.remote import FOLDERS, RemoteRun
@@ -64,16 +66,18 @@ class Uploader:
     def send_files(self, folder: Path) -> None:
         """Copy the files that lie directly in a run folder, and its rehearsal texts.
 
+        They may grow or change meanwhile: each is copied as it is at one moment.
+
         Raises:
             CheckpointError: if they could not be copied.
         """
-        with self._copying(f"the files of {folder}"):
+        with self._copying(f"the files of {folder}"), TemporaryDirectory() as still:
             for file in _files_beside(folder):
                 stat = file.stat()
                 stamp = (stat.st_size, stat.st_mtime_ns)
                 name = file.relative_to(folder).as_posix()
                 if self._sent.get(name) != stamp:
-                    self._replace(file, name)
+                    self._replace(Path(shutil.copyfile(file, Path(still, file.name))), name)
                     self._sent[name] = stamp
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 Each verb is a module with `run(argv)`, imported only when it is asked for, so that `--help` is
 quick. Errors that this library raises on purpose are one line on stderr with exit code 2;
-`--debug` shows the traceback.
+`--debug` shows the traceback. Of several processes of a run, one shows what went wrong.
 """
 
 import sys
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `controlllm`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 2 for a wrong input, 130 after Ctrl-C.
+        The exit code: 0; 1 if another process of the run was lost; 2 for a wrong input or what
+        else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, argv: list[str], debug: bool) -> int:
+    from controlllm.cli.processes import speaks
     from controlllm.cli.terminal import plain_warnings, quiet_progress_bars
-    from controlllm.common.errors import ControlLLMError
+    from controlllm.common.errors import ControlLLMError, noted_outcome
     from controlllm.common.registry import check_choice
 
     try:
@@ -58,19 +60,37 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
         with plain_warnings():
             module = import_module(_MODULES[verb])
             quiet_progress_bars()
-            module.run(argv)
+            module.run([*argv, "--debug"] if debug and verb == "train" else argv)
     except ControlLLMError as error:
-        if debug:
-            raise
-        print(f"controlllm: {error}", file=sys.stderr)
-        return _OURS
+        return _tell(error, debug)
     except KeyboardInterrupt:
+        if not speaks():
+            return _INTERRUPTED
         hint = " Run the same command again to go on from the newest checkpoint."
         print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
         return _INTERRUPTED
     except SystemExit as end:  # --help and --print_config of the parser
         return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        outcome = noted_outcome(error)
+        if outcome is None or outcome.shown:
+            raise
+        return outcome.code
     return 0
+
+
+def _tell(error: Exception, debug: bool) -> int:
+    """Show an error, unless another process of the run does; the exit code."""
+    from controlllm.cli.processes import record, speaks
+    from controlllm.common.errors import Outcome, noted_outcome
+
+    outcome = noted_outcome(error) or Outcome(speaks(), _OURS)
+    if outcome.shown:
+        record(error)
+        if debug:
+            raise error
+        print(f"controlllm: {error}", file=sys.stderr)
+    return outcome.code
 
 
 def _help() -> str:

@@ -1,15 +1,46 @@
-"""`controlllm train`: one run."""
+"""`controlllm train`: one run, by one process or by several."""
 
 import logging
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Literal, TypeVar
 
 from controlllm.cli.parsing import given_value, parse_options
+from controlllm.cli.processes import be_silent, is_first
+from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
 from controlllm.train.presets import preset_values
 
-__all__ = ["parse_run", "run"]
+__all__ = ["TrainOptions", "parse_run", "run"]
 
 Run = TypeVar("Run", bound=RunConfig)
+
+
+@dataclass
+class TrainOptions(RunConfig):
+    """Train by a run file, and go on where an interrupted run stopped.
+
+    Exit codes: 0 the run is done; 75 it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) and saved, the
+    same command goes on; 2 an error that the message explains; 1 a process was lost.
+    """
+
+    nproc: int | Literal["auto"] = "auto"
+    """Processes to start on this machine; `auto`: one for each GPU that is visible (1 without
+    GPUs, or where torchrun or srun started this one); 1: train in this process."""
+    max_restarts: int = 0
+    """How often the processes are started again after one of them was lost (not after an error in
+    the input); for those that --nproc starts."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        super().__post_init__()
+        if self.nproc != "auto" and self.nproc < 1:
+            raise ConfigError(f"nproc={self.nproc!r} must be at least 1, or auto.")
+        if self.max_restarts < 0:
+            raise ConfigError(f"max_restarts={self.max_restarts!r} must be at least 0.")
+
+    def to_run(self) -> RunConfig:
+        """The run without how it is started."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
 
 
 def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
@@ -32,12 +63,41 @@ def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
 
 
 def run(argv: list[str]) -> None:
-    """Train as the run file and the overrides say."""
-    options = parse_run(RunConfig, argv, "train")
+    """Train as the run file and the overrides say.
+
+    Raises:
+        SystemExit: with another code than 0, where that is no error of this process.
+    """
+    options = parse_run(TrainOptions, [word for word in argv if word != "--debug"], "train")
     # What was read, left out and cached is told as the run begins.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("controlllm").setLevel(logging.INFO)
-    from controlllm.train import train
+    from controlllm.cli.launch import launch, processes_to_start
 
-    result = train(options)
-    print(f"{result.output_dir}: stopped because {result.stopped_because}")
+    count = processes_to_start(options.nproc, options.to_run())
+    if count > 1:
+        raise SystemExit(launch(argv, count, options.max_restarts))
+    if options.max_restarts and not count:
+        raise ConfigError(
+            "max_restarts is for processes that --nproc starts; torchrun has its own."
+        )
+    _train(options.to_run())
+
+
+def _train(run: RunConfig) -> None:
+    first = is_first()
+    if not first:
+        be_silent()
+    from controlllm.train import train
+    from controlllm.train.signals import PREEMPTED, ignore_signals
+
+    result = train(run)
+    preempted = result.stopped_because == "preempted"
+    if preempted:
+        ignore_signals()
+    if first:
+        print(f"{result.output_dir}: stopped because {result.stopped_because}", flush=True)
+    if preempted:
+        if first:
+            print("Run the same command again to go on from there.", flush=True)
+        raise SystemExit(PREEMPTED)

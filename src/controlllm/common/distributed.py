@@ -1,5 +1,6 @@
 """What the processes of a run must agree on, apart from tensors: errors, and plain values."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ import torch
 import torch.distributed as dist
 
 from controlllm.common import errors
-from controlllm.common.errors import ControlLLMError
+from controlllm.common.errors import ControlLLMError, LostRankError
 
 __all__ = ["Ranks"]
 
 SLACK_SECONDS = 30.0
 """So much longer ranks wait for one another than for anything else: its error must come first."""
+
+_BROKEN = re.compile(r"gloo|NCCL|ProcessGroup|Connection closed by peer|Broken pipe")
+"""In messages of torch, which has no class of its own for all of these errors."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Ranks:
         """The values of all ranks, in their order, on every rank. Collective.
 
         Raises:
-            ControlLLMError: another rank died or did not answer.
+            LostRankError: another rank died or did not answer.
         """
         if self.world_size == 1:
             return [value]
@@ -78,7 +82,7 @@ class Ranks:
         """Each value's sum or maximum over all ranks, in double precision. Collective.
 
         Raises:
-            ControlLLMError: another rank died or did not answer.
+            LostRankError: another rank died or did not answer.
         """
         if self.world_size == 1 or not values:
             return list(values)
@@ -129,11 +133,22 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ControlLLMError(
-                f"rank {self.rank} of {self.world_size} waited for the others in vain: one of them "
-                f"died or did not answer in time; its own messages say why ({reason})."
-            ) from error
+            raise self.lost(error) from error
+
+    def lost(self, error: Exception) -> LostRankError:
+        """What it means that a collective broke off."""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return LostRankError(
+            f"rank {self.rank} of {self.world_size} waited for the others in vain: one of them "
+            f"died or did not answer in time; its own messages say why ({reason})."
+        )
+
+    @staticmethod
+    def is_broken(error: BaseException) -> bool:
+        """Whether an error says that a collective broke off, wherever it was called."""
+        if isinstance(error, LostRankError | dist.DistError):
+            return True
+        return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))
 
 
 def _kind(error: Exception) -> str:

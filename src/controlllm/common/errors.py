@@ -1,12 +1,18 @@
 """The exceptions a user may meet. Each message says what is wrong, where, and what to do."""
 
+from dataclasses import dataclass
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "ControlLLMError",
     "DataError",
+    "LostRankError",
     "ModelError",
+    "Outcome",
     "TrainingError",
+    "note_outcome",
+    "noted_outcome",
 ]
 
 
@@ -32,3 +38,30 @@ class CheckpointError(ControlLLMError):
 
 class TrainingError(ControlLLMError):
     """Training cannot go on (a loss that is not finite, for instance)."""
+
+
+class LostRankError(ControlLLMError):
+    """Another process of the run died or did not answer; the same run may go well next time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one of several processes is to end after an error.
+
+    Attributes:
+        shown: whether this process shows the error; of all processes one does.
+        code: its exit code.
+    """
+
+    shown: bool
+    code: int
+
+
+def note_outcome(error: BaseException, outcome: Outcome) -> None:
+    """Write on an error how its process is to end, for whoever catches it last."""
+    vars(error)["outcome"] = outcome
+
+
+def noted_outcome(error: BaseException) -> Outcome | None:
+    """What was written on an error; None for one that only this process knows of."""
+    return vars(error).get("outcome")

@@ -30,6 +30,10 @@ __all__ = ["MakeLane", "Serving", "serve"]
 MakeLane = Callable[[int], Lane]
 """Number of a lane -> the lane, in the state where it is to go on."""
 
+_FOR_PARENTS = {
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+}
+
 
 class Serving(ABC):
     """Items of several lanes in turn."""
@@ -215,7 +219,11 @@ def _deliver(lanes: Sequence[Lane]) -> Iterator[_Delivery]:
 
 def _begin_worker(worker: int) -> None:
     """Processes are the parallelism here; threads in each would fight for the same cores."""
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENTS)
+        Thread(target=_obey, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -224,4 +232,15 @@ def _end_with(parent: int) -> None:
     """End this worker when the run was killed: it may wait for a lock that nobody gives up."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    os._exit(1)
+
+
+def _obey(parent: int) -> None:
+    """Of the signals that ask a process to end, heed the parent's own.
+
+    Launchers and schedulers send them to all processes of a run, and the parent may need batches to
+    finish its step before it ends.
+    """
+    while signal.sigwaitinfo(_FOR_PARENTS).si_pid != parent:
+        pass
     os._exit(1)

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,16 @@ from controlllm.train.losses import StepReport
 from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
 from controlllm.train.schedules import learning_rate_factor
+from controlllm.train.signals import StopSignals
 from controlllm.train.timing import CHECKPOINT, COMMUNICATION, EVALUATION
+from controlllm.train.uploads import Uploads
 
 __all__ = ["RunKeeper", "TrainResult"]
 
 
 log = logging.getLogger(__name__)
+
+_SECONDS_TO_COPY = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class TrainResult:
         output_dir: the run's folder.
         history: one row per record: `step` and its metrics.
         best: the best learner within the budget; None without learn sets, or if none kept to it.
-        stopped_because: max_steps, max_tokens, max_seconds, max_forgetting or end_of_data.
+        stopped_because: max_steps, max_tokens, max_seconds, max_forgetting, end_of_data, or
+            preempted (a signal asked for it; the same run goes on from there).
         model: the model as it was when training stopped (the best one is on disk).
         tokenizer: its tokenizer.
     """
@@ -77,10 +83,14 @@ class RunKeeper:
     Args:
         bench: the run's model, data, optimizer and the like.
         checkpoint: where to resume from, or None.
+        signals: by which the run is asked to stop, if anybody listens to them.
     """
 
-    def __init__(self, bench: Bench, checkpoint: Path | None) -> None:
+    def __init__(
+        self, bench: Bench, checkpoint: Path | None, signals: StopSignals | None = None
+    ) -> None:
         self.bench = bench
+        self.signals = signals
         self.training = bench.run.training
         self.folder = Path(self.training.output_dir)
         self.progress = Progress()
@@ -93,6 +103,7 @@ class RunKeeper:
         self.writer = CheckpointWriter(self.folder, limit, bench.world.ranks)
         remote = remote_run(self.training) if bench.world.is_first else None
         self.uploader = None if remote is None else Uploader(remote, limit)
+        self.uploads = Uploads(self.training.remote_dir is not None, bench.world)
         self._clock = time.monotonic()
         self._checkpoint = checkpoint
 
@@ -106,6 +117,7 @@ class RunKeeper:
             context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
             self.loggers = make_loggers(context)
         self._upload()  # What an earlier process could not copy; and it shows now that it works.
+        self.uploads.wait()
         if self.progress.step == 0 and self.bench.meter.enabled:
             self._measure()
         self.stopped = self._reason_to_stop()
@@ -138,10 +150,11 @@ class RunKeeper:
         progress, training = self.progress, self.training
         # What decides when to stop or to save must be the same for all processes.
         with self.instruments.clock.phase(COMMUNICATION):
-            seconds, may_finish = self.bench.world.max(
-                [time.monotonic() - self._clock, self.writer.may_finish()]
-            )
-        if may_finish:
+            seconds, *flags = self.bench.world.max([time.monotonic() - self._clock, *self._flags()])
+        may_finish, uploading, upload_failed, asked_to_stop = map(bool, flags)
+        if upload_failed:
+            self.uploads.wait()  # Which raises the error on all processes.
+        if may_finish and not uploading:
             self._saved(self.writer.finish())
         progress.step += 1
         progress.tokens += report.tokens
@@ -154,7 +167,7 @@ class RunKeeper:
         improved = False
         if self.bench.meter.enabled and (last or progress.step % training.eval_steps == 0):
             improved = self._improves(self._measure())
-        self.stopped = self._reason_to_stop()
+        self.stopped = self._reason_to_stop() or ("preempted" if asked_to_stop else None)
         if improved or self.stopped or progress.step % training.save_steps == 0:
             self._save()
         self.debugger.after_step(progress.step)
@@ -172,7 +185,9 @@ class RunKeeper:
     def finish(self) -> TrainResult:
         """Wait for the last checkpoint, and say what came of the run."""
         assert self.stopped is not None
+        self.uploads.wait()
         self._saved(self.writer.finish())
+        self.uploads.wait()
         for line in self.bench.loader.report():
             log.info("Drawn from source %s", line)
         return TrainResult(
@@ -187,7 +202,21 @@ class RunKeeper:
     def close(self) -> None:
         """Close the loggers; also after an error."""
         self.debugger.close()
-        self.loggers.close()
+        # Others must not wait for a copy after an error; what is missing, the next start copies.
+        self.uploads.close(_SECONDS_TO_COPY if self.bench.world.size > 1 else None)
+        try:
+            self.loggers.close()
+        except OSError as error:
+            log.warning("The last metrics could not be written to %s: %s", self.folder, error)
+
+    def _flags(self) -> list[bool]:
+        """What this process knows that all must act on together."""
+        return [
+            self.writer.may_finish(),
+            self.uploads.running,
+            self.uploads.failed,
+            self.signals is not None and self.signals.received,
+        ]
 
     def _reason_to_stop(self) -> str | None:
         progress, training = self.progress, self.training
@@ -232,7 +261,14 @@ class RunKeeper:
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.progress.history.append({"step": self.progress.step, **metrics})
-        self.loggers.log(metrics, self.progress.step)
+        try:
+            self.loggers.log(metrics, self.progress.step)
+        except OSError as error:
+            raise TrainingError(
+                f"the metrics of step {self.progress.step} cannot be written to {self.folder}: "
+                f"{error}. Free some space, and run the same command again: it goes on from the "
+                "newest checkpoint."
+            ) from error
 
     def _save(self) -> None:
         bench = self.bench
@@ -250,6 +286,7 @@ class RunKeeper:
             extra={"progress": self.progress.to_dict(), "alphas": bench.alphas.state_dict()},
         )
         with self.instruments.clock.phase(CHECKPOINT):
+            self.uploads.wait()  # What it copies may be the one that gives way to this one.
             whole = self.writer.save(state)
         self._saved(whole)
 
@@ -267,10 +304,11 @@ class RunKeeper:
         """Copy the newest checkpoint, or what there is before the first one, elsewhere."""
         if self.uploader is None:
             return
-        if self.saved is not None and self.saved.parent.resolve() == self.folder.resolve():
-            self.uploader.send(self.saved)
+        saved = self.saved
+        if saved is not None and saved.parent.resolve() == self.folder.resolve():
+            self.uploads.start(partial(self.uploader.send, saved))
         else:
-            self.uploader.send_files(self.folder)
+            self.uploads.start(partial(self.uploader.send_files, self.folder))
 
     def _mark_best(self) -> None:
         if not self.bench.world.is_first:

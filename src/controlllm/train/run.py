@@ -9,6 +9,7 @@ from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
 from controlllm.train.parallel import World, open_world
+from controlllm.train.signals import StopSignals
 from controlllm.train.worst_case import run_worst_case
 
 __all__ = ["train"]
@@ -19,6 +20,9 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
 
     Where a launcher (torchrun, srun) started several processes, each calls this, and they train one
     model together (`run.parallel`).
+
+    SIGTERM, SIGUSR1 or Ctrl-C let the run finish its step, save, and return (`stopped_because:
+    preempted`); a second one ends the process at once.
 
     Args:
         run: the run config.
@@ -35,19 +39,26 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     """
     _require_sources(run, loaded)
     prepare_recorder(run.debug, run.training.output_dir)
-    with open_world(run.parallel, run.model.device) as world:
-        return _train(run, loaded, world)
+    with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
+        result = _train(run, loaded, world, signals)
+        # They leave together: a launcher that sees one end may end the others.
+        world.ranks.agree(None)
+        signals.leave()
+        return result
 
 
-def _train(run: RunConfig, loaded: Loaded | None, world: World) -> TrainResult:
+def _train(
+    run: RunConfig, loaded: Loaded | None, world: World, signals: StopSignals
+) -> TrainResult:
     checkpoint = world.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
     world.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
-    keeper = RunKeeper(bench, checkpoint)
+    keeper = RunKeeper(bench, checkpoint, signals)
     try:
         if run.training.worst_case_first:
             run_worst_case(bench)
         keeper.start()
+        signals.begin(tell=world.is_first)
         return BACKENDS.get(run.training.backend)(bench, keeper)
     finally:
         bench.alphas.release()

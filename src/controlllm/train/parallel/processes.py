@@ -81,9 +81,9 @@ def first_host(hosts: str) -> str:
     >>> first_host("gpu-a[03-05,9]-ib,gpu-b1")
     'gpu-a03-ib'
     """
-    first = re.match(r"(?:[^\[,]|\[[^\]]*\])+", hosts.strip())
-    name = "" if first is None else re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
-    if not name or "[" in name:
+    first = re.match(r"((?:[^\[,]|\[[^\]]*\])+)(?:,|$)", hosts.strip())
+    name = "" if first is None else re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[1])
+    if not name:
         raise ConfigError(f"SLURM_STEP_NODELIST={hosts!r} names no host; set MASTER_ADDR.")
     return name
 

@@ -1,5 +1,6 @@
 """The processes of a run while it lasts: their group, their mesh, and what they agree on."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, TrainingError
+from controlllm.train.parallel.failures import failing_together
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
 from controlllm.train.parallel_config import ParallelConfig
@@ -19,6 +21,7 @@ from controlllm.train.parallel_config import ParallelConfig
 __all__ = ["World", "open_world"]
 
 T = TypeVar("T")
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -101,56 +104,101 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
     place = place_in()
     if dist.is_available() and dist.is_initialized():
         local = place.local_world_size if place else dist.get_world_size()
-        yield _world(config, device, place.local_rank if place else dist.get_rank(), local)
+        local_rank = place.local_rank if place else dist.get_rank()
+        yield _world(config, device, Ranks.current(config.timeout), (local_rank, local))
         return
     if place is None or place.world_size == 1:
         yield World(Ranks(), config)
         return
-    _join(place, config, device)
-    try:
-        yield _world(config, device, place.local_rank, place.local_world_size)
-    finally:
-        dist.destroy_process_group()
-
-
-def _join(place: Place, config: ParallelConfig, device: str) -> None:
     on_gpu = _device_type(device) == "cuda"
     if on_gpu:
-        if place.local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {place.local_rank} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}; start as many processes, or set model.device=cpu."
-            )
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(_device_of(place, torch.cuda.device_count()))
+    store = _join(place, config, on_gpu)
+    ranks = Ranks.current(config.timeout)
     try:
+        with failing_together(store, ranks):
+            yield _world(config, device, ranks, (place.local_rank, place.local_world_size))
+    except BaseException:
+        # With a collective under way NCCL may wait for the others; the end of the process does not.
+        if not on_gpu:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _device_of(place: Place, count: int) -> int:
+    """Which GPU of those that this process sees is its own; a launcher may show it only that one.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    if count >= place.local_world_size:
+        return place.local_rank
+    if count == 1 and any(name in os.environ for name in _VISIBLE):
+        return 0
+    raise ConfigError(
+        f"{place.local_world_size} processes on this machine, but torch sees {count} GPUs; start "
+        "as many processes, or set model.device=cpu."
+    )
+
+
+def _join(place: Place, config: ParallelConfig, on_gpu: bool) -> Any:
+    """Find the others; the store by which they are found is what failing ranks tell it by."""
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = timedelta(seconds=config.timeout)
+    address = f"{place.address}:{place.port}"
+    try:
+        meeting = rendezvous(f"tcp://{address}", place.rank, place.world_size, timeout=timeout)
+        store, _, _ = next(meeting)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            init_method=f"tcp://{place.address}:{place.port}",
+            store=dist.PrefixStore("processes", store),  # type: ignore[attr-defined]
             rank=place.rank,
             world_size=place.world_size,
-            timeout=timedelta(seconds=config.timeout),
+            timeout=timeout,
         )
     except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise TrainingError(
-            f"rank {place.rank} of {place.world_size} did not find the others at "
-            f"{place.address}:{place.port} within {config.timeout:g} s: {error}"
+            f"rank {place.rank} of {place.world_size} did not find the others at {address} within "
+            f"{config.timeout:g} s: {reason}"
         ) from error
+    return store
 
 
-def _world(config: ParallelConfig, device: str, local_rank: int, local_size: int) -> World:
+def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, int]) -> World:
+    """Lay the mesh.
+
+    Args:
+        config: how the processes share the model.
+        device: `model.device` of the run.
+        ranks: the processes.
+        local: rank and number of processes on this machine.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
-    ranks = Ranks.current(config.timeout)
     if ranks.world_size == 1:
         return World(ranks, config)
-    plan = plan_mesh(config, ranks.world_size, local_size)
+    plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
     if config.cpu_offload and _device_type(device) == "cpu":
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
     shape, names = (plan.copies, plan.parts), ("replicate", "shard")
     if plan.copies == 1:
         shape, names = shape[1:], names[1:]  # type: ignore[assignment]
     mesh = init_device_mesh(_device_type(device), shape, mesh_dim_names=names)
-    return World(ranks, config, mesh, local_rank)
+    return World(ranks, config, mesh, local[0])
+
+
+def _same_everywhere(config: ParallelConfig, ranks: Ranks, local_world_size: int) -> int:
+    """The number of processes on each machine; that they differ matters only to a default."""
+    sizes = ranks.gather(local_world_size)
+    if config.strategy == "hsdp" and config.shard_size is None and len(set(sizes)) > 1:
+        raise ConfigError(
+            f"parallel.shard_size=null means the processes of one machine, and the machines have "
+            f"{sorted(set(sizes))} of them; give a number."
+        )
+    return sizes[0]
 
 
 def _device_type(device: str) -> str:

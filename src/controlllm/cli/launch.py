@@ -1,0 +1,155 @@
+"""`controlllm train --nproc N`: the processes of a run on one machine, by torch's elastic agent.
+
+The agent starts them, ends the others when one fails, and passes signals on. Whether to start them
+again is decided here: an error in the input or a request to stop would only come again.
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from controlllm.common.errors import ConfigError
+from controlllm.train.config import RunConfig
+from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
+from controlllm.train.parallel.processes import launched
+from controlllm.train.signals import PREEMPTED
+
+__all__ = ["launch", "processes_to_start"]
+
+_OWN_OPTIONS = ("--nproc", "--max_restarts")
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_SECONDS_TO_SAVE = 3600
+"""After a request to stop; whoever sent it decides how long that may take."""
+
+
+def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
+    """How many processes to start; 1 = train in this one, 0 = a launcher has started this one.
+
+    Raises:
+        ConfigError: several are asked for where a launcher has started this process, or the run
+            file names one device.
+    """
+    if launched():
+        if nproc not in ("auto", 1):
+            raise ConfigError(
+                f"--nproc {nproc}: torchrun or srun has started this process already, as one of "
+                "several; leave --nproc out."
+            )
+        return 0
+    if nproc == "auto":
+        shared = run.model.device in ("auto", "cuda") and run.training.backend == "native"
+        return _visible_gpus() if shared else 1
+    if nproc > 1 and ":" in run.model.device:
+        raise ConfigError(
+            f"--nproc {nproc}: model.device={run.model.device!r} is one device; set it to cuda."
+        )
+    return nproc
+
+
+def launch(argv: list[str], count: int, max_restarts: int) -> int:
+    """Train in so many processes of this machine.
+
+    Args:
+        argv: the words after `train`.
+        count: how many.
+        max_restarts: how often they are started again after one was lost.
+
+    Returns:
+        The exit code of the run.
+    """
+    words = ["-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
+    # Small models are slower on many threads, and all processes share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    code = _attempt(words, count)
+    for restart in range(1, max_restarts + 1):
+        if code != FAILED:
+            break
+        _say(f"starting the processes again ({restart} of {max_restarts})")
+        code = _attempt(words, count)
+    return code
+
+
+def _attempt(words: list[str], count: int) -> int:
+    """Start the processes once, and wait for them."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    # What it logs of its own: tables of stacks for what the failed process has told in a line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with TemporaryDirectory(prefix="controlllm-") as folder:
+        try:
+            elastic_launch(_settings(count, folder), sys.executable)(*words)
+        except ChildFailedError as error:
+            return _code_of(error.failures)
+        except SignalException as stop:
+            # They have saved and ended, but for one that left an error behind.
+            failed = any(Path(folder).rglob("error.json"))
+            return REFUSED if failed else _code_after(stop.sigval)
+    return 0
+
+
+def _settings(count: int, folder: str) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    settings: dict[str, Any] = {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "nproc_per_node": count,
+        "run_id": uuid.uuid4().hex,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",
+        "local_addr": "localhost",
+        "max_restarts": 0,
+        "signals_to_handle": _SIGNALS,
+        "logs_specs": DefaultLogsSpecs(log_dir=folder),
+        "shutdown_timeout": _SECONDS_TO_SAVE,
+    }
+    known = {field.name for field in fields(LaunchConfig)}  # Older ones wait 30 s, and say so.
+    return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
+
+
+def _code_of(failures: Mapping[int, Any]) -> int:
+    """The exit code of a run, of which these processes failed; tells of those that died."""
+    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+    for code in (REFUSED, PREEMPTED, INTERRUPTED):
+        if code in codes.values():
+            return code
+    for rank, code in codes.items():
+        if code < 0:
+            _say(f"process {rank} was killed by {signal.Signals(-code).name}")
+    return FAILED
+
+
+def _code_after(number: signal.Signals) -> int:
+    asks = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None))
+    return PREEMPTED if number in asks else 128 + number
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _without(argv: list[str], options: tuple[str, ...]) -> list[str]:
+    """The words but for some options and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if not skip and word.split("=", 1)[0] not in options:
+            kept.append(word)
+        skip = not skip and word in options
+    return kept
+
+
+def _say(text: str) -> None:
+    print(f"controlllm: {text}", file=sys.stderr, flush=True)

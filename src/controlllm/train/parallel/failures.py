@@ -1,0 +1,83 @@
+"""Several processes fail as one: the first to fail says so, and the others end without a word.
+
+A process that meets an error of its own writes its exit code on the store by which the processes
+found each other, before it lets go of them. Those whose collectives break off after that look there
+first, so that one message is shown, and not one for each process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from controlllm.common.distributed import Ranks
+from controlllm.common.errors import (
+    ControlLLMError,
+    Outcome,
+    note_outcome,
+    noted_outcome,
+)
+
+__all__ = ["FAILED", "REFUSED", "failing_together"]
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes: after a fault that may not come again; after an error of ours; after Ctrl-C."""
+_CODE, _CLAIMS = "controlllm/exit_code", "controlllm/claims"
+
+
+@contextmanager
+def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
+    """Note on an error that leaves the block how this process is to end.
+
+    Args:
+        store: one that all processes reach, or None.
+        ranks: the processes.
+
+    Raises:
+        LostRankError: instead of torch's own, where a collective broke off.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if noted_outcome(error) is None and store is not None:
+            if ranks.is_broken(error):
+                _follow(error, store, ranks)
+            note_outcome(error, _lead(error, store, ranks))
+        raise
+
+
+def _lead(error: BaseException, store: Any, ranks: Ranks) -> Outcome:
+    """Tell the others of an error of this process."""
+    code = _exit_code(error)
+    if vars(error).get("known_to_all_ranks"):
+        return Outcome(ranks.rank == 0, code)
+    shown = not isinstance(error, SystemExit)
+    try:
+        store.set(_CODE, str(code))
+        shown = shown and store.add(_CLAIMS, 1) == 1
+    except RuntimeError:
+        pass  # The store is gone with rank 0; nobody else will show this.
+    return Outcome(shown, code)
+
+
+def _follow(error: BaseException, store: Any, ranks: Ranks) -> None:
+    """End as the process that failed first; if none said that it failed, one must show this."""
+    assert isinstance(error, Exception)
+    lost = ranks.lost(error) if not isinstance(error, ControlLLMError) else error
+    try:
+        if store.check([_CODE]):
+            outcome = Outcome(False, int(store.get(_CODE)))
+        else:
+            outcome = Outcome(store.add(_CLAIMS, 1) == 1, FAILED)
+    except RuntimeError:
+        # It went with rank 0, which showed its error, or was killed, which its launcher shows.
+        outcome = Outcome(False, FAILED)
+    note_outcome(lost, outcome)
+    raise lost from error
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return REFUSED if isinstance(error, ControlLLMError) else FAILED

@@ -1,0 +1,82 @@
+"""A request to stop, by a signal: the step is finished and saved, then the run ends.
+
+Schedulers send one before they take a machine away: SIGTERM (Kubernetes, Slurm's preemption),
+SIGUSR1 (Slurm's `--signal=USR1@120`), and a keyboard sends SIGINT (Ctrl-C). While a run is being
+set up there is nothing to save, so it ends at once; the second signal always ends it at once.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+__all__ = ["PREEMPTED", "StopSignals", "ignore_signals"]
+
+PREEMPTED = 75
+"""The exit code of a run that was asked to stop: EX_TEMPFAIL, "try the same again later"."""
+
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
+_STOPPING = b"\nStopping after this step, and saving; a second signal ends the run at once.\n"
+
+
+class StopSignals:
+    """Listens as long as its block lasts; in threads other than the main one it hears nothing."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._waits = self._tells = False
+        self._process = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in _numbers():
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            # None: it was set by other means than Python's, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def begin(self, tell: bool) -> None:
+        """From now on there is a step to finish.
+
+        Args:
+            tell: whether this process says on stderr that it was asked; of several, one does.
+        """
+        self._waits, self._tells = True, tell
+
+    def leave(self) -> None:
+        """All is saved: from now on a signal would only spoil how the process ends."""
+        if self.received:
+            ignore_signals()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # A child that was forked within the block.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if not self._waits:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(PREEMPTED)
+        self.received = True
+        # The next one shall end the process even where no Python runs, deep in a collective.
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        if self._tells:
+            os.write(2, _STOPPING)  # print may be what was interrupted.
+
+
+def ignore_signals() -> None:
+    """Let a process that has saved end in peace: a launcher that sees one end may end the others.
+
+    For the main thread.
+    """
+    for number in _numbers():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
