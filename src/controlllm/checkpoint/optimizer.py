@@ -1,4 +1,8 @@
-"""The optimizer's state by the names of parameters, so that it fits however they are sharded."""
+"""The optimizer's state by the names of parameters, so that it fits however they are sharded.
+
+A moment in 8 or 4 bits (`train/low_bit.py`) is saved as what it is made of, `.../codes` and
+`.../scale`, each with one row for each row of the parameter.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +17,12 @@ __all__ = ["PREFIX", "make_optimizer_state", "optimizer_state", "restore_optimiz
 PREFIX = "optimizer/"
 """Of the names of the optimizer's tensors, beside those of the model."""
 
+_PARTS = ("codes", "scale")
+"""What of a quantised tensor is not the same in all of them (as its table of values is)."""
+
+_FLOAT8 = (torch.float8_e4m3fn,)
+"""Saved as bytes: not every reader knows them."""
+
 
 def optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
@@ -24,7 +34,7 @@ def optimizer_state(
         optimizer: any whose state is a dict for each parameter; the state may be in parts.
 
     Returns:
-        `optimizer/{parameter}/{key}` -> tensor (its own, not a copy); and `groups` (their
+        `optimizer/{parameter}/{key}` -> tensor (its own memory, not a copy); and `groups` (their
         settings) and `values` (what is no tensor, by parameter).
     """
     tensors: dict[str, Tensor] = {}
@@ -32,7 +42,7 @@ def optimizer_state(
     for name, parameter in _parameters(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{PREFIX}{name}/{key}"] = value
+                tensors |= _stored(f"{PREFIX}{name}/{key}", value)
             else:
                 values.setdefault(name, {})[key] = value
     groups = [
@@ -81,11 +91,42 @@ def restore_optimizer(
         )
     for group, settings in zip(optimizer.param_groups, rest["groups"], strict=True):
         group.update(settings)
+    known = {name.removeprefix(PREFIX).split("/")[0] for name in filled if name.startswith(PREFIX)}
     for name, parameter in _parameters(model, optimizer):
         state = optimizer.state[parameter]
         state.update(rest["values"].get(name, {}))
-        if not any(f"{PREFIX}{name}/{key}" in filled for key in state):
+        if name not in known:
             del optimizer.state[parameter]
+
+
+def _stored(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A tensor as files can hold it: by itself, or, if it is quantised, its codes and scales."""
+    local = value.to_local() if hasattr(value, "to_local") else value
+    if not hasattr(local, "__tensor_flatten__"):
+        return {name: value}
+    parts = {}
+    for key in _PARTS:
+        part = getattr(local, key)
+        part = part.view(torch.uint8) if part.dtype in _FLOAT8 else part
+        parts[f"{name}/{key}"] = _as_rows(part, value)
+    return parts
+
+
+def _as_rows(part: Tensor, like: Any) -> Tensor:
+    """A part with the rows of the tensor that it belongs to; on several processes cut as that is.
+
+    It keeps its memory: filling it fills the state.
+    """
+    local = like.to_local() if hasattr(like, "to_local") else like
+    rows = part.view(local.shape[0], -1)
+    if local is like:
+        return rows
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size((like.shape[0], rows.shape[1]))
+    return DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=rows.stride()
+    )
 
 
 def _parameters(

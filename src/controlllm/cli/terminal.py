@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
+from controlllm.common.torchao import quiet_torchao
+
 __all__ = ["Counter", "Tracked", "plain_warnings", "quiet_progress_bars"]
 
 T = TypeVar("T")
@@ -15,12 +17,15 @@ _PLAIN_LINE_SECONDS, _REWRITE_SECONDS = 10.0, 0.2
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings as one line each on stderr, without the source line."""
+    """Show warnings as one line each on stderr, without the source line.
+
+    transformers imports torchao where it is installed, whose words on that concern nobody here.
+    """
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_torchao():
         warnings.showwarning = show  # restored by catch_warnings
         yield
 

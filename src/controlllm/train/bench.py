@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint import describe_model
 from controlllm.common.distributed import Ranks
 from controlllm.common.documents import check_packing
+from controlllm.common.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
 from controlllm.train.activations import compile_blocks
@@ -28,6 +29,7 @@ from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
 from controlllm.train.head import check_head
 from controlllm.train.losses import StepLoss
+from controlllm.train.low_bit import LOW_BIT
 from controlllm.train.methods import prepare_model
 from controlllm.train.model import Loaded, find_device, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
@@ -115,6 +117,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
             does not keep packed documents apart.
     """
     training, world = run.training, world or World(Ranks(), run.parallel)
+    if training.optimizer in LOW_BIT:
+        require_torchao("torchao.optim", f"training.optimizer={training.optimizer}")
     seed_everything(training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
     base, tokenizer = load_base(run, loaded, files)

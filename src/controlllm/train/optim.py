@@ -20,6 +20,7 @@ from torch.nn.parameter import Parameter
 
 from controlllm.common.errors import TrainingError
 from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.train.low_bit import LOW_BIT, low_bit_adamw
 from controlllm.train.schedules import check_schedule, learning_rate_factor
 from controlllm.train.training_config import TrainingConfig
 
@@ -30,20 +31,26 @@ FUSED = ("cuda",)
 kernel rounds the ends of tensors otherwise: weights would depend on how they are cut into parts."""
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW over everything in `model` that trains.
 
     Raises:
         TrainingError: if nothing trains.
+        ConfigError: the optimizer's package is not installed, or it cannot follow how the model is
+            sharded.
     """
     groups = parameter_groups(model, config)
     if not groups:
         raise TrainingError(
             "no parameter of the model trains; check expansion.freeze and requires_grad."
         )
-    fused = groups[0]["params"][0].device.type in FUSED
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon, fused=fused)
+    betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    optimizer: torch.optim.Optimizer
+    if config.optimizer in LOW_BIT:
+        optimizer = low_bit_adamw(config.optimizer, groups, betas, eps)
+    else:
+        fused = groups[0]["params"][0].device.type in FUSED
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
     if config.weight_decay_ratio is not None:
         decay_by_rate(optimizer, config.weight_decay_ratio)
     return optimizer
@@ -69,7 +76,8 @@ def decay_by_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
     def follow(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group in stepping.param_groups:
             if group["name"] == "matrices":
-                group["weight_decay"] = ratio * float(group["lr"])
+                # A tensor where the rate is one: a number would be compiled anew at each step.
+                group["weight_decay"] = ratio * group["lr"]
 
     optimizer.register_step_pre_hook(follow)
 

@@ -11,12 +11,14 @@ __all__ = [
     "Backend",
     "DecayName",
     "MixedPrecision",
+    "OptimizerName",
     "SchedulerName",
     "TrainingConfig",
     "check_range",
 ]
 
 Backend = Literal["native", "hf"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_4bit", "adamw_fp8"]
 SchedulerName = Literal["cosine", "linear", "constant", "wsd", "step"]
 DecayName = Literal["linear", "cosine", "1-sqrt"]
 MixedPrecision = Literal["no", "bf16"]
@@ -95,6 +97,8 @@ class TrainingConfig:
     """Rows of an optimizer step over all processes and micro-batches, instead of
     gradient_accumulation_steps: it stays the same on any number of processes."""
 
+    optimizer: OptimizerName = "adamw"
+    """adamw, or with moments in few bits (by torchao): adamw_8bit, adamw_4bit, adamw_fp8."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
     min_learning_rate_ratio: float = 0.1
@@ -210,6 +214,7 @@ class TrainingConfig:
 
     def _check_choices(self) -> None:
         check_choice("training.backend", self.backend, get_args(Backend))
+        check_choice("training.optimizer", self.optimizer, get_args(OptimizerName))
         check_choice("training.lr_scheduler_type", self.lr_scheduler_type, get_args(SchedulerName))
         check_choice("training.lr_decay_type", self.lr_decay_type, get_args(DecayName))
         check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))

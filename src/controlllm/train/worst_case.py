@@ -99,7 +99,8 @@ def _optimizer_memory(bench: Bench) -> Iterator[None]:
     groups = bench.optimizer.param_groups
     missing = [p for group in groups for p in group["params"] if not bench.optimizer.state.get(p)]
     try:
-        held = [torch.empty_like(p) for p in missing for _ in range(MOMENTS)]
+        make = getattr(bench.optimizer, "moment_like", torch.empty_like)  # in few bits, or not
+        held = [make(p) for p in missing for _ in range(MOMENTS)]
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
