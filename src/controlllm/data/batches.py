@@ -72,9 +72,11 @@ def padded_batch(rows: Sequence[Sequence[Member]], max_length: int, pad_id: int)
     """Rows padded on the right to the longest, rounded up to 8 but never over `max_length`."""
     members = [member for row in rows for member in row]
     longest = max(len(example) for example, _ in members)
-    batch = _Blank(len(members), padded_width(longest, max_length), pad_id)
+    width = padded_width(longest, max_length)
+    batch = _Arrays(len(members), width, pad_id)
     for row, (example, origin) in enumerate(members):
         batch.put(row, 0, example, origin)
+        batch.pad(row, len(example), width)
     tensors = batch.tensors()
     return {**tensors, "attention_mask": (tensors["origin"] != PADDING).long()}
 
@@ -86,7 +88,7 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
     Raises:
         DataError: a slot holds more than `max_length` tokens.
     """
-    batch = _Blank(1, len(slots) * max_length, pad_id)
+    batch = _Arrays(1, len(slots) * max_length, pad_id)
     starts: list[int] = []
     for number, slot in enumerate(slots):
         start, end = number * max_length, (number + 1) * max_length
@@ -103,24 +105,31 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
             start += len(example)
         if start < end:
             starts.append(start)
+            batch.pad(0, start, end)
     bounds = np.array([*starts, len(slots) * max_length], dtype=np.int32)
     return {**batch.tensors(), **document_keys(torch.from_numpy(bounds))}
 
 
-class _Blank:
-    """Arrays (rows, width) full of padding, to be written to (numpy is quicker at small slices)."""
+class _Arrays:
+    """Arrays (rows, width), every place of which is put or padded (numpy is quick at slices)."""
 
     def __init__(self, rows: int, width: int, pad_id: int) -> None:
         shape = (rows, width)
-        self._input_ids = np.full(shape, pad_id, dtype=np.int64)
-        self._labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-        self._origin = np.full(shape, PADDING, dtype=np.int8)
+        self._pad_id = pad_id
+        self._input_ids = np.empty(shape, dtype=np.int64)
+        self._labels = np.empty(shape, dtype=np.int64)
+        self._origin = np.empty(shape, dtype=np.int8)
 
     def put(self, row: int, start: int, example: Example, origin: int) -> None:
         end = start + len(example)
         self._input_ids[row, start:end] = example.input_ids
         self._labels[row, start:end] = example.labels
         self._origin[row, start:end] = origin
+
+    def pad(self, row: int, start: int, end: int) -> None:
+        self._input_ids[row, start:end] = self._pad_id
+        self._labels[row, start:end] = IGNORE_INDEX
+        self._origin[row, start:end] = PADDING
 
     def tensors(self) -> Batch:
         arrays = {"input_ids": self._input_ids, "labels": self._labels, "origin": self._origin}
