@@ -1,5 +1,6 @@
 """One model by one process, or by several in every way: the same losses, the same weights."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,50 @@ def test_every_way_trains_the_same_model(
         assert found.keys() == weights.keys()
         for tensor_name, tensor in weights.items():
             torch.testing.assert_close(found[tensor_name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batches_and_processes_cut_a_step_in_any_way(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    """Four rows a step: by one process at once, or in four micro-batches, or two by two."""
+    histories = []
+    for ranks, rows in ((1, 4), (1, 1), (2, 2), (2, 1)):
+        folder = tmp_path / f"{ranks}-{rows}"
+        run = run_of(run_config, folder, training={"per_device_train_batch_size": rows})
+        histories.append(train_by(run, loaded, ranks, tmp_path / "processes")[0])
+    for history in histories[1:]:
+        assert losses(history) == pytest.approx(losses(histories[0]), rel=2e-4)
+
+
+@pytest.mark.parametrize("method", ["control", "full"])
+def test_in_bfloat16_the_trained_weights_stay_in_float32(
+    run_config: Any, loaded: Any, tmp_path: Path, method: str
+) -> None:
+    training = {"mixed_precision": "bf16"}
+    run = run_of(run_config, tmp_path / "alone", method=method, training=training)
+    [expected] = train_by(run, loaded, 1, tmp_path)
+    run = run_of(run_config, tmp_path / "two", method=method, training=training)
+    found = train_by(run, loaded, 2, tmp_path / "processes")[0]
+    names = ("train/loss", "learn/new/loss", "retain/old/loss")
+    a, b = ([row[n] for row in h for n in names if n in row] for h in (expected, found))
+    assert b == pytest.approx(a, rel=0.05)
+    state = load_checkpoint(newest_checkpoint(tmp_path / "two"))
+    assert {tensor.dtype for tensor in state.tensors.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in state.optimizer_tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        ({"strategy": "hsdp", "shard_size": 3}, r"does not divide the 2 processes.*\[1, 2\]"),
+        ({"cpu_offload": True}, "needs an accelerator"),
+    ],
+)
+def test_what_cannot_work_is_refused_on_every_process(
+    run_config: Any, loaded: Any, tmp_path: Path, parallel: dict[str, Any], words: str
+) -> None:
+    run = run_of(run_config, tmp_path / "run", parallel=parallel)
+    outcomes = run_ranks(lambda rank: train(run, loaded()), 2, tmp_path / "processes")
+    for outcome in outcomes:
+        assert outcome.error is not None
+        assert re.search(words, outcome.error)
