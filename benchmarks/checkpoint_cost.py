@@ -1,0 +1,124 @@
+"""What does a checkpoint cost: bytes, and seconds that training stands still?
+
+    python benchmarks/checkpoint_cost.py --data ../shared/data --output benchmarks-output
+
+One base (random weights), expanded, trained for some steps by one process, and by two with FSDP2
+(gloo, forked). Compared are the bytes of our checkpoint (trained tensors, their moments, the rest)
+with those of the whole model and its moments, and the seconds for which `save` holds the loop up
+with those until the checkpoint is whole. One thread a process.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", GLOO_SOCKET_IFNAME="lo")
+
+from data_rows import machine, shown
+from train_step import make_base, run_of
+
+from controlllm.common.files import folder_bytes
+
+
+def train_once(options: argparse.Namespace, rank: int, ranks: int, folder: Path) -> None:
+    """Train and time every save; the first rank writes what it saw."""
+    import torch
+    import torch.distributed as dist
+
+    from controlllm.checkpoint.writer import CheckpointWriter
+    from controlllm.train import train
+
+    torch.set_num_threads(1)
+    if ranks > 1:
+        place = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
+    held_up, begun, until_whole = list[float](), list[float](), list[float]()
+    save, finish = CheckpointWriter.save, CheckpointWriter.finish
+
+    def timed_save(self: Any, state: Any) -> Any:
+        if self.is_running:
+            timed_finish(self)  # The wait for an earlier one is not this one's.
+        begun.append(time.monotonic())
+        whole = save(self, state)
+        held_up.append(time.monotonic() - begun[-1])
+        if ranks == 1:
+            until_whole.append(held_up[-1])
+        return whole
+
+    def timed_finish(self: Any) -> Any:
+        running = self.is_running
+        whole = finish(self)
+        if running:
+            until_whole.append(time.monotonic() - begun[-1])
+        return whole
+
+    CheckpointWriter.save, CheckpointWriter.finish = timed_save, timed_finish  # type: ignore[method-assign]
+    options.measure = "native"
+    run = run_of(options, str(folder / "run"))
+    run.training.save_steps, run.training.save_total_limit = 2, None
+    result = train(run, make_base(options))
+    sizes = [(p.numel(), p.requires_grad) for p in result.model.parameters()]
+    if rank == 0:
+        newest = sorted((folder / "run").glob("checkpoint-*"))[-1]
+        record = {
+            "held_up": held_up,
+            "until_whole": until_whole,
+            "bytes": folder_bytes(newest),
+            "trained": sum(n for n, on in sizes if on),
+            "parameters": sum(n for n, _ in sizes),
+        }
+        (folder / "record.json").write_text(json.dumps(record))
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def measure(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        processes = [
+            fork.Process(target=train_once, args=(options, rank, ranks, folder))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        result: dict[str, Any] = json.loads((folder / "record.json").read_text())
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder of real data")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=6400)
+    options = parser.parse_args()
+    text = "| processes | trained / all, M | MB | whole model and its moments, MB | ratio | "
+    text += "s held up | s until whole |\n|---:|---:|---:|---:|---:|---:|---:|\n"
+    record: dict[str, Any] = {"machine": machine(), "command": sys.argv, "results": {}}
+    for ranks in (1, 2):
+        found = measure(options, ranks)
+        whole = 12 * found["parameters"]  # Weights and two moments, four bytes each.
+        row = [str(ranks), f"{found['trained'] / 1e6:.1f} / {found['parameters'] / 1e6:.1f}"]
+        row += [f"{found['bytes'] / 1e6:.1f}", f"{whole / 1e6:.1f}"]
+        row += [f"{found['bytes'] / whole:.2f}"]
+        row += [shown(found["held_up"]), shown(found["until_whole"])]
+        text += f"| {' | '.join(row)} |\n"
+        record["results"][str(ranks)] = found
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "checkpoint-cost.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.output / "checkpoint-cost.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
