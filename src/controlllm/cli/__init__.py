@@ -13,6 +13,7 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "train": "train by a run file (YAML), and go on where an interrupted run stopped",
+    "plan": "what a run will take: parameters, memory, FLOPs, checkpoints; nothing is loaded",
     "eval": "loss and lm-eval tasks, base and trained side by side",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "chat": "talk with a model; alpha can change in the middle",

@@ -123,7 +123,8 @@ class ConcatBlock(ExpandedBlock):
 
     def distance(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """d(p, e) per token (B, T), in float32 whatever the autocast."""
-        with torch.autocast(x.device.type, enabled=False):
+        # Tensors without values (a plan of memory) know no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             if self.maps is not None:
                 pair = self.maps.take()
             else:

@@ -1,0 +1,145 @@
+"""`controlllm plan`: what a run will take, before anything is loaded."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from controlllm.cli.train import parse_run
+from controlllm.common.errors import ConfigError
+from controlllm.common.files import write_json
+from controlllm.evaluate.report import format_table
+from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.plan import plan_blocks
+from controlllm.train.config import RunConfig
+from controlllm.train.estimate import Estimate, estimate, model_config
+from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
+from controlllm.train.peaks import required_peak
+
+__all__ = ["PlanOptions", "run"]
+
+GIB = 2**30
+
+
+@dataclass
+class PlanOptions(RunConfig):
+    """Show what a run will take, for several numbers of expanded blocks.
+
+    Takes the run file that `train` takes, and every setting of it. Reads the model's config; no
+    weights, no data.
+    """
+
+    num_blocks: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    """Numbers of expanded blocks to plan for, beside the run's own."""
+
+    world_size: int = 1
+    """Processes of the run, one on each device."""
+
+    local_world_size: int | None = None
+    """Processes on each machine (for hsdp); null = all on one."""
+
+    device_name: str = "H100"
+    """Which device: A100, H100, 'H100 PCIe', 'H100 NVL', H200, 'H200 NVL', B200, L40S, MI300X."""
+
+    mfu: float = 0.4
+    """Share of the device's peak rate that the run is believed to reach, 0 to 1."""
+
+    output: str | None = None
+    """JSON file to write the numbers to."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        super().__post_init__()
+        if min([self.world_size, self.local_world_size or 1, *self.num_blocks]) < 1:
+            raise ConfigError("world_size, local_world_size and num_blocks must be at least 1.")
+        if not 0 < self.mfu <= 1:
+            raise ConfigError(f"mfu={self.mfu!r} is out of range; allowed: above 0, at most 1.")
+
+
+def run(argv: list[str]) -> None:
+    """Print the plan."""
+    options = parse_run(PlanOptions, argv, "plan")
+    peak = required_peak(options.device_name)
+    mesh = plan_mesh(
+        options.parallel, options.world_size, options.local_world_size or options.world_size
+    )
+    config, expansion = model_config(options)
+    layers = config.get_text_config(decoder=True).num_hidden_layers
+    print("\n".join(_head(options, layers, mesh)))
+    ways = list(_ways(options, expansion, layers))
+    plans = [estimate(options, config, way, mesh) for way in ways]
+    speeds = [
+        options.mfu * peak * mesh.world_size / plan.flops.model * plan.tokens for plan in plans
+    ]
+    print(f"\n{_sizes(plans, speeds)}\n\nGiB on each device:\n\n{_memory(plans)}")
+    if options.output is not None:
+        rows = [asdict(p) | {"tokens_per_second": s} for p, s in zip(plans, speeds, strict=True)]
+        write_json(options.output, rows)
+
+
+def _ways(
+    options: PlanOptions, expanded: ExpansionConfig | None, layers: int
+) -> Iterator[ExpansionConfig | None]:
+    """How the model may be expanded; what does not fit is told."""
+    if options.method == "full":
+        if expanded is not None:
+            raise ConfigError("method='full' got an expanded model; collapse it first.")
+        yield None
+        return
+    if expanded is not None:
+        print("It is expanded already, and trained further as it is.")
+        yield expanded
+        return
+    own = len(plan_blocks(options.expansion, layers))
+    for number in sorted({own, *options.num_blocks}):
+        if number == own:
+            yield options.expansion
+        elif number > layers or (options.expansion.structure == "hybrid" and number % 2):
+            print(f"{number} blocks do not fit: {layers} layers, {options.expansion.structure}.")
+        else:
+            yield replace(options.expansion, num_blocks=number, layers=None)
+
+
+def _head(options: PlanOptions, layers: int, mesh: MeshPlan) -> list[str]:
+    training = options.training
+    rows, length = training.per_device_train_batch_size, options.data.max_length
+    micro = training.micro_batches(mesh.world_size)
+    return [
+        f"{options.model.model_name_or_path}: {layers} layers, method {options.method}",
+        f"{mesh.world_size} x {options.device_name}: {mesh.copies} x {mesh.parts} processes "
+        f"({options.parallel.strategy}: copies x parts); a step is {micro} x {rows} x {length} "
+        "tokens on each",
+        f"tokens per second at an MFU of {options.mfu:g}",
+    ]
+
+
+def _sizes(plans: list[Estimate], speeds: list[float]) -> str:
+    headers = ["blocks", "parameters", "trained", "TFLOP/step", "tokens/s", "checkpoint GiB"]
+    rows: list[list[Any]] = [
+        [
+            _name(plan),
+            plan.parameters,
+            plan.trained,
+            plan.flops.model / 1e12,
+            round(speed),
+            plan.checkpoint / GIB,
+        ]
+        for plan, speed in zip(plans, speeds, strict=True)
+    ]
+    return format_table(headers, rows)
+
+
+def _memory(plans: list[Estimate]) -> str:
+    parts = list(asdict(plans[0].memory))
+    rows: list[list[Any]] = [
+        [
+            _name(plan),
+            *(value / GIB for value in asdict(plan.memory).values()),
+            plan.memory.total / GIB,
+        ]
+        for plan in plans
+    ]
+    return format_table(["blocks", *parts, "total"], rows)
+
+
+def _name(plan: Estimate) -> int | str:
+    return "full" if plan.blocks is None else plan.blocks

@@ -1,0 +1,231 @@
+"""What a run will take, before anything runs: from its model's config, on the meta device.
+
+| part of memory | exact? |
+|---|---|
+| weights frozen and trained, gradients, optimizer | to the byte, for the process that holds most |
+| activations | what autograd keeps of one micro-batch (`activation_bytes`), no temporaries |
+| logits | as the loss makes them: themselves, in float32, and the gradients of both |
+| gathered | FSDP: the root and the blocks that are whole at a time |
+
+Allocators, CUDA and libraries take some GiB more.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from controlllm.checkpoint.locate import Kind, locate
+from controlllm.checkpoint.tensors import trained_tensors
+from controlllm.common.errors import ConfigError
+from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.sidecar import read_sidecar_config
+from controlllm.train.activation_bytes import activation_bytes, kept_product_bytes
+from controlllm.train.config import RunConfig
+from controlllm.train.flops import FlopCount, Flops
+from controlllm.train.model import tune_model
+from controlllm.train.model_parts import parts_of
+from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
+from controlllm.train.parallel.mesh import MeshPlan
+from controlllm.train.parallel.sharding import sharding_units
+
+__all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by part."""
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        blocks: expanded blocks; None for method `full`.
+        parameters: numbers of the model.
+        trained: how many of them train.
+        memory: on the device that holds most.
+        flops: of one optimizer step, on all devices.
+        tokens: of one optimizer step, on all devices.
+        checkpoint: bytes of a training checkpoint's tensors.
+    """
+
+    blocks: int | None
+    parameters: int
+    trained: int
+    memory: Memory
+    flops: Flops
+    tokens: int
+    checkpoint: int
+
+
+def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
+    """The config of a run's base, and how it is expanded already.
+
+    Raises:
+        ConfigError: the run names no model.
+        CheckpointError: there is none where it says.
+    """
+    model = run.model
+    if model.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    location = locate(model.model_name_or_path)
+    name, revision, expansion = location.path, model.revision, None
+    if location.kind in (Kind.SIDECAR, Kind.CHECKPOINT):
+        recorded = read_sidecar_config(name)
+        name, revision = recorded["base"]["name_or_path"], recorded["base"].get("revision")
+        expansion = ExpansionConfig.from_dict(recorded["expansion"])
+    config = AutoConfig.from_pretrained(
+        name, revision=revision, trust_remote_code=model.trust_remote_code
+    )
+    if isinstance(config, ControlLLMConfig):
+        return config.base_config(), config.expansion_config()
+    return config, expansion
+
+
+def model_without_weights(
+    run: RunConfig, config: Any, expansion: ExpansionConfig | None
+) -> PreTrainedModel:
+    """A run's model as it trains, on the meta device.
+
+    Args:
+        run: its `model` and `training` are used.
+        config: of the base.
+        expansion: how to expand it; None for method `full`.
+    """
+    config = copy.deepcopy(config)  # Expanding counts its layers anew.
+    dtype = config.dtype or torch.float32
+    if run.model.dtype != "auto":
+        dtype = getattr(torch, run.model.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=run.model.attn_implementation,
+            trust_remote_code=run.model.trust_remote_code,
+        )
+        if expansion is not None:
+            text = config.get_text_config(decoder=True)
+            known = {"num_hidden_layers": text.num_hidden_layers, "vocab_size": text.vocab_size}
+            settings = ControlLLMConfig(model.config, expansion.to_dict(), known)
+            model = ControlLLMForCausalLM(settings, base=model)
+        return tune_model(model, run.training)
+
+
+def estimate(
+    run: RunConfig, config: Any, expansion: ExpansionConfig | None, mesh: MeshPlan
+) -> Estimate:
+    """What a run takes.
+
+    Args:
+        run: the run config.
+        config: of the base (`model_config`).
+        expansion: how it is expanded; None for method `full`.
+        mesh: how processes share the model.
+
+    Raises:
+        ConfigError, ModelError: the model cannot be expanded so.
+    """
+    training, length = run.training, run.data.max_length
+    model = model_without_weights(run, config, expansion)
+    rows = training.per_device_train_batch_size * training.micro_batches(mesh.world_size)
+    rows *= mesh.world_size
+    parts = parts_of(model)
+    if training.loss_chunk_size is not None:
+        parts = [replace(part, again=part.again or part.is_head) for part in parts]
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    tensors = trained_tensors(model)
+    optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))
+    return Estimate(
+        blocks=len(model.blocks) if isinstance(model, ControlLLMForCausalLM) else None,
+        parameters=sum(size for size, _ in sizes),
+        trained=sum(size for size, trains in sizes if trains),
+        flops=FlopCount(parts).of(torch.full((rows,), length)),
+        tokens=rows * length,
+        checkpoint=sum(map(_bytes, tensors.values())) + optimizer,
+        memory=_memory(model, run, mesh),
+    )
+
+
+def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
+    """Last of all: the model is changed."""
+    training = run.training
+    local = [(_local(p, mesh.parts), p) for p in model.parameters()]
+    frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
+    trained = sum(_bytes(t) for t, p in local if p.requires_grad)
+    moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
+    if run.method == "full" and (run.data.learn or run.data.retain or run.rehearsal.uses_kl):
+        frozen += trained  # The base is kept beside it, to be asked.
+    compute = torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
+    rows, length = training.per_device_train_batch_size, run.data.max_length
+    gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0
+    activations = 0
+    if training.gradient_checkpointing_policy == "selective":
+        activations = kept_product_bytes(model, rows * length, compute.itemsize)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    chunk = training.loss_chunk_size
+    positions = rows * length if chunk is None else min(chunk, rows * length)
+    module: nn.Module = model
+    module.to(compute)
+    activations += activation_bytes(model, rows, length)
+    return Memory(
+        frozen=frozen,
+        trained=trained,
+        gradients=trained,
+        optimizer=moments,
+        activations=activations,
+        logits=2 * positions * vocabulary * (compute.itemsize + 4),
+        gathered=gathered,
+    )
+
+
+def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:
+    """What FSDP has whole at a time: the root's own, and the largest units."""
+    units = list(sharding_units(model))
+    numbers = sorted((_numbers(unit) for unit in units), reverse=True)
+    at_once = len(units) if not run.parallel.reshard_after_forward else 2 + run.parallel.prefetch
+    root = _numbers(model) - sum(numbers)
+    return (root + sum(numbers[:at_once])) * compute.itemsize
+
+
+def _optimizer(model: nn.Module, name: str, parts: int) -> Iterator[StateBytes]:
+    """What the optimizer keeps of each parameter that trains."""
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            quantised = "interpolator" not in path.split(".")
+            yield optimizer_bytes(parameter, name, parts, quantised)
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _local(tensor: Tensor, parts: int) -> Tensor:
+    """What the first of so many processes holds of a tensor: FSDP cuts it along its first axis."""
+    if parts == 1:
+        return tensor
+    rows = -(-tensor.shape[0] // parts)
+    return tensor.new_empty(rows, *tensor.shape[1:])
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
