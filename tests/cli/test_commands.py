@@ -16,7 +16,7 @@ import pytest
 import yaml
 from docstring_parser import parse_from_object
 
-from controlllm.checkpoint import load_model
+from controlllm.checkpoint import list_checkpoints, load_model
 from controlllm.cli import VERBS
 from controlllm.cli.calibrate import CalibrateOptions
 from controlllm.cli.chat import ChatOptions
@@ -250,6 +250,19 @@ def test_export_writes_the_form(cli: Cli, finished_run: Path, tmp_path: Path, fo
     model, tokenizer = load_model(tmp_path / "out")
     assert model.config.model_type == ("controlllm" if form == "full" else "llama")
     assert tokenizer("a").input_ids == [1, 100]
+
+
+def test_export_of_all_checkpoints(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
+    names = [checkpoint.name for checkpoint in list_checkpoints(finished_run)]
+    words = ("export", finished_run, tmp_path / "all", "--form", "sidecar")
+    code, out, _ = cli(*words, "--all_checkpoints", "true")
+    assert (code, out.count("sidecar form")) == (0, len(names))
+    assert sorted(folder.name for folder in (tmp_path / "all").iterdir()) == sorted(names)
+    code, out, _ = cli(*words, "--all_checkpoints", "true")
+    assert (code, out.count("is there already")) == (0, len(names))
+    code, _, err = cli("export", tmp_path, tmp_path / "none", "--all_checkpoints", "true")
+    assert code == 2
+    assert "is no run folder with checkpoints" in err
 
 
 @pytest.mark.parametrize("form", ["sidecar", "full", "collapsed"])

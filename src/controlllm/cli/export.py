@@ -1,11 +1,18 @@
 """`controlllm export`: take a trained model away."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from controlllm.checkpoint import LoadOptions, export, load_model, require_free
+from controlllm.checkpoint import (
+    LoadOptions,
+    export,
+    list_checkpoints,
+    load_model,
+    require_free,
+)
 from controlllm.cli.parsing import parse_options
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import folder_bytes
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
@@ -28,6 +35,10 @@ class ExportOptions:
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
 
+    all_checkpoints: bool = False
+    """Write every whole checkpoint of a run, each into `folder/checkpoint-N`; those that are there
+    already are left as they are, unless `overwrite`."""
+
     overwrite: bool = False
     """Replace a folder that holds a saved model."""
 
@@ -38,6 +49,25 @@ class ExportOptions:
 def run(argv: list[str]) -> None:
     """Load and write."""
     options = parse_options(ExportOptions, argv, "export")
+    if options.all_checkpoints:
+        _export_all(options)
+    else:
+        _export(options)
+
+
+def _export_all(options: ExportOptions) -> None:
+    checkpoints = list_checkpoints(options.model)
+    if not checkpoints:
+        raise CheckpointError(f"{options.model} is no run folder with checkpoints.")
+    for checkpoint in checkpoints:
+        folder = Path(options.folder) / checkpoint.name
+        if folder.exists() and not options.overwrite:
+            print(f"{folder}: is there already")
+            continue
+        _export(replace(options, model=str(checkpoint), folder=str(folder)))
+
+
+def _export(options: ExportOptions) -> None:
     require_free(options.folder, options.overwrite)
     model, tokenizer = load_model(options.model, options.load)
     if options.alpha is not None:
