@@ -27,11 +27,13 @@ from controlllm.cli.env import EnvOptions
 from controlllm.cli.evaluate import EvalOptions
 from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
+from controlllm.cli.plan import PlanOptions
 from controlllm.demo import DemoConfig
 from controlllm.train import RunConfig
 
 Cli = Callable[..., tuple[int, str, str]]
 OPTIONS = {
+    "plan": PlanOptions,
     "train": RunConfig,
     "eval": EvalOptions,
     "calibrate": CalibrateOptions,

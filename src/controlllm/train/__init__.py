@@ -37,6 +37,9 @@ Killed at any moment, the same call goes on from the newest checkpoint as if not
 | `parallel`, `parallel_config` | several processes: mesh, sharding, weights in parts | |
 | `activations` | what is kept for backward; compiled blocks | |
 | `rehearsal`, `retention` | what the base writes; what the model learned and forgot | |
+| `flops`, `model_parts`, `peaks`, `timing`, `instruments` | what a step computes; its time | |
+| `estimate`, `activation_bytes`, `optimizer_bytes` | what a run will take (`controlllm plan`) | |
+| `debug_config`, `debugging` | profiles, the hunt for NaN, the watchdog | |
 | `metrics`, `loggers` | names of metrics; where they go | a class under `@LOGGERS.register` |
 """
 

@@ -40,8 +40,8 @@ class Standing:
 
     Attributes:
         phase: its name; None between phases.
-        count: how many phases have begun or ended, and beats.
-        since: when the last of these was (`time.monotonic`).
+        count: how many phases have begun or ended.
+        since: when the last of them did, or a beat was (`time.monotonic`).
     """
 
     phase: str | None
@@ -82,7 +82,7 @@ class PhaseClock:
     def beat(self) -> None:
         """Something goes on within a phase."""
         standing = self.standing
-        self.standing = Standing(standing.phase, standing.count + 1, time.monotonic())
+        self.standing = Standing(standing.phase, standing.count, time.monotonic())
 
     def take(self, wait: bool = False) -> dict[str, float]:
         """Seconds spent in each phase since the last call.

@@ -68,7 +68,7 @@ class Watchdog:
         told: Standing | None = None
         while not self._closed.wait(self._seconds / _LOOKS):
             standing = self._clock.standing
-            if told is not None and told.count != standing.count:
+            if told is not None and told.since != standing.since:
                 self._tell(f"rank {self._rank} goes on after {standing.since - told.since:.0f} s")
                 self._own.unlink(missing_ok=True)
                 told = None
@@ -95,7 +95,7 @@ class Watchdog:
         reports = self._reports()
         deadline = time.monotonic() + min(self._seconds, _GRACE)
         while len(reports) < self._world_size and time.monotonic() < deadline:
-            if self._closed.wait(0.05) or self._clock.standing.count != standing.count:
+            if self._closed.wait(0.05) or self._clock.standing.since != standing.since:
                 return
             reports = self._reports()
         if reports and self._rank == min(reports):
