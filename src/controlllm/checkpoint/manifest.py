@@ -67,17 +67,28 @@ def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
         raise CheckpointError(f"{where} cannot be read as JSON: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{where} was not written by this library.")
-    if manifest["version"] < FORMAT_VERSION:
+    version = manifest.get("version")
+    if isinstance(version, int) and version < FORMAT_VERSION:
         raise CheckpointError(
-            f"{where} has checkpoint format {manifest['version']}, which an earlier controlllm "
-            f"wrote (this one: {FORMAT_VERSION}); finish the run with that version."
+            f"{where} has checkpoint format {version}, which an earlier controlllm wrote (this "
+            f"one: {FORMAT_VERSION}); finish the run with that version."
         )
-    if manifest["version"] > FORMAT_VERSION:
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{where} has checkpoint format {manifest['version']}, newer than this library's "
+            f"{where} has checkpoint format {version}, newer than this library's "
             f"{FORMAT_VERSION}; upgrade controlllm."
         )
+    if version != FORMAT_VERSION or not _lists_files(manifest.get("files")):
+        raise CheckpointError(
+            f"{where} is damaged: it does not list the files of a checkpoint; use another one."
+        )
     return manifest
+
+
+def _lists_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

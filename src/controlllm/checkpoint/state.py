@@ -22,7 +22,6 @@ loaded. No file holds a pickle.
 """
 
 import re
-import shutil
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -39,6 +38,7 @@ from controlllm.common.files import (
     atomic_folder,
     clean_leftovers,
     read_json,
+    remove_folder,
     save_tensors,
     write_json,
 )
@@ -260,4 +260,4 @@ def prune_checkpoints(output_dir: Path, limit: int | None, keep: Path) -> None:
     checkpoints = list_checkpoints(output_dir)
     removable = [path for path in checkpoints if path not in kept]
     for path in removable[: max(len(checkpoints) - max(limit, 1), 0)]:
-        shutil.rmtree(path)
+        remove_folder(path)

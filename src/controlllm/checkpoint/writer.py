@@ -14,6 +14,7 @@ from controlllm.checkpoint.state import (
     write_values,
 )
 from controlllm.common.distributed import Ranks
+from controlllm.common.errors import CheckpointError
 from controlllm.common.files import atomic_folder
 
 __all__ = ["CheckpointWriter"]
@@ -55,10 +56,11 @@ class CheckpointWriter:
         target = self.output_dir / f"checkpoint-{state.step}"
         if self.ranks.rank == 0:
             try:
-                folder = stack.enter_context(atomic_folder(target, overwrite=True))
-                write_values(folder, state)
+                with ExitStack() as beginning:
+                    folder = beginning.enter_context(atomic_folder(target, overwrite=True))
+                    write_values(folder, state)
+                    stack = beginning.pop_all()
             except Exception as failure:  # Told to all ranks, so that none waits for this one.
-                stack.close()
                 error = failure
         self.ranks.agree(error)
         folder = self.ranks.gather(folder)[0]
@@ -95,9 +97,22 @@ class CheckpointWriter:
             if self.ranks.rank == 0:
                 prune_checkpoints(self.output_dir, self.limit, keep=running.target)
         except Exception as failure:
-            error = failure
+            error = self._own_part_in(failure, running.target)
         self.ranks.agree(error)
         return running.target
+
+    def _own_part_in(self, failure: Exception, target: Path) -> Exception | None:
+        """What this rank has to tell of a failure of which torch has told all ranks."""
+        failures = getattr(failure, "failures", None)
+        if not failures:
+            return failure
+        if self.ranks.rank not in failures:
+            return None  # Those will tell it.
+        cause, _ = failures[self.ranks.rank]
+        return CheckpointError(
+            f"cannot write {target}: {cause}. What was saved before is untouched; free some space "
+            "or choose another place, and run again."
+        )
 
 
 class _Running:

@@ -33,6 +33,7 @@ __all__ = [
     "file_digest",
     "folder_bytes",
     "read_json",
+    "remove_folder",
     "require_empty",
     "save_tensors",
     "write_json",
@@ -163,6 +164,21 @@ def clean_leftovers(folder: str | Path) -> list[Path]:
     return removed
 
 
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder in such a way that at no moment a part of it has its name.
+
+    Raises:
+        CheckpointError: it cannot be removed.
+    """
+    target = Path(path)
+    hidden = _temporary_name(target)
+    try:
+        os.rename(target, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        raise CheckpointError(f"cannot remove {target}: {error}.") from error
+
+
 def file_digest(path: str | Path) -> str:
     """The SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
@@ -177,9 +193,7 @@ def folder_bytes(folder: str | Path) -> int:
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """Name a temporary neighbour of `target`, and discard it whatever happens."""
-    host = socket.gethostname()
-    name = f".{target.name}.writing-{host}-{os.getpid()}-{next(_serial)}"
-    temporary = target.parent / name
+    temporary = _temporary_name(target)
     with _told_as_ours(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(target.parent)
@@ -189,6 +203,12 @@ def _temporary(target: Path) -> Iterator[Path]:
         finally:
             _active.discard(temporary)
             _remove(temporary)
+
+
+def _temporary_name(target: Path) -> Path:
+    """A neighbour that readers pass over; once this process is gone, it counts as left over."""
+    host = socket.gethostname()
+    return target.parent / f".{target.name}.writing-{host}-{os.getpid()}-{next(_serial)}"
 
 
 @contextmanager

@@ -5,23 +5,21 @@ found each other, before it lets go of them. Those whose collectives break off a
 first, so that one message is shown, and not one for each process.
 """
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from controlllm.common.distributed import Ranks
-from controlllm.common.errors import (
-    ControlLLMError,
-    Outcome,
-    note_outcome,
-    noted_outcome,
-)
+from controlllm.common.errors import ControlLLMError, Outcome, note_outcome, noted_outcome
 
-__all__ = ["FAILED", "REFUSED", "failing_together"]
+__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "failing_together", "let_others_hear"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit codes: after a fault that may not come again; after an error of ours; after Ctrl-C."""
-_CODE, _CLAIMS = "controlllm/exit_code", "controlllm/claims"
+_CODE, _CLAIMS, _HEARD = "controlllm/exit_code", "controlllm/claims", "controlllm/heard"
+_SECONDS_TO_HEAR = 1.0
 
 
 @contextmanager
@@ -45,6 +43,21 @@ def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
         raise
 
 
+def let_others_hear(store: Any, ranks: Ranks) -> None:
+    """Keep the store a moment longer, if it is this process's, after an error that was told on it.
+
+    It is for others that fail at the same time by themselves. Those that wait in a collective are
+    let go only by the end of this process; they find no store then, and end without a word.
+    """
+    if ranks.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    end = time.monotonic() + _SECONDS_TO_HEAR
+    while store.check([_CODE]) and store.add(_HEARD, 0) < ranks.world_size:
+        if time.monotonic() > end:
+            return
+        time.sleep(0.02)
+
+
 def _lead(error: BaseException, store: Any, ranks: Ranks) -> Outcome:
     """Tell the others of an error of this process."""
     code = _exit_code(error)
@@ -54,6 +67,7 @@ def _lead(error: BaseException, store: Any, ranks: Ranks) -> Outcome:
     try:
         store.set(_CODE, str(code))
         shown = shown and store.add(_CLAIMS, 1) == 1
+        store.add(_HEARD, 1)
     except RuntimeError:
         pass  # The store is gone with rank 0; nobody else will show this.
     return Outcome(shown, code)
@@ -66,6 +80,7 @@ def _follow(error: BaseException, store: Any, ranks: Ranks) -> None:
     try:
         if store.check([_CODE]):
             outcome = Outcome(False, int(store.get(_CODE)))
+            store.add(_HEARD, 1)
         else:
             outcome = Outcome(store.add(_CLAIMS, 1) == 1, FAILED)
     except RuntimeError:

@@ -13,7 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, TrainingError
-from controlllm.train.parallel.failures import failing_together
+from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
 from controlllm.train.parallel_config import ParallelConfig
@@ -122,6 +122,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         # With a collective under way NCCL may wait for the others; the end of the process does not.
         if not on_gpu:
             dist.destroy_process_group()
+        let_others_hear(store, ranks)
         raise
     dist.destroy_process_group()
 
