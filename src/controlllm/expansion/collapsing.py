@@ -15,6 +15,7 @@ from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
 from controlllm.expansion.ends import ExpandedEnd, set_vocab_size
+from controlllm.expansion.fingerprint import base_tensors
 from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
@@ -39,11 +40,15 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
         A model of the base's class.
 
     Raises:
-        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), or a token
-        gate's mean alpha
-            was never measured.
+        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), a token
+            gate's mean alpha was never measured, or the base is quantised.
     """
     config = model.expansion
+    if not all(tensor.is_floating_point() for _, tensor in base_tensors(model)):
+        raise ModelError(
+            "The base of this model is quantised, and packed weights cannot be interpolated: load "
+            "the sidecar onto the base as it was, and collapse that."
+        )
     if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
         raise ModelError(
             f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "

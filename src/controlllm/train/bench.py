@@ -36,6 +36,7 @@ from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
 from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
 from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.quantize import quantize_base
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
@@ -117,8 +118,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
             does not keep packed documents apart.
     """
     training, world = run.training, world or World(Ranks(), run.parallel)
-    if training.optimizer in LOW_BIT:
-        require_torchao("torchao.optim", f"training.optimizer={training.optimizer}")
+    _require_packages(run)
     seed_everything(training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
     base, tokenizer = load_base(run, loaded, files)
@@ -129,6 +129,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     batch_size = training.per_device_train_batch_size
     loader = TrainLoader(run.data, tokenizer, batch_size, training.seed, rehearsal, base)
     prepared = prepare_model(base, run)
+    if run.model.quantize_base is not None:
+        quantize_base(prepared.model, run.model.quantize_base)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _tell(model, loader)
     _share(model, reference, files, run, world)
@@ -158,6 +160,14 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
             check_head(model)
     world.reshard(model)
     return bench
+
+
+def _require_packages(run: RunConfig) -> None:
+    """Refuse before anything is loaded what needs a package that is not there (ConfigError)."""
+    if run.training.optimizer in LOW_BIT:
+        require_torchao("torchao.optim", f"training.optimizer={run.training.optimizer}")
+    if run.model.quantize_base is not None:
+        require_torchao("torchao.quantization", f"model.quantize_base={run.model.quantize_base}")
 
 
 def _share(

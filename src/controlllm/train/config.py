@@ -28,6 +28,7 @@ __all__ = [
 Method = Literal["control", "full"]
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizeBase = Literal["int8", "nf4"]
 LoggerName = Literal["console", "jsonl", "tensorboard", "wandb"]
 
 
@@ -41,6 +42,9 @@ class ModelConfig:
     """Branch, tag or commit on the Hub."""
     dtype: Dtype = "float32"
     """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
+    quantize_base: QuantizeBase | None = None
+    """Hold the linear layers of the frozen blocks in 8 bits (`int8`) or 4 (`nf4`), by torchao; the
+    base that the run trains beside and measures against is then the quantised one."""
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
     trust_remote_code: bool = False
@@ -53,6 +57,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_choice("model.dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base is not None:
+            check_choice("model.quantize_base", self.quantize_base, get_args(QuantizeBase))
 
 
 @dataclass
@@ -151,6 +157,11 @@ class RunConfig:
         check_choice("method", self.method, get_args(Method))
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
+        if self.model.quantize_base is not None and self.method != "control":
+            raise ConfigError(
+                f"model.quantize_base={self.model.quantize_base} needs method='control'; "
+                f"method={self.method!r} trains the base, and what trains is not quantised."
+            )
         if self.training.alpha_sampling is not None and self.method != "control":
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "

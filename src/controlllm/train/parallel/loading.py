@@ -52,6 +52,8 @@ def _why_whole(run: RunConfig) -> str | None:
         return "a postprocess hook may use it"
     if run.rehearsal.enabled:
         return "the base writes what is rehearsed"
+    if run.model.quantize_base is not None:
+        return "its frozen blocks are quantised (model.quantize_base)"
     if run.expansion.freeze is not None:
         return "parts of the base train (expansion.freeze)"
     return None

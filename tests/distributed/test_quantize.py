@@ -1,0 +1,98 @@
+"""A quantised base in parts on several processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.distributed.test_training import WAYS, losses, run_of, train_by
+from tests.processes import run_ranks, values
+
+from controlllm.checkpoint import load_checkpoint
+
+SAVED = {"save_steps": 100, "eval_steps": 3, "max_steps": 6}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ways"), [("int8", ["fsdp 2", "hsdp 2x2"]), ("nf4", ["ddp 2", "fsdp 4"])]
+)
+def test_every_way_trains_beside_the_same_quantised_base(
+    kind: str, ways: list[str], run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    def by(ranks: int, folder: str, parallel: dict[str, Any], **training: Any) -> list[Any]:
+        run = run_of(
+            run_config,
+            tmp_path / folder,
+            parallel=parallel,
+            training={**SAVED, **training},
+            model={"quantize_base": kind},
+        )
+        return train_by(run, loaded, ranks, tmp_path / "processes")
+
+    [expected] = by(1, "alone", {})
+    weights = load_checkpoint(tmp_path / "alone" / "checkpoint-6").tensors
+    for name in ways:
+        ranks, parallel = WAYS[name]
+        for history in by(ranks, name, parallel):
+            assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
+        state = load_checkpoint(tmp_path / name / "checkpoint-6")
+        assert state.tensors.keys() == weights.keys()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(state.tensors[key], tensor, rtol=1e-3, atol=1e-4)
+    base = [load_checkpoint(tmp_path / n / "checkpoint-6").model for n in ("alone", ways[0])]
+    assert base[0]["config"]["base"] == base[1]["config"]["base"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_in_bfloat16_codes_and_scales_are_gathered_as_they_are(
+    kind: str, run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    def by(ranks: int, base: str | None) -> list[float]:
+        run = run_of(
+            run_config,
+            tmp_path / f"{ranks} {base}",
+            training={**SAVED, **bfloat16, "gradient_checkpointing": True},
+            model={"quantize_base": base},
+        )
+        history = train_by(run, loaded, ranks, tmp_path / "processes")[0]
+        return [row[name] for row in history for name in names if name in row]
+
+    bfloat16 = {"mixed_precision": "bf16", "learning_rate": 1e-3}
+    names = ("train/loss", "learn/new/loss", "retain/old/loss")
+    found, expected, unquantised = by(2, kind), by(1, kind), by(1, None)
+    assert found == pytest.approx(expected, rel=0.01)
+    assert unquantised != pytest.approx(expected, rel=1e-4)
+
+
+def test_each_process_holds_its_rows_of_the_codes(pico_llama: Any, tmp_path: Path) -> None:
+    """Also where rows do not divide by the processes."""
+    from controlllm import ExpansionConfig, expand
+    from controlllm.common.distributed import Ranks
+    from controlllm.train.parallel import World, shard_model
+    from controlllm.train.parallel_config import ParallelConfig
+    from controlllm.train.quantize import quantize_base
+
+    def ranked(rank: int) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        mesh = init_device_mesh("cpu", (3,), mesh_dim_names=("shard",))
+        model = expand(pico_llama(intermediate_size=50), ExpansionConfig(num_blocks=2))
+        quantize_base(model, "int8")
+        ids = torch.arange(24).view(1, 24)
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+        shard_model(model, World(Ranks.current(60), ParallelConfig(), mesh))
+        packed = {
+            name: tuple(p.to_local().shape)  # type: ignore[attr-defined]
+            for name, p in model.named_parameters()
+            if p.dtype is torch.uint8 and name.endswith("up_proj.weight")
+        }
+        with torch.no_grad():
+            torch.testing.assert_close(model(input_ids=ids).logits, expected)
+        return packed
+
+    by_rank = values(run_ranks(ranked, 3, tmp_path))
+    for rank, packed in enumerate(by_rank):
+        assert len(packed) == 4
+        # 50 rows by three processes; a row has 32 codes and 4 bytes of its scale.
+        assert set(packed.values()) == {((17, 17, 16)[rank], 32 + 4)}
