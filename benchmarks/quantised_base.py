@@ -1,0 +1,165 @@
+"""What does a base in 8 or 4 bits save, and what does it cost?
+
+    python benchmarks/quantised_base.py --data ../shared/data --output benchmarks-output
+
+A small real base is expanded and learns grade-school mathematics (GSM8K) beside its frozen base in
+float32, bfloat16, int8 and nf4: for the same steps, the same rows, several seeds. Counted are the
+bytes of what is frozen; measured are losses on held-out questions and on held-out text of another
+kind, before and after, and the losses of what was trained when it is put onto the base as it was.
+Seconds are not measured: on a CPU, unpacking costs what it would not on a GPU.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+BASES = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize_base": "int8"},
+    "nf4": {"quantize_base": "nf4"},
+}
+"""What of `model` differs. All compute in float32, but where `bf16` is asked for."""
+
+RUNS = [("float32", "no"), ("int8", "no"), ("nf4", "no")] + [(base, "bf16") for base in BASES][1:]
+
+
+def run_config(options: argparse.Namespace, folder: Path, base: str, precision: str) -> Any:
+    from controlllm.train import RunConfig
+
+    maths = options.data / "sft" / "gsm8k"
+    pairs = {"columns": {"prompt": "question", "completion": "answer"}}
+    return RunConfig.from_dict(
+        {
+            "model": {"model_name_or_path": str(options.model), "device": "cpu", **BASES[base]},
+            "expansion": {"num_blocks": options.blocks},
+            "data": {
+                "train": [{"path": str(maths / "train.jsonl.gz"), **pairs}],
+                "learn": [{"path": str(maths / "test.jsonl"), "name": "gsm8k", **pairs}],
+                "retain": [{"path": str(folder / "heldout.txt"), "name": "text"}],
+                "max_length": 128,
+                "chat_template": "plain",
+            },
+            "training": {
+                "output_dir": str(folder / "run"),
+                "max_steps": options.steps,
+                "per_device_train_batch_size": 4,
+                "learning_rate": options.learning_rate,
+                "mixed_precision": precision,
+                "eval_steps": options.steps,
+                "save_steps": options.steps,
+                "max_eval_samples": 32,
+                "seed": options.seed,
+            },
+            "logging": {"report_to": []},
+        }
+    )
+
+
+def measure(options: argparse.Namespace, base: str, precision: str) -> dict[str, Any]:
+    """Train once; bytes, and losses before, after, and on the base as it was."""
+    from controlllm.checkpoint import load_model, newest_checkpoint
+    from controlllm.data import eval_batches, read_examples
+    from controlllm.evaluate import evaluate_losses
+    from controlllm.train import train
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        text = options.text.read_text()
+        (folder / "heldout.txt").write_text(text[-6_000:])
+        run = run_config(options, folder, base, precision)
+        result = train(run)
+        model, tokenizer = load_model(str(newest_checkpoint(result.output_dir)))
+        examples, _ = read_examples(run.data.learn[0], tokenizer, run.data, 32)
+        onto = evaluate_losses(model, eval_batches(examples, tokenizer, run.data, 8)).loss
+    first, last = result.history[0], result.history[-1]
+    return {
+        "model": options.model.name,
+        "base": base,
+        "compute": precision,
+        "seed": options.seed,
+        **frozen_bytes(result.model),
+        "text before": first["retain/text/loss"],
+        "text after": last["retain/text/loss"],
+        "maths before": first["learn/gsm8k/loss"],
+        "maths after": last["learn/gsm8k/loss"],
+        "maths after, on the float32 base": onto,
+    }
+
+
+def frozen_bytes(model: Any) -> dict[str, int]:
+    """Bytes of all that is frozen, and of the blocks' linear layers in it."""
+    from torch import nn
+
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    layers = [
+        module.weight
+        for block in model.base.get_decoder().layers
+        for module in block.modules()
+        if isinstance(module, nn.Linear) and module.weight in frozen
+    ]
+    return {
+        "frozen bytes": sum(p.nbytes for p in frozen),
+        "linear bytes": sum(p.nbytes for p in layers),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line for each base and precision; losses are means over seeds (and their range)."""
+    losses = [key for key in rows[0] if isinstance(rows[0][key], float)]
+    head = ["base", "compute", "linear layers, bytes", "all frozen, bytes", *losses]
+    lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * (len(head) - 2)}"]
+    for base, precision in RUNS:
+        group = [row for row in rows if (row["base"], row["compute"]) == (base, precision)]
+        cells = [base, {"no": "float32"}.get(precision, precision)]
+        cells += [f"{group[0][key]:,}" for key in ("linear bytes", "frozen bytes")]
+        for key in losses:
+            values = [row[key] for row in group]
+            spread = f" ({min(values):.3f}–{max(values):.3f})" if len({*values}) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
+    parser.add_argument("--model", type=Path, help="default: stories260k of --data")
+    parser.add_argument("--text", type=Path, help="held-out text; default: tinystories of --data")
+    parser.add_argument("--blocks", type=int, default=2, help="expanded blocks")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of 512 tokens")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    options.model = options.model or options.data / "checkpoints" / "stories260k-hf"
+    options.text = options.text or options.data / "text/tinystories_excerpt/tinystories.txt"
+
+    import torch
+
+    from controlllm.common.torchao import quiet_torchao
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    rows = []
+    with quiet_torchao():
+        for options.seed in options.seeds:
+            for base, precision in RUNS:
+                rows.append(measure(options, base, precision))
+                print(json.dumps(rows[-1]), flush=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    target = options.output / f"quantised-base-{options.model.name}.json"
+    target.write_text(json.dumps({"commit": commit.stdout.strip(), "rows": rows}, indent=1))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
