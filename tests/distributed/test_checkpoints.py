@@ -18,9 +18,11 @@ from controlllm.checkpoint.shards import is_sharded
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
 HSDP = {"strategy": "hsdp", "shard_size": 2}
+TENSOR = {"strategy": "fsdp", "tensor_size": 2}
 CHAINS: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "4, 2, 1, 4": [(4, FSDP), (2, FSDP), (1, {}), (4, FSDP)],
     "fsdp, hsdp, ddp, one": [(4, FSDP), (4, HSDP), (2, DDP), (1, {})],
+    "tensor, one, tensor, fsdp": [(4, TENSOR), (1, {}), (4, TENSOR), (2, FSDP)],
 }
 SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 8}
 

@@ -19,6 +19,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp 2": (2, {"strategy": "ddp"}),
     "fsdp 4": (4, {"strategy": "fsdp"}),
     "hsdp 2x2": (4, {"strategy": "hsdp", "shard_size": 2}),
+    "fsdp 2, tensor 2": (4, {"strategy": "fsdp", "tensor_size": 2}),
+    "tensor 2": (2, {"strategy": "fsdp", "tensor_size": 2}),
 }
 
 
@@ -115,6 +117,7 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(
     [
         ({"strategy": "hsdp", "shard_size": 3}, r"does not divide the 2 processes.*\[1, 2\]"),
         ({"cpu_offload": True}, "needs an accelerator"),
+        ({"tensor_size": 3}, r"tensor_size=3 does not divide the 2 processes"),
     ],
 )
 def test_what_cannot_work_is_refused_on_every_process(

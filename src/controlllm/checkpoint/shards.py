@@ -53,7 +53,9 @@ def start_shards(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> Fut
     """
     dcp = _dcp()
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group)
+    # What has a gradient cannot be copied where it lies on a mesh of two dimensions.
+    parts = {name: tensor.detach() for name, tensor in tensors.items()}
+    future = dcp.async_save(parts, storage_writer=writer, process_group=group)
     return cast("Future[Any]", future)
 
 

@@ -51,6 +51,11 @@ class PlanOptions(RunConfig):
         super().__post_init__()
         if min([self.world_size, self.local_world_size or 1, *self.num_blocks]) < 1:
             raise ConfigError("world_size, local_world_size and num_blocks must be at least 1.")
+        if self.parallel.tensor_size > 1:
+            raise ConfigError(
+                f"parallel.tensor_size={self.parallel.tensor_size}: a plan does not reckon with "
+                "tensor groups; set 1 to see one without them."
+            )
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"mfu={self.mfu!r} is out of range; allowed: above 0, at most 1.")
 

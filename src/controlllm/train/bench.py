@@ -84,7 +84,7 @@ class Bench:
     @property
     def micro_batches(self) -> int:
         """Micro-batches of an optimizer step on this process."""
-        return self.run.training.micro_batches(self.world.size)
+        return self.run.training.micro_batches(self.world.data_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
@@ -127,14 +127,22 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         store = world.first(lambda: rehearsal_source(base, tokenizer, run))
         rehearsal = (store, run.rehearsal.share)
     batch_size = training.per_device_train_batch_size
-    loader = TrainLoader(run.data, tokenizer, batch_size, training.seed, rehearsal, base)
+    loader = TrainLoader(
+        run.data,
+        tokenizer,
+        batch_size,
+        training.seed,
+        rehearsal,
+        base,
+        world.loader_ranks(run.data.cache_timeout),
+    )
     prepared = prepare_model(base, run)
     if run.model.quantize_base is not None:
         quantize_base(prepared.model, run.model.quantize_base)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _tell(model, loader)
     _share(model, reference, files, run, world)
-    seed_everything(training.seed + world.ranks.rank)
+    seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, loader)
     warn_of_short_data(run, loader, total_steps)
     optimizer = make_optimizer(model, training)

@@ -5,6 +5,9 @@ backward of each micro-batch's *share* of the loss, clip, check, step. How proce
 is decided in `make_bench`; the loop is the same.
 """
 
+from collections import defaultdict
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -75,7 +78,7 @@ class NativeLoop:
                     loss = bench.loss.micro_batch(bench.to_device(batch), counts, report)
                 # FSDP takes the mean of the processes' gradients, but shares add up.
                 with clock.phase(BACKWARD):
-                    (loss * world.size).backward()
+                    (loss * world.data_size).backward()
         with clock.phase(COMMUNICATION):
             return report.over(world)
 
@@ -86,6 +89,17 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     Returns:
         The norm before clipping.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    limit = max_norm if max_norm > 0 else float("inf")
-    return whole(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
+    by_mesh = defaultdict[Any, list[nn.Parameter]](list)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            # Norms of parts that lie on other meshes cannot be added up before they are whole.
+            by_mesh[getattr(parameter, "device_mesh", None)].append(parameter)
+    norms = [
+        whole(torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
+        for group in by_mesh.values()
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    if max_norm > 0:
+        for group in by_mesh.values():
+            torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm.item()

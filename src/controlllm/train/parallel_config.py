@@ -20,6 +20,9 @@ class ParallelConfig:
     and the groups are copies of one another; `ddp`: each process holds all weights."""
     shard_size: int | None = None
     """hsdp: processes that hold one copy of the weights together; null = those of one machine."""
+    tensor_size: int = 1
+    """Processes that compute each block together, its matrices cut among them (tensor parallelism);
+    neighbours in rank, best within a machine. They see the same rows."""
     reshard_after_forward: bool = True
     """Give gathered weights back after the forward pass of a block: less memory, gathered twice."""
     prefetch: int = 1
@@ -39,6 +42,8 @@ class ParallelConfig:
                 f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
                 f"strategy={self.strategy!r} shards over all processes or none."
             )
+        if self.tensor_size < 1:
+            raise ConfigError(f"parallel.tensor_size={self.tensor_size!r} must be at least 1.")
         if self.prefetch < 0:
             raise ConfigError(f"parallel.prefetch={self.prefetch!r} must be at least 0.")
         if self.timeout <= 0:

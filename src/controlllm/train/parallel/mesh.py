@@ -10,43 +10,58 @@ __all__ = ["MeshPlan", "plan_mesh"]
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """A grid of processes; neighbours in rank hold the parts of one copy."""
+    """A grid of processes; neighbours in rank cut matrices together, then hold parts of a copy."""
 
     copies: int
     """How many copies of the weights there are."""
 
     parts: int
-    """Processes that hold one copy together."""
+    """Processes (or tensor groups) that hold one copy together."""
+
+    tensor: int = 1
+    """Processes that compute a block together, on the same rows."""
+
+    @property
+    def data_size(self) -> int:
+        """How many see rows of their own."""
+        return self.copies * self.parts
 
     @property
     def world_size(self) -> int:
         """All processes."""
-        return self.copies * self.parts
+        return self.data_size * self.tensor
 
 
 def plan_mesh(config: ParallelConfig, world_size: int, local_world_size: int) -> MeshPlan:
     """The grid that a config asks for.
 
     Args:
-        config: strategy and shard size.
+        config: strategy and sizes.
         world_size: processes of the run.
         local_world_size: processes on each machine.
 
     Raises:
-        ConfigError: the shard size does not divide the world.
+        ConfigError: a size does not divide the world.
 
     >>> plan_mesh(ParallelConfig(strategy="hsdp"), world_size=24, local_world_size=8)
-    MeshPlan(copies=3, parts=8)
+    MeshPlan(copies=3, parts=8, tensor=1)
     """
+    tensor = config.tensor_size
+    _require_divisor("tensor_size", tensor, world_size, local_world_size)
+    groups = world_size // tensor
     if config.strategy == "ddp":
-        return MeshPlan(world_size, 1)
+        return MeshPlan(groups, 1, tensor)
     if config.strategy == "fsdp":
-        return MeshPlan(1, world_size)
-    parts = config.shard_size or local_world_size
-    if world_size % parts:
-        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        return MeshPlan(1, groups, tensor)
+    parts = config.shard_size or max(local_world_size // tensor, 1)
+    _require_divisor("shard_size", parts, groups, local_world_size)
+    return MeshPlan(groups // parts, parts, tensor)
+
+
+def _require_divisor(name: str, size: int, of: int, local_world_size: int) -> None:
+    if of % size:
+        divisors = [n for n in range(1, of + 1) if of % n == 0]
         raise ConfigError(
-            f"parallel.shard_size={parts} does not divide the {world_size} processes of the run "
+            f"parallel.{name}={size} does not divide the {of} processes of the run "
             f"({local_world_size} on each machine); possible: {divisors}."
         )
-    return MeshPlan(world_size // parts, parts)

@@ -9,7 +9,9 @@ from torch import nn
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import examine
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock
+from controlllm.expansion.interpolators import Interpolator
 from controlllm.expansion.surgery import expanded_list
+from controlllm.train.parallel.tensor import block_plan, cut_block
 from controlllm.train.parallel.world import World
 
 __all__ = ["shard_model", "sharding_units"]
@@ -32,6 +34,11 @@ def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> 
 
     settings = _settings(world, mixed_precision)
     units = list(sharding_units(model))
+    if world.tensor_mesh is not None:
+        plan = block_plan(_decoder_config(model), world.config.tensor_size)
+        for unit in units:
+            if not isinstance(unit, Interpolator):
+                cut_block(unit, world.tensor_mesh, plan)
     for unit in units:
         fully_shard(unit, **settings)
     # The root holds the rest (embeddings, norm, head), which its own forward uses until its end.
@@ -65,12 +72,17 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return list(examine(model).layers)
 
 
+def _decoder_config(model: nn.Module) -> Any:
+    base = model.base if isinstance(model, ControlLLMForCausalLM) else model
+    return base.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+
+
 def _settings(world: World, mixed_precision: str) -> dict[str, Any]:
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     config = world.config
     settings: dict[str, Any] = {
-        "mesh": world.mesh,
+        "mesh": world.sharding_mesh,
         "reshard_after_forward": config.reshard_after_forward,
     }
     if mixed_precision == "bf16":

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from controlllm.train.parallel_config import ParallelConfig
 __all__ = ["World", "open_world"]
 
 T = TypeVar("T")
+TENSOR = "tensor"
+"""Name of the mesh's dimension of tensor groups."""
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -31,19 +33,49 @@ class World:
     Attributes:
         ranks: this one among them.
         config: how they share the model.
-        mesh: the grid of copies and parts; None for a single process.
+        mesh: the grid of copies and parts (and tensor groups); None for a single process.
         local_rank: which device of this machine is this process's.
+        data_ranks: those that see rows of their own, with this one's place among them; the same as
+            `ranks` where no blocks are computed together.
     """
 
     ranks: Ranks
     config: ParallelConfig
     mesh: Any = None
     local_rank: int = 0
+    data_ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def size(self) -> int:
         """How many processes there are."""
         return self.ranks.world_size
+
+    @property
+    def data_size(self) -> int:
+        """How many of them see rows of their own."""
+        return self.data_ranks.world_size
+
+    def loader_ranks(self, timeout: float) -> Ranks:
+        """The processes that share the rows, in a group of its own for the data. Collective.
+
+        Args:
+            timeout: seconds that one of them may keep the others waiting.
+        """
+        ranks = Ranks.current(timeout)
+        return ranks if self.data_size == self.size else _data_ranks(ranks, self.config.tensor_size)
+
+    @property
+    def sharding_mesh(self) -> Any:
+        """The mesh of copies and parts."""
+        names = tuple(name for name in self.mesh.mesh_dim_names if name != TENSOR)
+        return self.mesh[names] if TENSOR in self.mesh.mesh_dim_names else self.mesh
+
+    @property
+    def tensor_mesh(self) -> Any:
+        """The mesh of this process's tensor group; None where there are none."""
+        if self.mesh is None or TENSOR not in self.mesh.mesh_dim_names:
+            return None
+        return self.mesh[TENSOR]
 
     @property
     def is_first(self) -> bool:
@@ -79,8 +111,9 @@ class World:
         return first
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, in double precision. Collective."""
-        return self.ranks.reduce(values, "sum")
+        """Sums over all processes with rows of their own, in double precision. Collective."""
+        same_rows = self.size // self.data_size
+        return [value / same_rows for value in self.ranks.reduce(values, "sum")]
 
     def max(self, values: Sequence[float]) -> list[float]:
         """Maxima over all processes. Collective."""
@@ -180,15 +213,29 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
     from torch.distributed.device_mesh import init_device_mesh
 
     if ranks.world_size == 1:
-        return World(ranks, config)
+        return World(ranks, config, data_ranks=ranks)
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
     if config.cpu_offload and _device_type(device) == "cpu":
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
-    shape, names = (plan.copies, plan.parts), ("replicate", "shard")
-    if plan.copies == 1:
-        shape, names = shape[1:], names[1:]  # type: ignore[assignment]
-    mesh = init_device_mesh(_device_type(device), shape, mesh_dim_names=names)
-    return World(ranks, config, mesh, local[0])
+    sizes = {"replicate": plan.copies, "shard": plan.parts, TENSOR: plan.tensor}
+    kept = {name: size for name, size in sizes.items() if name == "shard" or size > 1}
+    if config.strategy == "ddp":
+        kept = {"replicate": plan.copies, **kept}
+    mesh = init_device_mesh(_device_type(device), tuple(kept.values()), mesh_dim_names=tuple(kept))
+    return World(ranks, config, mesh, local[0], _data_ranks(ranks, plan.tensor))
+
+
+def _data_ranks(ranks: Ranks, tensor: int) -> Ranks:
+    """This process among those at its place in other tensor groups. Collective."""
+    if tensor == 1:
+        return ranks
+    mine = Ranks()
+    for place in range(tensor):
+        members = list(range(place, ranks.world_size, tensor))
+        group = dist.new_group(members, backend="gloo", timeout=ranks.patience)
+        if ranks.rank in members and len(members) > 1:
+            mine = Ranks(ranks.rank // tensor, len(members), group, ranks.patience)
+    return mine
 
 
 def _same_everywhere(config: ParallelConfig, ranks: Ranks, local_world_size: int) -> int:
