@@ -110,6 +110,17 @@ def test_moments_in_few_bits_are_exact(
     assert found == plan
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_exact(run_config: Any, wide: Any, pico_llama: Any, kind: str) -> None:
+    pytest.importorskip("torchao")
+    run = run_config(model={"quantize_base": kind}, expansion={"num_blocks": 2})
+    model, tokenizer = wide()
+    plan = planned(run, model.config, ALONE)
+    whole = planned(run_config(expansion={"num_blocks": 2}), model.config, ALONE)
+    assert plan["frozen"] < whole["frozen"]
+    assert plan == taken(make_bench(run, (model, tokenizer)))
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_full_keeps_its_base_where_something_asks_it(
     run_config: Any, loaded: Any, asked: bool

@@ -33,6 +33,7 @@ from controlllm.train.model_parts import parts_of
 from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.quantize import BLOCK, frozen_linears
 
 __all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
 
@@ -169,7 +170,8 @@ def estimate(
 def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     """Last of all: the model is changed."""
     training = run.training
-    local = [(_local(p, mesh.parts), p) for p in model.parameters()]
+    packed = _packed(model, run.model.quantize_base)
+    local = [(_local(packed.get(p, p), mesh.parts), p) for p in model.parameters()]
     frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
     trained = sum(_bytes(t) for t, p in local if p.requires_grad)
     moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
@@ -196,6 +198,30 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
         logits=2 * positions * vocabulary * (compute.itemsize + 4),
         gathered=gathered,
     )
+
+
+def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
+    """What `model.quantize_base` holds in place of weights of frozen linear layers."""
+    if kind is None or not isinstance(model, ControlLLMForCausalLM):
+        return {}
+    return {
+        linear.weight: linear.weight.new_empty(
+            linear.out_features, packed_columns(linear.in_features, kind), dtype=torch.uint8
+        )
+        for _, _, linear in frozen_linears(model)
+    }
+
+
+def packed_columns(columns: int, kind: str) -> int:
+    """Bytes of a row of a quantised weight: codes, then scales (`quantize`).
+
+    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
+    (4100, 2176)
+    """
+    if kind == "int8":
+        return columns + 4
+    blocks = -(-columns // BLOCK)
+    return blocks * (BLOCK // 2 + 2)
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:

@@ -71,8 +71,11 @@ class Instruments:
         self.take(window, wait=True)
         world, seconds = self.bench.world, max(window.seconds, 1e-9)
         own = [window.phases.get(phase, 0.0) for phase in STEP_PHASES]
-        *phases, model, hardware, peak = world.sum(
-            [*own, window.model_flops, window.hardware_flops, self._peak_flops()]
+        # Processes that compute blocks together count the FLOPs of the same rows.
+        share = world.data_size / world.size
+        *phases, model, hardware, peak = world.ranks.reduce(
+            [*own, share * window.model_flops, share * window.hardware_flops, self._peak_flops()],
+            "sum",
         )
         metrics = {names.STEP_SECONDS: seconds / window.steps}
         for phase, total in zip(STEP_PHASES, phases, strict=True):
