@@ -148,6 +148,19 @@ def test_under_autocast_it_computes_in_bfloat16(pico_llama):
         layer(x)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_traced_as_one_graph(kind):
+    """By dynamo's `eager` backend, as `training.torch_compile` is tested."""
+    layer = quantised(torch.randn(32, 64), kind)
+    traced = torch.compile(layer, backend="eager", fullgraph=True)
+    inputs = [torch.ones(3, 64, requires_grad=True) for _ in range(2)]
+    outputs = [one(x) for one, x in zip((layer, traced), inputs, strict=True)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
 def test_a_quantised_base_is_not_saved_collapsed_or_quantised_again(pico_llama, tmp_path):
     model = expanded(pico_llama, "nf4")
     with pytest.raises(ModelError, match=r"not saved so: save the sidecar"):
@@ -222,3 +235,9 @@ def test_other_methods_and_names_are_refused():
         RunConfig.from_dict({"method": "full", "model": {"quantize_base": "nf4"}})
     with pytest.raises(ConfigError, match="quantize_base"):
         RunConfig.from_dict({"model": {"quantize_base": "int4"}})
+    two = {"parallel": {"tensor_size": 2}}
+    with pytest.raises(ConfigError, match=r"quantize_base=int8 does not go .*tensor_size=2"):
+        RunConfig.from_dict({"model": {"quantize_base": "int8"}, **two})
+    with pytest.raises(ConfigError, match=r"optimizer=adamw_4bit does not go .*tensor_size=2"):
+        RunConfig.from_dict({"training": {"optimizer": "adamw_4bit"}, **two})
+    assert RunConfig.from_dict(two).parallel.tensor_size == 2
