@@ -28,7 +28,7 @@ BASES = {
 }
 """What of `model` differs. All compute in float32, but where `bf16` is asked for."""
 
-RUNS = [("float32", "no"), ("int8", "no"), ("nf4", "no")] + [(base, "bf16") for base in BASES][1:]
+RUNS = [("float32", "no"), ("int8", "no"), ("nf4", "no"), *[(base, "bf16") for base in BASES][1:]]
 
 
 def run_config(options: argparse.Namespace, folder: Path, base: str, precision: str) -> Any:
@@ -150,7 +150,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     rows = []
     with quiet_torchao():
-        for options.seed in options.seeds:
+        for seed in options.seeds:
+            options.seed = seed
             for base, precision in RUNS:
                 rows.append(measure(options, base, precision))
                 print(json.dumps(rows[-1]), flush=True)
