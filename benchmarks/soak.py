@@ -295,7 +295,7 @@ def run_config(place: Path, name: str, steps: int = 40) -> RunConfig:
 def prepare(place: Path) -> None:
     """Write the base and the texts."""
     make_base(place / "base")
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "lay", "by", "fire", "while", "it"]
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "lay", "by", "fire", "while"]
     chance = random.Random(0)
     lines = [" ".join(chance.choices(words, k=9)) for _ in range(400)]
     (place / "new.txt").write_text("\n".join(lines))
