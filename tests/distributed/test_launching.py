@@ -87,7 +87,7 @@ def test_started_stopped_killed_and_done(run_file: Any, tmp_path: Path) -> None:
     code, out, err = ended(process)
     assert code == launch.PREEMPTED == 75, err
     assert out.count("stopped because preempted") == 1
-    assert "Traceback" not in err and "Signal" not in err
+    assert "Traceback" not in err and "death signal" not in err
     stopped_at = max(row["step"] for row in soak.rows_of(folder))
     assert 4 <= stopped_at < 12
     assert newest_checkpoint(folder) == folder / f"checkpoint-{stopped_at}"

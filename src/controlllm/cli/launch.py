@@ -82,8 +82,7 @@ def _attempt(words: list[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    # What it logs of its own: tables of stacks for what the failed process has told in a line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence("torch.distributed.elastic")
     with TemporaryDirectory(prefix="controlllm-") as folder:
         try:
             elastic_launch(_settings(count, folder), sys.executable)(*words)
@@ -94,6 +93,13 @@ def _attempt(words: list[str], count: int) -> int:
             failed = any(Path(folder).rglob("error.json"))
             return REFUSED if failed else _code_after(stop.sigval)
     return 0
+
+
+def _silence(package: str) -> None:
+    """Its loggers have levels of their own; they tell in tables what a process told in a line."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(package):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _settings(count: int, folder: str) -> Any:
