@@ -112,6 +112,29 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(
     assert {tensor.dtype for tensor in state.optimizer_tensors.values()} == {torch.float32}
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("interpolator", ["lerp", "proj"])
+def test_sharded_parts_train_without_a_warning(
+    run_config: Any, loaded: Any, tmp_path: Path, interpolator: str
+) -> None:
+    run = run_of(
+        run_config,
+        tmp_path / "run",
+        expansion={"interpolator": interpolator},
+        training={"max_steps": 1, "warmup_steps": 0},
+    )
+    train_by(run, loaded, 2, tmp_path / "processes")
+
+
+def test_transformers_trainer_is_refused_with_several_processes(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    run = run_of(run_config, tmp_path / "run", training={"backend": "hf"})
+    for outcome in run_ranks(lambda rank: train(run, loaded()), 2, tmp_path / "processes"):
+        assert outcome.error is not None
+        assert "trains in one process" in outcome.error
+
+
 @pytest.mark.parametrize(
     ("parallel", "words"),
     [

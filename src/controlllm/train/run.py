@@ -50,6 +50,11 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
 def _train(
     run: RunConfig, loaded: Loaded | None, world: World, signals: StopSignals
 ) -> TrainResult:
+    if world.size > 1 and run.training.backend != "native":
+        raise ConfigError(
+            f"training.backend={run.training.backend!r} trains in one process, and the launcher "
+            f"started {world.size}; take backend=native, or start one."
+        )
     checkpoint = world.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
     world.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)

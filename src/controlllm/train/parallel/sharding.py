@@ -44,9 +44,15 @@ def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> 
     # The root holds the rest (embeddings, norm, head), which its own forward uses until its end.
     fully_shard(model, **{**settings, "reshard_after_forward": False})
     for block in _blocks(model):
-        if isinstance(block, ConcatBlock):
+        # What hands its input through needs no weights, and nothing to be gathered.
+        if isinstance(block, ConcatBlock) and _has_target(block.interpolator):
             register_fsdp_forward_method(block.interpolator, "target")
     _prefetch(units, world.config.prefetch)
+
+
+def _has_target(interpolator: Interpolator) -> bool:
+    """Whether the divergence compares with something else than the frozen branch."""
+    return type(interpolator).target is not Interpolator.target
 
 
 def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
