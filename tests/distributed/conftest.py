@@ -1,3 +1,13 @@
 """Runs that several real processes train together, by gloo on the CPU."""
 
+# Forked processes find these imported; each would need seconds for them.
+import torch.distributed.checkpoint
+import torch.distributed.checkpoint.state_dict_saver
+import torch.distributed.fsdp
+import torch.distributed.tensor.parallel  # noqa: F401
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # noqa: F401
+
+import controlllm.train.keeper
+import controlllm.train.native
+import controlllm.train.parallel.loading
+import controlllm.train.run  # noqa: F401

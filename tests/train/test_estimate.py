@@ -1,5 +1,6 @@
 """What a plan says, against what a run really takes."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ LOW_BIT = ["adamw_8bit", "adamw_4bit", "adamw_fp8"]
 @pytest.fixture
 def wide(pico_llama: Any, pico_tokenizer: Any) -> Any:
     """`wide()`: a model with matrices that are worth quantising."""
-    return lambda: (pico_llama(hidden_size=64, intermediate_size=128), pico_tokenizer)
+    return lambda: (
+        pico_llama(hidden_size=64, intermediate_size=128),
+        copy.deepcopy(pico_tokenizer),
+    )
 
 
 @pytest.mark.parametrize("optimizer", LOW_BIT)
