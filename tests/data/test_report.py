@@ -347,6 +347,18 @@ def test_shares_fill_and_passes_by_hand(
     assert size is not None and (size.examples, size.tokens, size.exact) == (100, 1500, True)
 
 
+def test_fixed_slots_are_looked_at_as_slots(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config, surveys = mixed(tmp_path, pico_tokenizer, packing_strategy="fixed")
+    mix = survey_mix(config, surveys, batch_size=4)
+    assert mix is not None
+    # 500 tokens of `a` fill 13 slots, 1,000 of `b` 25, 100 of `old` 3; by 0.4, 0.4, 0.2 of tokens:
+    tokens = 1 / (0.4 / (500 / 13) + 0.4 / (1000 / 25) + 0.2 / (100 / 3))
+    assert mix.tokens_per_item == pytest.approx(tokens, rel=0.01)
+    assert mix.fill == pytest.approx(tokens / 40, rel=0.01)
+
+
 def test_passes_follow_the_stages(tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase) -> None:
     stages = [StageConfig(1000, {"a": 1.0})]
     config, surveys = mixed(tmp_path, pico_tokenizer, stages=stages)

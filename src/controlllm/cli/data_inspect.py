@@ -1,6 +1,5 @@
 """`controlllm data inspect`: what a run is going to read, before anything is trained."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from controlllm.data.mixture import MixReport, passes, survey_mix, train_size
 from controlllm.data.report import SourceReport
 from controlllm.data.survey import Survey, SurveyOptions, survey_source
 from controlllm.train.config import RunConfig
-from controlllm.train.sizing import steps_per_epoch
+from controlllm.train.sizing import whole_steps
 
 __all__ = ["InspectData", "run"]
 
@@ -104,7 +103,7 @@ def _steps(options: InspectData, size: Size | None) -> float | None:
     epochs = options.training.num_train_epochs
     if epochs is None:
         return options.training.max_steps
-    return max(math.ceil(epochs * steps_per_epoch(options, size)), 1) if size else None
+    return whole_steps(options, size, epochs) if size else None
 
 
 def _per_epoch(options: InspectData, mix: MixReport, size: Size | None) -> float | None:

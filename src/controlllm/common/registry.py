@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["Registry", "check_choice", "nearest"]
+__all__ = ["Registry", "check_choice", "nearest", "nearest_name"]
 
 T = TypeVar("T")
 
@@ -26,8 +26,19 @@ def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
 
 def nearest(value: object, names: Iterable[str]) -> str:
     """` Did you mean 'x'?` where a name is near, else nothing; to end a message with."""
-    near = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(str(value), names, 0.5)
+    return "" if near is None else f" Did you mean {near!r}?"
+
+
+def nearest_name(value: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The name that is most like a value; None where none is.
+
+    Args:
+        value: what was written.
+        names: those that are known.
+        likeness: at least so much of both is the same, 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(value, list(names), n=1, cutoff=likeness)), None)
 
 
 class Registry(Generic[T]):

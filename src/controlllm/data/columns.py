@@ -1,11 +1,11 @@
 """A column that is not there: told with the columns that are, and with the nearest name."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 from controlllm.common.errors import DataError
+from controlllm.common.registry import nearest_name
 
 __all__ = ["MissingColumnError", "failure_of", "listed", "missing_column"]
 
@@ -53,6 +53,6 @@ def listed(names: Iterable[str]) -> str:
 
 def _beside(row: Mapping[str, Any], column: str) -> str:
     """What the row has instead."""
-    near = difflib.get_close_matches(column, map(str, row), n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(column, map(str, row))
+    hint = "" if near is None else f"; did you mean {near!r}?"
     return f"(the row has {listed(row)}{hint})"

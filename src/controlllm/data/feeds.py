@@ -21,7 +21,7 @@ from controlllm.data.config import DataConfig, SourceConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.formats import check_columns
 from controlllm.data.identity import options_key
-from controlllm.data.order import InOrder, Order, Phased, Shuffled
+from controlllm.data.order import order_of
 from controlllm.data.prepare import needs_pass, prepare_source, prepared_store
 from controlllm.data.slots import slot_store
 from controlllm.data.sources import Blocks, Located, open_blocks
@@ -62,13 +62,11 @@ def make_feed(
     else:
         store = prepared_store(encoder, blocks)
     if store is not None:
-        if config.has_fixed_slots:
-            store = slot_store(store, config)
         return store_feed(str(source.name), store, config, seed, source.epochs)
     return Feed(
         name=str(source.name),
         blocks=blocks,
-        order=_order(blocks, config, seed),
+        order=order_of(len(blocks), config.shuffle, seed),
         encoder=encoder,
         numbers=_numbers(blocks, source.epochs),
         buffer=0 if blocks.by_row or not config.shuffle else config.shuffle_buffer,
@@ -109,15 +107,11 @@ def store_feed(
     seed: Sequence[int],
     epochs: float | None = None,
 ) -> Feed:
-    """A feed of examples that are tokens already."""
-    order = _order(store, config, seed)
-    if store.phases is not None and config.shuffle:
-        order = Phased(store.phases, seed)
+    """A feed of examples that are tokens already; of slots of them, where a run reads slots."""
+    if config.has_fixed_slots:
+        store = slot_store(store, config)
+    order = order_of(len(store), config.shuffle, seed, store.phases)
     return Feed(name, store, order, None, _numbers(store, epochs), key="tokens")
-
-
-def _order(blocks: Blocks, config: DataConfig, seed: Sequence[int]) -> Order:
-    return Shuffled(len(blocks), seed) if config.shuffle else InOrder(len(blocks))
 
 
 def _numbers(blocks: Blocks, epochs: float | None) -> int | None:

@@ -20,7 +20,6 @@ from controlllm.data.lane import Lane, Pipeline, redeal
 from controlllm.data.mixing import plan_shares
 from controlllm.data.plugins import load_plugins
 from controlllm.data.serving import Serving, serve
-from controlllm.data.slots import slot_store
 from controlllm.data.store import TokenStore
 from controlllm.data.stream import Feed
 
@@ -89,10 +88,8 @@ class TrainLoader:
         if config.temperature is not None:
             sizes = [_size(estimate_size(feed), config) for feed in self.feeds]
         if rehearsal:
-            order_seed, store = [seed, len(self.feeds)], rehearsal[0]
-            if config.has_fixed_slots:
-                store = slot_store(store, config)
-            self.feeds.append(store_feed("rehearsal", store, config, order_seed))
+            order_seed = [seed, len(self.feeds)]
+            self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
         self.plan = plan_shares(config, sizes, rehearsal[1] if rehearsal else 0.0)
         self._check_ranks()
         self._states: dict[int, dict[str, Any]] = {}

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["InOrder", "Order", "Permutation", "Phased", "Shuffled", "random_below", "seed_of"]
+__all__ = [
+    "InOrder",
+    "Order",
+    "Permutation",
+    "Phased",
+    "Shuffled",
+    "order_of",
+    "random_below",
+    "seed_of",
+]
 
 _ROUNDS = 6
 _CHUNK = 1024
@@ -149,3 +158,19 @@ class Phased(Order):
         phase = int(np.searchsorted(self._starts, position, side="right")) - 1
         start = int(self._starts[phase])
         return start + self._orders[phase].at(epoch, position - start)
+
+
+def order_of(
+    size: int, shuffle: bool, seed: Sequence[int], phases: Sequence[int] | None = None
+) -> Order:
+    """The order that a config asks for.
+
+    Args:
+        size: blocks of the source.
+        shuffle: whether they are, or come as they lie.
+        seed: numbers that the permutations depend on.
+        phases: how many blocks each phase has, where they come in phases.
+    """
+    if not shuffle:
+        return InOrder(size)
+    return Phased(phases, seed) if phases is not None else Shuffled(size, seed)

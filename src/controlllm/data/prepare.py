@@ -149,8 +149,7 @@ class _Pass:
                 with encoder.accounting(place):
                     if examples:
                         selection.add(row, examples)
-                    for example in examples:
-                        writer.write(example)
+                    writer.write_all(examples)
         if not writer.lengths:
             raise DataError(encoder.why_empty())
         writer.finish(encoder.stats, *selection.choose(encoder.stats))

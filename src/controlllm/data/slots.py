@@ -14,7 +14,7 @@ from controlllm.common.files import atomic_folder
 from controlllm.common.lock import make_once
 from controlllm.data.config import DataConfig
 from controlllm.data.encode import Example
-from controlllm.data.order import InOrder, Order, Phased, Shuffled
+from controlllm.data.order import Order, order_of
 from controlllm.data.packing import fill_slots
 from controlllm.data.store import META, StoreWriter, TokenStore
 
@@ -52,9 +52,7 @@ def slot_store(store: TokenStore, config: DataConfig) -> TokenStore:
 
 def _slots(store: TokenStore, config: DataConfig) -> Iterator[Iterator[Example]]:
     """The slots of each phase of the documents."""
-    order: Order = InOrder(len(store))
-    if config.shuffle:
-        order = Phased(store.phases, [0]) if store.phases else Shuffled(len(store), [0])
+    order = order_of(len(store), config.shuffle, [0], store.phases)
     sizes = store.phases or [len(store)]
     for start, end in pairwise([0, *accumulate(sizes)]):
         yield _fill(store, order, range(start, end), config)

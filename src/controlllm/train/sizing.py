@@ -10,7 +10,7 @@ from controlllm.data.feeds import Size
 from controlllm.train.config import RunConfig
 from controlllm.train.schedules import learning_rate_factor
 
-__all__ = ["count_steps", "steps_per_epoch", "warn_of_short_data"]
+__all__ = ["count_steps", "steps_per_epoch", "warn_of_short_data", "whole_steps"]
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,12 @@ def count_steps(run: RunConfig, loader: TrainLoader) -> int:
     size = loader.size()
     if not size.exact:
         log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
-    return max(
-        math.ceil(training.num_train_epochs * steps_per_epoch(run, size, loader.ranks.world_size)),
-        1,
-    )
+    return whole_steps(run, size, training.num_train_epochs, loader.ranks.world_size)
+
+
+def whole_steps(run: RunConfig, size: Size, epochs: float = 1.0, world_size: int = 1) -> int:
+    """The steps of so many epochs, the last of which may be cut short; at least one."""
+    return max(math.ceil(epochs * steps_per_epoch(run, size, world_size)), 1)
 
 
 def steps_per_epoch(run: RunConfig, size: Size, world_size: int = 1) -> float:
@@ -71,15 +73,13 @@ def warn_of_short_data(run: RunConfig, loader: TrainLoader, total_steps: int) ->
         size = loader.size_of_all_epochs()
     except (ConfigError, DataError):
         return  # A stream of unknown size; or a bad row, which the run itself is going to name.
-    steps = (
-        math.inf
-        if size is None
-        else max(math.ceil(steps_per_epoch(run, size, loader.ranks.world_size)), 1)
-    )
+    if size is None:
+        return
+    steps = whole_steps(run, size, world_size=loader.ranks.world_size)
     if steps >= NEAR * total_steps:
         return
     training = run.training
-    left = learning_rate_factor(int(steps) - 1, training, total_steps)
+    left = learning_rate_factor(steps - 1, training, total_steps)
     wanted = f"training.max_steps={total_steps}"
     if training.num_train_epochs is not None:
         wanted = f"the {total_steps} steps of training.num_train_epochs={training.num_train_epochs}"

@@ -1,9 +1,9 @@
 """Who speaks in a conversation: the roles that are known, and what others call them."""
 
-import difflib
 from collections.abc import Collection
 
 from controlllm.common.errors import DataError
+from controlllm.common.registry import nearest_name
 
 __all__ = ["ROLES", "check_role"]
 
@@ -33,7 +33,6 @@ def check_role(role: str, roles: Collection[str], where: str) -> None:
     if role in roles:
         return
     plain = role.strip().lower()
-    near = [_ELSEWHERE[plain]] if plain in _ELSEWHERE else []
-    near = near or difflib.get_close_matches(plain, roles, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]!r}?" if near and near[0] in roles else ""
+    near = _ELSEWHERE.get(plain) or nearest_name(plain, roles)
+    hint = f" Did you mean {near!r}?" if near in roles else ""
     raise DataError(f"{where}: the role {role!r} is not known; known: {', '.join(roles)}.{hint}")
