@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", GLOO_SOCKET_IFNAME="lo")
 
-from data_rows import machine, shown
-from train_step import make_base, run_of
+from data_rows import shown
+from train_step import add_shape, make_base, run_of, write_record, write_texts
 
 from controlllm.common.files import folder_bytes
 
@@ -59,8 +58,7 @@ def train_once(options: argparse.Namespace, rank: int, ranks: int, folder: Path)
         return whole
 
     CheckpointWriter.save, CheckpointWriter.finish = timed_save, timed_finish  # type: ignore[method-assign]
-    options.measure = "native"
-    run = run_of(options, str(folder / "run"))
+    run = run_of(options, "native", str(folder / "run"))
     run.training.save_steps, run.training.save_total_limit = 2, None
     result = train(run, make_base(options))
     sizes = [(p.numel(), p.requires_grad) for p in result.model.parameters()]
@@ -82,6 +80,7 @@ def measure(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        write_texts(options.data, folder)
         processes = [
             fork.Process(target=train_once, args=(options, rank, ranks, folder))
             for rank in range(ranks)
@@ -96,15 +95,11 @@ def measure(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of real data")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=6400)
+    add_shape(parser, layers=16)
     options = parser.parse_args()
     text = "| processes | trained / all, M | MB | whole model and its moments, MB | ratio | "
     text += "s held up | s until whole |\n|---:|---:|---:|---:|---:|---:|---:|\n"
-    record: dict[str, Any] = {"machine": machine(), "command": sys.argv, "results": {}}
+    results: dict[str, Any] = {}
     for ranks in (1, 2):
         found = measure(options, ranks)
         whole = 12 * found["parameters"]  # Weights and two moments, four bytes each.
@@ -113,11 +108,9 @@ def main() -> None:
         row += [f"{found['bytes'] / whole:.2f}"]
         row += [shown(found["held_up"]), shown(found["until_whole"])]
         text += f"| {' | '.join(row)} |\n"
-        record["results"][str(ranks)] = found
+        results[str(ranks)] = found
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "checkpoint-cost.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.output / "checkpoint-cost.md").write_text(text)
+    write_record(options.output, "checkpoint-cost", text, results)
 
 
 if __name__ == "__main__":

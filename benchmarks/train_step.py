@@ -8,21 +8,26 @@ taken round by round.
 
 | way | what runs |
 |---|---|
-| `bare` | forward, backward, clip, AdamW on the expanded model, in plain PyTorch |
-| `native` | our loop on it: data, losses, clip, checks, step, books, log |
-| `hf` | `transformers.Trainer` on it (our back end of it) |
-| `full` | our loop, all weights of the base |
-| `lora` | PEFT, rank 16 on all linear layers, in plain PyTorch |
+| `native` | our loop on the expanded model (a quarter of the blocks, spread evenly) |
+| `native, top`, `native, bottom` | the same with the last or the first blocks expanded |
+| `native, loss in chunks`, `native, checkpointing` | the same with these settings |
 | `stack` | our loop on LLaMA-Pro's structure |
-| `native, loss in chunks`, `native, checkpointing` | our loop with these settings |
+| `full` | our loop, all weights of the base |
+| `hf` | `transformers.Trainer` on the expanded model (our back end of it) |
+| `lora` | PEFT, rank 16 on all linear layers, in plain PyTorch |
+| `overhead` | our loop, after each step of which plain PyTorch makes one of the same batch |
 
-*Time* is that of the process (`process_time`) per optimizer step, the median over the steps but the
-first two. *Memory* is the peak of the process above what it held before the model was built, by
-the kernel (`VmHWM`), with freed blocks given back at once. *FLOPs* are counted by
-`controlllm.train.flops`.
+*Time* is that of the process (`process_time`) per optimizer step, data and books included, the
+median over the steps but the first two. *Memory* is the peak of the process above what it held
+before the base was made, by the kernel (`VmHWM`), with freed blocks given back at once; a run of a
+tiny base before it has imported and prepared whatever there is. *FLOPs* are those that are really
+computed (`controlllm.train.flops`); the *limit* is their time at the rate of a large matrix
+product, measured in the same process. *Overhead* is what a step of the loop takes beyond forward,
+backward, clipping and AdamW in plain PyTorch, the median over pairs of steps.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -31,26 +36,45 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from data_rows import machine, memory, reset_peak, shown, spread
+from data_rows import machine, memory, real_texts, reset_peak, shown, write_rows
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
-WAYS: dict[str, dict[str, Any]] = {
-    "bare": {},
-    "native": {},
-    "hf": {"training": {"backend": "hf"}},
-    "full": {"method": "full"},
-    "lora": {},
-    "stack": {"expansion": {"structure": "stack", "divergence": "none"}},
-    "native, loss in chunks": {"training": {"loss_chunk_size": 256}},
-    "native, checkpointing": {"training": {"gradient_checkpointing": True}},
-}
-STEPS, ROWS, LENGTH = 7, 2, 256
+WAYS = (
+    "native",
+    "native, top",
+    "native, bottom",
+    "native, loss in chunks",
+    "native, checkpointing",
+    "stack",
+    "full",
+    "hf",
+    "lora",
+    "overhead",
+)
+STEPS, PAIRS, WARM_UP, ROWS, LENGTH = 7, 14, 2, 2, 256
 M_MMAP_THRESHOLD = -3
+
+
+def settings(way: str, layers: int) -> dict[str, Any]:
+    """What a way has of its own in its run config."""
+    blocks = layers // 4
+    return {
+        "native, top": {"expansion": {"layers": list(range(layers - blocks, layers))}},
+        "native, bottom": {"expansion": {"layers": list(range(blocks))}},
+        "native, loss in chunks": {"training": {"loss_chunk_size": 256}},
+        "native, checkpointing": {"training": {"gradient_checkpointing": True}},
+        "stack": {"expansion": {"structure": "stack", "divergence": "none", "num_blocks": blocks}},
+        "full": {"method": "full"},
+        "hf": {"training": {"backend": "hf"}, "expansion": {"num_blocks": blocks}},
+        "overhead": {"training": {"max_steps": PAIRS}, "expansion": {"num_blocks": blocks}},
+    }.get(way, {"expansion": {"num_blocks": blocks}})
 
 
 def make_base(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -72,15 +96,14 @@ def make_base(options: argparse.Namespace) -> tuple[Any, Any]:
     return LlamaForCausalLM(config), tokenizer
 
 
-def run_of(options: argparse.Namespace, folder: str) -> Any:
+def run_of(options: argparse.Namespace, way: str, folder: str) -> Any:
     from controlllm.train import RunConfig
     from controlllm.train.config_io import merge
 
     values = {
         "model": {"device": "cpu"},
-        "expansion": {"num_blocks": options.layers // 4},
         "data": {
-            "train": [{"path": str(options.data / "text/wikitext2_valid_test/valid.txt")}],
+            "train": [{"path": str(Path(folder).parent / "texts.jsonl")}],
             "max_length": LENGTH,
         },
         "training": {
@@ -91,7 +114,10 @@ def run_of(options: argparse.Namespace, folder: str) -> Any:
         },
         "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
     }
-    return RunConfig.from_dict(merge(values, WAYS[options.measure]))
+    own = settings(way, options.layers)
+    if "loss_chunk_size" in own.get("training", {}):
+        own["training"]["loss_chunk_size"] = options.chunk
+    return RunConfig.from_dict(merge(values, own))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,118 +127,178 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    base, tokenizer = make_base(options)
-    for parameter in base.parameters():
-        parameter.data.normal_(0, 0.02)  # All pages are there before memory is counted.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     with tempfile.TemporaryDirectory() as folder:
-        run = run_of(options, folder)
-        if options.measure in ("bare", "lora"):
-            return bare(options, base, tokenizer, run)
-        return ours(base, tokenizer, run)
-
-
-class Watch:
-    """Times of steps, and the peak of memory."""
-
-    def __init__(self) -> None:
+        write_texts(options.data, Path(folder))
+        take_steps(
+            argparse.Namespace(**{**vars(options), "layers": 4, "width": 128}), f"{folder}/tiny"
+        )
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         reset_peak()
-        self.before, self.times, self.last = memory("VmHWM"), [], time.process_time()
-
-    def step_done(self) -> None:
-        now = time.process_time()
-        self.times.append(now - self.last)
-        self.last = now
-
-    def result(self, model: Any) -> dict[str, Any]:
-        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        return {
-            "seconds": statistics.median(self.times[2:]),
-            "mib": memory("VmHWM") - self.before,
-            "parameters": sum(n for n, _ in sizes),
-            "trained": sum(n for n, on in sizes if on),
-        }
+        before = memory("VmRSS")
+        found = take_steps(options, f"{folder}/run")
+    return {**found, "mib": memory("VmHWM") - before}
 
 
-def bare(options: argparse.Namespace, base: Any, tokenizer: Any, run: Any) -> dict[str, Any]:
-    """A loop that anyone would write."""
+def write_texts(data: Path, folder: Path) -> None:
+    """The rows that all ways read."""
+    write_rows(folder / "texts.jsonl", real_texts(data))
+
+
+def take_steps(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Train for some steps: seconds of each, and what else was seen."""
+    base, tokenizer = make_base(options)
+    run = run_of(options, options.measure, folder)
+    steps = lora_steps if options.measure == "lora" else loop_steps
+    found = steps(run, base, tokenizer, pairs=options.measure == "overhead")
+    sizes = [(p.numel(), p.requires_grad) for p in found.pop("model").parameters()]
+    return {
+        "parameters": sum(n for n, _ in sizes),
+        "trained": sum(n for n, on in sizes if on),
+        **found,
+    }
+
+
+def plain_step(model: Any, batch: dict[str, Any], optimizer: Any) -> None:
+    """A step that anyone would write."""
     import torch
 
-    from controlllm.data import TrainLoader, model_inputs
-    from controlllm.expansion import expand
+    from controlllm.data import model_inputs
+
+    model(**model_inputs(batch)).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def lora_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, Any]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from controlllm.data import TrainLoader
     from controlllm.train.model import load_base
 
+    del pairs
     base, tokenizer = load_base(run, (base, tokenizer))
-    watch = Watch()
-    if options.measure == "bare":
-        model = expand(base, run.expansion)
-    else:
-        from peft import LoraConfig, get_peft_model
-
-        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=linear))
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=linear))
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
     batches = list(islice(TrainLoader(run.data, tokenizer, ROWS, 42), STEPS))
-    watch.last = time.process_time()
+    times = []
     for batch in batches:
-        model(**model_inputs(batch)).loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        watch.step_done()
-    return watch.result(model)
+        begin = time.process_time()
+        plain_step(model, batch, optimizer)
+        times.append(time.process_time() - begin)
+    return {"model": model, "seconds": statistics.median(times[WARM_UP:])}
 
 
-def ours(base: Any, tokenizer: Any, run: Any) -> dict[str, Any]:
+def loop_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, Any]:
+    """Our loop, its code as it is; with a plain step after each of its own, if asked for."""
     from controlllm.train import train
     from controlllm.train.keeper import RunKeeper
+    from controlllm.train.native import NativeLoop
 
-    watch = Watch()
-    after_step, start = RunKeeper.after_step, RunKeeper.start
-
-    def watched_step(self: Any, *args: Any) -> None:
-        after_step(self, *args)
-        watch.step_done()
+    times, plain, batches = list[float](), list[float](), list[Any]()
+    begin = 0.0
+    start, after_step, step = RunKeeper.start, RunKeeper.after_step, NativeLoop.step
 
     def watched_start(self: Any) -> None:
+        nonlocal begin
         start(self)
-        watch.last = time.process_time()
+        begin = time.process_time()
 
-    RunKeeper.after_step, RunKeeper.start = watched_step, watched_start  # type: ignore[method-assign]
-    result = train(run, (base, tokenizer))
-    rows = [row for row in result.history if "train/loss" in row]
-    flops = [value for name, value in rows[-1].items() if name.endswith("flops_per_step")]
-    return {**watch.result(result.model), "flops": flops[0] if flops else None}
+    def watched_step(self: Any, given: list[Any]) -> Any:
+        batches[:] = given
+        return step(self, given)
+
+    def watched_after_step(self: Any, *args: Any) -> None:
+        nonlocal begin
+        after_step(self, *args)
+        times.append(time.process_time() - begin)
+        if pairs:
+            begin = time.process_time()
+            plain_step(self.bench.model, batches[0], self.bench.optimizer)
+            plain.append(time.process_time() - begin)
+        begin = time.process_time()
+
+    watched = {
+        (RunKeeper, "start"): watched_start,
+        (RunKeeper, "after_step"): watched_after_step,
+        (NativeLoop, "step"): watched_step,
+    }
+    with ExitStack() as patches:
+        for (owner, name), function in watched.items():
+            patches.enter_context(patch.object(owner, name, function))
+        result = train(run, (base, tokenizer))
+    row = [row for row in result.history if "train/loss" in row][-1]
+    found = {
+        "model": result.model,
+        "seconds": statistics.median(times[WARM_UP:]),
+        "limit": row["train/hfu"] * row["train/step_seconds"],
+        "gflop": 1e3 * row["train/tflops"] * row["train/step_seconds"],
+    }
+    if pairs:
+        both = zip(times[WARM_UP:], plain[WARM_UP:], strict=True)
+        found["overhead"] = statistics.median(a / b - 1 for a, b in both)
+    return found
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    text = "| way | trained / all, M | s a step | time to bare | to full | MiB added | to full |\n"
-    text += "|---|---:|---:|---:|---:|---:|---:|\n"
+    text = "| way | trained / all, M | s a step | to native | to full | GFLOP | time to the limit |"
+    text += " MiB | to full |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
     for way, runs in results.items():
+        if way == "overhead":
+            continue
         cells = [f"{runs[0]['trained'] / 1e6:.1f} / {runs[0]['parameters'] / 1e6:.1f}"]
         cells.append(shown([run["seconds"] for run in runs]))
-        for rival in ("bare", "full"):
-            pairs = zip(runs, results[rival], strict=True)
-            cells.append(shown([a["seconds"] / b["seconds"] for a, b in pairs]))
-        cells.append(shown([run["mib"] for run in runs], 0))
-        pairs = zip(runs, results["full"], strict=True)
-        cells.append(shown([a["mib"] / b["mib"] for a, b in pairs]))
+        cells += [ratio(runs, results, rival, "seconds") for rival in ("native", "full")]
+        cells.append(f"{runs[0]['gflop']:,.0f}" if "gflop" in runs[0] else "")
+        limits = [run["seconds"] / run["limit"] for run in runs if "limit" in run]
+        cells.append(shown(limits) if limits else "")
+        cells += [shown([run["mib"] for run in runs], 0), ratio(runs, results, "full", "mib")]
         text += f"| {way} | {' | '.join(cells)} |\n"
+    if "overhead" in results:
+        percent = [100 * run["overhead"] for run in results["overhead"]]
+        text += f"\nOverhead of the loop beside plain PyTorch: {shown(percent, 1)} %.\n"
     return text
+
+
+def ratio(
+    runs: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]], rival: str, what: str
+) -> str:
+    """To a rival's, round by round."""
+    if rival not in results:
+        return ""
+    return shown([a[what] / b[what] for a, b in zip(runs, results[rival], strict=True)])
+
+
+def add_shape(parser: argparse.ArgumentParser, layers: int) -> None:
+    """The options for the base."""
+    parser.add_argument("--data", type=Path, required=True, help="the folder of real data")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=6400)
+
+
+def write_record(folder: Path, name: str, text: str, results: Any) -> None:
+    """The table for people, and all numbers behind it."""
+    record = {"machine": machine(), "command": sys.argv, "results": results}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of real data")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
+    add_shape(parser, layers=8)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=6400)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS))
-    parser.add_argument("--measure", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--chunk", type=int, default=256, help="loss_chunk_size of its way")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print("\n" + json.dumps(measure(options)))
@@ -226,14 +312,8 @@ def main() -> None:
                 raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
             results[way].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"round {number + 1} of {options.repetitions} done", flush=True)
-    text = table(results)
-    print(text)
-    record = {"machine": machine(), "command": sys.argv, "results": {}}
-    for way, runs in results.items():
-        record["results"][way] = {"seconds": spread([r["seconds"] for r in runs]), "runs": runs}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "train-step.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.output / "train-step.md").write_text(text)
+    print(table(results))
+    write_record(options.output, "train-step", table(results), results)
 
 
 if __name__ == "__main__":
