@@ -8,13 +8,17 @@ import torch
 from tests.distributed.test_training import losses, run_of, train_by
 
 from controlllm.checkpoint import (
+    LoadOptions,
     best_checkpoint,
     inspect_folder,
     load_checkpoint,
     load_model,
     newest_checkpoint,
+    shards,
+    trained_tensors,
 )
 from controlllm.checkpoint.shards import is_sharded
+from controlllm.common.errors import CheckpointError
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
 HSDP = {"strategy": "hsdp", "shard_size": 2}
@@ -77,7 +81,7 @@ def test_on_as_many_processes_it_is_the_straight_run_bit_for_bit(
 
 @pytest.mark.parametrize("method", ["control", "full"])
 def test_what_several_processes_wrote_is_loaded_and_exported(
-    run_config: Any, loaded: Any, tmp_path: Path, method: str
+    run_config: Any, loaded: Any, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loaded model has the losses that were measured in training."""
     from controlllm.data import eval_batches
@@ -92,7 +96,15 @@ def test_what_several_processes_wrote_is_loaded_and_exported(
     best = best_checkpoint(tmp_path / "run")
     assert best is not None
     assert is_sharded(best)
-    trained, tokenizer = load_model(tmp_path / "run")
+    monkeypatch.setattr(shards, "AT_ONCE", 10_000)  # Many files, and tensors that are larger.
+    trained, tokenizer = load_model(tmp_path / "run", LoadOptions(scratch_dir=str(tmp_path)))
+    assert not list(tmp_path.glob("joined-*"))
+    saved = load_checkpoint(best).tensors
+    assert saved.keys() == trained_tensors(trained).keys()
+    for key, tensor in trained_tensors(trained).items():
+        assert torch.equal(tensor, saved[key]), key
+    with pytest.raises(CheckpointError, match="cannot be joined in /nowhere"):
+        load_model(tmp_path / "run", LoadOptions(scratch_dir="/nowhere"))
     measured = [row for row in history if row["step"] == int(best.name.split("-")[1])][-1]
     for group, name in (("learn", "new"), ("retain", "old")):
         [source] = getattr(run.data, group)

@@ -16,8 +16,8 @@ from controlllm.expansion.sidecar import save_sidecar
 
 __all__ = ["FORMS", "export", "require_free"]
 
-FORMS: Registry[Callable[[PreTrainedModel, Path], None]] = Registry("form")
-"""How each form is written into an existing empty folder."""
+FORMS: Registry[Callable[[PreTrainedModel, Path, bool], None]] = Registry("form")
+"""How each form is written into an existing empty folder; the last argument is `inplace`."""
 
 
 def export(
@@ -26,6 +26,7 @@ def export(
     form: str = "full",
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
+    inplace: bool = False,
 ) -> Path:
     """Write a model with all that is needed to use it; the folder appears whole or not at all.
 
@@ -36,6 +37,7 @@ def export(
             `collapsed` (folded by weight into the base's own class: an approximation).
         tokenizer: is saved beside the model.
         overwrite: replace a folder that holds a saved model, with all that lies in it.
+        inplace: use the model up where that saves memory (`collapsed`); it is gone then.
 
     Returns:
         The folder.
@@ -49,7 +51,7 @@ def export(
     write = FORMS.get(form)
     require_free(folder, overwrite)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        write(model, temporary)
+        write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return Path(folder)
@@ -69,23 +71,24 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
 
 
 @FORMS.register("full")
-def _write_full(model: PreTrainedModel, folder: Path) -> None:
+def _write_full(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
     """The whole model; an expanded one writes its own card and modelling file."""
     model.save_pretrained(folder)
 
 
 @FORMS.register("sidecar")
-def _write_sidecar(model: PreTrainedModel, folder: Path) -> None:
+def _write_sidecar(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
     """The trained tensors with their config and card."""
     save_sidecar(_expanded(model, "sidecar"), folder)
 
 
 @FORMS.register("collapsed")
-def _write_collapsed(model: PreTrainedModel, folder: Path) -> None:
-    """The base's own class, the trained parts folded in; the model itself is left as it is."""
+def _write_collapsed(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
+    """The base's own class, the trained parts folded in."""
     expanded = _expanded(model, "collapsed")
-    collapse(expanded).save_pretrained(folder)
-    write_text(folder / "README.md", model_card(expanded.config, "collapsed"))
+    card = model_card(expanded.config, "collapsed")
+    collapse(expanded, inplace).save_pretrained(folder)
+    write_text(folder / "README.md", card)
 
 
 def _expanded(model: PreTrainedModel, form: str) -> ControlLLMForCausalLM:

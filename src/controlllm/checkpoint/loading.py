@@ -9,19 +9,23 @@
 | a name on the Hub | that model, or the sidecar there on its base |
 | an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
 
-Only safetensors are read, and code that comes with a model runs only if the user says so.
+Only safetensors are read, and code that comes with a model runs only if the user says so. They are
+mapped: weights that stay as they are (frozen ones, in the type and on the device they have) take no
+memory that the system could not take back. What several processes wrote is joined in a temporary
+file first.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -31,7 +35,7 @@ from transformers import (
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.checkpoint.optimizer import PREFIX
-from controlllm.checkpoint.shards import is_sharded, read_shards, shard_files
+from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
@@ -39,7 +43,6 @@ from controlllm.expansion import load_sidecar
 from controlllm.expansion.sidecar import (
     SIDECAR_CONFIG,
     SIDECAR_WEIGHTS,
-    copy_tensors,
     read_sidecar_config,
 )
 
@@ -76,6 +79,10 @@ class LoadOptions:
     tokenizer: str | None = None
     """Tokenizer to use instead of the model's own."""
 
+    scratch_dir: str | None = None
+    """Where the parts that several processes wrote are joined for a while; null = the system's
+    folder for temporary files (TMPDIR)."""
+
     storage_options: dict[str, Any] = field(default_factory=dict)
     """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
 
@@ -109,13 +116,16 @@ def load_model(
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
     sidecar = _sidecar_folder(location, options)
-    tensors = _tensors_in_parts(location)
-    if sidecar is None:
-        model, base = _load_whole(location.path, options, tensors), _recorded_name(location)
-    else:
-        base, base_options = _base_of(sidecar, location, options)
-        whole = _load_whole(base, base_options)
-        model = load_sidecar(whole, sidecar, check_base=options.check_base, tensors=tensors)
+    with _joined(location, options) as joined:
+        if sidecar is None:
+            base = _recorded_name(location)
+            model = _load_whole(location.path if joined is None else str(joined), options)
+            model.config.name_or_path = location.path
+        else:
+            base, base_options = _base_of(sidecar, location, options)
+            whole = _load_whole(base, base_options)
+            tensors = None if joined is None else map_joined(joined)
+            model = load_sidecar(whole, sidecar, check_base=options.check_base, tensors=tensors)
     tokenizer = load_tokenizer(_tokenizer_places(location, sidecar, base), options)
     return _placed(model.eval(), options.device), tokenizer
 
@@ -236,41 +246,44 @@ def _tokenizer_places(location: Location, sidecar: Path | None, base: str | None
     return [*places, base] if base else places
 
 
-def _tensors_in_parts(location: Location) -> dict[str, Tensor] | None:
-    """The trained tensors of a checkpoint that several processes wrote."""
+@contextmanager
+def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
+    """A temporary folder with the whole tensors of a checkpoint that several processes wrote.
+
+    None for anything else. What is mapped from there stays when the folder goes.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
     folder = Path(location.path)
     if location.kind is not Kind.CHECKPOINT or not is_sharded(folder):
-        return None
-    return read_shards(folder, without=PREFIX)
+        yield None
+        return
+    place = options.scratch_dir or gettempdir()
+    with ExitStack() as stack:
+        try:
+            temporary = TemporaryDirectory(dir=place, prefix="joined-", ignore_cleanup_errors=True)
+            target = Path(stack.enter_context(temporary))
+            join_shards(folder, target, without=PREFIX)
+            for file in (folder / "config.json", *folder.glob("*.py")):
+                if file.is_file():
+                    shutil.copy(file, target)
+        except OSError as error:
+            raise CheckpointError(
+                f"the parts of {folder} cannot be joined in {place}: {error}. Set scratch_dir "
+                "(or TMPDIR) to a folder with room for its trained tensors."
+            ) from error
+        yield target
 
 
-def _load_whole(
-    name: str, options: LoadOptions, tensors: dict[str, Tensor] | None = None
-) -> PreTrainedModel:
-    """A whole model by transformers; safetensors only, unless its tensors are read already."""
+def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
+    """A whole model by transformers; safetensors only."""
     settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
     if options.attn_implementation:
         settings["attn_implementation"] = options.attn_implementation
-    if tensors is not None:
-        return _build_around(tensors, _loaded(AutoConfig.from_pretrained, name, options), settings)
     return cast(
         PreTrainedModel, _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
     )
-
-
-def _build_around(
-    tensors: dict[str, Tensor], config: Any, settings: dict[str, Any]
-) -> PreTrainedModel:
-    """A model of transformers with tensors that are read already.
-
-    Raises:
-        CheckpointError: they are not all of its tensors.
-    """
-    kept = {key: value for key, value in settings.items() if key == "attn_implementation"}
-    dtype = config.dtype if settings["dtype"] == "auto" else settings["dtype"]
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kept)
-    copy_tensors(dict(model.named_parameters()), tensors, "the checkpoint")
-    return model
 
 
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:

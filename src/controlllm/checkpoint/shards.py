@@ -7,7 +7,7 @@ read in the same way.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -17,17 +17,24 @@ from torch import Tensor
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
+from controlllm.common.files import read_json, save_tensors, write_json
 from controlllm.expansion.sidecar import few
 
 __all__ = [
     "fill_some",
     "fill_tensors",
     "is_sharded",
+    "join_shards",
+    "map_joined",
     "read_shards",
     "shard_files",
     "start_shards",
     "tensor_shapes",
 ]
+
+INDEX = "model.safetensors.index.json"
+AT_ONCE = 1 << 30
+"""Bytes of whole tensors that are in memory while parts are joined."""
 
 
 def is_sharded(folder: Path) -> bool:
@@ -91,25 +98,64 @@ def fill_tensors(
 
 
 def read_shards(folder: Path, without: str | None = None) -> dict[str, Tensor]:
-    """The tensors that several processes wrote, whole, on the CPU of this one.
+    """The tensors that several processes wrote, whole, in the memory of this one.
 
     Args:
         folder: a verified checkpoint.
         without: how names begin of those that are left out.
     """
-    dcp = _dcp()
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    metadata = reader.read_metadata().state_dict_metadata
-    own = {
-        name for name in _names_in_shards(folder) if without is None or not name.startswith(without)
-    }
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if name in own
-    }
-    _load(reader, tensors, Ranks())
+    tensors: dict[str, Tensor] = {}
+    for some in _read_some(folder, without):
+        tensors |= some
     return tensors
+
+
+def join_shards(folder: Path, target: Path, without: str | None = None) -> None:
+    """Write whole what several processes wrote in parts, holding about a GiB at a time.
+
+    Args:
+        folder: a verified checkpoint.
+        target: an empty folder; gets files of the Hugging Face form, with an index.
+        without: how names begin of those that are left out.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    places: dict[str, str] = {}
+    size = 0
+    for number, tensors in enumerate(_read_some(folder, without), start=1):
+        name = f"model-{number:05}.safetensors"
+        save_tensors(target / name, tensors, {"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def map_joined(folder: Path) -> dict[str, Tensor]:
+    """What `join_shards` wrote, mapped: read from the disk when it is used, given back at need."""
+    from safetensors.torch import load_file
+
+    names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+    return {key: value for name in names for key, value in load_file(folder / name).items()}
+
+
+def _read_some(folder: Path, without: str | None) -> Iterator[dict[str, Tensor]]:
+    """Whole tensors, at most `AT_ONCE` bytes or a single one at a time."""
+    reader = _dcp().HuggingFaceStorageReader(str(folder))
+    entries = reader.read_metadata().state_dict_metadata
+    some: dict[str, Tensor] = {}
+    for name in sorted(_names_in_shards(folder)):
+        if without is not None and name.startswith(without):
+            continue
+        tensor = torch.empty(entries[name].size, dtype=entries[name].properties.dtype)
+        if some and sum(t.nbytes for t in some.values()) + tensor.nbytes > AT_ONCE:
+            _load(reader, some, Ranks())
+            yield some
+            some = {}
+        some[name] = tensor
+    if some:
+        _load(reader, some, Ranks())
+        yield some
 
 
 def _load(reader: Any, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:

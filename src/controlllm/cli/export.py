@@ -74,5 +74,5 @@ def _export(options: ExportOptions) -> None:
         if not isinstance(model, ControlLLMForCausalLM):
             raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
         model.set_alpha(options.alpha)
-    folder = export(model, options.folder, options.form, tokenizer, options.overwrite)
+    folder = export(model, options.folder, options.form, tokenizer, options.overwrite, inplace=True)
     print(f"{folder}: {options.form} form, {folder_bytes(folder) / 1e6:.1f} MB")
