@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.processes import run_ranks, values
 
-from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from controlllm.train import train
 
 LANES = {"lanes": 4}
@@ -48,6 +48,12 @@ def train_by(run: Any, loaded: Any, ranks: int, folder: Path) -> list[Any]:
     return values(run_ranks(lambda rank: train(run, loaded()).history, ranks, folder, timeout=100))
 
 
+def mean_alphas(state: TrainingState) -> dict[str, float]:
+    """Of the expanded blocks, as the last evaluation measured them."""
+    expansion = state.model["config"].get("expansion") or {}
+    return expansion.get("mean_alpha") or {}
+
+
 SOME = ("fsdp 2", "hsdp 2x2", "tensor 2")
 """Ways that the less usual methods are tried in."""
 
@@ -72,7 +78,8 @@ def test_every_way_trains_the_same_model(
 ) -> None:
     alone = run_of(run_config, tmp_path / "alone", **method)
     [expected] = train_by(alone, loaded, 1, tmp_path)
-    weights = load_checkpoint(newest_checkpoint(tmp_path / "alone")).tensors
+    checkpoint = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
+    weights, alphas = checkpoint.tensors, mean_alphas(checkpoint)
     for name in WAYS if method in ({}, {"method": "full"}) else SOME:
         ranks, parallel = WAYS[name]
         folder = tmp_path / name
@@ -81,10 +88,11 @@ def test_every_way_trains_the_same_model(
         for history in histories:
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
         assert all(losses(history) == losses(histories[0]) for history in histories)
-        found = load_checkpoint(newest_checkpoint(folder)).tensors
-        assert found.keys() == weights.keys()
+        found = load_checkpoint(newest_checkpoint(folder))
+        assert mean_alphas(found) == pytest.approx(alphas, rel=1e-4)
+        assert found.tensors.keys() == weights.keys()
         for tensor_name, tensor in weights.items():
-            torch.testing.assert_close(found[tensor_name], tensor, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found.tensors[tensor_name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_micro_batches_and_processes_cut_a_step_in_any_way(

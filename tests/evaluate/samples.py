@@ -82,7 +82,11 @@ class DialledBigram(Bigram):
         self.expansion.dial = alpha
 
     @contextmanager
-    def record_alpha(self) -> Iterator[None]:
+    def record_alpha(self, gather: Any = None) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
         yield
 
     @contextmanager

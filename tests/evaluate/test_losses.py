@@ -4,8 +4,11 @@ import pytest
 import torch
 from tests.evaluate.samples import LN, SAME, Bigram, packed, padded
 
+from controlllm.common.distributed import Ranks
 from controlllm.common.errors import DataError
+from controlllm.common.losses import IGNORE_INDEX
 from controlllm.evaluate import LossReport, evaluate_losses, evaluating
+from controlllm.evaluate.losses import deal
 
 
 def test_loss_by_hand():
@@ -79,3 +82,12 @@ def test_a_batch_without_labels_is_an_error():
     del batch["labels"]
     with pytest.raises(DataError, match=r"needs 'labels'.*attention_mask, input_ids"):
         evaluate_losses(Bigram(SAME), [batch])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_batches_are_dealt_out_once_and_everyone_gets_as_many(ranks, pico_llama, documents):
+    batches = [padded(documents[:2]), padded(documents[2:3]), padded(documents[1:4])]
+    dealt = [list(deal(batches, pico_llama(), Ranks(rank, ranks))) for rank in range(ranks)]
+    assert len({len(own) for own in dealt}) == 1
+    with_targets = [b for own in dealt for b in own if (b["labels"] != IGNORE_INDEX).any()]
+    assert sorted(map(id, with_targets)) == sorted(map(id, batches))

@@ -3,7 +3,9 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Expanded", "recording_alpha"]
+from controlllm.common.distributed import Ranks
+
+__all__ = ["Expanded", "recording_alpha", "unrecorded"]
 
 
 @runtime_checkable
@@ -23,17 +25,26 @@ class Expanded(Protocol):
         """Turn the dial; None is the trained alpha again."""
         ...
 
-    def record_alpha(self) -> AbstractContextManager[Any]:
+    def record_alpha(self, gather: Any = None) -> AbstractContextManager[Any]:
         """Keep the mean alpha of the forward passes inside in the model's config."""
         ...
 
+    def unrecorded(self) -> AbstractContextManager[Any]:
+        """Inside, `record_alpha` does not count."""
+        ...
 
-def recording_alpha(model: object) -> AbstractContextManager[Any]:
+
+def recording_alpha(model: object, ranks: Ranks) -> AbstractContextManager[Any]:
     """Record the mean of the trained alphas, which collapsing a token gate needs.
 
     A model that is not expanded has none; under a dial the trained alphas are not in force, and
     what was recorded before stays.
     """
     if isinstance(model, Expanded) and model.expansion.dial is None:
-        return model.record_alpha()
+        return model.record_alpha(ranks.gather)
     return nullcontext()
+
+
+def unrecorded(model: object) -> AbstractContextManager[Any]:
+    """Let a forward pass inside `recording_alpha` not count."""
+    return model.unrecorded() if isinstance(model, Expanded) else nullcontext()

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlllm.common.distributed import Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import cross_entropy_sum
+from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
 from controlllm.data import Batch, model_inputs
-from controlllm.evaluate.expanded import recording_alpha
+from controlllm.evaluate.expanded import recording_alpha, unrecorded
 
 __all__ = [
     "LossReport",
+    "deal",
     "evaluate_losses",
     "evaluating",
     "model_logits",
@@ -46,7 +48,9 @@ class LossReport:
         return perplexity(self.loss)
 
 
-def evaluate_losses(model: nn.Module, batches: Iterable[Batch]) -> LossReport:
+def evaluate_losses(
+    model: nn.Module, batches: Iterable[Batch], ranks: Ranks | None = None
+) -> LossReport:
     """The token mean of the cross-entropy over all batches.
 
     The mean alpha of an expanded model's token gates is recorded in its config on the way.
@@ -54,18 +58,41 @@ def evaluate_losses(model: nn.Module, batches: Iterable[Batch]) -> LossReport:
     Args:
         model: any causal language model of transformers; its training mode is restored.
         batches: padded or packed batches with `labels`.
+        ranks: processes that share the model, each with all batches: they deal them out. Collective
+            then.
 
     Raises:
         DataError: if there is no target token in any batch.
     """
-    total, tokens = 0.0, 0
-    with evaluating(model), recording_alpha(model):
-        for batch in batches:
+    ranks = ranks or Ranks()
+    total, tokens = 0.0, 0.0
+    with evaluating(model), recording_alpha(model, ranks):
+        for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
             batch_sum, count = cross_entropy_sum(model_logits(model, inputs), labels_BT)
             total += batch_sum.item()
             tokens += int(count)
-    return LossReport(loss=per_token(total, tokens), tokens=tokens)
+        total, tokens = ranks.reduce([total, tokens], "sum")
+    return LossReport(loss=per_token(total, int(tokens)), tokens=int(tokens))
+
+
+def deal(batches: Iterable[Batch], model: nn.Module, ranks: Ranks) -> Iterator[Batch]:
+    """This process's share of the batches; every process gets as many.
+
+    Forward passes of a shared model are collective, so where batches do not suffice for all, the
+    rest get one without targets, which counts in no sum and in no mean alpha.
+    """
+    if ranks.world_size == 1:
+        yield from batches
+        return
+    batches = list(batches)
+    for begin in range(0, len(batches), ranks.world_size):
+        if begin + ranks.rank < len(batches):
+            yield batches[begin + ranks.rank]
+        else:
+            labels = torch.full_like(batches[begin]["labels"], IGNORE_INDEX)
+            with unrecorded(model):
+                yield {**batches[begin], "labels": labels}
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from controlllm.common.distributed import Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
 from controlllm.data import Batch
 from controlllm.evaluate.expanded import recording_alpha
-from controlllm.evaluate.losses import evaluating, model_logits, per_token, split_batch
+from controlllm.evaluate.losses import deal, evaluating, model_logits, per_token, split_batch
 from controlllm.evaluate.reference import Reference
 
 __all__ = [
@@ -50,7 +51,10 @@ class RetentionReport:
 
 
 def measure_retention(
-    model: nn.Module, batches: Iterable[Batch], reference: Reference | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    reference: Reference | None = None,
+    ranks: Ranks | None = None,
 ) -> RetentionReport:
     """Loss of base and trained model, and KL(base || trained), over all batches.
 
@@ -60,13 +64,16 @@ def measure_retention(
         model: the trained model; its training mode and its dial stay as they are.
         batches: padded or packed batches with `labels`.
         reference: the base; for an expanded model it is the model itself with the expansion off.
+        ranks: processes that share the model, each with all batches: they deal them out. Collective
+            then.
 
     Raises:
         DataError: if there is no target token in any batch.
         ModelError: if the model is not expanded and no reference is given.
     """
-    with recording_alpha(model):
-        return measure_settings(model, batches, [lambda: None], reference)[0]
+    ranks = ranks or Ranks()
+    with recording_alpha(model, ranks):
+        return measure_settings(model, batches, [lambda: None], reference, ranks)[0]
 
 
 def measure_settings(
@@ -74,6 +81,7 @@ def measure_settings(
     batches: Iterable[Batch],
     settings: Sequence[Callable[[], object]],
     reference: Reference | None = None,
+    ranks: Ranks | None = None,
 ) -> list[RetentionReport]:
     """Measure the model under several settings, asking the base only once per batch.
 
@@ -82,19 +90,22 @@ def measure_settings(
         batches: padded or packed batches with `labels`.
         settings: each is called before the forward pass that it is measured by.
         reference: as in `measure_retention`.
+        ranks: as in `measure_retention`.
 
     Returns:
         One report per setting. The last setting stays in force.
     """
-    reference = reference or Reference(model)
+    reference, ranks = reference or Reference(model), ranks or Ranks()
     tallies = [_Tally() for _ in settings]
     with evaluating(model):
-        for batch in batches:
+        for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
             base_BTV = reference.forward(**inputs)
             for set_up, tally in zip(settings, tallies, strict=True):
                 set_up()
                 tally.add(base_BTV, model_logits(model, inputs), labels_BT)
+        for tally in tallies:
+            tally.add_up(ranks)
     return [tally.report() for tally in tallies]
 
 
@@ -102,7 +113,7 @@ class _Tally:
     """Sums over batches, divided once at the end."""
 
     def __init__(self) -> None:
-        self.base, self.loss, self.kl, self.tokens = 0.0, 0.0, 0.0, 0
+        self.base, self.loss, self.kl, self.tokens = 0.0, 0.0, 0.0, 0.0
 
     def add(self, base_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> None:
         base_sum, count = cross_entropy_sum(base_BTV, labels_BT)
@@ -111,12 +122,18 @@ class _Tally:
         self.kl += kl_sum(base_BTV.to(logits_BTV.device), logits_BTV, labels_BT)[0].item()
         self.tokens += int(count)
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Make them the sums of all processes. Collective."""
+        own = [self.base, self.loss, self.kl, self.tokens]
+        self.base, self.loss, self.kl, self.tokens = ranks.reduce(own, "sum")
+
     def report(self) -> RetentionReport:
+        tokens = int(self.tokens)
         return RetentionReport(
-            base_loss=per_token(self.base, self.tokens),
-            loss=per_token(self.loss, self.tokens),
-            kl=per_token(self.kl, self.tokens),
-            tokens=self.tokens,
+            base_loss=per_token(self.base, tokens),
+            loss=per_token(self.loss, tokens),
+            kl=per_token(self.kl, tokens),
+            tokens=tokens,
         )
 
 

@@ -1,6 +1,6 @@
 """The dial: reading and setting alpha, and switching the expansion off."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,20 +73,37 @@ class Dial:
         return {layer: value for layer, value in values.items() if value is not None}
 
     @contextmanager
-    def record_alpha(self) -> Iterator[None]:
+    def record_alpha(self, gather: Callable[[Any], list[Any]] | None = None) -> Iterator[None]:
         """Measure the mean alpha of each block over the forwards inside; the config keeps it.
 
         Collapsing a token gate needs it: `collapse` uses this mean.
+
+        Args:
+            gather: gives the values of all processes that measure rows of their own.
         """
         self._state.alpha_sums = {}
         try:
             yield
             sums = self._state.alpha_sums
-            means = {layer: (s / n.clamp_min(1)).item() for layer, (s, n) in sums.items()}
+            own = {layer: (s.item(), n.item()) for layer, (s, n) in sums.items()}
+            everyone = [own] if gather is None else gather(own)
+            means = {}
+            for layer in sorted({layer for sums in everyone for layer in sums}):
+                found = [sums[layer] for sums in everyone if layer in sums]
+                means[layer] = sum(s for s, _ in found) / max(sum(n for _, n in found), 1)
             if means:
                 self.config.expansion["mean_alpha"] = means
         finally:
             self._state.alpha_sums = None
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Inside, `record_alpha` does not count."""
+        before, self._state.alpha_sums = self._state.alpha_sums, None
+        try:
+            yield
+        finally:
+            self._state.alpha_sums = before
 
     @contextmanager
     def disable_expansion(self) -> Iterator[None]:

@@ -153,7 +153,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         tokenizer=tokenizer,
         loader=loader,
         loss=StepLoss(model, reference, kl_weight, training.loss_chunk_size),
-        meter=_make_meter(model, reference, tokenizer, run),
+        meter=_make_meter((model, reference), tokenizer, run, world.data_ranks),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, training, total_steps),
@@ -214,17 +214,15 @@ def seed_everything(seed: int) -> None:
 
 
 def _make_meter(
-    model: PreTrainedModel,
-    reference: Reference | None,
+    models: tuple[PreTrainedModel, Reference | None],
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
+    ranks: Ranks,
 ) -> ForgettingMeter:
     def batches(sources: list[SourceConfig]) -> dict[str, list[Batch]]:
         return {str(source.name): _eval_set(source, tokenizer, run) for source in sources}
 
-    return ForgettingMeter(
-        model, reference, learn=batches(run.data.learn), retain=batches(run.data.retain)
-    )
+    return ForgettingMeter(*models, batches(run.data.learn), batches(run.data.retain), ranks)
 
 
 def _eval_set(

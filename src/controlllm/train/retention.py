@@ -11,6 +11,7 @@ from functools import cached_property
 
 from torch import nn
 
+from controlllm.common.distributed import Ranks
 from controlllm.data import Batch
 from controlllm.evaluate import (
     Reference,
@@ -64,11 +65,18 @@ class ForgettingMeter:
         reference: its base; None where there are no sets.
         learn: batches of the sets to be learned.
         retain: batches of the sets to be retained.
+        ranks: processes that share the model, each with all batches.
     """
 
     def __init__(
-        self, model: nn.Module, reference: Reference | None, learn: Sets, retain: Sets
+        self,
+        model: nn.Module,
+        reference: Reference | None,
+        learn: Sets,
+        retain: Sets,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.model = model
         self.reference = reference
         self.learn = learn
@@ -80,15 +88,15 @@ class ForgettingMeter:
         return bool(self.learn or self.retain)
 
     def measure(self) -> Measurement:
-        """Evaluate the model as it is, at its nominal alpha."""
+        """Evaluate the model as it is, at its nominal alpha. Collective."""
         retain = {
-            name: measure_retention(self.model, batches, self.reference)
+            name: measure_retention(self.model, batches, self.reference, self.ranks)
             for name, batches in self.retain.items()
         }
-        learn = {
-            name: replace(base, loss=evaluate_losses(self.model, self.learn[name]).loss)
-            for name, base in self._base_of_learn.items()
-        }
+        learn = {}
+        for name, base in self._base_of_learn.items():
+            report = evaluate_losses(self.model, self.learn[name], self.ranks)
+            learn[name] = replace(base, loss=report.loss)
         return Measurement(learn, retain)
 
     @cached_property
@@ -98,7 +106,7 @@ class ForgettingMeter:
         assert self.reference is not None
         for name, batches in self.learn.items():
             with self.reference.active() as base:
-                report = evaluate_losses(base, batches)
+                report = evaluate_losses(base, batches, self.ranks)
             reports[name] = RetentionReport(report.loss, report.loss, float("nan"), report.tokens)
         return reports
 
