@@ -13,6 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion.anatomy import examine
+from controlllm.expansion.block import ExpandedBlock
+from controlllm.expansion.surgery import expanded_list
 from controlllm.train.model_parts import parts_of
 
 __all__ = ["activation_bytes", "kept_product_bytes"]
@@ -99,10 +102,6 @@ class _Fused(torch.autograd.Function):
         context.save_for_backward(query, key, value, output, scales)
         return output
 
-    @staticmethod
-    def backward(context: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("tensors without values have no gradients")
-
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -116,17 +115,12 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 def _layers(model: PreTrainedModel) -> Any:
-    from controlllm.expansion.anatomy import examine
-    from controlllm.expansion.surgery import expanded_list
-
     if isinstance(model, ControlLLMForCausalLM):
         return expanded_list(model.base, model._expansion)
     return examine(model).layers
 
 
 def _branches(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    from controlllm.expansion.block import ExpandedBlock
-
     if isinstance(block, ExpandedBlock):
         return [(" pretrained", block.pretrained), (" expanded", block.expanded)]
     return [("", block)]
