@@ -13,10 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.anatomy import examine
 from controlllm.expansion.block import ExpandedBlock
-from controlllm.expansion.surgery import expanded_list
-from controlllm.train.model_parts import parts_of
+from controlllm.train.model_parts import decoder_blocks, parts_of
 
 __all__ = ["activation_bytes", "kept_product_bytes"]
 
@@ -61,7 +59,7 @@ def kept_product_bytes(model: PreTrainedModel, positions: int, itemsize: int) ->
     """
     outputs = {part.name: part for part in parts_of(model) if part.passes and not part.is_head}
     width = sum(part.values for part in outputs.values())
-    for layer, block in enumerate(_layers(model)):
+    for layer, block in enumerate(decoder_blocks(model)):
         for branch, module in _branches(block):
             if f"layer {layer}{branch}" in outputs:
                 linears = (m for m in module.modules() if isinstance(m, nn.Linear))
@@ -112,12 +110,6 @@ def _attend(
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """A fused kernel reads no mask."""
-
-
-def _layers(model: PreTrainedModel) -> Any:
-    if isinstance(model, ControlLLMForCausalLM):
-        return expanded_list(model.base, model._expansion)
-    return examine(model).layers
 
 
 def _branches(block: nn.Module) -> list[tuple[str, nn.Module]]:

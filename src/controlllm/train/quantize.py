@@ -27,7 +27,7 @@ from controlllm.common.torchao import require_torchao
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.sidecar import base_fingerprint
-from controlllm.expansion.surgery import expanded_list
+from controlllm.train.model_parts import decoder_blocks
 
 __all__ = ["QuantisedLinear", "frozen_linears", "quantize_base"]
 
@@ -74,7 +74,7 @@ def frozen_linears(model: ControlLLMForCausalLM) -> Iterator[tuple[nn.Module, st
 
     Not what only looks like one (a subclass, GPT-2's `Conv1D`, stacked experts).
     """
-    for block in expanded_list(model.base, model._expansion):
+    for block in decoder_blocks(model):
         frozen = block.pretrained if isinstance(block, ExpandedBlock) else block
         for parent in list(frozen.modules()):
             for name, module in list(parent.named_children()):
