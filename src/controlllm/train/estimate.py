@@ -12,7 +12,7 @@ Allocators, CUDA and libraries take some GiB more.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -150,9 +150,7 @@ def estimate(
     model = model_without_weights(run, config, expansion)
     rows = training.per_device_train_batch_size * training.micro_batches(mesh.world_size)
     rows *= mesh.world_size
-    parts = parts_of(model)
-    if training.loss_chunk_size is not None:
-        parts = [replace(part, again=part.again or part.is_head) for part in parts]
+    parts = parts_of(model, training.loss_chunk_size is not None)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     tensors = trained_tensors(model)
     optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))
