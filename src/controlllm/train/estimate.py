@@ -33,7 +33,7 @@ from controlllm.train.model_parts import parts_of
 from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.parallel.sharding import sharding_units
-from controlllm.train.quantize import BLOCK, frozen_linears
+from controlllm.train.quantize import frozen_linears, packed_columns
 
 __all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
 
@@ -208,18 +208,6 @@ def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
         )
         for _, _, linear in frozen_linears(model)
     }
-
-
-def packed_columns(columns: int, kind: str) -> int:
-    """Bytes of a row of a quantised weight: codes, then scales (`quantize`).
-
-    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
-    (4100, 2176)
-    """
-    if kind == "int8":
-        return columns + 4
-    blocks = -(-columns // BLOCK)
-    return blocks * (BLOCK // 2 + 2)
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:

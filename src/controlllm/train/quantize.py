@@ -29,7 +29,7 @@ from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.sidecar import base_fingerprint
 from controlllm.train.model_parts import decoder_blocks
 
-__all__ = ["QuantisedLinear", "frozen_linears", "quantize_base"]
+__all__ = ["QuantisedLinear", "frozen_linears", "packed_columns", "quantize_base"]
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,18 @@ def frozen_linears(model: ControlLLMForCausalLM) -> Iterator[tuple[nn.Module, st
             for name, module in list(parent.named_children()):
                 if type(module) is nn.Linear and not module.weight.requires_grad:
                     yield parent, name, module
+
+
+def packed_columns(columns: int, kind: str) -> int:
+    """Bytes of a row of a quantised weight: codes, then scales.
+
+    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
+    (4100, 2176)
+    """
+    if kind == "int8":
+        return columns + 4
+    blocks = -(-columns // BLOCK)
+    return blocks * (BLOCK // 2 + 2)
 
 
 class QuantisedLinear(nn.Linear):
