@@ -124,7 +124,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     base, tokenizer = load_base(run, loaded, files)
     rehearsal = None
     if run.rehearsal.enabled:
-        store = world.first(lambda: rehearsal_source(base, tokenizer, run))
+        store = world.ranks.first(lambda: rehearsal_source(base, tokenizer, run))
         rehearsal = (store, run.rehearsal.share)
     batch_size = training.per_device_train_batch_size
     loader = TrainLoader(

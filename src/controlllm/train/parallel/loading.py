@@ -41,7 +41,7 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
     if why := _why_whole(run):
         log.info("Each process loads the whole model first: %s", why)
         return None
-    folder = world.first(lambda: _folder(run))
+    folder = world.ranks.first(lambda: _folder(run))
     return Path(folder) if folder else None
 
 

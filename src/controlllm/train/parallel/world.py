@@ -1,11 +1,11 @@
 """The processes of a run while it lasts: their group, their mesh, and what they agree on."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from controlllm.train.parallel_config import ParallelConfig
 
 __all__ = ["World", "open_world"]
 
-T = TypeVar("T")
 TENSOR = "tensor"
 """Name of the mesh's dimension of tensor groups."""
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -97,18 +96,6 @@ class World:
         """
         if self.mesh is not None:
             model.reshard()  # type: ignore[operator]  # an FSDPModule
-
-    def first(self, make: Callable[[], T]) -> T:
-        """What a function gives on the first process, on all of them. Collective."""
-        made: T | None = None
-        error: Exception | None = None
-        try:
-            made = make() if self.is_first else None
-        except Exception as failure:  # Told to all ranks, so that none waits for this one.
-            error = failure
-        self.ranks.agree(error)
-        first: T = self.ranks.gather(made)[0]
-        return first
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes with rows of their own, in double precision. Collective."""
