@@ -13,6 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, TrainingError
+from controlllm.train.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
@@ -118,7 +119,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         device: `model.device` of the run.
 
     Raises:
-        ConfigError: the mesh does not fit the world.
+        ConfigError: the mesh does not fit the world, or the device is not there.
         TrainingError: the others cannot be reached.
     """
     place = place_in()
@@ -130,7 +131,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
     if place is None or place.world_size == 1:
         yield World(Ranks(), config)
         return
-    on_gpu = _device_type(device) == "cuda"
+    on_gpu = find_device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(_device_of(place, torch.cuda.device_count()))
     store = _join(place, config, on_gpu)
@@ -202,13 +203,14 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
     if ranks.world_size == 1:
         return World(ranks, config, data_ranks=ranks)
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
-    if config.cpu_offload and _device_type(device) == "cpu":
+    kind = find_device(device).type
+    if config.cpu_offload and kind == "cpu":
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
     sizes = {"replicate": plan.copies, "shard": plan.parts, TENSOR: plan.tensor}
     kept = {name: size for name, size in sizes.items() if name == "shard" or size > 1}
     if config.strategy == "ddp":
         kept = {"replicate": plan.copies, **kept}
-    mesh = init_device_mesh(_device_type(device), tuple(kept.values()), mesh_dim_names=tuple(kept))
+    mesh = init_device_mesh(kind, tuple(kept.values()), mesh_dim_names=tuple(kept))
     return World(ranks, config, mesh, local[0], _data_ranks(ranks, plan.tensor))
 
 
@@ -234,9 +236,3 @@ def _same_everywhere(config: ParallelConfig, ranks: Ranks, local_world_size: int
             f"{sorted(set(sizes))} of them; give a number."
         )
     return sizes[0]
-
-
-def _device_type(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device).type
