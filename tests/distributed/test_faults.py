@@ -27,14 +27,6 @@ KILLS = 5
 STEPS = 24
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base and texts."""
-    folder = tmp_path_factory.mktemp("faults")
-    soak.prepare(folder)
-    return folder
-
-
 @pytest.fixture
 def a_run(place: Path, tmp_path: Path) -> Any:
     """`a_run(until, folder=None, **training)`: it stops after that step, of eight."""

@@ -25,14 +25,6 @@ from controlllm.train.native import NativeLoop
 SECONDS = 120
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base and texts."""
-    folder = tmp_path_factory.mktemp("launching")
-    soak.prepare(folder)
-    return folder
-
-
 @pytest.fixture
 def run_file(place: Path, tmp_path: Path) -> Any:
     """`run_file(name, steps, **training)`: a run file for a folder in `tmp_path`."""

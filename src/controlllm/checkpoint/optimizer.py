@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from controlllm.common.errors import CheckpointError
+from controlllm.common.tensors import own_part
 
 __all__ = ["PREFIX", "make_optimizer_state", "optimizer_state", "restore_optimizer"]
 
@@ -101,7 +102,7 @@ def restore_optimizer(
 
 def _stored(name: str, value: Tensor) -> dict[str, Tensor]:
     """A tensor as files can hold it: by itself, or, if it is quantised, its codes and scales."""
-    local = value.to_local() if hasattr(value, "to_local") else value
+    local = own_part(value)
     if not hasattr(local, "__tensor_flatten__"):
         return {name: value}
     parts = {}
@@ -117,7 +118,7 @@ def _as_rows(part: Tensor, like: Any) -> Tensor:
 
     It keeps its memory: filling it fills the state.
     """
-    local = like.to_local() if hasattr(like, "to_local") else like
+    local = own_part(like)
     rows = part.view(local.shape[0], -1)
     if local is like:
         return rows

@@ -51,20 +51,16 @@ class CheckpointWriter:
         if self.ranks.world_size == 1:
             return save_checkpoint(self.output_dir, state, self.limit)
         whole = self.finish()
-        error: Exception | None = None
-        stack, folder = ExitStack(), None
-        target = self.output_dir / f"checkpoint-{state.step}"
-        if self.ranks.rank == 0:
-            try:
-                with ExitStack() as beginning:
-                    folder = beginning.enter_context(atomic_folder(target, overwrite=True))
-                    write_values(folder, state)
-                    stack = beginning.pop_all()
-            except Exception as failure:  # Told to all ranks, so that none waits for this one.
-                error = failure
-        self.ranks.agree(error)
-        folder = self.ranks.gather(folder)[0]
-        assert folder is not None
+        target, stack = self.output_dir / f"checkpoint-{state.step}", ExitStack()
+
+        def begin() -> Path:
+            with ExitStack() as beginning:
+                folder = beginning.enter_context(atomic_folder(target, overwrite=True))
+                write_values(folder, state)
+                stack.enter_context(beginning.pop_all())
+            return folder
+
+        folder = self.ranks.first(begin)
         parts = {**state.tensors, **state.optimizer_tensors}
         self._running = _Running(target, folder, stack, start_shards(folder, parts, self._group))
         return whole

@@ -1,11 +1,11 @@
 """What the processes of a run must agree on, apart from tensors: errors, and plain values."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from controlllm.common import errors
 from controlllm.common.errors import ControlLLMError, LostRankError
 
 __all__ = ["Ranks"]
+
+T = TypeVar("T")
 
 SLACK_SECONDS = 30.0
 """So much longer ranks wait for one another than for anything else: its error must come first."""
@@ -91,6 +93,22 @@ class Ranks:
         with self._together():
             dist.all_reduce(tensor, op=operation, group=self.group)
         return tensor.tolist()
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What a function gives on the first rank, on every rank. Collective.
+
+        Raises:
+            ControlLLMError: it failed there.
+        """
+        made: T | None = None
+        error: Exception | None = None
+        try:
+            made = make() if self.rank == 0 else None
+        except Exception as failure:  # Told to all ranks, so that none waits for this one.
+            error = failure
+        self.agree(error)
+        first: T = self.gather(made)[0]
+        return first
 
     def agree(self, error: Exception | None, ended: bool = False) -> bool:
         """Fail on all ranks where one has failed, so that none waits for it. Collective.

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-__all__ = ["whole"]
+__all__ = ["own_part", "whole"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -12,3 +12,9 @@ def whole(tensor: Tensor) -> Tensor:
     """
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor in parts (a `DTensor`); any other as it is."""
+    local = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()

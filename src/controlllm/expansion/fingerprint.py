@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from controlllm.common.tensors import whole
 
-__all__ = ["base_tensors", "fingerprint"]
+__all__ = ["BRANCHES", "base_name", "base_tensors", "fingerprint"]
+
+BRANCHES = ("pretrained", "expanded")
+"""Of an expanded block, in the names of its parameters."""
 
 CHUNK = 1 << 24
 PERIOD = 8191
@@ -21,11 +24,18 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     for name, parameter in model.named_parameters():
         parts = name.split(".")
-        if "interpolator" in parts or "expanded" in parts:
-            continue
-        if hasattr(model, "_expansion"):
-            parts = [part for part in parts[1:] if part != "pretrained"]
-        yield ".".join(parts), parameter
+        if "interpolator" not in parts and "expanded" not in parts:
+            yield base_name(name) if hasattr(model, "_expansion") else name, parameter
+
+
+def base_name(name: str) -> str:
+    """What the base calls a parameter of an expanded model.
+
+    >>> base_name("base.model.layers.3.expanded.mlp.up_proj.weight")
+    'model.layers.3.mlp.up_proj.weight'
+    """
+    parts = name.removeprefix("base.").split(".")
+    return ".".join(part for part in parts if part not in BRANCHES)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.train.model_parts import parts_of
+from controlllm.expansion.block import ExpandedBlock
+from controlllm.train.model_parts import decoder_blocks, parts_of
 
 __all__ = ["activation_bytes", "kept_product_bytes"]
 
@@ -58,7 +59,7 @@ def kept_product_bytes(model: PreTrainedModel, positions: int, itemsize: int) ->
     """
     outputs = {part.name: part for part in parts_of(model) if part.passes and not part.is_head}
     width = sum(part.values for part in outputs.values())
-    for layer, block in enumerate(_layers(model)):
+    for layer, block in enumerate(decoder_blocks(model)):
         for branch, module in _branches(block):
             if f"layer {layer}{branch}" in outputs:
                 linears = (m for m in module.modules() if isinstance(m, nn.Linear))
@@ -99,10 +100,6 @@ class _Fused(torch.autograd.Function):
         context.save_for_backward(query, key, value, output, scales)
         return output
 
-    @staticmethod
-    def backward(context: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("tensors without values have no gradients")
-
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -115,18 +112,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     """A fused kernel reads no mask."""
 
 
-def _layers(model: PreTrainedModel) -> Any:
-    from controlllm.expansion.anatomy import examine
-    from controlllm.expansion.surgery import expanded_list
-
-    if isinstance(model, ControlLLMForCausalLM):
-        return expanded_list(model.base, model._expansion)
-    return examine(model).layers
-
-
 def _branches(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    from controlllm.expansion.block import ExpandedBlock
-
     if isinstance(block, ExpandedBlock):
         return [(" pretrained", block.pretrained), (" expanded", block.expanded)]
     return [("", block)]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from controlllm.expansion.interpolators import Interpolator
 from controlllm.train.training_config import TrainingConfig
 
 __all__ = ["compile_blocks", "enable_checkpointing"]
@@ -69,5 +70,5 @@ def compile_blocks(units: list[nn.Module]) -> None:
             are too small to gain.
     """
     for unit in units:
-        if sum(1 for _ in unit.modules()) > 1:
+        if not isinstance(unit, Interpolator):
             unit.compile()

@@ -27,11 +27,12 @@ from controlllm.evaluate import Reference
 from controlllm.train.activations import compile_blocks
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
+from controlllm.train.device import find_device
 from controlllm.train.head import check_head
 from controlllm.train.losses import StepLoss
 from controlllm.train.low_bit import LOW_BIT
 from controlllm.train.methods import prepare_model
-from controlllm.train.model import Loaded, find_device, load_base, tune_model
+from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
 from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
@@ -124,7 +125,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     base, tokenizer = load_base(run, loaded, files)
     rehearsal = None
     if run.rehearsal.enabled:
-        store = world.first(lambda: rehearsal_source(base, tokenizer, run))
+        store = world.ranks.first(lambda: rehearsal_source(base, tokenizer, run))
         rehearsal = (store, run.rehearsal.share)
     batch_size = training.per_device_train_batch_size
     loader = TrainLoader(

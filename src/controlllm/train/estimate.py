@@ -12,7 +12,7 @@ Allocators, CUDA and libraries take some GiB more.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from controlllm.train.model_parts import parts_of
 from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.parallel.sharding import sharding_units
-from controlllm.train.quantize import BLOCK, frozen_linears
+from controlllm.train.quantize import frozen_linears, packed_columns
 
 __all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
 
@@ -150,9 +150,7 @@ def estimate(
     model = model_without_weights(run, config, expansion)
     rows = training.per_device_train_batch_size * training.micro_batches(mesh.world_size)
     rows *= mesh.world_size
-    parts = parts_of(model)
-    if training.loss_chunk_size is not None:
-        parts = [replace(part, again=part.again or part.is_head) for part in parts]
+    parts = parts_of(model, training.loss_chunk_size is not None)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     tensors = trained_tensors(model)
     optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))
@@ -210,18 +208,6 @@ def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
         )
         for _, _, linear in frozen_linears(model)
     }
-
-
-def packed_columns(columns: int, kind: str) -> int:
-    """Bytes of a row of a quantised weight: codes, then scales (`quantize`).
-
-    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
-    (4100, 2176)
-    """
-    if kind == "int8":
-        return columns + 4
-    blocks = -(-columns // BLOCK)
-    return blocks * (BLOCK // 2 + 2)
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:

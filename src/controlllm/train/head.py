@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import target_mask
+from controlllm.evaluate.losses import evaluating
 
 __all__ = ["check_head", "chunked_cross_entropy_sum", "hidden_states_of"]
 
@@ -60,7 +61,6 @@ def _loss(hidden_ND: Tensor, weight: Tensor, bias: Tensor | None, targets_N: Ten
     return F.cross_entropy(logits_NV, targets_N, reduction="sum")
 
 
-@torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Try out whether the logits are what the head makes of the hidden states, and nothing more.
 
@@ -69,13 +69,9 @@ def check_head(model: PreTrainedModel) -> None:
     """
     head: Any = model.get_output_embeddings()
     inputs = {"input_ids": torch.tensor([[0, 1, 2]], device=model.device), "use_cache": False}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         whole = model(**inputs).logits
         apart = F.linear(hidden_states_of(model, inputs), head.weight, head.bias)
-    finally:
-        model.train(training)
     if whole.shape != apart.shape or not torch.allclose(whole, apart, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"{type(model).__name__} does more to its logits than its head does (a cap or a "

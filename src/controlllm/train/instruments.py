@@ -8,7 +8,6 @@ metrics(window)    once for each record                    two small collectives
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,11 +111,7 @@ class Instruments:
 def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
     """Of the model; and of its base, where a step asks it."""
     try:
-        parts = parts_of(bench.model)
-        if (
-            bench.run.training.loss_chunk_size is not None
-        ):  # The head is computed again in backward.
-            parts = [replace(part, again=part.again or part.is_head) for part in parts]
+        parts = parts_of(bench.model, bench.run.training.loss_chunk_size is not None)
     except ModelError as error:
         log.info("FLOPs and utilization are not measured: %s", error)
         return None, None

@@ -13,6 +13,7 @@ some of the rows, makes the same updates and can go on from the same checkpoint.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +27,32 @@ if TYPE_CHECKING:
 else:  # Mixed into an optimizer of torchao's.
     _Base = object
 
-__all__ = ["LOW_BIT", "block_size", "low_bit_adamw"]
+__all__ = ["LOW_BIT", "Moments", "block_size", "low_bit_adamw"]
 
-LOW_BIT = {"adamw_8bit": "AdamW8bit", "adamw_4bit": "AdamW4bit", "adamw_fp8": "AdamWFp8"}
-"""torchao's optimizer for each name in a run config."""
+
+@dataclass(frozen=True)
+class Moments:
+    """How numbers are kept in few bits: codes, a scale for each block, a table of the codes.
+
+    Attributes:
+        optimizer: torchao's class.
+        bits: of a code.
+        block: how many neighbours share a scale at most.
+        table: bytes of it, where codes are no numbers themselves.
+    """
+
+    optimizer: str
+    bits: int
+    block: int
+    table: int
+
+
+LOW_BIT = {
+    "adamw_8bit": Moments("AdamW8bit", 8, 256, 4 * 256),
+    "adamw_4bit": Moments("AdamW4bit", 4, 128, 4 * 16),
+    "adamw_fp8": Moments("AdamWFp8", 8, 256, 0),
+}
+"""For each name in a run config."""
 
 MIN_VALUES = 4096
 """Smaller tensors are kept as they are (as by bitsandbytes and torchao)."""
@@ -75,8 +98,9 @@ def low_bit_adamw(
         ConfigError: torchao is not installed, or a tensor is cut in a way that it cannot follow.
     """
     optim = require_torchao("torchao.optim", f"training.optimizer={name}")
-    kind: type[Any] = type("LowBitAdamW", (_LowBit, getattr(optim, LOW_BIT[name])), {})
-    optimizer: Any = kind(groups, betas=betas, eps=eps)
+    moments = LOW_BIT[name]
+    kind: type[Any] = type("LowBitAdamW", (_LowBit, getattr(optim, moments.optimizer)), {})
+    optimizer: Any = kind(groups, betas=betas, eps=eps, block_size=moments.block)
     for parameter in optimizer.quantised():
         _require_rows(parameter, name)
     return optimizer

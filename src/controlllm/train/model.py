@@ -7,14 +7,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
-from controlllm.common.errors import ConfigError
 from controlllm.data import resolve_chat_template
 from controlllm.train.activations import enable_checkpointing
 from controlllm.train.config import RunConfig
+from controlllm.train.device import find_device
 from controlllm.train.parallel.loading import build_on_meta
 from controlllm.train.training_config import TrainingConfig
 
-__all__ = ["Loaded", "find_device", "load_base", "tune_model"]
+__all__ = ["Loaded", "load_base", "tune_model"]
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A model and its tokenizer."""
@@ -65,25 +65,6 @@ def _options(run: RunConfig) -> LoadOptions:
         attn_implementation=config.attn_implementation,
         tokenizer=config.tokenizer_name_or_path,
     )
-
-
-def find_device(name: str) -> torch.device:
-    """The device that a run file names.
-
-    Raises:
-        ConfigError: it is none, or not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.device={name!r} is not a device; allowed: auto, cpu, cuda."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"model.device={name!r}, but torch sees no GPU; use cpu or auto.")
-    return device
 
 
 def _pack_attention(model: PreTrainedModel) -> None:

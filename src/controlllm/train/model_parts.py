@@ -16,35 +16,47 @@ from controlllm.expansion.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.surgery import expanded_list
 from controlllm.train.flops import Part
 
-__all__ = ["parts_of"]
+__all__ = ["decoder_blocks", "parts_of"]
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _QUADRATIC = ("full_attention", "sliding_attention", "chunked_attention")
 
 
-def parts_of(model: nn.Module) -> list[Part]:
+def parts_of(model: nn.Module, loss_in_chunks: bool = False) -> list[Part]:
     """What a model computes, in order; it may be on the meta device, sharded or quantised.
+
+    Args:
+        model: expanded or not.
+        loss_in_chunks: whether the head is computed again in backward (`loss_chunk_size`).
 
     Raises:
         ModelError: the model's blocks cannot be found.
     """
-    return list(_parts(model))
+    return list(_parts(model, loss_in_chunks))
 
 
-def _parts(model: nn.Module) -> Iterator[Part]:
-    ends: dict[str, Any] = {}
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder's blocks, in order, of a model that is expanded or not.
+
+    Raises:
+        ModelError: they cannot be found.
+    """
     if isinstance(model, ControlLLMForCausalLM):
-        layers, ends = expanded_list(model.base, model._expansion), model._expansion.ends
-    else:
-        layers = examine(model).layers
+        return expanded_list(model.base, model._expansion)
+    return examine(model).layers
+
+
+def _parts(model: nn.Module, loss_in_chunks: bool) -> Iterator[Part]:
+    ends = model._expansion.ends if isinstance(model, ControlLLMForCausalLM) else {}
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     below = _embeds(model)
-    for layer, block in enumerate(layers):
+    for layer, block in enumerate(decoder_blocks(model)):
         yield from _block(f"layer {layer}", block, _Attention.of(config, layer), below)
         below = below or _trains(block)
     head = ends["head"].expanded if "head" in ends else model.get_output_embeddings()  # type: ignore[operator]
     if head is not None:
-        yield replace(_part("head", head, None, below), is_head=True)
+        part = _part("head", head, None, below)
+        yield replace(part, is_head=True, again=part.again or loss_in_chunks)
 
 
 def _block(name: str, block: nn.Module, attention: "_Attention", below: bool) -> Iterator[Part]:

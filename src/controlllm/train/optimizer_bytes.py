@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from controlllm.common.registry import check_choice
-from controlllm.train.low_bit import block_size
+from controlllm.train.low_bit import LOW_BIT, block_size
 
 __all__ = ["StateBytes", "optimizer_bytes"]
 
@@ -22,22 +22,6 @@ class StateBytes:
     """In a checkpoint, of all processes together."""
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """How numbers are kept in few bits: codes, a scale for each block, a table of the codes."""
-
-    bits: int
-    block: int
-    table: int
-
-
-_LOW_BIT = {
-    "adamw_8bit": _Moments(8, 256, 4 * 256),
-    "adamw_4bit": _Moments(4, 128, 4 * 16),
-    "adamw_fp8": _Moments(8, 256, 0),
-}
-
-
 def optimizer_bytes(
     parameter: Tensor, name: str, parts: int = 1, quantised: bool = True
 ) -> StateBytes:
@@ -49,10 +33,10 @@ def optimizer_bytes(
         parts: processes that hold it together, cut along its first axis.
         quantised: whether its moments may be in few bits (an interpolator's may not).
     """
-    check_choice("training.optimizer", name, ["adamw", *_LOW_BIT])
+    check_choice("training.optimizer", name, ["adamw", *LOW_BIT])
     whole = parameter.numel()
     held = whole // parameter.shape[0] * -(-parameter.shape[0] // parts)
-    moments = _LOW_BIT.get(name) if quantised else None
+    moments = LOW_BIT.get(name) if quantised else None
     block = block_size(parameter.shape, moments.block) if moments else None
     if moments is None or block is None:
         size = parameter.element_size()

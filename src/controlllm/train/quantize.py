@@ -27,9 +27,9 @@ from controlllm.common.torchao import require_torchao
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.sidecar import base_fingerprint
-from controlllm.expansion.surgery import expanded_list
+from controlllm.train.model_parts import decoder_blocks
 
-__all__ = ["QuantisedLinear", "frozen_linears", "quantize_base"]
+__all__ = ["QuantisedLinear", "frozen_linears", "packed_columns", "quantize_base"]
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,24 @@ def frozen_linears(model: ControlLLMForCausalLM) -> Iterator[tuple[nn.Module, st
 
     Not what only looks like one (a subclass, GPT-2's `Conv1D`, stacked experts).
     """
-    for block in expanded_list(model.base, model._expansion):
+    for block in decoder_blocks(model):
         frozen = block.pretrained if isinstance(block, ExpandedBlock) else block
         for parent in list(frozen.modules()):
             for name, module in list(parent.named_children()):
                 if type(module) is nn.Linear and not module.weight.requires_grad:
                     yield parent, name, module
+
+
+def packed_columns(columns: int, kind: str) -> int:
+    """Bytes of a row of a quantised weight: codes, then scales.
+
+    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
+    (4100, 2176)
+    """
+    if kind == "int8":
+        return columns + 4
+    blocks = -(-columns // BLOCK)
+    return blocks * (BLOCK // 2 + 2)
 
 
 class QuantisedLinear(nn.Linear):

@@ -55,9 +55,9 @@ def _train(
             f"training.backend={run.training.backend!r} trains in one process, and the launcher "
             f"started {world.size}; take backend=native, or start one."
         )
-    checkpoint = world.first(lambda: open_run_folder(run))
+    checkpoint = world.ranks.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
-    world.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
+    world.ranks.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
     keeper = RunKeeper(bench, checkpoint, signals)
     try:
         if run.training.worst_case_first:

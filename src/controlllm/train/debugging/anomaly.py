@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from controlllm.common.errors import TrainingError
+from controlllm.common.tensors import own_part
 from controlllm.expansion.ends import ExpandedHead
 
 __all__ = ["AnomalyHunt"]
@@ -107,8 +108,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _finite(tensor: Tensor, or_forbidden: bool = False) -> bool:
-    local = getattr(tensor, "to_local", None)  # of a tensor in parts, this process's own
-    values = tensor if local is None else local()
+    values = own_part(tensor)
     if not values.is_floating_point():
         return True
     bad = values.isnan() | values.isposinf() if or_forbidden else ~values.isfinite()

@@ -22,14 +22,13 @@ from controlllm.checkpoint.shards import fill_some, tensor_shapes
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import StackBlock
+from controlllm.expansion.fingerprint import BRANCHES, base_name
 from controlllm.train.config import RunConfig
 from controlllm.train.parallel.world import World
 
 __all__ = ["build_on_meta", "fill_from", "is_without_weights", "weights_to_shard"]
 
 log = logging.getLogger(__name__)
-
-BRANCHES = ("pretrained", "expanded")
 
 
 def weights_to_shard(run: RunConfig, world: World) -> Path | None:
@@ -42,7 +41,7 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
     if why := _why_whole(run):
         log.info("Each process loads the whole model first: %s", why)
         return None
-    folder = world.first(lambda: _folder(run))
+    folder = world.ranks.first(lambda: _folder(run))
     return Path(folder) if folder else None
 
 
@@ -134,17 +133,6 @@ def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device
 def is_without_weights(model: nn.Module) -> bool:
     """Whether any parameter is on the meta device."""
     return any(parameter.is_meta for parameter in model.parameters())
-
-
-def base_name(name: str) -> str:
-    """What the base calls a parameter of an expanded model.
-
-    >>> base_name("base.model.layers.3.expanded.mlp.up_proj.weight")
-    'model.layers.3.mlp.up_proj.weight'
-    """
-    parts = name.split(".")
-    parts = parts[1:] if parts[0] == "base" else parts
-    return ".".join(part for part in parts if part not in BRANCHES)
 
 
 def _zeroed(model: nn.Module) -> Iterator[Tensor]:

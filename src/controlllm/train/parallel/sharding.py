@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.anatomy import examine
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.interpolators import Interpolator
-from controlllm.expansion.surgery import expanded_list
+from controlllm.train.model_parts import decoder_blocks
 from controlllm.train.parallel.tensor import block_plan, cut_block
 from controlllm.train.parallel.world import World
 
@@ -43,7 +42,7 @@ def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> 
         fully_shard(unit, **settings)
     # The root holds the rest (embeddings, norm, head), which its own forward uses until its end.
     fully_shard(model, **{**settings, "reshard_after_forward": False})
-    for block in _blocks(model):
+    for block in decoder_blocks(model):
         # What hands its input through needs no weights, and nothing to be gathered.
         if isinstance(block, ConcatBlock) and _has_target(block.interpolator):
             register_fsdp_forward_method(block.interpolator, "target")
@@ -61,7 +60,7 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
     Frozen block, expanded block and interpolator are each one; of a model that is not expanded,
     each block.
     """
-    for block in _blocks(model):
+    for block in decoder_blocks(model):
         if isinstance(block, ExpandedBlock):
             yield block.pretrained
             yield block.expanded
@@ -69,13 +68,6 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
                 yield block.interpolator
         else:
             yield block
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder's blocks, in order."""
-    if isinstance(model, ControlLLMForCausalLM):
-        return list(expanded_list(model.base, model._expansion))
-    return list(examine(model).layers)
 
 
 def _decoder_config(model: nn.Module) -> Any:

@@ -1,11 +1,11 @@
 """The processes of a run while it lasts: their group, their mesh, and what they agree on."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, TrainingError
+from controlllm.train.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
@@ -20,7 +21,6 @@ from controlllm.train.parallel_config import ParallelConfig
 
 __all__ = ["World", "open_world"]
 
-T = TypeVar("T")
 TENSOR = "tensor"
 """Name of the mesh's dimension of tensor groups."""
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -98,18 +98,6 @@ class World:
         if self.mesh is not None:
             model.reshard()  # type: ignore[operator]  # an FSDPModule
 
-    def first(self, make: Callable[[], T]) -> T:
-        """What a function gives on the first process, on all of them. Collective."""
-        made: T | None = None
-        error: Exception | None = None
-        try:
-            made = make() if self.is_first else None
-        except Exception as failure:  # Told to all ranks, so that none waits for this one.
-            error = failure
-        self.ranks.agree(error)
-        first: T = self.ranks.gather(made)[0]
-        return first
-
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes with rows of their own, in double precision. Collective."""
         same_rows = self.size // self.data_size
@@ -131,7 +119,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         device: `model.device` of the run.
 
     Raises:
-        ConfigError: the mesh does not fit the world.
+        ConfigError: the mesh does not fit the world, or the device is not there.
         TrainingError: the others cannot be reached.
     """
     place = place_in()
@@ -143,7 +131,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
     if place is None or place.world_size == 1:
         yield World(Ranks(), config)
         return
-    on_gpu = _device_type(device) == "cuda"
+    on_gpu = find_device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(_device_of(place, torch.cuda.device_count()))
     store = _join(place, config, on_gpu)
@@ -215,13 +203,14 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
     if ranks.world_size == 1:
         return World(ranks, config, data_ranks=ranks)
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
-    if config.cpu_offload and _device_type(device) == "cpu":
+    kind = find_device(device).type
+    if config.cpu_offload and kind == "cpu":
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
     sizes = {"replicate": plan.copies, "shard": plan.parts, TENSOR: plan.tensor}
     kept = {name: size for name, size in sizes.items() if name == "shard" or size > 1}
     if config.strategy == "ddp":
         kept = {"replicate": plan.copies, **kept}
-    mesh = init_device_mesh(_device_type(device), tuple(kept.values()), mesh_dim_names=tuple(kept))
+    mesh = init_device_mesh(kind, tuple(kept.values()), mesh_dim_names=tuple(kept))
     return World(ranks, config, mesh, local[0], _data_ranks(ranks, plan.tensor))
 
 
@@ -247,9 +236,3 @@ def _same_everywhere(config: ParallelConfig, ranks: Ranks, local_world_size: int
             f"{sorted(set(sizes))} of them; give a number."
         )
     return sizes[0]
-
-
-def _device_type(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device).type
