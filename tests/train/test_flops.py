@@ -1,12 +1,19 @@
 """FLOPs as counted from the model, against those that torch counts while it computes."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+)
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import expand
@@ -161,3 +168,21 @@ def test_peaks_are_found_by_the_names_that_drivers_give() -> None:
 def test_a_peak_is_measured_once() -> None:
     cpu = torch.device("cpu")
     assert measured_peak(cpu, torch.float32) == measured_peak(cpu, torch.float32) > 1e8
+
+
+def test_of_a_base_for_text_and_images_the_text_is_counted():
+    text = Gemma3TextConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    alone = Gemma3ForCausalLM(deepcopy(text))
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    images |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    both = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=images))
+    parts = [parts_of(expand(model, num_blocks=2)) for model in (alone, both)]
+    assert parts[0] == parts[1]

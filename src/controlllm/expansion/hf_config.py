@@ -52,6 +52,15 @@ class ControlLLMConfig(PreTrainedConfig):
         self.expansion = dict(expansion or {})
         self.base = dict(base or {})
 
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> PreTrainedConfig:
+        """The decoder's own config, where the base is one of text and images, too."""
+        found = super().get_text_config(decoder=decoder, encoder=encoder)
+        if found is self:
+            return found
+        return found.get_text_config(decoder=decoder, encoder=encoder)
+
     def expansion_config(self) -> ExpansionConfig:
         """How the base was expanded."""
         return ExpansionConfig.from_dict(self.expansion)

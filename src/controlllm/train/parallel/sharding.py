@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.interpolators import Interpolator
 from controlllm.train.model_parts import decoder_blocks
@@ -34,7 +33,8 @@ def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> 
     settings = _settings(world, mixed_precision)
     units = list(sharding_units(model))
     if world.tensor_mesh is not None:
-        plan = block_plan(_decoder_config(model), world.config.tensor_size)
+        config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+        plan = block_plan(config, world.config.tensor_size)
         for unit in units:
             if not isinstance(unit, Interpolator):
                 cut_block(unit, world.tensor_mesh, plan)
@@ -68,11 +68,6 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
                 yield block.interpolator
         else:
             yield block
-
-
-def _decoder_config(model: nn.Module) -> Any:
-    base = model.base if isinstance(model, ControlLLMForCausalLM) else model
-    return base.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
 
 
 def _settings(world: World, mixed_precision: str) -> dict[str, Any]:
