@@ -2,10 +2,10 @@
 
     python benchmarks/checkpoint_cost.py --data ../shared/data --output benchmarks-output
 
-One base (random weights), expanded, trained for some steps by one process, and by two with FSDP2
-(gloo, forked). Compared are the bytes of our checkpoint (trained tensors, their moments, the rest)
-with those of the whole model and its moments, and the seconds for which `save` holds the loop up
-with those until the checkpoint is whole. One thread a process.
+One base (random weights), expanded or tuned as a whole, trained for some steps by one process, and
+by two with FSDP2 (gloo, forked). Compared are the bytes of the checkpoints (trained tensors, their
+moments, the rest), and the seconds for which `save` holds the loop up with those until the
+checkpoint is whole. One thread a process.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from train_step import add_shape, make_base, run_of, write_record, write_texts
 from controlllm.common.files import folder_bytes
 
 
-def train_once(options: argparse.Namespace, rank: int, ranks: int, folder: Path) -> None:
+def train_once(options: argparse.Namespace, way: str, rank: int, ranks: int, folder: Path) -> None:
     """Train and time every save; the first rank writes what it saw."""
     import torch
     import torch.distributed as dist
@@ -58,7 +58,7 @@ def train_once(options: argparse.Namespace, rank: int, ranks: int, folder: Path)
         return whole
 
     CheckpointWriter.save, CheckpointWriter.finish = timed_save, timed_finish  # type: ignore[method-assign]
-    run = run_of(options, "native", str(folder / "run"))
+    run = run_of(options, way, str(folder / "run"))
     run.training.save_steps, run.training.save_total_limit = 2, None
     result = train(run, make_base(options))
     sizes = [(p.numel(), p.requires_grad) for p in result.model.parameters()]
@@ -76,13 +76,13 @@ def train_once(options: argparse.Namespace, rank: int, ranks: int, folder: Path)
         dist.destroy_process_group()
 
 
-def measure(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace, way: str, ranks: int) -> dict[str, Any]:
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_texts(options.data, folder)
         processes = [
-            fork.Process(target=train_once, args=(options, rank, ranks, folder))
+            fork.Process(target=train_once, args=(options, way, rank, ranks, folder))
             for rank in range(ranks)
         ]
         for process in processes:
@@ -97,18 +97,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_shape(parser, layers=16)
     options = parser.parse_args()
-    text = "| processes | trained / all, M | MB | whole model and its moments, MB | ratio | "
-    text += "s held up | s until whole |\n|---:|---:|---:|---:|---:|---:|---:|\n"
+    text = "| trained | processes | trained / all, M | MB | s held up | s until whole |\n"
+    text += "|---|---:|---:|---:|---:|---:|\n"
     results: dict[str, Any] = {}
-    for ranks in (1, 2):
-        found = measure(options, ranks)
-        whole = 12 * found["parameters"]  # Weights and two moments, four bytes each.
-        row = [str(ranks), f"{found['trained'] / 1e6:.1f} / {found['parameters'] / 1e6:.1f}"]
-        row += [f"{found['bytes'] / 1e6:.1f}", f"{whole / 1e6:.1f}"]
-        row += [f"{found['bytes'] / whole:.2f}"]
-        row += [shown(found["held_up"]), shown(found["until_whole"])]
-        text += f"| {' | '.join(row)} |\n"
-        results[str(ranks)] = found
+    for way, name in (("native", "expanded blocks"), ("full", "the whole model")):
+        for ranks in (1, 2):
+            found = results[f"{way}, {ranks}"] = measure(options, way, ranks)
+            row = [name, str(ranks)]
+            row += [f"{found['trained'] / 1e6:.1f} / {found['parameters'] / 1e6:.1f}"]
+            row += [f"{found['bytes'] / 1e6:.1f}"]
+            row += [shown(found["held_up"]), shown(found["until_whole"])]
+            text += f"| {' | '.join(row)} |\n"
     print(text)
     write_record(options.output, "checkpoint-cost", text, results)
 
