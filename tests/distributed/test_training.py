@@ -126,15 +126,15 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("interpolator", ["lerp", "proj"])
+@pytest.mark.parametrize(("interpolator", "chunk"), [("lerp", None), ("proj", 5)])
 def test_sharded_parts_train_without_a_warning(
-    run_config: Any, loaded: Any, tmp_path: Path, interpolator: str
+    run_config: Any, loaded: Any, tmp_path: Path, interpolator: str, chunk: int | None
 ) -> None:
     run = run_of(
         run_config,
         tmp_path / "run",
         expansion={"interpolator": interpolator},
-        training={"max_steps": 1, "warmup_steps": 0},
+        training={"max_steps": 1, "warmup_steps": 0, "loss_chunk_size": chunk},
     )
     train_by(run, loaded, 2, tmp_path / "processes")
 

@@ -148,6 +148,11 @@ def _readable(message: str, names: list[str], verb: str) -> str:
     """The parser's message on one line, with the nearest name where a name was wrong."""
     text = " ".join(message.split()).rstrip(".")
     wrong = re.search(r"(?:[Oo]ption|Key) '([\w.]+)' is not (?:accepted|expected)", text)
+    choice = re.search(
+        r'[Kk]ey "([\w.]+)".*typing\.Literal\[(.+?)\].*?(?:Got|Given) value: (\S+)', text
+    )
+    if choice is not None:
+        return f"{choice[1]}={choice[3]}; allowed: {choice[2]}."
     if wrong is None:
         return f"{text}. See `controlllm {verb} --help`."
     where = re.search(r'[Kk]ey "([\w.]+)"', text)

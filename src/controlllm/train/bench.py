@@ -138,10 +138,10 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         world.loader_ranks(run.data.cache_timeout),
     )
     prepared = prepare_model(base, run)
+    _tell(prepared.model, loader)
     if run.model.quantize_base is not None:
         quantize_base(prepared.model, run.model.quantize_base)
     model, reference = tune_model(prepared.model, training), prepared.reference
-    _tell(model, loader)
     _share(model, reference, files, run, world)
     seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, loader)

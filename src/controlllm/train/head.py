@@ -84,7 +84,8 @@ def _without_head(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model's head hands hidden states through."""
     head: nn.Module = model.get_output_embeddings()
     before = head.__dict__.get("forward")
-    head.forward = lambda hidden_states: hidden_states
+    # A copy: FSDP warns of a model that returns a view of what a module inside it made.
+    head.forward = lambda hidden_states: hidden_states.clone()
     try:
         yield
     finally:

@@ -40,16 +40,19 @@ _NOT_NEGATIVE = (
     "max_grad_norm",
     "adam_epsilon",
 )
-_OPTIONAL_POSITIVE = (
-    "num_train_epochs",
+_COUNTS = (
     "max_tokens",
-    "max_seconds",
     "save_total_limit",
     "total_train_batch_size",
     "loss_chunk_size",
+    "max_eval_samples",
+)
+_OPTIONAL_POSITIVE = (
+    *_COUNTS,
+    "num_train_epochs",
+    "max_seconds",
     "interpolator_learning_rate",
     "weight_decay_ratio",
-    "max_eval_samples",
     "remote_timeout",
 )
 
@@ -233,7 +236,8 @@ class TrainingConfig:
             check_range(f"training.{name}", getattr(self, name), 0)
         for name in _OPTIONAL_POSITIVE:
             if getattr(self, name) is not None:
-                check_range(f"training.{name}", getattr(self, name), 1e-12)
+                least = 1 if name in _COUNTS else 1e-12
+                check_range(f"training.{name}", getattr(self, name), least)
         for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"):
             check_range(f"training.{name}", getattr(self, name), 0, 1)
 

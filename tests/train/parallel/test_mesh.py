@@ -1,9 +1,11 @@
 """Which processes hold copies, and which parts."""
 
+import socket
+
 import pytest
 from tests.processes import run_ranks
 
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train.parallel import MeshPlan, plan_mesh
 from controlllm.train.parallel import world as worlds
 from controlllm.train.parallel.processes import Place
@@ -70,3 +72,20 @@ def set_visible(monkeypatch, devices) -> None:
         monkeypatch.delenv(name, raising=False)
     if devices is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+
+
+def test_one_process_is_no_tensor_group() -> None:
+    alone = worlds.open_world(ParallelConfig(tensor_size=2), "cpu")
+    with pytest.raises(ConfigError, match="tensor_size=2 does not divide"), alone:
+        pass
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        launched = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+        for name, value in {**launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        joining = worlds.open_world(ParallelConfig(timeout=20), "cpu")
+        with pytest.raises(TrainingError, match=f"{port}: the port is taken"), joining:
+            pass

@@ -129,6 +129,9 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         yield _world(config, device, Ranks.current(config.timeout), (local_rank, local))
         return
     if place is None or place.world_size == 1:
+        plan_mesh(
+            config, world_size=1, local_world_size=1
+        )  # What one process cannot do is refused.
         yield World(Ranks(), config)
         return
     on_gpu = find_device(device).type == "cuda"
@@ -182,6 +185,12 @@ def _join(place: Place, config: ParallelConfig, on_gpu: bool) -> Any:
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
+        if "EADDRINUSE" in str(error):
+            raise TrainingError(
+                f"rank {place.rank} of {place.world_size} cannot listen at {address}: the port is "
+                "taken, perhaps by another run; set MASTER_PORT (torchrun: --master-port) to "
+                "another one."
+            ) from error
         raise TrainingError(
             f"rank {place.rank} of {place.world_size} did not find the others at {address} within "
             f"{config.timeout:g} s: {reason}"
