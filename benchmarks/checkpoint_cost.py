@@ -10,33 +10,29 @@ checkpoint is whole. One thread a process.
 
 import argparse
 import json
-import multiprocessing
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", GLOO_SOCKET_IFNAME="lo")
 
 from data_rows import shown
-from train_step import add_shape, make_base, run_of, write_record, write_texts
+from train_step import add_shape, by_processes, gloo, make_base, run_of, write_record
 
 from controlllm.common.files import folder_bytes
 
 
-def train_once(options: argparse.Namespace, way: str, rank: int, ranks: int, folder: Path) -> None:
+def train_once(options: argparse.Namespace, way: str, ranks: int, rank: int, folder: Path) -> None:
     """Train and time every save; the first rank writes what it saw."""
     import torch
-    import torch.distributed as dist
 
     from controlllm.checkpoint.writer import CheckpointWriter
     from controlllm.train import train
 
     torch.set_num_threads(1)
-    if ranks > 1:
-        place = f"file://{folder}/store"
-        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
     held_up, begun, until_whole = list[float](), list[float](), list[float]()
     save, finish = CheckpointWriter.save, CheckpointWriter.finish
 
@@ -60,7 +56,8 @@ def train_once(options: argparse.Namespace, way: str, rank: int, ranks: int, fol
     CheckpointWriter.save, CheckpointWriter.finish = timed_save, timed_finish  # type: ignore[method-assign]
     run = run_of(options, way, str(folder / "run"))
     run.training.save_steps, run.training.save_total_limit = 2, None
-    result = train(run, make_base(options))
+    with gloo(rank, ranks, folder):
+        result = train(run, make_base(options))
     sizes = [(p.numel(), p.requires_grad) for p in result.model.parameters()]
     if rank == 0:
         newest = sorted((folder / "run").glob("checkpoint-*"))[-1]
@@ -72,23 +69,12 @@ def train_once(options: argparse.Namespace, way: str, rank: int, ranks: int, fol
             "parameters": sum(n for n, _ in sizes),
         }
         (folder / "record.json").write_text(json.dumps(record))
-    if ranks > 1:
-        dist.destroy_process_group()
 
 
 def measure(options: argparse.Namespace, way: str, ranks: int) -> dict[str, Any]:
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_texts(options.data, folder)
-        processes = [
-            fork.Process(target=train_once, args=(options, way, rank, ranks, folder))
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        by_processes(partial(train_once, options, way, ranks), ranks, options.data, folder)
         result: dict[str, Any] = json.loads((folder / "record.json").read_text())
         return result
 

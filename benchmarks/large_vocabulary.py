@@ -17,8 +17,6 @@ import argparse
 import ctypes
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1")
 
 from data_rows import memory, reset_peak, shown
-from train_step import M_MMAP_THRESHOLD, write_record
+from train_step import M_MMAP_THRESHOLD, measured_apart, write_record
 
 WAYS = ("all logits", "ours", "torch")
 
@@ -94,11 +92,7 @@ def main() -> None:
     for _ in range(options.repetitions):
         for head in ("frozen", "trained"):
             for way in WAYS:
-                command = [sys.executable, *sys.argv, "--measure", way, head]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
-                results[f"{way}, {head}"].append(json.loads(done.stdout.splitlines()[-1]))
+                results[f"{way}, {head}"].append(measured_apart(way, head))
     text = "| way, head | s | to all logits | MiB | to all logits | loss, gradient |\n"
     text += "|---|---:|---:|---:|---:|---:|\n"
     for name, runs in results.items():

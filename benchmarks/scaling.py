@@ -11,17 +11,25 @@ efficiency is the limit's seconds divided by theirs, round by round.
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", GLOO_SOCKET_IFNAME="lo")
 
 from data_rows import shown
-from train_step import WARM_UP, add_shape, make_base, run_of, write_record, write_texts
+from train_step import (
+    WARM_UP,
+    add_shape,
+    by_processes,
+    gloo,
+    make_base,
+    run_of,
+    write_record,
+)
 
 RANKS = 2
 WAYS: dict[str, dict[str, Any] | None] = {
@@ -35,39 +43,25 @@ WAYS: dict[str, dict[str, Any] | None] = {
 def train_once(options: argparse.Namespace, way: str, rank: int, folder: Path) -> None:
     """Train, and write what a step took."""
     import torch
-    import torch.distributed as dist
 
     from controlllm.train import train
     from controlllm.train.parallel_config import ParallelConfig
 
     torch.set_num_threads(1)
     parallel = WAYS[way]
-    if parallel is not None:
-        store = f"file://{folder}/store"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     run = run_of(options, "native", str(folder / ("run" if parallel else f"run-{rank}")))
     run.parallel = ParallelConfig(**(parallel or {}))
     run.training.per_device_train_batch_size = options.rows
-    history = train(run, make_base(options)).history
+    with gloo(rank, RANKS if parallel else 1, folder):
+        history = train(run, make_base(options)).history
     seconds = [row["train/step_seconds"] for row in history if "train/loss" in row]
     (folder / f"{rank}.json").write_text(json.dumps(statistics.median(seconds[WARM_UP:])))
-    if parallel is not None:
-        dist.destroy_process_group()
 
 
 def measure(options: argparse.Namespace, way: str) -> float:
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_texts(options.data, folder)
-        processes = [
-            fork.Process(target=train_once, args=(options, way, rank, folder))
-            for rank in range(RANKS)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        by_processes(partial(train_once, options, way), RANKS, options.data, folder)
         return max(json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS))
 
 

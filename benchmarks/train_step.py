@@ -29,6 +29,7 @@ backward, clipping and AdamW in plain PyTorch, the median over pairs of steps.
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -36,7 +37,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -114,10 +116,7 @@ def run_of(options: argparse.Namespace, way: str, folder: str) -> Any:
         },
         "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
     }
-    own = settings(way, options.layers)
-    if "loss_chunk_size" in own.get("training", {}):
-        own["training"]["loss_chunk_size"] = options.chunk
-    return RunConfig.from_dict(merge(values, own))
+    return RunConfig.from_dict(merge(values, settings(way, options.layers)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,8 +149,10 @@ def take_steps(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Train for some steps: seconds of each, and what else was seen."""
     base, tokenizer = make_base(options)
     run = run_of(options, options.measure, folder)
-    steps = lora_steps if options.measure == "lora" else loop_steps
-    found = steps(run, base, tokenizer, pairs=options.measure == "overhead")
+    if options.measure == "lora":
+        found = lora_steps(run, base, tokenizer)
+    else:
+        found = loop_steps(run, base, tokenizer, pairs=options.measure == "overhead")
     sizes = [(p.numel(), p.requires_grad) for p in found.pop("model").parameters()]
     return {
         "parameters": sum(n for n, _ in sizes),
@@ -173,14 +174,13 @@ def plain_step(model: Any, batch: dict[str, Any], optimizer: Any) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def lora_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, Any]:
+def lora_steps(run: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
 
     from controlllm.data import TrainLoader
     from controlllm.train.model import load_base
 
-    del pairs
     base, tokenizer = load_base(run, (base, tokenizer))
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=linear))
@@ -284,6 +284,43 @@ def add_shape(parser: argparse.ArgumentParser, layers: int) -> None:
     parser.add_argument("--vocabulary", type=int, default=6400)
 
 
+def measured_apart(*words: str) -> dict[str, Any]:
+    """What this script prints last in a process of its own, with `--measure` and these words."""
+    command = [sys.executable, *sys.argv, "--measure", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{', '.join(words)} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def by_processes(call: Callable[[int, Path], None], ranks: int, data: Path, folder: Path) -> None:
+    """Forked processes, each of which gets its rank and a folder with the rows."""
+    write_texts(data, folder)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=call, args=(rank, folder)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a process failed; its own messages say why")
+
+
+@contextmanager
+def gloo(rank: int, ranks: int, folder: Path) -> Iterator[None]:
+    """Inside, forked processes are one group; a single one needs none."""
+    import torch.distributed as dist
+
+    if ranks == 1:
+        yield
+        return
+    place = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
+    yield
+    dist.destroy_process_group()
+
+
 def write_record(folder: Path, name: str, text: str, results: Any) -> None:
     """The table for people, and all numbers behind it."""
     record = {"machine": machine(), "command": sys.argv, "results": results}
@@ -296,7 +333,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_shape(parser, layers=8)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=256, help="loss_chunk_size of its way")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -306,11 +342,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number in range(options.repetitions):
         for way in options.ways:
-            command = [sys.executable, *sys.argv, "--measure", way]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
-            results[way].append(json.loads(done.stdout.splitlines()[-1]))
+            results[way].append(measured_apart(way))
         print(f"round {number + 1} of {options.repetitions} done", flush=True)
     print(table(results))
     write_record(options.output, "train-step", table(results), results)

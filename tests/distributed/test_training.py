@@ -45,7 +45,7 @@ def train_by(run: Any, loaded: Any, ranks: int, folder: Path) -> list[Any]:
     """Train in so many processes; the history of each."""
     if ranks == 1:
         return [train(run, loaded()).history]
-    return values(run_ranks(lambda rank: train(run, loaded()).history, ranks, folder, timeout=180))
+    return values(run_ranks(lambda rank: train(run, loaded()).history, ranks, folder, timeout=100))
 
 
 def mean_alphas(state: TrainingState) -> dict[str, float]:

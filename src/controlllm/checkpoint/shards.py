@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json, save_tensors, write_json
-from controlllm.expansion.sidecar import few
+from controlllm.expansion.sidecar import require_same
 
 __all__ = [
     "fill_some",
@@ -66,17 +67,15 @@ def start_shards(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> Fut
     return cast("Future[Any]", future)
 
 
-def fill_tensors(
-    folder: Path, targets: Mapping[str, Tensor], ranks: Ranks, optional: str = "optimizer/"
-) -> set[str]:
+def fill_tensors(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> set[str]:
     """Read a checkpoint's tensors into given ones, in parts or whole. Collective.
+
+    An optimizer's may be missing there: it has no state of a parameter that never had a gradient.
 
     Args:
         folder: a verified checkpoint.
         targets: what to fill, by name.
         ranks: the processes that read.
-        optional: how names begin of those that may be missing in the checkpoint (an optimizer has
-            no state of a parameter that never had a gradient).
 
     Returns:
         The names of those that were filled.
@@ -84,16 +83,15 @@ def fill_tensors(
     Raises:
         CheckpointError: names or shapes are not those of the checkpoint; nothing is filled then.
     """
-    dcp = _dcp()
-    reader = dcp.HuggingFaceStorageReader(str(folder))
     sizes = tensor_shapes(folder)
     wanted = {
         name: tensor
         for name, tensor in targets.items()
-        if name in sizes or not name.startswith(optional)
+        if name in sizes or not name.startswith(PREFIX)
     }
-    _require_same(wanted, sizes, folder)
-    _load(reader, wanted, ranks)
+    saved = {name: size for name, size in sizes.items() if _is_ours(name)}
+    require_same({name: tensor.shape for name, tensor in wanted.items()}, saved, str(folder))
+    _load(_reader(folder), wanted, ranks)
     return set(wanted)
 
 
@@ -141,10 +139,10 @@ def map_joined(folder: Path) -> dict[str, Tensor]:
 
 def _read_some(folder: Path, without: str | None) -> Iterator[dict[str, Tensor]]:
     """Whole tensors, at most `AT_ONCE` bytes or a single one at a time."""
-    reader = _dcp().HuggingFaceStorageReader(str(folder))
+    reader = _reader(folder)
     entries = reader.read_metadata().state_dict_metadata
     some: dict[str, Tensor] = {}
-    for name in sorted(_names_in_shards(folder)):
+    for name in sorted(filter(_is_ours, entries)):
         if without is not None and name.startswith(without):
             continue
         tensor = torch.empty(entries[name].size, dtype=entries[name].properties.dtype)
@@ -166,6 +164,10 @@ def _load(reader: Any, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
         _dcp().load(dict(tensors), storage_reader=reader, process_group=ranks.group, no_dist=alone)
 
 
+def _reader(folder: Path) -> Any:
+    return _dcp().HuggingFaceStorageReader(str(folder))
+
+
 def _dcp() -> Any:
     """Imported only where it is used; it takes a while, and its types are not exported."""
     import torch.distributed.checkpoint
@@ -175,8 +177,7 @@ def _dcp() -> Any:
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the safetensors files of a folder; headers are read, no tensors."""
-    reader = _dcp().HuggingFaceStorageReader(str(folder))
-    entries = reader.read_metadata().state_dict_metadata
+    entries = _reader(folder).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in entries.items()}
 
 
@@ -198,33 +199,9 @@ def fill_some(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None
                 f"{folder} has no tensor {name} of shape {tuple(tensor.shape)} "
                 f"(there: {shapes.get(name)})."
             )
-    _load(_dcp().HuggingFaceStorageReader(str(folder)), targets, ranks)
+    _load(_reader(folder), targets, ranks)
 
 
-def _names_in_shards(folder: Path) -> set[str]:
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in shard_files(folder):
-        with safe_open(path, "pt") as file:
-            names |= set(file.keys())
-    return names
-
-
-def _require_same(
-    targets: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]], where: Path
-) -> None:
-    # Numbers are names of tensors of the other states.
-    saved = {name for name in sizes if not name.isdigit()}
-    missing, extra = sorted(targets.keys() - saved), sorted(saved - targets.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{where} does not fit this model: missing {few(missing)}, left over {few(extra)}; "
-            "set the model up as it was when it was saved."
-        )
-    for name, tensor in targets.items():
-        if tuple(tensor.shape) != sizes[name]:
-            raise CheckpointError(
-                f"{where}: {name} has shape {sizes[name]}, here it is "
-                f"{tuple(tensor.shape)}; set the model up as it was when it was saved."
-            )
+def _is_ours(name: str) -> bool:
+    """Whether a tensor is a model's or an optimizer's; numbers are names in the other states."""
+    return not name.isdigit()

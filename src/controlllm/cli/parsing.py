@@ -5,7 +5,6 @@ what comes later wins. A wrong name is answered with the nearest right one.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.registry import nearest_name
 from controlllm.train.config_io import build, merge, read_yaml
 
 __all__ = ["given_value", "given_values", "parse_options"]
@@ -136,12 +136,11 @@ def _dataclass_in(hint: Any) -> type | None:
 
 def _near(name: str, names: list[str], mark: str = "") -> str:
     """The nearest right name, as a sentence; the last part decides if the whole is like none."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not near:
+    near = nearest_name(name, names)
+    if near is None:
         leaves = {known.rsplit(".", 1)[-1]: known for known in names}
-        found = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
-        near = [leaves[leaf] for leaf in found]
-    return f" Did you mean {mark}{near[0]}?" if near else " See --help for all of them."
+        near = leaves.get(nearest_name(name.rsplit(".", 1)[-1], leaves) or "")
+    return f" Did you mean {mark}{near}?" if near else " See --help for all of them."
 
 
 def _readable(message: str, names: list[str], verb: str) -> str:

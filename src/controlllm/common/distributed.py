@@ -13,7 +13,7 @@ import torch.distributed as dist
 from controlllm.common import errors
 from controlllm.common.errors import ControlLLMError, LostRankError
 
-__all__ = ["Ranks"]
+__all__ = ["ALONE", "Ranks"]
 
 T = TypeVar("T")
 
@@ -167,6 +167,10 @@ class Ranks:
         if isinstance(error, LostRankError | dist.DistError):
             return True
         return isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error)))
+
+
+ALONE = Ranks()
+"""A single process."""
 
 
 def _kind(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlllm.common.distributed import Ranks
+from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
 from controlllm.data import Batch, model_inputs
@@ -48,9 +48,7 @@ class LossReport:
         return perplexity(self.loss)
 
 
-def evaluate_losses(
-    model: nn.Module, batches: Iterable[Batch], ranks: Ranks | None = None
-) -> LossReport:
+def evaluate_losses(model: nn.Module, batches: Iterable[Batch], ranks: Ranks = ALONE) -> LossReport:
     """The token mean of the cross-entropy over all batches.
 
     The mean alpha of an expanded model's token gates is recorded in its config on the way.
@@ -64,7 +62,6 @@ def evaluate_losses(
     Raises:
         DataError: if there is no target token in any batch.
     """
-    ranks = ranks or Ranks()
     total, tokens = 0.0, 0.0
     with evaluating(model), recording_alpha(model, ranks):
         for batch in deal(batches, model, ranks):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from controlllm.common.distributed import Ranks
+from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
 from controlllm.data import Batch
@@ -54,7 +54,7 @@ def measure_retention(
     model: nn.Module,
     batches: Iterable[Batch],
     reference: Reference | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> RetentionReport:
     """Loss of base and trained model, and KL(base || trained), over all batches.
 
@@ -71,7 +71,6 @@ def measure_retention(
         DataError: if there is no target token in any batch.
         ModelError: if the model is not expanded and no reference is given.
     """
-    ranks = ranks or Ranks()
     with recording_alpha(model, ranks):
         return measure_settings(model, batches, [lambda: None], reference, ranks)[0]
 
@@ -81,7 +80,7 @@ def measure_settings(
     batches: Iterable[Batch],
     settings: Sequence[Callable[[], object]],
     reference: Reference | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[RetentionReport]:
     """Measure the model under several settings, asking the base only once per batch.
 
@@ -95,7 +94,7 @@ def measure_settings(
     Returns:
         One report per setting. The last setting stays in force.
     """
-    reference, ranks = reference or Reference(model), ranks or Ranks()
+    reference = reference or Reference(model)
     tallies = [_Tally() for _ in settings]
     with evaluating(model):
         for batch in deal(batches, model, ranks):

@@ -6,6 +6,7 @@ where the trained parts are.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ __all__ = [
     "SIDECAR_WEIGHTS",
     "base_fingerprint",
     "copy_tensors",
-    "few",
     "load_sidecar",
     "read_sidecar_config",
+    "require_same",
     "save_sidecar",
     "sidecar_tensors",
 ]
@@ -163,24 +164,44 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
     Raises:
         CheckpointError: if names or shapes differ; nothing is copied then.
     """
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{where} does not fit this model: missing {few(missing)}, left over {few(extra)}; "
-            "set the model up as it was when it was saved."
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the model "
-                f"{tuple(tensor.shape)}; set the model up as it was when it was saved."
-            )
+    require_same(_shapes(own), _shapes(tensors), where)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
 
-def few(names: list[str]) -> str:
+def require_same(
+    own: Mapping[str, Sequence[int]], saved: Mapping[str, Sequence[int]], where: str
+) -> None:
+    """Check that saved tensors are those of a model.
+
+    Args:
+        own: the model's shapes by name.
+        saved: those of the saved tensors.
+        where: what they were read from, for messages.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
+    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where} does not fit this model: missing {_few(missing)}, left over {_few(extra)}; "
+            "set the model up as it was when it was saved."
+        )
+    for name, shape in own.items():
+        if tuple(shape) != tuple(saved[name]):
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(saved[name])}, the model {tuple(shape)}; set "
+                "the model up as it was when it was saved."
+            )
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _few(names: list[str]) -> str:
     """The first names of a list, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more or "none"

@@ -40,7 +40,7 @@ _NOT_NEGATIVE = (
     "max_grad_norm",
     "adam_epsilon",
 )
-_COUNTS = (
+_OPTIONAL_COUNTS = (
     "max_tokens",
     "save_total_limit",
     "total_train_batch_size",
@@ -48,7 +48,6 @@ _COUNTS = (
     "max_eval_samples",
 )
 _OPTIONAL_POSITIVE = (
-    *_COUNTS,
     "num_train_epochs",
     "max_seconds",
     "interpolator_learning_rate",
@@ -234,10 +233,10 @@ class TrainingConfig:
             check_range(f"training.{name}", getattr(self, name), 1)
         for name in _NOT_NEGATIVE:
             check_range(f"training.{name}", getattr(self, name), 0)
-        for name in _OPTIONAL_POSITIVE:
-            if getattr(self, name) is not None:
-                least = 1 if name in _COUNTS else 1e-12
-                check_range(f"training.{name}", getattr(self, name), least)
+        for names, least in ((_OPTIONAL_COUNTS, 1), (_OPTIONAL_POSITIVE, 1e-12)):
+            for name in names:
+                if getattr(self, name) is not None:
+                    check_range(f"training.{name}", getattr(self, name), least)
         for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"):
             check_range(f"training.{name}", getattr(self, name), 0, 1)
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from controlllm.common.distributed import Ranks
+from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
@@ -129,10 +129,7 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         yield _world(config, device, Ranks.current(config.timeout), (local_rank, local))
         return
     if place is None or place.world_size == 1:
-        plan_mesh(
-            config, world_size=1, local_world_size=1
-        )  # What one process cannot do is refused.
-        yield World(Ranks(), config)
+        yield _world(config, device, ALONE, (0, 1))
         return
     on_gpu = find_device(device).type == "cuda"
     if on_gpu:
@@ -207,11 +204,11 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
         ranks: the processes.
         local: rank and number of processes on this machine.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-
+    plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
     if ranks.world_size == 1:
         return World(ranks, config, data_ranks=ranks)
-    plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
+    from torch.distributed.device_mesh import init_device_mesh
+
     kind = find_device(device).type
     if config.cpu_offload and kind == "cpu":
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
