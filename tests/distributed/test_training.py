@@ -112,14 +112,15 @@ def test_micro_batches_and_processes_cut_a_step_in_any_way(
 def test_in_bfloat16_the_trained_weights_stay_in_float32(
     run_config: Any, loaded: Any, tmp_path: Path, method: str
 ) -> None:
-    training = {"mixed_precision": "bf16"}
+    # A small rate: rounding that differs is not to be what the model learns.
+    training = {"mixed_precision": "bf16", "learning_rate": 1e-3}
     run = run_of(run_config, tmp_path / "alone", method=method, training=training)
     [expected] = train_by(run, loaded, 1, tmp_path)
     run = run_of(run_config, tmp_path / "two", method=method, training=training)
     found = train_by(run, loaded, 2, tmp_path / "processes")[0]
     names = ("train/loss", "learn/new/loss", "retain/old/loss")
     a, b = ([row[n] for row in h for n in names if n in row] for h in (expected, found))
-    assert b == pytest.approx(a, rel=0.05)
+    assert b == pytest.approx(a, rel=0.01)
     state = load_checkpoint(newest_checkpoint(tmp_path / "two"))
     assert {tensor.dtype for tensor in state.tensors.values()} == {torch.float32}
     assert {tensor.dtype for tensor in state.optimizer_tensors.values()} == {torch.float32}

@@ -99,3 +99,27 @@ def test_a_run_in_chunks_is_the_same_run(
         names = ("train/loss", "train/rehearsal", "train/grad_norm", "retain/old/loss")
         losses.append([row[name] for row in history for name in names if name in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_rounds_logits_but_not_their_sum(pico_llama: Any, kind: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 259, (2, 24))
+    inputs = {"input_ids": ids, "use_cache": False}
+    results = []
+    for chunk in (None, 7):
+        model = make_model(pico_llama, kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            if chunk is None:
+                loss, _ = cross_entropy_sum(model(**inputs).logits, ids)
+            else:
+                hidden = hidden_states_of(model, inputs)
+                loss = chunked_cross_entropy_sum(hidden, model, ids, chunk)
+        assert loss.dtype == torch.float32
+        (loss / 46).backward()
+        results.append((loss, {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=0)
+    for name, gradient in results[0][1].items():
+        if gradient is not None:
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(results[1][1][name], gradient, rtol=0, atol=0.02 * scale)

@@ -150,7 +150,7 @@ def estimate(
     model = model_without_weights(run, config, expansion)
     rows = training.per_device_train_batch_size * training.micro_batches(mesh.world_size)
     rows *= mesh.world_size
-    parts = parts_of(model, training.loss_chunk_size is not None)
+    parts = parts_of(model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     tensors = trained_tensors(model)
     optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))

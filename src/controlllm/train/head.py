@@ -3,7 +3,11 @@
 At a vocabulary of 128k the logits of 8,192 positions are 4 GiB in float32, and as much again for
 their gradient: more than the activations of the model. So the model gives the hidden states before
 its head, only those that predict a target are kept, and the head with its loss runs on
-`training.loss_chunk_size` of them at a time, computed again in backward.
+`training.loss_chunk_size` of them at a time. The gradient of a chunk is computed with it, so its
+logits are gone when the next one begins, and nothing is computed twice.
+
+torch 2.13 has the same as `torch.nn.functional.linear_cross_entropy`; it rounds the sum of
+thousands of losses to the type of its input, which in bfloat16 leaves two digits to be logged.
 
 Shapes: B batch, T tokens, D hidden width, V vocabulary, N positions with a target.
 """
@@ -15,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
@@ -45,20 +49,79 @@ def chunked_cross_entropy_sum(
     """
     head: Any = model.get_output_embeddings()
     mask_BT = target_mask(labels_BT)
-    hidden_ND = hidden_BTD[mask_BT]
     targets_N = labels_BT.roll(-1, dims=1)[mask_BT]
-    # Joined once for all chunks, where the head is an expanded one.
-    weight, bias = head.weight, head.bias
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
-        part: Tensor = checkpoint(_loss, hidden, weight, bias, targets, use_reentrant=False)
-        total = total + part
+    # The weight is joined once for all chunks where the head is an expanded one.
+    given = [hidden_BTD[mask_BT], head.weight, head.bias]
+    kind = hidden_BTD.device.type
+    if torch.is_autocast_enabled(kind):
+        # Once, not for every chunk; and what runs inside has no autocast.
+        dtype = torch.get_autocast_dtype(kind)
+        given = [tensor if tensor is None else tensor.to(dtype) for tensor in given]
+    total: Tensor = _ChunkedCrossEntropy.apply(*given, targets_N, chunk)
     return total
 
 
-def _loss(hidden_ND: Tensor, weight: Tensor, bias: Tensor | None, targets_N: Tensor) -> Tensor:
-    logits_NV = F.linear(hidden_ND, weight, bias).float()
-    return F.cross_entropy(logits_NV, targets_N, reduction="sum")
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of `linear(hidden, weight, bias)`; its gradient comes with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        into_hidden, into_weight, into_bias, *_ = ctx.needs_input_grad
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        hidden_grad = torch.empty_like(hidden_ND) if into_hidden else None
+        weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if into_weight else None
+        bias_grad = hidden_ND.new_zeros(len(weight_VD), dtype=torch.float32) if into_bias else None
+        for start in range(0, len(targets_N), chunk):
+            part = slice(start, start + chunk)
+            logits = F.linear(hidden_ND[part], weight_VD, bias_V).float()
+            total += _replace_by_slopes(logits, targets_N[part, None])
+            slope_NV = logits.to(hidden_ND.dtype)
+            if hidden_grad is not None:
+                hidden_grad[part] = slope_NV @ weight_VD
+            if weight_grad is not None:
+                _add_product(weight_grad, slope_NV.t(), hidden_ND[part])
+            if bias_grad is not None:
+                bias_grad += logits.sum(0)
+            # Not beside those of the next chunk.
+            del logits, slope_NV
+        ctx.grads = hidden_grad, weight_grad, bias_grad
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # In place: a copy would be as large as the head. So it goes backward once only.
+        grads, ctx.grads = ctx.grads, None
+        return *(None if each is None else each.mul_(grad) for each in grads), None, None
+
+
+def _replace_by_slopes(logits_NV: Tensor, targets_N1: Tensor) -> Tensor:
+    """The sum of the losses; in the place of the logits comes d loss / d logits.
+
+    That is softmax minus one-hot. As large as the logits is nothing else.
+    """
+    logits_NV -= logits_NV.amax(-1, keepdim=True)
+    losses_N1 = -logits_NV.gather(1, targets_N1)
+    sums_N1 = logits_NV.exp_().sum(-1, keepdim=True)
+    losses_N1 += sums_N1.log()
+    logits_NV /= sums_N1
+    logits_NV.scatter_add_(1, targets_N1, -torch.ones_like(losses_N1))
+    return losses_N1.sum()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right`, without a result in between where the types allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def check_head(model: PreTrainedModel) -> None:

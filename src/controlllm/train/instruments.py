@@ -111,7 +111,7 @@ class Instruments:
 def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
     """Of the model; and of its base, where a step asks it."""
     try:
-        parts = parts_of(bench.model, bench.run.training.loss_chunk_size is not None)
+        parts = parts_of(bench.model)
     except ModelError as error:
         log.info("FLOPs and utilization are not measured: %s", error)
         return None, None

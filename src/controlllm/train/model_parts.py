@@ -22,17 +22,16 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _QUADRATIC = ("full_attention", "sliding_attention", "chunked_attention")
 
 
-def parts_of(model: nn.Module, loss_in_chunks: bool = False) -> list[Part]:
+def parts_of(model: nn.Module) -> list[Part]:
     """What a model computes, in order; it may be on the meta device, sharded or quantised.
 
     Args:
         model: expanded or not.
-        loss_in_chunks: whether the head is computed again in backward (`loss_chunk_size`).
 
     Raises:
         ModelError: the model's blocks cannot be found.
     """
-    return list(_parts(model, loss_in_chunks))
+    return list(_parts(model))
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -46,7 +45,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     return examine(model).layers
 
 
-def _parts(model: nn.Module, loss_in_chunks: bool) -> Iterator[Part]:
+def _parts(model: nn.Module) -> Iterator[Part]:
     ends = model._expansion.ends if isinstance(model, ControlLLMForCausalLM) else {}
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     below = _embeds(model)
@@ -55,8 +54,7 @@ def _parts(model: nn.Module, loss_in_chunks: bool) -> Iterator[Part]:
         below = below or _trains(block)
     head = ends["head"].expanded if "head" in ends else model.get_output_embeddings()  # type: ignore[operator]
     if head is not None:
-        part = _part("head", head, None, below)
-        yield replace(part, is_head=True, again=part.again or loss_in_chunks)
+        yield replace(_part("head", head, None, below), is_head=True)
 
 
 def _block(name: str, block: nn.Module, attention: "_Attention", below: bool) -> Iterator[Part]:
