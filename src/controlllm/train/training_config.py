@@ -146,7 +146,7 @@ class TrainingConfig:
     whose results are kept: more memory than full, hardly more time than none."""
     loss_chunk_size: int | None = None
     """Compute the logits of so many target positions at a time, so that those of a large vocabulary
-    never exist all at once (1024 to 4096 is usual); null = all at once."""
+    never exist all at once (1024 to 4096 is usual), at no cost of time; null = all at once."""
     torch_compile: bool = False
     """Compile frozen blocks and copies one by one (torch.compile); the first steps take longer."""
     alpha_sampling: list[float] | None = None
