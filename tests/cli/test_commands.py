@@ -257,7 +257,7 @@ def test_export_writes_the_form(cli: Cli, finished_run: Path, tmp_path: Path, fo
 def test_export_of_all_checkpoints(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
     names = [checkpoint.name for checkpoint in list_checkpoints(finished_run)]
     words = ("export", finished_run, tmp_path / "all", "--form", "sidecar")
-    code, out, _ = cli(*words, "--all_checkpoints", "true")
+    code, out, _ = cli(*words, "--all_checkpoints")
     assert (code, out.count("sidecar form")) == (0, len(names))
     assert sorted(folder.name for folder in (tmp_path / "all").iterdir()) == sorted(names)
     code, out, _ = cli(*words, "--all_checkpoints", "true")

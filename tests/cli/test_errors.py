@@ -1,6 +1,7 @@
 """Wrong input: one line on stderr that says what, where and what to do, and exit code 2."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controlllm.cli import launch
 from controlllm.common.errors import ConfigError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -152,3 +154,18 @@ def test_help_imports_neither_the_parser_nor_the_trainer() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert json.loads(result.stderr.splitlines()[-1]) == []
+
+
+def test_the_process_that_failed_first_is_the_one_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher ends the others itself, and finds them failed, too."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file=str(tmp_path / "e"))
+        for rank, code in ((0, -signal.SIGTERM), (1, -signal.SIGKILL))
+    }
+    failures[0].timestamp, failures[1].timestamp = 20, 10
+    assert launch._code_of(ChildFailedError("train", failures)) == launch.FAILED
+    assert capsys.readouterr().err == "controlllm: process 1 was killed by SIGKILL\n"

@@ -46,7 +46,7 @@ def _head(found: Inspection) -> list[str]:
 
 
 def _table(found: Inspection) -> str:
-    headers = ["part", "kind", "trained", "frozen", "alpha", "MB"]
+    headers = ["part", "kind", "trained", "frozen", "alpha", "weights in MB"]
     return format_table(headers, [_row(part) for part in [*found.parts, found.total]])
 
 

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +86,7 @@ def _attempt(words: list[str], count: int) -> int:
         try:
             elastic_launch(_settings(count, folder), sys.executable)(*words)
         except ChildFailedError as error:
-            return _code_of(error.failures)
+            return _code_of(error)
         except SignalException as stop:
             # They have saved and ended, but for one that left an error behind.
             failed = any(Path(folder).rglob("error.json"))
@@ -123,15 +122,16 @@ def _settings(count: int, folder: str) -> Any:
     return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
 
 
-def _code_of(failures: Mapping[int, Any]) -> int:
-    """The exit code of a run, of which these processes failed; tells of those that died."""
-    codes = {rank: failure.exitcode for rank, failure in failures.items()}
+def _code_of(error: Any) -> int:
+    """The exit code of a run, of which processes failed; tells of the first if it was killed."""
+    codes = {failure.exitcode for failure in error.failures.values()}
     for code in (REFUSED, PREEMPTED, INTERRUPTED):
-        if code in codes.values():
+        if code in codes:
             return code
-    for rank, code in codes.items():
-        if code < 0:
-            _say(f"process {rank} was killed by {signal.Signals(-code).name}")
+    # The launcher itself has ended those that failed after it.
+    rank, first = error.get_first_failure()
+    if first.exitcode < 0:
+        _say(f"process {rank} was killed by {signal.Signals(-first.exitcode).name}")
     return FAILED
 
 

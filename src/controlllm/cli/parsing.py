@@ -46,7 +46,7 @@ def parse_options(
     try:
         if defaults:
             parser.set_defaults(_flat(cls, defaults))
-        values = parser.parse_args(argv).as_dict()
+        values = parser.parse_args(_with_values(cls, argv)).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_readable(str(error), names, verb)) from error
     values = {key: value for key, value in values.items() if key not in _OWN_OPTIONS}
@@ -99,6 +99,17 @@ def _check_words(argv: list[str], names: list[str]) -> None:
             continue
         if not any(name.startswith(f"{leaf}.") for leaf in leaves):
             raise ConfigError(f"--{name} is not an option.{_near(name, names, '--')}")
+
+
+def _with_values(cls: type, argv: list[str]) -> list[str]:
+    """The words, with `true` after each `--switch` that has no value of its own."""
+    switches = {f"--{name}" for name, hint in get_type_hints(cls).items() if hint is bool}
+    words: list[str] = []
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        words.append(word)
+        if word in switches and following.startswith("--"):
+            words.append("true")
+    return words
 
 
 def _check_names(
