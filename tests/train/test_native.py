@@ -79,7 +79,6 @@ def test_alpha_is_drawn_each_step_and_never_left_behind(run_config, loaded, monk
     )
     bench = make_bench(run, loaded())
     keeper = RunKeeper(bench, None)
-    keeper.start()
     seen = []
     forward = bench.loss.micro_batch
     monkeypatch.setattr(

@@ -43,8 +43,7 @@ def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
             )
         return 0
     if nproc == "auto":
-        shared = run.model.device in ("auto", "cuda") and run.training.backend == "native"
-        return _visible_gpus() if shared else 1
+        return _visible_gpus() if run.model.device in ("auto", "cuda") else 1
     if nproc > 1 and ":" in run.model.device:
         raise ConfigError(
             f"--nproc {nproc}: model.device={run.model.device!r} is one device; set it to cuda."

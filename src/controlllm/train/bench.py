@@ -41,6 +41,7 @@ from controlllm.train.quantize import quantize_base
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
+from controlllm.train.storage import Storage
 
 __all__ = ["Bench", "make_bench", "seed_everything"]
 
@@ -63,6 +64,7 @@ class Bench:
         scheduler: its learning rate by step.
         total_steps: optimizer steps of the whole run.
         world: the processes of the run.
+        storage: where the trained tensors and their moments lie.
     """
 
     run: RunConfig
@@ -76,6 +78,7 @@ class Bench:
     scheduler: torch.optim.lr_scheduler.LambdaLR
     total_steps: int
     world: World
+    storage: Storage
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,7 @@ class Bench:
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
         # Sharded parts are gathered in bfloat16 already.
-        if self.run.training.mixed_precision == "bf16" and self.world.mesh is None:
+        if self.run.training.mixed_precision == "bf16" and not self.world.shares:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -160,6 +163,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         scheduler=make_scheduler(optimizer, training, total_steps),
         total_steps=total_steps,
         world=world,
+        storage=Storage(model, optimizer, world.ranks),
     )
     if run.data.packing:
         with bench.autocast():

@@ -29,10 +29,18 @@ from controlllm.evaluate.losses import evaluating
 __all__ = ["check_head", "chunked_cross_entropy_sum", "hidden_states_of"]
 
 
-def hidden_states_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    """What the model gives its head (B, T, D), with its graph; no logits are made."""
+def hidden_states_of(
+    model: PreTrainedModel, inputs: dict[str, Any], caller: nn.Module | None = None
+) -> Tensor:
+    """What the model gives its head (B, T, D), with its graph; no logits are made.
+
+    Args:
+        model: has the head.
+        inputs: of its forward pass.
+        caller: what to call instead of the model: an engine that wraps it.
+    """
     with _without_head(model):
-        hidden_BTD: Tensor = model(**inputs).logits
+        hidden_BTD: Tensor = (caller or model)(**inputs).logits
     return hidden_BTD
 
 

@@ -21,14 +21,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import TrainingState, capture_rng, mark_best, restore_rng
-from controlllm.checkpoint.optimizer import (
-    make_optimizer_state,
-    optimizer_state,
-    restore_optimizer,
-)
-from controlllm.checkpoint.shards import fill_tensors
 from controlllm.checkpoint.state import checkpoint_step, load_values
-from controlllm.checkpoint.tensors import describe_model, trained_tensors
+from controlllm.checkpoint.tensors import describe_model
 from controlllm.checkpoint.upload import Uploader
 from controlllm.checkpoint.writer import CheckpointWriter
 from controlllm.common.errors import TrainingError
@@ -121,6 +115,8 @@ class RunKeeper:
         if self.progress.step == 0 and self.bench.meter.enabled:
             self._measure()
         self.stopped = self._reason_to_stop()
+        if self.signals is not None:
+            self.signals.begin(tell=self.bench.world.is_first)
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -272,13 +268,13 @@ class RunKeeper:
 
     def _save(self) -> None:
         bench = self.bench
-        tensors, rest = optimizer_state(bench.model, bench.optimizer)
+        tensors, moments, rest = bench.storage.read()
         state = TrainingState(
             step=self.progress.step,
-            tensors=trained_tensors(bench.model),
+            tensors=tensors,
             model=describe_model(bench.model),
             optimizer=rest,
-            optimizer_tensors=tensors,
+            optimizer_tensors=moments,
             scheduler=bench.scheduler.state_dict(),
             loader=bench.loader.state_dict(),
             rng=bench.world.ranks.gather(capture_rng()),
@@ -323,10 +319,7 @@ class RunKeeper:
     def _resume(self, checkpoint: Path) -> None:
         bench, ranks = self.bench, self.bench.world.ranks
         state = load_values(checkpoint)  # `open_run_folder` has verified every file of it.
-        make_optimizer_state(bench.optimizer)
-        tensors, _ = optimizer_state(bench.model, bench.optimizer)
-        filled = fill_tensors(checkpoint, {**trained_tensors(bench.model), **tensors}, ranks)
-        restore_optimizer(bench.model, bench.optimizer, filled, state.optimizer)
+        bench.storage.fill(checkpoint, state.optimizer)
         bench.scheduler.load_state_dict(state.scheduler)
         bench.loader.load_state_dict(state.loader)
         bench.alphas.load_state_dict(state.extra["alphas"])

@@ -137,6 +137,8 @@ class StepLoss:
     ) -> None:
         self.chunk = chunk
         self.model = model
+        self.caller: nn.Module = model
+        """What is called instead of the model: an engine that wraps it, say."""
         self.reference = reference
         self.rehearsal_weight = rehearsal_weight
 
@@ -174,8 +176,8 @@ class StepLoss:
     def _forward(self, inputs: dict[str, Any]) -> Tensor:
         """Logits (B, T, V); where they come in chunks, what the head makes them of (B, T, D)."""
         if self.chunk is not None:
-            return hidden_states_of(cast(PreTrainedModel, self.model), inputs)
-        logits_BTV: Tensor = self.model(**inputs).logits
+            return hidden_states_of(cast(PreTrainedModel, self.model), inputs, self.caller)
+        logits_BTV: Tensor = self.caller(**inputs).logits
         return logits_BTV
 
     def _count_one(self, batch: Mapping[str, Any]) -> Counts:

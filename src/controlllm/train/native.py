@@ -41,6 +41,7 @@ class NativeLoop:
         Raises:
             TrainingError: if a loss or a gradient is not finite.
         """
+        self.keeper.start()
         self.bench.model.train()
         while self.keeper.stopped is None:
             with self.clock.phase(DATA):

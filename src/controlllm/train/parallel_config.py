@@ -1,14 +1,16 @@
 """How the processes of a run share the model."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
-__all__ = ["ParallelConfig", "Strategy"]
+__all__ = ["ZERO", "ParallelConfig", "Strategy"]
 
-Strategy = Literal["fsdp", "hsdp", "ddp"]
+Strategy = Literal["fsdp", "hsdp", "ddp", "zero2", "zero3"]
+ZERO = ("zero2", "zero3")
+"""Strategies that DeepSpeed carries out."""
 
 
 @dataclass
@@ -17,7 +19,8 @@ class ParallelConfig:
 
     strategy: Strategy = "fsdp"
     """`fsdp`: each process holds a part of every weight; `hsdp`: so within a group of shard_size,
-    and the groups are copies of one another; `ddp`: each process holds all weights."""
+    and the groups are copies of one another; `ddp`: each process holds all weights; `zero2`,
+    `zero3`: by DeepSpeed (training.backend=hf), gradients and moments in parts, or weights, too."""
     shard_size: int | None = None
     """hsdp: processes that hold one copy of the weights together; null = those of one machine."""
     tensor_size: int = 1
@@ -28,7 +31,11 @@ class ParallelConfig:
     prefetch: int = 1
     """Blocks whose weights are gathered ahead, explicitly; 0 = as torch decides by itself."""
     cpu_offload: bool = False
-    """Keep weights, gradients and optimizer state in the CPU's memory (accelerators only)."""
+    """Keep weights, gradients and optimizer state in the CPU's memory (accelerators only); under
+    zero2 gradients and optimizer state, under zero3 also frozen weights."""
+    deepspeed: dict[str, Any] | str | None = None
+    """zero2, zero3: settings of DeepSpeed (or its JSON file) laid over those that the run makes,
+    such as `{zero_optimization: {zero_hpz_partition_size: 8}}`."""
     timeout: float = 600.0
     """Seconds that one process may keep the others waiting before the run fails."""
 
@@ -41,6 +48,10 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
                 f"strategy={self.strategy!r} shards over all processes or none."
+            )
+        if self.deepspeed is not None and self.strategy not in ZERO:
+            raise ConfigError(
+                f"parallel.deepspeed is for strategy='zero2' or 'zero3', not {self.strategy!r}."
             )
         if self.tensor_size < 1:
             raise ConfigError(f"parallel.tensor_size={self.tensor_size!r} must be at least 1.")

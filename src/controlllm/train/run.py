@@ -50,11 +50,6 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
 def _train(
     run: RunConfig, loaded: Loaded | None, world: World, signals: StopSignals
 ) -> TrainResult:
-    if world.size > 1 and run.training.backend != "native":
-        raise ConfigError(
-            f"training.backend={run.training.backend!r} trains in one process, and the launcher "
-            f"started {world.size}; take backend=native, or start one."
-        )
     checkpoint = world.ranks.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
     world.ranks.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
@@ -62,8 +57,6 @@ def _train(
     try:
         if run.training.worst_case_first:
             run_worst_case(bench)
-        keeper.start()
-        signals.begin(tell=world.is_first)
         return BACKENDS.get(run.training.backend)(bench, keeper)
     finally:
         bench.alphas.release()

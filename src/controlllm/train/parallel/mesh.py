@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from controlllm.common.errors import ConfigError
-from controlllm.train.parallel_config import ParallelConfig
+from controlllm.train.parallel_config import ZERO, ParallelConfig
 
 __all__ = ["MeshPlan", "plan_mesh"]
 
@@ -51,7 +51,7 @@ def plan_mesh(config: ParallelConfig, world_size: int, local_world_size: int) ->
     groups = world_size // tensor
     if config.strategy == "ddp":
         return MeshPlan(groups, 1, tensor)
-    if config.strategy == "fsdp":
+    if config.strategy in ("fsdp", *ZERO):
         return MeshPlan(1, groups, tensor)
     parts = config.shard_size or max(local_world_size // tensor, 1)
     _require_divisor("shard_size", parts, groups, local_world_size)

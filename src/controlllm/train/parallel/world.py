@@ -17,7 +17,7 @@ from controlllm.train.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
-from controlllm.train.parallel_config import ParallelConfig
+from controlllm.train.parallel_config import ZERO, ParallelConfig
 
 __all__ = ["World", "open_world"]
 
@@ -63,6 +63,11 @@ class World:
         """
         ranks = Ranks.current(timeout)
         return ranks if self.data_size == self.size else _data_ranks(ranks, self.config.tensor_size)
+
+    @property
+    def shares(self) -> bool:
+        """Whether the model is shared, and so computes in the precision that it is shared in."""
+        return self.mesh is not None or self.config.strategy in ZERO
 
     @property
     def sharding_mesh(self) -> Any:
@@ -128,7 +133,12 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         local_rank = place.local_rank if place else dist.get_rank()
         yield _world(config, device, Ranks.current(config.timeout), (local_rank, local))
         return
-    if place is None or place.world_size == 1:
+    if config.strategy in ZERO and place is None:
+        raise ConfigError(
+            f"parallel.strategy={config.strategy} needs processes that a launcher starts: "
+            "torchrun --nproc-per-node N -m controlllm.cli train ..., or --nproc N for several."
+        )
+    if place is None or (place.world_size == 1 and config.strategy not in ZERO):
         yield _world(config, device, ALONE, (0, 1))
         return
     on_gpu = find_device(device).type == "cuda"
@@ -205,8 +215,8 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
         local: rank and number of processes on this machine.
     """
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
-    if ranks.world_size == 1:
-        return World(ranks, config, data_ranks=ranks)
+    if ranks.world_size == 1 or config.strategy in ZERO:
+        return World(ranks, config, local_rank=local[0], data_ranks=ranks)
     from torch.distributed.device_mesh import init_device_mesh
 
     kind = find_device(device).type

@@ -4,6 +4,9 @@ The Trainer gives the loop and the device handling; everything that decides abou
 with the native loop: the batches, the loss with its global counts, the optimizer with its groups,
 the schedule, clipping, metric names, evaluation and what a checkpoint means. For the same seed both
 loops give the same losses. The Trainer's own logging, saving and resuming stay switched off.
+
+Under `fsdp`, `hsdp` and `ddp` the model comes sharded, by the same code as for the native loop;
+accelerate leaves it as it is. Under `zero2` and `zero3` accelerate makes it an engine of DeepSpeed.
 """
 
 from collections.abc import Iterator
@@ -12,14 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.train.bench import Bench
+from controlllm.train.hf.arguments import training_arguments
+from controlllm.train.hf.zero import ZeroStorage
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.losses import Counts, StepReport
 from controlllm.train.native import clip_gradients
-from controlllm.train.timing import BACKWARD, DATA, FORWARD, OPTIMIZER
+from controlllm.train.optim import make_scheduler
+from controlllm.train.parallel_config import ZERO
+from controlllm.train.timing import BACKWARD, COMMUNICATION, DATA, FORWARD, OPTIMIZER
 
 __all__ = ["ControlLLMTrainer", "train_with_hf"]
 
@@ -30,14 +37,12 @@ def train_with_hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
     Raises:
         TrainingError: if a loss or a gradient is not finite.
     """
-    if keeper.stopped is None:
-        random_states = capture_rng()
-        trainer = ControlLLMTrainer(bench, keeper)
-        restore_rng(random_states)  # The Trainer seeds everything anew, on a resume too.
-        try:
-            trainer.train()
-        except _EndOfData:
-            keeper.end_of_data()
+    try:
+        ControlLLMTrainer(bench, keeper).train()
+    except _EndOfData:
+        keeper.end_of_data()
+    except _NothingToDo:
+        pass
     return keeper.finish()
 
 
@@ -54,15 +59,50 @@ class ControlLLMTrainer(Trainer):
         self.keeper = keeper
         self.counts = Counts()
         self.report = StepReport()
+        self.uses_zero = bench.run.parallel.strategy in ZERO
+        self._random_states = capture_rng()
         super().__init__(
             model=bench.model,
-            args=_arguments(bench),
+            args=training_arguments(bench),
             optimizers=(bench.optimizer, bench.scheduler),
             callbacks=[_Books(self)],
         )
         self.remove_callback(PrinterCallback)
         # The loss is a share of the accumulated batch's; it must not be divided again.
         self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The bench's; DeepSpeed's set-up asks for it anew."""
+        self.optimizer = self.bench.optimizer
+        return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The bench's, likewise."""
+        self.lr_scheduler = self.bench.scheduler
+        return self.lr_scheduler
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
+        """Make the model an engine where DeepSpeed shares it; then resume and measure."""
+        if self.uses_zero:
+            prepared: tuple[nn.Module, Any] = super()._prepare_for_training(*args, **kwargs)
+            self._adopt(prepared[0])
+        else:
+            prepared = self.bench.model, self.get_train_dataloader()
+        restore_rng(self._random_states)  # The Trainer has seeded everything anew.
+        self.keeper.start()
+        if self.keeper.stopped is not None:
+            raise _NothingToDo
+        return prepared
+
+    def _adopt(self, engine: Any) -> None:
+        """Let the books know what DeepSpeed has put in the place of model and optimizer."""
+        bench = self.bench
+        bench.loss.caller = engine
+        bench.storage = ZeroStorage(engine, bench.storage)
+        if bench.storage.optimizer is not bench.optimizer:  # It has one of its own for offload.
+            bench.optimizer = bench.storage.optimizer
+            bench.scheduler = make_scheduler(bench.optimizer, bench.run.training, bench.total_steps)
+            self.lr_scheduler = bench.scheduler
 
     def get_train_dataloader(self) -> Any:
         """The bench's batches; no worker reads ahead, so the loader's state is exact."""
@@ -78,7 +118,8 @@ class ControlLLMTrainer(Trainer):
         if not batches:
             raise _EndOfData
         instruments.count(batches)
-        self.counts = self.bench.loss.count(batches)
+        with instruments.clock.phase(COMMUNICATION):
+            self.counts = self.bench.loss.count(batches).over(self.bench.world)
         self.report = StepReport.of(self.counts)
         self.bench.alphas.draw()
         return batches, self.counts.targets
@@ -92,12 +133,30 @@ class ControlLLMTrainer(Trainer):
     ) -> Tensor:
         """One micro-batch's share of the step's loss."""
         with self.keeper.instruments.clock.phase(FORWARD), self.bench.autocast():
-            return self.bench.loss.micro_batch(inputs, self.counts, self.report)
+            loss = self.bench.loss.micro_batch(inputs, self.counts, self.report)
+        if self.uses_zero and self.accelerator.sync_gradients:
+            # The engine's backward pass ends with the optimizer's step.
+            self.keeper.check_finite(self.report, 0.0)
+        # Gradients are averaged over processes, but shares add up.
+        return loss * self.bench.world.data_size
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one micro-batch; what is not the former counts as the latter."""
+        world, last = self.bench.world, self.accelerator.sync_gradients
+        world.synchronize_gradients(self.bench.model, on=last)
         with self.keeper.instruments.clock.phase(BACKWARD):
             return super().training_step(*args, **kwargs)
+
+    def grad_norm(self) -> float:
+        """The gradient norm before clipping; clips, unless the engine has clipped already."""
+        if self.uses_zero:
+            engine: Any = self.model_wrapped
+            return float(engine.get_global_grad_norm())
+        return clip_gradients(self.bench.model, self.bench.run.training.max_grad_norm)
+
+
+class _NothingToDo(Exception):
+    """The run that was resumed is at its end already."""
 
 
 class _EndOfData(Exception):
@@ -117,11 +176,12 @@ class _Books(TrainerCallback):
         self.trainer.keeper.start_clock()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        limit = trainer.bench.run.training.max_grad_norm
+        trainer, clock = self.trainer, self.trainer.keeper.instruments.clock
+        with clock.phase(COMMUNICATION):
+            trainer.report = trainer.report.over(trainer.bench.world)
         trainer.keeper.debugger.after_backward()
-        self.optimizing.enter_context(trainer.keeper.instruments.clock.phase(OPTIMIZER))
-        self.grad_norm = clip_gradients(trainer.bench.model, limit)
+        self.optimizing.enter_context(clock.phase(OPTIMIZER))
+        self.grad_norm = trainer.grad_norm()
         trainer.keeper.check_finite(trainer.report, self.grad_norm)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -141,24 +201,3 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.bench.loader)
-
-
-def _arguments(bench: Bench) -> TrainingArguments:
-    """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
-    training = bench.run.training
-    return TrainingArguments(
-        output_dir=training.output_dir,
-        max_steps=bench.total_steps,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=bench.micro_batches,
-        max_grad_norm=0.0,
-        seed=training.seed,
-        use_cpu=bench.device.type == "cpu",
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-    )

@@ -1,0 +1,45 @@
+"""What `transformers.Trainer` is told of a run config."""
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+from controlllm.train.bench import Bench
+from controlllm.train.hf.zero import deepspeed_config, prepare_deepspeed
+from controlllm.train.parallel_config import ZERO
+
+__all__ = ["training_arguments"]
+
+
+def training_arguments(bench: Bench) -> TrainingArguments:
+    """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books.
+
+    Raises:
+        ConfigError: DeepSpeed is asked for and not installed, or its settings contradict the run.
+    """
+    run, on_cpu = bench.run, bench.device.type == "cpu"
+    training = run.training
+    sharing: dict[str, Any] = {"max_grad_norm": 0.0}
+    if run.parallel.strategy in ZERO:
+        prepare_deepspeed(on_cpu, bench.world.local_rank)
+        sharing = {
+            "deepspeed": deepspeed_config(run, bench.micro_batches),
+            "accelerator_config": {"use_configured_state": True},
+            "max_grad_norm": training.max_grad_norm,  # The engine clips.
+        }
+    return TrainingArguments(
+        output_dir=training.output_dir,
+        max_steps=bench.total_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=bench.micro_batches,
+        seed=training.seed,
+        use_cpu=on_cpu,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        **sharing,
+    )
