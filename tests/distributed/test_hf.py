@@ -6,33 +6,161 @@ from typing import Any
 import pytest
 import torch
 from tests.distributed.test_training import losses, run_of, train_by
+from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.train.bench import make_bench
+from controlllm.train.hf import ControlLLMTrainer
+from controlllm.train.keeper import RunKeeper
+from controlllm.train.parallel import open_world
 
-WAYS = {
-    "fsdp 2": (2, {"strategy": "fsdp"}),
-    "ddp 2": (2, {"strategy": "ddp"}),
-    "hsdp 2x2": (4, {"strategy": "hsdp", "shard_size": 2}),
-    "zero2": (2, {"strategy": "zero2"}),
-    "zero3": (2, {"strategy": "zero3"}),
+FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
+HSDP = {"strategy": "hsdp", "shard_size": 2}
+ZERO2, ZERO3 = {"strategy": "zero2"}, {"strategy": "zero3"}
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "concat": {},
+    "stack": {"expansion": {"structure": "stack"}},
+    "ends and gates": {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
+    "full": {"method": "full"},
+    "checkpointing": {"training": {"gradient_checkpointing": True}},
 }
+MATRIX = [
+    *((2, parallel, name) for parallel in (FSDP, ZERO2, ZERO3) for name in STRUCTURES),
+    (2, DDP, "concat"),
+    (4, HSDP, "concat"),
+]
+STEPS = {"max_steps": 20, "eval_steps": 10, "save_steps": 20, "learning_rate": 5e-3}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_trainer_trains_what_one_native_process_trains(
-    run_config: Any, loaded: Any, tmp_path: Path, way: str
+def merged(structure: str, **training: Any) -> dict[str, Any]:
+    settings = STRUCTURES[structure]
+    return {**settings, "training": {**STEPS, **settings.get("training", {}), **training}}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """What one native process found, by structure."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "structure"),
+    MATRIX,
+    ids=[f"{parallel['strategy']}-{structure}" for _, parallel, structure in MATRIX],
+)
+def test_twenty_steps_are_those_of_one_native_process(
+    run_config: Any,
+    loaded: Any,
+    tmp_path: Path,
+    expected: dict[str, Any],
+    ranks: int,
+    parallel: dict[str, Any],
+    structure: str,
 ) -> None:
-    [expected] = train_by(run_of(run_config, tmp_path / "alone"), loaded, 1, tmp_path)
-    weights = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
-    ranks, parallel = WAYS[way]
-    run = run_of(run_config, tmp_path / "run", training={"backend": "hf"}, parallel=parallel)
-    for history in train_by(run, loaded, ranks, tmp_path / "processes"):
-        assert losses(history) == pytest.approx(losses(expected), rel=2e-4)
-    found = load_checkpoint(newest_checkpoint(tmp_path / "run"))
-    assert found.tensors.keys() == weights.tensors.keys()
-    assert found.optimizer_tensors.keys() == weights.optimizer_tensors.keys()
+    if structure not in expected:
+        alone = run_of(run_config, tmp_path / "alone", **merged(structure))
+        [history] = train_by(alone, loaded, 1, tmp_path)
+        expected[structure] = history, load_checkpoint(newest_checkpoint(tmp_path / "alone"))
+    history, checkpoint = expected[structure]
+    settings = merged(structure, backend="hf")
+    run = run_of(run_config, tmp_path / "run", parallel=parallel, **settings)
+    for found in train_by(run, loaded, ranks, tmp_path / "processes"):
+        assert losses(found) == pytest.approx(losses(history), rel=2e-4)
+    saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
     for place in ("tensors", "optimizer_tensors"):
-        for name, tensor in getattr(weights, place).items():
-            torch.testing.assert_close(
-                getattr(found, place)[name], tensor, rtol=1e-3, atol=1e-4, msg=name
-            )
+        ours, theirs = getattr(checkpoint, place), getattr(saved, place)
+        assert theirs.keys() == ours.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+CHAINS = {
+    "native, zero3, zero2, native": [
+        (2, "native", FSDP),
+        (2, "hf", ZERO3),
+        (2, "hf", ZERO2),
+        (1, "native", {}),
+    ],
+    "zero2, fsdp, one, zero3": [
+        (2, "hf", ZERO2),
+        (2, "hf", FSDP),
+        (1, "hf", {}),
+        (2, "hf", ZERO3),
+    ],
+    "zero3 by 2, 4, 4, 2": [(n, "hf", ZERO3) for n in (2, 4, 4, 2)],
+}
+SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 8}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_checkpoints_of_one_back_end_are_resumed_by_the_other(
+    run_config: Any, loaded: Any, tmp_path: Path, name: str
+) -> None:
+    """Two steps by each, and one checkpoint after them; the losses are those of one process.
+
+    The bias of a gate is a tensor of one number, which processes cannot share evenly.
+    """
+    gates = {"expansion": {"interpolator": "dlerp"}}
+    straight = run_of(run_config, tmp_path / "straight", training=SAVED, **gates)
+    [history] = train_by(straight, loaded, 1, tmp_path)
+    for number, (ranks, backend, parallel) in enumerate(CHAINS[name], start=1):
+        until = {"max_tokens": 2 * number * 4 * 32 - 100} if number < 4 else {}
+        training = SAVED | until | {"backend": backend}
+        run = run_of(run_config, tmp_path / "run", parallel=parallel, training=training, **gates)
+        found = train_by(run, loaded, ranks, tmp_path / "processes")[0]
+        assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{2 * number}"
+    trained = [[row for row in h if "train/loss" in row] for h in (found, history)]
+    assert [row["step"] for row in trained[0]] == list(range(1, 9))
+    assert losses(trained[0]) == pytest.approx(losses(trained[1]), rel=2e-4)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_each_process_holds_its_part(
+    run_config: Any, loaded: Any, tmp_path: Path, strategy: str
+) -> None:
+    """Moments and float32 weights of what trains, under ZeRO-3 all weights: half of each."""
+
+    def held(rank: int) -> dict[str, int]:
+        run = run_of(
+            run_config,
+            tmp_path / "run",
+            training={"backend": "hf", "max_steps": 2},
+            parallel={"strategy": strategy, "deepspeed": PARTS},
+        )
+        with open_world(run.parallel, "cpu") as world:
+            bench = make_bench(run, loaded(), world)
+            whole = {True: 0, False: 0}
+            for parameter in bench.model.parameters():
+                whole[parameter.requires_grad] += parameter.numel()
+            trainer = ControlLLMTrainer(bench, RunKeeper(bench, None))
+            trainer.train()
+            bench.loader.close()
+            engine = trainer.model_wrapped
+            found = {"frozen of all": whole[False], "trained of all": whole[True]}
+            for trains, name in ((True, "trained"), (False, "frozen")):
+                found[name] = sum(
+                    getattr(p, "ds_tensor", p).numel()
+                    for p in bench.model.parameters()
+                    if p.requires_grad == trains
+                )
+            state = engine.optimizer.optimizer.state
+            found["moments"] = sum(s["exp_avg"].numel() for s in state.values())
+            found["float32"] = sum(part.numel() for part in state)
+            return found
+
+    for found in values(run_ranks(held, 2, tmp_path / "processes", timeout=100)):
+        trained, frozen = found["trained of all"], found["frozen of all"]
+        parts = 2 if strategy == "zero3" else 1
+        for name, whole, cut in (
+            ("moments", trained, 2),
+            ("float32", trained, 2),
+            ("trained", trained, parts),
+            ("frozen", frozen, parts),
+        ):
+            # Up to what is added to make parts of one size.
+            assert whole / cut <= found[name] < whole / cut * 1.02 + 64, name
+
+
+PARTS = {"zero_optimization": {"stage3_param_persistence_threshold": 2}}
+"""Small parameters, too, are cut."""

@@ -50,6 +50,7 @@ _MAY_CHANGE = (
         for name in (
             "output_dir",
             "overwrite_output_dir",
+            "backend",
             "max_tokens",
             "max_seconds",
             "eval_steps",

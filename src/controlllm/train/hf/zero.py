@@ -27,6 +27,8 @@ from controlllm.train.storage import Storage
 
 __all__ = ["ZeroStorage", "deepspeed_config", "prepare_deepspeed"]
 
+SMALLEST = 2
+"""Parameters of fewer numbers are never cut."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWNED = {
     "train_batch_size": "training.per_device_train_batch_size",
@@ -110,12 +112,23 @@ def deepspeed_config(run: RunConfig, micro_batches: int) -> dict[str, Any]:
                 "it out there (or write 'auto')."
             )
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
-    if given.get("zero_optimization", {}).get("stage", stage) != stage:
+    merged = _laid_over(ours, given)
+    _check_zero(merged["zero_optimization"], stage)
+    return merged
+
+
+def _check_zero(zero: Mapping[str, Any], stage: int) -> None:
+    if zero["stage"] != stage:
         raise ConfigError(
-            f"parallel.deepspeed sets ZeRO stage {given['zero_optimization']['stage']}, and "
-            f"parallel.strategy={parallel.strategy}; leave the stage out there."
+            f"parallel.deepspeed sets ZeRO stage {zero['stage']}, and parallel.strategy is "
+            f"zero{stage}; leave the stage out there."
         )
-    return _laid_over(ours, given)
+    threshold = zero.get("stage3_param_persistence_threshold", "auto")
+    if threshold != "auto" and threshold < SMALLEST:
+        raise ConfigError(
+            f"parallel.deepspeed: stage3_param_persistence_threshold={threshold} would cut the "
+            f"alphas of interpolators, which are read between steps; give at least {SMALLEST}."
+        )
 
 
 def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -245,6 +258,7 @@ class ZeroStorage(Storage):
 
         return GatheredParameters([parameter], modifier_rank=writer, enabled=self.stage3)
 
+    @torch.no_grad()
     def _put(self, parameter: nn.Parameter, whole: Tensor, key: str | None) -> None:
         """Put back a weight (key None), also where the model computes with it, or a moment."""
         from deepspeed import utils
@@ -261,7 +275,7 @@ class ZeroStorage(Storage):
         elif parameter.requires_grad:
             utils.safe_set_full_optimizer_state(parameter, whole.to(parameter.device), key)
         if key is None:
-            with self._gathered(parameter, writer=0), torch.no_grad():
+            with self._gathered(parameter, writer=0):
                 parameter.copy_(whole)
 
     def _own_part(self, whole: Tensor, size: int) -> Tensor:
@@ -272,11 +286,15 @@ class ZeroStorage(Storage):
 
     def _make_state(self) -> None:
         """Moments of a fresh optimizer, so that they can be filled."""
+        if self.stage3:  # Its optimizer has parameters only while it steps.
+            self.zero._set_fp32_optimizer_param_groups()
         make_optimizer_state(self.optimizer)
+        if self.stage3:
+            self.zero._clear_fp32_optimizer_param_groups()
         self._link_state()
 
     def _link_state(self) -> None:
-        """Let ZeRO-2 find moments by parameter: it looks once, when only the first group has any."""
+        """Let ZeRO-2 find moments by parameter: it looks once, when only one group has any."""
         if not self.stage3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
