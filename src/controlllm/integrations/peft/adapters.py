@@ -44,7 +44,8 @@ def adapters_of(model: nn.Module) -> "Adapters":
     Raises:
         ModelError: if it has none.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    # Not get_base_model(), which wants an active adapter.
+    base = model.base_model.model if isinstance(model, PeftModel) else model
     found = vars(base).get(ADAPTERS)
     if found is None:
         raise ModelError(

@@ -114,7 +114,7 @@ def _untied(tensors: dict[str, Tensor], where: object) -> dict[str, Tensor]:
 
     A tied head is an end that has an alpha, but no copy of its own.
     """
-    joined = {key.removesuffix(".interpolator.logit") for key in tensors if "interpolator" in key}
+    joined = {key.split(".interpolator.")[0] for key in tensors if ".interpolator." in key}
     copied = {key.split(".expanded.")[0] for key in tensors if ".expanded." in key}
     bare, tables = sorted(joined - copied), _tables(tensors)
     if not bare or len(tables) != 1:
