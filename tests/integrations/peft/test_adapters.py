@@ -26,8 +26,16 @@ def alone(model: PeftModel, name: str, base: str = "llama"):
     return expanded
 
 
-@pytest.mark.parametrize("base", ["llama", "qwen2-windowed", "gemma2"])
-@pytest.mark.parametrize("other", [{"num_blocks": 2}, OTHER_LAYERS, {"expand_ends": True}], ids=str)
+@pytest.mark.parametrize(
+    "base, other",
+    [
+        ("llama", {"num_blocks": 2}),
+        ("llama-tied", {"expand_ends": True}),
+        ("qwen2-windowed", OTHER_LAYERS),
+        ("gemma2", {"layers": [0, 2], "structure": "stack"}),
+    ],
+    ids=str,
+)
 def test_each_adapter_is_what_it_is_alone(base, other):
     model = make_two(base, other)
     for name in ("maths", "code", "maths"):
@@ -180,8 +188,11 @@ def test_a_weighted_adapter_of_two_is_combine(variant):
     stir(model, "default", seed=3)
     add_trained(model, "code", 4, **model.peft_config["default"].expansion().to_dict())
     both = combine(alone(model, "default"), alone(model, "code"), 0.3)
+    with model.record_alpha():
+        logits(model)
     model.add_weighted_adapter(["default", "code"], [0.7, 0.3], "both")
     assert model.active_adapters == ["default"]
+    assert model.peft_config["both"].mean_alpha is None
     model.set_adapter("both")
     assert torch.equal(logits(model), logits(both))
 
@@ -221,6 +232,23 @@ def test_what_does_not_fit_together_is_not_blended():
         model.add_weighted_adapter(["maths"], [1.0], "code")
     assert sorted(model.peft_config) == ["code", "maths", "moved"]
     assert sorted(adapters_of(model).named) == ["code", "maths", "moved"]
+
+
+def test_tied_weights_stay_tied_in_the_base_and_in_each_adapter():
+    model = make_two("llama-tied", {"expand_ends": True})
+    base = model.base_model.model
+    model.set_adapter("code")
+    wanted = logits(model)
+    assert len(base.all_tied_weights_keys) == 2
+    base.tie_weights(recompute_mapping=False)
+    for target, source in base.all_tied_weights_keys.items():
+        assert base.get_parameter(target) is base.get_parameter(source)
+    assert torch.equal(logits(model), wanted)
+    model.delete_adapter("code")
+    assert len(base.all_tied_weights_keys) == 1
+    base.tie_weights(recompute_mapping=False)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base_logits("llama-tied"))
 
 
 def test_the_dial_is_the_active_adapters():

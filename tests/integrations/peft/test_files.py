@@ -302,8 +302,27 @@ def test_a_converted_adapter_names_its_base(saved, saved_base, tmp_path):
     assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path == str(moved)
 
 
+def test_buffers_are_the_frozen_blocks_and_not_saved(tmp_path):
+    base = make_base("llama")
+    base.model.layers[1].mlp.register_buffer("seen", torch.ones(3))
+    model = get_peft_model(base, ControlLLMPeftConfig(num_blocks=2))
+    assert any("controlllm_parts.default.expanded.mlp.seen" in name for name in model.state_dict())
+    model.save_pretrained(str(tmp_path))
+    assert not any("seen" in name for name in load_file(tmp_path / WEIGHTS))
+    PeftModel.from_pretrained(make_base("llama"), tmp_path)
+
+
+def test_a_base_without_weights_yet_takes_an_adapter(saved):
+    """As a process of FSDP builds it that gets its weights from another."""
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(make_base("llama").config)
+    model = PeftModel.from_pretrained(empty, saved[0], low_cpu_mem_usage=True)
+    tensors = adapters_of(model).require_active().tensors()
+    assert not any(tensor.is_meta for tensor in tensors.values())
+    assert adapters_of(model).base["fingerprint"] is None
+
+
 def test_many_blocks_are_found_by_their_whole_names():
-    """PEFT shortens a list of eight names or more to their ends, which layers do not match."""
     config = LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=12,
         num_attention_heads=2,

@@ -19,7 +19,8 @@ from controlllm import load_sidecar
 from controlllm.expansion.sidecar import read_sidecar_config, sidecar_tensors
 from controlllm.integrations.peft import adapter_to_sidecar, adapters_of, sidecar_to_adapter
 
-CASES = [(name, variant) for name in ARCHITECTURES for variant in ("concat", "ends")]
+CASES = [(name, "ends") for name in ARCHITECTURES]
+CASES += [(name, "concat") for name in ("llama-tied", "qwen2-windowed", "gpt2", "qwen3-moe")]
 CASES += [("llama", variant) for variant in ("stack", "hybrid", *INTERPOLATORS)]
 
 FORMS = [(name, "ends") for name in ("llama", "llama-tied", "gpt-neox", "gpt2", "mixtral")]

@@ -108,8 +108,9 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """Move an adapter's part to where the frozen module is."""
         reference = next(self.base_layer.parameters(), None)
-        if adapter_name in self.controlllm_parts and reference is not None:
-            self.controlllm_parts[adapter_name].to(device or reference.device)
+        target = device or (None if reference is None or reference.is_meta else reference.device)
+        if adapter_name in self.controlllm_parts and target is not None:
+            self.controlllm_parts[adapter_name].to(target)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: what was folded into the frozen block could not be taken out again.

@@ -80,7 +80,7 @@ class ControlLLMTuner(BaseTuner):
         return settings
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
-        """Say which modules are meant. A tuple: PEFT would shorten a list to ends of names."""
+        """Say which modules are meant; PEFT takes a list of eight or more for one to shorten."""
         named = adapters_of(self.model).named.values()
         adapter = next(adapter for adapter in named if adapter.settings is peft_config)
         adapter.settings.target_modules = tuple(adapter.places)
