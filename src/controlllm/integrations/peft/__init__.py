@@ -13,17 +13,18 @@
 |---|---|
 | `config` | `ControlLLMPeftConfig`: an `ExpansionConfig` that PEFT can keep |
 | `layer` | what stands in a block's place: the frozen block and one expanded part per adapter |
-| `adapters` | the adapters of one base: made, switched, taken out again |
+| `adapter`, `adapters` | one, with its dial; all of one base: put in, switched, taken out again |
 | `passes` | what happens around a forward pass: the loss gets its divergence |
-| `tuner` | `ControlLLMTuner`: what PEFT calls |
-| `convert` | a sidecar's folder to an adapter's and back |
+| `tuner`, `blending` | `ControlLLMTuner`: what PEFT calls; weighted means |
+| `names`, `convert` | what tensors are called; a sidecar's folder to an adapter's and back |
 
 Importing this package registers the type, which PEFT offers no entry point for.
 """
 
 from peft.utils import register_peft_method
 
-from controlllm.integrations.peft.adapters import Adapter, Adapters, adapters_of
+from controlllm.integrations.peft.adapter import Adapter
+from controlllm.integrations.peft.adapters import Adapters, adapters_of
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.convert import adapter_to_sidecar, sidecar_to_adapter
 from controlllm.integrations.peft.names import PEFT_TYPE

@@ -1,20 +1,17 @@
-"""The named adapters of one base: each an expansion of it, of which one is active."""
+"""The named adapters of one base, of which one is active: put in, switched, taken out."""
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
 from peft.utils.integrations import skip_init_on_device
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.anatomy import examine, module_name
-from controlllm.expansion.dial import Dial
 from controlllm.expansion.expanding import describe_base
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
@@ -30,12 +27,13 @@ from controlllm.expansion.surgery import (
     trainable_names,
 )
 from controlllm.integrations.callback import ADAPTERS
+from controlllm.integrations.peft.adapter import Adapter
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.layer import AdaptedBlock, AdaptedEnd, AdaptedLayer
 from controlllm.integrations.peft.names import BRANCHES, PARTS
 from controlllm.integrations.peft.passes import ForwardPass
 
-__all__ = ["Adapter", "Adapters", "adapters_of"]
+__all__ = ["Adapters", "adapters_of"]
 
 
 def adapters_of(model: nn.Module) -> "Adapters":
@@ -53,60 +51,6 @@ def adapters_of(model: nn.Module) -> "Adapters":
             "PeftModel.from_pretrained() or load_adapter()."
         )
     return found
-
-
-class Adapter(Dial):
-    """One adapter: what it put beside the base, and its dial.
-
-    Args:
-        settings: its config, which PEFT saves; the dial is written there.
-        expansion: its parts.
-        places: the name in the base of the module beside which each part stands, in order.
-    """
-
-    def __init__(
-        self, settings: ControlLLMPeftConfig, expansion: Expansion, places: list[str]
-    ) -> None:
-        self.settings = settings
-        self.config = settings.card_config()
-        self._expansion = expansion
-        self.places = dict(zip(places, expansion.parts(), strict=True))
-        ends = expansion.ends
-        self.tied = bool(ends) and ends["head"].expanded.weight is ends["embedding"].expanded.weight
-
-    @property
-    def parts(self) -> Expansion:
-        """The expanded blocks and ends, and what they share during a forward pass."""
-        return self._expansion
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by the names that a sidecar gives them; tied ones come once."""
-        named = {
-            f"{place}.{name}": parameter
-            for place, part in self.places.items()
-            for name, parameter in part.named_parameters()
-            if name.split(".")[0] in BRANCHES
-        }
-        seen: dict[int, str] = {}
-        return {n: p for n, p in named.items() if seen.setdefault(id(p), n) == n}
-
-    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
-        """Turn the dial, as `ControlLLMForCausalLM.set_alpha` does; it is saved, too."""
-        super().set_alpha(alpha)
-        self.settings.dial = self.expansion.dial
-
-    @contextmanager
-    def record_alpha(self, gather: Callable[[Any], list[Any]] | None = None) -> Iterator[None]:
-        """Measure mean alphas, as `ControlLLMForCausalLM.record_alpha` does; they are saved."""
-        with super().record_alpha(gather):
-            yield
-        self.settings.mean_alpha = self.expansion.mean_alpha
-
-    def settle(self) -> None:
-        """Tie again what is tied, after a loader has made all parameters anew."""
-        ends = self._expansion.ends
-        if self.tied:
-            ends["head"].expanded.weight = ends["embedding"].expanded.weight
 
 
 class Adapters:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.alignment import DivergenceTerms
-from controlllm.expansion.collapsing import check_same_kind, fold, interpolate, weight_alphas
+from controlllm.expansion.collapsing import check_same_kind, fold, weight_alphas
 from controlllm.expansion.sidecar import require_same
 from controlllm.integrations.callback import ADAPTERS
-from controlllm.integrations.peft.adapters import Adapter, Adapters, adapters_of
+from controlllm.integrations.peft.adapter import Adapter
+from controlllm.integrations.peft.adapters import Adapters, adapters_of
+from controlllm.integrations.peft.blending import blend, check_finite, check_weights
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.layer import AdaptedLayer
 from controlllm.integrations.peft.names import PARTS, without_adapter
@@ -184,7 +186,7 @@ class ControlLLMTuner(BaseTuner):
             check_choice("adapter", name, self.peft_config)
         if adapter_name in self.peft_config:
             raise ConfigError(f"adapter_name={adapter_name!r} exists already; choose another.")
-        _check_weights(adapters, weights)
+        check_weights(adapters, weights)
         named = adapters_of(self.model).named
         sources = [named[name] for name in adapters]
         for other in sources[1:]:
@@ -201,7 +203,7 @@ class ControlLLMTuner(BaseTuner):
         except Exception:
             del self.peft_config[adapter_name]
             raise
-        _blend(named[adapter_name].tensors(), [source.tensors() for source in sources], weights)
+        blend(named[adapter_name].tensors(), [source.tensors() for source in sources], weights)
 
     def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT returns it, too
         self,
@@ -230,7 +232,7 @@ class ControlLLMTuner(BaseTuner):
             check_choice("adapter", names[0], adapters.named)
             adapter = adapters.named[names[0]]
             if safe_merge:
-                _check_finite(adapter)
+                check_finite(adapter)
             alphas = weight_alphas(adapter.blocks, adapter.expansion)
             with torch.no_grad():
                 fold(adapter.parts, adapter.expansion, alphas)
@@ -285,36 +287,3 @@ class ControlLLMTuner(BaseTuner):
         saved = {without_adapter(name, adapter_name): t.shape for name, t in mapped.items()}
         require_same(own, saved, f"The file of adapter {adapter_name!r}")
         return mapped
-
-
-def _check_weights(adapters: Sequence[str], weights: Sequence[float]) -> None:
-    if not adapters or len(adapters) != len(weights):
-        raise ConfigError(
-            f"weights={list(weights)} for adapters {list(adapters)}; give one for each."
-        )
-    if any(not 0 <= weight <= 1 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
-        raise ConfigError(
-            f"weights={list(weights)}; allowed: numbers from 0 to 1 with the sum 1, since whole "
-            "blocks are blended and not differences from the base."
-        )
-
-
-@torch.no_grad()
-def _blend(
-    blend: dict[str, Tensor], sources: list[dict[str, Tensor]], weights: Sequence[float]
-) -> None:
-    """Write the weighted mean of `sources` into `blend`, by interpolating one after the other."""
-    counting = [(source, w) for source, w in zip(sources, weights, strict=True) if w > 0]
-    for name, tensor in blend.items():
-        mean, total = counting[0][0][name], counting[0][1]
-        for source, weight in counting[1:]:
-            total += weight
-            mean = interpolate(mean, source[name], weight / total)
-        tensor.copy_(mean)
-
-
-def _check_finite(adapter: Adapter) -> None:
-    # A constant alpha of 0 or 1 is an infinite logit, and meant so.
-    for name, tensor in adapter.tensors().items():
-        if not name.endswith(".logit") and not bool(tensor.isfinite().all()):
-            raise ModelError(f"{name} has values that are not finite; the base stays as it was.")
