@@ -35,7 +35,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """
     if isinstance(model, ControlLLMForCausalLM):
         base_fingerprint(model)
-        return {"method": "control", "config": sidecar_config(model)}
+        return {"method": "control", "config": sidecar_config(model.config)}
     config = json.loads(model.config.to_json_string())
     config |= {
         "architectures": [type(model).__name__],

@@ -217,6 +217,30 @@ class AlignmentState:
         return None if items is None else targets / items
 
     @contextmanager
+    def collecting(self) -> Iterator[DivergenceTerms]:
+        """Inside, blocks collect their divergence instead of injecting its gradient."""
+        before, self.terms = self.terms, DivergenceTerms()
+        try:
+            yield self.terms
+        finally:
+            self.terms = before
+
+    def penalty(self, terms: DivergenceTerms, inputs: Mapping[str, Any]) -> Tensor:
+        """What the loss of a forward pass adds to its cross-entropy.
+
+        Args:
+            terms: what the blocks collected in it.
+            inputs: its keyword arguments.
+        """
+        total, count = terms.total(token_mask(inputs, self.divergence_tokens))
+        share = self.share_of_targets()
+        return total / count.clamp_min(1) * (1.0 if share is None else share)
+
+    def means(self) -> dict[int, float]:
+        """Mean divergence per layer in the last training forward pass, detached."""
+        return {layer: (s / n.clamp_min(1)).item() for layer, (s, n) in self.latest.items()}
+
+    @contextmanager
     def claiming(self) -> Iterator[Claim]:
         """Inside runs a forward pass whose loss will hold the divergence."""
         self.claim = Claim()

@@ -63,6 +63,10 @@ class ExpandedBlock(nn.Module, ABC):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run both branches and join them; whatever else the pretrained block returns is kept."""
         output = self.pretrained(hidden_states, *args, **kwargs)
+        return self.beside(output, hidden_states, *args, **kwargs)
+
+    def beside(self, output: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the expanded branch beside an output that the pretrained block has given already."""
         if not self.state.enabled:
             return output
         merged = self.join(hidden_states, first(output), *args, **kwargs)

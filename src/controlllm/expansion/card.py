@@ -12,10 +12,13 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _INTRO = {
     "full": "The whole expanded model: base and trained parts in one.",
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
+    "adapter": "The trained parts only, as an adapter of PEFT.",
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
     "architecture, no "
     "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
 }
+
+_LIBRARIES = {"collapsed": "transformers", "adapter": "peft"}
 
 _SHOWN = (
     *("structure", "num_blocks", "layers", "interpolator", "alpha"),
@@ -28,7 +31,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
 
     Args:
         config: the expanded model's config (its expansion and its base).
-        form: "full", "sidecar" or "collapsed".
+        form: "full", "sidecar", "adapter" (of PEFT) or "collapsed".
     """
     base = _base_name(config) or "an unnamed base model"
     return "\n".join(
@@ -71,7 +74,7 @@ def _is_hub_name(name: str) -> bool:
 
 def _metadata(config: ControlLLMConfig, form: str) -> str:
     name = config.base.get("name_or_path") or ""
-    lines = ["---", "library_name: " + ("transformers" if form == "collapsed" else "controlllm")]
+    lines = ["---", "library_name: " + _LIBRARIES.get(form, "controlllm")]
     if _is_hub_name(name):
         lines.append(f"base_model: {name}")
     return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
@@ -100,6 +103,15 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
             'model = load_sidecar(base, "this-folder")'
         )
+    if form == "adapter":
+        base = _base_name(config) or "the-base-model"
+        return (
+            "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+            'model = PeftModel.from_pretrained(base, "this-folder")'
+        )
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if form == "full":
         imports = "import controlllm  # or pass trust_remote_code=True, twice\n" + imports
@@ -112,8 +124,9 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
 def _dial_note(form: str) -> str:
     if form == "collapsed":
         return ""
+    off = "disable_adapter" if form == "adapter" else "disable_expansion"
     return (
         "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and the "
         "trained branch (1); "
-        "`with model.disable_expansion():` is the base itself.\n"
+        f"`with model.{off}():` is the base itself.\n"
     )

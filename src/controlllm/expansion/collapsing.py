@@ -5,6 +5,7 @@ the expanded one's. Only the ends are exact, being linear. Source: METHOD.md §5
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,15 @@ from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEnd, set_vocab_size
 from controlllm.expansion.fingerprint import base_tensors
 from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
+from controlllm.expansion.surgery import Expansion
 
-__all__ = ["collapse", "combine"]
+__all__ = ["check_same_kind", "collapse", "combine", "fold", "interpolate", "weight_alphas"]
 
 
 @torch.no_grad()
@@ -43,32 +46,56 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
         ModelError: if the interpolator has no meaning for weights (moe, prog, proj), a token
             gate's mean alpha was never measured, or the base is quantised.
     """
-    config = model.expansion
     if not all(tensor.is_floating_point() for _, tensor in base_tensors(model)):
         raise ModelError(
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
+    alphas = weight_alphas(model.blocks, model.expansion)
+    if not inplace:
+        model = copy.deepcopy(model)
+    fold(model._expansion, model.expansion, alphas)
+    grown = model.config.base.get("grown_vocab_size")
+    base = model.unload()
+    if grown is not None:
+        set_vocab_size(base, grown)
+    return base
+
+
+def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) -> dict[int, float]:
+    """The alpha at which each block's weights are interpolated.
+
+    Args:
+        blocks: the expanded blocks by layer.
+        config: how they were expanded, with the mean alphas that were measured.
+
+    Raises:
+        ModelError: if the interpolator has no meaning for weights, or a token gate's mean alpha was
+            never measured.
+    """
     if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
         raise ModelError(
             f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "
             f"collapsed; keep the full or "
             f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
         )
-    alphas = {layer: _weight_alpha(model, layer) for layer in model.blocks}
-    if not inplace:
-        model = copy.deepcopy(model)
-    for layer, block in model.blocks.items():
+    return {layer: _weight_alpha(block, config) for layer, block in blocks.items()}
+
+
+def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, float]) -> None:
+    """Put what was trained into the pretrained blocks and ends, in place.
+
+    Args:
+        expansion: what was put into a model.
+        config: how it was expanded.
+        alphas: of each layer, by `weight_alphas`.
+    """
+    for layer, block in expansion.blocks.items():
         if isinstance(block, StackBlock):
             _fold_stack(block, alphas[layer], config.residual_projections)
         else:
             _fold_concat(block, alphas[layer])
-    _fold_ends(model._expansion.ends)
-    grown = model.config.base.get("grown_vocab_size")
-    base = model.unload()
-    if grown is not None:
-        set_vocab_size(base, grown)
-    return base
+    _fold_ends(expansion.ends)
 
 
 def combine(
@@ -97,13 +124,13 @@ def combine(
         collapsed, other = collapse(a), collapse(b)
         with torch.no_grad():
             for p, q in zip(collapsed.parameters(), other.parameters(), strict=True):
-                p.copy_(_lerp(p, q, weight))
+                p.copy_(interpolate(p, q, weight))
         return collapsed
     one = copy.deepcopy(a)
     with torch.no_grad():
         ours, theirs = sidecar_tensors(one), sidecar_tensors(b)
         for name, tensor in ours.items():
-            tensor.copy_(_lerp(tensor, theirs[name], weight))
+            tensor.copy_(interpolate(tensor, theirs[name], weight))
     one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
     if a.expansion.dial != b.expansion.dial:
         one.set_alpha(None)
@@ -118,11 +145,31 @@ def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None
         )
     if list(a.blocks) != list(b.blocks):
         raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
+    check_same_kind(a.expansion, b.expansion, sidecar_tensors(a), sidecar_tensors(b))
+
+
+def check_same_kind(
+    a: ExpansionConfig,
+    b: ExpansionConfig,
+    tensors: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+) -> None:
+    """Check that a blend of the trained tensors of two expansions means something.
+
+    Args:
+        a: how the one was expanded.
+        b: how the other was.
+        tensors: the trained tensors of the one, by the names that a sidecar gives them.
+        others: those of the other.
+
+    Raises:
+        ModelError: if it means nothing, with what differs.
+    """
     for key in ("structure", "interpolator", "expand_ends", "relaxed_norm"):
-        ours, theirs = getattr(a.expansion, key), getattr(b.expansion, key)
+        ours, theirs = getattr(a, key), getattr(b, key)
         if ours != theirs:
             raise ModelError(f"Expansions differ in {key}: {ours!r} against {theirs!r}.")
-    shapes = [{n: t.shape for n, t in sidecar_tensors(m).items()} for m in (a, b)]
+    shapes = [{n: t.shape for n, t in pair.items()} for pair in (tensors, others)]
     different = [n for n in shapes[0] if shapes[0][n] != shapes[1].get(n)]
     if different or shapes[0].keys() != shapes[1].keys():
         raise ModelError(
@@ -130,23 +177,22 @@ def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None
         )
 
 
-def _weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
+def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
     """The alpha at which a block's weights are interpolated."""
-    block = model.blocks[layer]
-    measured = (model.expansion.mean_alpha or {}).get(layer)
+    measured = (config.mean_alpha or {}).get(block.layer)
     gated = isinstance(block, ConcatBlock) and not block.interpolator.constant
     alpha = measured if gated and block.dial is None else block.alpha()
     if alpha is None:
         raise ModelError(
-            f"interpolator={model.expansion.interpolator!r} decides alpha per token, and its mean "
-            f"was never measured for layer {layer}: evaluate inside `with model.record_alpha():` "
-            f"first, or set a dial by set_alpha()."
+            f"interpolator={config.interpolator!r} decides alpha per token, and its mean "
+            f"was never measured for layer {block.layer}: evaluate inside `with "
+            f"model.record_alpha():` first, or set a dial by set_alpha()."
         )
     return alpha
 
 
-def _lerp(p: Tensor, e: Tensor, alpha: float) -> Tensor:
-    """Interpolate in float32; equal tensors come out unchanged."""
+def interpolate(p: Tensor, e: Tensor, alpha: float) -> Tensor:
+    """Interpolate weights in float32; equal ones come out unchanged."""
     return torch.lerp(p.float(), e.float(), alpha).to(p.dtype)
 
 
@@ -155,7 +201,7 @@ def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
     arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
     for p, e in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
         if arc is None:
-            p.data.copy_(_lerp(p, e, alpha))
+            p.data.copy_(interpolate(p, e, alpha))
         else:
             p.data.copy_(arc.mix(p.float(), e.float(), torch.tensor([alpha], device=p.device)))
 

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.anatomy import examine
+from controlllm.expansion.anatomy import Anatomy, examine
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -13,7 +13,7 @@ from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.plan import plan_blocks
 from controlllm.expansion.surgery import refuse_expanded
 
-__all__ = ["expand"]
+__all__ = ["describe_base", "expand"]
 
 
 def expand(
@@ -44,14 +44,7 @@ def expand(
     refuse_expanded(model)
     anatomy = examine(model)
     plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
-    base: dict[str, Any] = {
-        "name_or_path": getattr(model.config, "_name_or_path", "") or "",
-        "revision": getattr(model.config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "num_hidden_layers": anatomy.num_layers,
-        "vocab_size": getattr(anatomy.config, "vocab_size", None),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
+    base = describe_base(model, anatomy)
     if config.freeze is not None:  # parts of the base will change: know it while it is itself
         base["fingerprint"] = fingerprint(model)
     hf_config = ControlLLMConfig(text_config=model.config, expansion=config.to_dict(), base=base)
@@ -59,3 +52,20 @@ def expand(
     expanded = ControlLLMForCausalLM(hf_config, base=model)
     expanded.generation_config = model.generation_config
     return expanded.train(model.training)
+
+
+def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
+    """What a saved form says of the base that it belongs to, but for the fingerprint.
+
+    Args:
+        model: the base, not expanded.
+        anatomy: its parts.
+    """
+    return {
+        "name_or_path": getattr(model.config, "_name_or_path", "") or "",
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "num_hidden_layers": anatomy.num_layers,
+        "vocab_size": getattr(anatomy.config, "vocab_size", None),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from controlllm.common.errors import ModelError
-from controlllm.common.losses import token_mask
 from controlllm.expansion.alignment import ClaimGradient, DivergenceTerms
 from controlllm.expansion.dial import Dial
 from controlllm.expansion.ends import grow_ends, set_vocab_size
@@ -150,11 +149,9 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         run = partial(run_merged, call, self.get_decoder(), self._expansion, hidden_states)
         if "labels" not in inputs or not self.training or self._state.terms is not None:
             return run()
-        with self._state.claiming() as claim, self.explicit_divergence() as terms:
+        with self._state.claiming() as claim, self._state.collecting() as terms:
             output = run()
-        total, count = terms.total(token_mask(inputs, self._state.divergence_tokens))
-        share = self._state.share_of_targets()
-        penalty = total / count.clamp_min(1) * (1.0 if share is None else share)
+        penalty = self._state.penalty(terms, inputs)
         output["loss"] = output.loss + ClaimGradient.apply(penalty, claim).to(output.loss.device)
         return output
 
@@ -182,16 +179,13 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
         Yields:
             The terms, filled by each forward pass inside (the last one counts).
         """
-        before, self._state.terms = self._state.terms, DivergenceTerms()
-        try:
-            yield self._state.terms
-        finally:
-            self._state.terms = before
+        with self._state.collecting() as terms:
+            yield terms
 
     @property
     def divergence(self) -> dict[int, float]:
         """Mean divergence per layer in the last training forward pass, detached; for logging."""
-        return {layer: (s / n.clamp_min(1)).item() for layer, (s, n) in self._state.latest.items()}
+        return self._state.means()
 
     @property
     def gradient_accumulation_steps(self) -> int | None:

@@ -4,14 +4,15 @@ transformers records the output of every decoder layer that it finds, both branc
 them. What users mean by `output_hidden_states` is the merged stream: L + 1 states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from controlllm.expansion.surgery import Expansion, expanded_list
 
-__all__ = ["run_merged"]
+__all__ = ["merged_stream", "one_attention_per_layer", "picked", "run_merged"]
 
 
 def run_merged(
@@ -33,7 +34,21 @@ def run_merged(
         pretrained branch's) where the base gives maps.
     """
     if not hidden_states:
-        return _one_attention_per_layer(call(), decoder, expansion)
+        return one_attention_per_layer(call(), expansion)
+    with merged_stream(decoder, expanded_list(decoder, expansion)) as states:
+        output = one_attention_per_layer(call(), expansion)
+    output["hidden_states"] = picked(states, hidden_states)
+    return output
+
+
+@contextmanager
+def merged_stream(decoder: nn.Module, layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the L + 1 states of the merged stream (B, T, D) in the forward pass inside.
+
+    Args:
+        decoder: the stack of blocks that it runs through.
+        layers: what stands at each position of it, in order.
+    """
     states: list[Tensor] = []
 
     def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -42,19 +57,16 @@ def run_merged(
     def keep_output(module: nn.Module, args: Any, output: Any) -> None:
         states.append(output[0])
 
-    layers = expanded_list(decoder, expansion)
     hooks = [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers]
     hooks.append(decoder.register_forward_hook(keep_output))
     try:
-        output = _one_attention_per_layer(call(), decoder, expansion)
+        yield states
     finally:
         for hook in hooks:
             hook.remove()
-    output["hidden_states"] = tuple(_picked(states, hidden_states))
-    return output
 
 
-def _one_attention_per_layer(output: Any, decoder: nn.Module, expansion: Expansion) -> Any:
+def one_attention_per_layer(output: Any, expansion: Expansion) -> Any:
     """Keep the pretrained branch's map of each position (both are recorded, in this order)."""
     maps = getattr(output, "attentions", None)
     if not maps or not expansion.state.enabled:
@@ -65,10 +77,10 @@ def _one_attention_per_layer(output: Any, decoder: nn.Module, expansion: Expansi
     return output
 
 
-def _picked(states: list[Tensor], wanted: bool | int | list[int]) -> list[Tensor | None]:
+def picked(states: list[Tensor], wanted: bool | int | list[int]) -> tuple[Tensor | None, ...]:
     """The states at the wanted indices and None elsewhere, as transformers does it; True is all."""
     if wanted is True:
-        return list(states)
+        return tuple(states)
     indices = [wanted] if isinstance(wanted, int) else wanted
     chosen = {i % len(states) for i in indices if -len(states) <= i < len(states)}
-    return [state if i in chosen else None for i, state in enumerate(states)]
+    return tuple(state if i in chosen else None for i, state in enumerate(states))

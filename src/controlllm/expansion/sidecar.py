@@ -27,6 +27,7 @@ from controlllm.expansion.card import model_card
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.expanding import expand
 from controlllm.expansion.fingerprint import fingerprint
+from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
 __all__ = [
@@ -36,9 +37,12 @@ __all__ = [
     "copy_tensors",
     "load_sidecar",
     "read_sidecar_config",
+    "read_sidecar_tensors",
+    "require_base",
     "require_same",
     "save_sidecar",
     "sidecar_tensors",
+    "write_sidecar",
 ]
 
 SIDECAR_CONFIG = "sidecar_config.json"
@@ -80,19 +84,39 @@ def save_sidecar(
     Raises:
         CheckpointError: if the folder holds anything else, or cannot be written.
     """
+    base_fingerprint(model)
+    write_sidecar(folder, sidecar_tensors(model), model.config, overwrite)
+
+
+def write_sidecar(
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    config: ControlLLMConfig,
+    overwrite: bool = False,
+) -> None:
+    """Write trained tensors that may come from anywhere; see `save_sidecar`.
+
+    Args:
+        folder: where to.
+        tensors: by the names of `sidecar_tensors`.
+        config: its expansion and its base are written.
+        overwrite: whether a folder that holds an older sidecar is replaced.
+
+    Raises:
+        CheckpointError: if the folder holds anything else, or cannot be written.
+    """
     if not (Path(folder) / SIDECAR_CONFIG).is_file():
         require_empty(Path(folder))  # whatever lies there is not ours to replace
-    base_fingerprint(model)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in sidecar_tensors(model).items()}
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
-        save_tensors(temporary / SIDECAR_WEIGHTS, tensors, {"format": "pt"})
-        write_json(temporary / SIDECAR_CONFIG, sidecar_config(model))
-        write_text(temporary / "README.md", model_card(model.config, "sidecar"))
+        save_tensors(temporary / SIDECAR_WEIGHTS, ready, {"format": "pt"})
+        write_json(temporary / SIDECAR_CONFIG, sidecar_config(config))
+        write_text(temporary / "README.md", model_card(config, "sidecar"))
 
 
-def sidecar_config(model: ControlLLMForCausalLM) -> dict[str, Any]:
+def sidecar_config(config: ControlLLMConfig) -> dict[str, Any]:
     """What the sidecar's config says."""
-    return {"format": FORMAT, "expansion": model.config.expansion, "base": model.config.base}
+    return {"format": FORMAT, "expansion": config.expansion, "base": config.base}
 
 
 def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -144,7 +168,7 @@ def load_sidecar(
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
-        saved = _read_tensors(folder) if tensors is None else tensors
+        saved = read_sidecar_tensors(folder) if tensors is None else tensors
         copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
         model.unload()
@@ -207,7 +231,12 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + more or "none"
 
 
-def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a sidecar's tensors, onto the CPU.
+
+    Raises:
+        CheckpointError: if they are missing or broken.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -221,14 +250,32 @@ def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _check_base(
     base: PreTrainedModel, recorded: dict[str, Any], folder: str | os.PathLike[str]
 ) -> None:
-    wanted, got = recorded.get("fingerprint"), fingerprint(base)
+    own = getattr(base.config, "_name_or_path", "") or type(base).__name__
+    given = {"fingerprint": fingerprint(base), "name_or_path": own}
+    advice = "pass check_base=False (--load.check_base false)"
+    require_base(given, recorded, f"The sidecar {folder}", advice)
+
+
+def require_base(
+    given: Mapping[str, Any], recorded: Mapping[str, Any], what: str, advice: str
+) -> None:
+    """Check that a base is the one that something was trained on.
+
+    Args:
+        given: what is known of the base, its fingerprint above all.
+        recorded: what was written down of the one that is wanted.
+        what: was trained on it, for the message.
+        advice: how to load it nevertheless.
+
+    Raises:
+        CheckpointError: if their fingerprints differ.
+    """
+    wanted, got = recorded.get("fingerprint"), given["fingerprint"]
     if wanted == got:
         return
     name = recorded.get("name_or_path") or "an unnamed model"
-    own = getattr(base.config, "_name_or_path", "") or type(base).__name__
     raise CheckpointError(
-        f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is "
-        f"{own} (weights {got}). "
-        "Load the base it names, or pass check_base=False (--load.check_base false) if you know "
-        "that this one is right."
+        f"{what} was trained on {name} (weights {wanted}), but the base given is "
+        f"{given['name_or_path']} (weights {got}). "
+        f"Load the base it names, or {advice} if you know that this one is right."
     )

@@ -31,7 +31,20 @@ from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
 from controlllm.expansion.plan import ENDS, BlockPlan, check_layers, extended_lists, plan_blocks
 
-__all__ = ["Expansion", "expanded_list", "freeze_again", "install", "refuse_expanded", "remove"]
+__all__ = [
+    "Expansion",
+    "check_parts",
+    "expanded_list",
+    "freeze_again",
+    "install",
+    "make_block",
+    "make_ends",
+    "refuse_expanded",
+    "remove",
+    "rename_tied_keys",
+    "set_trainable",
+    "trainable_names",
+]
 
 
 @dataclass
@@ -58,6 +71,13 @@ class Expansion:
     trainable: list[str] = field(default_factory=list)
     tied_before: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def planned(cls, plan: tuple[BlockPlan, ...], config: ExpansionConfig) -> "Expansion":
+        """An expansion of which no part has been made yet."""
+        concat = sum(block.kind == "concat" for block in plan)
+        state = AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
+        return cls(plan, state)
+
     def parts(self) -> list[ExpandedBlock | ExpandedEnd]:
         """All expanded blocks and ends."""
         return [*self.blocks.values(), *self.ends.values()]
@@ -76,27 +96,24 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     refuse_expanded(model)
     anatomy = examine(model)
     plan = plan_blocks(config, anatomy.num_layers)
-    _refuse_what_cannot_work(model, anatomy, plan, config)
-    concat = sum(block.kind == "concat" for block in plan)
-    expansion = Expansion(
-        plan, AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
-    )
-    expansion.trainable_before = _trainable_names(model)
+    check_parts(model, anatomy, plan, config)
+    expansion = Expansion.planned(plan, config)
+    expansion.trainable_before = trainable_names(model)
     _freeze(model, anatomy, config)
     for block in plan:
-        expanded = _make_block(anatomy, block, config, expansion.state)
+        expanded = make_block(anatomy, block, config, expansion.state)
         expansion.blocks[block.layer] = expanded
         anatomy.layers[block.layer] = expanded
     if config.expand_ends:
         _expand_ends(model, anatomy, config, expansion)
     _extend_config(anatomy, expansion)
-    expansion.trainable = _trainable_names(model)
+    expansion.trainable = trainable_names(model)
     return expansion
 
 
 def freeze_again(model: nn.Module, expansion: Expansion) -> None:
     """Restore what trains and what is frozen, after a loader has made all parameters anew."""
-    _set_trainable(model, expansion.trainable)
+    set_trainable(model, expansion.trainable)
 
 
 def remove(model: PreTrainedModel, expansion: Expansion) -> None:
@@ -112,7 +129,7 @@ def remove(model: PreTrainedModel, expansion: Expansion) -> None:
     config = model.get_decoder().config
     for key, value in expansion.config_before.items():
         setattr(config, key, value)
-    _set_trainable(model, expansion.trainable_before)
+    set_trainable(model, expansion.trainable_before)
 
 
 def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
@@ -127,11 +144,13 @@ def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
     return layers
 
 
-def _trainable_names(model: nn.Module) -> list[str]:
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that require gradients."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _set_trainable(model: nn.Module, names: Sequence[str]) -> None:
+def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
+    """Let the named parameters require gradients, and no others."""
     trainable = set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -149,9 +168,14 @@ def refuse_expanded(model: nn.Module) -> None:
         )
 
 
-def _refuse_what_cannot_work(
+def check_parts(
     model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
 ) -> None:
+    """Check that a model has the parts that a config needs.
+
+    Raises:
+        ModelError, ConfigError: if it has not.
+    """
     for block in plan:
         if block.kind == "stack":
             residual_projections(anatomy.layers[block.layer], config.residual_projections)
@@ -199,9 +223,17 @@ def _copy_module(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _make_block(
+def make_block(
     anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
 ) -> ExpandedBlock:
+    """Make the expanded block of one position; the model is not changed.
+
+    Args:
+        anatomy: the model's parts, not expanded.
+        plan: the position.
+        config: how to expand.
+        state: what the parts of this expansion share.
+    """
     pretrained = anatomy.layers[plan.layer]
     expanded = _copy_module(pretrained)
     for module in expanded.modules():
@@ -231,41 +263,67 @@ def _to_like(module: nn.Module, like: nn.Module) -> None:
     module.to(device=device, dtype=reference.dtype)
 
 
-def _expand_ends(
-    model: PreTrainedModel, anatomy: Anatomy, config: ExpansionConfig, expansion: Expansion
-) -> None:
-    """Replace embedding, final norm and head; weights that were tied stay tied, in both copies."""
+def make_ends(
+    anatomy: Anatomy, config: ExpansionConfig, state: AlignmentState
+) -> dict[str, ExpandedEnd]:
+    """Make the expanded ends by kind; tied weights are tied in the copies, too.
+
+    The model is not changed.
+
+    Args:
+        anatomy: the model's parts, not expanded.
+        config: how to expand.
+        state: what the parts of this expansion share.
+    """
     tied = getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
     kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {
         "embedding": (anatomy.embedding, ExpandedEmbedding),
         "norm": (anatomy.norm, ExpandedNorm),
         "head": (anatomy.head, ExpandedHead),
     }
-    names = {}
+    ends = {}
     for kind, (module, make) in kinds.items():
-        assert module is not None  # _refuse_what_cannot_work has looked
-        names[kind] = module_name(model, module)
-        end = make(module, _copy_module(module), config, expansion.state)
-        _to_like(end.interpolator, module)
-        replace_module(model, module, end.train(module.training))
-        expansion.ends[kind] = end
+        assert module is not None  # check_parts has looked
+        ends[kind] = make(module, _copy_module(module), config, state)
+        _to_like(ends[kind].interpolator, module)
+        ends[kind].train(module.training)
     if tied:
-        expansion.ends["head"].expanded.weight = expansion.ends["embedding"].expanded.weight
+        ends["head"].expanded.weight = ends["embedding"].expanded.weight
+    return ends
+
+
+def _expand_ends(
+    model: PreTrainedModel, anatomy: Anatomy, config: ExpansionConfig, expansion: Expansion
+) -> None:
+    """Replace embedding, final norm and head; weights that were tied stay tied, in both copies."""
+    expansion.ends = make_ends(anatomy, config, expansion.state)
+    names = [module_name(model, end.pretrained) for end in expansion.ends.values()]
+    for end in expansion.ends.values():
+        replace_module(model, end.pretrained, end)
     expansion.tied_before = dict(getattr(model, "all_tied_weights_keys", {}) or {})
-    _rename_tied_keys(model, names, expansion.tied_before)
+    rename_tied_keys(model, names, expansion.tied_before, ("pretrained", "expanded"))
 
 
-def _rename_tied_keys(model: PreTrainedModel, names: dict[str, str], tied: dict[str, str]) -> None:
-    """Tell transformers the new names of tied weights: a pair for the base, one for the copies."""
+def rename_tied_keys(
+    model: PreTrainedModel, modules: Sequence[str], tied: dict[str, str], branches: Sequence[str]
+) -> None:
+    """Tell transformers the new names of tied weights: a pair for each branch of the ends.
+
+    Args:
+        model: the model that holds the ends.
+        modules: the names of the ends in it.
+        tied: its map of tied weights before.
+        branches: where in an end the tied weights are now.
+    """
 
     def inside(key: str, branch: str) -> str:
         module, _, parameter = key.rpartition(".")
-        return f"{module}.{branch}.{parameter}" if module in names.values() else key
+        return f"{module}.{branch}.{parameter}" if module in modules else key
 
     renamed = {
         inside(target, branch): inside(source, branch)
         for target, source in tied.items()
-        for branch in ("pretrained", "expanded")
+        for branch in branches
     }
     # Instance attributes: other models of the same class keep theirs.
     model._tied_weights_keys = renamed

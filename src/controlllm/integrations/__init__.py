@@ -3,6 +3,7 @@
 | module | for |
 |---|---|
 | `callback` | trainers built on `transformers.Trainer` (TRL's among them) |
+| `peft` | PEFT: an expansion as an adapter (`get_peft_model`, `load_adapter`); import it by name |
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """A callback for `transformers.Trainer` and the trainers built on it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -9,7 +9,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from controlllm.common.errors import ModelError
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
-__all__ = ["ControlLLMCallback"]
+if TYPE_CHECKING:
+    from controlllm.integrations.peft import Adapters
+
+__all__ = ["ADAPTERS", "ControlLLMCallback"]
+
+ADAPTERS = "controlllm_adapters"
+"""The attribute of a base that keeps its adapters: PEFT's wrapper is not always there."""
 
 
 class ControlLLMCallback(TrainerCallback):
@@ -18,6 +24,9 @@ class ControlLLMCallback(TrainerCallback):
     Trainers that compute their loss outside the model (TRL's, and any with a loss function of its
     own) need it with `gradient_accumulation_steps` above 1: the divergence is injected by the
     blocks, which cannot know over how many micro-batches the loss is averaged.
+
+    A base that carries Control LLM adapters of PEFT (`controlllm.integrations.peft`) is told the
+    same; its adapters are saved by PEFT, and no sidecar is written beside them.
 
     >>> SFTTrainer(model, ..., callbacks=[ControlLLMCallback()])               # doctest: +SKIP
     """
@@ -47,11 +56,13 @@ class ControlLLMCallback(TrainerCallback):
     ) -> None:
         """Write the sidecar into the checkpoint's folder."""
         checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        self.find(model).save_sidecar(checkpoint / "sidecar", overwrite=True)
+        expanded = self.find(model)
+        if isinstance(expanded, ControlLLMForCausalLM):
+            expanded.save_sidecar(checkpoint / "sidecar", overwrite=True)
 
     @staticmethod
-    def find(model: nn.Module | None) -> ControlLLMForCausalLM:
-        """The expanded model, wherever wrappers (DDP, PEFT) hold it.
+    def find(model: nn.Module | None) -> "ControlLLMForCausalLM | Adapters":
+        """The expanded model or the adapters, wherever wrappers (DDP, PEFT) hold them.
 
         Raises:
             ModelError: if there is none.
@@ -59,7 +70,9 @@ class ControlLLMCallback(TrainerCallback):
         for module in model.modules() if model is not None else ():
             if isinstance(module, ControlLLMForCausalLM):
                 return module
+            if ADAPTERS in vars(module):
+                return vars(module)[ADAPTERS]
         raise ModelError(
             f"ControlLLMCallback found no expanded model in {type(model).__name__}; "
-            "give the trainer a model made by controlllm.expand()."
+            "give the trainer a model made by controlllm.expand() or with a ControlLLMPeftConfig."
         )
