@@ -7,11 +7,11 @@ batch counts the mean over its real tokens; a step the mean over its micro-batch
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from tests.integrations.trl_runs import (
     LR,
     PAIRS,
     PROMPTS,
+    TEXTS,
     assert_same,
     dpo_config,
     expanded,
@@ -171,9 +171,6 @@ def test_grpo(base_folder, tmp_path, pico_tokenizer, weight, accumulation, check
     assert any((mask[:, -1] == 0).any() for mask in masks), "no answer is padded"
     steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
     assert_same(model, take_steps(other, steps, policy_loss(load_base(base_folder))))
-
-
-TEXTS = Dataset.from_list([{"text": "to be " * (1 + i % 4) + str(i)} for i in range(10)])
 
 
 def text_batches(tokenizer, accumulation):

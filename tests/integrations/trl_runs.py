@@ -15,6 +15,7 @@ __all__ = [
     "LR",
     "PAIRS",
     "PROMPTS",
+    "TEXTS",
     "assert_same",
     "dpo_config",
     "expanded",
@@ -40,6 +41,8 @@ PAIRS = Dataset.from_list(
     ]
 )
 """Prompts and answers of several lengths, so that every batch has padding."""
+
+TEXTS = Dataset.from_list([{"text": "to be " * (1 + i % 4) + str(i)} for i in range(10)])
 
 PROMPTS = Dataset.from_list([{"prompt": "ab" * (1 + i % 3) + str(i)} for i in range(12)])
 
