@@ -7,19 +7,22 @@ ours must give, to the last bit.
 import pytest
 import torch
 from tests.integrations.trl_runs import (
+    MARKED,
     PAIRS,
     PROMPTS,
     assert_same,
     dpo_config,
     expanded,
     grpo_config,
+    kto_config,
     letters,
     load_base,
     losses,
+    rloo_config,
     trained,
 )
 from transformers import LlamaForCausalLM, PreTrainedModel
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.integrations import ControlLLMCallback
@@ -27,6 +30,8 @@ from controlllm.integrations.trl import (
     BaseReference,
     ControlLLMDPOTrainer,
     ControlLLMGRPOTrainer,
+    ControlLLMKTOTrainer,
+    ControlLLMRLOOTrainer,
 )
 
 DPO = {
@@ -104,6 +109,30 @@ def test_grpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
     assert len(set(rewards)) > 1
     if name != "no KL":
         assert min(row["kl"] for row in losses(ours)) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
+@pytest.mark.parametrize("name", ["kto", "rloo"])
+def test_kto_and_rloo_equal_a_second_copy(base_folder, tmp_path, pico_tokenizer, name, options):
+    if name == "kto":
+        classes = (ControlLLMKTOTrainer, KTOTrainer)
+        config, given = kto_config, {"train_dataset": MARKED}
+    else:
+        classes = (ControlLLMRLOOTrainer, RLOOTrainer)
+        config, given = rloo_config, {"train_dataset": PROMPTS, "reward_funcs": letters}
+    trainers = []
+    for trainer_class in classes:  # each seeds itself when it is made
+        trainer = trainer_class(
+            model=expanded(base_folder),
+            args=config(tmp_path / trainer_class.__name__, **options),
+            processing_class=pico_tokenizer,
+            callbacks=[ControlLLMCallback()],
+            **given,
+        )
+        trainer.train()
+        trainers.append(trainer)
+    assert_equal_runs(*trainers)
+    assert max(abs(row["kl"]) for row in losses(trainers[0])) > 1e-3
 
 
 def test_the_reference_is_not_the_policy(base_folder, tmp_path, pico_tokenizer):

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
 
 from controlllm import expand
 from controlllm.expansion import ControlLLMForCausalLM
 
 __all__ = [
     "LR",
+    "MARKED",
     "PAIRS",
     "PROMPTS",
     "TEXTS",
@@ -20,9 +21,11 @@ __all__ = [
     "dpo_config",
     "expanded",
     "grpo_config",
+    "kto_config",
     "letters",
     "load_base",
     "losses",
+    "rloo_config",
     "settings",
     "sft_config",
     "trained",
@@ -41,6 +44,14 @@ PAIRS = Dataset.from_list(
     ]
 )
 """Prompts and answers of several lengths, so that every batch has padding."""
+
+MARKED = Dataset.from_list(
+    [
+        {"prompt": f"{i}+{i}=", "completion": str(2 * i) * (1 + i % 3), "label": i % 3 > 0}
+        for i in range(12)
+    ]
+)
+"""Answers that are good or bad, for KTO."""
 
 TEXTS = Dataset.from_list([{"text": "to be " * (1 + i % 4) + str(i)} for i in range(10)])
 
@@ -103,6 +114,17 @@ def grpo_config(output_dir: Any, accumulation: int = 1, **options: Any) -> GRPOC
         "loss_type": "grpo",
     }
     return GRPOConfig(**settings(output_dir, accumulation, **chosen | options))
+
+
+def kto_config(output_dir: Any, accumulation: int = 1, **options: Any) -> KTOConfig:
+    options = {"train_sampling_strategy": "sequential", "beta": 0.3} | options
+    return KTOConfig(**settings(output_dir, accumulation, **options))
+
+
+def rloo_config(output_dir: Any, accumulation: int = 1, **options: Any) -> RLOOConfig:
+    """Two answers to each prompt."""
+    chosen = {"beta": 0.3, "num_generations": 2, "max_completion_length": 8}
+    return RLOOConfig(**settings(output_dir, accumulation, **chosen | options))
 
 
 def letters(completions: Sequence[str], **columns: Any) -> list[float]:

@@ -8,11 +8,11 @@ adapters can be disabled. An expanded model can do the same: `disable_adapter()`
 for bit. As TRL asks for PEFT's own class, these trainers put the base inside the model where TRL
 keeps a reference model (`trainer.ref_model`); all else is TRL's.
 
-| trainer | is TRL's |
+| trainer | TRL's |
 |---|---|
 | `ControlLLMSFTTrainer` | `SFTTrainer` |
-| `ControlLLMDPOTrainer` | `DPOTrainer`, with a `BaseReference` unless a `ref_model` is given |
-| `ControlLLMGRPOTrainer` | `GRPOTrainer`, with a `BaseReference` where `beta` is not 0 |
+| `ControlLLMDPOTrainer`, `ControlLLMKTOTrainer` | with a `BaseReference`, or the one given |
+| `ControlLLMGRPOTrainer`, `ControlLLMRLOOTrainer` | with a `BaseReference` where `beta` is not 0 |
 """
 
 import copy
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import (  # type: ignore[attr-defined]  # its names are lazy
-    DPOConfig,
     DPOTrainer,
-    GRPOConfig,
     GRPOTrainer,
+    KTOTrainer,
+    RLOOTrainer,
     SFTTrainer,
 )
 
@@ -40,6 +40,8 @@ __all__ = [
     "BaseReference",
     "ControlLLMDPOTrainer",
     "ControlLLMGRPOTrainer",
+    "ControlLLMKTOTrainer",
+    "ControlLLMRLOOTrainer",
     "ControlLLMSFTTrainer",
 ]
 
@@ -148,6 +150,7 @@ class OnExpandedModel:
         callbacks: Sequence[TrainerCallback] | None = None,
         **options: Any,
     ) -> None:
+        refuse(model, args, options)
         callbacks = list(callbacks or ())
         if not any(isinstance(callback, ControlLLMCallback) for callback in callbacks):
             callbacks.append(ControlLLMCallback())
@@ -161,45 +164,11 @@ class OnExpandedModel:
         return super().training_step(*args, **kwargs)  # type: ignore[misc]
 
 
-class ControlLLMSFTTrainer(OnExpandedModel, SFTTrainer):
-    """TRL's `SFTTrainer` on an expanded model.
-
-    Args:
-        model: the expanded model, or PEFT's model around it.
-        args: `SFTConfig`.
-        **options: TRL's other arguments, by name.
-
-    Raises:
-        ModelError: if the model is not expanded.
-        ConfigError: for options that cannot work on one.
-    """
-
-    def __init__(self, model: nn.Module, *, args: Any = None, **options: Any) -> None:
-        refuse(model, args, options)
-        super().__init__(model, args=args, **options)
-
-
-class ControlLLMDPOTrainer(OnExpandedModel, DPOTrainer):
-    """TRL's `DPOTrainer` on an expanded model; the reference is the base inside it.
-
-    Args:
-        model: the expanded model, or PEFT's model around it.
-        args: `DPOConfig`.
-        ref_model: another reference, such as the model that DPO begins with; None = the base.
-        **options: TRL's other arguments, by name.
-
-    Raises:
-        ModelError: if the model is not expanded, or its base is not frozen.
-        ConfigError: for options that cannot work on one.
-    """
+class GivenReference(OnExpandedModel):
+    """For trainers that take their reference model as an argument."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        args: DPOConfig | None = None,
-        ref_model: Any = None,
-        **options: Any,
+        self, model: nn.Module, *, args: Any = None, ref_model: Any = None, **options: Any
     ) -> None:
         refuse(model, args, options)
         if ref_model is None:
@@ -208,12 +177,44 @@ class ControlLLMDPOTrainer(OnExpandedModel, DPOTrainer):
         super().__init__(model, args=args, ref_model=ref_model, **options)
 
 
-class ControlLLMGRPOTrainer(OnExpandedModel, GRPOTrainer):
-    """TRL's `GRPOTrainer` on an expanded model; the reference is the base inside it.
+class LoadedReference(OnExpandedModel):
+    """For trainers that load their reference model by themselves, where `beta` is not 0."""
+
+    def __init__(self, model: nn.Module, *, args: Any, **options: Any) -> None:
+        refuse(model, args, options)
+        refuse_synchronising(args)
+        beta = args.beta
+        reference: Any = None if beta == 0.0 else BaseReference(model)
+        args = copy.copy(args)
+        args.beta = 0.0  # with another value TRL loads a model
+        super().__init__(model, args=args, **options)
+        self.beta = args.beta = beta
+        self.ref_model = reference
+
+
+class ControlLLMSFTTrainer(OnExpandedModel, SFTTrainer):
+    """TRL's `SFTTrainer` on an expanded model.
 
     Args:
         model: the expanded model, or PEFT's model around it.
-        args: `GRPOConfig`; a `beta` above 0 weighs the KL to the base.
+        args: `SFTConfig`.
+        callbacks: further callbacks.
+        **options: TRL's other arguments, by name.
+
+    Raises:
+        ModelError: if the model is not expanded.
+        ConfigError: for options that cannot work on one.
+    """
+
+
+class ControlLLMDPOTrainer(GivenReference, DPOTrainer):
+    """TRL's `DPOTrainer` on an expanded model; the reference is the base inside it.
+
+    Args:
+        model: the expanded model, or PEFT's model around it.
+        args: `DPOConfig`.
+        ref_model: another reference, such as the model that DPO begins with; None = the base.
+        callbacks: further callbacks.
         **options: TRL's other arguments, by name.
 
     Raises:
@@ -221,18 +222,34 @@ class ControlLLMGRPOTrainer(OnExpandedModel, GRPOTrainer):
         ConfigError: for options that cannot work on one.
     """
 
-    def __init__(self, model: nn.Module, *, args: GRPOConfig | None = None, **options: Any) -> None:
-        refuse(model, args, options)
-        refuse_synchronising(args)
-        beta = getattr(args, "beta", 0.0)
-        reference: Any = None if beta == 0.0 else BaseReference(model)
-        if args is not None:
-            args = copy.copy(args)
-            args.beta = 0.0  # with another value TRL loads a model; it takes none as an argument
-        super().__init__(model, args=args, **options)
-        self.beta, self.ref_model = beta, reference
-        if args is not None:
-            args.beta = beta
+
+class ControlLLMKTOTrainer(GivenReference, KTOTrainer):
+    """TRL's `KTOTrainer` on an expanded model, with the arguments of `ControlLLMDPOTrainer`.
+
+    `args` is a `KTOConfig`.
+    """
+
+
+class ControlLLMGRPOTrainer(LoadedReference, GRPOTrainer):
+    """TRL's `GRPOTrainer` on an expanded model; the reference is the base inside it.
+
+    Args:
+        model: the expanded model, or PEFT's model around it.
+        args: `GRPOConfig`; a `beta` above 0 weighs the KL to the base.
+        callbacks: further callbacks.
+        **options: TRL's other arguments, by name.
+
+    Raises:
+        ModelError: if the model is not expanded, or its base is not frozen.
+        ConfigError: for options that cannot work on one.
+    """
+
+
+class ControlLLMRLOOTrainer(LoadedReference, RLOOTrainer):
+    """TRL's `RLOOTrainer` on an expanded model, with the arguments of `ControlLLMGRPOTrainer`.
+
+    `args` is an `RLOOConfig`.
+    """
 
 
 def refuse(model: Any, args: Any, options: dict[str, Any]) -> None:
@@ -267,5 +284,5 @@ def refuse_synchronising(args: Any) -> None:
     if getattr(args, "sync_ref_model", False):
         raise ConfigError(
             "sync_ref_model=True, but the reference is the base inside the model, which never "
-            "changes. Leave it out, or give DPO a second expanded model as ref_model."
+            "changes. Leave it out, or give DPO or KTO a second expanded model as ref_model."
         )
