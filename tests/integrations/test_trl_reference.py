@@ -25,9 +25,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.integrations import ControlLLMCallback
+from controlllm.integrations import BaseReference, ControlLLMCallback
 from controlllm.integrations.trl import (
-    BaseReference,
     ControlLLMDPOTrainer,
     ControlLLMGRPOTrainer,
     ControlLLMKTOTrainer,
@@ -243,15 +242,28 @@ def test_a_base_that_trains_is_no_reference(base_folder):
         BaseReference(model)
 
 
-def test_added_tokens_have_no_reference(base_folder):
-    model = expanded(base_folder, expand_ends=True)
+def grown(folder):
+    model = expanded(folder, expand_ends=True)
     model.resize_token_embeddings(261)
-    reference = BaseReference(model)
+    return model
+
+
+def test_expanded_ends_with_added_tokens(base_folder, tmp_path, pico_tokenizer):
+    """The reference is the base with its own head and vocabulary."""
+    arguments = (base_folder, tmp_path, pico_tokenizer)
+    ours = run_dpo(ControlLLMDPOTrainer, *arguments, grown(base_folder))
+    theirs = run_dpo(DPOTrainer, *arguments, grown(base_folder), ref_model=load_base(base_folder))
+    for row, other in zip(losses(ours), losses(theirs), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+    assert_same(ours.model, theirs.model)
+
+
+def test_added_tokens_have_no_reference(base_folder):
+    reference = BaseReference(grown(base_folder))
     ids = torch.tensor([[5, 6, 258, 260]])
-    with torch.no_grad():
-        reference(input_ids=ids, labels=torch.tensor([[-100, 6, 258, -100]]))
-        with pytest.raises(ModelError, match="knows 259 tokens"):
-            reference(input_ids=ids, labels=ids)
+    reference(input_ids=ids, labels=torch.tensor([[-100, 6, 258, -100]]))
+    with pytest.raises(ModelError, match="knows 259 tokens"):
+        reference(input_ids=ids, labels=ids)
 
 
 OPTIONS = {
@@ -275,6 +287,16 @@ def test_a_given_reference_may_follow_the_policy(base_folder, tmp_path, pico_tok
     other = expanded(base_folder)
     trainer = run_dpo(ControlLLMDPOTrainer, *arguments, options=options, ref_model=other)
     assert_same(trainer.model, other, exact=True)
+
+
+def test_zero3_takes_no_reference_without_parameters(base_folder, tmp_path):
+    pytest.importorskip("deepspeed")
+    from accelerate import DeepSpeedPlugin
+
+    config = dpo_config(tmp_path)
+    config.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
+    with pytest.raises(ConfigError, match="Use ZeRO-2 or FSDP2"):
+        ControlLLMDPOTrainer(expanded(base_folder), args=config, train_dataset=PAIRS)
 
 
 def test_models_that_are_not_expanded(base_folder, tmp_path, pico_tokenizer):

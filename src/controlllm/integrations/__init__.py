@@ -3,6 +3,8 @@
 | module | for |
 |---|---|
 | `callback` | trainers built on `transformers.Trainer` (TRL's among them) |
+| `reference` | trainers that need a reference model: the base inside, no second copy |
+| `trl` | TRL: its SFT, DPO, KTO, GRPO and RLOO trainers on an expanded model |
 """
 
 from typing import TYPE_CHECKING
@@ -11,9 +13,14 @@ from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from controlllm.integrations.callback import ControlLLMCallback
+    from controlllm.integrations.reference import BaseReference
 
-__all__ = ["ControlLLMCallback"]
+__all__ = ["BaseReference", "ControlLLMCallback"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"ControlLLMCallback": "controlllm.integrations.callback"}
+    __name__,
+    {
+        "BaseReference": "controlllm.integrations.reference",
+        "ControlLLMCallback": "controlllm.integrations.callback",
+    },
 )

@@ -4,9 +4,8 @@
                                    processing_class=tokenizer)
 
 TRL loads the reference of DPO and GRPO as a second model, unless the model is one of PEFT's, whose
-adapters can be disabled. An expanded model can do the same: `disable_adapter()` gives the base, bit
-for bit. As TRL asks for PEFT's own class, these trainers put the base inside the model where TRL
-keeps a reference model (`trainer.ref_model`); all else is TRL's.
+adapters can be disabled. An expanded model can do the same, but TRL asks for PEFT's own class. So
+these trainers put a `BaseReference` where TRL keeps its reference model (`trainer.ref_model`).
 
 | trainer | TRL's |
 |---|---|
@@ -16,11 +15,9 @@ keeps a reference model (`trainer.ref_model`); all else is TRL's.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import (  # type: ignore[attr-defined]  # its names are lazy
@@ -32,12 +29,10 @@ from trl import (  # type: ignore[attr-defined]  # its names are lazy
 )
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.config import FROZEN_GROUPS
-from controlllm.expansion.sidecar import sidecar_tensors
 from controlllm.integrations.callback import ControlLLMCallback
+from controlllm.integrations.reference import BaseReference
 
 __all__ = [
-    "BaseReference",
     "ControlLLMDPOTrainer",
     "ControlLLMGRPOTrainer",
     "ControlLLMKTOTrainer",
@@ -52,85 +47,6 @@ REFUSED = {
     "another name. Load the base in float32 instead",
 }
 """Options of TRL's that cannot work on an expanded model, and why."""
-
-
-class BaseReference(nn.Module):
-    """The base inside an expanded model, as a reference model without any weights of its own.
-
-    A call runs the policy itself without gradients, with its expansion (and PEFT's adapters around
-    it) disabled, in evaluation mode: what a second copy of the base would give.
-
-    Args:
-        model: the expanded model, or PEFT's model around it.
-
-    Raises:
-        ModelError: if there is no expanded model in it, or parts of its base train.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        expanded = ControlLLMCallback.find(model)
-        changing = sorted(set(FROZEN_GROUPS) - set(expanded.expansion.frozen_groups))
-        if changing:
-            raise ModelError(
-                f"{', '.join(changing)} of the base train too (expansion.freeze), so it is no "
-                "reference. Leave freeze out (expand_ends=True trains copies of the ends instead), "
-                "or give DPO another ref_model."
-            )
-        # In a tuple: the policy must not become a part of this module, which owns nothing.
-        self._models: tuple[Any, Any] = (model, expanded)
-
-    @property
-    def config(self) -> Any:
-        """The expanded model's config."""
-        return self._models[1].config
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The policy's own output for the same arguments, computed by the base.
-
-        TRL and accelerate give every model that they prepare another `forward`. They have done so
-        with the policy, so the one that they give this module is never needed.
-
-        Raises:
-            ModelError: if `labels` hold tokens that were added to the base.
-        """
-        policy, expanded = self._models
-        self._refuse_added_tokens(kwargs.get("labels"))
-        with (
-            torch.no_grad(),
-            expanded.disable_adapter(),
-            policy.disable_adapter(),
-            evaluating(policy),
-        ):
-            return policy(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's tensors: TRL tells by them for which reference it has cached something."""
-        expanded = self._models[1]
-        trained = {f"base.{name}" for name in sidecar_tensors(expanded)}
-        return {k: v for k, v in expanded.state_dict().items() if k not in trained}
-
-    def _refuse_added_tokens(self, labels: Tensor | None) -> None:
-        known, grown = (self.config.base.get(k) for k in ("vocab_size", "grown_vocab_size"))
-        if grown is not None and labels is not None and bool((labels >= known).any()):
-            raise ModelError(
-                f"The reference is the base, which knows {known} tokens. These rows hold tokens "
-                "added since, to which it gives no probability: leave them out of completions, or "
-                "give DPO another ref_model, which knows them."
-            )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in evaluation mode; each goes back to its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class OnExpandedModel:
@@ -173,6 +89,7 @@ class GivenReference(OnExpandedModel):
         refuse(model, args, options)
         if ref_model is None:
             refuse_synchronising(args)
+            refuse_zero3(args)
             ref_model = BaseReference(model)
         super().__init__(model, args=args, ref_model=ref_model, **options)
 
@@ -285,4 +202,18 @@ def refuse_synchronising(args: Any) -> None:
         raise ConfigError(
             "sync_ref_model=True, but the reference is the base inside the model, which never "
             "changes. Leave it out, or give DPO or KTO a second expanded model as ref_model."
+        )
+
+
+def refuse_zero3(args: Any) -> None:
+    """Check that TRL can prepare a reference that owns nothing.
+
+    Raises:
+        ConfigError: for DeepSpeed's ZeRO-3, which asks each model for its first parameter.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ConfigError(
+            "DeepSpeed's ZeRO-3 takes no reference model without parameters, as the base inside "
+            "the model is one. Use ZeRO-2 or FSDP2, or give a ref_model."
         )
