@@ -233,6 +233,30 @@ def test_sft_without_padding_is_the_same_training(
     assert_same(*models)
 
 
+MEMORY = {
+    "checkpointed": {"gradient_checkpointing": True},
+    "reentrant": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
+    "selective": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"selective": True},
+    },
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_saves_memory_changes_nothing(base_folder, tmp_path, pico_tokenizer, name):
+    models = [expanded(base_folder, 2.0) for _ in range(2)]
+    for model, options in zip(models, ({}, MEMORY[name]), strict=True):
+        config = sft_config(tmp_path, 2, **options)
+        ControlLLMSFTTrainer(
+            model, args=config, train_dataset=TEXTS, processing_class=pico_tokenizer
+        ).train()
+    assert_same(*models)
+
+
 def test_the_divergence_matters(base_folder, tmp_path, pico_tokenizer):
     """Or the tests above could not fail."""
     steps = preference_batches(pico_tokenizer, 1)

@@ -236,6 +236,17 @@ def test_another_reference_can_be_given(base_folder, tmp_path, pico_tokenizer):
     assert trainer.ref_model is start
 
 
+def test_trls_own_trainer_takes_the_start_where_it_precomputes(
+    base_folder, tmp_path, pico_tokenizer
+):
+    """A way to have the result of SFT as reference without a copy."""
+    arguments = (base_folder, tmp_path, pico_tokenizer)
+    trainer = run_dpo(DPOTrainer, *arguments, options={"precompute_ref_log_probs": True})
+    assert trainer.ref_model is None
+    assert losses(trainer)[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert abs(losses(trainer)[-1]["rewards/margins"]) > 1e-3
+
+
 def test_a_base_that_trains_is_no_reference(base_folder):
     model = expanded(base_folder, freeze=["blocks", "head", "norm"])
     with pytest.raises(ModelError, match="embeddings of the base train"):
