@@ -13,10 +13,10 @@ from controlllm import expand, load_sidecar
 from controlllm.integrations.trl import ControlLLMDPOTrainer, ControlLLMSFTTrainer
 
 OPTIONS = {
-    "max_steps": 10,
+    "max_steps": 8,
     "learning_rate": 3e-3,
     "optim": "adamw_torch",
-    "max_length": 192,
+    "max_length": 128,
     "per_device_train_batch_size": 6,
     "gradient_checkpointing": True,
 }
@@ -41,15 +41,15 @@ def test_sft_on_gsm8k(stories260k, questions, tmp_path):
     model = expand(load_base(stories260k), num_blocks=5, expand_ends=True)
     trainer = ControlLLMSFTTrainer(
         model,
-        args=sft_config(tmp_path, **OPTIONS, save_strategy="steps", save_steps=10),
+        args=sft_config(tmp_path, **OPTIONS, save_strategy="steps", save_steps=8),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(stories260k),
     )
     trainer.train()
     curve = [row["loss"] for row in losses(trainer)]
-    assert sum(curve[-3:]) / 3 < 0.8 * curve[0]
+    assert sum(curve[-3:]) / 3 < 0.7 * curve[0]
     assert all(d > 0 for d in model.divergence.values())
-    again = load_sidecar(load_base(stories260k), tmp_path / "checkpoint-10" / "sidecar")
+    again = load_sidecar(load_base(stories260k), tmp_path / "checkpoint-8" / "sidecar")
     ids = torch.arange(3, 35)[None]
     assert torch.equal(again.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
     assert_base_inside(model, stories260k)

@@ -43,6 +43,17 @@ def make_trainer(name, model, folder, tokenizer, **options):
     return trainer(model, **arguments)
 
 
+def assert_sidecars(base_folder, folder, model):
+    """Each checkpoint has one; the last is the trained model."""
+    first, last = (
+        load_sidecar(load_base(base_folder), folder / f"checkpoint-{step}" / "sidecar")
+        for step in (2, 4)
+    )
+    assert_same(last, model, exact=True)
+    with pytest.raises(AssertionError):
+        assert_same(first, model)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_resuming_equals_the_straight_run(base_folder, tmp_path, pico_tokenizer, name):
     # Shuffled rows: the order must go on, too.
@@ -67,21 +78,9 @@ def test_resuming_equals_the_straight_run(base_folder, tmp_path, pico_tokenizer,
         for rows in (ours, theirs)
     ]
     assert without_count[0] == without_count[1] and without_count[0]
+    assert_sidecars(base_folder, tmp_path / "straight", straight.model)
     trained = {n for n, p in resumed.model.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in straight.model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_each_checkpoint_has_a_sidecar(base_folder, tmp_path, pico_tokenizer, name):
-    trainer = make_trainer(name, expanded(base_folder), tmp_path, pico_tokenizer)
-    trainer.train()
-    sidecars = [
-        load_sidecar(load_base(base_folder), tmp_path / f"checkpoint-{step}" / "sidecar")
-        for step in (2, 4)
-    ]
-    assert_same(sidecars[1], trainer.model, exact=True)
-    with pytest.raises(AssertionError):
-        assert_same(sidecars[0], trainer.model)
 
 
 def test_the_saved_model_and_its_cards(base_folder, tmp_path, pico_tokenizer):
