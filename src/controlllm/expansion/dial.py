@@ -1,7 +1,7 @@
 """The dial: reading and setting alpha, and switching the expansion off."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from controlllm.expansion.alignment import AlignmentState
@@ -113,6 +113,10 @@ class Dial:
             yield
         finally:
             self._state.enabled = before
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """`disable_expansion` under the name that PEFT's models and loops that use them know."""
+        return self.disable_expansion()
 
     @property
     def _state(self) -> AlignmentState:

@@ -49,6 +49,8 @@ def expand(
         base["fingerprint"] = fingerprint(model)
     hf_config = ControlLLMConfig(text_config=model.config, expansion=config.to_dict(), base=base)
     hf_config._attn_implementation = model.config._attn_implementation
+    # Tools look here for the tokenizer, and for the model that this one was made from.
+    hf_config.name_or_path = base["name_or_path"]
     expanded = ControlLLMForCausalLM(hf_config, base=model)
     expanded.generation_config = model.generation_config
     return expanded.train(model.training)

@@ -4,6 +4,8 @@
 |---|---|
 | `callback` | trainers built on `transformers.Trainer` (TRL's among them) |
 | `peft` | PEFT: an expansion as an adapter (`get_peft_model`, `load_adapter`); import it by name |
+| `reference` | trainers that need a reference model: the base inside, no second copy |
+| `trl` | TRL: its SFT, DPO, KTO, GRPO and RLOO trainers on an expanded model |
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +14,14 @@ from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from controlllm.integrations.callback import ControlLLMCallback
+    from controlllm.integrations.reference import BaseReference
 
-__all__ = ["ControlLLMCallback"]
+__all__ = ["BaseReference", "ControlLLMCallback"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"ControlLLMCallback": "controlllm.integrations.callback"}
+    __name__,
+    {
+        "BaseReference": "controlllm.integrations.reference",
+        "ControlLLMCallback": "controlllm.integrations.callback",
+    },
 )
