@@ -21,6 +21,7 @@ from tests.integrations.trl_runs import (
     rloo_config,
     trained,
 )
+from tests.laws.architectures import make_base
 from transformers import LlamaForCausalLM, PreTrainedModel
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 
@@ -317,3 +318,13 @@ def test_models_that_are_not_expanded(base_folder, tmp_path, pico_tokenizer):
         run_grpo(ControlLLMGRPOTrainer, *arguments, load_base(base_folder))
     with pytest.raises(ConfigError, match="would freeze the expanded blocks"):
         run_dpo(ControlLLMDPOTrainer, *arguments, peft_config=LoraConfig())
+
+
+def test_an_expansion_that_is_an_adapter_needs_no_reference_of_ours():
+    from peft import get_peft_model
+
+    from controlllm.integrations.peft import ControlLLMPeftConfig
+
+    model = get_peft_model(make_base("llama"), ControlLLMPeftConfig(num_blocks=2))
+    with pytest.raises(ModelError, match="TRL's own trainer"):
+        BaseReference(model)

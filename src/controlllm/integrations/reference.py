@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
 from controlllm.expansion.config import FROZEN_GROUPS
+from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import sidecar_tensors
 from controlllm.integrations.callback import ControlLLMCallback
 
@@ -25,12 +26,18 @@ class BaseReference(nn.Module):
         model: the expanded model, or PEFT's model around it.
 
     Raises:
-        ModelError: if there is no expanded model in it, or parts of its base train.
+        ModelError: if there is no expanded model in it, it is a base whose expansion is an adapter
+            of PEFT (whose own face TRL knows), or parts of its base train.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         expanded = ControlLLMCallback.find(model)
+        if not isinstance(expanded, ControlLLMForCausalLM):
+            raise ModelError(
+                "The expansion is an adapter of PEFT, which TRL disables by itself for the "
+                "reference: use TRL's own trainer, without a reference model."
+            )
         changing = sorted(set(FROZEN_GROUPS) - set(expanded.expansion.frozen_groups))
         if changing:
             raise ModelError(
