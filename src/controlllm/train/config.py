@@ -12,6 +12,7 @@ from controlllm.train.config_io import build, merge, read_yaml, write_yaml
 from controlllm.train.debug_config import DebugConfig
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
+from controlllm.train.support import check_support
 from controlllm.train.training_config import TrainingConfig, check_range
 
 __all__ = [
@@ -162,27 +163,13 @@ class RunConfig:
                 f"model.quantize_base={self.model.quantize_base} needs method='control'; "
                 f"method={self.method!r} trains the base, and what trains is not quantised."
             )
-        self._check_tensor_parallelism()
+        check_support(self)
         if self.training.alpha_sampling is not None and self.method != "control":
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
                 f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
                 "Leave out the preset, or set training.alpha_sampling to null."
             )
-
-    def _check_tensor_parallelism(self) -> None:
-        """It cuts matrices by columns too, which rows of codes and scales cannot follow."""
-        optimizer = self.training.optimizer
-        whole_rows = {
-            "model.quantize_base": self.model.quantize_base,
-            "training.optimizer": None if optimizer == "adamw" else optimizer,
-        }
-        for name, value in whole_rows.items():
-            if value is not None and self.parallel.tensor_size > 1:
-                raise ConfigError(
-                    f"{name}={value} does not go together with parallel.tensor_size="
-                    f"{self.parallel.tensor_size}; leave one of them out."
-                )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

@@ -23,9 +23,11 @@ def training_arguments(bench: Bench) -> TrainingArguments:
     if run.parallel.strategy in ZERO:
         prepare_deepspeed(on_cpu, bench.world.local_rank)
         sharing = {
-            "deepspeed": deepspeed_config(run, bench.micro_batches),
+            "deepspeed": deepspeed_config(run, bench.micro_batches, on_cpu),
             "accelerator_config": {"use_configured_state": True},
-            "max_grad_norm": training.max_grad_norm,  # The engine clips.
+            # The engine clips, and computes in its own precision.
+            "max_grad_norm": training.max_grad_norm,
+            "bf16": training.mixed_precision == "bf16",
         }
     return TrainingArguments(
         output_dir=training.output_dir,

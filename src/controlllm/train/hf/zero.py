@@ -9,6 +9,7 @@ A checkpoint is the one that every other strategy writes: tensors by the names o
 is resumed by FSDP, by one process, or by ZeRO on another number of processes.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,6 @@ from controlllm.checkpoint.optimizer import PREFIX, make_optimizer_state
 from controlllm.checkpoint.shards import fill_tensors
 from controlllm.checkpoint.tensors import trained_tensors
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.files import read_json
 from controlllm.train.config import RunConfig
 from controlllm.train.storage import Storage
 
@@ -29,6 +29,11 @@ __all__ = ["ZeroStorage", "deepspeed_config", "prepare_deepspeed"]
 
 SMALLEST = 2
 """Parameters of fewer numbers are never cut."""
+_QUANTISED = (
+    "zero_quantized_gradients",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWNED = {
     "train_batch_size": "training.per_device_train_batch_size",
@@ -78,16 +83,17 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     state.distributed_type = DistributedType.DEEPSPEED
 
 
-def deepspeed_config(run: RunConfig, micro_batches: int) -> dict[str, Any]:
+def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
     """The settings of the engine: those that the run makes, and over them those of its config.
 
     Args:
         run: the run config.
         micro_batches: of an optimizer step on each process.
+        on_cpu: there is no accelerator, or it is not to be used.
 
     Raises:
-        ConfigError: `parallel.deepspeed` sets what the run has a setting of its own for, or its
-            file cannot be read.
+        ConfigError: `parallel.deepspeed` sets what the run has a setting of its own for, or what a
+            CPU cannot do, or its file cannot be read.
     """
     training, parallel = run.training, run.parallel
     stage = int(parallel.strategy.removeprefix("zero"))
@@ -113,15 +119,21 @@ def deepspeed_config(run: RunConfig, micro_batches: int) -> dict[str, Any]:
             )
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
     merged = _laid_over(ours, given)
-    _check_zero(merged["zero_optimization"], stage)
+    _check_zero(merged["zero_optimization"], stage, on_cpu)
     return merged
 
 
-def _check_zero(zero: Mapping[str, Any], stage: int) -> None:
+def _check_zero(zero: Mapping[str, Any], stage: int, on_cpu: bool) -> None:
     if zero["stage"] != stage:
         raise ConfigError(
             f"parallel.deepspeed sets ZeRO stage {zero['stage']}, and parallel.strategy is "
             f"zero{stage}; leave the stage out there."
+        )
+    quantised = [key for key in _QUANTISED if zero.get(key)]
+    if quantised and on_cpu:
+        raise ConfigError(
+            f"parallel.deepspeed: {quantised[0]} needs a GPU; DeepSpeed has no such kernel for a "
+            "CPU. Leave it out here."
         )
     threshold = zero.get("stage3_param_persistence_threshold", "auto")
     if threshold != "auto" and threshold < SMALLEST:
@@ -134,7 +146,7 @@ def _check_zero(zero: Mapping[str, Any], stage: int) -> None:
 def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(given, str):
         try:
-            return dict(read_json(Path(given)))
+            return dict(json.loads(Path(given).read_text()))
         except (OSError, ValueError) as error:
             raise ConfigError(f"parallel.deepspeed={given} cannot be read: {error}") from error
     return dict(given or {})

@@ -1,0 +1,195 @@
+"""What works with what: the table that runs are checked by, and the page that is made of it.
+
+`WAYS` says which back end trains under which strategy; `REFUSED` which settings do not go together,
+why, and what does instead. `check_support` refuses a run before anything is loaded; `page` is the
+part of docs/support.md between its marks (`python -m controlllm.train.support` writes it).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.train.parallel_config import ZERO
+
+__all__ = ["REFUSED", "WAYS", "Refused", "Setting", "check_support", "page"]
+
+_SHARDED = "tested with 2 and 4 gloo processes; NCCL not run"
+_ZERO = "tested with 2 and 4 gloo processes, DeepSpeed 0.19.8; NCCL not run"
+WAYS: dict[tuple[str, str], str] = {
+    ("native", "fsdp"): _SHARDED,
+    ("native", "hsdp"): _SHARDED,
+    ("native", "ddp"): _SHARDED,
+    ("hf", "fsdp"): _SHARDED,
+    ("hf", "hsdp"): _SHARDED,
+    ("hf", "ddp"): _SHARDED,
+    ("hf", "zero2"): _ZERO,
+    ("hf", "zero3"): _ZERO,
+}
+"""(training.backend, parallel.strategy) -> what is known of it; anything else is refused."""
+
+MARKS = ("<!-- made by `python -m controlllm.train.support` -->", "<!-- end -->")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the run that has one of some values.
+
+    Attributes:
+        path: its dotted name.
+        values: what it has to be; none = anything but unset, off or 1.
+    """
+
+    path: str
+    values: tuple[Any, ...] = ()
+
+    def of(self, run: Any) -> Any:
+        """Its value in a run."""
+        return reduce(getattr, self.path.split("."), run)
+
+    def is_met(self, run: Any) -> bool:
+        """Whether a run has it so."""
+        value = self.of(run)
+        if self.values:
+            return value in self.values
+        return value if isinstance(value, bool) else value not in (None, 1)
+
+    def __str__(self) -> str:
+        if not self.values:
+            return f"`{self.path}`"
+        return f"`{self.path}`: {' or '.join(f'`{value}`' for value in self.values)}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Two settings that do not go together.
+
+    Attributes:
+        one: a setting.
+        other: another one.
+        why: a sentence without its full stop.
+        instead: what to do, the nearest that works.
+    """
+
+    one: Setting
+    other: Setting
+    why: str
+    instead: str
+
+
+_BY_ZERO = Setting("parallel.strategy", ZERO)
+_BY_ZERO3 = Setting("parallel.strategy", ("zero3",))
+_LOW_BIT = Setting("training.optimizer", ("adamw_8bit", "adamw_4bit", "adamw_fp8"))
+_TENSOR = Setting("parallel.tensor_size")
+
+REFUSED = (
+    Refused(
+        _TENSOR,
+        Setting("model.quantize_base"),
+        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "set parallel.tensor_size=1",
+    ),
+    Refused(
+        _TENSOR,
+        _LOW_BIT,
+        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "set training.optimizer=adamw",
+    ),
+    Refused(
+        _TENSOR,
+        _BY_ZERO,
+        "DeepSpeed would cut the weights a second time",
+        "take parallel.strategy=fsdp",
+    ),
+    Refused(
+        _LOW_BIT,
+        _BY_ZERO,
+        "ZeRO's flat parts of all weights have no rows that a scale belongs to",
+        "set training.optimizer=adamw (ZeRO has cut its moments already), or take "
+        "parallel.strategy=fsdp",
+    ),
+    Refused(
+        Setting("training.loss_chunk_size"),
+        _BY_ZERO3,
+        "the head's weight is used outside the head, where ZeRO-3 has not gathered it",
+        "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        Setting("expansion.interpolator", ("proj",)),
+        _BY_ZERO3,
+        "its matrix is used outside its forward pass, where ZeRO-3 has not gathered it",
+        "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        Setting("training.torch_compile"),
+        _BY_ZERO,
+        "it was never run so",
+        "take parallel.strategy=fsdp",
+    ),
+    Refused(
+        Setting("training.worst_case_first"),
+        _BY_ZERO,
+        "the engine does not exist yet when that pass is made",
+        "leave it out, or take parallel.strategy=fsdp",
+    ),
+)
+"""Checked in this order, after `WAYS`."""
+
+
+def check_support(run: Any) -> None:
+    """Refuse what cannot work together.
+
+    Args:
+        run: a run config.
+
+    Raises:
+        ConfigError: with the settings, the reason, and the nearest that works.
+    """
+    backend, strategy = run.training.backend, run.parallel.strategy
+    if (backend, strategy) not in WAYS:
+        others = [name for name, way in WAYS if way == strategy]
+        raise ConfigError(
+            f"parallel.strategy={strategy} does not go together with training.backend={backend}; "
+            f"set training.backend={' or '.join(others)}, or take parallel.strategy=fsdp."
+        )
+    for row in REFUSED:
+        if row.one.is_met(run) and row.other.is_met(run):
+            one, other = (f"{s.path}={_shown(s.of(run))}" for s in (row.one, row.other))
+            raise ConfigError(f"{one} does not go together with {other}: {row.why}; {row.instead}.")
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def page() -> str:
+    """Both tables, in Markdown."""
+    lines = _table(
+        ("`training.backend`", "`parallel.strategy`", "state"),
+        [(f"`{backend}`", f"`{way}`", state) for (backend, way), state in WAYS.items()],
+    )
+    lines += ["", "Refused at the start, with the reason:", ""]
+    lines += _table(
+        ("setting", "with", "why", "instead"),
+        [(str(row.one), str(row.other), row.why, row.instead) for row in REFUSED],
+    )
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def write_page(file: Path) -> None:
+    """Put the tables between their marks in a file."""
+    start, end = MARKS
+    text = file.read_text()
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    file.write_text(pattern.sub(lambda _: f"{start}\n{page()}\n{end}", text))
+
+
+if __name__ == "__main__":
+    write_page(Path("docs/support.md"))

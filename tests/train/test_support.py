@@ -1,0 +1,117 @@
+"""What cannot work together is refused, by the table that the page is made of."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from controlllm.common.errors import ConfigError
+from controlllm.train.config import RunConfig
+from controlllm.train.hf.zero import deepspeed_config
+from controlllm.train.parallel_config import ParallelConfig, Strategy
+from controlllm.train.support import MARKS, REFUSED, WAYS, Setting, page
+from controlllm.train.training_config import Backend
+
+ROOT = Path(__file__).parents[2]
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names to sections."""
+    values: dict[str, Any] = {}
+    for path, value in settings.items():
+        section, _, name = path.rpartition(".")
+        values.setdefault(section, {})[name] = value
+    return values
+
+
+def given(setting: Setting) -> Any:
+    """A value that meets a setting."""
+    if setting.values:
+        return setting.values[0]
+    default = setting.of(RunConfig())
+    if setting.path == "model.quantize_base":
+        return "int8"
+    return True if isinstance(default, bool) else 4
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: f"{row.one.path}, {row.other.path}")
+def test_each_row_of_the_table_is_refused(row: Any) -> None:
+    settings = {s.path: given(s) for s in (row.one, row.other)}
+    if str(settings.get("parallel.strategy", "")).startswith("zero"):
+        settings["training.backend"] = "hf"
+    with pytest.raises(ConfigError, match="does not go together") as error:
+        RunConfig.from_dict(nested(settings))
+    assert row.why in str(error.value) and row.instead in str(error.value)
+    for setting in (row.one, row.other):  # Each by itself is fine.
+        alone = {setting.path: settings[setting.path]}
+        if setting.path == "parallel.strategy":
+            alone["training.backend"] = "hf"
+        RunConfig.from_dict(nested(alone))
+
+
+def test_the_back_ends_and_strategies_of_the_table_are_all_there_are() -> None:
+    for backend in get_args(Backend):
+        for strategy in get_args(Strategy):
+            values = nested({"training.backend": backend, "parallel.strategy": strategy})
+            if (backend, strategy) in WAYS:
+                RunConfig.from_dict(values)
+            else:
+                with pytest.raises(ConfigError, match="does not go together"):
+                    RunConfig.from_dict(values)
+
+
+def test_the_page_is_the_table() -> None:
+    start, end = MARKS
+    text = (ROOT / "docs" / "support.md").read_text()
+    assert text.partition(start)[2].partition(end)[0].strip() == page().strip(), (
+        "write it anew: python -m controlllm.train.support"
+    )
+
+
+def config_of(deepspeed: Any, strategy: str = "zero3", **over: Any) -> dict[str, Any]:
+    parallel = {"strategy": strategy, "deepspeed": deepspeed}
+    training = {"backend": "hf", **over}
+    run = RunConfig.from_dict({"parallel": parallel, "training": training})
+    return deepspeed_config(run, 3, on_cpu=True)
+
+
+def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(
+        '{"zero_optimization": {"overlap_comm": true}, "bf16": "auto", "steps_per_print": 7}'
+    )
+    found = config_of(str(file), max_grad_norm=0.5, mixed_precision="bf16")
+    assert found["zero_optimization"] == {"stage": 3, "overlap_comm": True}
+    assert found["bf16"] == {"enabled": True} and found["steps_per_print"] == 7
+    assert found["gradient_clipping"] == 0.5 and found["gradient_accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "parts"),
+    [
+        ({"train_batch_size": 8}, ["train_batch_size", "per_device_train_batch_size"]),
+        ({"optimizer": {"type": "Adam"}}, ["optimizer", "training.optimizer"]),
+        ({"bf16": {"enabled": True}}, ["bf16", "training.mixed_precision"]),
+        ({"zero_optimization": {"stage": 2}}, ["stage 2", "zero3"]),
+        (
+            {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+            ["alphas", "at least 2"],
+        ),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, ["needs a GPU"]),
+        ("nowhere.json", ["nowhere.json", "cannot be read"]),
+    ],
+)
+def test_settings_of_deepspeed_that_contradict_the_run_are_refused(
+    deepspeed: Any, parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        config_of(deepspeed)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_settings_of_deepspeed_are_for_deepspeed() -> None:
+    with pytest.raises(ConfigError, match="zero2"):
+        ParallelConfig(deepspeed={"steps_per_print": 1})
