@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from controlllm.common.adapters import merge_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
@@ -29,7 +30,8 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
 
     A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
     constant, or the mean that `record_alpha` measured for a token gate); `slerp` interpolates row
-    by row; a stacked block's change since it was inserted is added to its source. Untrained
+    by row; a stacked block's change since it was inserted is added to its source. Adapters are
+    merged into the weights they were put around. Untrained
     expansions give the base, bit for bit.
 
     Args:
@@ -58,6 +60,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     alphas = {layer: _weight_alpha(model, layer) for layer in model.blocks}
     if not inplace:
         model = copy.deepcopy(model)
+    merge_adapters(model)
     for layer, block in model.blocks.items():
         if isinstance(block, StackBlock):
             _fold_stack(block, alphas[layer], config.residual_projections)

@@ -1,8 +1,8 @@
 """The sidecar: all trained tensors of an expanded model, saved apart from its base.
 
 A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was,
-the dial) and a model card. Names in it are the base's own, with `.expanded.` and `.interpolator.`
-where the trained parts are.
+the dial, PEFT's config of adapters) and a model card. Names in it are the base's own, with
+`.expanded.` and `.interpolator.` where the trained parts are.
 """
 
 import os
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from controlllm.common.adapters import has_adapters, switch_adapters
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import (
     atomic_folder,
@@ -23,11 +24,13 @@ from controlllm.common.files import (
     write_json,
     write_text,
 )
+from controlllm.expansion.base_record import check_base as check_recorded
 from controlllm.expansion.card import model_card
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.expanding import expand
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.peft import peft_config, put_adapters
 
 __all__ = [
     "SIDECAR_CONFIG",
@@ -92,7 +95,8 @@ def save_sidecar(
 
 def sidecar_config(model: ControlLLMForCausalLM) -> dict[str, Any]:
     """What the sidecar's config says."""
-    return {"format": FORMAT, "expansion": model.config.expansion, "base": model.config.base}
+    config = {"format": FORMAT, "expansion": model.config.expansion, "base": model.config.base}
+    return config | ({"peft": peft_config(model)} if has_adapters(model) else {})
 
 
 def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -139,12 +143,15 @@ def load_sidecar(
     """
     values = read_sidecar_config(folder)
     if check_base:
-        _check_base(base, values["base"], folder)
+        check_recorded(base, values["base"], f"The sidecar {folder}")
     model = expand(base, ExpansionConfig.from_dict(values["expansion"]))
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
         saved = _read_tensors(folder) if tensors is None else tensors
+        if "peft" in values:
+            put_adapters(model, values["peft"], None, str(folder))
+            switch_adapters(model, on=model.expansion.dial != 0)
         copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
         model.unload()
@@ -216,19 +223,3 @@ def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-
-def _check_base(
-    base: PreTrainedModel, recorded: dict[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    wanted, got = recorded.get("fingerprint"), fingerprint(base)
-    if wanted == got:
-        return
-    name = recorded.get("name_or_path") or "an unnamed model"
-    own = getattr(base.config, "_name_or_path", "") or type(base).__name__
-    raise CheckpointError(
-        f"The sidecar {folder} was trained on {name} (weights {wanted}), but the base given is "
-        f"{own} (weights {got}). "
-        "Load the base it names, or pass check_base=False (--load.check_base false) if you know "
-        "that this one is right."
-    )
