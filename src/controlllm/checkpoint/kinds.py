@@ -24,7 +24,7 @@ from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.base_record import base_record, check_base
+from controlllm.expansion.base_record import architecture_of, base_record, check_base
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.peft import (
     ADAPTER_CONFIG,
@@ -170,7 +170,7 @@ def _put_part(
 def _describe_full(model: PreTrainedModel) -> dict[str, Any]:
     config = json.loads(model.config.to_json_string())
     config |= {
-        "architectures": [type(model).__name__],
+        "architectures": [architecture_of(model)],
         "dtype": str(model.dtype).removeprefix("torch."),
         "_name_or_path": model.config.name_or_path,
     }

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.fingerprint import base_tensors, fingerprint
 
-__all__ = ["base_record", "check_base", "forget_base"]
+__all__ = ["architecture_of", "base_record", "check_base", "forget_base"]
 
 _NOTE = "_base_record"
 
@@ -25,13 +25,22 @@ def base_record(model: PreTrainedModel) -> dict[str, Any]:
         known = {
             "name_or_path": getattr(model.config, "_name_or_path", "") or "",
             "revision": getattr(model.config, "_commit_hash", None),
-            "architecture": type(model).__name__,
+            "architecture": architecture_of(model),
             "num_parameters": sum(tensor.numel() for tensor in tensors.values()),
             "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
             "fingerprint": fingerprint(model),
         }
         vars(model)[_NOTE] = known
     return dict(known)
+
+
+def architecture_of(model: nn.Module) -> str:
+    """The name of a model's class; FSDP2 puts one of its own (`FSDPLlamaForCausalLM`) before it."""
+    sharded = "FSDPModule"
+    for cls in type(model).__mro__:
+        if cls.__name__ != sharded and all(base.__name__ != sharded for base in cls.__bases__):
+            return cls.__name__
+    return type(model).__name__
 
 
 def forget_base(model: PreTrainedModel) -> None:
