@@ -18,6 +18,7 @@ from controlllm.train.activation_bytes import activation_bytes
 from controlllm.train.bench import make_bench
 from controlllm.train.estimate import estimate, model_without_weights
 from controlllm.train.flops import FlopCount
+from controlllm.train.methods import METHODS
 from controlllm.train.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
 
@@ -65,9 +66,33 @@ def taken(bench: Any) -> dict[str, int]:
 
 
 def planned(run: RunConfig, config: Any, mesh: MeshPlan) -> dict[str, int]:
-    expansion = run.expansion if run.method == "control" else None
+    expansion = run.expansion if METHODS.get(run.method).expands else None
     memory = estimate(run, config, expansion, mesh).memory
     return {n: getattr(memory, n) for n in ("frozen", "trained", "gradients", "optimizer")}
+
+
+WAYS: list[dict[str, Any]] = [
+    {"method": "lora"},
+    {"method": "lora", "peft": {"type": "dora", "r": 2, "target_modules": ["q_proj"]}},
+    {"method": "lora", "peft": {"type": "oft", "block_size": 8, "layers": [1, 2]}},
+    {"method": "freeze", "freeze": {"layers": [1], "also_train": ["head"]}},
+    {"method": "kl"},
+    {"method": "stack"},
+    {"peft": {"type": "lora"}},
+]
+
+
+@pytest.mark.parametrize("over", WAYS, ids=str)
+def test_memory_of_every_method_is_exact(run_config: Any, loaded: Any, over: Any) -> None:
+    """A copy of the base counts among what is frozen."""
+    run = run_config(**over)
+    model, tokenizer = loaded()
+    plan = planned(run, model.config, ALONE)
+    bench = make_bench(run, (model, tokenizer))
+    copied = bench.meter.reference.copy
+    sizes = taken(bench)
+    sizes["frozen"] += bytes_of(copied.parameters()) if copied is not None else 0
+    assert plan == sizes
 
 
 @pytest.mark.parametrize("expansion", EXPANSIONS, ids=str)
