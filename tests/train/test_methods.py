@@ -1,14 +1,13 @@
 """Every method trains, is saved, resumed, loaded, exported and measured against the base it had."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.laws.architectures import VOCAB, make_base
 from tests.train.helpers import losses_of
 from tests.train.test_resume import Stopped, assert_same_run, stop_after
+from tests.train.ways import REHEARSED, SAVED, WAYS, base_folder, logits, run_of
 
 from controlllm.checkpoint import (
     LoadOptions,
@@ -18,56 +17,11 @@ from controlllm.checkpoint import (
     load_model,
     newest_checkpoint,
 )
-from controlllm.cli import main
 from controlllm.cli.compare import summary_of
-from controlllm.common.adapters import as_base, carries_base, has_adapters
-from controlllm.common.errors import CheckpointError, ConfigError, ModelError
-from controlllm.evaluate import Reference
-from controlllm.expansion import ExpansionConfig
+from controlllm.common.adapters import as_base, carries_base
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import RunConfig, train
 from controlllm.train.bench import make_bench
-from controlllm.train.methods import METHODS
-from controlllm.train.quantize import QuantisedLinear
-
-LORA = {"method": "lora", "peft": {"r": 4}}
-ON_TOP = {"peft": {"type": "lora", "r": 4}, "expansion": {"num_blocks": 1, "layers": [1]}}
-REHEARSED = {"rehearsal": {"num_sequences": 6, "share": 0.3}}
-WAYS: dict[str, dict[str, Any]] = {
-    "lora": LORA,
-    "dora": {"method": "lora", "peft": {"type": "dora", "r": 2, "dropout": 0.1}},
-    "oft": {"method": "lora", "peft": {"type": "oft", "block_size": 8}},
-    "freeze": {"method": "freeze", "freeze": {"num_layers": 1, "also_train": ["norm"]}},
-    "stack": {"method": "stack"},
-    "replay": {"method": "replay"},
-    "kl": {"method": "kl"},
-    "on top": ON_TOP,
-    "on top, oft": {**ON_TOP, "peft": {"type": "oft", "block_size": 8}},
-}
-SAVED = {"lora": "adapters", "freeze": "part", "stack": "control", "replay": "full", "kl": "full"}
-
-
-def run_of(run_config: Any, texts: dict[str, str], way: str, **over: Any) -> RunConfig:
-    """A run of one of the ways; replay gets old data."""
-    values = copy.deepcopy(WAYS.get(way, {"method": way}))
-    if way == "replay":
-        values["data"] = {"replay": [{"path": texts["old"]}], "replay_share": 0.25}
-    return run_config(**values, **over)
-
-
-def base_folder(loaded: Any, tmp_path: Path) -> str:
-    """The pico base as a folder, so that checkpoints can name it."""
-    folder = tmp_path / "base"
-    if not folder.exists():
-        model, tokenizer = loaded()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.arange(3, 40).view(1, -1)
-    with torch.no_grad():
-        return model.eval()(input_ids=ids).logits
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -161,24 +115,6 @@ def test_the_trainer_of_transformers_does_the_same(
     assert losses_of(histories[0]) == losses_of(histories[1])
 
 
-def test_peft_reads_what_method_lora_saves(run_config: Any, loaded: Any, tmp_path: Path) -> None:
-    from peft import PeftModel
-
-    run = run_config(model={"model_name_or_path": base_folder(loaded, tmp_path)}, **LORA)
-    result = train(run)
-    expected = logits(result.model)
-    model, tokenizer = load_model(result.output_dir)
-    adapter = export(model, tmp_path / "adapter", "adapter", tokenizer)
-    for folder in (newest_checkpoint(result.output_dir), adapter):
-        theirs = PeftModel.from_pretrained(loaded()[0], folder)
-        torch.testing.assert_close(logits(theirs), expected, rtol=0, atol=0)
-    torch.testing.assert_close(logits(load_model(adapter)[0]), expected, rtol=0, atol=0)
-    theirs.save_pretrained(tmp_path / "theirs")  # and the other way: what PEFT writes is read
-    options = LoadOptions(base=base_folder(loaded, tmp_path))
-    ours, _ = load_model(tmp_path / "theirs", options)
-    torch.testing.assert_close(logits(ours), expected, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("way", ["lora", "freeze"])
 def test_another_base_is_refused(
     run_config: Any, texts: Any, loaded: Any, tmp_path: Path, pico_llama: Any, way: str
@@ -188,21 +124,6 @@ def test_another_base_is_refused(
     pico_llama(seed=5).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="but the base given is"):
         load_model(result.output_dir, LoadOptions(base=str(tmp_path / "other")))
-
-
-def test_trained_adapters_are_trained_further(run_config: Any, loaded: Any, tmp_path: Path) -> None:
-    """By the same method; another one would take the adapters for the base."""
-    model = {"model_name_or_path": base_folder(loaded, tmp_path)}
-    first = train(run_config(model=model, training={"output_dir": str(tmp_path / "1")}, **LORA))
-    model = {"model_name_or_path": str(first.output_dir)}
-    training = {"output_dir": str(tmp_path / "2")}
-    with pytest.raises(ConfigError, match=r"has adapters; use method='lora'"):
-        train(run_config(model=model, method="full", training=training))
-    second = train(run_config(model=model, training=training, method="lora"))
-    start, end = (row["learn/new/loss"] for row in (second.history[0], second.history[-1]))
-    assert start == pytest.approx(first.history[-1]["learn/new/loss"])
-    assert end < start
-    assert second.history[0]["retain/old/base_loss"] == first.history[0]["retain/old/base_loss"]
 
 
 def test_a_part_is_trained_further_on_what_it_was(
@@ -226,67 +147,6 @@ def test_a_part_is_trained_further_on_what_it_was(
     torch.testing.assert_close(
         logits(load_model(second.output_dir)[0]), logits(second.model), rtol=0, atol=0
     )
-
-
-def test_alpha_0_is_the_base_and_any_other_keeps_the_adapters(
-    run_config: Any, loaded: Any, tmp_path: Path
-) -> None:
-    model = {"model_name_or_path": base_folder(loaded, tmp_path)}
-    result = train(run_config(model=model, **ON_TOP))
-    plain, model = logits(loaded()[0]), result.model
-    model.set_alpha(0)
-    torch.testing.assert_close(logits(model), plain, rtol=0, atol=0)
-    model.save_sidecar(tmp_path / "at-0")
-    at_0 = load_model(tmp_path / "at-0", LoadOptions(base=base_folder(loaded, tmp_path)))[0]
-    torch.testing.assert_close(logits(at_0), plain, rtol=0, atol=0)
-    model.set_alpha(1e-6)
-    nearly = logits(model)
-    assert not torch.allclose(nearly, plain, atol=1e-2)  # of the adapters alone
-    with model.disable_expansion():
-        torch.testing.assert_close(logits(model), plain, rtol=0, atol=0)
-    torch.testing.assert_close(logits(model), nearly, rtol=0, atol=0)
-    collapsed = export(model, tmp_path / "collapsed", "collapsed")
-    torch.testing.assert_close(
-        logits(load_model(collapsed, LoadOptions(tokenizer=base_folder(loaded, tmp_path)))[0]),
-        nearly,
-        rtol=1e-3,
-        atol=1e-3,
-    )
-    base = model.unload()
-    assert not has_adapters(base)
-    torch.testing.assert_close(logits(base), plain, rtol=0, atol=0)
-
-
-def test_adapters_go_on_frozen_blocks_alone(run_config: Any, loaded: Any) -> None:
-    bench = make_bench(run_config(**ON_TOP), loaded())
-    adapted = {name for name, p in bench.model.named_parameters() if "lora_" in name}
-    bench.loader.close()
-    assert adapted and not any(".1." in name.split("layers")[1][:3] for name in adapted)
-    for layers, words in (([1], "not among them"), ([7], "not among them")):
-        with pytest.raises(ConfigError, match=words):
-            make_bench(
-                run_config(**{**ON_TOP, "peft": {"type": "lora", "layers": layers}}), loaded()
-            )
-    with pytest.raises(ConfigError, match="not expanded, which are"):
-        make_bench(run_config(peft={"type": "lora"}, expansion={"num_blocks": 4}), loaded())
-    with pytest.raises(ConfigError, match="no linear layer"):
-        make_bench(run_config(method="lora", peft={"target_modules": ["q"]}), loaded())
-    with pytest.raises(ConfigError, match="does not divide"):
-        make_bench(run_config(method="lora", peft={"type": "oft", "block_size": 7}), loaded())
-
-
-def test_the_first_values_of_adapters_are_the_seeds_alone(run_config: Any, loaded: Any) -> None:
-    def start(seed: int) -> dict[str, torch.Tensor]:
-        torch.rand(seed + 1)
-        model, tokenizer = loaded()
-        run = run_config(training={"seed": seed}, **LORA)
-        bench = make_bench(run, (model, tokenizer))
-        bench.loader.close()
-        return {n: p.detach() for n, p in model.named_parameters() if "lora_A" in n}
-
-    a, b, c = start(1), start(1), start(2)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not any(torch.equal(a[name], c[name]) for name in a)
 
 
 def test_the_kl_holds_the_model_to_its_base(run_config: Any, loaded: Any, tmp_path: Path) -> None:
@@ -369,40 +229,6 @@ def test_stack_is_control_with_a_stack(run_config: Any, loaded: Any, tmp_path: P
     assert histories[0] == histories[1]
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"method": "stack", "expansion": {"divergence": "cosine"}}, "divergence='cosine' does not go"),
-    ({"method": "stack", "expansion": {"structure": "hybrid"}}, "structure='hybrid' does not go"),
-    ({"method": "stack", "expansion": {"interpolator": "dlerp"}}, "interpolator='dlerp' does not"),
-    ({"method": "stack", "preset": "retain"}, "does not go together with method='stack'"),
-    ({"method": "replay"}, "needs old data"),
-    ({"method": "kl", "training": {"loss_chunk_size": 8}}, "loss_chunk_size=8 does not go"),
-    ({"method": "full", "peft": {"type": "lora"}}, "needs method='lora', or 'control'"),
-    ({"method": "lora", "model": {"quantize_base": "int8"}}, "needs method='control'"),
-    ({"method": "lora", "parallel": {"tensor_size": 2}}, "peft.type=lora does not go together"),
-    ({"peft": {"type": "oft"}, "parallel": {"tensor_size": 2}}, "peft.type=oft does not go"),
-    (
-        {"peft": {"type": "dora"}, "model": {"quantize_base": "int8"}},
-        "does not go together with peft.type='dora'",
-    ),
-    ({"peft": {"type": "lara"}}, "Did you mean 'lora'"),
-    ({"peft": {"r": 0}}, "must be at least 1"),
-    ({"peft": {"dropout": 1.0}}, "below 1"),
-    ({"peft": {"layers": []}}, "is empty"),
-    ({"freeze": {"num_layers": 0}}, "no block trains"),
-    ({"freeze": {"num_layers": 1, "layers": [1]}}, "exclude one another"),
-    ({"kl": {"weight": -1.0}}, "out of range"),
-] + [
-    ({"method": name, "training": {"alpha_sampling": [0.2, 0.8]}}, "has no alpha")
-    for name in ("full", "lora", "freeze", "kl")
-]
-
-
-@pytest.mark.parametrize(("over", "words"), REFUSED, ids=str)
-def test_what_does_not_go_together_is_refused(run_config: Any, over: Any, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        run_config(**over)
-
-
 @pytest.mark.parametrize("method", ["full", "lora", "freeze", "replay", "kl"])
 def test_an_expanded_model_is_no_base(
     run_config: Any, texts: Any, loaded: Any, method: str
@@ -412,84 +238,3 @@ def test_an_expanded_model_is_no_base(
     model, tokenizer = loaded()
     with pytest.raises(ConfigError, match="is an expanded model; use method='control'"):
         make_bench(run_of(run_config, texts, method), (expand(model, num_blocks=1), tokenizer))
-
-
-def test_every_method_of_the_config_is_there() -> None:
-    from typing import get_args
-
-    from controlllm.train.method_config import Method
-
-    assert METHODS.names() == sorted(get_args(Method))
-
-
-def test_a_quantised_base_with_adapters(run_config: Any, loaded: Any, tmp_path: Path) -> None:
-    """The frozen layers inside adapted ones are quantised, too."""
-    pytest.importorskip("torchao")
-    run = run_config(
-        model={"quantize_base": "int8", "model_name_or_path": base_folder(loaded, tmp_path)},
-        **ON_TOP,
-    )
-    result = train(run)
-    assert result.history[-1]["learn/new/loss"] < result.history[0]["learn/new/loss"] - 0.1
-    adapted = [m for m in result.model.modules() if hasattr(m, "lora_A")]
-    assert adapted and all(isinstance(m.base_layer, QuantisedLinear) for m in adapted)
-    assert has_adapters(load_model(result.output_dir)[0])
-
-
-@pytest.mark.parametrize("arch", ["gpt2", "qwen3-moe", "llama-tied"])
-def test_lora_on_other_architectures(arch: str) -> None:
-    from controlllm.expansion.adapter_config import AdapterConfig
-    from controlllm.expansion.fingerprint import fingerprint
-    from controlllm.expansion.peft import add_adapters
-
-    model = make_base(arch)
-    ids = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
-    before, name = model(input_ids=ids).logits, fingerprint(model)
-    add_adapters(model, AdapterConfig(r=2))
-    assert torch.equal(model(input_ids=ids).logits, before)
-    assert fingerprint(model) == name
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    assert not torch.allclose(model(input_ids=ids).logits, before, atol=1e-2)
-    torch.testing.assert_close(Reference(model).forward(input_ids=ids), before, rtol=0, atol=0)
-    with pytest.raises(ModelError, match="adapters already"):
-        add_adapters(model, AdapterConfig())
-
-
-def test_commands_on_adapters(
-    run_config: Any, loaded: Any, texts: Any, tmp_path: Path, capsys: Any
-) -> None:
-    """eval finds the base inside, inspect and compare read files, export writes both forms."""
-    base = base_folder(loaded, tmp_path)
-    folder = tmp_path / "runs"
-    for way in ("lora", "kl"):
-        training = {"output_dir": str(folder / way), "max_forgetting": 100.0}
-        train(run_of(run_config, texts, way, model={"model_name_or_path": base}, training=training))
-    run = str(folder / "lora")
-    assert main(["eval", run]) == 0
-    assert "base loss" in capsys.readouterr().out
-    assert main(["inspect", run]) == 0
-    out = capsys.readouterr().out
-    assert "adapter" in out and base in out
-    for form in ("adapter", "full"):
-        assert main(["export", run, str(tmp_path / form), "--form", form]) == 0
-        assert main(["eval", str(tmp_path / form), "--files", texts["new_heldout"]]) == 0
-    assert main(["export", str(folder / "kl"), str(tmp_path / "x"), "--form", "adapter"]) == 2
-    assert "needs a base with adapters" in capsys.readouterr().err
-    assert (
-        main(["compare", str(folder), "--best", "true", "--output", str(tmp_path / "o.json")]) == 0
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and {line.split()[1] for line in lines[2:]} == {"lora", "kl"}
-    for way in ("lora", "kl"):
-        assert main(["plan", "--config", str(folder / way / "config.yaml")]) == 0
-        assert way in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "full")]) == 2
-
-
-def test_the_default_stack_needs_no_settings() -> None:
-    assert RunConfig(method="stack").expansion == ExpansionConfig(
-        structure="stack", divergence="none"
-    )

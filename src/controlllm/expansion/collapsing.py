@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from controlllm.common.adapters import merge_adapters
+from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
@@ -90,7 +90,8 @@ def combine(
         An expanded model, or one of the base's class.
 
     Raises:
-        ModelError: if their bases or their expansions differ, with what differs.
+        ModelError: if their bases or their expansions differ, with what differs; or for adapters
+            in the form "expanded".
     """
     check_choice("form", form, ("expanded", "collapsed"))
     if not 0 <= weight <= 1:
@@ -102,6 +103,11 @@ def combine(
             for p, q in zip(collapsed.parameters(), other.parameters(), strict=True):
                 p.copy_(_lerp(p, q, weight))
         return collapsed
+    if has_adapters(a):
+        raise ModelError(
+            "Adapters are products of matrices, which cannot be blended one by one: combine these "
+            "models in the form 'collapsed'."
+        )
     one = copy.deepcopy(a)
     with torch.no_grad():
         ours, theirs = sidecar_tensors(one), sidecar_tensors(b)

@@ -138,7 +138,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         base,
         world.loader_ranks(run.data.cache_timeout),
     )
-    prepared = prepare_model(base, run)
+    prepared = prepare_model(base, run, world.size)
     _tell(prepared.model, loader)
     if run.model.quantize_base is not None:
         quantize_base(prepared.model, run.model.quantize_base)

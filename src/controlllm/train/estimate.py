@@ -181,7 +181,8 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     trained = sum(_bytes(t) for t, p in local if p.requires_grad)
     moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
     if not carries_base(model) and asks_base(run):
-        frozen += frozen + trained  # The base is kept beside it, to be asked.
+        # The base is kept beside it, to be asked; one process has what is frozen only once.
+        frozen += trained + (frozen if mesh.world_size > 1 else 0)
     compute = torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
     rows, length = training.per_device_train_batch_size, run.data.max_length
     gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0

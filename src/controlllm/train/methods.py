@@ -11,7 +11,8 @@
 | `kl` | every weight, held to the base's predictions | a frozen copy |
 | `freeze` | a few blocks | a frozen copy |
 
-A copy is kept only where something asks it. A new method is one more row of `METHODS`.
+A copy is kept only where something asks it; in a run of one process, frozen weights are common to
+model and copy. A new method is one more row of `METHODS`.
 """
 
 import copy
@@ -69,8 +70,13 @@ METHODS: Registry[Method] = Registry("method")
 """Methods by the name used in the run config."""
 
 
-def prepare_model(base: PreTrainedModel, run: RunConfig) -> Prepared:
+def prepare_model(base: PreTrainedModel, run: RunConfig, world_size: int = 1) -> Prepared:
     """Make `base` ready to train by `run.method`; it is taken over and changed in place.
+
+    Args:
+        base: a plain model, or a trained one to train further.
+        run: the run config.
+        world_size: processes that will share it.
 
     Raises:
         ConfigError: the method cannot train such a model.
@@ -78,9 +84,6 @@ def prepare_model(base: PreTrainedModel, run: RunConfig) -> Prepared:
     method = METHODS.get(run.method)
     _refuse_trained(base, method, run)
     forget_base(base)
-    copied = None
-    if not method.expands and not run.adapters and asks_base(run):
-        copied = copy.deepcopy(base).requires_grad_(False).eval()
     model = base
     if method.expands and not isinstance(base, ControlLLMForCausalLM):
         model = expand(base, run.expansion)
@@ -89,7 +92,16 @@ def prepare_model(base: PreTrainedModel, run: RunConfig) -> Prepared:
     method.train(model, run)
     if carries_base(model):
         return Prepared(model, Reference(model))
-    return Prepared(model, None if copied is None else Reference(model, copy=copied))
+    if not asks_base(run):
+        return Prepared(model, None)
+    return Prepared(model, Reference(model, copy=_frozen_copy(model, shares=world_size == 1)))
+
+
+def _frozen_copy(model: PreTrainedModel, shares: bool) -> PreTrainedModel:
+    """A copy of what has not been trained yet; it may have the frozen weights in common with it."""
+    kept = [p for p in model.parameters() if not p.requires_grad] if shares else []
+    memo: dict[int, object] = {id(parameter): parameter for parameter in kept}
+    return copy.deepcopy(model, memo).requires_grad_(False).eval()
 
 
 def asks_base(run: RunConfig) -> bool:
