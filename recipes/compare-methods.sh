@@ -12,7 +12,7 @@ folder=${1:?the folder to write to}
 config=${2:-recipes/compare-methods.yaml}
 replay=${3:-recipes/compare-methods-replay.yaml}
 shift $(($# < 3 ? $# : 3))
-RATES=${RATES:-control=3e-3 full=1e-3 lora=1e-2 freeze=3e-3 stack=3e-3 replay=1e-3 kl=1e-3}
+RATES=${RATES:-control=3e-3 full=1e-3 lora=3e-3 freeze=3e-3 stack=3e-3 replay=1e-3 kl=1e-3}
 
 for entry in $RATES; do
   method=${entry%%=*}
