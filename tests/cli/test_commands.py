@@ -21,6 +21,7 @@ from controlllm.cli import VERBS
 from controlllm.cli.calibrate import CalibrateOptions
 from controlllm.cli.chat import ChatOptions
 from controlllm.cli.combine import CombineOptions
+from controlllm.cli.compare import CompareOptions
 from controlllm.cli.data_inspect import InspectData
 from controlllm.cli.data_prepare import PrepareData
 from controlllm.cli.env import EnvOptions
@@ -40,6 +41,7 @@ OPTIONS = {
     "chat": ChatOptions,
     "export": ExportOptions,
     "combine": CombineOptions,
+    "compare": CompareOptions,
     "data inspect": InspectData,
     "data prepare": PrepareData,
     "inspect": InspectOptions,

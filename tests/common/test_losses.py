@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from controlllm.common.losses import cross_entropy_sum, kl_sum, masked_sum, target_mask, token_mask
+from controlllm.common.losses import (
+    cross_entropy_sum,
+    dft_sum,
+    kl_sum,
+    masked_sum,
+    target_mask,
+    token_mask,
+)
 
 THIRD, LN = math.log(1 / 3), math.log
 # p(next) at each of four positions, over three tokens.
@@ -80,3 +87,17 @@ def test_masked_sum_never_sees_what_is_masked():
     values = torch.tensor([[1.0, 2.0, math.nan]])
     total, count = masked_sum(values, torch.tensor([[True, True, False]]))
     assert (total.item(), count.item()) == (3.0, 2)
+
+
+def test_dft_weights_each_gradient_by_the_probability_of_its_token():
+    """The weight is a constant: the gradient is p(y) times that of the cross-entropy."""
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([[1, 2, -100, 3, 4], [-100, -100, 5, 6, 0]])
+    dft_sum(logits, labels).backward()
+    ours, logits.grad = logits.grad, None
+    cross_entropy_sum(logits, labels)[0].backward()
+    p = logits.detach()[:, :-1].softmax(-1)
+    weights = p.gather(-1, labels[:, 1:].clamp(min=0).unsqueeze(-1))
+    torch.testing.assert_close(ours[:, :-1], weights * logits.grad[:, :-1])
+    assert ours.abs().sum() > 0.1
+    assert not ours[labels.roll(-1, 1) == -100].any()

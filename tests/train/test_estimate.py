@@ -18,6 +18,7 @@ from controlllm.train.activation_bytes import activation_bytes
 from controlllm.train.bench import make_bench
 from controlllm.train.estimate import estimate, model_without_weights
 from controlllm.train.flops import FlopCount
+from controlllm.train.methods import METHODS
 from controlllm.train.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
 
@@ -65,9 +66,35 @@ def taken(bench: Any) -> dict[str, int]:
 
 
 def planned(run: RunConfig, config: Any, mesh: MeshPlan) -> dict[str, int]:
-    expansion = run.expansion if run.method == "control" else None
+    expansion = run.expansion if METHODS.get(run.method).expands else None
     memory = estimate(run, config, expansion, mesh).memory
     return {n: getattr(memory, n) for n in ("frozen", "trained", "gradients", "optimizer")}
+
+
+WAYS: list[dict[str, Any]] = [
+    {"method": "lora"},
+    {"method": "lora", "peft": {"type": "dora", "r": 2, "target_modules": ["q_proj"]}},
+    {"method": "lora", "peft": {"type": "oft", "block_size": 8, "layers": [1, 2]}},
+    {"method": "freeze", "freeze": {"layers": [1], "also_train": ["head"]}},
+    {"method": "kl"},
+    {"method": "stack"},
+    {"peft": {"type": "lora"}},
+]
+
+
+@pytest.mark.parametrize("over", WAYS, ids=str)
+def test_memory_of_every_method_is_exact(run_config: Any, loaded: Any, over: Any) -> None:
+    """Of a copy of the base, what is not common to both counts among what is frozen."""
+    run = run_config(**over)
+    model, tokenizer = loaded()
+    plan = planned(run, model.config, ALONE)
+    bench = make_bench(run, (model, tokenizer))
+    copied = bench.meter.reference.copy
+    sizes = taken(bench)
+    own = {p.data_ptr() for p in bench.model.parameters()}
+    if copied is not None:
+        sizes["frozen"] += bytes_of(p for p in copied.parameters() if p.data_ptr() not in own)
+    assert plan == sizes
 
 
 @pytest.mark.parametrize("expansion", EXPANSIONS, ids=str)

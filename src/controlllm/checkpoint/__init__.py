@@ -5,11 +5,12 @@
 | `state` | the training checkpoint: write, list, verify, load, prune, best |
 | `shards`, `writer`, `optimizer` | tensors in parts, written by all processes in the background |
 | `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
+| `kinds` | the kinds of models that are saved, and the files of each |
 | `tensors` | what of a model is trained, what model it is, and putting the tensors back |
 | `locate`, `loading` | any folder or name to a model and its tokenizer |
 | `remote`, `upload`, `fetch` | run folders elsewhere (HDFS, S3, ...), to there and from there |
 | `inspection` | what a saved model consists of, without loading it |
-| `export` | full, sidecar and collapsed forms |
+| `export` | full, sidecar, adapter and collapsed forms |
 """
 
 from controlllm.checkpoint.export import export, require_free

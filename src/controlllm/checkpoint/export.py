@@ -1,13 +1,23 @@
-"""Take a trained model away: as a sidecar, in full, or collapsed into the base's architecture."""
+"""Take a trained model away: as a sidecar or adapter, in full, or collapsed into the base."""
 
+import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.kinds import BASE_RECORD, KINDS
 from controlllm.checkpoint.locate import Kind, locate
+from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ModelError
-from controlllm.common.files import atomic_folder, require_empty, write_text
+from controlllm.common.files import (
+    atomic_folder,
+    require_empty,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from controlllm.common.registry import Registry
 from controlllm.expansion import collapse
 from controlllm.expansion.card import model_card
@@ -15,6 +25,8 @@ from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import save_sidecar
 
 __all__ = ["FORMS", "export", "require_free"]
+
+log = logging.getLogger(__name__)
 
 FORMS: Registry[Callable[[PreTrainedModel, Path, bool], None]] = Registry("form")
 """How each form is written into an existing empty folder; the last argument is `inplace`."""
@@ -31,13 +43,16 @@ def export(
     """Write a model with all that is needed to use it; the folder appears whole or not at all.
 
     Args:
-        model: an expanded model; `full` also takes a plain one.
+        model: an expanded model; `full` also takes a plain one, `full` and `adapter` a base with
+            adapters.
         folder: where to; absent or empty, unless `overwrite`.
-        form: `sidecar` (the trained tensors), `full` (base and trained parts, loads anywhere) or
+        form: `sidecar` (the trained tensors), `adapter` (those of a base with adapters, as PEFT
+            writes them), `full` (base and trained parts, adapters merged: loads anywhere) or
             `collapsed` (folded by weight into the base's own class: an approximation).
         tokenizer: is saved beside the model.
         overwrite: replace a folder that holds a saved model, with all that lies in it.
-        inplace: use the model up where that saves memory (`collapsed`); it is gone then.
+        inplace: use the model up where that saves memory (`collapsed`, merged adapters); it is
+            gone then.
 
     Returns:
         The folder.
@@ -63,7 +78,7 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
     Raises:
         CheckpointError: if something is there that is not to be replaced.
     """
-    replaceable = (Kind.SIDECAR, Kind.EXPANDED, Kind.PLAIN)
+    replaceable = (Kind.SIDECAR, Kind.ADAPTER, Kind.EXPANDED, Kind.PLAIN)
     path = Path(folder)
     if overwrite and path.is_dir() and any(path.iterdir()) and locate(path).kind in replaceable:
         return
@@ -73,7 +88,31 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
 @FORMS.register("full")
 def _write_full(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
     """The whole model; an expanded one writes its own card and modelling file."""
+    if has_adapters(model):
+        model = model if inplace else copy.deepcopy(model)
+        merge_adapters(model)
+        if isinstance(model, ControlLLMForCausalLM):
+            log.warning(
+                "The adapters are merged into the frozen blocks: at alpha 0 this form computes the "
+                "base with them. The form 'sidecar' keeps both apart."
+            )
     model.save_pretrained(folder)
+
+
+@FORMS.register("adapter")
+def _write_adapter(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
+    """The adapters of a base, as PEFT reads them, and which base it was."""
+    kind = KINDS["adapters"]
+    if isinstance(model, ControlLLMForCausalLM) or not kind.holds(model):
+        raise ModelError(
+            f"form='adapter' needs a base with adapters, and {type(model).__name__} is none; an "
+            "expanded model's adapters are part of its 'sidecar'."
+        )
+    tensors = {name: t.detach().cpu().contiguous() for name, t in kind.tensors(model).items()}
+    described = kind.describe(model)
+    save_tensors(folder / kind.weights, tensors, {"format": "pt"})
+    write_json(folder / kind.config, described["config"])
+    write_json(folder / BASE_RECORD, described["base"])
 
 
 @FORMS.register("sidecar")

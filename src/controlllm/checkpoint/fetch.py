@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from controlllm.checkpoint.kinds import KINDS
 from controlllm.checkpoint.manifest import MANIFEST, parse_manifest, verify_manifest
 from controlllm.checkpoint.remote import FOLDERS, RemoteRun
 from controlllm.checkpoint.state import BEST, checkpoint_step
@@ -21,7 +22,6 @@ __all__ = ["fetch_checkpoint", "fetch_files", "fetch_newest", "local_copy"]
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 4 * 2**20
-_MODEL_FILES = ("config.json", "sidecar_config.json")
 
 
 class _Broken(CheckpointError):
@@ -139,9 +139,10 @@ def _copy_of_run(run: RemoteRun, name: str | None) -> Path:
 
 def _copy_of_model(remote: RemoteRun) -> Path:
     files = list(remote.sizes())
-    if not any(name in files for name in _MODEL_FILES):
+    known = [kind.config for kind in KINDS.values()]
+    if not any(name in files for name in known):
         raise CheckpointError(
-            f"{remote.address} holds no model: no {', no '.join(_MODEL_FILES)} and no whole "
+            f"{remote.address} holds no model: no {', no '.join(known)} and no whole "
             "checkpoint-N folder."
         )
     target = _cache_folder(remote)

@@ -8,28 +8,30 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.plan import plan_blocks
-from controlllm.expansion.sidecar import SIDECAR_CONFIG, read_sidecar_config
+from controlllm.expansion.sidecar import read_sidecar_config
 
 __all__ = ["Inspection", "Part", "inspect_folder"]
 
 _EXPANDED = re.compile(r"^(?P<place>.+)\.(?P<branch>expanded|interpolator)\.")
+_ADAPTER = re.compile(r"^(base_model\.model\.)?(?P<place>.+?\.\d+)\..*\b(?P<branch>lora|oft)_\w+")
 _LOGIT = ".interpolator.logit"
 _STATES = ("state.safetensors", "optimizer.safetensors")
 
 
 @dataclass
 class Part:
-    """One expanded block, one expanded end, or the base.
+    """One expanded block, one expanded end, the adapters of one block, or the base.
 
     Attributes:
         name: the block or module, or "base".
-        kind: "concat", "stack", "end" or "base".
+        kind: "concat", "stack", "end", "adapter" or "base".
         trained: parameters that train.
         frozen: parameters that do not.
         bytes: their size in this folder.
@@ -91,9 +93,11 @@ def inspect_folder(path: str | Path) -> Inspection:
 
 
 def _configs(folder: Path) -> tuple[ExpansionConfig | None, dict[str, Any]]:
-    if (folder / SIDECAR_CONFIG).is_file():
-        values = read_sidecar_config(folder)
-        return ExpansionConfig.from_dict(values["expansion"]), values["base"]
+    kind = kind_in(folder)
+    if kind is not None and kind.base_of is not None:
+        expands = kind is KINDS["control"]
+        values = read_sidecar_config(folder)["expansion"] if expands else None
+        return ExpansionConfig.from_dict(values) if values else None, kind.base_of(folder)
     values = read_json(folder / "config.json")
     if "expansion" not in values:
         return None, {"architecture": (values.get("architectures") or [None])[0]}
@@ -107,7 +111,8 @@ def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]
     for name, (shape, size) in _tensor_sizes(folder):
         place, branch = _place(name)
         layer = place.rsplit(".", 1)[-1]
-        part = parts.setdefault(place, Part(place, kinds.get(layer, "end" if branch else "base")))
+        usual = _USUAL.get(branch, "end")
+        part = parts.setdefault(place, Part(place, kinds.get(layer, usual)))
         if _trains(name, branch, expansion):
             part.trained += prod(shape)
         else:
@@ -115,15 +120,19 @@ def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]
         part.bytes += size
     if expansion is not None:
         _fill_in_alphas(folder, parts, expansion)
-    if (folder / SIDECAR_CONFIG).is_file() and "num_parameters" in base:
+    if "num_parameters" in base and not (folder / "config.json").is_file():
         # The base lies elsewhere; what of it trains in place is in the folder.
         part = parts.setdefault("base", Part("base", "base"))
         part.frozen = base["num_parameters"] - part.trained
     return sorted(parts.values(), key=lambda part: part.kind == "base")
 
 
+_USUAL = {None: "base", "lora": "adapter", "oft": "adapter"}
+"""The kind of a part that is no expanded block, by its branch."""
+
+
 def _place(name: str) -> tuple[str, str | None]:
-    match = _EXPANDED.match(name)
+    match = _EXPANDED.match(name) or _ADAPTER.match(name)
     return (match["place"].removeprefix("base."), match["branch"]) if match else ("base", None)
 
 
@@ -148,7 +157,7 @@ def _group(name: str) -> str:
 def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionConfig) -> None:
     logits = _constant_logits(folder)
     for place, part in parts.items():
-        if part.kind == "base":
+        if part.kind in ("base", "adapter"):
             continue
         layer = int(place.rsplit(".", 1)[-1]) if part.kind != "end" else None
         part.alpha = _alpha(expansion, part.kind, layer, logits.get(place))

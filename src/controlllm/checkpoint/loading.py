@@ -4,7 +4,7 @@
 |---|---|
 | a run folder | its best checkpoint, else its newest whole one |
 | `run/checkpoint-40`, `run/best` | that checkpoint on its base |
-| a sidecar folder | the sidecar on its base (by its recorded name, or the one given) |
+| a sidecar, a PEFT adapter | that on its base (by its recorded name, or the one given) |
 | a full expanded model, a Hugging Face model | the folder itself |
 | a name on the Hub | that model, or the sidecar there on its base |
 | an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from controlllm.checkpoint.kinds import KINDS, SavedKind, kind_in
 from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.checkpoint.optimizer import PREFIX
@@ -39,12 +40,7 @@ from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, sh
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
-from controlllm.expansion import load_sidecar
-from controlllm.expansion.sidecar import (
-    SIDECAR_CONFIG,
-    SIDECAR_WEIGHTS,
-    read_sidecar_config,
-)
+from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
@@ -56,7 +52,7 @@ class LoadOptions:
     """How a model is loaded."""
 
     base: str | None = None
-    """Base model to use instead of the recorded one (sidecars and checkpoints)."""
+    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
 
     revision: str | None = None
     """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
@@ -115,18 +111,21 @@ def load_model(
     location = locate(path_or_name, options.storage_options)
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
-    sidecar = _sidecar_folder(location, options)
+    apart = _saved_apart(location, options)
     with _joined(location, options) as joined:
-        if sidecar is None:
+        if apart is None:
             base = _recorded_name(location)
             model = _load_whole(location.path if joined is None else str(joined), options)
-            model.config.name_or_path = location.path
         else:
-            base, base_options = _base_of(sidecar, location, options)
-            whole = _load_whole(base, base_options)
+            base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
-            model = load_sidecar(whole, sidecar, check_base=options.check_base, tensors=tensors)
-    tokenizer = load_tokenizer(_tokenizer_places(location, sidecar, base), options)
+            assert apart.kind.put_on is not None  # `_saved_apart` has looked
+            model = apart.kind.put_on(
+                _load_base(base, base_options), apart.folder, tensors, options.check_base
+            )
+        if apart is None or apart.kind is KINDS["part"]:
+            model.config.name_or_path = location.path
+    tokenizer = load_tokenizer(_tokenizer_places(location, apart, base), options)
     return _placed(model.eval(), options.device), tokenizer
 
 
@@ -146,9 +145,9 @@ def find_tokenizer(
     if options.tokenizer:
         return load_tokenizer([], options)
     location = locate(path_or_name, options.storage_options)
-    sidecar = _sidecar_folder(location, options)
-    base = _base_of(sidecar, location, options)[0] if sidecar else _recorded_name(location)
-    return load_tokenizer(_tokenizer_places(location, sidecar, base), options)
+    apart = _saved_apart(location, options)
+    base = _base_of(apart, location, options)[0] if apart else _recorded_name(location)
+    return load_tokenizer(_tokenizer_places(location, apart, base), options)
 
 
 def load_tokenizer(
@@ -171,12 +170,22 @@ def load_tokenizer(
     raise CheckpointError(f"no tokenizer in {', '.join(places)}; name one (`tokenizer`).")
 
 
-def _sidecar_folder(location: Location, options: LoadOptions) -> Path | None:
-    """The folder of the sidecar to load, or None if what lies there is a whole model."""
+@dataclass(frozen=True)
+class _Apart:
+    """What is saved apart from its base: its kind, and the folder on this machine."""
+
+    kind: SavedKind
+    folder: Path
+
+
+def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
+    """What is to be put on a base, or None if what lies there is a whole model."""
     if location.kind is Kind.HUB:
-        return _sidecar_from_hub(location.path, options)
+        sidecar = _sidecar_from_hub(location.path, options)
+        return None if sidecar is None else _Apart(KINDS["control"], sidecar)
     folder = Path(location.path)
-    return folder if (folder / SIDECAR_CONFIG).is_file() else None
+    kind = kind_in(folder)
+    return None if kind is None or kind.put_on is None else _Apart(kind, folder)
 
 
 def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
@@ -195,31 +204,48 @@ def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
     return Path(snapshot_download(name, revision=options.revision)) if found else None
 
 
-def _base_of(sidecar: Path, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
-    """Where the base of a sidecar is and how to load it: as the user says, else as recorded.
+def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """Where the base is and how to load it: as the user says, else as recorded.
 
     Raises:
         CheckpointError: if nothing is recorded, or the recorded folder is not there.
     """
-    recorded = read_sidecar_config(sidecar)["base"]
+    assert apart.kind.base_of is not None  # `_saved_apart` has looked
+    recorded = apart.kind.base_of(apart.folder)
     name = options.base or recorded.get("name_or_path")
     if not name:
-        raise CheckpointError(f"{sidecar} does not record its base by name; name it (`base`).")
+        raise CheckpointError(f"{apart.folder} does not record its base by name; name it (`base`).")
     try:
         path = locate(name, options.storage_options).path
     except CheckpointError as error:
         raise CheckpointError(
-            f"the base of {sidecar} is {name}, which is not here; say where it is (`base`)."
+            f"the base of {apart.folder} is {name}, which is not here; say where it is (`base`)."
         ) from error
     revision = None if location.kind is Kind.HUB else options.revision
     if revision is None and options.base is None:
         revision = recorded.get("revision")
-    dtype = _dtype_of(sidecar) if options.dtype == "auto" else options.dtype
-    return path, replace(options, revision=revision, dtype=dtype)
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = cast(Dtype, recorded.get("dtype") or _dtype_of(apart))
+    return path, replace(options, base=None, revision=revision, dtype=dtype)
 
 
-def _dtype_of(sidecar: Path) -> Dtype:
-    """The type that a sidecar was trained and saved in, so that its base is loaded in the same."""
+def _load_base(name: str, options: LoadOptions) -> PreTrainedModel:
+    """A base that is whole, or was itself saved apart from another one."""
+    location = locate(name, options.storage_options)
+    if location.kind in (Kind.PLAIN, Kind.EXPANDED, Kind.HUB):
+        return _load_whole(location.path, options)
+    return load_model(name, replace(options, device="cpu"))[0]
+
+
+def _dtype_of(apart: _Apart) -> Dtype:
+    """The type that a sidecar was trained and saved in, so that its base is loaded in the same.
+
+    Of an adapter that does not note it: as the base is saved.
+    """
+    if apart.kind is not KINDS["control"]:
+        return "auto"
+    sidecar = apart.folder
     path = next(iter(shard_files(sidecar)), sidecar / SIDECAR_WEIGHTS)
     try:
         with safe_open(path, "pt") as tensors:
@@ -238,9 +264,9 @@ def _recorded_name(location: Location) -> str | None:
     return str(name) if name else None
 
 
-def _tokenizer_places(location: Location, sidecar: Path | None, base: str | None) -> list[str]:
+def _tokenizer_places(location: Location, apart: _Apart | None, base: str | None) -> list[str]:
     """The model's folder, its run folder, its base."""
-    places = [location.path if sidecar is None else str(sidecar)]
+    places = [location.path if apart is None else str(apart.folder)]
     if location.kind is Kind.CHECKPOINT:
         places.append(str(Path(location.path).parent))
     return [*places, base] if base else places

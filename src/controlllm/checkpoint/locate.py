@@ -1,12 +1,14 @@
 """What a path or name is: one small pure look at file names, before anything is loaded."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.fetch import local_copy
+from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.manifest import MANIFEST
 from controlllm.checkpoint.state import (
     STATE,
@@ -17,7 +19,6 @@ from controlllm.checkpoint.state import (
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.common.remote import is_remote
-from controlllm.expansion.sidecar import SIDECAR_CONFIG
 
 __all__ = ["Kind", "Location", "locate"]
 
@@ -29,6 +30,8 @@ class Kind(Enum):
 
     CHECKPOINT = "training checkpoint"
     SIDECAR = "sidecar"
+    ADAPTER = "PEFT adapter"
+    PART = "part of a model"
     EXPANDED = "full expanded model"
     PLAIN = "Hugging Face model"
     HUB = "name on the Hugging Face Hub"
@@ -79,16 +82,27 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
 def _look_into(folder: Path) -> Location:
     if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
         return Location(Kind.CHECKPOINT, str(folder))
-    if (folder / SIDECAR_CONFIG).is_file():
-        return Location(Kind.SIDECAR, str(folder))
-    if (folder / "config.json").is_file():
-        expanded = read_json(folder / "config.json").get("model_type") == "controlllm"
-        return Location(Kind.EXPANDED if expanded else Kind.PLAIN, str(folder))
+    saved = kind_in(folder)
+    if saved is not None:
+        return Location(_FORMS[saved.name](folder), str(folder))
     if list_checkpoints(folder):
         checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
         if checkpoint is None:
             raise CheckpointError(f"{folder} holds no whole checkpoint.")
         return Location(Kind.CHECKPOINT, str(checkpoint))
-    raise CheckpointError(
-        f"{folder} holds no model: no config.json, no {SIDECAR_CONFIG} and no checkpoint-N folder."
-    )
+    files = ", no ".join(kind.config for kind in KINDS.values())
+    raise CheckpointError(f"{folder} holds no model: no {files} and no checkpoint-N folder.")
+
+
+def _form_of_whole(folder: Path) -> Kind:
+    expanded = read_json(folder / "config.json").get("model_type") == "controlllm"
+    return Kind.EXPANDED if expanded else Kind.PLAIN
+
+
+_FORMS: dict[str, Callable[[Path], Kind]] = {
+    "control": lambda folder: Kind.SIDECAR,
+    "adapters": lambda folder: Kind.ADAPTER,
+    "part": lambda folder: Kind.PART,
+    "full": _form_of_whole,
+}
+"""The form of a folder by the kind of the model that lies in it."""

@@ -6,7 +6,7 @@ r"""The training checkpoint: everything a run needs to go on as if it had never 
         sidecar.safetensors      the trained tensors \ of method `control`: the folder is a sidecar,
         sidecar_config.json      base, expansion     / `load_sidecar(base, folder)` reads it
         model.safetensors        the trained tensors \ of method `full`, instead: the folder is
-        config.json              the model's config  / a Hugging Face model
+        config.json              the model's config  / a Hugging Face model (`kinds` has the others)
         optimizer.safetensors    tensors of the optimizer
         state.safetensors        tensors of the random states, ...
         state.json               the rest of these states
@@ -30,6 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from controlllm.checkpoint.codec import pack, unpack
+from controlllm.checkpoint.kinds import BASE_RECORD, KINDS, kind_in
 from controlllm.checkpoint.manifest import verify_manifest, write_manifest
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, read_shards
@@ -42,7 +43,6 @@ from controlllm.common.files import (
     save_tensors,
     write_json,
 )
-from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = [
     "BEST",
@@ -62,10 +62,6 @@ __all__ = [
 ]
 
 BEST = "best.json"
-_MODEL_FILES = {
-    "control": (SIDECAR_WEIGHTS, SIDECAR_CONFIG),
-    "full": ("model.safetensors", "config.json"),
-}
 _STATE_TENSORS, STATE = "state.safetensors", "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 _APART = ("tensors", "model", "optimizer_tensors")
@@ -83,7 +79,7 @@ class TrainingState:
     """The model's trained tensors by name (`trained_tensors(model)`)."""
 
     model: dict[str, Any]
-    """What model they belong to: `method` and `config` (`describe_model(model)`)."""
+    """What model they belong to: `method`, `config`, `base` (`describe_model(model)`)."""
 
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What is not in tensors of the optimizer's state (`optimizer_state`)."""
@@ -126,7 +122,7 @@ def save_checkpoint(
             older checkpoints are untouched.
     """
     target = Path(output_dir) / f"checkpoint-{state.step}"
-    weights, _ = _MODEL_FILES[state.model["method"]]
+    weights = KINDS[state.model["method"]].weights
     with atomic_folder(target, overwrite=True) as folder:
         save_tensors(folder / weights, state.tensors, {"format": "pt"})
         save_tensors(folder / _OPTIMIZER, state.optimizer_tensors, {"format": "pt"})
@@ -141,8 +137,9 @@ def write_values(folder: Path, state: TrainingState) -> None:
     plain, tensors = pack(
         {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _APART}
     )
-    _, config = _MODEL_FILES[state.model["method"]]
-    write_json(folder / config, state.model["config"])
+    write_json(folder / KINDS[state.model["method"]].config, state.model["config"])
+    if "base" in state.model:
+        write_json(folder / BASE_RECORD, state.model["base"])
     save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
     write_json(folder / STATE, plain)
 
@@ -153,8 +150,12 @@ def load_values(folder: str | Path) -> TrainingState:
 
     folder = Path(folder)
     values = unpack(read_json(folder / STATE), load_file(folder / _STATE_TENSORS))
-    method = next(name for name, files in _MODEL_FILES.items() if (folder / files[1]).is_file())
-    model = {"method": method, "config": read_json(folder / _MODEL_FILES[method][1])}
+    kind = kind_in(folder)
+    if kind is None:
+        raise CheckpointError(f"{folder} does not say what model it is of.")
+    model = {"method": kind.name, "config": read_json(folder / kind.config)}
+    if (folder / BASE_RECORD).is_file():
+        model["base"] = read_json(folder / BASE_RECORD)
     return TrainingState(tensors={}, model=model, **values)
 
 
@@ -172,7 +173,7 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
     if is_sharded(folder):
         tensors = read_shards(folder)
     else:
-        weights = load_file(folder / _MODEL_FILES[state.model["method"]][0])
+        weights = load_file(folder / KINDS[state.model["method"]].weights)
         tensors = {**weights, **load_file(folder / _OPTIMIZER)}
     for name, tensor in tensors.items():
         place = state.optimizer_tensors if name.startswith(PREFIX) else state.tensors

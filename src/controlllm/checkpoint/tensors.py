@@ -1,18 +1,12 @@
 """What of a model is trained, what model it is, and putting the trained tensors back."""
 
-import json
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from controlllm.expansion.modeling import ControlLLMForCausalLM
-from controlllm.expansion.sidecar import (
-    base_fingerprint,
-    copy_tensors,
-    sidecar_config,
-    sidecar_tensors,
-)
+from controlllm.checkpoint.kinds import kind_of
+from controlllm.expansion.sidecar import copy_tensors
 
 __all__ = ["describe_model", "restore_tensors", "trained_tensors"]
 
@@ -20,29 +14,24 @@ __all__ = ["describe_model", "restore_tensors", "trained_tensors"]
 def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a checkpoint holds of a model, by name (the model's own tensors, not copies).
 
-    Of an expanded model these are the tensors of its sidecar, of any other all its parameters.
+    Of an expanded model these are the tensors of its sidecar, of one with adapters those, of any
+    other all parameters that train (`kinds`).
     """
-    if isinstance(model, ControlLLMForCausalLM):
-        return sidecar_tensors(model)
-    return dict(model.named_parameters())
+    return kind_of(model).tensors(model)
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """What is needed to build the model again around its trained tensors, as plain JSON.
 
+    Which base it is is noted when this is first called: do so before anything trains. Collective
+    where the model lies in parts.
+
     Returns:
-        `method` ("control" or "full"), and `config`: the sidecar's, or the model's own.
+        `method` (the name of its row in `kinds`), `config` (the sidecar's, PEFT's, the model's own,
+        ...), and for adapters `base`.
     """
-    if isinstance(model, ControlLLMForCausalLM):
-        base_fingerprint(model)
-        return {"method": "control", "config": sidecar_config(model.config)}
-    config = json.loads(model.config.to_json_string())
-    config |= {
-        "architectures": [type(model).__name__],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "_name_or_path": model.config.name_or_path,
-    }
-    return {"method": "full", "config": config}
+    kind = kind_of(model)
+    return {"method": kind.name, **kind.describe(model)}
 
 
 def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:

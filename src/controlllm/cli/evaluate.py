@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
 from controlllm.cli.sets import as_list, load_sets, run_defaults
+from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import write_json
 from controlllm.data import DataConfig, SourceConfig
@@ -63,7 +64,7 @@ class EvalOptions:
     """Alpha to measure at; null = as it was saved."""
 
     reference: str | None = None
-    """Base to compare a model with that is not expanded."""
+    """Base to compare a model with that does not carry it (no expansion, no adapters)."""
 
     output: str | None = None
     """JSON file to write all numbers to."""
@@ -114,7 +115,7 @@ def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:
 def _reference(model: PreTrainedModel, options: EvalOptions) -> Reference | None:
     if options.reference is not None:
         return Reference(model, copy=load_model(options.reference, options.load)[0])
-    return Reference(model) if isinstance(model, ControlLLMForCausalLM) else None
+    return Reference(model) if carries_base(model) else None
 
 
 def _measure_losses(

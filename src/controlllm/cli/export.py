@@ -21,7 +21,7 @@ __all__ = ["ExportOptions", "run"]
 
 @dataclass
 class ExportOptions:
-    """Write a model as a sidecar, in full, or collapsed into its base's architecture."""
+    """Write a model as a sidecar or adapter, in full, or collapsed into its base's architecture."""
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
@@ -29,8 +29,9 @@ class ExportOptions:
     folder: str
     """Where to write; absent or empty."""
 
-    form: Literal["full", "sidecar", "collapsed"] = "full"
-    """full (loads anywhere), sidecar (trained tensors only), collapsed (an approximation)."""
+    form: Literal["full", "sidecar", "adapter", "collapsed"] = "full"
+    """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
+    base with adapters, for PEFT), collapsed (an approximation)."""
 
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""

@@ -34,12 +34,18 @@ def run(argv: list[str]) -> None:
 
 def _head(found: Inspection) -> list[str]:
     lines = [f"{found.path}: {found.kind.value}"]
+    whole = found.expansion is None and "name_or_path" not in found.base
     name = found.base.get("name_or_path") or "not recorded"
     if found.expansion is None:
-        return [*lines, f"architecture: {found.base.get('architecture')}", "not expanded"]
-    base = f"base: {name}, {found.base.get('num_hidden_layers')} layers"
+        lines.append(f"architecture: {found.base.get('architecture')}")
+    if whole:
+        return [*lines, "not expanded"]
+    layers = found.base.get("num_hidden_layers")
+    base = f"base: {name}" + (f", {layers} layers" if layers else "")
     print_ = found.base.get("fingerprint")
     lines.append(f"{base}, weights {print_}" if print_ else base)
+    if found.expansion is None:
+        return [*lines, "not expanded"]
     shown = ("structure", "interpolator", "divergence", "divergence_weight", "expand_ends", "dial")
     lines.append("  ".join(f"{name}: {getattr(found.expansion, name)}" for name in shown))
     return lines

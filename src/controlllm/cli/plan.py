@@ -12,6 +12,7 @@ from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.plan import plan_blocks
 from controlllm.train.config import RunConfig
 from controlllm.train.estimate import Estimate, estimate, model_config
+from controlllm.train.methods import METHODS
 from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
 from controlllm.train.peaks import required_peak
 
@@ -75,7 +76,8 @@ def run(argv: list[str]) -> None:
     speeds = [
         options.mfu * peak * mesh.world_size / plan.flops.model * plan.tokens for plan in plans
     ]
-    print(f"\n{_sizes(plans, speeds)}\n\nGiB on each device:\n\n{_memory(plans)}")
+    method = options.method
+    print(f"\n{_sizes(method, plans, speeds)}\n\nGiB on each device:\n\n{_memory(method, plans)}")
     if options.output is not None:
         rows = [asdict(p) | {"tokens_per_second": s} for p, s in zip(plans, speeds, strict=True)]
         write_json(options.output, rows)
@@ -85,9 +87,9 @@ def _ways(
     options: PlanOptions, expanded: ExpansionConfig | None, layers: int
 ) -> Iterator[ExpansionConfig | None]:
     """How the model may be expanded; what does not fit is told."""
-    if options.method == "full":
+    if not METHODS.get(options.method).expands:
         if expanded is not None:
-            raise ConfigError("method='full' got an expanded model; collapse it first.")
+            raise ConfigError(f"method={options.method!r} got an expanded model; collapse it.")
         yield None
         return
     if expanded is not None:
@@ -117,11 +119,11 @@ def _head(options: PlanOptions, layers: int, mesh: MeshPlan) -> list[str]:
     ]
 
 
-def _sizes(plans: list[Estimate], speeds: list[float]) -> str:
+def _sizes(method: str, plans: list[Estimate], speeds: list[float]) -> str:
     headers = ["blocks", "parameters", "trained", "TFLOP/step", "tokens/s", "checkpoint GiB"]
     rows: list[list[Any]] = [
         [
-            _name(plan),
+            _name(plan, method),
             plan.parameters,
             plan.trained,
             plan.flops.model / 1e12,
@@ -133,11 +135,11 @@ def _sizes(plans: list[Estimate], speeds: list[float]) -> str:
     return format_table(headers, rows)
 
 
-def _memory(plans: list[Estimate]) -> str:
+def _memory(method: str, plans: list[Estimate]) -> str:
     parts = list(asdict(plans[0].memory))
     rows: list[list[Any]] = [
         [
-            _name(plan),
+            _name(plan, method),
             *(value / GIB for value in asdict(plan.memory).values()),
             plan.memory.total / GIB,
         ]
@@ -146,5 +148,5 @@ def _memory(plans: list[Estimate]) -> str:
     return format_table(["blocks", *parts, "total"], rows)
 
 
-def _name(plan: Estimate) -> int | str:
-    return "full" if plan.blocks is None else plan.blocks
+def _name(plan: Estimate, method: str) -> int | str:
+    return method if plan.blocks is None else plan.blocks

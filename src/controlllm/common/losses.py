@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "cross_entropy_sum", "kl_sum", "masked_sum", "target_mask", "token_mask"]
+__all__ = [
+    "IGNORE_INDEX",
+    "cross_entropy_sum",
+    "dft_sum",
+    "kl_sum",
+    "masked_sum",
+    "target_mask",
+    "token_mask",
+]
 
 IGNORE_INDEX = -100
 
@@ -35,6 +43,23 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     labels = labels_BT[:, 1:].flatten().to(logits.device)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (labels != IGNORE_INDEX).sum()
+
+
+def dft_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Sum of next-token cross-entropies, each times the probability that the model gives the token.
+
+    The factor has no gradient: tokens that the model finds unlikely pull less (dynamic fine-tuning,
+    arXiv 2508.05629).
+
+    Args:
+        logits_BTV: logits at each position, any float type; the sum is taken in float32.
+        labels_BT: unshifted labels, -100 = no target.
+    """
+    logits = logits_BTV[:, :-1].float().flatten(0, 1)
+    labels = labels_BT[:, 1:].flatten().to(logits.device)
+    # What is no target gives 0.
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return (losses * losses.detach().neg().exp()).sum()
 
 
 def kl_sum(reference_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

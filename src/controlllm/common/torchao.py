@@ -10,7 +10,7 @@ from controlllm.common.errors import ConfigError
 
 __all__ = ["quiet_torchao", "require_torchao"]
 
-_LOUD = ("torchao", "torch.utils._pytree")
+_LOUD = ("torchao", "torch.utils._pytree", "bitsandbytes")
 
 
 def require_torchao(module: str, setting: str) -> Any:
@@ -35,9 +35,9 @@ def require_torchao(module: str, setting: str) -> Any:
 
 @contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Let torchao say nothing when it is first imported, by us or by transformers.
+    """Let torchao (and bitsandbytes) say nothing when first imported, by us or by others.
 
-    It would tell on each start which of its kernels this machine cannot load; we call none of them.
+    They tell on each start which of their kernels this machine cannot load; we call none of them.
     """
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]

@@ -6,26 +6,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ModelError
-from controlllm.evaluate.expanded import Expanded
 from controlllm.evaluate.losses import evaluating, model_logits
 
 __all__ = ["Reference"]
 
 
 class Reference:
-    """The base of a model: the model itself with the expansion disabled, or a frozen copy.
+    """The base of a model: the model with expansion and adapters disabled, or a frozen copy.
 
     Args:
         model: the trained model.
         copy: the base, for models that do not carry it inside (full tuning, LoRA merged, ...).
 
     Raises:
-        ModelError: if the model is not expanded and no copy is given.
+        ModelError: if the model has neither expansion nor adapters, and no copy is given.
     """
 
     def __init__(self, model: nn.Module, copy: nn.Module | None = None) -> None:
-        if copy is None and not isinstance(model, Expanded):
+        if copy is None and not carries_base(model):
             raise ModelError(
                 f"{type(model).__name__} does not carry its base inside, so forgetting cannot be "
                 "measured by itself: give the base as `Reference(model, copy=base)`."
@@ -39,8 +39,7 @@ class Reference:
         if self.copy is not None:
             yield self.copy
             return
-        assert isinstance(self.model, Expanded)  # checked when this was made
-        with self.model.disable_expansion():
+        with as_base(self.model):
             yield self.model
 
     def forward(self, **inputs: Any) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.anatomy import residual_projections
@@ -32,7 +33,8 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
 
     A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
     constant, or the mean that `record_alpha` measured for a token gate); `slerp` interpolates row
-    by row; a stacked block's change since it was inserted is added to its source. Untrained
+    by row; a stacked block's change since it was inserted is added to its source. Adapters are
+    merged into the weights they were put around. Untrained
     expansions give the base, bit for bit.
 
     Args:
@@ -54,6 +56,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     alphas = weight_alphas(model.blocks, model.expansion)
     if not inplace:
         model = copy.deepcopy(model)
+    merge_adapters(model)
     fold(model._expansion, model.expansion, alphas)
     grown = model.config.base.get("grown_vocab_size")
     base = model.unload()
@@ -114,7 +117,8 @@ def combine(
         An expanded model, or one of the base's class.
 
     Raises:
-        ModelError: if their bases or their expansions differ, with what differs.
+        ModelError: if their bases or their expansions differ, with what differs; or for adapters
+            in the form "expanded".
     """
     check_choice("form", form, ("expanded", "collapsed"))
     if not 0 <= weight <= 1:
@@ -126,6 +130,11 @@ def combine(
             for p, q in zip(collapsed.parameters(), other.parameters(), strict=True):
                 p.copy_(interpolate(p, q, weight))
         return collapsed
+    if has_adapters(a):
+        raise ModelError(
+            "Adapters are products of matrices, which cannot be blended one by one: combine these "
+            "models in the form 'collapsed'."
+        )
     one = copy.deepcopy(a)
     with torch.no_grad():
         ours, theirs = sidecar_tensors(one), sidecar_tensors(b)

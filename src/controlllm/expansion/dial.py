@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from torch import nn
+
+from controlllm.common.adapters import switch_adapters, without_adapters
 from controlllm.expansion.alignment import AlignmentState
 from controlllm.expansion.block import ExpandedBlock
 from controlllm.expansion.config import ExpansionConfig
@@ -33,6 +36,8 @@ class Dial:
     def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
         """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
 
+        Adapters (PEFT) on frozen blocks are not weighted: they are off at 0, and on elsewhere.
+
         Args:
             alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not
                 named keeps its own); or None, the trained alphas again.
@@ -59,6 +64,7 @@ class Dial:
         else:
             for part in self._expansion.parts():
                 part.dial = alpha
+        switch_adapters(self._module, on=alpha != 0)
 
     def _parts_by_layer(self) -> dict[int, list[ExpandedBlock | ExpandedEnd]]:
         """What one key of a dial by layer turns."""
@@ -110,13 +116,20 @@ class Dial:
         """Inside, the model is the base: its function bit for bit, and its cost."""
         before, self._state.enabled = self._state.enabled, False
         try:
-            yield
+            with without_adapters(self._module):
+                yield
         finally:
             self._state.enabled = before
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """`disable_expansion` under the name that PEFT's models and loops that use them know."""
         return self.disable_expansion()
+
+    @property
+    def _module(self) -> nn.Module:
+        """The model that this is mixed into."""
+        assert isinstance(self, nn.Module)
+        return self
 
     @property
     def _state(self) -> AlignmentState:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from controlllm.common.adapters import BASE_LAYER, adapter_names
 from controlllm.common.tensors import whole
 
 __all__ = ["BRANCHES", "base_name", "base_tensors", "fingerprint"]
@@ -20,22 +21,24 @@ PERIOD = 8191
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The base's own parameters with the base's own names, whether `model` is expanded or not.
 
-    Tied weights come once. Trained parts of an expanded model do not come.
+    Tied weights come once. Trained parts of an expanded model and adapters do not come.
     """
+    adapters = adapter_names(model)
     for name, parameter in model.named_parameters():
         parts = name.split(".")
-        if "interpolator" not in parts and "expanded" not in parts:
-            yield base_name(name) if hasattr(model, "_expansion") else name, parameter
+        if name not in adapters and "interpolator" not in parts and "expanded" not in parts:
+            inside = adapters or hasattr(model, "_expansion")
+            yield base_name(name) if inside else name, parameter
 
 
 def base_name(name: str) -> str:
-    """What the base calls a parameter of an expanded model.
+    """What the base calls a parameter of an expanded model, or one with adapters.
 
     >>> base_name("base.model.layers.3.expanded.mlp.up_proj.weight")
     'model.layers.3.mlp.up_proj.weight'
     """
     parts = name.removeprefix("base.").split(".")
-    return ".".join(part for part in parts if part not in BRANCHES)
+    return ".".join(part for part in parts if part not in (*BRANCHES, BASE_LAYER))
 
 
 @torch.no_grad()

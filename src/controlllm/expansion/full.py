@@ -19,6 +19,7 @@ BUNDLED = (
     "common/registry.py",
     "common/losses.py",
     "common/tensors.py",
+    "common/adapters.py",
     "expansion/divergence.py",
     "expansion/interpolators.py",
     "expansion/config.py",

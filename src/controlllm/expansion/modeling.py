@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
+from controlllm.common.adapters import remove_adapters
 from controlllm.common.errors import ModelError
 from controlllm.expansion.alignment import ClaimGradient, DivergenceTerms
 from controlllm.expansion.dial import Dial
@@ -281,6 +282,7 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
 
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was before `expand`; this model must not be used afterwards."""
+        remove_adapters(self)
         remove(self.base, self._expansion)
         if self.config.base.get("vocab_size") is not None:
             set_vocab_size(self.base, self.config.base["vocab_size"])

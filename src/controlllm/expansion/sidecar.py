@@ -1,8 +1,8 @@
 """The sidecar: all trained tensors of an expanded model, saved apart from its base.
 
 A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was,
-the dial) and a model card. Names in it are the base's own, with `.expanded.` and `.interpolator.`
-where the trained parts are.
+the dial, PEFT's config of adapters) and a model card. Names in it are the base's own, with
+`.expanded.` and `.interpolator.` where the trained parts are.
 """
 
 import os
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from controlllm.common.adapters import has_adapters, switch_adapters
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import (
     atomic_folder,
@@ -23,22 +24,24 @@ from controlllm.common.files import (
     write_json,
     write_text,
 )
+from controlllm.expansion.base_record import check_base as check_recorded
 from controlllm.expansion.card import model_card
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.expanding import expand
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.peft import peft_config, put_adapters
 
 __all__ = [
     "SIDECAR_CONFIG",
     "SIDECAR_WEIGHTS",
+    "adapters_config",
     "base_fingerprint",
     "copy_tensors",
     "load_sidecar",
     "read_sidecar_config",
     "read_sidecar_tensors",
-    "require_base",
     "require_same",
     "save_sidecar",
     "sidecar_tensors",
@@ -85,7 +88,7 @@ def save_sidecar(
         CheckpointError: if the folder holds anything else, or cannot be written.
     """
     base_fingerprint(model)
-    write_sidecar(folder, sidecar_tensors(model), model.config, overwrite)
+    write_sidecar(folder, sidecar_tensors(model), model.config, overwrite, adapters_config(model))
 
 
 def write_sidecar(
@@ -93,6 +96,7 @@ def write_sidecar(
     tensors: Mapping[str, Tensor],
     config: ControlLLMConfig,
     overwrite: bool = False,
+    peft: Mapping[str, Any] | None = None,
 ) -> None:
     """Write trained tensors that may come from anywhere; see `save_sidecar`.
 
@@ -101,6 +105,7 @@ def write_sidecar(
         tensors: by the names of `sidecar_tensors`.
         config: its expansion and its base are written.
         overwrite: whether a folder that holds an older sidecar is replaced.
+        peft: PEFT's config of the adapters that are among the tensors.
 
     Raises:
         CheckpointError: if the folder holds anything else, or cannot be written.
@@ -110,13 +115,21 @@ def write_sidecar(
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
         save_tensors(temporary / SIDECAR_WEIGHTS, ready, {"format": "pt"})
-        write_json(temporary / SIDECAR_CONFIG, sidecar_config(config))
+        write_json(temporary / SIDECAR_CONFIG, sidecar_config(config, peft))
         write_text(temporary / "README.md", model_card(config, "sidecar"))
 
 
-def sidecar_config(config: ControlLLMConfig) -> dict[str, Any]:
-    """What the sidecar's config says."""
-    return {"format": FORMAT, "expansion": config.expansion, "base": config.base}
+def adapters_config(model: ControlLLMForCausalLM) -> dict[str, Any] | None:
+    """PEFT's config of the adapters on top of an expanded model; None without any."""
+    return peft_config(model) if has_adapters(model) else None
+
+
+def sidecar_config(
+    config: ControlLLMConfig, peft: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the sidecar's config says: how it was expanded, its base, and PEFT's config if any."""
+    values = {"format": FORMAT, "expansion": config.expansion, "base": config.base}
+    return values | ({"peft": dict(peft)} if peft is not None else {})
 
 
 def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,12 +176,15 @@ def load_sidecar(
     """
     values = read_sidecar_config(folder)
     if check_base:
-        _check_base(base, values["base"], folder)
+        check_recorded(base, values["base"], f"The sidecar {folder}")
     model = expand(base, ExpansionConfig.from_dict(values["expansion"]))
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
         saved = read_sidecar_tensors(folder) if tensors is None else tensors
+        if "peft" in values:
+            put_adapters(model, values["peft"], None, str(folder))
+            switch_adapters(model, on=model.expansion.dial != 0)
         copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
         model.unload()
@@ -245,37 +261,3 @@ def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-
-def _check_base(
-    base: PreTrainedModel, recorded: dict[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    own = getattr(base.config, "_name_or_path", "") or type(base).__name__
-    given = {"fingerprint": fingerprint(base), "name_or_path": own}
-    advice = "pass check_base=False (--load.check_base false)"
-    require_base(given, recorded, f"The sidecar {folder}", advice)
-
-
-def require_base(
-    given: Mapping[str, Any], recorded: Mapping[str, Any], what: str, advice: str
-) -> None:
-    """Check that a base is the one that something was trained on.
-
-    Args:
-        given: what is known of the base, its fingerprint above all.
-        recorded: what was written down of the one that is wanted.
-        what: was trained on it, for the message.
-        advice: how to load it nevertheless.
-
-    Raises:
-        CheckpointError: if their fingerprints differ.
-    """
-    wanted, got = recorded.get("fingerprint"), given["fingerprint"]
-    if wanted == got:
-        return
-    name = recorded.get("name_or_path") or "an unnamed model"
-    raise CheckpointError(
-        f"{what} was trained on {name} (weights {wanted}), but the base given is "
-        f"{given['name_or_path']} (weights {got}). "
-        f"Load the base it names, or {advice} if you know that this one is right."
-    )

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ControlLLMError, ModelError
 from controlllm.common.files import write_text
 from controlllm.expansion.modeling import ControlLLMForCausalLM
@@ -18,7 +19,8 @@ __all__ = ["Chat"]
 
 HELP = """\
 /alpha 0.3   answer with this alpha: 0 = the base, 1 = the expanded branch, trained = as trained
-/base        answer with the base model alone, until the next /alpha
+/base        answer with the base model alone, until the next /alpha or /trained
+/trained     answer with the trained model again
 /reset       forget the conversation
 /save FILE   append the conversation to FILE as one JSON line, ready to train on
 /help        this list
@@ -57,6 +59,7 @@ class Chat:
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
             "/base": self._base,
+            "/trained": self._trained,
             "/reset": self._reset,
             "/save": self._save,
             "/help": lambda argument: self.write(HELP),
@@ -126,10 +129,16 @@ class Chat:
         self.write(f"alpha by layer: {shown}\n")
 
     def _base(self, argument: str) -> None:
-        self._expanded()
+        if not carries_base(self.model):
+            raise ModelError("This model has no expansion and no adapters: its base is not here.")
         self.base_only = True
         self.generator.forget()
-        self.write("The base model answers; /alpha 0.5 or /alpha trained takes the expansion in.\n")
+        self.write("The base model answers; /trained takes what was trained in again.\n")
+
+    def _trained(self, argument: str) -> None:
+        self.base_only = False
+        self.generator.forget()
+        self.write("The trained model answers.\n")
 
     def _reset(self, argument: str) -> None:
         self.messages = list(self.opening)
@@ -152,7 +161,7 @@ class Chat:
         return self.model
 
     def _expansion(self) -> AbstractContextManager[None]:
-        return self._expanded().disable_expansion() if self.base_only else nullcontext()
+        return as_base(self.model) if self.base_only else nullcontext()
 
 
 def _number(text: str) -> float:

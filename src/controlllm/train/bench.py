@@ -24,6 +24,7 @@ from controlllm.common.documents import check_packing
 from controlllm.common.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
+from controlllm.expansion.peft import require_peft
 from controlllm.train.activations import compile_blocks
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -31,7 +32,7 @@ from controlllm.train.device import find_device
 from controlllm.train.head import check_head
 from controlllm.train.losses import StepLoss
 from controlllm.train.low_bit import LOW_BIT
-from controlllm.train.methods import prepare_model
+from controlllm.train.methods import METHODS, prepare_model
 from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
@@ -140,7 +141,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         base,
         world.loader_ranks(run.data.cache_timeout),
     )
-    prepared = prepare_model(base, run)
+    prepared = prepare_model(base, run, world.size)
     _tell(prepared.model, loader)
     if run.model.quantize_base is not None:
         quantize_base(prepared.model, run.model.quantize_base)
@@ -156,7 +157,13 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         model=model,
         tokenizer=tokenizer,
         loader=loader,
-        loss=StepLoss(model, reference, kl_weight, training.loss_chunk_size),
+        loss=StepLoss(
+            model,
+            reference,
+            kl_weight,
+            training.loss_chunk_size,
+            run.kl if METHODS.get(run.method).asks_base else None,
+        ),
         meter=_make_meter((model, reference), tokenizer, run, world.data_ranks),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
@@ -177,6 +184,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
 
 def _require_packages(run: RunConfig) -> None:
     """Refuse before anything is loaded what needs a package that is not there (ConfigError)."""
+    if run.adapters:
+        require_peft()
     if run.training.optimizer in LOW_BIT:
         require_torchao("torchao.optim", f"training.optimizer={run.training.optimizer}")
     if run.model.quantize_base is not None:
@@ -198,8 +207,7 @@ def _share(
         shard_model(module, world, run.training.mixed_precision)
         if files is not None and is_without_weights(module):
             fill_from(files, module, world, find_device(run.model.device))
-    if world.size > 1:
-        describe_model(model)  # Notes which base it is, before anything trains. Collective.
+    describe_model(model)  # Notes which base it is, before anything trains. Collective.
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

@@ -8,15 +8,20 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.adapter_config import AdapterConfig
 from controlllm.train.config_io import build, merge, read_yaml, write_yaml
 from controlllm.train.debug_config import DebugConfig
+from controlllm.train.method_config import FreezeConfig, KLConfig, Method, as_stack
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
 from controlllm.train.support import check_support
 from controlllm.train.training_config import TrainingConfig, check_range
 
 __all__ = [
+    "AdapterConfig",
     "DebugConfig",
+    "FreezeConfig",
+    "KLConfig",
     "LoggingConfig",
     "Method",
     "ModelConfig",
@@ -26,7 +31,8 @@ __all__ = [
     "TrainingConfig",
 ]
 
-Method = Literal["control", "full"]
+_WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
+_WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizeBase = Literal["int8", "nf4"]
@@ -134,12 +140,20 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The base model."""
     method: Method = "control"
-    """`control`: expand and train the copies; `full`: train all weights of the base."""
+    """`control`: expand and train the copies. To compare with: `full` (train all weights), `lora`
+    (PEFT's adapters), `freeze` (train a few blocks), `stack` (LLaMA-Pro), `replay` (full tuning
+    with data.replay), `kl` (full tuning, held to the base). Docs: docs/baselines.md."""
     preset: str | None = None
     """`paper` (the authors' settings), `retain` (least forgetting without old data), or null. It
     gives defaults only: every value given beside it counts more."""
     expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
-    """The expansion (method `control`)."""
+    """The expansion (methods `control` and `stack`)."""
+    peft: AdapterConfig = field(default_factory=AdapterConfig)
+    """Adapters: of the base (method `lora`), or of the blocks that are not expanded (`control`)."""
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    """What trains (method `freeze`)."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """The pull to the base (method `kl`)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training, replay, learn and retain data."""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
@@ -164,11 +178,32 @@ class RunConfig:
                 f"method={self.method!r} trains the base, and what trains is not quantised."
             )
         check_support(self)
-        if self.training.alpha_sampling is not None and self.method != "control":
+        if self.training.alpha_sampling is not None and self.method not in _WITH_ALPHA:
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
                 f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
                 "Leave out the preset, or set training.alpha_sampling to null."
+            )
+        self._check_method()
+
+    @property
+    def adapters(self) -> str | None:
+        """The type of the adapters that the run trains, if any."""
+        return self.peft.type or ("lora" if self.method == "lora" else None)
+
+    def _check_method(self) -> None:
+        """What is a method's own, and what does not go together with it."""
+        if self.method == "stack":
+            self.expansion = as_stack(self.expansion)
+        if self.method == "replay" and not self.data.replay:
+            raise ConfigError(
+                "method='replay' needs old data: name it under data.replay, and its share as "
+                "data.replay_share (0.05 to 0.125 is usual)."
+            )
+        if self.peft.type is not None and self.method not in _WITH_ADAPTERS:
+            raise ConfigError(
+                f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
+                f"top of an expanded model; method={self.method!r} has none. Set it to null."
             )
 
     @classmethod

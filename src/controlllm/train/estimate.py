@@ -13,14 +13,17 @@ Allocators, CUDA and libraries take some GiB more.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.tensors import trained_tensors
+from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -28,6 +31,7 @@ from controlllm.expansion.sidecar import read_sidecar_config
 from controlllm.train.activation_bytes import activation_bytes, kept_product_bytes
 from controlllm.train.config import RunConfig
 from controlllm.train.flops import FlopCount, Flops
+from controlllm.train.methods import METHODS, asks_base
 from controlllm.train.model import tune_model
 from controlllm.train.model_parts import parts_of
 from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
@@ -61,7 +65,7 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        blocks: expanded blocks; None for method `full`.
+        blocks: expanded blocks; None for methods that do not expand.
         parameters: numbers of the model.
         trained: how many of them train.
         memory: on the device that holds most.
@@ -91,10 +95,12 @@ def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
         raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
     location = locate(model.model_name_or_path)
     name, revision, expansion = location.path, model.revision, None
-    if location.kind in (Kind.SIDECAR, Kind.CHECKPOINT):
-        recorded = read_sidecar_config(name)
-        name, revision = recorded["base"]["name_or_path"], recorded["base"].get("revision")
-        expansion = ExpansionConfig.from_dict(recorded["expansion"])
+    kind = None if location.kind is Kind.HUB else kind_in(Path(name))
+    if kind is not None and kind.base_of is not None:
+        recorded = kind.base_of(Path(name))
+        if kind is KINDS["control"]:
+            expansion = ExpansionConfig.from_dict(read_sidecar_config(name)["expansion"])
+        name, revision = recorded["name_or_path"], recorded.get("revision")
     config = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=model.trust_remote_code
     )
@@ -109,9 +115,9 @@ def model_without_weights(
     """A run's model as it trains, on the meta device.
 
     Args:
-        run: its `model` and `training` are used.
+        run: its `method` (with its settings), `model` and `training` are used.
         config: of the base.
-        expansion: how to expand it; None for method `full`.
+        expansion: how to expand it; None for methods that do not.
     """
     config = copy.deepcopy(config)  # Expanding counts its layers anew.
     dtype = config.dtype or torch.float32
@@ -129,6 +135,7 @@ def model_without_weights(
             known = {"num_hidden_layers": text.num_hidden_layers, "vocab_size": text.vocab_size}
             settings = ControlLLMConfig(model.config, expansion.to_dict(), known)
             model = ControlLLMForCausalLM(settings, base=model)
+        METHODS.get(run.method).train(model, run)
         return tune_model(model, run.training)
 
 
@@ -140,7 +147,7 @@ def estimate(
     Args:
         run: the run config.
         config: of the base (`model_config`).
-        expansion: how it is expanded; None for method `full`.
+        expansion: how it is expanded; None for methods that do not expand.
         mesh: how processes share the model.
 
     Raises:
@@ -173,8 +180,9 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
     trained = sum(_bytes(t) for t, p in local if p.requires_grad)
     moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
-    if run.method == "full" and (run.data.learn or run.data.retain or run.rehearsal.uses_kl):
-        frozen += trained  # The base is kept beside it, to be asked.
+    if not carries_base(model) and asks_base(run):
+        # The base is kept beside it, to be asked; one process has what is frozen only once.
+        frozen += trained + (frozen if mesh.world_size > 1 else 0)
     compute = torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
     rows, length = training.per_device_train_batch_size, run.data.max_length
     gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0
@@ -184,6 +192,7 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     chunk = training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
+    kept = 3 if METHODS.get(run.method).asks_base else 2  # logits, their gradient, the base's
     module: nn.Module = model
     module.to(compute)
     activations += activation_bytes(model, rows, length)
@@ -193,7 +202,7 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
         gradients=trained,
         optimizer=moments,
         activations=activations,
-        logits=2 * positions * vocabulary * (compute.itemsize + 4),
+        logits=kept * positions * vocabulary * (compute.itemsize + 4),
         gathered=gathered,
     )
 

@@ -50,7 +50,7 @@ class Instruments:
                 predictions = int(target_mask(batch["labels"]).sum()) if self._in_chunks else None
                 self._flops += self._count.of(sequence_lengths(batch), predictions)
             if self._count_base is not None:
-                asked = self._count_base.of(self._rehearsed(batch))
+                asked = self._count_base.of(self._asked(batch))
                 self._flops += Flops(forward=asked.forward)
 
     def take(self, window: Window, wait: bool = False) -> None:
@@ -100,12 +100,20 @@ class Instruments:
             return torch.bfloat16
         return self.bench.model.dtype
 
-    def _rehearsed(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Documents as long as the rehearsed ones, as many as are in a batch."""
-        run = self.bench.run
+    def _asked(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The documents that the base computes: all for an anchor, and those that are rehearsed.
+
+        The latter are taken to be as long as one can be.
+        """
+        run, every = self.bench.run, torch.empty(0, dtype=torch.long)
+        if self.bench.loss.anchor is not None:
+            every = sequence_lengths(batch)
+        if self.bench.loss.rehearsal_weight is None:
+            return every
         tokens = int((batch["origin"] == REHEARSAL).sum())
         whole, rest = divmod(tokens, run.rehearsal.length or run.data.max_length)
-        return torch.tensor([run.rehearsal.length or run.data.max_length] * whole + [rest])
+        length = run.rehearsal.length or run.data.max_length
+        return torch.cat([every, torch.tensor([length] * whole + [rest])])
 
 
 def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
@@ -115,5 +123,5 @@ def _flop_counts(bench: Bench) -> tuple[FlopCount | None, FlopCount | None]:
     except ModelError as error:
         log.info("FLOPs and utilization are not measured: %s", error)
         return None, None
-    asks = bench.loss.rehearsal_weight is not None
+    asks = bench.loss.rehearsal_weight is not None or bench.loss.anchor is not None
     return FlopCount(parts), FlopCount(p for p in parts if p.of_base) if asks else None

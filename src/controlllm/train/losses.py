@@ -1,6 +1,7 @@
 """One optimizer step's loss, the same for every back end.
 
     loss = CE_sum / targets  +  weighted divergence_sum / tokens  +  weight * KL_sum / rehearsed
+                             [+  weight * KL_sum / targets]
 
 Each sum runs over the whole accumulated batch and is divided once by its count there. The counts
 are taken over all micro-batches of all processes *before* the first one runs, so a micro-batch's
@@ -12,6 +13,7 @@ processes, nor how rows are cut into batches changes anything.
 | cross-entropy | that predict a target of a training or replay row (under `ce`: any row) |
 | divergence | all real tokens, or those that predict a target (`expansion.divergence_tokens`) |
 | rehearsal | that predict a token of a rehearsed row, under `kl`: KL(base ‖ model) |
+| anchor (method `kl`) | those of the cross-entropy: KL(base ‖ model) |
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -28,6 +30,7 @@ from transformers import PreTrainedModel
 from controlllm.common.losses import (
     IGNORE_INDEX,
     cross_entropy_sum,
+    dft_sum,
     kl_sum,
     target_mask,
     token_mask,
@@ -37,6 +40,7 @@ from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.alignment import DivergenceTerms
 from controlllm.train.head import chunked_cross_entropy_sum, hidden_states_of
+from controlllm.train.method_config import KLConfig
 from controlllm.train.parallel import World
 from controlllm.train.rows import rows_of_origin
 
@@ -76,7 +80,7 @@ class StepReport:
     """What one optimizer step measured; the losses are already divided by their global counts.
 
     Attributes:
-        losses: cross_entropy, divergence and rehearsal (0-dim tensors on the device).
+        losses: cross_entropy, divergence, anchor, rehearsal (0-dim tensors on the device).
         divergence: unweighted divergence per expanded layer.
         tokens: real tokens seen.
         positions: tokens computed, padding included.
@@ -123,9 +127,10 @@ class StepLoss:
 
     Args:
         model: what trains.
-        reference: its base, asked for the rehearsal KL.
+        reference: its base, asked for the KLs.
         rehearsal_weight: weight of the rehearsal KL; None = rehearsed rows are ordinary rows.
         chunk: positions whose logits exist at a time; None = all.
+        anchor: the pull to the base on the tokens that are learned; None = none. Not with `chunk`.
     """
 
     def __init__(
@@ -134,8 +139,10 @@ class StepLoss:
         reference: Reference | None,
         rehearsal_weight: float | None = None,
         chunk: int | None = None,
+        anchor: KLConfig | None = None,
     ) -> None:
         self.chunk = chunk
+        self.anchor = anchor
         self.model = model
         self.caller: nn.Module = model
         """What is called instead of the model: an engine that wraps it, say."""
@@ -167,6 +174,8 @@ class StepLoss:
             losses["divergence"] = terms.total(mask_BT)[0] / max(counts.tokens, 1)
             blocks = terms.per_block(mask_BT)
             divergence = {layer: s / max(counts.tokens, 1) for layer, (s, _) in blocks.items()}
+        if self.anchor is not None:
+            losses["anchor"] = self._anchor(output, batch, counts, self.anchor.weight)
         if counts.rehearsed:
             losses["rehearsal"] = self._rehearsal(output, batch, counts)
         if report is not None:
@@ -210,12 +219,24 @@ class StepLoss:
 
     def _cross_entropy(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         labels_BT = self._task_labels(batch)
-        if self.chunk is None:
+        if self.anchor is not None and self.anchor.dft:
+            total = dft_sum(output, labels_BT)
+        elif self.chunk is None:
             total, _ = cross_entropy_sum(output, labels_BT)
         else:
             model = cast(PreTrainedModel, self.model)
             total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk)
         return total / max(counts.targets, 1)
+
+    def _anchor(
+        self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts, weight: float
+    ) -> Tensor:
+        """Weighted KL(base ‖ model) on what is learned; the base computes the whole batch."""
+        assert self.reference is not None
+        inputs = {k: v for k, v in model_inputs(batch).items() if k != "labels"}
+        base_BTV = self.reference.forward(**inputs)
+        total, _ = kl_sum(base_BTV, logits_BTV, self._task_labels(batch))
+        return weight * total / max(counts.targets, 1)
 
     def _rehearsal(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.common.adapters import as_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_text
 from controlllm.data import TokenStore
 from controlllm.evaluate import evaluating
-from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.train.config import RunConfig
 
@@ -63,7 +62,7 @@ def rehearsal_source(
     """The sequences of the base as a source for the train loader, from the cache if they are there.
 
     Args:
-        model: the base, or an expanded model (its base is what writes).
+        model: the base, or one that carries it (expanded, or with adapters): the base writes.
         tokenizer: gives the BOS token, or tokenizes the prompts.
         run: its `rehearsal`, `data.max_length` and `training.seed`.
 
@@ -89,12 +88,9 @@ def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[lis
     Yields:
         Token ids of one sequence, its prompt and its end token included.
     """
-    base: AbstractContextManager[Any] = nullcontext()
-    if isinstance(model, ControlLLMForCausalLM):
-        base = model.disable_expansion()
     devices = [model.device] if model.device.type == "cuda" else []
     written: list[list[int]] = []
-    with evaluating(model), base, torch.random.fork_rng(devices):
+    with evaluating(model), as_base(model), torch.random.fork_rng(devices):
         torch.manual_seed(plan.seed)
         while len(written) < plan.num_sequences:
             rows = range(len(written), min(len(written) + plan.batch_size, plan.num_sequences))

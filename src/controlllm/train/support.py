@@ -85,6 +85,8 @@ _BY_ZERO3 = Setting("parallel.strategy", ("zero3",))
 _LOW_BIT = Setting("training.optimizer", ("adamw_8bit", "adamw_4bit", "adamw_fp8"))
 _TENSOR = Setting("parallel.tensor_size")
 
+_NO_PLAN = "the model's plan does not say how the matrices of adapters are cut"
+
 REFUSED = (
     Refused(
         _TENSOR,
@@ -98,6 +100,8 @@ REFUSED = (
         "matrices are cut by columns too, which rows of codes and scales cannot follow",
         "set training.optimizer=adamw",
     ),
+    Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, "set parallel.tensor_size=1"),
+    Refused(_TENSOR, Setting("method", ("lora",)), _NO_PLAN, "set parallel.tensor_size=1"),
     Refused(
         _TENSOR,
         _BY_ZERO,
@@ -116,6 +120,18 @@ REFUSED = (
         _BY_ZERO3,
         "the head's weight is used outside the head, where ZeRO-3 has not gathered it",
         "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        Setting("training.loss_chunk_size"),
+        Setting("method", ("kl",)),
+        "its loss needs all logits of base and model",
+        "leave it out",
+    ),
+    Refused(
+        Setting("model.quantize_base"),
+        Setting("peft.type", ("dora",)),
+        "DoRA computes with the base's weights",
+        "set peft.type=lora or oft",
     ),
     Refused(
         Setting("expansion.interpolator", ("proj",)),

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.anatomy import examine, module_name
+from controlllm.expansion.base_record import require_base
 from controlllm.expansion.expanding import describe_base
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
-from controlllm.expansion.sidecar import require_base
 from controlllm.expansion.surgery import (
     Expansion,
     check_parts,

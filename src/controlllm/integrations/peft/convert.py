@@ -39,7 +39,7 @@ def sidecar_to_adapter(
 
     Raises:
         CheckpointError: if the sidecar is broken, or holds what an adapter cannot (parts of the
-            base that train in place, added tokens).
+            base that train in place, added tokens, adapters on top).
     """
     values = read_sidecar_config(sidecar)
     tensors = read_sidecar_tensors(sidecar)
@@ -48,6 +48,11 @@ def sidecar_to_adapter(
         raise CheckpointError(
             f"{sidecar} has added tokens (a vocabulary of {base['grown_vocab_size']}), which the "
             "PEFT form cannot hold; load it by load_sidecar() instead."
+        )
+    if "peft" in values:
+        raise CheckpointError(
+            f"{sidecar} holds adapters on top of the expansion, which are no part of it as an "
+            "adapter; load it by load_sidecar() instead."
         )
     named = {file_name(key): tensor for key, tensor in _untied(tensors, sidecar).items()}
     config = ControlLLMPeftConfig(

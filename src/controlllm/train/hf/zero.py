@@ -175,6 +175,7 @@ class ZeroStorage(Storage):
     def __init__(self, engine: Any, storage: Storage) -> None:
         super().__init__(storage.model, engine.optimizer.optimizer, storage.ranks)
         self.zero = engine.optimizer
+        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
         self.stage3 = engine.zero_optimization_stage() == 3
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -204,11 +205,11 @@ class ZeroStorage(Storage):
             for key, part in parts.items():
                 whole = part.detach().to("cpu", copy=True).view(self._shape(parameter))
                 if key:
-                    moments[f"{self._long_name(name)}/{key}"] = whole
+                    moments[self._moment(parameter, key)] = whole
                 else:
                     trained[name] = whole
             if steps is not None:
-                moments[f"{self._long_name(name)}/step"] = torch.tensor(float(steps))
+                moments[self._moment(parameter, "step")] = torch.tensor(float(steps))
         groups = [
             {key: value for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
@@ -229,15 +230,14 @@ class ZeroStorage(Storage):
             shape = self._shape(parameter)
             whole[name] = torch.empty(shape)
             if parameter.requires_grad:
-                prefix = self._long_name(name)
-                whole |= {f"{prefix}/{key}": torch.zeros(shape) for key in _MOMENTS}
-                whole[f"{prefix}/step"] = torch.zeros(())
+                whole |= {self._moment(parameter, key): torch.zeros(shape) for key in _MOMENTS}
+                whole[self._moment(parameter, "step")] = torch.zeros(())
         fill_tensors(checkpoint, whole, self.ranks)
         for name, parameter in self._parameters():
             self._put(parameter, whole[name], None)
             if parameter.requires_grad:
                 for key in _MOMENTS:
-                    self._put(parameter, whole[f"{self._long_name(name)}/{key}"], key)
+                    self._put(parameter, whole[self._moment(parameter, key)], key)
         self._set_steps(max(v.item() for k, v in whole.items() if k.endswith("/step")))
         for group, settings in zip(self.optimizer.param_groups, rest["groups"], strict=True):
             group.update(settings)
@@ -250,10 +250,9 @@ class ZeroStorage(Storage):
             assert isinstance(tensor, nn.Parameter)
             yield name, tensor
 
-    def _long_name(self, name: str) -> str:
-        """How the optimizer's tensors of a parameter are called in a checkpoint."""
-        base = "base." if hasattr(self.model, "expansion") else ""
-        return f"{PREFIX}{base}{name}"
+    def _moment(self, parameter: nn.Parameter, key: str) -> str:
+        """How one of the optimizer's tensors of a parameter is called in a checkpoint."""
+        return f"{PREFIX}{self._names[parameter]}/{key}"
 
     def _shape(self, parameter: nn.Parameter) -> torch.Size:
         """The shape of the whole; under ZeRO-3 a parameter that is not in use has no elements."""

@@ -53,6 +53,8 @@ def _why_whole(run: RunConfig) -> str | None:
         return "the base writes what is rehearsed"
     if run.model.quantize_base is not None:
         return "its frozen blocks are quantised (model.quantize_base)"
+    if run.adapters:
+        return "adapters are made around its weights (peft)"
     if run.expansion.freeze is not None:
         return "parts of the base train (expansion.freeze)"
     return None

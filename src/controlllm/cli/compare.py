@@ -1,0 +1,150 @@
+"""`controlllm compare`: what several runs learned, forgot and took, in one table."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint import list_checkpoints, newest_checkpoint
+from controlllm.checkpoint.inspection import inspect_folder
+from controlllm.checkpoint.state import load_values
+from controlllm.cli.parsing import parse_options
+from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.files import write_json
+from controlllm.evaluate.report import format_table
+from controlllm.train.config_io import read_yaml
+
+__all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
+
+
+@dataclass
+class CompareOptions:
+    """Compare runs by what their newest checkpoints say; nothing is trained or loaded."""
+
+    folder: str
+    """A run folder, or a folder of run folders."""
+
+    best: bool = False
+    """Losses of the best step within the run's budget (training.max_forgetting), not the last."""
+
+    output: str | None = None
+    """JSON file to write the numbers to."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run, as its newest checkpoint tells it.
+
+    Attributes:
+        name: its folder's.
+        method: how it learns.
+        learning_rate: its peak.
+        step: the step that the losses are of.
+        learn_loss: mean of the learn sets' losses, nats per token; None without learn sets.
+        gain: how much that is below the base's.
+        forgetting: the largest rise of a retain set's loss; None without retain sets.
+        kl: the largest KL(base || model) of a retain set.
+        trained: parameters that train.
+        tokens: real tokens trained on until the newest checkpoint.
+        seconds: time of the training steps until then.
+    """
+
+    name: str
+    method: str
+    learning_rate: float
+    step: int
+    learn_loss: float | None
+    gain: float | None
+    forgetting: float | None
+    kl: float | None
+    trained: int
+    tokens: int
+    seconds: float
+
+
+def run(argv: list[str]) -> None:
+    """Print the table."""
+    options = parse_options(CompareOptions, argv, "compare")
+    runs = [summary_of(folder, options.best) for folder in _run_folders(Path(options.folder))]
+    runs.sort(key=lambda row: (row.learn_loss is None, row.learn_loss))
+    columns = {
+        "run": "name",
+        "method": "method",
+        "lr": "learning_rate",
+        "step": "step",
+        "learn loss": "learn_loss",
+        "gain": "gain",
+        "forgetting": "forgetting",
+        "KL": "kl",
+        "trained": "trained",
+        "tokens": "tokens",
+        "seconds": "seconds",
+    }
+    rows = [asdict(row) | {"learning_rate": f"{row.learning_rate:g}"} for row in runs]
+    print(format_table(list(columns), [[row[key] for key in columns.values()] for row in rows]))
+    if options.output is not None:
+        write_json(options.output, [asdict(row) for row in runs])
+
+
+def summary_of(folder: Path, best: bool = False) -> RunSummary:
+    """What a run came to.
+
+    Args:
+        folder: the run folder.
+        best: whether losses are those of its best step.
+
+    Raises:
+        CheckpointError: it has no whole checkpoint.
+        ConfigError: the best step is asked for, and there is none.
+    """
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder} holds no whole checkpoint; train it to its end first.")
+    config, state = read_yaml(folder / "config.yaml"), load_values(checkpoint)
+    progress = state.extra["progress"]
+    if best and progress["best"] is None:
+        raise ConfigError(
+            f"{folder} has no best step: no learn set, or none within its budget; leave out --best."
+        )
+    step, measured = _measured(state.history, progress["best"]["step"] if best else None)
+    losses = _values(measured, "learn", "loss")
+    gains = _values(measured, "learn", "gain")
+    return RunSummary(
+        name=folder.name,
+        method=config["method"],
+        learning_rate=config["training"]["learning_rate"],
+        step=step,
+        learn_loss=sum(losses) / len(losses) if losses else None,
+        gain=sum(gains) / len(gains) if gains else None,
+        forgetting=max(_values(measured, "retain", "forgetting"), default=None),
+        kl=max(_values(measured, "retain", "kl"), default=None),
+        trained=inspect_folder(checkpoint).total.trained,
+        tokens=progress["tokens"],
+        seconds=progress["seconds"],
+    )
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """The folder itself if it is a run's, else the run folders in it."""
+    found = [p for p in (folder, *sorted(folder.glob("*"))) if (p / "config.yaml").is_file()]
+    if not found:
+        raise CheckpointError(f"{folder} is no run folder and holds none.")
+    for path in found[:1] if found[0] == folder else found:
+        if list_checkpoints(path):
+            yield path
+        else:
+            print(f"{path}: no checkpoint yet")
+
+
+def _measured(history: list[dict[str, Any]], step: int | None) -> tuple[int, dict[str, Any]]:
+    """The last measurement, or that of a step; (newest step, nothing) where there is none."""
+    rows = [row for row in history if any(key.startswith(("learn/", "retain/")) for key in row)]
+    rows = [row for row in rows if step is None or row["step"] == step]
+    if rows:
+        return rows[-1]["step"], rows[-1]
+    return (history[-1]["step"] if history else 0), {}
+
+
+def _values(row: dict[str, Any], kind: str, what: str) -> list[float]:
+    """A number of each set of a kind."""
+    return [v for key, v in row.items() if key.startswith(f"{kind}/") and key.endswith(f"/{what}")]

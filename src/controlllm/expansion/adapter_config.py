@@ -1,0 +1,48 @@
+"""Which adapters are put where: one dataclass, checked when it is made."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+
+__all__ = ["AdapterConfig"]
+
+AdapterType = Literal["lora", "dora", "oft"]
+
+
+@dataclass
+class AdapterConfig:
+    """Which adapters, and where.
+
+    Raises:
+        ConfigError: for a value that cannot work.
+    """
+
+    type: AdapterType | None = None
+    """`lora`, `dora` or `oft`; null = `lora` for method `lora`, and none for method `control`."""
+    r: int = 8
+    """Rank (lora, dora)."""
+    alpha: int | None = None
+    """An adapter's output is scaled by alpha / r (lora, dora); null = 2 r."""
+    dropout: float = 0.0
+    """Dropout of an adapter's input (lora, dora), or of its blocks (oft)."""
+    block_size: int = 32
+    """Size of the blocks that are rotated (oft); divides the width of every layer's input."""
+    target_modules: list[str] | None = None
+    """Last parts of the names of the layers, such as [q_proj, v_proj]; null = all linear ones."""
+    layers: list[int] | None = None
+    """Blocks that get adapters; null = all that are not expanded."""
+
+    def __post_init__(self) -> None:
+        if self.type is not None:
+            check_choice("peft.type", self.type, get_args(AdapterType))
+        for name, least in (("r", 1), ("alpha", 1), ("block_size", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"peft.{name}={value!r} must be at least {least}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"peft.dropout={self.dropout!r} must be at least 0 and below 1.")
+        for name in ("target_modules", "layers"):
+            if getattr(self, name) == []:
+                raise ConfigError(f"peft.{name} is empty; name at least one, or set it to null.")

@@ -1,0 +1,97 @@
+"""Baselines and adapters by several processes: the same losses and weights as by one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.distributed.test_training import losses, run_of, train_by
+from tests.processes import run_ranks, values
+
+import controlllm.expansion.peft
+import controlllm.train.methods  # noqa: F401  # forked processes find them imported
+from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
+from controlllm.expansion.peft import require_peft
+from controlllm.train import train
+from controlllm.train.bench import make_bench
+
+KL = {"num_sequences": 4, "share": 0.25}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "peft": {"r": 4}, "rehearsal": KL},
+    "dora": {"method": "lora", "peft": {"type": "dora", "r": 2}},
+    "oft": {"method": "lora", "peft": {"type": "oft", "block_size": 8}},
+    "freeze": {"method": "freeze", "freeze": {"also_train": ["norm"]}},
+    "kl": {"method": "kl", "kl": {"weight": 1.0}},
+    "stack": {"method": "stack"},
+    "on top": {"peft": {"type": "lora", "r": 4}},
+}
+WAYS = {"fsdp": ("lora", "dora", "oft", "freeze", "kl", "stack", "on top"), "ddp": ("lora", "kl")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_the_same_model(
+    run_config: Any, loaded: Any, tmp_path: Path, method: str
+) -> None:
+    require_peft()
+    over = METHODS[method]
+    [expected] = train_by(run_of(run_config, tmp_path / "alone", **over), loaded, 1, tmp_path)
+    alone = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
+    for strategy in (name for name, methods in WAYS.items() if method in methods):
+        folder = tmp_path / strategy
+        run = run_of(run_config, folder, parallel={"strategy": strategy}, **over)
+        for history in train_by(run, loaded, 2, tmp_path / "processes"):
+            assert losses(history) == pytest.approx(losses(expected), rel=2e-4), strategy
+        found = load_checkpoint(newest_checkpoint(folder))
+        assert found.model == alone.model
+        assert found.tensors.keys() == alone.tensors.keys()
+        for name, tensor in alone.tensors.items():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "freeze", "on top"])
+def test_what_two_saved_one_loads_and_goes_on_with(
+    run_config: Any, loaded: Any, tmp_path: Path, method: str
+) -> None:
+    base = str(tmp_path / "base")
+    for part in loaded():
+        part.save_pretrained(base)
+    over = METHODS[method] | {"model": {"model_name_or_path": base}}
+
+    def run(name: str, steps: int) -> Any:
+        return run_of(run_config, tmp_path / name, training={"max_steps": steps}, **over)
+
+    def train_half(rank: int) -> Any:
+        result = train(run("two", 6))
+        return [row for row in result.history if row["step"] == 6]
+
+    require_peft()
+    history = values(run_ranks(train_half, 2, tmp_path / "processes", timeout=100))[0]
+    model, _ = load_model(newest_checkpoint(tmp_path / "two"))
+    bench = make_bench(run("eval", 6))
+    bench.loader.close()
+    bench.meter.model = model
+    measured = bench.meter.measure().metrics
+    for name in ("learn/new/loss",):
+        assert measured[name] == pytest.approx(history[-1][name], rel=1e-3)
+    again = train(run("two", 6), None)  # by one process: there is nothing left to do
+    assert again.stopped_because == "max_steps"
+
+
+def test_in_bfloat16_adapters_stay_in_float32(run_config: Any, loaded: Any, tmp_path: Path) -> None:
+    """A unit of FSDP then holds a frozen base in bfloat16 and adapters in float32."""
+    require_peft()
+
+    def in_bfloat16() -> Any:
+        model, tokenizer = loaded()
+        return model.to(torch.bfloat16), tokenizer
+
+    over = {"method": "lora", "training": {"mixed_precision": "bf16"}}
+    [expected] = train_by(run_of(run_config, tmp_path / "1", **over), in_bfloat16, 1, tmp_path)
+    run = run_of(run_config, tmp_path / "2", **over)
+    found = train_by(run, in_bfloat16, 2, tmp_path / "processes")[0]
+    name = "learn/new/loss"
+    a, b = ([row[name] for row in h if name in row] for h in (expected, found))
+    assert b == pytest.approx(a, rel=0.05)
+    state = load_checkpoint(newest_checkpoint(tmp_path / "2"))
+    assert {tensor.dtype for tensor in state.tensors.values()} == {torch.float32}
+    assert state.model["base"]["dtype"] == "bfloat16"

@@ -1,0 +1,57 @@
+"""Settings of methods that do not go together are refused, in words."""
+
+from typing import Any
+
+import pytest
+
+from controlllm.common.errors import ConfigError
+from controlllm.expansion import ExpansionConfig
+from controlllm.train import RunConfig
+from controlllm.train.methods import METHODS
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"method": "stack", "expansion": {"divergence": "cosine"}}, "divergence='cosine' does not go"),
+    ({"method": "stack", "expansion": {"structure": "hybrid"}}, "structure='hybrid' does not go"),
+    ({"method": "stack", "expansion": {"interpolator": "dlerp"}}, "interpolator='dlerp' does not"),
+    ({"method": "stack", "preset": "retain"}, "does not go together with method='stack'"),
+    ({"method": "replay"}, "needs old data"),
+    ({"method": "kl", "training": {"loss_chunk_size": 8}}, "loss_chunk_size=8 does not go"),
+    ({"method": "full", "peft": {"type": "lora"}}, "needs method='lora', or 'control'"),
+    ({"method": "lora", "model": {"quantize_base": "int8"}}, "needs method='control'"),
+    ({"method": "lora", "parallel": {"tensor_size": 2}}, "peft.type=lora does not go together"),
+    ({"peft": {"type": "oft"}, "parallel": {"tensor_size": 2}}, "peft.type=oft does not go"),
+    (
+        {"peft": {"type": "dora"}, "model": {"quantize_base": "int8"}},
+        "does not go together with peft.type='dora'",
+    ),
+    ({"peft": {"type": "lara"}}, "Did you mean 'lora'"),
+    ({"peft": {"r": 0}}, "must be at least 1"),
+    ({"peft": {"dropout": 1.0}}, "below 1"),
+    ({"peft": {"layers": []}}, "is empty"),
+    ({"freeze": {"num_layers": 0}}, "no block trains"),
+    ({"freeze": {"num_layers": 1, "layers": [1]}}, "exclude one another"),
+    ({"kl": {"weight": -1.0}}, "out of range"),
+] + [
+    ({"method": name, "training": {"alpha_sampling": [0.2, 0.8]}}, "has no alpha")
+    for name in ("full", "lora", "freeze", "kl")
+]
+
+
+@pytest.mark.parametrize(("over", "words"), REFUSED, ids=str)
+def test_what_does_not_go_together_is_refused(run_config: Any, over: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run_config(**over)
+
+
+def test_every_method_of_the_config_is_there() -> None:
+    from typing import get_args
+
+    from controlllm.train.method_config import Method
+
+    assert METHODS.names() == sorted(get_args(Method))
+
+
+def test_the_default_stack_needs_no_settings() -> None:
+    assert RunConfig(method="stack").expansion == ExpansionConfig(
+        structure="stack", divergence="none"
+    )
