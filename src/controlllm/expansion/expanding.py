@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.anatomy import Anatomy, examine
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.fingerprint import fingerprint
@@ -35,13 +35,14 @@ def expand(
     Raises:
         ModelError, ConfigError: if the model cannot be expanded so; it is then untouched.
 
-    >>> model = expand(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B"), num_blocks=7)  #
-    doctest: +SKIP
+    >>> base = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")         # doctest: +SKIP
+    >>> model = expand(base, num_blocks=7)                                     # doctest: +SKIP
     """
     if config is not None and settings:
         raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")
     config = config or ExpansionConfig.from_dict(settings)
     refuse_expanded(model)
+    _refuse_parts(model)
     anatomy = examine(model)
     plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
     base = describe_base(model, anatomy)
@@ -54,6 +55,16 @@ def expand(
     expanded = ControlLLMForCausalLM(hf_config, base=model)
     expanded.generation_config = model.generation_config
     return expanded.train(model.training)
+
+
+def _refuse_parts(model: PreTrainedModel) -> None:
+    """ZeRO-3 leaves nothing in a weight that could be copied."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ModelError(
+            "DeepSpeed ZeRO-3 has cut this model's weights already, so its blocks cannot be "
+            "copied. Load and expand it before TrainingArguments(deepspeed=...) is made; the "
+            "trainer then cuts base and copies."
+        )
 
 
 def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:

@@ -3,11 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from controlllm.common.errors import ModelError
+from controlllm.common.tensors import whole
 from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.sidecar import (
+    adapters_config,
+    base_fingerprint,
+    sidecar_tensors,
+    write_sidecar,
+)
 
 if TYPE_CHECKING:
     from controlllm.integrations.peft import Adapters
@@ -30,6 +37,19 @@ class ControlLLMCallback(TrainerCallback):
 
     >>> SFTTrainer(model, ..., callbacks=[ControlLLMCallback()])               # doctest: +SKIP
     """
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Note which base it is, before the trainer cuts its weights into parts."""
+        expanded = self.find(model)
+        if isinstance(expanded, ControlLLMForCausalLM):
+            base_fingerprint(expanded)
 
     def on_train_begin(
         self,
@@ -54,11 +74,15 @@ class ControlLLMCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the sidecar into the checkpoint's folder."""
-        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        """Write the sidecar into the checkpoint's folder; of several processes, the first does."""
         expanded = self.find(model)
-        if isinstance(expanded, ControlLLMForCausalLM):
-            expanded.save_sidecar(checkpoint / "sidecar", overwrite=True)
+        if not isinstance(expanded, ControlLLMForCausalLM):
+            return
+        tensors = {name: _in_one(tensor) for name, tensor in sidecar_tensors(expanded).items()}
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / "sidecar"
+            adapters = adapters_config(expanded)
+            write_sidecar(folder, tensors, expanded.config, overwrite=True, peft=adapters)
 
     @staticmethod
     def find(model: nn.Module | None) -> "ControlLLMForCausalLM | Adapters":
@@ -76,3 +100,13 @@ class ControlLLMCallback(TrainerCallback):
             f"ControlLLMCallback found no expanded model in {type(model).__name__}; "
             "give the trainer a model made by controlllm.expand() or with a ControlLLMPeftConfig."
         )
+
+
+def _in_one(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 or ZeRO-3 may hold in parts. Collective where one does."""
+    if not hasattr(tensor, "ds_id"):
+        return whole(tensor)
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([tensor]):
+        return tensor.detach().to("cpu", copy=True)
