@@ -36,6 +36,7 @@ __all__ = [
     "copy_tensors",
     "load_sidecar",
     "read_sidecar_config",
+    "read_sidecar_tensors",
     "require_same",
     "save_sidecar",
     "sidecar_tensors",
@@ -68,7 +69,10 @@ def base_fingerprint(model: ControlLLMForCausalLM) -> str:
 
 
 def save_sidecar(
-    model: ControlLLMForCausalLM, folder: str | os.PathLike[str], overwrite: bool = False
+    model: ControlLLMForCausalLM,
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Write trained tensors, config and model card; the folder appears whole or not at all.
 
@@ -76,6 +80,7 @@ def save_sidecar(
         model: the expanded model.
         folder: where to; absent or empty, or an older sidecar with `overwrite`.
         overwrite: whether a folder that holds an older sidecar is replaced.
+        tensors: the trained tensors by `sidecar_tensors`' names, if they are gathered already.
 
     Raises:
         CheckpointError: if the folder holds anything else, or cannot be written.
@@ -83,7 +88,8 @@ def save_sidecar(
     if not (Path(folder) / SIDECAR_CONFIG).is_file():
         require_empty(Path(folder))  # whatever lies there is not ours to replace
     base_fingerprint(model)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in sidecar_tensors(model).items()}
+    tensors = sidecar_tensors(model) if tensors is None else tensors
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
         save_tensors(temporary / SIDECAR_WEIGHTS, tensors, {"format": "pt"})
         write_json(temporary / SIDECAR_CONFIG, sidecar_config(model))
@@ -144,7 +150,7 @@ def load_sidecar(
     try:
         if values["base"].get("grown_vocab_size"):
             model.resize_token_embeddings(values["base"]["grown_vocab_size"])
-        saved = _read_tensors(folder) if tensors is None else tensors
+        saved = read_sidecar_tensors(folder) if tensors is None else tensors
         copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
         model.unload()
@@ -207,7 +213,12 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + more or "none"
 
 
-def _read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a sidecar's tensors.
+
+    Raises:
+        CheckpointError: if they are missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
