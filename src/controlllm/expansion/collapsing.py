@@ -20,7 +20,7 @@ from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
 
-__all__ = ["collapse", "combine"]
+__all__ = ["collapse", "combine", "weight_alpha"]
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             f"collapsed; keep the full or "
             f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
         )
-    alphas = {layer: _weight_alpha(model, layer) for layer in model.blocks}
+    alphas = {layer: weight_alpha(model, layer) for layer in model.blocks}
     if not inplace:
         model = copy.deepcopy(model)
     for layer, block in model.blocks.items():
@@ -130,8 +130,12 @@ def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None
         )
 
 
-def _weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
-    """The alpha at which a block's weights are interpolated."""
+def weight_alpha(model: ControlLLMForCausalLM, layer: int) -> float:
+    """The alpha at which a block's weights are interpolated: dial, constant, or measured mean.
+
+    Raises:
+        ModelError: if it is a token gate's, and was never measured.
+    """
     block = model.blocks[layer]
     measured = (model.expansion.mean_alpha or {}).get(layer)
     gated = isinstance(block, ConcatBlock) and not block.interpolator.constant

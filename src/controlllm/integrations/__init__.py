@@ -3,6 +3,10 @@
 | module | for |
 |---|---|
 | `callback` | trainers built on `transformers.Trainer` (TRL's among them) |
+| `axolotl` | axolotl, as a plugin: `adapter: controlllm` |
+| `swift` | ms-swift, as an external plugin: `--tuner_type controlllm` |
+| `mergekit` | mergekit: the trained branch as a plain model, and a recipe of its alphas |
+| `neighbours` | what the plugins share |
 """
 
 from typing import TYPE_CHECKING
