@@ -1,10 +1,13 @@
 """What every neighbour's tests train on: a tiny base in a folder, and rows of one length."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
@@ -52,3 +55,14 @@ def arguments(tmp_path) -> Callable[..., TrainingArguments]:
         return TrainingArguments(**settings | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def page_configs(repository) -> Callable[[str], list[dict[str, Any]]]:
+    """`page_configs("axolotl")`: the YAML blocks of that tool's page."""
+
+    def read(tool: str) -> list[dict[str, Any]]:
+        text = (repository / "docs" / "integrations" / f"{tool}.md").read_text()
+        return [yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)]
+
+    return read

@@ -68,6 +68,13 @@ def test_settings_become_part_of_axolotls_yaml():
     assert ControlLLMArgs().controlllm is None
 
 
+def test_the_config_of_the_page_is_read(page_configs):
+    (cfg,) = page_configs("axolotl")
+    plugin = ControlLLMPlugin()
+    plugin.register(cfg)
+    assert cfg["plugins"] == [NAME] and len(plugin.add_callbacks_pre_trainer(cfg, None)) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,6 +167,18 @@ def test_the_interface_is_axolotls():
     module = pytest.importorskip("axolotl.integrations.base", reason="needs axolotl (not in CI)")
     assert methods(module.BasePlugin) == INTERFACE
     assert issubclass(ControlLLMPlugin, module.BasePlugin)
+
+
+def test_axolotl_knows_every_setting_of_the_page(page_configs):
+    pytest.importorskip("axolotl.loaders", reason="needs axolotl (not in CI)")
+    from axolotl.utils.config import prepare_plugins, validate_config
+    from axolotl.utils.dict import DictDefault
+
+    (yaml,) = page_configs("axolotl")
+    prepare_plugins(DictDefault(yaml))
+    cfg = validate_config(DictDefault(yaml))
+    assert all(cfg.get(key) is not None for key in yaml)
+    assert cfg.controlllm.to_dict() == yaml["controlllm"]
 
 
 def test_axolotl_validates_a_config_and_loads_the_adapter(tmp_path, base, base_folder):

@@ -124,3 +124,15 @@ def test_llama_factory_freeze_tuning_only_freezes_more(expanded_folder, tmp_path
     names = trained_names(model)
     assert sorted({int(name.split(".layers.")[1].split(".")[0]) for name in names}) == trained
     assert all(".expanded." in name for name in names)
+
+
+def test_llama_factory_knows_every_setting_of_the_page(page_configs, tmp_path):
+    pytest.importorskip("llamafactory", reason="needs llamafactory (not in CI)")
+    from llamafactory.hparams import get_train_args
+
+    (config,) = page_configs("llama-factory")
+    assert config.pop("pure_bf16")  # refused on a CPU
+    given = config | {"output_dir": str(tmp_path), "use_cpu": True}
+    _, data_args, training_args, finetuning_args, _ = get_train_args(given)
+    assert finetuning_args.finetuning_type == "full"
+    assert training_args.gradient_accumulation_steps == 8 and data_args.cutoff_len == 2048

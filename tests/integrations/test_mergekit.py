@@ -12,7 +12,7 @@ from controlllm import collapse, expand
 from controlllm.checkpoint import export
 from controlllm.common.errors import CheckpointError, ModelError
 from controlllm.expansion.sidecar import sidecar_tensors
-from controlllm.integrations.mergekit import main, write_for_mergekit
+from controlllm.integrations.mergekit import main, merge_recipe, write_for_mergekit
 
 VARIANTS = {
     "lerp": {"num_blocks": 2},
@@ -129,6 +129,13 @@ def test_the_command_takes_a_sidecar(base_folder, tmp_path, capsys):
     assert "is no expanded model" in capsys.readouterr().err
 
 
+def test_the_recipe_of_the_page_is_one_that_is_written(base_folder, page_configs):
+    _, recipe = page_configs("mergekit")
+    model = make_trained(base_folder, layers=[1, 3])
+    base, donor = (entry["model"] for entry in recipe["models"])
+    assert merge_recipe(model, base, donor) == recipe | {"dtype": "float32"}
+
+
 # ----------------------------------------------------------------------------------------------
 # The real package.
 
@@ -211,3 +218,9 @@ def test_mergekit_ties_is_ties(folders, merge):
         mean = (deltas * agree).sum(0) / agree.sum(0).clamp_min(1)
         expected = a[name].double() + mean
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mergekit_knows_the_configs_of_the_page(page_configs):
+    config = pytest.importorskip("mergekit.config", reason="needs mergekit (not in CI)")
+    for page in page_configs("mergekit"):
+        assert config.MergeConfiguration.model_validate(page).merge_method == page["merge_method"]

@@ -95,6 +95,13 @@ def test_arguments_that_cannot_work_are_refused(base, changes, message):
     assert not hasattr(base, "_expansion")
 
 
+def test_the_config_of_the_page_is_read(base, page_configs):
+    (config,) = page_configs("swift")
+    config["model_kwargs"]["controlllm"]["num_blocks"] = 2  # of 8: the base here has four layers
+    model = ControlLLMTuner.prepare_model(SimpleNamespace(**config), base)
+    assert config["tuner_type"] == "controlllm" and len(model.blocks) == 2
+
+
 def test_without_settings_a_quarter_of_the_layers_is_expanded(base):
     args = SimpleNamespace(callbacks=["controlllm"], model_kwargs=None)
     assert len(ControlLLMTuner.prepare_model(args, base).blocks) == 1
@@ -152,3 +159,13 @@ def test_swift_imports_the_plugin_file():
     import_external_file(str(folder / "_plugin.py"))
     assert tuners_map["controlllm"] is ControlLLMTuner
     assert callbacks_map["controlllm"] is ControlLLMSwiftCallback
+
+
+def test_swift_knows_every_setting_of_the_page(page_configs):
+    pytest.importorskip("swift.arguments", reason="needs ms-swift (not in CI)")
+    from dataclasses import fields
+
+    from swift.arguments import SftArguments
+
+    (config,) = page_configs("swift")
+    assert set(config) <= {field.name for field in fields(SftArguments)}
