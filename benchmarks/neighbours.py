@@ -319,7 +319,7 @@ def llama_factory(seen: Seen) -> dict[str, Any]:
     return found | {
         "checkpoint_holds": names_of(middle),
         "trainable": next(
-            line.split(">> ")[1] for line in log.splitlines() if "trainable params" in line
+            line.split(">> ")[1] for line in log.splitlines() if "trainable params:" in line
         ),
         "sidecar_is_the_folder": seen.same_logits(load_model(straight)[0], ours),
     }
