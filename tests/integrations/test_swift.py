@@ -6,8 +6,7 @@ trainings in it.
 
 import importlib.util
 import inspect
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,13 +66,11 @@ def test_methods_take_what_swift_gives():
     assert tuple(inspect.signature(ControlLLMSwiftCallback).parameters) == ("args", "trainer")
 
 
-def test_the_plugin_file_hides_no_package():
+def test_the_plugin_file_hides_no_package(capsys):
     """Swift puts the folder of an external plugin first on the path."""
-    done = subprocess.run(
-        [sys.executable, "-m", "controlllm.integrations.swift"], capture_output=True, text=True
-    )
-    plugin = Path(done.stdout.strip())
-    assert plugin.is_file(), done.stderr
+    runpy.run_module("controlllm.integrations.swift", run_name="__main__")
+    plugin = Path(capsys.readouterr().out.strip())
+    assert plugin.is_file()
     names = {path.stem for path in plugin.parent.iterdir()} - {"__pycache__"}
     assert names == {"__init__", "__main__", "_plugin"}
 
