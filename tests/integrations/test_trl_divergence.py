@@ -112,15 +112,15 @@ def preference_loss(base):
         (2.0, 2, True, "target"),
     ],
 )
-def test_dpo(base_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing, tokens):
-    model, other = (expanded(base_folder, weight, divergence_tokens=tokens) for _ in range(2))
+def test_dpo(talking_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing, tokens):
+    model, other = (expanded(talking_folder, weight, divergence_tokens=tokens) for _ in range(2))
     config = dpo_config(tmp_path, accumulation, gradient_checkpointing=checkpointing, beta=BETA)
     ControlLLMDPOTrainer(
         model, args=config, train_dataset=PAIRS, processing_class=pico_tokenizer
     ).train()
     steps = preference_batches(pico_tokenizer, accumulation)
     assert all((batch["attention_mask"] == 0).any() for batches in steps for batch in batches)
-    assert_same(model, take_steps(other, steps, preference_loss(load_base(base_folder))))
+    assert_same(model, take_steps(other, steps, preference_loss(load_base(talking_folder))))
 
 
 def recorded(trainer):
@@ -161,8 +161,8 @@ def policy_loss(base):
     ("weight", "accumulation", "checkpointing"),
     [(0.0, 2, False), (2.0, 1, False), (2.0, 2, False), (2.0, 2, True)],
 )
-def test_grpo(base_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing):
-    model, other = expanded(base_folder, weight), expanded(base_folder, weight)
+def test_grpo(talking_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing):
+    model, other = expanded(talking_folder, weight), expanded(talking_folder, weight)
     config = grpo_config(tmp_path, accumulation, gradient_checkpointing=checkpointing, beta=BETA)
     trainer = ControlLLMGRPOTrainer(
         model,
@@ -178,7 +178,7 @@ def test_grpo(base_folder, tmp_path, pico_tokenizer, weight, accumulation, check
     assert any((mask[:, 0] == 0).any() for mask in masks), "no prompt is padded"
     assert any((mask[:, -1] == 0).any() for mask in masks), "no answer is padded"
     steps = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
-    assert_same(model, take_steps(other, steps, policy_loss(load_base(base_folder))))
+    assert_same(model, take_steps(other, steps, policy_loss(load_base(talking_folder))))
 
 
 def text_batches(tokenizer, accumulation):
@@ -202,8 +202,8 @@ def bare_sft(model, batches, accumulation):
 
 
 @pytest.mark.parametrize(("weight", "accumulation"), [(0.0, 2), (2.0, 1), (2.0, 2)])
-def test_sft_with_a_short_last_step(base_folder, tmp_path, pico_tokenizer, weight, accumulation):
-    model, other = expanded(base_folder, weight), expanded(base_folder, weight)
+def test_sft_with_a_short_last_step(talking_folder, tmp_path, pico_tokenizer, weight, accumulation):
+    model, other = expanded(talking_folder, weight), expanded(talking_folder, weight)
     config = sft_config(tmp_path, accumulation, max_steps=-1, num_train_epochs=1)
     trainer = ControlLLMSFTTrainer(
         model, args=config, train_dataset=TEXTS, processing_class=pico_tokenizer
@@ -225,13 +225,13 @@ def test_sft_with_a_short_last_step(base_folder, tmp_path, pico_tokenizer, weigh
     ids=str,
 )
 def test_sft_without_padding_is_the_same_training(
-    base_folder, tmp_path, pico_tokenizer, attention, options
+    talking_folder, tmp_path, pico_tokenizer, attention, options
 ):
     """Documents in one row do not see each other, and all their tokens count as if padded."""
     from controlllm.common.attention import register_packed_attention
 
     register_packed_attention()
-    models = [expanded(base_folder, 2.0) for _ in range(2)]
+    models = [expanded(talking_folder, 2.0) for _ in range(2)]
     rows = TEXTS.select(range(4))
     for model, chosen in zip(models, ({}, options), strict=True):
         # One row that packing fills is one batch; without it four rows are.
@@ -263,8 +263,8 @@ MEMORY = {
 
 
 @pytest.mark.parametrize("name", MEMORY)
-def test_what_saves_memory_changes_nothing(base_folder, tmp_path, pico_tokenizer, name):
-    models = [expanded(base_folder, 2.0) for _ in range(2)]
+def test_what_saves_memory_changes_nothing(talking_folder, tmp_path, pico_tokenizer, name):
+    models = [expanded(talking_folder, 2.0) for _ in range(2)]
     for model, options in zip(models, ({}, MEMORY[name]), strict=True):
         config = sft_config(tmp_path, 2, **options)
         ControlLLMSFTTrainer(
@@ -273,22 +273,22 @@ def test_what_saves_memory_changes_nothing(base_folder, tmp_path, pico_tokenizer
     assert_same(*models)
 
 
-def test_the_divergence_matters(base_folder, tmp_path, pico_tokenizer):
+def test_the_divergence_matters(talking_folder, tmp_path, pico_tokenizer):
     """Or the tests above could not fail."""
     steps = preference_batches(pico_tokenizer, 1)
-    loss_of = preference_loss(load_base(base_folder))
-    models = [take_steps(expanded(base_folder, w), steps, loss_of) for w in (0.0, 2.0)]
+    loss_of = preference_loss(load_base(talking_folder))
+    models = [take_steps(expanded(talking_folder, w), steps, loss_of) for w in (0.0, 2.0)]
     ours, theirs = map(trained, models)
     assert any((ours[name] - theirs[name]).abs().max() > 1e-2 for name in ours)
 
 
-def test_trls_own_trainer_with_the_callback(base_folder, tmp_path, pico_tokenizer):
+def test_trls_own_trainer_with_the_callback(talking_folder, tmp_path, pico_tokenizer):
     """The subclasses add nothing to the steps that are whole."""
-    models = [expanded(base_folder, 2.0) for _ in range(2)]
+    models = [expanded(talking_folder, 2.0) for _ in range(2)]
     arguments = {"train_dataset": PAIRS, "processing_class": pico_tokenizer}
     arguments |= {"args": dpo_config(tmp_path, 2), "callbacks": [ControlLLMCallback()]}
     ours = ControlLLMDPOTrainer(models[0], **arguments)
-    theirs = DPOTrainer(models[1], ref_model=load_base(base_folder), **arguments)
+    theirs = DPOTrainer(models[1], ref_model=load_base(talking_folder), **arguments)
     for trainer in (ours, theirs):
         trainer.train()
     assert losses(ours) == losses(theirs)

@@ -67,20 +67,20 @@ def in_two_processes(tmp_path, make_trainer, *arguments):
     return values(run_ranks(train, 2, tmp_path / "outcomes", timeout=150))
 
 
-def test_dpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer):
-    given = (base_folder, tmp_path, pico_tokenizer)
+def test_dpo_equals_a_second_copy(talking_folder, tmp_path, pico_tokenizer):
+    given = (talking_folder, tmp_path, pico_tokenizer)
     ours, theirs = (in_two_processes(tmp_path, dpo_trainer, *given, copy) for copy in (False, True))
     assert ours == theirs
     assert ours[0][0] == ours[1][0], "the processes went apart"
 
 
-def test_sft_equals_one_process(base_folder, tmp_path, pico_tokenizer):
+def test_sft_equals_one_process(talking_folder, tmp_path, pico_tokenizer):
     """Its loss is multiplied by the number of processes, the divergence is not: both are means."""
-    given = (base_folder, tmp_path, pico_tokenizer)
+    given = (talking_folder, tmp_path, pico_tokenizer)
     (weights, _), _ = in_two_processes(tmp_path, sft_trainer, *given, 2)
     one = sft_trainer(*given, 4)
     one.train()
-    two = expanded(base_folder)
+    two = expanded(talking_folder)
     for name, parameter in trained(two).items():
         parameter.copy_(parameter.new_tensor(weights[name]))
     assert_same(two, one.model)

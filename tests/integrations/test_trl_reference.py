@@ -85,10 +85,10 @@ def assert_equal_runs(ours, theirs):
 
 
 @pytest.mark.parametrize("name", DPO)
-def test_dpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
+def test_dpo_equals_a_second_copy(talking_folder, tmp_path, pico_tokenizer, name):
     # TRL itself would precompute by the policy at its start, and load nothing.
-    copy = {"ref_model": load_base(base_folder)} if name == "precomputed" else {}
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+    copy = {"ref_model": load_base(talking_folder)} if name == "precomputed" else {}
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     ours = run_dpo(ControlLLMDPOTrainer, *arguments, options=DPO[name])
     theirs = run_dpo(DPOTrainer, *arguments, options=DPO[name], **copy)
     assert_equal_runs(ours, theirs)
@@ -97,8 +97,8 @@ def test_dpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
 
 
 @pytest.mark.parametrize("name", GRPO)
-def test_grpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+def test_grpo_equals_a_second_copy(talking_folder, tmp_path, pico_tokenizer, name):
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     ours = run_grpo(ControlLLMGRPOTrainer, *arguments, options=GRPO[name])
     theirs = run_grpo(GRPOTrainer, *arguments, options=GRPO[name])
     assert_equal_runs(ours, theirs)
@@ -109,7 +109,7 @@ def test_grpo_equals_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
 
 
 @pytest.mark.parametrize("name", ["kto", "rloo"])
-def test_kto_and_rloo_equal_a_second_copy(base_folder, tmp_path, pico_tokenizer, name):
+def test_kto_and_rloo_equal_a_second_copy(talking_folder, tmp_path, pico_tokenizer, name):
     options = {"accumulation": 2, "gradient_checkpointing": True}
     if name == "kto":
         classes = (ControlLLMKTOTrainer, KTOTrainer)
@@ -120,7 +120,7 @@ def test_kto_and_rloo_equal_a_second_copy(base_folder, tmp_path, pico_tokenizer,
     trainers = []
     for trainer_class in classes:  # each seeds itself when it is made
         trainer = trainer_class(
-            model=expanded(base_folder),
+            model=expanded(talking_folder),
             args=config(tmp_path / trainer_class.__name__, **options),
             processing_class=pico_tokenizer,
             callbacks=[ControlLLMCallback()],
@@ -132,18 +132,18 @@ def test_kto_and_rloo_equal_a_second_copy(base_folder, tmp_path, pico_tokenizer,
     assert max(abs(row["kl"]) for row in losses(trainers[0])) > 1e-3
 
 
-def test_the_reference_is_not_the_policy(base_folder, tmp_path, pico_tokenizer):
+def test_the_reference_is_not_the_policy(talking_folder, tmp_path, pico_tokenizer):
     """Or the tests above could not fail: with the policy as reference, margins begin at 0."""
-    policy = expanded(base_folder)
-    arguments = (base_folder, tmp_path, pico_tokenizer)
-    other = run_dpo(DPOTrainer, *arguments, policy, ref_model=expanded(base_folder))
+    policy = expanded(talking_folder)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
+    other = run_dpo(DPOTrainer, *arguments, policy, ref_model=expanded(talking_folder))
     ours = run_dpo(ControlLLMDPOTrainer, *arguments)
     assert losses(other)[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
     assert losses(ours) != losses(other)
 
 
-def test_nothing_is_loaded_or_copied(base_folder, tmp_path, pico_tokenizer, monkeypatch):
-    models = [expanded(base_folder), expanded(base_folder)]
+def test_nothing_is_loaded_or_copied(talking_folder, tmp_path, pico_tokenizer, monkeypatch):
+    models = [expanded(talking_folder), expanded(talking_folder)]
 
     def refuse(*args, **kwargs):
         raise AssertionError("a second model was made")
@@ -160,13 +160,13 @@ def test_nothing_is_loaded_or_copied(base_folder, tmp_path, pico_tokenizer, monk
         run_dpo(DPOTrainer, None, tmp_path, pico_tokenizer, models[0])
 
 
-def test_the_reference_leaves_no_trace(base_folder):
+def test_the_reference_leaves_no_trace(talking_folder):
     """Neither in modes, nor in what the divergence reads, nor after an error."""
-    model = expanded(base_folder).train()
+    model = expanded(talking_folder).train()
     model.blocks[1].pretrained.eval()
     modes = [module.training for module in model.modules()]
     ids = torch.tensor([[5, 6, 7, 8]])
-    reference, base = BaseReference(model), load_base(base_folder)
+    reference, base = BaseReference(model), load_base(talking_folder)
     model(input_ids=ids)
     read, divergence = model._state.last_inputs, model.divergence
     assert torch.equal(reference(input_ids=ids[:, :2]).logits, base(input_ids=ids[:, :2]).logits)
@@ -189,7 +189,7 @@ def test_dropout_is_off_in_the_reference(pico_llama):
         assert torch.equal(reference(input_ids=ids).logits, base)
 
 
-def test_caches_are_told_apart_by_the_base_alone(base_folder, pico_llama):
+def test_caches_are_told_apart_by_the_base_alone(talking_folder, pico_llama):
     """TRL keeps what a reference has computed, under a hash of its state dict."""
     from trl.trainer.utils import hash_module
 
@@ -198,21 +198,21 @@ def test_caches_are_told_apart_by_the_base_alone(base_folder, pico_llama):
     hashes = [
         hash_module(BaseReference(model))
         for model in (
-            expanded(base_folder),
-            expand(load_base(base_folder), num_blocks=2),
+            expanded(talking_folder),
+            expand(load_base(talking_folder), num_blocks=2),
             expand(pico_llama(seed=1), num_blocks=2),
         )
     ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_peft_around_the_model(base_folder, tmp_path, pico_tokenizer):
+def test_peft_around_the_model(talking_folder, tmp_path, pico_tokenizer):
     """The reference has neither the expansion nor the adapters."""
     from peft import LoraConfig, get_peft_model
 
     def wrapped():
         torch.manual_seed(0)
-        model = expanded(base_folder)
+        model = expanded(talking_folder)
         names = set(trained(model))
         config = LoraConfig(r=2, target_modules=r".*layers\.[02]\.self_attn\.q_proj")
         around = get_peft_model(model, config)
@@ -220,33 +220,33 @@ def test_peft_around_the_model(base_folder, tmp_path, pico_tokenizer):
             parameter.requires_grad_(parameter.requires_grad or name in names)
         return around
 
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     ours = run_dpo(ControlLLMDPOTrainer, *arguments, wrapped())
-    theirs = run_dpo(DPOTrainer, *arguments, wrapped(), ref_model=load_base(base_folder))
+    theirs = run_dpo(DPOTrainer, *arguments, wrapped(), ref_model=load_base(talking_folder))
     assert_equal_runs(ours, theirs)
     assert {"lora_A", "expanded"} <= {p for n in trained(ours.model) for p in n.split(".")}
 
 
-def test_another_reference_can_be_given(base_folder, tmp_path, pico_tokenizer):
-    start = expanded(base_folder)
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+def test_another_reference_can_be_given(talking_folder, tmp_path, pico_tokenizer):
+    start = expanded(talking_folder)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     trainer = run_dpo(ControlLLMDPOTrainer, *arguments, ref_model=start)
     assert trainer.ref_model is start
 
 
 def test_trls_own_trainer_takes_the_start_where_it_precomputes(
-    base_folder, tmp_path, pico_tokenizer
+    talking_folder, tmp_path, pico_tokenizer
 ):
     """A way to have the result of SFT as reference without a copy."""
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     trainer = run_dpo(DPOTrainer, *arguments, options={"precompute_ref_log_probs": True})
     assert trainer.ref_model is None
     assert losses(trainer)[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert abs(losses(trainer)[-1]["rewards/margins"]) > 1e-3
 
 
-def test_a_base_that_trains_is_no_reference(base_folder):
-    model = expanded(base_folder, freeze=["blocks", "head", "norm"])
+def test_a_base_that_trains_is_no_reference(talking_folder):
+    model = expanded(talking_folder, freeze=["blocks", "head", "norm"])
     with pytest.raises(ModelError, match="embeddings of the base train"):
         BaseReference(model)
 
@@ -257,18 +257,20 @@ def grown(folder):
     return model
 
 
-def test_expanded_ends_with_added_tokens(base_folder, tmp_path, pico_tokenizer):
+def test_expanded_ends_with_added_tokens(talking_folder, tmp_path, pico_tokenizer):
     """The reference is the base with its own head and vocabulary."""
-    arguments = (base_folder, tmp_path, pico_tokenizer)
-    ours = run_dpo(ControlLLMDPOTrainer, *arguments, grown(base_folder))
-    theirs = run_dpo(DPOTrainer, *arguments, grown(base_folder), ref_model=load_base(base_folder))
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
+    ours = run_dpo(ControlLLMDPOTrainer, *arguments, grown(talking_folder))
+    theirs = run_dpo(
+        DPOTrainer, *arguments, grown(talking_folder), ref_model=load_base(talking_folder)
+    )
     for row, other in zip(losses(ours), losses(theirs), strict=True):
         assert row == pytest.approx(other, rel=1e-5)
     assert_same(ours.model, theirs.model)
 
 
-def test_added_tokens_have_no_reference(base_folder):
-    reference = BaseReference(grown(base_folder))
+def test_added_tokens_have_no_reference(talking_folder):
+    reference = BaseReference(grown(talking_folder))
     ids = torch.tensor([[5, 6, 258, 260]])
     reference(input_ids=ids, labels=torch.tensor([[-100, 6, 258, -100]]))
     with pytest.raises(ModelError, match="knows 259 tokens"):
@@ -283,39 +285,41 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_that_cannot_work(base_folder, tmp_path, pico_tokenizer, name):
+def test_options_that_cannot_work(talking_folder, tmp_path, pico_tokenizer, name):
     with pytest.raises(ConfigError, match=OPTIONS[name]):
-        run_grpo(ControlLLMGRPOTrainer, base_folder, tmp_path, pico_tokenizer, options={name: True})
+        run_grpo(
+            ControlLLMGRPOTrainer, talking_folder, tmp_path, pico_tokenizer, options={name: True}
+        )
 
 
-def test_a_given_reference_may_follow_the_policy(base_folder, tmp_path, pico_tokenizer):
+def test_a_given_reference_may_follow_the_policy(talking_folder, tmp_path, pico_tokenizer):
     options = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     with pytest.raises(ConfigError, match="never changes"):
         run_dpo(ControlLLMDPOTrainer, *arguments, options=options)
-    other = expanded(base_folder)
+    other = expanded(talking_folder)
     trainer = run_dpo(ControlLLMDPOTrainer, *arguments, options=options, ref_model=other)
     assert_same(trainer.model, other, exact=True)
 
 
-def test_zero3_takes_no_reference_without_parameters(base_folder, tmp_path):
+def test_zero3_takes_no_reference_without_parameters(talking_folder, tmp_path):
     pytest.importorskip("deepspeed")
     from accelerate import DeepSpeedPlugin
 
     config = dpo_config(tmp_path)
     config.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
     with pytest.raises(ConfigError, match="Use ZeRO-2 or FSDP2"):
-        ControlLLMDPOTrainer(expanded(base_folder), args=config, train_dataset=PAIRS)
+        ControlLLMDPOTrainer(expanded(talking_folder), args=config, train_dataset=PAIRS)
 
 
-def test_models_that_are_not_expanded(base_folder, tmp_path, pico_tokenizer):
+def test_models_that_are_not_expanded(talking_folder, tmp_path, pico_tokenizer):
     from peft import LoraConfig
 
-    arguments = (base_folder, tmp_path, pico_tokenizer)
+    arguments = (talking_folder, tmp_path, pico_tokenizer)
     with pytest.raises(ModelError, match="expanded already"):
-        run_dpo(ControlLLMDPOTrainer, *arguments, str(base_folder))
+        run_dpo(ControlLLMDPOTrainer, *arguments, str(talking_folder))
     with pytest.raises(ModelError, match="no expanded model"):
-        run_grpo(ControlLLMGRPOTrainer, *arguments, load_base(base_folder))
+        run_grpo(ControlLLMGRPOTrainer, *arguments, load_base(talking_folder))
     with pytest.raises(ConfigError, match="would freeze the expanded blocks"):
         run_dpo(ControlLLMDPOTrainer, *arguments, peft_config=LoraConfig())
 
@@ -326,5 +330,5 @@ def test_an_expansion_that_is_an_adapter_needs_no_reference_of_ours():
     from controlllm.integrations.peft import ControlLLMPeftConfig
 
     model = get_peft_model(make_base("llama"), ControlLLMPeftConfig(num_blocks=2))
-    with pytest.raises(ModelError, match="TRL's own trainer"):
+    with pytest.raises(ModelError, match="TRL disables"):
         BaseReference(model)

@@ -43,10 +43,10 @@ def make_trainer(name, model, folder, tokenizer, **options):
     return trainer(model, **arguments)
 
 
-def assert_sidecars(base_folder, folder, model):
+def assert_sidecars(talking_folder, folder, model):
     """Each checkpoint has one; the last is the trained model."""
     first, last = (
-        load_sidecar(load_base(base_folder), folder / f"checkpoint-{step}" / "sidecar")
+        load_sidecar(load_base(talking_folder), folder / f"checkpoint-{step}" / "sidecar")
         for step in (2, 4)
     )
     assert_same(last, model, exact=True)
@@ -55,14 +55,14 @@ def assert_sidecars(base_folder, folder, model):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resuming_equals_the_straight_run(base_folder, tmp_path, pico_tokenizer, name):
+def test_resuming_equals_the_straight_run(talking_folder, tmp_path, pico_tokenizer, name):
     # Shuffled rows: the order must go on, too.
     options = {} if name == "grpo" else {"train_sampling_strategy": "random"}
     straight = make_trainer(
-        name, expanded(base_folder), tmp_path / "straight", pico_tokenizer, **options
+        name, expanded(talking_folder), tmp_path / "straight", pico_tokenizer, **options
     )
     straight.train()
-    fresh = expanded(base_folder)
+    fresh = expanded(talking_folder)
     with torch.no_grad():  # whatever it holds, the checkpoint replaces it
         for parameter in fresh.parameters():
             if parameter.requires_grad:
@@ -78,13 +78,13 @@ def test_resuming_equals_the_straight_run(base_folder, tmp_path, pico_tokenizer,
         for rows in (ours, theirs)
     ]
     assert without_count[0] == without_count[1] and without_count[0]
-    assert_sidecars(base_folder, tmp_path / "straight", straight.model)
+    assert_sidecars(talking_folder, tmp_path / "straight", straight.model)
     trained = {n for n, p in resumed.model.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in straight.model.named_parameters() if p.requires_grad}
 
 
-def test_the_saved_model_and_its_cards(base_folder, tmp_path, pico_tokenizer):
-    trainer = make_trainer("dpo", expanded(base_folder), tmp_path, pico_tokenizer)
+def test_the_saved_model_and_its_cards(talking_folder, tmp_path, pico_tokenizer):
+    trainer = make_trainer("dpo", expanded(talking_folder), tmp_path, pico_tokenizer)
     trainer.train()
     trainer.save_model(tmp_path / "final")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
@@ -92,7 +92,7 @@ def test_the_saved_model_and_its_cards(base_folder, tmp_path, pico_tokenizer):
     ids = torch.tensor([[5, 6, 7]])
     with again.disable_adapter():
         logits = again(input_ids=ids).logits
-    assert torch.equal(logits, load_base(base_folder)(input_ids=ids).logits)
+    assert torch.equal(logits, load_base(talking_folder)(input_ids=ids).logits)
     for folder in ("final", "checkpoint-4", "checkpoint-4/sidecar"):
         card = (tmp_path / folder / "README.md").read_text()
         assert ("control-llm" in card and "load_sidecar" in card) or "from_pretrained" in card

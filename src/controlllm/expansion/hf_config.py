@@ -52,6 +52,12 @@ class ControlLLMConfig(PreTrainedConfig):
         self.expansion = dict(expansion or {})
         self.base = dict(base or {})
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Only where this class runs as remote code; see `ControlLLMForCausalLM`."""
+        if not cls.__module__.startswith("controlllm."):
+            super().register_for_auto_class(auto_class)
+
     def get_text_config(
         self, decoder: bool | None = None, encoder: bool | None = None
     ) -> PreTrainedConfig:

@@ -291,6 +291,15 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------------------------------
     # saving
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Only where this class runs as remote code: from the package, `save_pretrained` writes it.
+
+        Tools that register whatever they have loaded would copy this one file, which is no whole.
+        """
+        if not cls.__module__.startswith("controlllm."):
+            super().register_for_auto_class(auto_class)
+
     def save_sidecar(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the trained tensors only; see `controlllm.expansion.sidecar.save_sidecar`."""
         try:

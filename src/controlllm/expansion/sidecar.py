@@ -75,7 +75,10 @@ def base_fingerprint(model: ControlLLMForCausalLM) -> str:
 
 
 def save_sidecar(
-    model: ControlLLMForCausalLM, folder: str | os.PathLike[str], overwrite: bool = False
+    model: ControlLLMForCausalLM,
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Write trained tensors, config and model card; the folder appears whole or not at all.
 
@@ -83,12 +86,14 @@ def save_sidecar(
         model: the expanded model.
         folder: where to; absent or empty, or an older sidecar with `overwrite`.
         overwrite: whether a folder that holds an older sidecar is replaced.
+        tensors: the trained tensors by `sidecar_tensors`' names, if they are gathered already.
 
     Raises:
         CheckpointError: if the folder holds anything else, or cannot be written.
     """
     base_fingerprint(model)
-    write_sidecar(folder, sidecar_tensors(model), model.config, overwrite, adapters_config(model))
+    tensors = sidecar_tensors(model) if tensors is None else tensors
+    write_sidecar(folder, tensors, model.config, overwrite, adapters_config(model))
 
 
 def write_sidecar(

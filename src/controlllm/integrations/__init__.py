@@ -6,6 +6,10 @@
 | `peft` | PEFT: an expansion as an adapter (`get_peft_model`, `load_adapter`); import it by name |
 | `reference` | trainers that need a reference model: the base inside, no second copy |
 | `trl` | TRL: its SFT, DPO, KTO, GRPO and RLOO trainers on an expanded model |
+| `axolotl` | axolotl, as a plugin: `adapter: controlllm` |
+| `swift` | ms-swift, as an external plugin: `--tuner_type controlllm` |
+| `mergekit` | mergekit: the trained branch as a plain model, and a recipe of its alphas |
+| `neighbours` | what the plugins share |
 """
 
 from typing import TYPE_CHECKING

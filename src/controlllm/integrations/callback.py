@@ -9,12 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from controlllm.common.errors import ModelError
 from controlllm.common.tensors import whole
 from controlllm.expansion.modeling import ControlLLMForCausalLM
-from controlllm.expansion.sidecar import (
-    adapters_config,
-    base_fingerprint,
-    sidecar_tensors,
-    write_sidecar,
-)
+from controlllm.expansion.sidecar import base_fingerprint, save_sidecar, sidecar_tensors
 
 if TYPE_CHECKING:
     from controlllm.integrations.peft import Adapters
@@ -81,8 +76,7 @@ class ControlLLMCallback(TrainerCallback):
         tensors = {name: _in_one(tensor) for name, tensor in sidecar_tensors(expanded).items()}
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / "sidecar"
-            adapters = adapters_config(expanded)
-            write_sidecar(folder, tensors, expanded.config, overwrite=True, peft=adapters)
+            save_sidecar(expanded, folder, overwrite=True, tensors=tensors)
 
     @staticmethod
     def find(model: nn.Module | None) -> "ControlLLMForCausalLM | Adapters":
@@ -100,6 +94,21 @@ class ControlLLMCallback(TrainerCallback):
             f"ControlLLMCallback found no expanded model in {type(model).__name__}; "
             "give the trainer a model made by controlllm.expand() or with a ControlLLMPeftConfig."
         )
+
+    @classmethod
+    def find_expanded(cls, model: nn.Module | None) -> ControlLLMForCausalLM:
+        """As `find`, where an expansion that is an adapter of PEFT will not do.
+
+        Raises:
+            ModelError: if there is no expanded model, or it is such an adapter.
+        """
+        found = cls.find(model)
+        if not isinstance(found, ControlLLMForCausalLM):
+            raise ModelError(
+                "Here a model made by controlllm.expand() is needed; this one's expansion is an "
+                "adapter of PEFT, which PEFT saves, and which TRL disables for its reference."
+            )
+        return found
 
 
 def _in_one(tensor: Tensor) -> Tensor:

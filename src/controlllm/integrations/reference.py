@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
 from controlllm.expansion.config import FROZEN_GROUPS
-from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.sidecar import sidecar_tensors
 from controlllm.integrations.callback import ControlLLMCallback
 
@@ -32,12 +31,7 @@ class BaseReference(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        expanded = ControlLLMCallback.find(model)
-        if not isinstance(expanded, ControlLLMForCausalLM):
-            raise ModelError(
-                "The expansion is an adapter of PEFT, which TRL disables by itself for the "
-                "reference: use TRL's own trainer, without a reference model."
-            )
+        expanded = ControlLLMCallback.find_expanded(model)
         changing = sorted(set(FROZEN_GROUPS) - set(expanded.expansion.frozen_groups))
         if changing:
             raise ModelError(
