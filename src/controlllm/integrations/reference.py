@@ -60,8 +60,9 @@ class BaseReference(nn.Module):
         self._refuse_added_tokens(kwargs.get("labels"))
         with (
             torch.no_grad(),
-            expanded.disable_adapter(),
+            # PEFT first: adapters that it finds switched off already it does not switch on again.
             policy.disable_adapter(),
+            expanded.disable_adapter(),
             evaluating(policy),
         ):
             return policy(*args, **kwargs)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from controlllm.expansion.dial import Dial
 from controlllm.expansion.surgery import Expansion
@@ -60,6 +60,11 @@ class Adapter(Dial):
         with super().record_alpha(gather):
             yield
         self.settings.mean_alpha = self.expansion.mean_alpha
+
+    @property
+    def _module(self) -> nn.Module:
+        """Where adapters on top of the expansion are: nowhere, as it is one itself."""
+        return nn.Module()
 
     def settle(self) -> None:
         """Tie again what is tied, after a loader has made all parameters anew."""
