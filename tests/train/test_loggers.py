@@ -126,3 +126,31 @@ def test_the_console_shows_a_bar_on_a_terminal(context, monkeypatch, capsys):
 
 def test_all_loggers_of_the_config_exist(context):
     assert set(LOGGERS.names()) == {"console", "jsonl", "tensorboard", "wandb"}
+
+
+def test_loggers_of_the_trainer_get_our_metrics(run_config, loaded, monkeypatch):
+    """As mlflow or comet would, through the Trainer's own set-up of what report_to names."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    seen, ended = [], []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            assert args.run_name == "trial"
+            seen.append({"step": state.global_step, **logs})
+
+        def on_train_end(self, args, state, control, **kwargs):
+            ended.append(state.global_step)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "recorder", Recorder)
+    logging = {"report_to": ["jsonl", "recorder"], "run_name": "trial"}
+    result = train(run_config(logging=logging, training={"backend": "hf"}), loaded())
+    ours = [row for row in seen if "total_flos" not in row]  # The Trainer's own last words.
+    assert ours == result.history and len(ours) > 6
+    assert ended == [6]
+
+
+def test_loggers_of_the_trainer_need_the_trainer(run_config):
+    with pytest.raises(ConfigError, match="backend=hf"):
+        run_config(logging={"report_to": ["mlflow"]})

@@ -36,7 +36,7 @@ _WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizeBase = Literal["int8", "nf4"]
-LoggerName = Literal["console", "jsonl", "tensorboard", "wandb"]
+OWN_LOGGERS = ("console", "jsonl", "tensorboard", "wandb")
 
 
 @dataclass
@@ -119,8 +119,9 @@ class LoggingConfig:
 
     logging_steps: int = 10
     """Optimizer steps between training records."""
-    report_to: list[LoggerName] = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
-    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb."""
+    report_to: list[str] = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
+    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb; with
+    training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ..."""
     run_name: str | None = None
     """Name of the run in W&B; null = the name of output_dir."""
     project: str = "controlllm"
@@ -129,8 +130,16 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_range("logging.logging_steps", self.logging_steps, 1)
-        for name in self.report_to:
-            check_choice("logging.report_to", name, get_args(LoggerName))
+        for name in self.integrations:
+            # Asked only where one of them is meant: it looks for all of their packages.
+            from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+            check_choice("logging.report_to", name, [*OWN_LOGGERS, *INTEGRATION_TO_CALLBACK])
+
+    @property
+    def integrations(self) -> list[str]:
+        """Loggers that `transformers.Trainer` brings."""
+        return [name for name in self.report_to if name not in OWN_LOGGERS]
 
 
 @dataclass
@@ -178,6 +187,12 @@ class RunConfig:
                 f"method={self.method!r} trains the base, and what trains is not quantised."
             )
         check_support(self)
+        if self.logging.integrations and self.training.backend != "hf":
+            raise ConfigError(
+                f"logging.report_to={self.logging.integrations} are loggers of "
+                "transformers.Trainer; set training.backend=hf, or take any of "
+                f"{', '.join(OWN_LOGGERS)}."
+            )
         if self.training.alpha_sampling is not None and self.method not in _WITH_ALPHA:
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "

@@ -32,7 +32,12 @@ from controlllm.train.bench import Bench, seed_everything
 from controlllm.train.debugging import Debugger
 from controlllm.train.folder import remote_run
 from controlllm.train.instruments import Instruments
-from controlllm.train.loggers import LoggerContext, LoggerGroup, make_loggers
+from controlllm.train.loggers import (
+    LoggerContext,
+    LoggerGroup,
+    MetricLogger,
+    make_loggers,
+)
 from controlllm.train.losses import StepReport
 from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
@@ -91,6 +96,7 @@ class RunKeeper:
         self.saved: Path | None = checkpoint
         self.stopped: str | None = None
         self.loggers = LoggerGroup([])
+        self.integrations: MetricLogger | None = None
         self.instruments = Instruments(bench)
         self.debugger = Debugger(bench, self.instruments.clock)
         limit = self.training.save_total_limit
@@ -109,7 +115,7 @@ class RunKeeper:
         self.debugger.begin(self.progress.step)
         if self.bench.world.is_first:
             context = LoggerContext(self.bench.run, self.bench.total_steps, self.progress.step)
-            self.loggers = make_loggers(context)
+            self.loggers = make_loggers(context, self.integrations)
         self._upload()  # What an earlier process could not copy; and it shows now that it works.
         self.uploads.wait()
         if self.progress.step == 0 and self.bench.meter.enabled:

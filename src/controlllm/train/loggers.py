@@ -77,14 +77,20 @@ class LoggerGroup:
             logger.close()
 
 
-def make_loggers(context: LoggerContext) -> LoggerGroup:
+def make_loggers(context: LoggerContext, integrations: MetricLogger | None = None) -> LoggerGroup:
     """All loggers that the run asks for.
+
+    Args:
+        context: what they may know of the run.
+        integrations: stands for those that are not of this package.
 
     Raises:
         ConfigError: for an unknown logger, or one whose package is not installed.
     """
-    asked = dict.fromkeys(context.run.logging.report_to)
-    return LoggerGroup([LOGGERS.get(name)(context) for name in asked])
+    config = context.run.logging
+    asked = [name for name in dict.fromkeys(config.report_to) if name not in config.integrations]
+    loggers = [LOGGERS.get(name)(context) for name in asked]
+    return LoggerGroup(loggers if integrations is None else [*loggers, integrations])
 
 
 @LOGGERS.register("jsonl")

@@ -9,7 +9,7 @@ Under `fsdp`, `hsdp` and `ddp` the model comes sharded, by the same code as for 
 accelerate leaves it as it is. Under `zero2` and `zero3` accelerate makes it an engine of DeepSpeed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -88,6 +88,8 @@ class ControlLLMTrainer(Trainer):
             self._adopt(prepared[0])
         else:
             prepared = self.bench.model, self.get_train_dataloader()
+        if self.bench.run.logging.integrations:
+            self.keeper.integrations = _Integrations(self)
         restore_rng(self._random_states)  # The Trainer has seeded everything anew.
         self.keeper.start()
         if self.keeper.stopped is not None:
@@ -191,6 +193,25 @@ class _Books(TrainerCallback):
         self.trainer.bench.alphas.release()
         self.trainer.keeper.after_step(self.trainer.report, self.grad_norm)
         control.should_training_stop = self.trainer.keeper.stopped is not None
+
+
+class _Integrations:
+    """Hands our metrics to the loggers that the Trainer has set up (`logging.report_to`)."""
+
+    def __init__(self, trainer: ControlLLMTrainer) -> None:
+        self.trainer = trainer
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """As if the Trainer had logged them."""
+        trainer = self.trainer
+        trainer.state.global_step = step
+        handler = trainer.callback_handler
+        trainer.control = handler.on_log(
+            trainer.args, trainer.state, trainer.control, dict(metrics)
+        )
+
+    def close(self) -> None:
+        """The Trainer tells them when training ends."""
 
 
 class _Batches:
