@@ -11,6 +11,7 @@ is resumed by FSDP, by one process, or by ZeRO on another number of processes.
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
         # Its collectives by shared memory would be compiled first, by one process, while the others
         # wait for a lock that a killed run leaves behind; gloo has them, too.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Of each step anew; DeepSpeed's affair.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
