@@ -149,8 +149,9 @@ def load_sidecar(
     Args:
         base: the model that the sidecar was trained on; taken over, as by `expand`.
         folder: the sidecar.
-        check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed
-            base that you know to be the right one.
+        check_base: refuse a base with another fingerprint; that of a quantised base is that of the
+            files it was loaded from. Switch it off for a renamed base, or a quantised one without
+            such files, that you know to be the right one.
         tensors: the sidecar's tensors, if they are read already.
 
     Returns:
@@ -274,8 +275,14 @@ def require_base(
     if wanted == got:
         return
     name = recorded.get("name_or_path") or "an unnamed model"
+    hint = ""
+    if any(":" in str(one) for one in (wanted, got)):
+        hint = (
+            "One of the two is known only as it was quantised, and quantised numbers say nothing "
+            "of those before: its files were not found, are quantised themselves, or differ. "
+        )
     raise CheckpointError(
         f"{what} was trained on {name} (weights {wanted}), but the base given is "
         f"{given['name_or_path']} (weights {got}). "
-        f"Load the base it names, or {advice} if you know that this one is right."
+        f"{hint}Load the base it names, or {advice} if you know that this one is right."
     )

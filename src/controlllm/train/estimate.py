@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.tensors import trained_tensors
+from controlllm.common.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -203,11 +204,16 @@ def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
     if kind is None or not isinstance(model, ControlLLMForCausalLM):
         return {}
     return {
-        linear.weight: linear.weight.new_empty(
-            linear.out_features, packed_columns(linear.in_features, kind), dtype=torch.uint8
-        )
+        linear.weight: linear.weight.new_empty(_packed_shape(linear, kind), dtype=torch.uint8)
         for _, _, linear in frozen_linears(model)
     }
+
+
+def _packed_shape(linear: nn.Linear, kind: str) -> tuple[int, ...]:
+    rows, columns = linear.out_features, linear.in_features
+    if kind in BNB_KINDS:
+        return (packed_bytes(rows, columns, kind),)
+    return (rows, packed_columns(columns, kind))
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:

@@ -19,6 +19,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig, expand
+from controlllm.expansion.quantised import quantised_layers
 from controlllm.train.config import RunConfig
 
 __all__ = ["METHODS", "Prepared", "prepare_model"]
@@ -73,6 +74,11 @@ def _full(base: PreTrainedModel, run: RunConfig) -> Prepared:
         raise ConfigError(
             f"method='full' got {run.model.model_name_or_path}, which is an expanded model; "
             "use method='control' to train it further, or collapse it first."
+        )
+    if next(quantised_layers(base), None) is not None:
+        raise ConfigError(
+            f"method='full' trains the base, and {run.model.model_name_or_path or 'this one'} is "
+            "quantised; load it unquantised, or use method='control'."
         )
     reference = None
     if run.data.learn or run.data.retain or run.rehearsal.uses_kl:
