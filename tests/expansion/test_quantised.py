@@ -215,7 +215,7 @@ def test_what_cannot_work_is_refused_before_anything_changes(
     model = expand(base, num_blocks=2)
     with pytest.raises(ModelError, match="save the sidecar"):
         model.save_pretrained(tmp_path / "full")
-    with pytest.raises(ModelError, match="quantised.*cannot be interpolated"):
+    with pytest.raises(ModelError, match=r"quantised.*cannot be interpolated"):
         collapse(model)
 
 

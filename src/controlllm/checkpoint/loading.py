@@ -26,6 +26,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -40,7 +41,9 @@ from controlllm.common.bitsandbytes import bnb_config
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
-from controlllm.expansion import ControlLLMForCausalLM, load_sidecar
+from controlllm.expansion import load_sidecar
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.quantised import settle
 from controlllm.expansion.sidecar import (
     SIDECAR_CONFIG,
     SIDECAR_WEIGHTS,
@@ -290,14 +293,20 @@ def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
         settings["attn_implementation"] = options.attn_implementation
     if options.quantize_base:
         compute = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+        _refuse_expanded(name, options)
         settings["quantization_config"] = bnb_config(options.quantize_base, compute)
     model = _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
-    if options.quantize_base and isinstance(model, ControlLLMForCausalLM):
+    settle(model)
+    return cast(PreTrainedModel, model)
+
+
+def _refuse_expanded(name: str, options: LoadOptions) -> None:
+    config = _loaded(AutoConfig.from_pretrained, name, options)
+    if isinstance(config, ControlLLMConfig):
         raise ConfigError(
             f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
             "has learned would be quantised, too. Load its sidecar onto the base instead."
         )
-    return cast(PreTrainedModel, model)
 
 
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -48,6 +48,8 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    # Of what trains nothing is quantised, whatever the base is: trainers need not refuse it.
+    is_quantized = False
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["ConcatBlock", "StackBlock"]  # noqa: RUF012  # as transformers declares it
