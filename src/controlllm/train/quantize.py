@@ -152,10 +152,13 @@ def check_shared(model: nn.Module, strategy: str | None) -> None:
         return
     wrong = sorted(kind for kind in kinds if not _shareable(kind, strategy))
     if wrong:
+        why = (
+            "was not tried" if strategy in ZERO else "fails: its weights cannot be cut and gathered"
+        )
         raise ConfigError(
-            f"A base quantised as {', '.join(wrong)} cannot be shared by parallel.strategy="
-            f"{strategy}: its scales do not follow its codes. Load it unquantised and set "
-            "model.quantize_base to int8 or nf4, which can, or train in one process."
+            f"Sharing a base quantised as {', '.join(wrong)} by parallel.strategy={strategy} "
+            f"{why}. Load it unquantised and set model.quantize_base to int8 or nf4, which every "
+            "strategy shares, or train in one process."
         )
 
 
@@ -167,7 +170,7 @@ def _nothing_to_quantise(kind: str) -> ConfigError:
 
 
 def _shareable(kind: str, strategy: str) -> bool:
-    """Whether processes can share weights quantised so; tried on gloo, docs/training-options.md."""
+    """Whether processes can share weights quantised so."""
     if kind in _PACKERS:
         return True
     return kind.startswith(("bnb_nf4", "bnb_fp4")) and strategy not in ZERO
