@@ -145,7 +145,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     _tell(prepared.model, loader)
     if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
         quantize_base(prepared.model, run.model.quantize_base)
-    check_shared(prepared.model, run.parallel.strategy if world.shares else None)
+    check_shared(prepared.model, run.parallel if world.shares else None)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _share(model, reference, files, run, world)
     seed_everything(training.seed + world.data_ranks.rank)

@@ -39,7 +39,7 @@ from controlllm.expansion.fingerprint import remember_fingerprint
 from controlllm.expansion.quantised import quantised_kind, quantised_layers
 from controlllm.expansion.sidecar import base_fingerprint
 from controlllm.train.model_parts import decoder_blocks
-from controlllm.train.parallel_config import ZERO
+from controlllm.train.parallel_config import ZERO, ParallelConfig
 
 __all__ = [
     "QuantisedLinear",
@@ -132,12 +132,12 @@ def quantise_by_bnb(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> 
     )
 
 
-def check_shared(model: nn.Module, strategy: str | None) -> None:
+def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
     """Refuse a quantised base that a strategy cannot share; note which base it is before it does.
 
     Args:
         model: the model that will train, in one piece.
-        strategy: how processes will share it; None for one process.
+        parallel: how processes will share it; None for one process.
 
     Raises:
         ConfigError: it cannot.
@@ -148,8 +148,14 @@ def check_shared(model: nn.Module, strategy: str | None) -> None:
     if isinstance(model, ControlLLMForCausalLM):
         base_fingerprint(model)
         model.config.base["quantised"] = sorted(kinds)
-    if strategy is None:
+    if parallel is None:
         return
+    strategy, tensor = parallel.strategy, parallel.tensor_size
+    if tensor > 1:
+        raise ConfigError(
+            f"The base is quantised as {', '.join(sorted(kinds))}, and parallel.tensor_size="
+            f"{tensor} would cut its packed rows; set it to 1, or load the base unquantised."
+        )
     wrong = sorted(kind for kind in kinds if not _shareable(kind, strategy))
     if wrong:
         why = (
