@@ -96,3 +96,71 @@ def test_each_process_holds_its_rows_of_the_codes(pico_llama: Any, tmp_path: Pat
         assert len(packed) == 4
         # 50 rows by three processes; a row has 32 codes and 4 bytes of its scale.
         assert set(packed.values()) == {((17, 17, 16)[rank], 32 + 4)}
+
+
+@pytest.fixture
+def folder(pico_llama: Any, pico_tokenizer: Any, tmp_path: Path) -> Path:
+    """A base in rows of whole blocks; others bitsandbytes gets wrong on CPUs."""
+    pico_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    pico_tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_four_bits_of_bitsandbytes_are_shared(
+    folder: Path, run_config: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def by(ranks: int, name: str, parallel: dict[str, Any], **training: Any) -> list[Any]:
+        run = run_of(
+            run_config,
+            tmp_path / name,
+            parallel=parallel,
+            training={**SAVED, "max_steps": 3, **training},
+            model={"quantize_base": "bnb_nf4_double", "model_name_or_path": str(folder)},
+        )
+        return train_by(run, lambda: None, ranks, tmp_path / "processes")
+
+    [expected] = by(1, "alone", {})
+    weights = load_checkpoint(tmp_path / "alone" / "checkpoint-3")
+    for name, backend in (("fsdp 2", "native"), ("ddp 2", "hf")):
+        ranks, parallel = WAYS[name]
+        for history in by(ranks, name, parallel, backend=backend):
+            assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
+        state = load_checkpoint(tmp_path / name / "checkpoint-3")
+        assert state.model["config"]["base"] == weights.model["config"]["base"]
+        for key, tensor in weights.tensors.items():
+            torch.testing.assert_close(state.tensors[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_cut_is_refused_at_the_start(
+    folder: Path, run_config: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    from controlllm.checkpoint import find_tokenizer
+    from controlllm.common.errors import ConfigError
+    from controlllm.common.torchao import require_torchao
+    from controlllm.train import train
+
+    def by_torchao() -> Any:
+        torchao = require_torchao("torchao.quantization", "a test")
+        settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+        base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings)
+        return base, find_tokenizer(str(folder))
+
+    def refused(rank: int) -> list[str]:
+        found = []
+        for kind, loaded in (("bnb_int8", None), (None, by_torchao())):
+            model = {"quantize_base": kind, "model_name_or_path": str(folder)}
+            run = run_of(run_config, tmp_path / f"run {kind}", model=model)
+            try:
+                train(run, loaded)
+            except ConfigError as error:
+                found.append(str(error))
+        return found
+
+    for messages in values(run_ranks(refused, 2, tmp_path / "processes", timeout=100)):
+        for kind, message in zip(("bnb_int8", "torchao Int8Tensor"), messages, strict=True):
+            assert f"Sharing a base quantised as {kind} by parallel.strategy=fsdp fails" in message

@@ -12,7 +12,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from controlllm.checkpoint import newest_checkpoint
+from controlllm.common.bitsandbytes import stored_bytes
 from controlllm.expansion import expand
+from controlllm.expansion.quantised import quantised_layers
 from controlllm.train import RunConfig, train
 from controlllm.train.activation_bytes import activation_bytes
 from controlllm.train.bench import make_bench
@@ -150,6 +152,21 @@ def test_a_quantised_base_is_exact(run_config: Any, wide: Any, pico_llama: Any, 
     whole = planned(run_config(expansion={"num_blocks": 2}), model.config, ALONE)
     assert plan["frozen"] < whole["frozen"]
     assert plan == taken(make_bench(run, (model, tokenizer)))
+
+
+@pytest.mark.parametrize("kind", ["bnb_int8", "bnb_nf4", "bnb_nf4_double"])
+def test_a_base_quantised_by_bitsandbytes_counts_with_its_scales(
+    run_config: Any, wide: Any, kind: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = run_config(model={"quantize_base": kind}, expansion={"num_blocks": 2})
+    model, tokenizer = wide()
+    plan = planned(run, model.config, ALONE)
+    bench = make_bench(run, (model, tokenizer))
+    layers = [layer for _, layer in quantised_layers(bench.model)]
+    codes = bytes_of(layer.weight for layer in layers)
+    found = taken(bench)
+    assert plan == found | {"frozen": found["frozen"] - codes + sum(map(stored_bytes, layers))}
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from controlllm import ExpansionConfig, collapse, expand
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
@@ -228,6 +229,31 @@ def test_a_run_learns_resumes_exactly_and_is_loaded_again(kind, over, run_config
     assert evaluate_losses(model, batches).loss == pytest.approx(losses[-1], abs=1e-5)
     assert plain == pytest.approx(losses[-1], abs={"int8": 0.01, "nf4": 0.3}[kind])
     assert plain != pytest.approx(losses[-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_a_base_that_torchao_quantised_is_trained_beside(
+    backend, pico_llama, pico_tokenizer, run_config, tmp_path
+):
+    pico_llama().save_pretrained(tmp_path / "base")
+    settings = TorchAoConfig(torchao().Int8WeightOnlyConfig())
+
+    def base():
+        found = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=settings
+        )
+        return found, pico_tokenizer
+
+    result = train(run_config(training={"backend": backend}), base())
+    losses = [row["learn/new/loss"] for row in result.history if "learn/new/loss" in row]
+    assert losses[-1] < losses[0] - 0.1
+    newest = newest_checkpoint(result.output_dir)
+    assert load_checkpoint(newest).model["config"]["base"]["quantised"] == ["torchao Int8Tensor"]
+    again = load_sidecar(base()[0], newest)
+    ids = torch.arange(24).view(1, 24)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, result.model.eval()(input_ids=ids).logits)
+    load_sidecar(pico_llama(), newest)  # the same base in full, known by its fingerprint
 
 
 def test_other_methods_and_names_are_refused():

@@ -26,6 +26,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -37,13 +38,17 @@ from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
+from controlllm.common.bitsandbytes import bnb_config
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.quantised import settle
 from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
+BnbKind = Literal["bnb_int8", "bnb_nf4", "bnb_nf4_double"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -59,6 +64,9 @@ class LoadOptions:
 
     dtype: Dtype = "auto"
     """float32, bfloat16, float16, or auto = as it was saved."""
+
+    quantize_base: BnbKind | None = None
+    """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
 
     device: str = "cpu"
     """Where to put the model: cpu, cuda, cuda:1, or auto = a GPU if there is one."""
@@ -86,9 +94,11 @@ class LoadOptions:
         """Check the values.
 
         Raises:
-            ConfigError: for an unknown dtype.
+            ConfigError: for an unknown dtype or kind.
         """
         check_choice("dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base is not None:
+            check_choice("quantize_base", self.quantize_base, get_args(BnbKind))
 
 
 def load_model(
@@ -307,9 +317,22 @@ def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
     settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
     if options.attn_implementation:
         settings["attn_implementation"] = options.attn_implementation
-    return cast(
-        PreTrainedModel, _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
-    )
+    if options.quantize_base:
+        compute = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+        _refuse_expanded(name, options)
+        settings["quantization_config"] = bnb_config(options.quantize_base, compute)
+    model = _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
+    settle(model)
+    return cast(PreTrainedModel, model)
+
+
+def _refuse_expanded(name: str, options: LoadOptions) -> None:
+    config = _loaded(AutoConfig.from_pretrained, name, options)
+    if isinstance(config, ControlLLMConfig):
+        raise ConfigError(
+            f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
+            "has learned would be quantised, too. Load its sidecar onto the base instead."
+        )
 
 
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from controlllm.common.bitsandbytes import bnb_kind
 from controlllm.common.errors import ModelError
 
 __all__ = ["IN_CHUNKS", "check_packing", "document_keys"]
@@ -82,12 +83,17 @@ def check_packing(model: Any) -> None:
     finally:
         for module, training in modes:
             module.training = training
-    _check_same(packed[:, 6:], again[:, 6:], f"{name} lets packed documents see each other")
-    _check_same(packed[:, 6:], alone, f"{name} does not restart positions with packed documents")
+    # LLM.int8 rounds what comes in to 8 bits, by outliers that it looks for in the whole batch.
+    coarse = any(bnb_kind(module) == "bnb_int8" for module, _ in modes)
+    eps = torch.finfo(torch.bfloat16 if coarse else packed.dtype).eps
+    _check_same(packed[:, 6:], again[:, 6:], eps, f"{name} lets packed documents see each other")
+    _check_same(
+        packed[:, 6:], alone, eps, f"{name} does not restart positions with packed documents"
+    )
 
 
-def _check_same(logits: Tensor, expected: Tensor, problem: str) -> None:
+def _check_same(logits: Tensor, expected: Tensor, eps: float, problem: str) -> None:
     """Equal but for the rounding of other kernels and shapes."""
     off = (logits.float() - expected.float()).abs().max()
-    if not off <= torch.finfo(logits.dtype).eps ** 0.5 * expected.float().abs().max():
+    if not off <= eps**0.5 * expected.float().abs().max():
         raise ModelError(f"{problem}; {REMEDY}")

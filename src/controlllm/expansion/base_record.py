@@ -83,8 +83,14 @@ def require_base(
     if wanted == got:
         return
     name = recorded.get("name_or_path") or "an unnamed model"
+    hint = ""
+    if any(":" in str(one) for one in (wanted, got)):
+        hint = (
+            "One of the two is known only as it was quantised, and quantised numbers say nothing "
+            "of those before: its files were not found, are quantised themselves, or differ. "
+        )
     raise CheckpointError(
         f"{what} was trained on {name} (weights {wanted}), but the base given is "
         f"{given['name_or_path']} (weights {got}). "
-        f"Load the base it names, or {advice} if you know that this one is right."
+        f"{hint}Load the base it names, or {advice} if you know that this one is right."
     )

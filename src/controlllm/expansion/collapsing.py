@@ -18,9 +18,9 @@ from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock, StackBlock
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEnd, set_vocab_size
-from controlllm.expansion.fingerprint import base_tensors
 from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
 from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.quantised import quantised_layers
 from controlllm.expansion.sidecar import base_fingerprint, sidecar_tensors
 from controlllm.expansion.surgery import Expansion
 
@@ -48,7 +48,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
         ModelError: if the interpolator has no meaning for weights (moe, prog, proj), a token
             gate's mean alpha was never measured, or the base is quantised.
     """
-    if not all(tensor.is_floating_point() for _, tensor in base_tensors(model)):
+    if next(quantised_layers(model), None) is not None:
         raise ModelError(
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."

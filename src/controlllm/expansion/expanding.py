@@ -11,6 +11,7 @@ from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.plan import plan_blocks
+from controlllm.expansion.quantised import parameter_count, quantised_kind, quantised_layers
 from controlllm.expansion.surgery import refuse_expanded
 
 __all__ = ["describe_base", "expand"]
@@ -23,6 +24,10 @@ def expand(
 
     The model is taken over: its blocks become the frozen branches, no weight is copied but those
     that will train. Outputs do not change by a bit; `unload()` gives the model back.
+
+    A base may be quantised by bitsandbytes or torchao: the copies are of the numbers it computes
+    with, in the float type of what is not quantised. Outputs then change by what its kernels round
+    otherwise than plain ones (docs/training-options.md has the numbers).
 
     Args:
         model: any Hugging Face decoder-only model (`AutoModelForCausalLM`).
@@ -70,6 +75,8 @@ def _refuse_parts(model: PreTrainedModel) -> None:
 def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
     """What a saved form says of the base that it belongs to, but for the fingerprint.
 
+    `quantised` lists how its layers were quantised when it was expanded (none: an empty list).
+
     Args:
         model: the base, not expanded.
         anatomy: its parts.
@@ -80,5 +87,6 @@ def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "num_hidden_layers": anatomy.num_layers,
         "vocab_size": getattr(anatomy.config, "vocab_size", None),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "quantised": sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}),
+        "num_parameters": parameter_count(model),
     }

@@ -18,6 +18,7 @@ from controlllm.expansion.dial import Dial
 from controlllm.expansion.ends import grow_ends, set_vocab_size
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.outputs import run_merged
+from controlllm.expansion.quantised import quantised_layers
 from controlllm.expansion.surgery import freeze_again, install, remove
 
 __all__ = ["AUTO_MAP", "ControlLLMForCausalLM"]
@@ -48,6 +49,8 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    # Of what trains nothing is quantised, whatever the base is: trainers need not refuse it.
+    is_quantized = False
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["ConcatBlock", "StackBlock"]  # noqa: RUF012  # as transformers declares it
@@ -313,7 +316,16 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Write the whole model, its card, and the code for processes without this package."""
+        """Write the whole model, its card, and the code for processes without this package.
+
+        Raises:
+            ModelError: the base is quantised.
+        """
+        if next(quantised_layers(self), None) is not None:
+            raise ModelError(
+                "the base of this model is quantised, and is not saved so: save the sidecar, and "
+                "load it onto the base as it was."
+            )
         self.config.auto_map = AUTO_MAP
         super().save_pretrained(save_directory, *args, **kwargs)
         try:

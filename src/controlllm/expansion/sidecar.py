@@ -167,8 +167,9 @@ def load_sidecar(
     Args:
         base: the model that the sidecar was trained on; taken over, as by `expand`.
         folder: the sidecar.
-        check_base: refuse a base with another fingerprint. Switch it off for a quantised or renamed
-            base that you know to be the right one.
+        check_base: refuse a base with another fingerprint; that of a quantised base is that of the
+            files it was loaded from. Switch it off for a renamed base, or a quantised one without
+            such files, that you know to be the right one.
         tensors: the sidecar's tensors, if they are read already.
 
     Returns:

@@ -30,6 +30,13 @@ from controlllm.expansion.block import (
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
 from controlllm.expansion.plan import ENDS, BlockPlan, check_layers, extended_lists, plan_blocks
+from controlllm.expansion.quantised import (
+    quantised_kind,
+    quantised_layers,
+    refuse_unreadable,
+    settle,
+    trainable_twin,
+)
 
 __all__ = [
     "Expansion",
@@ -99,6 +106,7 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     check_parts(model, anatomy, plan, config)
     expansion = Expansion.planned(plan, config)
     expansion.trainable_before = trainable_names(model)
+    settle(model)
     _freeze(model, anatomy, config)
     for block in plan:
         expanded = make_block(anatomy, block, config, expansion.state)
@@ -176,6 +184,8 @@ def check_parts(
     Raises:
         ModelError, ConfigError: if it has not.
     """
+    refuse_unreadable(model, anatomy.layers)
+    _check_frozen(anatomy, config)
     for block in plan:
         if block.kind == "stack":
             residual_projections(anatomy.layers[block.layer], config.residual_projections)
@@ -200,6 +210,25 @@ def check_parts(
             )
 
 
+def _check_frozen(anatomy: Anatomy, config: ExpansionConfig) -> None:
+    """Refuse to train, or to expand as ends, what is quantised."""
+    ends = {"embeddings": anatomy.embedding, "norm": anatomy.norm, "head": anatomy.head}
+    quantised = [name for name, end in ends.items() if end is not None and quantised_kind(end)]
+    if next(quantised_layers(anatomy.layers), None) is not None:
+        quantised.append("blocks")
+    trained = [name for name in quantised if name not in config.frozen_groups]
+    if trained:
+        raise ModelError(
+            f"expansion.freeze={config.freeze} lets {', '.join(trained)} of the base train, which "
+            "this base holds quantised; freeze them, or load the base unquantised."
+        )
+    if config.expand_ends and set(quantised) - {"blocks"}:
+        raise ModelError(
+            f"expand_ends=True, but the base's {', '.join(n for n in quantised if n != 'blocks')} "
+            "is quantised; leave it out when loading (llm_int8_skip_modules)."
+        )
+
+
 def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None:
     """Freeze the base, but for the groups that are to train in place."""
     groups = {
@@ -214,15 +243,6 @@ def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None
             module.requires_grad_(True)
 
 
-def _copy_module(module: nn.Module) -> nn.Module:
-    """A trainable copy that shares the original's configs: a changed config reaches both."""
-    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
-    twin = copy.deepcopy(module, memo=dict(configs))
-    for parameter in twin.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return twin
-
-
 def make_block(
     anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
 ) -> ExpandedBlock:
@@ -235,7 +255,7 @@ def make_block(
         state: what the parts of this expansion share.
     """
     pretrained = anatomy.layers[plan.layer]
-    expanded = _copy_module(pretrained)
+    expanded = trainable_twin(pretrained)
     for module in expanded.modules():
         if getattr(module, "layer_idx", None) == plan.layer:
             setattr(module, "layer_idx", plan.cache_index)  # noqa: B010  # mypy: modules have no such field
@@ -249,7 +269,7 @@ def make_block(
         block = ConcatBlock(
             pretrained, expanded, plan.layer, state, config, anatomy.config.hidden_size
         )
-        _to_like(block.interpolator, pretrained)
+        _to_like(block.interpolator, expanded)
     return block.train(pretrained.training)
 
 
@@ -284,7 +304,7 @@ def make_ends(
     ends = {}
     for kind, (module, make) in kinds.items():
         assert module is not None  # check_parts has looked
-        ends[kind] = make(module, _copy_module(module), config, state)
+        ends[kind] = make(module, trainable_twin(module), config, state)
         _to_like(ends[kind].interpolator, module)
         ends[kind].train(module.training)
     if tied:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import describe_model
+from controlllm.common.bitsandbytes import BNB_KINDS, require_bitsandbytes
 from controlllm.common.distributed import Ranks
 from controlllm.common.documents import check_packing
 from controlllm.common.torchao import require_torchao
@@ -38,7 +39,7 @@ from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
 from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
 from controlllm.train.parallel.sharding import sharding_units
-from controlllm.train.quantize import quantize_base
+from controlllm.train.quantize import check_shared, quantize_base
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
@@ -143,8 +144,9 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     )
     prepared = prepare_model(base, run, world.size)
     _tell(prepared.model, loader)
-    if run.model.quantize_base is not None:
+    if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
         quantize_base(prepared.model, run.model.quantize_base)
+    check_shared(prepared.model, run.parallel if world.shares else None)
     model, reference = tune_model(prepared.model, training), prepared.reference
     _share(model, reference, files, run, world)
     seed_everything(training.seed + world.data_ranks.rank)
@@ -189,7 +191,11 @@ def _require_packages(run: RunConfig) -> None:
     if run.training.optimizer in LOW_BIT:
         require_torchao("torchao.optim", f"training.optimizer={run.training.optimizer}")
     if run.model.quantize_base is not None:
-        require_torchao("torchao.quantization", f"model.quantize_base={run.model.quantize_base}")
+        setting = f"model.quantize_base={run.model.quantize_base}"
+        if run.model.quantize_base in BNB_KINDS:
+            require_bitsandbytes(setting)
+        else:
+            require_torchao("torchao.quantization", setting)
 
 
 def _share(

@@ -35,7 +35,7 @@ _WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
 _WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-QuantizeBase = Literal["int8", "nf4"]
+QuantizeBase = Literal["int8", "nf4", "bnb_int8", "bnb_nf4", "bnb_nf4_double"]
 OWN_LOGGERS = ("console", "jsonl", "tensorboard", "wandb")
 
 
@@ -50,8 +50,9 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
     quantize_base: QuantizeBase | None = None
-    """Hold the linear layers of the frozen blocks in 8 bits (`int8`) or 4 (`nf4`), by torchao; the
-    base that the run trains beside and measures against is then the quantised one."""
+    """Hold the linear layers of the frozen blocks in few bits: `int8` or `nf4` by torchao, once the
+    base is expanded; `bnb_int8`, `bnb_nf4` or `bnb_nf4_double` (scales quantised, too) by
+    bitsandbytes, while it is loaded. The run trains beside that base and measures against it."""
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
     trust_remote_code: bool = False

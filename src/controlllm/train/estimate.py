@@ -11,7 +11,7 @@ Allocators, CUDA and libraries take some GiB more.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.tensors import trained_tensors
 from controlllm.common.adapters import carries_base
+from controlllm.common.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -178,6 +179,7 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     packed = _packed(model, run.model.quantize_base)
     local = [(_local(packed.get(p, p), mesh.parts), p) for p in model.parameters()]
     frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
+    frozen += _scales(packed, run.model.quantize_base)
     trained = sum(_bytes(t) for t, p in local if p.requires_grad)
     moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
     if not carries_base(model) and asks_base(run):
@@ -212,11 +214,28 @@ def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
     if kind is None or not isinstance(model, ControlLLMForCausalLM):
         return {}
     return {
-        linear.weight: linear.weight.new_empty(
-            linear.out_features, packed_columns(linear.in_features, kind), dtype=torch.uint8
-        )
+        linear.weight: linear.weight.new_empty(_packed_shape(linear, kind), dtype=torch.uint8)
         for _, _, linear in frozen_linears(model)
     }
+
+
+def _packed_shape(linear: nn.Linear, kind: str) -> tuple[int, int]:
+    rows, columns = linear.out_features, linear.in_features
+    if kind == "bnb_int8":
+        return (rows, columns)
+    if kind in BNB_KINDS:
+        return (-(-rows * columns // 2), 1)
+    return (rows, packed_columns(columns, kind))
+
+
+def _scales(packed: Mapping[Tensor, Tensor], kind: str | None) -> int:
+    """Bytes that bitsandbytes keeps beside the codes, whole on every process."""
+    if kind not in BNB_KINDS:
+        return 0
+    return sum(
+        packed_bytes(weight.shape[0], weight.shape[1], kind) - codes.numel()
+        for weight, codes in packed.items()
+    )
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:

@@ -31,6 +31,7 @@ from controlllm.expansion.adapter_config import AdapterConfig
 from controlllm.expansion.anatomy import examine
 from controlllm.expansion.base_record import forget_base
 from controlllm.expansion.peft import add_adapters
+from controlllm.expansion.quantised import quantised_layers
 from controlllm.train.config import RunConfig
 
 __all__ = ["METHODS", "Method", "Prepared", "asks_base", "prepare_model"]
@@ -155,11 +156,22 @@ def _train_adapters(model: PreTrainedModel, run: RunConfig) -> None:
         _warn("has adapters already, and trains them", "peft", run)
 
 
+def _refuse_quantised(model: PreTrainedModel, run: RunConfig) -> None:
+    if next(quantised_layers(model), None) is not None:
+        raise ConfigError(
+            f"method={run.method!r} trains the base, and "
+            f"{run.model.model_name_or_path or 'this one'} is quantised; load it unquantised, or "
+            "use method='control'."
+        )
+
+
 def _train_all(model: PreTrainedModel, run: RunConfig) -> None:
+    _refuse_quantised(model, run)
     model.requires_grad_(True)
 
 
 def _train_blocks(model: PreTrainedModel, run: RunConfig) -> None:
+    _refuse_quantised(model, run)
     anatomy = examine(model)
     model.requires_grad_(False)
     for layer in run.freeze.trained_layers(anatomy.num_layers):

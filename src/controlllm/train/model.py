@@ -1,17 +1,20 @@
 """The base model and its tokenizer, loaded and set up for training."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.bitsandbytes import BNB_KINDS
 from controlllm.data import resolve_chat_template
 from controlllm.train.activations import enable_checkpointing
 from controlllm.train.config import RunConfig
 from controlllm.train.device import find_device
 from controlllm.train.parallel.loading import build_on_meta
+from controlllm.train.quantize import quantise_by_bnb
 from controlllm.train.training_config import TrainingConfig
 
 __all__ = ["Loaded", "load_base", "tune_model"]
@@ -44,6 +47,8 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         model, tokenizer = loaded if loaded is not None else _load(run)
         module: torch.nn.Module = model
         module.to(device)
+        if run.model.quantize_base in BNB_KINDS:
+            quantise_by_bnb(model, run.model.quantize_base, compute_dtype(model, run.training))
     # Whoever talks to the trained model must use the template it was trained with.
     tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
     if run.data.packing:
@@ -57,12 +62,13 @@ def _load(run: RunConfig) -> Loaded:
 
 
 def _options(run: RunConfig) -> LoadOptions:
-    config = run.model
+    config, kind = run.model, run.model.quantize_base
     return LoadOptions(
         revision=config.revision,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=config.attn_implementation,
+        quantize_base=cast(Any, kind if kind in BNB_KINDS else None),
         tokenizer=config.tokenizer_name_or_path,
     )
 
@@ -72,6 +78,11 @@ def _pack_attention(model: PreTrainedModel) -> None:
     register_packed_attention()
     current = model.config.get_text_config(decoder=True)._attn_implementation
     model.set_attn_implementation(packed_attention_for(current))
+
+
+def compute_dtype(model: PreTrainedModel, training: TrainingConfig) -> torch.dtype:
+    """What a run computes in."""
+    return torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
 
 
 def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:

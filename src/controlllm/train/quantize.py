@@ -11,6 +11,9 @@ all parts of it divide by the processes), and mixed precision does not round the
 |---|---|---|
 | `int8` | 8 bits, evenly spaced | one of 32 bits for each row |
 | `nf4` | 4 bits, at the quantiles of a normal distribution | one of 16 bits for each block of 64 |
+
+Kinds that begin with `bnb_` are layers of bitsandbytes (`common.bitsandbytes`): where a run loads
+its base from files they are quantised as they are read, here only those of a model in memory.
 """
 
 import logging
@@ -21,15 +24,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from controlllm.common.bitsandbytes import (
+    BNB_KINDS,
+    bnb_linear,
+    settle_bnb_linear,
+    stored_bytes,
+)
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.torchao import require_torchao
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.block import ExpandedBlock
+from controlllm.expansion.fingerprint import remember_fingerprint
+from controlllm.expansion.quantised import quantised_kind, quantised_layers
 from controlllm.expansion.sidecar import base_fingerprint
 from controlllm.train.model_parts import decoder_blocks
+from controlllm.train.parallel_config import ZERO, ParallelConfig
 
-__all__ = ["QuantisedLinear", "frozen_linears", "packed_columns", "quantize_base"]
+__all__ = [
+    "QuantisedLinear",
+    "check_shared",
+    "frozen_linears",
+    "packed_columns",
+    "quantise_by_bnb",
+    "quantize_base",
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +64,20 @@ def quantize_base(model: nn.Module, kind: str) -> None:
 
     Args:
         model: an expanded model in one piece, not in parts on several processes.
-        kind: `int8` or `nf4`.
+        kind: `int8`, `nf4`, or one of bitsandbytes (`quantise_by_bnb`).
 
     Raises:
-        ConfigError: torchao is not installed, or there is no frozen linear layer.
+        ConfigError: the package is not installed, or there is no frozen linear layer.
     """
-    check_choice("model.quantize_base", kind, _PACKERS)
+    check_choice("model.quantize_base", kind, [*_PACKERS, *BNB_KINDS])
+    if kind in BNB_KINDS and isinstance(model, ControlLLMForCausalLM):
+        quantise_by_bnb(model, kind, model.dtype)
+        return
     layers = list(frozen_linears(model)) if isinstance(model, ControlLLMForCausalLM) else []
     if not layers or not isinstance(model, ControlLLMForCausalLM):
-        raise ConfigError(
-            f"model.quantize_base={kind}, but the model has no frozen linear layer in a block; "
-            "leave it out, or freeze the blocks (expansion.freeze)."
-        )
+        raise _nothing_to_quantise(kind)
     base_fingerprint(model)
+    model.config.base["quantised"] = [kind]
     before = after = 0
     for parent, name, linear in layers:
         quantised = QuantisedLinear(linear, *_PACKERS[kind](linear.weight.detach()))
@@ -67,6 +87,107 @@ def quantize_base(model: nn.Module, kind: str) -> None:
         "The base's frozen blocks in %s: %d linear layers, %s bytes instead of %s",
         *(kind, len(layers), f"{after:,}", f"{before:,}"),
     )
+
+
+def quantise_by_bnb(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> None:
+    """Quantise a base by bitsandbytes, in place; layers that were loaded so stay as they are.
+
+    Where it came with weights in full, its linear layers in blocks become the same as those that
+    `from_pretrained` would have made; of an expanded model, those of the frozen blocks.
+
+    Args:
+        model: expanded or not.
+        kind: one of `BNB_KINDS`.
+        compute_dtype: what 4-bit layers shall compute in.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or no layer can be quantised, or some are
+            quantised in another way already.
+    """
+    layers = [layer for _, layer in quantised_layers(model)]
+    if others := sorted({str(quantised_kind(layer)) for layer in layers} - {kind}):
+        raise ConfigError(
+            f"model.quantize_base={kind}, but this base is {', '.join(others)} already; leave the "
+            "setting out."
+        )
+    if not layers:
+        if isinstance(model, ControlLLMForCausalLM):
+            found = list(frozen_linears(model))
+        else:
+            found = list(_linears(decoder_blocks(model)))
+        if not found:
+            raise _nothing_to_quantise(kind)
+        if isinstance(model, ControlLLMForCausalLM):
+            base_fingerprint(model)
+        else:
+            remember_fingerprint(model)
+        for parent, name, linear in found:
+            setattr(parent, name, bnb_linear(linear, kind, compute_dtype))
+        layers = [layer for _, layer in quantised_layers(model)]
+    for layer in layers:
+        settle_bnb_linear(layer, compute_dtype)
+    log.info(
+        "The base in %s: %d linear layers, %s bytes",
+        *(kind, len(layers), f"{sum(map(stored_bytes, layers)):,}"),
+    )
+
+
+def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
+    """Refuse a quantised base that a strategy cannot share; note which base it is before it does.
+
+    Args:
+        model: the model that will train, in one piece.
+        parallel: how processes will share it; None for one process.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    kinds = {str(quantised_kind(layer)) for _, layer in quantised_layers(model)}
+    if not kinds:
+        return
+    if isinstance(model, ControlLLMForCausalLM):
+        base_fingerprint(model)
+        model.config.base["quantised"] = sorted(kinds)
+    if parallel is None:
+        return
+    strategy, tensor = parallel.strategy, parallel.tensor_size
+    if tensor > 1:
+        raise ConfigError(
+            f"The base is quantised as {', '.join(sorted(kinds))}, and parallel.tensor_size="
+            f"{tensor} would cut its packed rows; set it to 1, or load the base unquantised."
+        )
+    wrong = sorted(kind for kind in kinds if not _shareable(kind, strategy))
+    if wrong:
+        why = (
+            "was not tried" if strategy in ZERO else "fails: its weights cannot be cut and gathered"
+        )
+        raise ConfigError(
+            f"Sharing a base quantised as {', '.join(wrong)} by parallel.strategy={strategy} "
+            f"{why}. Load it unquantised and set model.quantize_base to int8 or nf4, which every "
+            "strategy shares, or train in one process."
+        )
+
+
+def _nothing_to_quantise(kind: str) -> ConfigError:
+    return ConfigError(
+        f"model.quantize_base={kind}, but the model has no frozen linear layer in a block; "
+        "leave it out, or freeze the blocks (expansion.freeze)."
+    )
+
+
+def _shareable(kind: str, strategy: str) -> bool:
+    """Whether processes can share weights quantised so."""
+    if kind in _PACKERS:
+        return True
+    return kind.startswith(("bnb_nf4", "bnb_fp4")) and strategy not in ZERO
+
+
+def _linears(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Plain linear layers, where they hang, and their names there."""
+    for parent in list(root.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Linear:
+                yield parent, name, module
 
 
 def frozen_linears(model: ControlLLMForCausalLM) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
@@ -108,6 +229,7 @@ class QuantisedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, packed: Tensor, table: Tensor | None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.kind = "int8" if table is None else "nf4"
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("table", table, persistent=False)

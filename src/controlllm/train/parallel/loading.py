@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint import Kind, locate
 from controlllm.checkpoint.shards import fill_some, tensor_shapes
+from controlllm.common.files import read_json
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.block import StackBlock
@@ -42,6 +43,9 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
         log.info("Each process loads the whole model first: %s", why)
         return None
     folder = world.ranks.first(lambda: _folder(run))
+    if folder and "quantization_config" in read_json(Path(folder) / "config.json"):
+        log.info("Each process loads the whole model first: it was saved quantised")
+        return None
     return Path(folder) if folder else None
 
 
