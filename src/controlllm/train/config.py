@@ -171,11 +171,12 @@ class RunConfig:
             )
 
     def _check_tensor_parallelism(self) -> None:
-        """It cuts matrices by columns too, which rows of codes and scales cannot follow."""
+        """It cuts by columns too, which rows of codes and scales and Liger cannot follow."""
         optimizer = self.training.optimizer
         whole_rows = {
             "model.quantize_base": self.model.quantize_base,
             "training.optimizer": None if optimizer == "adamw" else optimizer,
+            "training.use_liger_kernel": self.training.use_liger_kernel or None,
         }
         for name, value in whole_rows.items():
             if value is not None and self.parallel.tensor_size > 1:

@@ -28,6 +28,7 @@ from controlllm.expansion.sidecar import read_sidecar_config
 from controlllm.train.activation_bytes import activation_bytes, kept_product_bytes
 from controlllm.train.config import RunConfig
 from controlllm.train.flops import FlopCount, Flops
+from controlllm.train.liger import fused_chunk
 from controlllm.train.model import tune_model
 from controlllm.train.model_parts import parts_of
 from controlllm.train.optimizer_bytes import StateBytes, optimizer_bytes
@@ -184,6 +185,9 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     chunk = training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
+    if "fused_linear_cross_entropy" in training.liger_kernels:
+        width = model.config.get_text_config(decoder=True).hidden_size
+        positions = fused_chunk(positions, vocabulary, width)
     module: nn.Module = model
     module.to(compute)
     activations += activation_bytes(model, rows, length)
