@@ -27,10 +27,12 @@ from controlllm.train.liger import (
     fused_cross_entropy_sum,
     without_liger_kernels,
 )
+from controlllm.train.quantize import quantize_base
 from controlllm.train.training_config import TrainingConfig
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter cannot multiply bfloat16
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 pytest.importorskip("triton")
@@ -80,9 +82,9 @@ def kernels() -> Any:
         yield liger
 
 
-def make_model(name: str, **settings: Any) -> Any:
+def make_model(name: str, expansion: dict[str, Any] | None = None, **settings: Any) -> Any:
     torch.manual_seed(0)
-    model = expand(make_base(name, **settings), **FAMILIES[name])
+    model = expand(make_base(name, **settings), **(expansion or FAMILIES[name]))
     with torch.no_grad():  # the branches differ, so that neither divergence nor merge is trivial
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dim():
@@ -161,9 +163,29 @@ def test_each_kernel_reaches_both_branches_and_both_ends_of_its_model_only() -> 
     assert torch.equal(step(other)[1], others[1])
 
 
+def test_attention_maps_and_their_divergence_are_kept() -> None:
+    expansion = {"num_blocks": 2, "divergence": "attention"}
+    model = make_model("llama", expansion, attn_implementation="eager")
+    plain, maps = step(model), model(**batch(), output_attentions=True).attentions
+    apply_liger_kernels(model, ALL)
+    assert_same(step(model), plain)
+    ours = model(**batch(), output_attentions=True).attentions
+    assert len(ours) == len(maps)
+    torch.testing.assert_close(ours, maps, rtol=1e-4, atol=1e-5)
+
+
+def test_a_quantised_base_computes_by_kernels_too() -> None:
+    pytest.importorskip("torchao")
+    model = make_model("llama")
+    quantize_base(model, "nf4")
+    plain = step(model)
+    apply_liger_kernels(model, ALL)
+    assert_same(step(model), plain)
+
+
 @pytest.mark.parametrize("policy", ["full", "selective"])
 def test_activations_computed_again_are_the_same(policy: str) -> None:
-    model = make_model("qwen3")
+    model = make_model("llama")  # nothing between its projections, whose results are kept, and RoPE
     plain = step(model)
     apply_liger_kernels(model, ALL)
     training = TrainingConfig(gradient_checkpointing=True, gradient_checkpointing_policy=policy)
@@ -173,10 +195,10 @@ def test_activations_computed_again_are_the_same(policy: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "olmo2", "gemma2"])
 def test_a_norm_rounds_where_transformers_does(name: str) -> None:
-    base = make_base(name).to(DEVICE, torch.bfloat16)
+    base = make_base(name).to(DEVICE, HALF)
     apply_liger_kernels(base, ALL)
     norm = base.model.norm
-    x = torch.randn(64, 32, dtype=torch.bfloat16, device=DEVICE)
+    x = torch.randn(64, 32, dtype=HALF, device=DEVICE)
     ours = norm(x)
     with without_liger_kernels(base):
         plain = norm(x)
@@ -184,9 +206,9 @@ def test_a_norm_rounds_where_transformers_does(name: str) -> None:
     assert (ours != plain).float().mean() < 0.02  # at a tie of float32 sums
 
 
-def test_bf16_autocast_gives_the_same_up_to_rounding() -> None:
+def test_autocast_gives_the_same_up_to_rounding() -> None:
     model = make_model("llama")
-    with torch.autocast(DEVICE, torch.bfloat16):
+    with torch.autocast(DEVICE, HALF):
         plain = step(model)
         apply_liger_kernels(model, ALL)
         ours = step(model)
@@ -226,11 +248,13 @@ def test_the_fused_loss_is_the_loss(name: str, trains: str) -> None:
         model.get_output_embeddings().requires_grad_(True)
     inputs = batch()
     labels = inputs["input_ids"].masked_fill(torch.rand(2, 11, device=DEVICE) < 0.3, -100)
-    cross_entropy_sum(model(**inputs).logits, labels)[0].backward()
+    with model.explicit_divergence():
+        expected = cross_entropy_sum(model(**inputs).logits, labels)[0]
+        hidden = hidden_states_of(model, inputs)
+    expected.backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    expected = cross_entropy_sum(model(**inputs).logits, labels)[0]
-    loss = fused_cross_entropy_sum(hidden_states_of(model, inputs), model, labels)
+    loss = fused_cross_entropy_sum(hidden, model, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     (loss / 3).backward()
@@ -243,7 +267,8 @@ def test_the_fused_loss_is_the_loss(name: str, trains: str) -> None:
 def test_a_batch_without_targets_adds_nothing() -> None:
     model, inputs = make_model("llama"), batch()
     labels = torch.full_like(inputs["input_ids"], -100)
-    loss = fused_cross_entropy_sum(hidden_states_of(model, inputs), model, labels)
+    with model.explicit_divergence():
+        loss = fused_cross_entropy_sum(hidden_states_of(model, inputs), model, labels)
     loss.backward()
     assert loss == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -286,26 +311,31 @@ def test_a_kernel_that_computes_something_else_is_found_before_training() -> Non
 def test_a_run_with_kernels_is_the_same_run(
     run_config: Any, loaded: Any, tmp_path: Any, method: str, backend: str
 ) -> None:
-    runs = []
+    results = []
     for use in (False, True):
         training = {
             "use_liger_kernel": use,
             "backend": backend,
             "max_steps": 2,
-            "eval_steps": 2,
+            "learning_rate": 1e-3,
             "per_device_train_batch_size": 1,
             "per_device_eval_batch_size": 1,
             "max_eval_samples": 1,
             "output_dir": str(tmp_path / f"{use}"),
         }
-        rehearsal = {"num_sequences": 2, "share": 0.5, "length": 16}
-        model = {"device": DEVICE}
-        run = run_config(method=method, training=training, rehearsal=rehearsal, model=model)
-        result = train(run, loaded())
-        runs.append(result)
-    plain, ours = (losses_of(run.history) for run in runs)
+        run = run_config(
+            model={"device": DEVICE},
+            method=method,
+            expansion={"num_blocks": 1},
+            data={"max_length": 12, "learn": []},
+            rehearsal={"num_sequences": 2, "share": 0.5, "length": 8},
+            training=training,
+        )
+        results.append(train(run, loaded()))
+    plain, ours = (losses_of(result.history) for result in results)
     assert [row.keys() for row in ours] == [row.keys() for row in plain]
     for mine, theirs in zip(ours, plain, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-    assert any("forward" in vars(module) for module in runs[1].model.modules())
-    assert runs[1].model.state_dict().keys() == runs[0].model.state_dict().keys()
+    model = results[1].model
+    assert any("forward" in vars(module) for module in model.modules())
+    assert model.state_dict().keys() == results[0].model.state_dict().keys()
