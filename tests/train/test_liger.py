@@ -32,6 +32,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"training": {"use_liger_kernel": True, "torch_compile": True}}, "torch_compile"),
     ({"training": {"use_liger_kernel": True, "loss_chunk_size": 8}}, "loss_chunk_size=8"),
     ({"training": {"use_liger_kernel": True}, "parallel": {"tensor_size": 2}}, "tensor_size=2"),
+    ({"training": {"use_liger_kernel": True}, "parallel": {"strategy": "zero3"}}, "zero3 cuts"),
 ]
 
 

@@ -206,6 +206,25 @@ def test_a_norm_rounds_where_transformers_does(name: str) -> None:
     assert (ours != plain).float().mean() < 0.02  # at a tie of float32 sums
 
 
+def test_a_norm_of_many_short_rows_is_the_plain_norm() -> None:
+    """Queries and keys of a real batch: Liger takes another kernel for them."""
+    base = make_base("qwen3").to(DEVICE)
+    norm = base.model.layers[0].self_attn.q_norm
+    results = []
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 4096, 4, 8, device=DEVICE)
+    slope = torch.randn_like(inputs)
+    for use in (False, True):
+        if use:
+            apply_liger_kernels(base, ALL)
+        x = inputs.clone().requires_grad_()
+        norm.weight.grad = None
+        y = norm(x)
+        y.backward(slope)
+        results.append((y.detach(), x.grad, norm.weight.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
 def test_autocast_gives_the_same_up_to_rounding() -> None:
     model = make_model("llama")
     with torch.autocast(DEVICE, HALF):

@@ -160,7 +160,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         model=model,
         tokenizer=tokenizer,
         loader=loader,
-        loss=StepLoss(model, reference, kl_weight, training.loss_chunk_size, _fuses(run)),
+        loss=StepLoss(model, reference, kl_weight, training.loss_chunk_size, training.fuses_loss),
         meter=_make_meter((model, reference), tokenizer, run, world.data_ranks),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
@@ -190,10 +190,6 @@ def _require_packages(run: RunConfig) -> None:
         require_torchao("torchao.quantization", f"model.quantize_base={run.model.quantize_base}")
     if run.training.use_liger_kernel:
         require_liger(find_device(run.model.device))
-
-
-def _fuses(run: RunConfig) -> bool:
-    return "fused_linear_cross_entropy" in run.training.liger_kernels
 
 
 def _copies(reference: Reference | None) -> list[torch.nn.Module]:

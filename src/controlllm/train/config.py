@@ -163,6 +163,11 @@ class RunConfig:
                 f"method={self.method!r} trains the base, and what trains is not quantised."
             )
         self._check_tensor_parallelism()
+        if self.parallel.strategy == "zero3" and self.training.fuses_loss:
+            raise ConfigError(
+                "Liger's fused loss needs the head whole, which parallel.strategy=zero3 cuts; set "
+                "training.liger_kernel_config: {fused_linear_cross_entropy: false}."
+            )
         if self.training.alpha_sampling is not None and self.method != "control":
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "

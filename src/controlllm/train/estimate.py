@@ -185,7 +185,7 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     chunk = training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
-    if "fused_linear_cross_entropy" in training.liger_kernels:
+    if training.fuses_loss:
         width = model.config.get_text_config(decoder=True).hidden_size
         positions = fused_chunk(positions, vocabulary, width)
     module: nn.Module = model

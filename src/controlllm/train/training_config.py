@@ -228,6 +228,11 @@ class TrainingConfig:
         every = get_args(LigerKernel) if self.use_liger_kernel else ()
         return tuple(name for name in every if given.get(name, True))
 
+    @property
+    def fuses_loss(self) -> bool:
+        """Whether head and cross-entropy are one kernel of Liger."""
+        return "fused_linear_cross_entropy" in self.liger_kernels
+
     def _check_liger(self) -> None:
         for name in self.liger_kernel_config:
             check_choice("training.liger_kernel_config", name, get_args(LigerKernel))
@@ -242,7 +247,7 @@ class TrainingConfig:
                 "training.use_liger_kernel and training.torch_compile were never tried together; "
                 "leave one of them out."
             )
-        if self.loss_chunk_size is not None and "fused_linear_cross_entropy" in self.liger_kernels:
+        if self.loss_chunk_size is not None and self.fuses_loss:
             raise ConfigError(
                 f"training.loss_chunk_size={self.loss_chunk_size} and Liger's fused loss do the "
                 "same; leave it out, or set training.liger_kernel_config: "
