@@ -9,7 +9,9 @@ from tests.laws.architectures import make_base
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.train import RunConfig, liger, train
+from controlllm.train.estimate import estimate
 from controlllm.train.liger import apply_liger_kernels, fused_chunk, require_liger
+from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.training_config import TrainingConfig
 
 GPU = torch.device("cuda")
@@ -110,3 +112,14 @@ def test_modules_bound_where_no_kernel_can_run_compute_as_before(monkeypatch: An
 def test_chunks_of_the_fused_loss_are_as_large_as_its_input() -> None:
     assert fused_chunk(5, vocabulary=8, width=16) == 5
     assert fused_chunk(8192, vocabulary=32_000, width=4096) == 1024
+
+
+def test_a_plan_counts_the_logits_of_a_chunk(run_config: Any, pico_llama: Any) -> None:
+    config = pico_llama().config
+    planned = []
+    for use in (False, True):
+        run = run_config(training={"use_liger_kernel": use})
+        memory = estimate(run, config, run.expansion, MeshPlan(1, 1)).memory
+        planned.append(memory.logits)
+    assert planned[1] * 64 == planned[0] * fused_chunk(64, config.vocab_size, config.hidden_size)
+    assert planned[1] * 8 == planned[0]
