@@ -140,15 +140,6 @@ def test_sharded_parts_train_without_a_warning(
     train_by(run, loaded, 2, tmp_path / "processes")
 
 
-def test_transformers_trainer_is_refused_with_several_processes(
-    run_config: Any, loaded: Any, tmp_path: Path
-) -> None:
-    run = run_of(run_config, tmp_path / "run", training={"backend": "hf"})
-    for outcome in run_ranks(lambda rank: train(run, loaded()), 2, tmp_path / "processes"):
-        assert outcome.error is not None
-        assert "trains in one process" in outcome.error
-
-
 @pytest.mark.parametrize(
     ("parallel", "words"),
     [

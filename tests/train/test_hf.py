@@ -60,8 +60,7 @@ def test_a_run_begun_by_one_loop_is_finished_by_the_other(
         "output_dir": str(tmp_path / "hf"),
         "resume_from_checkpoint": str(tmp_path / "hf" / "checkpoint-4"),
     }
-    with pytest.warns(UserWarning, match=r"training\.backend was 'hf', is 'native'"):
-        resumed = train(run_config(**over | {"training": training}), loaded())
+    resumed = train(run_config(**over | {"training": training}), loaded())
     for row, other in zip(losses_of(straight.history), losses_of(resumed.history), strict=True):
         assert other == pytest.approx(row, rel=1e-5, abs=1e-7)
 

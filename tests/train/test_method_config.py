@@ -18,11 +18,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "kl", "training": {"loss_chunk_size": 8}}, "loss_chunk_size=8 does not go"),
     ({"method": "full", "peft": {"type": "lora"}}, "needs method='lora', or 'control'"),
     ({"method": "lora", "model": {"quantize_base": "int8"}}, "needs method='control'"),
-    ({"method": "lora", "parallel": {"tensor_size": 2}}, "peft.type=lora does not go together"),
-    ({"peft": {"type": "oft"}, "parallel": {"tensor_size": 2}}, "peft.type=oft does not go"),
+    (
+        {"method": "lora", "parallel": {"tensor_size": 2}},
+        "tensor_size=2 does not go together with method=lora",
+    ),
+    (
+        {"peft": {"type": "oft"}, "parallel": {"tensor_size": 2}},
+        "does not go together with peft.type=oft",
+    ),
     (
         {"peft": {"type": "dora"}, "model": {"quantize_base": "int8"}},
-        "does not go together with peft.type='dora'",
+        "does not go together with peft.type=dora",
     ),
     ({"peft": {"type": "lara"}}, "Did you mean 'lora'"),
     ({"peft": {"r": 0}}, "must be at least 1"),

@@ -262,8 +262,8 @@ def test_other_methods_and_names_are_refused():
     with pytest.raises(ConfigError, match="quantize_base"):
         RunConfig.from_dict({"model": {"quantize_base": "int4"}})
     two = {"parallel": {"tensor_size": 2}}
-    with pytest.raises(ConfigError, match=r"quantize_base=int8 does not go .*tensor_size=2"):
+    with pytest.raises(ConfigError, match=r"tensor_size=2 does not go .*quantize_base=int8"):
         RunConfig.from_dict({"model": {"quantize_base": "int8"}, **two})
-    with pytest.raises(ConfigError, match=r"optimizer=adamw_4bit does not go .*tensor_size=2"):
+    with pytest.raises(ConfigError, match=r"tensor_size=2 does not go .*optimizer=adamw_4bit"):
         RunConfig.from_dict({"training": {"optimizer": "adamw_4bit"}, **two})
     assert RunConfig.from_dict(two).parallel.tensor_size == 2

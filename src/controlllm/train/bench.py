@@ -31,6 +31,7 @@ from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
 from controlllm.train.device import find_device
 from controlllm.train.head import check_head
+from controlllm.train.liger import apply_liger_kernels, check_liger_kernels, require_liger
 from controlllm.train.losses import StepLoss
 from controlllm.train.low_bit import LOW_BIT
 from controlllm.train.methods import METHODS, prepare_model
@@ -148,6 +149,9 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         quantize_base(prepared.model, run.model.quantize_base)
     check_shared(prepared.model, run.parallel if world.shares else None)
     model, reference = tune_model(prepared.model, training), prepared.reference
+    if training.use_liger_kernel:
+        for module in [model, *_copies(reference)]:
+            apply_liger_kernels(module, training)
     _share(model, reference, files, run, world)
     seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, loader)
@@ -165,6 +169,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
             kl_weight,
             training.loss_chunk_size,
             run.kl if METHODS.get(run.method).asks_base else None,
+            training.fuses_loss,
         ),
         meter=_make_meter((model, reference), tokenizer, run, world.data_ranks),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
@@ -177,9 +182,12 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     if run.data.packing:
         with bench.autocast():
             check_packing(model)
-    if training.loss_chunk_size is not None:
+    if bench.loss.in_parts:
         with bench.autocast():
             check_head(model)
+    if training.use_liger_kernel:
+        with bench.autocast():
+            check_liger_kernels(model, training.liger_kernels)
     world.reshard(model)
     return bench
 
@@ -196,6 +204,13 @@ def _require_packages(run: RunConfig) -> None:
             require_bitsandbytes(setting)
         else:
             require_torchao("torchao.quantization", setting)
+    if run.training.use_liger_kernel:
+        require_liger(find_device(run.model.device))
+
+
+def _copies(reference: Reference | None) -> list[torch.nn.Module]:
+    """The frozen copy of the base, where there is one."""
+    return [] if reference is None or reference.copy is None else [reference.copy]
 
 
 def _share(
@@ -206,10 +221,9 @@ def _share(
     world: World,
 ) -> None:
     """Shard the model, and a frozen copy of its base; read their weights where they have none."""
-    copied = [] if reference is None or reference.copy is None else [reference.copy]
     if run.training.torch_compile:
         compile_blocks(list(sharding_units(model)))
-    for module in [model, *copied]:
+    for module in [model, *_copies(reference)]:
         shard_model(module, world, run.training.mixed_precision)
         if files is not None and is_without_weights(module):
             fill_from(files, module, world, find_device(run.model.device))

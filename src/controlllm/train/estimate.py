@@ -32,6 +32,7 @@ from controlllm.expansion.sidecar import read_sidecar_config
 from controlllm.train.activation_bytes import activation_bytes, kept_product_bytes
 from controlllm.train.config import RunConfig
 from controlllm.train.flops import FlopCount, Flops
+from controlllm.train.liger import fused_chunk
 from controlllm.train.methods import METHODS, asks_base
 from controlllm.train.model import tune_model
 from controlllm.train.model_parts import parts_of
@@ -195,6 +196,9 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     chunk = training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
     kept = 3 if METHODS.get(run.method).asks_base else 2  # logits, their gradient, the base's
+    if training.fuses_loss:
+        width = model.config.get_text_config(decoder=True).hidden_size
+        positions = fused_chunk(positions, vocabulary, width)
     module: nn.Module = model
     module.to(compute)
     activations += activation_bytes(model, rows, length)

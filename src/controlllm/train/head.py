@@ -26,7 +26,7 @@ from controlllm.common.errors import ModelError
 from controlllm.common.losses import target_mask
 from controlllm.evaluate.losses import evaluating
 
-__all__ = ["check_head", "chunked_cross_entropy_sum", "hidden_states_of"]
+__all__ = ["check_head", "chunked_cross_entropy_sum", "head_inputs", "hidden_states_of"]
 
 
 def hidden_states_of(
@@ -55,6 +55,14 @@ def chunked_cross_entropy_sum(
         labels_BT: unshifted labels, -100 = no target.
         chunk: positions whose logits exist at a time.
     """
+    total: Tensor = _ChunkedCrossEntropy.apply(*head_inputs(hidden_BTD, model, labels_BT), chunk)
+    return total
+
+
+def head_inputs(
+    hidden_BTD: Tensor, model: PreTrainedModel, labels_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """What predicts a target (N, D), weight and bias of the head, and the targets (N)."""
     head: Any = model.get_output_embeddings()
     mask_BT = target_mask(labels_BT)
     targets_N = labels_BT.roll(-1, dims=1)[mask_BT]
@@ -65,8 +73,8 @@ def chunked_cross_entropy_sum(
         # Once, not for every chunk; and what runs inside has no autocast.
         dtype = torch.get_autocast_dtype(kind)
         given = [tensor if tensor is None else tensor.to(dtype) for tensor in given]
-    total: Tensor = _ChunkedCrossEntropy.apply(*given, targets_N, chunk)
-    return total
+    hidden_ND, weight_VD, bias_V = given
+    return hidden_ND, weight_VD, bias_V, targets_N
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -146,7 +154,8 @@ def check_head(model: PreTrainedModel) -> None:
     if whole.shape != apart.shape or not torch.allclose(whole, apart, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"{type(model).__name__} does more to its logits than its head does (a cap or a "
-            "scale); set training.loss_chunk_size=null."
+            "scale); set training.loss_chunk_size=null, and training.liger_kernel_config: "
+            "{fused_linear_cross_entropy: false} where Liger's kernels are used."
         )
 
 

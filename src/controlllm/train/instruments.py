@@ -40,7 +40,7 @@ class Instruments:
         self.clock = PhaseClock(bench.device)
         self._flops = Flops()
         self._peak: Peak | None = None
-        self._in_chunks = bench.run.training.loss_chunk_size is not None
+        self._in_chunks = bench.loss.in_parts
         self._count, self._count_base = _flop_counts(bench)
 
     def count(self, batches: Sequence[Mapping[str, Any]]) -> None:

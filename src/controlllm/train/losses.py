@@ -40,6 +40,7 @@ from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.alignment import DivergenceTerms
 from controlllm.train.head import chunked_cross_entropy_sum, hidden_states_of
+from controlllm.train.liger import fused_cross_entropy_sum
 from controlllm.train.method_config import KLConfig
 from controlllm.train.parallel import World
 from controlllm.train.rows import rows_of_origin
@@ -130,7 +131,9 @@ class StepLoss:
         reference: its base, asked for the KLs.
         rehearsal_weight: weight of the rehearsal KL; None = rehearsed rows are ordinary rows.
         chunk: positions whose logits exist at a time; None = all.
-        anchor: the pull to the base on the tokens that are learned; None = none. Not with `chunk`.
+        anchor: the pull to the base on the tokens that are learned; None = none. Not with `chunk`,
+            nor `fused`.
+        fused: head and cross-entropy are one kernel of Liger.
     """
 
     def __init__(
@@ -140,14 +143,21 @@ class StepLoss:
         rehearsal_weight: float | None = None,
         chunk: int | None = None,
         anchor: KLConfig | None = None,
+        fused: bool = False,
     ) -> None:
         self.chunk = chunk
         self.anchor = anchor
+        self.fused = fused
         self.model = model
         self.caller: nn.Module = model
         """What is called instead of the model: an engine that wraps it, say."""
         self.reference = reference
         self.rehearsal_weight = rehearsal_weight
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the model gives hidden states, and the loss applies the head."""
+        return self.fused or self.chunk is not None
 
     def count(self, batches: Iterable[Mapping[str, Any]]) -> Counts:
         """The global counts of one accumulated batch."""
@@ -184,7 +194,7 @@ class StepLoss:
 
     def _forward(self, inputs: dict[str, Any]) -> Tensor:
         """Logits (B, T, V); where they come in chunks, what the head makes them of (B, T, D)."""
-        if self.chunk is not None:
+        if self.in_parts:
             return hidden_states_of(cast(PreTrainedModel, self.model), inputs, self.caller)
         logits_BTV: Tensor = self.caller(**inputs).logits
         return logits_BTV
@@ -219,12 +229,14 @@ class StepLoss:
 
     def _cross_entropy(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         labels_BT = self._task_labels(batch)
+        model = cast(PreTrainedModel, self.model)
         if self.anchor is not None and self.anchor.dft:
             total = dft_sum(output, labels_BT)
+        elif self.fused:
+            total = fused_cross_entropy_sum(output, model, labels_BT)
         elif self.chunk is None:
             total, _ = cross_entropy_sum(output, labels_BT)
         else:
-            model = cast(PreTrainedModel, self.model)
             total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk)
         return total / max(counts.targets, 1)
 
@@ -248,7 +260,7 @@ class StepLoss:
         labels_BT = part["labels"]
         inputs = {k: v for k, v in model_inputs(part).items() if k != "labels"}
         logits_BTV = select(output)
-        if self.chunk is not None:
+        if self.in_parts:
             head = cast(PreTrainedModel, self.model).get_output_embeddings()
             logits_BTV = head(logits_BTV)
         total, _ = kl_sum(self.reference.forward(**inputs), logits_BTV, labels_BT)

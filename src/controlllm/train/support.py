@@ -41,10 +41,12 @@ class Setting:
     Attributes:
         path: its dotted name.
         values: what it has to be; none = anything but unset, off or 1.
+        name: what users call it, if its value follows from several of theirs.
     """
 
     path: str
     values: tuple[Any, ...] = ()
+    name: str = ""
 
     def of(self, run: Any) -> Any:
         """Its value in a run."""
@@ -59,7 +61,7 @@ class Setting:
 
     def __str__(self) -> str:
         if not self.values:
-            return f"`{self.path}`"
+            return f"`{self.name or self.path}`"
         return f"`{self.path}`: {' or '.join(f'`{value}`' for value in self.values)}"
 
 
@@ -85,6 +87,9 @@ _BY_ZERO3 = Setting("parallel.strategy", ("zero3",))
 _LOW_BIT = Setting("training.optimizer", ("adamw_8bit", "adamw_4bit", "adamw_fp8"))
 _TENSOR = Setting("parallel.tensor_size")
 
+_FUSED = Setting(
+    "training.fuses_loss", name="training.liger_kernel_config.fused_linear_cross_entropy"
+)
 _NO_PLAN = "the model's plan does not say how the matrices of adapters are cut"
 
 REFUSED = (
@@ -99,6 +104,12 @@ REFUSED = (
         _LOW_BIT,
         "matrices are cut by columns too, which rows of codes and scales cannot follow",
         "set training.optimizer=adamw",
+    ),
+    Refused(
+        _TENSOR,
+        Setting("training.use_liger_kernel"),
+        "its kernels know no matrices that are cut",
+        "leave use_liger_kernel out",
     ),
     Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, "set parallel.tensor_size=1"),
     Refused(_TENSOR, Setting("method", ("lora",)), _NO_PLAN, "set parallel.tensor_size=1"),
@@ -126,6 +137,18 @@ REFUSED = (
         Setting("method", ("kl",)),
         "its loss needs all logits of base and model",
         "leave it out",
+    ),
+    Refused(
+        _FUSED,
+        Setting("method", ("kl",)),
+        "its loss needs all logits of base and model",
+        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
+    ),
+    Refused(
+        _FUSED,
+        _BY_ZERO3,
+        "Liger's fused loss needs the head whole, which ZeRO-3 cuts",
+        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
     ),
     Refused(
         Setting("model.quantize_base"),
@@ -173,7 +196,7 @@ def check_support(run: Any) -> None:
         )
     for row in REFUSED:
         if row.one.is_met(run) and row.other.is_met(run):
-            one, other = (f"{s.path}={_shown(s.of(run))}" for s in (row.one, row.other))
+            one, other = (f"{s.name or s.path}={_shown(s.of(run))}" for s in (row.one, row.other))
             raise ConfigError(f"{one} does not go together with {other}: {row.why}; {row.instead}.")
 
 

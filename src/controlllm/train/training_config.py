@@ -23,6 +23,7 @@ SchedulerName = Literal["cosine", "linear", "constant", "wsd", "step"]
 DecayName = Literal["linear", "cosine", "1-sqrt"]
 MixedPrecision = Literal["no", "bf16"]
 CheckpointingPolicy = Literal["full", "selective"]
+LigerKernel = Literal["rms_norm", "swiglu", "rope", "fused_linear_cross_entropy"]
 
 _POSITIVE = (
     "max_steps",
@@ -149,6 +150,11 @@ class TrainingConfig:
     never exist all at once (1024 to 4096 is usual), at no cost of time; null = all at once."""
     torch_compile: bool = False
     """Compile frozen blocks and copies one by one (torch.compile); the first steps take longer."""
+    use_liger_kernel: bool = False
+    """Compute norms, MLPs, rotary embeddings and the loss by Liger's Triton kernels: less memory
+    and time on a GPU. Needs the extra `liger`."""
+    liger_kernel_config: dict[LigerKernel, bool] = field(default_factory=dict)
+    """Which of them: rms_norm, swiglu, rope, fused_linear_cross_entropy; what is left out is on."""
     alpha_sampling: list[float] | None = None
     """[low, high]: draw one alpha per optimizer step, so that the whole dial is trained."""
 
@@ -186,6 +192,7 @@ class TrainingConfig:
         self._check_numbers()
         self._check_alpha_sampling()
         self._check_schedule()
+        self._check_liger()
         if self.total_train_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ConfigError(
                 f"training.total_train_batch_size={self.total_train_batch_size} sets the number of "
@@ -213,6 +220,39 @@ class TrainingConfig:
                 f"{rows * world_size}, or fewer rows for each."
             )
         return total // (rows * world_size)
+
+    @property
+    def liger_kernels(self) -> tuple[str, ...]:
+        """The kernels of Liger that are on."""
+        given = self.liger_kernel_config
+        every = get_args(LigerKernel) if self.use_liger_kernel else ()
+        return tuple(name for name in every if given.get(name, True))
+
+    @property
+    def fuses_loss(self) -> bool:
+        """Whether head and cross-entropy are one kernel of Liger."""
+        return "fused_linear_cross_entropy" in self.liger_kernels
+
+    def _check_liger(self) -> None:
+        for name in self.liger_kernel_config:
+            check_choice("training.liger_kernel_config", name, get_args(LigerKernel))
+        if not self.use_liger_kernel:
+            if self.liger_kernel_config:
+                raise ConfigError(
+                    "training.liger_kernel_config needs training.use_liger_kernel=true."
+                )
+            return
+        if self.torch_compile:
+            raise ConfigError(
+                "training.use_liger_kernel and training.torch_compile were never tried together; "
+                "leave one of them out."
+            )
+        if self.loss_chunk_size is not None and self.fuses_loss:
+            raise ConfigError(
+                f"training.loss_chunk_size={self.loss_chunk_size} and Liger's fused loss do the "
+                "same; leave it out, or set training.liger_kernel_config: "
+                "{fused_linear_cross_entropy: false}."
+            )
 
     def _check_choices(self) -> None:
         check_choice("training.backend", self.backend, get_args(Backend))
