@@ -20,7 +20,8 @@ STEPS = 10
 QA = {"prompt": "question", "completion": "answer"}
 
 
-def run_file(folder: Path, shared_data: Path) -> Path:
+def run_file(folder: Path, shared_data: Path, **over: dict[str, Any]) -> Path:
+    """A run's YAML; keyword sections are laid over it."""
     gsm8k = shared_data / "sft" / "gsm8k"
     stories = shared_data / "text" / "tinystories_excerpt" / "tinystories.txt"
     values = {
@@ -56,6 +57,8 @@ def run_file(folder: Path, shared_data: Path) -> Path:
         },
         "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
     }
+    for section, settings in over.items():
+        values.setdefault(section, {}).update(settings)  # type: ignore[attr-defined]
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -129,6 +132,31 @@ def test_killed_twice_resumed_and_exported_in_every_form(shared_data: Path, tmp_
             assert found[name] == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
     command("export", killed, tmp_path / "collapsed", "--form", "collapsed")
     assert evaluated(tmp_path / "collapsed", path, tmp_path)["learn/gsm8k"] > 0
+
+
+@pytest.mark.timeout(400)
+def test_begun_by_deepspeed_and_finished_by_the_native_loop(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Killed under ZeRO-3, finished by FSDP2; what is exported is what was measured."""
+    run = tmp_path / "run"
+    by_zero3 = {"training": {"backend": "hf"}, "parallel": {"strategy": "zero3"}}
+    kill_after(start(run_file(tmp_path, shared_data, **by_zero3)), run, 2)
+    saved = [int(folder.name.split("-")[1]) for folder in list_checkpoints(run)]
+    path = run_file(tmp_path, shared_data)
+    text = start(path).communicate(timeout=120)[0]
+    assert "max_steps" in text, text
+    found = losses(run)
+    assert saved[-1] >= 4 and list(found) == list(range(1, STEPS + 1))
+    assert found[STEPS] < found[1] - 1
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    command("export", run, tmp_path / "sidecar", "--form", "sidecar")
+    best = best_checkpoint(run)
+    assert best is not None
+    step = int(best.name.split("-")[1])
+    measured = next(r for r in rows if r["step"] == step and "learn/gsm8k/loss" in r)
+    for name, loss in evaluated(tmp_path / "sidecar", path, tmp_path).items():
+        assert loss == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
 
 
 def evaluated(folder: Path, path: Path, tmp_path: Path) -> dict[str, Any]:
