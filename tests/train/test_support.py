@@ -7,7 +7,7 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
-from controlllm.train.hf.zero import deepspeed_config
+from controlllm.train.hf.zero import check_precision, deepspeed_config
 from controlllm.train.parallel_config import ParallelConfig, Strategy
 from controlllm.train.support import MARKS, REFUSED, WAYS, Setting, page
 from controlllm.train.training_config import Backend
@@ -116,6 +116,14 @@ def test_settings_of_deepspeed_that_contradict_the_run_are_refused(
         config_of(deepspeed)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_weights_that_deepspeed_would_not_compute_in_are_refused(pico_llama: Any) -> None:
+    model = pico_llama().bfloat16()
+    check_precision(model, "bf16")
+    check_precision(model.float(), "no")
+    with pytest.raises(ConfigError, match=r"is bfloat16; set training\.mixed_precision=bf16"):
+        check_precision(model.bfloat16(), "no")
 
 
 def test_settings_of_deepspeed_are_for_deepspeed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from controlllm.train.bench import Bench
-from controlllm.train.hf.zero import deepspeed_config, prepare_deepspeed
+from controlllm.train.hf.zero import check_precision, deepspeed_config, prepare_deepspeed
 from controlllm.train.parallel_config import ZERO
 
 __all__ = ["training_arguments"]
@@ -21,6 +21,7 @@ def training_arguments(bench: Bench) -> TrainingArguments:
     training = run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
     if run.parallel.strategy in ZERO:
+        check_precision(bench.model, training.mixed_precision)
         prepare_deepspeed(on_cpu, bench.world.local_rank)
         sharing = {
             "deepspeed": deepspeed_config(run, bench.micro_batches, on_cpu),

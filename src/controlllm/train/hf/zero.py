@@ -26,7 +26,7 @@ from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train.config import RunConfig
 from controlllm.train.storage import Storage
 
-__all__ = ["ZeroStorage", "deepspeed_config", "prepare_deepspeed"]
+__all__ = ["ZeroStorage", "check_precision", "deepspeed_config", "prepare_deepspeed"]
 
 SMALLEST = 2
 """Parameters of fewer numbers are never cut."""
@@ -84,6 +84,25 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     state = PartialState(cpu=on_cpu)
     # It would ask its launcher's variables, and knows of no DeepSpeed on a CPU.
     state.distributed_type = DistributedType.DEEPSPEED
+
+
+def check_precision(model: nn.Module, mixed_precision: str) -> None:
+    """Refuse weights in few bits that the engine would not compute in.
+
+    Raises:
+        ConfigError: without mixed precision DeepSpeed takes float32 only.
+    """
+    wrong = [
+        (name, parameter.dtype)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.dtype != torch.float32
+    ]
+    if wrong and mixed_precision == "no":
+        name, dtype = wrong[0]
+        raise ConfigError(
+            f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
+            "training.mixed_precision=bf16, or model.dtype=float32."
+        )
 
 
 def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
