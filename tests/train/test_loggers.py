@@ -5,6 +5,7 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
+from controlllm.train.bench import make_bench
 from controlllm.train.loggers import LOGGERS, JsonLinesLogger, LoggerContext, make_loggers
 
 
@@ -149,6 +150,12 @@ def test_loggers_of_the_trainer_get_our_metrics(run_config, loaded, monkeypatch)
     ours = [row for row in seen if "total_flos" not in row]  # The Trainer's own last words.
     assert ours == result.history and len(ours) > 6
     assert ended == [6]
+
+
+def test_a_logger_without_its_package_is_refused_before_anything_is_loaded(run_config):
+    run = run_config(logging={"report_to": ["mlflow"]}, training={"backend": "hf"})
+    with pytest.raises(ConfigError, match="pip install mlflow"):
+        make_bench(run)
 
 
 def test_loggers_of_the_trainer_need_the_trainer(run_config):

@@ -12,8 +12,11 @@ import torch
 from tests.train.helpers import losses_of
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.checkpoint.manifest import write_manifest
+from controlllm.checkpoint.state import STATE
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
+from controlllm.train.bench import make_bench
 from controlllm.train.keeper import RunKeeper
 
 RETAIN = {
@@ -138,6 +141,37 @@ def train_until_killed(run, checkpoint, delay):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_best_checkpoint_of_another_run_is_gone_on_from(run_config, loaded, tmp_path):
+    """It is the best of that run; the new one has none of that name to mark."""
+    first = train(run_config(training={"output_dir": str(tmp_path / "first")}), loaded())
+    best = tmp_path / "first" / f"checkpoint-{first.best.step}"
+    training = {
+        "output_dir": str(tmp_path / "second"),
+        "resume_from_checkpoint": str(best),
+        "max_steps": 9,
+    }
+    with pytest.warns(UserWarning, match="max_steps was 6, is 9"):
+        second = train(run_config(training=training), loaded())
+    assert second.history[-1]["step"] == 9
+
+
+def test_another_number_of_rows_a_step_is_told(run_config, loaded, tmp_path):
+    """As on another number of processes, where the config is the same."""
+    run = run_config(training={"max_tokens": 200})
+    bench = make_bench(run, loaded())
+    assert bench.rows_of_a_step == 4
+    bench.loader.close()
+    train(run, loaded())
+    checkpoint = newest_checkpoint(run.training.output_dir)
+    state = json.loads((checkpoint / STATE).read_text())
+    state["extra"]["rows"] = 8
+    (checkpoint / STATE).write_text(json.dumps(state))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+    with pytest.warns(UserWarning, match=r"A step had 8 rows .* and has 4"):
+        train(run_config(), loaded())
+
+
 def test_sigkill_at_any_moment(run_config, loaded, tmp_path):
     """Real processes are killed, also while they save, and the same call goes on."""
     model, tokenizer = loaded()

@@ -7,7 +7,7 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
-from controlllm.train.hf.zero import check_precision, deepspeed_config
+from controlllm.train.hf.deepspeed_config import check_precision, deepspeed_config
 from controlllm.train.parallel_config import ParallelConfig, Strategy
 from controlllm.train.support import MARKS, REFUSED, WAYS, Setting, page
 from controlllm.train.training_config import Backend
@@ -101,6 +101,13 @@ def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
         ({"optimizer": {"type": "Adam"}}, ["optimizer", "training.optimizer"]),
         ({"bf16": {"enabled": True}}, ["bf16", "training.mixed_precision"]),
         ({"zero_optimization": {"stage": 2}}, ["stage 2", "zero3"]),
+        ({"zero_optimisation": {"stage": 3}}, ["zero_optimisation", "Did you mean"]),
+        (
+            {"zero_optimization": {"zero_hpz_partion_size": 2}},
+            ["zero_hpz_partion_size", "Did you mean 'zero_hpz_partition_size'"],
+        ),
+        ({"zero_optimization": {"zero_hpz_partition_size": "two"}}, ["zero_hpz_partition_size"]),
+        ({"zero_optimization": True}, ["no mapping"]),
         (
             {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
             ["alphas", "at least 2"],

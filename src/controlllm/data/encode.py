@@ -128,6 +128,7 @@ class RowEncoder:
         if stats.without_targets:
             parts.append(
                 f"nothing in {stats.without_targets:,} rows is of train_on={self.config.train_on}"
+                + (", as they were cut: raise data.max_length" if stats.truncated else "")
             )
         return ". ".join(parts) + "."
 

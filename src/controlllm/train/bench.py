@@ -22,6 +22,7 @@ from controlllm.checkpoint import describe_model
 from controlllm.common.bitsandbytes import BNB_KINDS, require_bitsandbytes
 from controlllm.common.distributed import Ranks
 from controlllm.common.documents import check_packing
+from controlllm.common.errors import ConfigError
 from controlllm.common.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
@@ -92,6 +93,12 @@ class Bench:
     def micro_batches(self) -> int:
         """Micro-batches of an optimizer step on this process."""
         return self.run.training.micro_batches(self.world.data_size)
+
+    @property
+    def rows_of_a_step(self) -> int:
+        """Rows of an optimizer step, over all processes."""
+        rows = self.run.training.per_device_train_batch_size
+        return rows * self.micro_batches * self.world.data_size
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
@@ -204,8 +211,21 @@ def _require_packages(run: RunConfig) -> None:
             require_bitsandbytes(setting)
         else:
             require_torchao("torchao.quantization", setting)
+    for name in run.logging.integrations:
+        _require_integration(name)
     if run.training.use_liger_kernel:
         require_liger(find_device(run.model.device))
+
+
+def _require_integration(name: str) -> None:
+    from transformers.integrations import integration_utils
+
+    short = name.removesuffix("_ml")
+    is_available = getattr(integration_utils, f"is_{short}_available", None)
+    if is_available is not None and not is_available():
+        raise ConfigError(
+            f"logging.report_to={name} needs a package that is not installed: pip install {name}."
+        )
 
 
 def _copies(reference: Reference | None) -> list[torch.nn.Module]:

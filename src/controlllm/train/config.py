@@ -135,7 +135,8 @@ class LoggingConfig:
             # Asked only where one of them is meant: it looks for all of their packages.
             from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-            check_choice("logging.report_to", name, [*OWN_LOGGERS, *INTEGRATION_TO_CALLBACK])
+            names = dict.fromkeys([*OWN_LOGGERS, *INTEGRATION_TO_CALLBACK])
+            check_choice("logging.report_to", name, names)
 
     @property
     def integrations(self) -> list[str]:
@@ -183,9 +184,12 @@ class RunConfig:
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
         if self.model.quantize_base is not None and self.method != "control":
+            why = "trains the base, and what trains is not quantised"
+            if self.method == "lora":
+                why = "takes a base in full; set peft.type=lora with it for adapters beside copies"
             raise ConfigError(
                 f"model.quantize_base={self.model.quantize_base} needs method='control'; "
-                f"method={self.method!r} trains the base, and what trains is not quantised."
+                f"method={self.method!r} {why}."
             )
         check_support(self)
         if self.logging.integrations and self.training.backend != "hf":

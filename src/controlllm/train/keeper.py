@@ -13,6 +13,7 @@ resumes, and says when to stop:
 import logging
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -285,7 +286,11 @@ class RunKeeper:
             loader=bench.loader.state_dict(),
             rng=bench.world.ranks.gather(capture_rng()),
             history=self.progress.history,
-            extra={"progress": self.progress.to_dict(), "alphas": bench.alphas.state_dict()},
+            extra={
+                "progress": self.progress.to_dict(),
+                "alphas": bench.alphas.state_dict(),
+                "rows": bench.rows_of_a_step,
+            },
         )
         with self.instruments.clock.phase(CHECKPOINT):
             self.uploads.wait()  # What it copies may be the one that gives way to this one.
@@ -330,8 +335,17 @@ class RunKeeper:
         bench.loader.load_state_dict(state.loader)
         bench.alphas.load_state_dict(state.extra["alphas"])
         self.progress = Progress.from_dict(state.extra["progress"], state.history)
+        rows = state.extra.get("rows", bench.rows_of_a_step)
+        if rows != bench.rows_of_a_step and bench.world.is_first:
+            warnings.warn(
+                f"A step had {rows} rows on the processes that wrote {checkpoint}, and has "
+                f"{bench.rows_of_a_step} on these; training.total_train_batch_size={rows} (set "
+                "from the start) keeps it.",
+                stacklevel=2,
+            )
         best = self.progress.best
-        if best is not None and best.step == state.step:
+        own = checkpoint.parent.resolve() == self.folder.resolve()
+        if best is not None and best.step == state.step and own:
             self._mark_best()  # A kill between saving and marking would have lost the mark.
         if len(state.rng) == ranks.world_size:
             restore_rng(state.rng[ranks.rank])

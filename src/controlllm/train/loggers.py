@@ -207,6 +207,15 @@ def _console(context: LoggerContext) -> MetricLogger:
     return ProgressBarLogger(context) if sys.stdout.isatty() else PlainLogger(context)
 
 
+_PARTS_OF_THE_LOSS = (
+    names.LOSS,
+    names.CROSS_ENTROPY,
+    names.DIVERGENCE,
+    names.ANCHOR,
+    names.REHEARSAL,
+)
+
+
 class PlainLogger:
     """One line per record."""
 
@@ -228,7 +237,7 @@ class PlainLogger:
             return _describe_sets(metrics)
         parts = [
             f"{name.removeprefix('train/')} {metrics[name]:.4f}"
-            for name in (names.LOSS, names.CROSS_ENTROPY, names.DIVERGENCE, names.REHEARSAL)
+            for name in _PARTS_OF_THE_LOSS
             if name in metrics
         ]
         parts.append(f"lr {metrics[names.LEARNING_RATE]:.2e}")

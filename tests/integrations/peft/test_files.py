@@ -160,10 +160,12 @@ def test_a_name_of_another_adapter_in_the_file_is_refused(folder):
         PeftModel.from_pretrained(make_base("llama"), folder)
 
 
-def test_transformers_reports_what_does_not_fit(folder, saved_base, caplog):
+def test_transformers_reports_what_does_not_fit(folder, saved_base, caplog, monkeypatch):
     spoil(folder, lambda tensors: tensors.update(more=tensors.pop(NORM)))
     native = AutoModelForCausalLM.from_pretrained(saved_base)
-    logging.getLogger("transformers").propagate = True
+    # Whatever other tests have told it.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, "transformers")
     native.load_adapter(str(folder))
     assert "MISSING" in caplog.text and "UNEXPECTED" in caplog.text
 

@@ -4,7 +4,8 @@
 |---|---|
 | `trainer` | `ControlLLMTrainer`: batches, loss and books are ours, the loop is the Trainer's |
 | `arguments` | what the Trainer is told of a run config |
-| `zero` | DeepSpeed: its config, and the trained state of an engine |
+| `deepspeed_config` | setting DeepSpeed up |
+| `zero` | the trained state of DeepSpeed's engine |
 """
 
 from controlllm.train.hf.trainer import ControlLLMTrainer, train_with_hf

@@ -5,7 +5,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from controlllm.train.bench import Bench
-from controlllm.train.hf.zero import check_precision, deepspeed_config, prepare_deepspeed
+from controlllm.train.hf.deepspeed_config import (
+    check_precision,
+    deepspeed_config,
+    prepare_deepspeed,
+)
 from controlllm.train.parallel_config import ZERO
 
 __all__ = ["training_arguments"]

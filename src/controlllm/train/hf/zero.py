@@ -1,18 +1,15 @@
-"""DeepSpeed's ZeRO: the config of an engine, and the trained state that it holds in parts.
+"""The trained state of DeepSpeed's ZeRO engine, which holds it in parts.
 
-| strategy | in parts | config |
-|---|---|---|
-| `zero2` | gradients, float32 weights and moments of what trains | `stage: 2` |
-| `zero3` | and all weights, frozen ones too, gathered while they compute | `stage: 3` |
+| strategy | in parts |
+|---|---|
+| `zero2` | gradients, float32 weights and moments of what trains |
+| `zero3` | and all weights, frozen ones too, gathered while they compute |
 
 A checkpoint is the one that every other strategy writes: tensors by the names of parameters. So it
 is resumed by FSDP, by one process, or by ZeRO on another number of processes.
 """
 
-import json
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,165 +19,12 @@ from torch import Tensor, nn
 from controlllm.checkpoint.optimizer import PREFIX, make_optimizer_state
 from controlllm.checkpoint.shards import fill_tensors
 from controlllm.checkpoint.tensors import trained_tensors
-from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.train.config import RunConfig
+from controlllm.common.errors import CheckpointError
 from controlllm.train.storage import Storage
 
-__all__ = ["ZeroStorage", "check_precision", "deepspeed_config", "prepare_deepspeed"]
+__all__ = ["ZeroStorage"]
 
-SMALLEST = 2
-"""Parameters of fewer numbers are never cut."""
-_QUANTISED = (
-    "zero_quantized_gradients",
-    "zero_quantized_weights",
-    "zero_quantized_nontrainable_weights",
-)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_OWNED = {
-    "train_batch_size": "training.per_device_train_batch_size",
-    "train_micro_batch_size_per_gpu": "training.per_device_train_batch_size",
-    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
-    "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.optimizer",
-    "scheduler": "training.lr_scheduler_type",
-    "bf16": "training.mixed_precision",
-    "fp16": "training.mixed_precision",
-    "torch_autocast": "training.mixed_precision",
-}
-"""What the run says by a setting of its own."""
-
-
-def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
-    """Let DeepSpeed and accelerate know where they run; call it before either is set up.
-
-    Args:
-        on_cpu: there is no accelerator, or it is not to be used.
-        local_rank: this process among those of its machine.
-
-    Raises:
-        ConfigError: DeepSpeed is not installed.
-    """
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # Slurm has another name for it.
-    if on_cpu:
-        # DeepSpeed chooses its device when it is imported.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ConfigError(
-            f"parallel.strategy=zero2 and zero3 need DeepSpeed; it cannot be imported ({error}). "
-            "pip install 'controlllm[deepspeed]', or take strategy=fsdp."
-        ) from error
-    if on_cpu:
-        # Its collectives by shared memory would be compiled first, by one process, while the others
-        # wait for a lock that a killed run leaves behind; gloo has them, too.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Of each step anew; DeepSpeed's affair.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    state = PartialState(cpu=on_cpu)
-    # It would ask its launcher's variables, and knows of no DeepSpeed on a CPU.
-    state.distributed_type = DistributedType.DEEPSPEED
-
-
-def check_precision(model: nn.Module, mixed_precision: str) -> None:
-    """Refuse weights in few bits that the engine would not compute in.
-
-    Raises:
-        ConfigError: without mixed precision DeepSpeed takes float32 only.
-    """
-    wrong = [
-        (name, parameter.dtype)
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.dtype != torch.float32
-    ]
-    if wrong and mixed_precision == "no":
-        name, dtype = wrong[0]
-        raise ConfigError(
-            f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
-            "training.mixed_precision=bf16, or model.dtype=float32."
-        )
-
-
-def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
-    """The settings of the engine: those that the run makes, and over them those of its config.
-
-    Args:
-        run: the run config.
-        micro_batches: of an optimizer step on each process.
-        on_cpu: there is no accelerator, or it is not to be used.
-
-    Raises:
-        ConfigError: `parallel.deepspeed` sets what the run has a setting of its own for, or what a
-            CPU cannot do, or its file cannot be read.
-    """
-    training, parallel = run.training, run.parallel
-    stage = int(parallel.strategy.removeprefix("zero"))
-    zero: dict[str, Any] = {"stage": stage}
-    if parallel.cpu_offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-        if stage == 3:
-            zero["offload_param"] = {"device": "cpu"}
-    ours = {
-        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": training.max_grad_norm,
-        "bf16": {"enabled": training.mixed_precision == "bf16"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-    }
-    theirs = _read(parallel.deepspeed)
-    for key, setting in _OWNED.items():
-        if theirs.get(key, "auto") != "auto":
-            raise ConfigError(
-                f"parallel.deepspeed sets {key!r}, which is what {setting} of the run says; leave "
-                "it out there (or write 'auto')."
-            )
-    given = {key: value for key, value in theirs.items() if key not in _OWNED}
-    merged = _laid_over(ours, given)
-    _check_zero(merged["zero_optimization"], stage, on_cpu)
-    return merged
-
-
-def _check_zero(zero: Mapping[str, Any], stage: int, on_cpu: bool) -> None:
-    if zero["stage"] != stage:
-        raise ConfigError(
-            f"parallel.deepspeed sets ZeRO stage {zero['stage']}, and parallel.strategy is "
-            f"zero{stage}; leave the stage out there."
-        )
-    quantised = [key for key in _QUANTISED if zero.get(key)]
-    if quantised and on_cpu:
-        raise ConfigError(
-            f"parallel.deepspeed: {quantised[0]} needs a GPU; DeepSpeed has no such kernel for a "
-            "CPU. Leave it out here."
-        )
-    threshold = zero.get("stage3_param_persistence_threshold", "auto")
-    if threshold != "auto" and threshold < SMALLEST:
-        raise ConfigError(
-            f"parallel.deepspeed: stage3_param_persistence_threshold={threshold} would cut the "
-            f"alphas of interpolators, which are read between steps; give at least {SMALLEST}."
-        )
-
-
-def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    if isinstance(given, str):
-        try:
-            return dict(json.loads(Path(given).read_text()))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"parallel.deepspeed={given} cannot be read: {error}") from error
-    return dict(given or {})
-
-
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        inner = merged.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = _laid_over(inner, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 class ZeroStorage(Storage):

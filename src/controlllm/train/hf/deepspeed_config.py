@@ -1,0 +1,227 @@
+"""Setting DeepSpeed up: where it runs, and the config of its engine."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import nearest_name
+from controlllm.train.config import RunConfig
+
+__all__ = ["check_precision", "deepspeed_config", "prepare_deepspeed"]
+
+SMALLEST = 2
+"""Parameters of fewer numbers are never cut."""
+_QUANTISED = (
+    "zero_quantized_gradients",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+)
+_OWNED = {
+    "train_batch_size": "training.per_device_train_batch_size",
+    "train_micro_batch_size_per_gpu": "training.per_device_train_batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "gradient_clipping": "training.max_grad_norm",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.lr_scheduler_type",
+    "bf16": "training.mixed_precision",
+    "fp16": "training.mixed_precision",
+    "torch_autocast": "training.mixed_precision",
+}
+"""What the run says by a setting of its own."""
+_SECTIONS = {
+    "activation_checkpointing",
+    "aio",
+    "autotuning",
+    "comms_logger",
+    "communication_data_type",
+    "compression_training",
+    "csv_monitor",
+    "data_types",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "prescale_gradients",
+    "sparse_gradients",
+    "steps_per_print",
+    "tensor_parallel",
+    "tensorboard",
+    "wall_clock_breakdown",
+    "wandb",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+}
+"""What names are compared with; others that are like none of these are DeepSpeed's affair."""
+
+
+def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
+    """Let DeepSpeed and accelerate know where they run; call it before either is set up.
+
+    Args:
+        on_cpu: there is no accelerator, or it is not to be used.
+        local_rank: this process among those of its machine.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # Slurm has another name for it.
+    if on_cpu:
+        # DeepSpeed chooses its device when it is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            f"parallel.strategy=zero2 and zero3 need DeepSpeed; it cannot be imported ({error}). "
+            "pip install 'controlllm[deepspeed]', or take strategy=fsdp."
+        ) from error
+    if on_cpu:
+        # Its collectives by shared memory would be compiled first, by one process, while the others
+        # wait for a lock that a killed run leaves behind; gloo has them, too.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Of each step anew; DeepSpeed's affair.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    state = PartialState(cpu=on_cpu)
+    # It would ask its launcher's variables, and knows of no DeepSpeed on a CPU.
+    state.distributed_type = DistributedType.DEEPSPEED
+
+
+def check_precision(model: nn.Module, mixed_precision: str) -> None:
+    """Refuse weights in few bits that the engine would not compute in.
+
+    Raises:
+        ConfigError: without mixed precision DeepSpeed takes float32 only.
+    """
+    wrong = [
+        (name, parameter.dtype)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.dtype != torch.float32
+    ]
+    if wrong and mixed_precision == "no":
+        name, dtype = wrong[0]
+        raise ConfigError(
+            f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
+            "training.mixed_precision=bf16, or model.dtype=float32."
+        )
+
+
+def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
+    """The settings of the engine: those that the run makes, and over them those of its config.
+
+    Args:
+        run: the run config.
+        micro_batches: of an optimizer step on each process.
+        on_cpu: there is no accelerator, or it is not to be used.
+
+    Raises:
+        ConfigError: `parallel.deepspeed` sets what the run has a setting of its own for, or what a
+            CPU cannot do, or its file cannot be read.
+    """
+    training, parallel = run.training, run.parallel
+    stage = int(parallel.strategy.removeprefix("zero"))
+    zero: dict[str, Any] = {"stage": stage}
+    if parallel.cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    ours = {
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": training.mixed_precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+    theirs = _read(parallel.deepspeed)
+    _check_keys(theirs)
+    given = {key: value for key, value in theirs.items() if key not in _OWNED}
+    merged = _laid_over(ours, given)
+    _check_zero(merged["zero_optimization"], stage, on_cpu)
+    return merged
+
+
+def _check_keys(theirs: Mapping[str, Any]) -> None:
+    """DeepSpeed itself passes over a section that it does not know."""
+    owned = [key for key in _OWNED if theirs.get(key, "auto") != "auto"]
+    if owned:
+        settings = ", ".join(dict.fromkeys(_OWNED[key] for key in owned))
+        raise ConfigError(
+            f"parallel.deepspeed sets {', '.join(owned)}, which the run says by {settings}; leave "
+            "them out there (a plain 'auto' in place of a whole section is fine, too)."
+        )
+    for key in theirs.keys() - _SECTIONS - _OWNED.keys():
+        near = nearest_name(key, _SECTIONS, likeness=0.8)
+        if near is not None:
+            raise ConfigError(f"parallel.deepspeed: {key!r} is no section. Did you mean {near!r}?")
+
+
+def _check_zero(zero: Any, stage: int, on_cpu: bool) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if not isinstance(zero, Mapping):
+        raise ConfigError(
+            f"parallel.deepspeed: zero_optimization={zero!r} is no mapping of settings."
+        )
+    given = {key: value for key, value in zero.items() if value != "auto"}
+    try:
+        DeepSpeedZeroConfig(**given)
+    except ValueError as error:  # pydantic's, of many lines
+        details: list[Any] = getattr(error, "errors", list)()
+        where = ".".join(str(part) for part in details[0]["loc"]) if details else ""
+        reason = details[0]["msg"] if details else str(error).splitlines()[0]
+        near = nearest_name(where, DeepSpeedZeroConfig.model_fields)
+        hint = f" Did you mean {near!r}?" if near is not None and near != where else ""
+        raise ConfigError(
+            f"parallel.deepspeed: zero_optimization.{where}: {reason}.{hint}"
+        ) from error
+    if given.get("stage", stage) != stage:
+        raise ConfigError(
+            f"parallel.deepspeed sets ZeRO stage {given['stage']}, and parallel.strategy is "
+            f"zero{stage}; leave the stage out there."
+        )
+    quantised = [key for key in _QUANTISED if zero.get(key)]
+    if quantised and on_cpu:
+        raise ConfigError(
+            f"parallel.deepspeed: {quantised[0]} needs a GPU; DeepSpeed has no such kernel for a "
+            "CPU. Leave it out here."
+        )
+    threshold = zero.get("stage3_param_persistence_threshold", "auto")
+    if threshold != "auto" and threshold < SMALLEST:
+        raise ConfigError(
+            f"parallel.deepspeed: stage3_param_persistence_threshold={threshold} would cut the "
+            f"alphas of interpolators, which are read between steps; give at least {SMALLEST}."
+        )
+
+
+def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    if not isinstance(given, str):
+        return dict(given or {})
+    try:
+        values = json.loads(Path(given).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"parallel.deepspeed={given} cannot be read ({error}); give the path of a JSON file."
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"parallel.deepspeed={given} holds no mapping of sections.")
+    return values
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _laid_over(inner, value) if both else value  # type: ignore[arg-type]
+    return merged
