@@ -17,17 +17,17 @@ from controlllm.train.parallel_config import ZERO
 
 __all__ = ["REFUSED", "WAYS", "Refused", "Setting", "check_support", "page"]
 
-_SHARDED = "tested with 2 and 4 gloo processes; NCCL not run"
-_ZERO = "tested with 2 and 4 gloo processes, DeepSpeed 0.19.8; NCCL not run"
+_BOTH = "tested with 2 and 4 gloo processes; NCCL not run"
+_TWO = "tested with 2 gloo processes; NCCL not run"
 WAYS: dict[tuple[str, str], str] = {
-    ("native", "fsdp"): _SHARDED,
-    ("native", "hsdp"): _SHARDED,
-    ("native", "ddp"): _SHARDED,
-    ("hf", "fsdp"): _SHARDED,
-    ("hf", "hsdp"): _SHARDED,
-    ("hf", "ddp"): _SHARDED,
-    ("hf", "zero2"): _ZERO,
-    ("hf", "zero3"): _ZERO,
+    ("native", "fsdp"): _BOTH,
+    ("native", "hsdp"): "tested with 2x2 gloo processes; NCCL not run",
+    ("native", "ddp"): _TWO,
+    ("hf", "fsdp"): _TWO,
+    ("hf", "hsdp"): "tested with 2x2 gloo processes; NCCL not run",
+    ("hf", "ddp"): _TWO,
+    ("hf", "zero2"): f"{_TWO}; DeepSpeed 0.19.8",
+    ("hf", "zero3"): f"{_BOTH}; DeepSpeed 0.19.8",
 }
 """(training.backend, parallel.strategy) -> what is known of it; anything else is refused."""
 
