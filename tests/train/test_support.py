@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
@@ -74,11 +75,16 @@ def test_the_page_is_the_table() -> None:
     )
 
 
-def config_of(deepspeed: Any, strategy: str = "zero3", **over: Any) -> dict[str, Any]:
-    parallel = {"strategy": strategy, "deepspeed": deepspeed}
+def config_of(folder: Path, deepspeed: Any, **over: Any) -> dict[str, Any]:
+    """In a process of its own: those of other tests are forked from one without DeepSpeed."""
+    parallel = {"strategy": "zero3", "deepspeed": deepspeed}
     training = {"backend": "hf", **over}
     run = RunConfig.from_dict({"parallel": parallel, "training": training})
-    return deepspeed_config(run, 3, on_cpu=True)
+    [outcome] = run_processes([lambda: deepspeed_config(run, 3, on_cpu=True)], folder)
+    if outcome.error is not None:
+        assert outcome.error.startswith("ConfigError: "), outcome.trace
+        raise ConfigError(outcome.error)
+    return outcome.value
 
 
 def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
@@ -88,7 +94,7 @@ def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
     file.write_text(
         '{"zero_optimization": {"overlap_comm": true}, "bf16": "auto", "steps_per_print": 7}'
     )
-    found = config_of(str(file), max_grad_norm=0.5, mixed_precision="bf16")
+    found = config_of(tmp_path, str(file), max_grad_norm=0.5, mixed_precision="bf16")
     assert found["zero_optimization"] == {"stage": 3, "overlap_comm": True}
     assert found["bf16"] == {"enabled": True} and found["steps_per_print"] == 7
     assert found["gradient_clipping"] == 0.5 and found["gradient_accumulation_steps"] == 3
@@ -117,10 +123,10 @@ def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
     ],
 )
 def test_settings_of_deepspeed_that_contradict_the_run_are_refused(
-    deepspeed: Any, parts: list[str]
+    deepspeed: Any, parts: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        config_of(deepspeed)
+        config_of(tmp_path, deepspeed)
     for part in parts:
         assert part in str(error.value)
 

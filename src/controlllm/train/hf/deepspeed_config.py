@@ -147,7 +147,8 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
     _check_keys(theirs)
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
     merged = _laid_over(ours, given)
-    _check_zero(merged["zero_optimization"], stage, on_cpu)
+    if "zero_optimization" in given:
+        _check_zero(merged["zero_optimization"], stage, on_cpu)
     return merged
 
 
