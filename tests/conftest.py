@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -24,6 +25,8 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+# Its thread would wake up with locks in hand while tests fork.
+tqdm.monitor_interval = 0
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("controlllm", deadline=None)
 hypothesis.settings.load_profile("controlllm")

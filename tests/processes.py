@@ -1,8 +1,10 @@
 """Real processes for tests: forked, so that a start costs little, and with an end to every wait."""
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from tqdm import tqdm
 
 __all__ = ["Outcome", "run_processes", "run_ranks", "start", "values"]
 
@@ -30,9 +33,15 @@ class Outcome:
 
 def start(function: Callable[..., Any], *args: Any) -> Any:
     """Start a process that calls a function; nothing is pickled."""
-    process = FORK.Process(target=function, args=args)
+    process = FORK.Process(target=_begin, args=(function, *args))
     process.start()
     return process
+
+
+def _begin(function: Callable[..., Any], *args: Any) -> None:
+    """What a thread of the parent held when this process was forked, nobody would give back."""
+    tqdm.set_lock(threading.RLock())
+    function(*args)
 
 
 def run_processes(functions: Sequence[Callable[[], Any]], folder: Path, timeout: float = 60) -> Any:
@@ -51,7 +60,8 @@ def run_processes(functions: Sequence[Callable[[], Any]], folder: Path, timeout:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"outcome-{i}" for i in range(len(functions))]
-    processes = [start(_note, f, path) for f, path in zip(functions, files, strict=True)]
+    wait = max(timeout - 5, 1)
+    processes = [start(_note, f, path, wait) for f, path in zip(functions, files, strict=True)]
     end = time.monotonic() + timeout
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
@@ -61,7 +71,12 @@ def run_processes(functions: Sequence[Callable[[], Any]], folder: Path, timeout:
         process.join()
     outcomes = [pickle.loads(f.read_bytes()) if f.exists() else Outcome() for f in files]
     if stuck:
-        raise TimeoutError(f"processes {stuck} did not end in {timeout} s; the others: {outcomes}")
+        found = [files[i].with_suffix(".stacks") for i in stuck]
+        stacks = [path.read_text() for path in found if path.exists()]
+        raise TimeoutError(
+            f"processes {stuck} did not end in {timeout} s; the others: {outcomes}\n"
+            + "\n".join(stacks)
+        )
     return outcomes
 
 
@@ -98,7 +113,10 @@ def values(outcomes: Sequence[Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
-def _note(function: Callable[[], Any], path: Path) -> None:
+def _note(function: Callable[[], Any], path: Path, wait: float) -> None:
+    """Write down what comes of a function; and where it is, if it has not ended by then."""
+    stacks = path.with_suffix(".stacks").open("w")
+    faulthandler.dump_traceback_later(wait, file=stacks)
     try:
         outcome = Outcome(function())
     except BaseException as error:
