@@ -33,6 +33,15 @@ import yaml
 from torch import Tensor
 
 STEPS, MIDDLE = 12, 6
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": STEPS,
+    "save_steps": MIDDLE,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant",
+}
+"""What ms-swift and LLaMA-Factory are told by the same names."""
 SETTINGS = {"num_blocks": 2, "interpolator": "lerp", "divergence": "mse"}
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
 TOOLS = {
@@ -221,12 +230,7 @@ def swift(seen: Seen) -> dict[str, Any]:
             "split_dataset_ratio": 0,
             "torch_dtype": "float32",
             "max_length": 512,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "max_steps": STEPS,
-            "save_steps": MIDDLE,
-            "learning_rate": 2e-3,
-            "lr_scheduler_type": "constant",
+            **TRAINING,
             "warmup_ratio": 0,
             "logging_steps": 1,
             "output_dir": str(seen.folder / name),
@@ -287,12 +291,7 @@ def llama_factory(seen: Seen) -> dict[str, Any]:
             "cutoff_len": 512,
             "preprocessing_num_workers": 1,
             "output_dir": str(seen.folder / name),
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "max_steps": STEPS,
-            "save_steps": MIDDLE,
-            "learning_rate": 2e-3,
-            "lr_scheduler_type": "constant",
+            **TRAINING,
             "logging_steps": 1,
             "report_to": "none",
             "seed": 1,

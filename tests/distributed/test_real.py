@@ -24,7 +24,7 @@ def run_file(folder: Path, shared_data: Path, **over: dict[str, Any]) -> Path:
     """A run's YAML; keyword sections are laid over it."""
     gsm8k = shared_data / "sft" / "gsm8k"
     stories = shared_data / "text" / "tinystories_excerpt" / "tinystories.txt"
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "model": {
             "model_name_or_path": str(shared_data / "checkpoints/stories260k-hf"),
             "device": "cpu",
@@ -58,7 +58,7 @@ def run_file(folder: Path, shared_data: Path, **over: dict[str, Any]) -> Path:
         "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
     }
     for section, settings in over.items():
-        values.setdefault(section, {}).update(settings)  # type: ignore[attr-defined]
+        values.setdefault(section, {}).update(settings)
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

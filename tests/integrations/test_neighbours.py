@@ -13,7 +13,7 @@ from controlllm.integrations.neighbours import (
     SidecarCheckpoints,
     find_sidecar,
     open_expanded,
-    write_sidecar,
+    write_into,
 )
 
 
@@ -68,7 +68,7 @@ def test_a_base_is_expanded_and_an_expanded_model_stays(base):
 
 def test_a_sidecar_is_put_on_the_base_of_its_own_kind_only(base, base_folder, pico_llama, tmp_path):
     model = trained(open_expanded(base, read(num_blocks=2)))
-    write_sidecar(model, tmp_path)
+    write_into(model, tmp_path)
     again = open_expanded(
         AutoModelForCausalLM.from_pretrained(base_folder), read(num_blocks=2), tmp_path
     )
@@ -83,7 +83,7 @@ def test_a_sidecar_is_put_on_the_base_of_its_own_kind_only(base, base_folder, pi
 
 
 def test_sidecars_are_found_in_checkpoints_and_as_they_are(base, tmp_path):
-    write_sidecar(open_expanded(base, read(num_blocks=1)), tmp_path)
+    write_into(open_expanded(base, read(num_blocks=1)), tmp_path)
     assert find_sidecar(tmp_path) == find_sidecar(tmp_path / "sidecar") == tmp_path / "sidecar"
     with pytest.raises(CheckpointError, match=r"holds no sidecar.*controlllm export"):
         find_sidecar(tmp_path / "elsewhere")
@@ -92,13 +92,13 @@ def test_sidecars_are_found_in_checkpoints_and_as_they_are(base, tmp_path):
 def test_gathered_tensors_are_written_and_missing_ones_told(base, base_folder, tmp_path):
     model = open_expanded(base, read(num_blocks=1))
     gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
-    write_sidecar(model, tmp_path, gathered)
+    write_into(model, tmp_path, gathered)
     again = load_sidecar(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "sidecar")
     for name, tensor in sidecar_tensors(again).items():
         assert torch.equal(tensor, gathered[f"base.{name}"])
     del gathered[next(name for name in gathered if ".expanded." in name)]
     with pytest.raises(CheckpointError, match=r"gathered no .*1 trained tensors are missing"):
-        write_sidecar(model, tmp_path, gathered)
+        write_into(model, tmp_path, gathered)
 
 
 def make_trainer(base_folder, rows, args, saves=True):

@@ -38,7 +38,7 @@ from controlllm.checkpoint.locate import Kind, Location, locate
 from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
-from controlllm.common.bitsandbytes import bnb_config
+from controlllm.common.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
@@ -48,7 +48,6 @@ from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
-BnbKind = Literal["bnb_int8", "bnb_nf4", "bnb_nf4_double"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -98,7 +97,7 @@ class LoadOptions:
         """
         check_choice("dtype", self.dtype, get_args(Dtype))
         if self.quantize_base is not None:
-            check_choice("quantize_base", self.quantize_base, get_args(BnbKind))
+            check_choice("quantize_base", self.quantize_base, BNB_KINDS)
 
 
 def load_model(

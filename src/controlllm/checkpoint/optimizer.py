@@ -4,7 +4,7 @@ A moment in 8 or 4 bits (`train/low_bit.py`) is saved as what it is made of, `..
 `.../scale`, each with one row for each row of the parameter.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from controlllm.common.errors import CheckpointError
 from controlllm.common.tensors import own_part
 
-__all__ = ["PREFIX", "make_optimizer_state", "optimizer_state", "restore_optimizer"]
+__all__ = [
+    "PREFIX",
+    "group_settings",
+    "make_optimizer_state",
+    "optimizer_state",
+    "restore_groups",
+    "restore_optimizer",
+]
 
 PREFIX = "optimizer/"
 """Of the names of the optimizer's tensors, beside those of the model."""
@@ -46,11 +53,30 @@ def optimizer_state(
                 tensors |= _stored(f"{PREFIX}{name}/{key}", value)
             else:
                 values.setdefault(name, {})[key] = value
-    groups = [
+    return tensors, {"groups": group_settings(optimizer), "values": values}
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The settings of each group of parameters."""
+    return [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
-    return tensors, {"groups": groups, "values": values}
+
+
+def restore_groups(optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Put back what `group_settings` gave.
+
+    Raises:
+        CheckpointError: the parameters are grouped in another way.
+    """
+    if len(saved) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the checkpoint's optimizer has {len(saved)} groups of parameters, this one "
+            f"{len(optimizer.param_groups)}; set the run up as it was when it was saved."
+        )
+    for group, settings in zip(optimizer.param_groups, saved, strict=True):
+        group.update(settings)
 
 
 @torch.no_grad()
@@ -85,13 +111,7 @@ def restore_optimizer(
     Raises:
         CheckpointError: the parameters are grouped in another way.
     """
-    if len(rest["groups"]) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"the checkpoint's optimizer has {len(rest['groups'])} groups of parameters, this one "
-            f"{len(optimizer.param_groups)}; set the run up as it was when it was saved."
-        )
-    for group, settings in zip(optimizer.param_groups, rest["groups"], strict=True):
-        group.update(settings)
+    restore_groups(optimizer, rest["groups"])
     known = {name.removeprefix(PREFIX).split("/")[0] for name in filled if name.startswith(PREFIX)}
     for name, parameter in _parameters(model, optimizer):
         state = optimizer.state[parameter]

@@ -19,6 +19,7 @@ from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json, save_tensors, write_json
+from controlllm.expansion.base_files import INDEX
 from controlllm.expansion.sidecar import require_same
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "tensor_shapes",
 ]
 
-INDEX = "model.safetensors.index.json"
 AT_ONCE = 1 << 30
 """Bytes of whole tensors that are in memory while parts are joined."""
 

@@ -12,7 +12,7 @@ Layers are known by their class, so that what holds none of them never imports t
 import copy
 import importlib
 import logging
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from controlllm.common.errors import ConfigError, ModelError
 
 __all__ = [
     "BNB_KINDS",
+    "BnbKind",
     "bnb_config",
     "bnb_kind",
     "bnb_linear",
@@ -31,7 +32,8 @@ __all__ = [
     "stored_bytes",
 ]
 
-BNB_KINDS = ("bnb_int8", "bnb_nf4", "bnb_nf4_double")
+BnbKind = Literal["bnb_int8", "bnb_nf4", "bnb_nf4_double"]
+BNB_KINDS: tuple[str, ...] = get_args(BnbKind)
 """Those that we make; others (fp4) are read."""
 
 _BLOCK = 64

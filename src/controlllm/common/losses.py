@@ -39,10 +39,15 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     Returns:
         (sum, count), both 0-dim.
     """
-    logits = logits_BTV[:, :-1].float().flatten(0, 1)
-    labels = labels_BT[:, 1:].flatten().to(logits.device)
+    logits, labels = _next_tokens(logits_BTV, labels_BT)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (labels != IGNORE_INDEX).sum()
+
+
+def _next_tokens(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits in float32 (B * (T - 1), V), and the label of the token that each predicts."""
+    logits = logits_BTV[:, :-1].float().flatten(0, 1)
+    return logits, labels_BT[:, 1:].flatten().to(logits.device)
 
 
 def dft_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -55,8 +60,7 @@ def dft_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         logits_BTV: logits at each position, any float type; the sum is taken in float32.
         labels_BT: unshifted labels, -100 = no target.
     """
-    logits = logits_BTV[:, :-1].float().flatten(0, 1)
-    labels = labels_BT[:, 1:].flatten().to(logits.device)
+    logits, labels = _next_tokens(logits_BTV, labels_BT)
     # What is no target gives 0.
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     return (losses * losses.detach().neg().exp()).sum()

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from controlllm.common.files import read_json
 
-__all__ = ["BaseFiles"]
+__all__ = ["INDEX", "BaseFiles"]
 
 _WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BaseFiles:
             return None
         revision = getattr(model.config, "_commit_hash", None)
         try:
-            if (index := _file(name, _INDEX, revision)) is not None:
+            if (index := _file(name, INDEX, revision)) is not None:
                 return cls({t: index.parent / f for t, f in read_json(index)["weight_map"].items()})
             if (whole := _file(name, _WHOLE, revision)) is not None:
                 with safe_open(whole, "pt") as tensors:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.fingerprint import base_tensors, fingerprint
 
-__all__ = ["architecture_of", "base_record", "check_base", "forget_base", "require_base"]
+__all__ = ["architecture_of", "base_record", "check_base", "forget_base", "origin", "require_base"]
 
 _NOTE = "_base_record"
 
@@ -24,15 +24,22 @@ def base_record(model: PreTrainedModel) -> dict[str, Any]:
     if known is None:
         tensors = dict(base_tensors(model))
         known = {
-            "name_or_path": getattr(model.config, "_name_or_path", "") or "",
-            "revision": getattr(model.config, "_commit_hash", None),
-            "architecture": architecture_of(model),
+            **origin(model),
             "num_parameters": sum(tensor.numel() for tensor in tensors.values()),
             "dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."),
             "fingerprint": fingerprint(model),
         }
         vars(model)[_NOTE] = known
     return dict(known)
+
+
+def origin(model: PreTrainedModel) -> dict[str, Any]:
+    """Where a model comes from: name or path, revision, and its class."""
+    return {
+        "name_or_path": getattr(model.config, "_name_or_path", "") or "",
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": architecture_of(model),
+    }
 
 
 def architecture_of(model: nn.Module) -> str:

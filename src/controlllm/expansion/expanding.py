@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.anatomy import Anatomy, examine
+from controlllm.expansion.base_record import origin
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -82,9 +83,7 @@ def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
         anatomy: its parts.
     """
     return {
-        "name_or_path": getattr(model.config, "_name_or_path", "") or "",
-        "revision": getattr(model.config, "_commit_hash", None),
-        "architecture": type(model).__name__,
+        **origin(model),
         "num_hidden_layers": anatomy.num_layers,
         "vocab_size": getattr(anatomy.config, "vocab_size", None),
         "quantised": sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}),

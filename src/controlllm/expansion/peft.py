@@ -96,7 +96,8 @@ def add_adapters(model: PreTrainedModel, config: AdapterConfig, seed: int = 0) -
 
 def peft_config(model: PreTrainedModel) -> dict[str, Any]:
     """The config of a model's adapters as PEFT writes it, in plain JSON."""
-    values: dict[str, Any] = getattr(model, "peft_config")[_NAME].to_dict()  # noqa: B009
+    configs: Any = vars(model)["peft_config"]
+    values: dict[str, Any] = configs[_NAME].to_dict()
     plain = {key: _plain(value) for key, value in values.items()}
     return json.loads(json.dumps(plain)) | {"inference_mode": True}
 

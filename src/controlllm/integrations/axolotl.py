@@ -21,16 +21,14 @@ from controlllm.integrations.neighbours import (
     PluginSettings,
     SidecarCheckpoints,
     open_expanded,
-    write_sidecar,
+    plugin_base,
+    write_into,
 )
 
 if TYPE_CHECKING:
     BasePlugin = object
 else:
-    try:
-        from axolotl.integrations.base import BasePlugin
-    except ModuleNotFoundError:  # so that this page of the API reference can be read without it
-        BasePlugin = object
+    BasePlugin = plugin_base("axolotl.integrations.base", "BasePlugin")
 
 __all__ = ["ControlLLMArgs", "ControlLLMPlugin"]
 
@@ -40,8 +38,8 @@ REFUSED = {
     "fsdp": "its parts of parameters make no sidecar",
     "fsdp_config": "its parts of parameters make no sidecar",
     "deepspeed": "its parts of parameters make no sidecar",
-    "load_in_8bit": "copies of packed weights cannot train",
-    "load_in_4bit": "copies of packed weights cannot train",
+    "load_in_8bit": "copies of packed weights were not tried under axolotl",
+    "load_in_4bit": "copies of packed weights were not tried under axolotl",
     "rl": "axolotl takes the reference model from PEFT, which an expanded model does not need",
     "relora": "there is no low-rank part to restart",
     "merge_lora": "`controlllm export OUTPUT_DIR FOLDER --form collapsed` folds it into the base",
@@ -147,7 +145,7 @@ class ControlLLMPlugin(BasePlugin):
             return
         self._finished = True
         if not cfg.get("local_rank"):
-            write_sidecar(PluginCallback.find_expanded(model), Path(cfg["output_dir"]))
+            write_into(PluginCallback.find_expanded(model), Path(cfg["output_dir"]))
 
 
 def _settings(cfg: Mapping[str, Any]) -> PluginSettings:

@@ -4,14 +4,15 @@ A plugin reads its settings from the tool's own config, expands the base that th
 (or puts a sidecar on it), and lets the tool's `transformers.Trainer` keep sidecars as checkpoints.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
@@ -34,7 +35,8 @@ __all__ = [
     "SidecarCheckpoints",
     "find_sidecar",
     "open_expanded",
-    "write_sidecar",
+    "plugin_base",
+    "write_into",
 ]
 
 Checkpoints = Literal["sidecar", "full"]
@@ -43,6 +45,19 @@ FOLDER = "sidecar"
 
 STATE = ("dial", "mean_alpha")
 """What a sidecar's config says of the trained model and not of how it was expanded."""
+
+
+def plugin_base(module: str, name: str) -> type:
+    """A class that a tool wants its plugins to extend.
+
+    Where the tool is not installed it is `object`, so that the plugin's page of the API reference
+    can be read.
+    """
+    try:
+        found: type = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        return object
+    return found
 
 
 @dataclass
@@ -142,7 +157,7 @@ def find_sidecar(folder: str | Path) -> Path:
     )
 
 
-def write_sidecar(
+def write_into(
     model: ControlLLMForCausalLM, folder: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """Write the sidecar of a checkpoint into its folder.
@@ -179,17 +194,10 @@ class PluginCallback(ControlLLMCallback):
     def __init__(self, beside: bool = False) -> None:
         self.beside = beside
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
         """Write the sidecar into the checkpoint's folder, if it is to have one."""
         if self.beside:
-            super().on_save(args, state, control, model, **kwargs)
+            super().on_save(*args, **kwargs)
 
 
 class SidecarCheckpoints:
@@ -269,7 +277,7 @@ def _save_pretrained(
 ) -> None:
     """What `model.save_pretrained` is while a Trainer saves."""
     if is_main_process:
-        write_sidecar(model, folder, state_dict)
+        write_into(model, folder, state_dict)
 
 
 def _check_agree(settings: PluginSettings, recorded: dict[str, Any], where: str) -> None:

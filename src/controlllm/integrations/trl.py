@@ -57,6 +57,7 @@ class OnExpandedModel:
     """
 
     _expanded: Any
+    current_gradient_accumulation_steps: int
 
     def __init__(
         self,
@@ -70,14 +71,16 @@ class OnExpandedModel:
         callbacks = list(callbacks or ())
         if not any(isinstance(callback, ControlLLMCallback) for callback in callbacks):
             callbacks.append(ControlLLMCallback())
-        super().__init__(model, args=args, callbacks=callbacks, **options)  # type: ignore[call-arg]
+        trainer: Any = super()  # TRL's class comes after this one
+        trainer.__init__(model, args=args, callbacks=callbacks, **options)
         self._expanded = ControlLLMCallback.find(model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's, once the model knows of how many micro-batches the step consists."""
-        steps = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
-        self._expanded.gradient_accumulation_steps = steps
-        return super().training_step(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = super()
+        self._expanded.gradient_accumulation_steps = self.current_gradient_accumulation_steps
+        loss: Tensor = trainer.training_step(*args, **kwargs)
+        return loss
 
 
 class GivenReference(OnExpandedModel):

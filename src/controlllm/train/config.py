@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from controlllm.common.bitsandbytes import BnbKind
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
@@ -35,7 +36,7 @@ _WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
 _WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-QuantizeBase = Literal["int8", "nf4", "bnb_int8", "bnb_nf4", "bnb_nf4_double"]
+QuantizeBase = Literal["int8", "nf4", BnbKind]
 OWN_LOGGERS = ("console", "jsonl", "tensorboard", "wandb")
 
 

@@ -144,7 +144,8 @@ def apply_liger_kernels(model: nn.Module, training: TrainingConfig) -> dict[str,
         ConfigError: it is not known how the architecture computes these parts, or a kernel was
             asked for by name that it has no use for.
     """
-    config: Any = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    described: Any = model.config
+    config: Any = described.get_text_config(decoder=True)
     family = _FAMILIES.get(config.model_type)
     if family is None:
         raise ConfigError(
@@ -176,7 +177,7 @@ def _bind(module: nn.Module, forward: Forward) -> None:
             "replaced already (a model loaded with a device_map?); leave one of them out."
         )
     # A bound method: a deep copy of the module gets one that is bound to the copy.
-    forward.by_liger = True  # type: ignore[attr-defined]
+    vars(forward)["by_liger"] = True
     module.forward = MethodType(forward, module)
 
 

@@ -244,26 +244,28 @@ class StepLoss:
         self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts, weight: float
     ) -> Tensor:
         """Weighted KL(base ‖ model) on what is learned; the base computes the whole batch."""
+        total, _ = kl_sum(self._base_logits(batch), logits_BTV, self._task_labels(batch))
+        return weight * total / max(counts.targets, 1)
+
+    def _base_logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the base predicts (B, T, V)."""
         assert self.reference is not None
         inputs = {k: v for k, v in model_inputs(batch).items() if k != "labels"}
-        base_BTV = self.reference.forward(**inputs)
-        total, _ = kl_sum(base_BTV, logits_BTV, self._task_labels(batch))
-        return weight * total / max(counts.targets, 1)
+        return self.reference.forward(**inputs)
 
     def _rehearsal(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""
         rows = rows_of_origin(batch, REHEARSAL)
         if rows is None:
             return output.new_zeros((), dtype=torch.float32)
-        assert self.reference is not None and self.rehearsal_weight is not None
+        assert self.rehearsal_weight is not None
         part, select = rows
         labels_BT = part["labels"]
-        inputs = {k: v for k, v in model_inputs(part).items() if k != "labels"}
         logits_BTV = select(output)
         if self.in_parts:
             head = cast(PreTrainedModel, self.model).get_output_embeddings()
             logits_BTV = head(logits_BTV)
-        total, _ = kl_sum(self.reference.forward(**inputs), logits_BTV, labels_BT)
+        total, _ = kl_sum(self._base_logits(part), logits_BTV, labels_BT)
         return self.rehearsal_weight * total / counts.rehearsed
 
 

@@ -21,16 +21,14 @@ from controlllm.integrations.neighbours import (
     PluginSettings,
     SidecarCheckpoints,
     open_expanded,
-    write_sidecar,
+    plugin_base,
+    write_into,
 )
 
 if TYPE_CHECKING:
     Tuner = object
 else:
-    try:
-        from swift.tuner_plugin import Tuner
-    except ModuleNotFoundError:  # so that this page of the API reference can be read without it
-        Tuner = object
+    Tuner = plugin_base("swift.tuner_plugin", "Tuner")
 
 __all__ = ["ControlLLMSwiftCallback", "ControlLLMTuner", "register"]
 
@@ -115,7 +113,7 @@ class ControlLLMTuner(Tuner):
         """
         if not safe_serialization:
             raise ConfigError("safe_serialization=False: sidecars are written as safetensors only.")
-        write_sidecar(PluginCallback.find_expanded(model), save_directory, state_dict)
+        write_into(PluginCallback.find_expanded(model), save_directory, state_dict)
 
 
 class ControlLLMSwiftCallback(PluginCallback):

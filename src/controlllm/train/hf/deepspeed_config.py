@@ -13,6 +13,7 @@ from torch import nn
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import nearest_name
 from controlllm.train.config import RunConfig
+from controlllm.train.config_io import merge
 
 __all__ = ["check_precision", "deepspeed_config", "prepare_deepspeed"]
 
@@ -146,7 +147,7 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
     theirs = _read(parallel.deepspeed)
     _check_keys(theirs)
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
-    merged = _laid_over(ours, given)
+    merged = merge(ours, given)
     if "zero_optimization" in given:
         _check_zero(merged["zero_optimization"], stage, on_cpu)
     return merged
@@ -217,12 +218,3 @@ def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"parallel.deepspeed={given} holds no mapping of sections.")
     return values
-
-
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        inner = merged.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = _laid_over(inner, value) if both else value  # type: ignore[arg-type]
-    return merged

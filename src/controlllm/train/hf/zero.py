@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlllm.checkpoint.optimizer import PREFIX, make_optimizer_state
+from controlllm.checkpoint.optimizer import (
+    PREFIX,
+    group_settings,
+    make_optimizer_state,
+    restore_groups,
+)
 from controlllm.checkpoint.shards import fill_tensors
 from controlllm.checkpoint.tensors import trained_tensors
-from controlllm.common.errors import CheckpointError
 from controlllm.train.storage import Storage
 
 __all__ = ["ZeroStorage"]
@@ -76,20 +80,10 @@ class ZeroStorage(Storage):
                     trained[name] = whole
             if steps is not None:
                 moments[self._moment(parameter, "step")] = torch.tensor(float(steps))
-        groups = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        return trained, moments, {"groups": groups, "values": {}}
+        return trained, moments, {"groups": group_settings(self.optimizer), "values": {}}
 
     def fill(self, checkpoint: Path, rest: dict[str, Any]) -> None:
         """As `Storage.fill`."""
-        if len(rest["groups"]) != len(self.optimizer.param_groups):
-            raise CheckpointError(
-                f"{checkpoint}: its optimizer has {len(rest['groups'])} groups of parameters, this "
-                f"one {len(self.optimizer.param_groups)}; set the run up as it was when it was "
-                "saved."
-            )
         self._make_state()
         whole: dict[str, Tensor] = {}
         for name, parameter in self._parameters():
@@ -105,8 +99,8 @@ class ZeroStorage(Storage):
                 for key in _MOMENTS:
                     self._put(parameter, whole[self._moment(parameter, key)], key)
         self._set_steps(max(v.item() for k, v in whole.items() if k.endswith("/step")))
-        for group, settings in zip(self.optimizer.param_groups, rest["groups"], strict=True):
-            group.update(settings)
+        # After `_make_state`, which leaves the rates as they were.
+        restore_groups(self.optimizer, rest["groups"])
         if not self.stage3:
             self.zero.update_lp_params()
 
