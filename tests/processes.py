@@ -19,6 +19,8 @@ from tqdm import tqdm
 __all__ = ["Outcome", "run_processes", "run_ranks", "start", "values"]
 
 FORK = multiprocessing.get_context("fork")
+_WATCHED: list[Any] = []
+"""The file for the stacks of this process, or of the one that it was forked from."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ def values(outcomes: Sequence[Outcome]) -> list[Any]:
 
 def _note(function: Callable[[], Any], path: Path, wait: float) -> None:
     """Write down what comes of a function; and where it is, if it has not ended by then."""
-    stacks = path.with_suffix(".stacks").open("w")
-    faulthandler.dump_traceback_later(wait, file=stacks)
+    if not _WATCHED:  # The timer of a parent can neither be reset nor replaced after a fork.
+        _WATCHED.append(path.with_suffix(".stacks").open("w"))
+        faulthandler.dump_traceback_later(wait, file=_WATCHED[0])
     try:
         outcome = Outcome(function())
     except BaseException as error:

@@ -3,6 +3,7 @@
 Where time must run out it is short (`SOON`); that a call ends is shown by the test ending.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import pytest
 from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
+from controlllm.common.guarded import GuardedFileSystem
 from controlllm.common.remote import is_remote, open_filesystem, shown
 
 SOON = 1.0
@@ -364,6 +366,38 @@ def test_worker_processes(opened, method, workers):
         child.join()
     assert len(found) == workers and set(found.values()) == {BYTES[1000:1010]}
     assert filesystem.cat_file(path, 0, 5) == BYTES[:5]
+
+
+def let_go(filesystems, new_client):
+    """In a forked process."""
+    gc.collect()
+    if new_client:
+        filesystems[0].client  # noqa: B018
+
+
+@pytest.mark.parametrize("new_client", [False, True])
+def test_clients_of_a_parent_are_not_destroyed(new_client):
+    """hdfs-native's wait for threads that are not there any more after a fork."""
+    pytest.importorskip("hdfs_native")
+    filesystem = GuardedFileSystem("hdfs", {"host": "127.0.0.1", "port": 1}, LATE, "nobody")
+    filesystem.check_client()
+    kept = [filesystem]
+    gc.disable()
+    try:
+        if not new_client:  # It is garbage when the process is forked.
+            kept.append(kept)
+            kept = []
+        del filesystem
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=let_go, args=(kept, new_client))
+        child.start()
+    finally:
+        gc.enable()
+    child.join(20)
+    if child.is_alive():
+        child.kill()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_pickled(opened):

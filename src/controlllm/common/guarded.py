@@ -1,12 +1,14 @@
 """An fsspec file system whose every wait ends, that survives a fork, and that can be pickled.
 
-Clients differ: some have no time-outs, some retry for minutes, some may not be used after a fork.
-So each call has a deadline, and each process a client of its own.
+Clients differ: some have no time-outs, some retry for minutes, some may not be used after a fork,
+nor even be destroyed. So each call has a deadline, and each process a client of its own.
 """
 
+import gc
 import io
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
@@ -17,6 +19,9 @@ from controlllm.common.deadline import Deadline
 __all__ = ["PIECE_BYTES", "GuardedFileSystem"]
 
 PIECE_BYTES = 4 * 2**20
+_INHERITED: list[AbstractFileSystem] = []
+"""Clients of the process that this one was forked from: their threads did not come along, and a
+destructor that waits for these would wait for ever."""
 
 
 class GuardedFileSystem(AbstractFileSystem):
@@ -56,6 +61,8 @@ class GuardedFileSystem(AbstractFileSystem):
     def client(self) -> AbstractFileSystem:
         """The file system behind, made in this very process."""
         if self._client is None or self._client[0] != os.getpid():
+            if self._client is not None:
+                _INHERITED.append(self._client[1])
             made = self._class(**self._client_options(), skip_instance_cache=True)
             self._client = (os.getpid(), made)
         return self._client[1]
@@ -298,11 +305,19 @@ def _client_class(scheme: str) -> type[AbstractFileSystem]:
     if scheme in ("hdfs", "viewfs"):  # fsspec's own needs a JVM.
         from hdfs_native import fsspec as native
 
+        _keep_garbage_over_forks()
         return cast(
             type[AbstractFileSystem],
             native.HdfsFileSystem if scheme == "hdfs" else native.ViewfsFileSystem,
         )
     return cast(type[AbstractFileSystem], get_filesystem_class(scheme))
+
+
+@cache
+def _keep_garbage_over_forks() -> None:
+    """Let no forked process collect what it inherited: such a client may be among it."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=gc.freeze)
 
 
 def _only_missing(error: OSError) -> None:
