@@ -11,7 +11,7 @@ from tests.processes import run_ranks, values
 from controlllm import expand, load_sidecar
 from controlllm.common.errors import ModelError
 from controlllm.integrations import ControlLLMCallback
-from controlllm.train.hf.deepspeed_config import prepare_deepspeed
+from controlllm.train.parallel.deepspeed_config import prepare_deepspeed
 
 ROWS, LENGTH, STEPS = 8, 9, 2
 

@@ -38,7 +38,8 @@ def run_of(run_config: Any, folder: Path, **over: Any) -> Any:
         "total_train_batch_size": 4,
         **over.pop("training", {}),
     }
-    return run_config(training=training, data=LANES, **over)
+    data = {**LANES, **over.pop("data", {})}
+    return run_config(training=training, data=data, **over)
 
 
 def train_by(run: Any, loaded: Any, ranks: int, folder: Path) -> list[Any]:

@@ -8,7 +8,7 @@ from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
-from controlllm.train.hf.deepspeed_config import check_precision, deepspeed_config
+from controlllm.train.parallel.deepspeed_config import check_precision, deepspeed_config
 from controlllm.train.parallel_config import ParallelConfig, Strategy
 from controlllm.train.support import MARKS, REFUSED, WAYS, Setting, page
 from controlllm.train.training_config import Backend

@@ -48,6 +48,15 @@ class BaseFiles:
             return None
         return None
 
+    @classmethod
+    def in_folder(cls, folder: Path) -> "BaseFiles":
+        """All that the safetensors files of a folder hold."""
+        places: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                places |= dict.fromkeys(tensors.keys(), file)
+        return cls(places)
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name, in a file that is here."""
         return name in self.places and self.places[str(name)].is_file()

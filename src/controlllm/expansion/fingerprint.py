@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from controlllm.common.adapters import BASE_LAYER, adapter_names
-from controlllm.common.tensors import whole
+from controlllm.common.tensors import whole, whole_shape
 from controlllm.expansion.base_files import BaseFiles
 from controlllm.expansion.quantised import full_weight, quantised_kind, quantised_layers
 
@@ -117,13 +117,13 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _add(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}{tuple(tensor.shape)}{_content(tensor)};".encode())
+    digest.update(f"{name}{tuple(whole_shape(tensor))}{_content(tensor)};".encode())
 
 
 def _content(tensor: Tensor) -> int:
     """A position-weighted sum of the values' bits, wrapping in 64 bits."""
     total = 0
-    for chunk in whole(tensor.detach()).reshape(-1).split(CHUNK):
+    for chunk in whole(tensor).detach().reshape(-1).split(CHUNK):
         # Integer tensors (quantised bases) have no bfloat16 form that keeps them apart: their own
         # values count.
         bits = chunk.to(torch.bfloat16).view(torch.int16) if chunk.is_floating_point() else chunk

@@ -39,8 +39,21 @@ from controlllm.train.methods import METHODS, prepare_model
 from controlllm.train.model import Loaded, load_base, tune_model
 from controlllm.train.optim import make_optimizer, make_scheduler
 from controlllm.train.parallel import World, shard_model
-from controlllm.train.parallel.loading import fill_from, is_without_weights, weights_to_shard
+from controlllm.train.parallel.deepspeed_config import (
+    check_precision,
+    deepspeed_config,
+    engine_dtype,
+    prepare_deepspeed,
+    zero3_cutter,
+)
+from controlllm.train.parallel.loading import (
+    fill_by_units,
+    fill_from,
+    is_without_weights,
+    weights_to_shard,
+)
 from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.parallel_config import ZERO
 from controlllm.train.quantize import check_shared, quantize_base
 from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
@@ -107,6 +120,21 @@ class Bench:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    def check_model(self) -> None:
+        """Try out on the model what the run relies on, once it computes as it will in training.
+
+        Raises:
+            ModelError: packed documents, the loss in parts, or Liger's kernels come out wrong.
+        """
+        with self.autocast():
+            if self.run.data.packing:
+                check_packing(self.model)
+            if self.loss.in_parts:
+                check_head(self.model)
+            if self.run.training.use_liger_kernel:
+                check_liger_kernels(self.model, self.run.training.liger_kernels)
+        self.world.reshard(self.model)
+
     def next_batches(self) -> list[Batch]:
         """The micro-batches of one optimizer step; none once the data has come to its end."""
         return list(islice(self.loader, self.micro_batches))
@@ -133,6 +161,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     """
     training, world = run.training, world or World(Ranks(), run.parallel)
     _require_packages(run)
+    if run.parallel.strategy in ZERO:
+        _prepare_deepspeed(run, world)
     seed_everything(training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
     base, tokenizer = load_base(run, loaded, files)
@@ -186,17 +216,20 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         world=world,
         storage=Storage(model, optimizer, world.ranks),
     )
-    if run.data.packing:
-        with bench.autocast():
-            check_packing(model)
-    if bench.loss.in_parts:
-        with bench.autocast():
-            check_head(model)
-    if training.use_liger_kernel:
-        with bench.autocast():
-            check_liger_kernels(model, training.liger_kernels)
-    world.reshard(model)
+    if run.parallel.strategy not in ZERO:
+        bench.check_model()
     return bench
+
+
+def _prepare_deepspeed(run: RunConfig, world: World) -> None:
+    """Set DeepSpeed up, and see whether it takes its settings, before anything is loaded."""
+    prepare_deepspeed(find_device(run.model.device).type == "cpu", world.local_rank)
+    _engine_settings(run, world)
+
+
+def _engine_settings(run: RunConfig, world: World) -> dict[str, Any]:
+    on_cpu = find_device(run.model.device).type == "cpu"
+    return deepspeed_config(run, run.training.micro_batches(world.data_size), on_cpu)
 
 
 def _require_packages(run: RunConfig) -> None:
@@ -241,12 +274,23 @@ def _share(
     world: World,
 ) -> None:
     """Shard the model, and a frozen copy of its base; read their weights where they have none."""
+    precision = run.training.mixed_precision
+    if run.parallel.strategy in ZERO:
+        check_precision(model, precision)
     if run.training.torch_compile:
         compile_blocks(list(sharding_units(model)))
     for module in [model, *_copies(reference)]:
-        shard_model(module, world, run.training.mixed_precision)
-        if files is not None and is_without_weights(module):
-            fill_from(files, module, world, find_device(run.model.device))
+        shard_model(module, world, precision)
+        if files is None or not is_without_weights(module):
+            continue
+        device = find_device(run.model.device)
+        if world.mesh is not None:
+            fill_from(files, module, world, device)
+        elif module is model:
+            cut, dtype = zero3_cutter(_engine_settings(run, world)), engine_dtype(precision)
+            fill_by_units(files, module, world, device, dtype, cut)
+        else:  # No engine will have it, so it stays whole.
+            fill_by_units(files, module, world, device)
     describe_model(model)  # Notes which base it is, before anything trains. Collective.
 
 

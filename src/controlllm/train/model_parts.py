@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from controlllm.common.tensors import whole_shape
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import examine
 from controlllm.expansion.block import ConcatBlock, ExpandedBlock
@@ -106,9 +107,10 @@ def _matrices(module: nn.Module, share_of_experts: float) -> Iterator[tuple[floa
             yield part.in_features * part.out_features, part.weight.requires_grad
             continue
         for parameter in part.parameters(recurse=False):
-            if parameter.ndim >= 2:  # of stacked experts, a token meets a few
-                share = share_of_experts if parameter.ndim == 3 else 1.0
-                yield parameter.numel() * share, parameter.requires_grad
+            shape = whole_shape(parameter)
+            if len(shape) >= 2:  # of stacked experts, a token meets a few
+                share = share_of_experts if len(shape) == 3 else 1.0
+                yield shape.numel() * share, parameter.requires_grad
 
 
 @dataclass(frozen=True)

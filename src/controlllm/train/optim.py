@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from controlllm.common.errors import TrainingError
+from controlllm.common.tensors import whole_shape
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train.low_bit import LOW_BIT, low_bit_adamw
 from controlllm.train.schedules import check_schedule, learning_rate_factor
@@ -102,7 +103,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
             continue
         if parameter in interpolators:
             group = "interpolators"
-        elif parameter.ndim < 2 or parameter in embeddings:
+        elif len(whole_shape(parameter)) < 2 or parameter in embeddings:
             group = "no_decay"
         else:
             group = "matrices"

@@ -69,13 +69,20 @@ class Watchdog:
         while not self._closed.wait(self._seconds / _LOOKS):
             standing = self._clock.standing
             if told is not None and told.since != standing.since:
-                self._tell(f"rank {self._rank} goes on after {standing.since - told.since:.0f} s")
-                self._own.unlink(missing_ok=True)
+                self._take_back(told)
                 told = None
             lasted = time.monotonic() - standing.since
             if told is None and lasted > self._seconds:
                 told = standing
                 self._report(standing, lasted)
+        if told is not None:  # What closes this thread has come as far as that.
+            self._take_back(told)
+
+    def _take_back(self, told: Standing) -> None:
+        self._tell(
+            f"rank {self._rank} goes on after {self._clock.standing.since - told.since:.0f} s"
+        )
+        self._own.unlink(missing_ok=True)
 
     def _report(self, standing: Standing, lasted: float) -> None:
         step, waits_in = self._step() + 1, collective_of(self._watched)

@@ -4,7 +4,6 @@
 |---|---|
 | `trainer` | `ControlLLMTrainer`: batches, loss and books are ours, the loop is the Trainer's |
 | `arguments` | what the Trainer is told of a run config |
-| `deepspeed_config` | setting DeepSpeed up |
 | `zero` | the trained state of DeepSpeed's engine |
 """
 

@@ -5,28 +5,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from controlllm.train.bench import Bench
-from controlllm.train.hf.deepspeed_config import (
-    check_precision,
-    deepspeed_config,
-    prepare_deepspeed,
-)
+from controlllm.train.parallel.deepspeed_config import deepspeed_config
 from controlllm.train.parallel_config import ZERO
 
 __all__ = ["training_arguments"]
 
 
 def training_arguments(bench: Bench) -> TrainingArguments:
-    """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books.
-
-    Raises:
-        ConfigError: DeepSpeed is asked for and not installed, or its settings contradict the run.
-    """
+    """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
     run, on_cpu = bench.run, bench.device.type == "cpu"
     training = run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
     if run.parallel.strategy in ZERO:
-        check_precision(bench.model, training.mixed_precision)
-        prepare_deepspeed(on_cpu, bench.world.local_rank)
         sharing = {
             "deepspeed": deepspeed_config(run, bench.micro_batches, on_cpu),
             "accelerator_config": {"use_configured_state": True},

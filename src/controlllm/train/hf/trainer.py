@@ -100,6 +100,7 @@ class ControlLLMTrainer(Trainer):
         """Let the books know what DeepSpeed has put in the place of model and optimizer."""
         bench = self.bench
         bench.loss.caller = engine
+        bench.check_model()
         bench.storage = ZeroStorage(engine, bench.storage)
         if bench.storage.optimizer is not bench.optimizer:  # It has one of its own for offload.
             bench.optimizer = bench.storage.optimizer

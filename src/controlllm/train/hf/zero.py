@@ -24,6 +24,7 @@ from controlllm.checkpoint.optimizer import (
 )
 from controlllm.checkpoint.shards import fill_tensors
 from controlllm.checkpoint.tensors import trained_tensors
+from controlllm.common.tensors import whole, whole_shape
 from controlllm.train.storage import Storage
 
 __all__ = ["ZeroStorage"]
@@ -63,9 +64,9 @@ class ZeroStorage(Storage):
         for place, (name, parameter) in enumerate(self._parameters()):
             mine = place % self.ranks.world_size == self.ranks.rank
             if not parameter.requires_grad:
-                tensor = self._frozen(parameter)
+                tensor = whole(parameter)  # such as a fixed alpha
                 if mine:
-                    trained[name] = tensor
+                    trained[name] = tensor.detach().to("cpu", torch.float32, copy=True)
                 continue
             parts = {"": safe_get_full_fp32_param(parameter)}
             if steps is not None:
@@ -73,11 +74,11 @@ class ZeroStorage(Storage):
             if not mine:
                 continue
             for key, part in parts.items():
-                whole = part.detach().to("cpu", copy=True).view(self._shape(parameter))
+                tensor = part.detach().to("cpu", copy=True).view(whole_shape(parameter))
                 if key:
-                    moments[self._moment(parameter, key)] = whole
+                    moments[self._moment(parameter, key)] = tensor
                 else:
-                    trained[name] = whole
+                    trained[name] = tensor
             if steps is not None:
                 moments[self._moment(parameter, "step")] = torch.tensor(float(steps))
         return trained, moments, {"groups": group_settings(self.optimizer), "values": {}}
@@ -85,20 +86,20 @@ class ZeroStorage(Storage):
     def fill(self, checkpoint: Path, rest: dict[str, Any]) -> None:
         """As `Storage.fill`."""
         self._make_state()
-        whole: dict[str, Tensor] = {}
+        read: dict[str, Tensor] = {}
         for name, parameter in self._parameters():
-            shape = self._shape(parameter)
-            whole[name] = torch.empty(shape)
+            shape = whole_shape(parameter)
+            read[name] = torch.empty(shape)
             if parameter.requires_grad:
-                whole |= {self._moment(parameter, key): torch.zeros(shape) for key in _MOMENTS}
-                whole[self._moment(parameter, "step")] = torch.zeros(())
-        fill_tensors(checkpoint, whole, self.ranks)
+                read |= {self._moment(parameter, key): torch.zeros(shape) for key in _MOMENTS}
+                read[self._moment(parameter, "step")] = torch.zeros(())
+        fill_tensors(checkpoint, read, self.ranks)
         for name, parameter in self._parameters():
-            self._put(parameter, whole[name], None)
+            self._put(parameter, read[name], None)
             if parameter.requires_grad:
                 for key in _MOMENTS:
-                    self._put(parameter, whole[self._moment(parameter, key)], key)
-        self._set_steps(max(v.item() for k, v in whole.items() if k.endswith("/step")))
+                    self._put(parameter, read[self._moment(parameter, key)], key)
+        self._set_steps(max(v.item() for k, v in read.items() if k.endswith("/step")))
         # After `_make_state`, which leaves the rates as they were.
         restore_groups(self.optimizer, rest["groups"])
         if not self.stage3:
@@ -114,25 +115,11 @@ class ZeroStorage(Storage):
         """How one of the optimizer's tensors of a parameter is called in a checkpoint."""
         return f"{PREFIX}{self._names[parameter]}/{key}"
 
-    def _shape(self, parameter: nn.Parameter) -> torch.Size:
-        """The shape of the whole; under ZeRO-3 a parameter that is not in use has no elements."""
-        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-        return shape
-
-    def _frozen(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter of a checkpoint that does not train, as a fixed alpha. Collective."""
-        with self._gathered(parameter):
-            return parameter.detach().to("cpu", torch.float32, copy=True)
-
-    def _gathered(self, parameter: nn.Parameter, writer: int | None = None) -> Any:
-        from deepspeed.runtime.zero import GatheredParameters
-
-        return GatheredParameters([parameter], modifier_rank=writer, enabled=self.stage3)
-
     @torch.no_grad()
     def _put(self, parameter: nn.Parameter, whole: Tensor, key: str | None) -> None:
         """Put back a weight (key None), also where the model computes with it, or a moment."""
         from deepspeed import utils
+        from deepspeed.runtime.zero import GatheredParameters
 
         if parameter.requires_grad and self.stage3:
             part = (
@@ -146,7 +133,7 @@ class ZeroStorage(Storage):
         elif parameter.requires_grad:
             utils.safe_set_full_optimizer_state(parameter, whole.to(parameter.device), key)
         if key is None:
-            with self._gathered(parameter, writer=0):
+            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage3):
                 parameter.copy_(whole)
 
     def _own_part(self, whole: Tensor, size: int) -> Tensor:

@@ -6,15 +6,18 @@ config --> model on the meta device --> expand --> shard --> empty parts
 ```
 Every process reads slices of the base's safetensors files; a frozen block and its copy read the
 same ones. Nothing is written on the way.
+
+ZeRO-3 shares out tensors that are there already. So under it the blocks come one after the other:
+the first process reads one whole, and all of them cut it before the next is read.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint import Kind, locate
@@ -22,12 +25,14 @@ from controlllm.checkpoint.shards import fill_some, tensor_shapes
 from controlllm.common.files import read_json
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import residual_projections
+from controlllm.expansion.base_files import BaseFiles
 from controlllm.expansion.block import StackBlock
 from controlllm.expansion.fingerprint import BRANCHES, base_name
 from controlllm.train.config import RunConfig
+from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.parallel.world import World
 
-__all__ = ["build_on_meta", "fill_from", "is_without_weights", "weights_to_shard"]
+__all__ = ["build_on_meta", "fill_by_units", "fill_from", "is_without_weights", "weights_to_shard"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
 
     Collective where there are several processes.
     """
-    if world.mesh is None or run.model.model_name_or_path is None:
+    if not world.cuts_weights or run.model.model_name_or_path is None:
         return None
     if why := _why_whole(run):
         log.info("Each process loads the whole model first: %s", why)
@@ -124,7 +129,7 @@ def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device
     with torch.no_grad():
         for name, values in real.items():
             named[name].copy_(values.to(device))
-    for branch in BRANCHES:
+    for branch in BRANCHES:  # Both have a tensor of one name in the files.
         wanted = {
             base_name(name): named[name]
             for name in missing
@@ -136,12 +141,65 @@ def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device
             parameter.zero_()
 
 
+@torch.no_grad()
+def fill_by_units(
+    folder: Path,
+    model: nn.Module,
+    world: World,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    cut: Callable[[Sequence[nn.Parameter]], None] | None = None,
+) -> None:
+    """Give a model on the meta device its weights, one block after the other. Collective.
+
+    Args:
+        folder: the base's files.
+        model: expanded or not, of `build_on_meta`; parameters that are not on the meta device keep
+            their values.
+        world: the processes of the run.
+        device: where it shall be.
+        dtype: what its weights shall be in; None = as they are.
+        cut: called with the parameters of each part once the first process has read them, to share
+            them out among all; without it each process reads them all.
+
+    Raises:
+        ControlLLMError: the files cannot be read.
+    """
+    files = BaseFiles.in_folder(folder)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    zeroed = {names[parameter] for parameter in _zeroed(model)}
+    made: dict[nn.Parameter, nn.Parameter] = {}  # Tied weights are one again.
+    for unit in [*sharding_units(model), model]:
+        empty: dict[str, nn.Parameter] = {}
+        for module in unit.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is None or not parameter.is_meta:
+                    continue
+                if parameter not in made:
+                    space = torch.empty_like(parameter, dtype=dtype, device=device)
+                    made[parameter] = nn.Parameter(space, parameter.requires_grad)
+                    empty[names[parameter]] = made[parameter]
+                module._parameters[key] = made[parameter]
+        if cut is None or world.is_first:
+            for name, room in empty.items():
+                if name in zeroed:
+                    room.zero_()
+                else:
+                    room.copy_(files.read(base_name(name)))
+        if cut is not None:
+            cut(list(empty.values()))
+    for parameter in names.keys() - made.keys():
+        parameter.data = parameter.data.to(device, dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 def is_without_weights(model: nn.Module) -> bool:
     """Whether any parameter is on the meta device."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-def _zeroed(model: nn.Module) -> Iterator[Tensor]:
+def _zeroed(model: nn.Module) -> Iterator[nn.Parameter]:
     """What `expand` sets to 0, so that a stacked copy begins as the identity."""
     if isinstance(model, ControlLLMForCausalLM):
         for block in model.blocks.values():

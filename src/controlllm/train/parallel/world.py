@@ -70,6 +70,11 @@ class World:
         return self.mesh is not None or self.config.strategy in ZERO
 
     @property
+    def cuts_weights(self) -> bool:
+        """Whether each process keeps a part of the weights only."""
+        return self.mesh is not None or (self.config.strategy == "zero3" and self.size > 1)
+
+    @property
     def sharding_mesh(self) -> Any:
         """The mesh of copies and parts."""
         names = tuple(name for name in self.mesh.mesh_dim_names if name != TENSOR)

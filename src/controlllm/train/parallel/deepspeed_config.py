@@ -1,9 +1,9 @@
-"""Setting DeepSpeed up: where it runs, and the config of its engine."""
+"""Setting DeepSpeed up: where it runs, the config of its engine, and the parts of ZeRO-3."""
 
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from controlllm.common.registry import nearest_name
 from controlllm.train.config import RunConfig
 from controlllm.train.config_io import merge
 
-__all__ = ["check_precision", "deepspeed_config", "prepare_deepspeed"]
+__all__ = [
+    "check_precision",
+    "deepspeed_config",
+    "engine_dtype",
+    "prepare_deepspeed",
+    "zero3_cutter",
+]
 
 SMALLEST = 2
 """Parameters of fewer numbers are never cut."""
@@ -93,7 +99,11 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     from accelerate.utils import DistributedType
 
     AcceleratorState._reset_state(reset_partial_state=True)
+    environment = dict(os.environ)
     state = PartialState(cpu=on_cpu)
+    # On a CPU it has written launcher's variables: those of a single process, if it found none.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
     # It would ask its launcher's variables, and knows of no DeepSpeed on a CPU.
     state.distributed_type = DistributedType.DEEPSPEED
 
@@ -115,6 +125,46 @@ def check_precision(model: nn.Module, mixed_precision: str) -> None:
             f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
             "training.mixed_precision=bf16, or model.dtype=float32."
         )
+
+
+def engine_dtype(mixed_precision: str) -> torch.dtype:
+    """What an engine keeps weights in, and computes in."""
+    return torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+
+
+def zero3_cutter(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], None]:
+    """What shares parameters out among all processes, as an engine of ZeRO-3 will expect them.
+
+    Args:
+        config: of that engine.
+
+    Returns:
+        A function to be called on all processes with the same parameters, in any portions; the
+        values of the first process count.
+    """
+    from deepspeed.runtime.zero import Init
+
+    first: list[Any] = []
+
+    def cut(parameters: Sequence[nn.Parameter]) -> None:
+        if not parameters:
+            return
+        if first:
+            first[0].convert_to_zero_parameters(param_list=parameters)
+        else:
+            Init(module=nn.ParameterList(parameters), config_dict_or_path=_without_auto(config))
+            first.append(parameters[0])
+
+    return cut
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what transformers fills in later."""
+    return {
+        key: _without_auto(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value != "auto"
+    }
 
 
 def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
