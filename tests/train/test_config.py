@@ -73,6 +73,13 @@ def test_a_missing_or_broken_run_file_is_named(tmp_path):
         RunConfig.from_yaml(tmp_path / "list.yaml")
 
 
+def test_one_logger_may_stand_without_brackets():
+    run = RunConfig.from_dict({"logging": {"report_to": "jsonl"}})
+    assert run.logging.report_to == ["jsonl"]
+    with pytest.raises(ConfigError, match="report_to"):
+        RunConfig.from_dict({"logging": {"report_to": "jsonll"}})
+
+
 def test_jsonargparse_parses_the_same_config():
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)

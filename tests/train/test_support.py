@@ -100,11 +100,34 @@ def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
     assert found["gradient_clipping"] == 0.5 and found["gradient_accumulation_steps"] == 3
 
 
+def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -> None:
+    open_sections = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+        "zero_optimization": {"reduce_bucket_size": "auto"},
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+    }
+    found = config_of(tmp_path, open_sections, mixed_precision="bf16")
+    assert found.keys().isdisjoint({"optimizer", "scheduler", "fp16", "train_batch_size"})
+    assert found["bf16"] == {"enabled": True} and found["gradient_clipping"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("deepspeed", "parts"),
     [
         ({"train_batch_size": 8}, ["train_batch_size", "per_device_train_batch_size"]),
         ({"optimizer": {"type": "Adam"}}, ["optimizer", "training.optimizer"]),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "eps": "auto"}}},
+            ["optimizer", "training.optimizer"],
+        ),
+        (
+            {"optimizer": {"type": "Lamb", "params": {"lr": "auto"}}},
+            ["optimizer", "training.optimizer"],
+        ),
         ({"bf16": {"enabled": True}}, ["bf16", "training.mixed_precision"]),
         ({"zero_optimization": {"stage": 2}}, ["stage 2", "zero3"]),
         ({"zero_optimisation": {"stage": 3}}, ["zero_optimisation", "Did you mean"]),

@@ -20,6 +20,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "replay": {"method": "replay"},
     "kl": {"method": "kl"},
     "on top": ON_TOP,
+    "on top, dora": {**ON_TOP, "peft": {"type": "dora", "r": 2}},
     "on top, oft": {**ON_TOP, "peft": {"type": "oft", "block_size": 8}},
 }
 SAVED = {"lora": "adapters", "freeze": "part", "stack": "control", "replay": "full", "kl": "full"}

@@ -121,9 +121,10 @@ class LoggingConfig:
 
     logging_steps: int = 10
     """Optimizer steps between training records."""
-    report_to: list[str] = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
+    report_to: list[str] | str = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
     """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb; with
-    training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ..."""
+    training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ... One
+    may stand without brackets."""
     run_name: str | None = None
     """Name of the run in W&B; null = the name of output_dir."""
     project: str = "controlllm"
@@ -132,6 +133,8 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_range("logging.logging_steps", self.logging_steps, 1)
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
         for name in self.integrations:
             # Asked only where one of them is meant: it looks for all of their packages.
             from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

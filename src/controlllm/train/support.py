@@ -12,6 +12,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from controlllm.common.bitsandbytes import BNB_KINDS
 from controlllm.common.errors import ConfigError
 from controlllm.train.parallel_config import ZERO
 
@@ -125,6 +126,12 @@ REFUSED = (
         "ZeRO's flat parts of all weights have no rows that a scale belongs to",
         "set training.optimizer=adamw (ZeRO has cut its moments already), or take "
         "parallel.strategy=fsdp",
+    ),
+    Refused(
+        Setting("model.quantize_base", BNB_KINDS),
+        _BY_ZERO,
+        "it was never run so",
+        "set model.quantize_base=int8 or nf4",
     ),
     Refused(
         Setting("training.loss_chunk_size"),

@@ -1,6 +1,7 @@
 """Setting DeepSpeed up: where it runs, the config of its engine, and the parts of ZeRO-3."""
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ __all__ = [
     "prepare_deepspeed",
     "zero3_cutter",
 ]
+
+log = logging.getLogger(__name__)
 
 SMALLEST = 2
 """Parameters of fewer numbers are never cut."""
@@ -205,17 +208,33 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
 
 def _check_keys(theirs: Mapping[str, Any]) -> None:
     """DeepSpeed itself passes over a section that it does not know."""
-    owned = [key for key in _OWNED if theirs.get(key, "auto") != "auto"]
+    owned = [key for key in _OWNED if not _leaves_open(key, theirs.get(key, "auto"))]
     if owned:
         settings = ", ".join(dict.fromkeys(_OWNED[key] for key in owned))
         raise ConfigError(
             f"parallel.deepspeed sets {', '.join(owned)}, which the run says by {settings}; leave "
-            "them out there (a plain 'auto' in place of a whole section is fine, too)."
+            "them out there, or write 'auto' for what they set."
         )
+    for key in ("optimizer", "scheduler"):
+        if isinstance(theirs.get(key), Mapping):
+            name = theirs[key].get("type")
+            log.info("parallel.deepspeed: instead of its %s %s, %s is used", key, name, _OWNED[key])
     for key in theirs.keys() - _SECTIONS - _OWNED.keys():
         near = nearest_name(key, _SECTIONS, likeness=0.8)
         if near is not None:
             raise ConfigError(f"parallel.deepspeed: {key!r} is no section. Did you mean {near!r}?")
+
+
+def _leaves_open(key: str, section: Any) -> bool:
+    """Whether a section says `auto` for all that it could decide, as transformers' examples do."""
+    if not isinstance(section, Mapping):
+        return bool(section == "auto")
+    if key == "optimizer" and str(section.get("type")).lower() not in ("adam", "adamw"):
+        return False
+    if "enabled" in section:
+        return bool(section["enabled"] == "auto")
+    params = section.get("params")
+    return isinstance(params, Mapping) and all(value == "auto" for value in params.values())
 
 
 def _check_zero(zero: Any, stage: int, on_cpu: bool) -> None:
