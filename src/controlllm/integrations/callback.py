@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from controlllm.common.errors import ModelError
@@ -73,7 +73,8 @@ class ControlLLMCallback(TrainerCallback):
         expanded = self.find(model)
         if not isinstance(expanded, ControlLLMForCausalLM):
             return
-        tensors = {name: _in_one(tensor) for name, tensor in sidecar_tensors(expanded).items()}
+        # Collective where they are in parts; one after the other, so that one at a time is whole.
+        tensors = {n: whole(part).detach().cpu() for n, part in sidecar_tensors(expanded).items()}
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / "sidecar"
             save_sidecar(expanded, folder, overwrite=True, tensors=tensors)
@@ -109,13 +110,3 @@ class ControlLLMCallback(TrainerCallback):
                 "adapter of PEFT, which PEFT saves, and which TRL disables for its reference."
             )
         return found
-
-
-def _in_one(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 or ZeRO-3 may hold in parts. Collective where one does."""
-    if not hasattr(tensor, "ds_id"):
-        return whole(tensor)
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters([tensor]):
-        return tensor.detach().to("cpu", copy=True)
