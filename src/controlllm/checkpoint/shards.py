@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from controlllm.checkpoint.optimizer import PREFIX
@@ -176,9 +177,28 @@ def _dcp() -> Any:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in the safetensors files of a folder; headers are read, no tensors."""
-    entries = _reader(folder).read_metadata().state_dict_metadata
+    """Shape of every tensor in the safetensors files of a folder; headers are read, no tensors.
+
+    Raises:
+        CheckpointError: a file is broken or truncated.
+    """
+    try:
+        entries = _reader(folder).read_metadata().state_dict_metadata
+    except SafetensorError as error:
+        names = [file.name for file in folder.glob("*.safetensors") if not _opens(file)]
+        raise CheckpointError(
+            f"{folder}: {', '.join(sorted(names))} is broken or truncated ({error}); copy or "
+            "download it again."
+        ) from error
     return {name: tuple(entry.size) for name, entry in entries.items()}
+
+
+def _opens(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def fill_some(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:

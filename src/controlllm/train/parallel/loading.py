@@ -89,6 +89,9 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
 
     Returns:
         None where its files name or shape the weights in another way than the model does.
+
+    Raises:
+        CheckpointError: one of them is broken or truncated.
     """
     from accelerate import init_empty_weights
 
@@ -161,9 +164,6 @@ def fill_by_units(
         dtype: what its weights shall be in; None = as they are.
         cut: called with the parameters of each part once the first process has read them, to share
             them out among all; without it each process reads them all.
-
-    Raises:
-        ControlLLMError: the files cannot be read.
     """
     files = BaseFiles.in_folder(folder)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -176,16 +176,16 @@ def fill_by_units(
                 if parameter is None or not parameter.is_meta:
                     continue
                 if parameter not in made:
-                    space = torch.empty_like(parameter, dtype=dtype, device=device)
-                    made[parameter] = nn.Parameter(space, parameter.requires_grad)
+                    room = torch.empty_like(parameter, dtype=dtype, device=device)
+                    made[parameter] = nn.Parameter(room, parameter.requires_grad)
                     empty[names[parameter]] = made[parameter]
                 module._parameters[key] = made[parameter]
         if cut is None or world.is_first:
-            for name, room in empty.items():
+            for name, parameter in empty.items():
                 if name in zeroed:
-                    room.zero_()
+                    parameter.zero_()
                 else:
-                    room.copy_(files.read(base_name(name)))
+                    parameter.copy_(files.read(base_name(name)))
         if cut is not None:
             cut(list(empty.values()))
     for parameter in names.keys() - made.keys():
