@@ -78,12 +78,12 @@ def test_twenty_steps_are_those_of_one_native_process(
             torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-TORCH_ADAM = {"zero_force_ds_cpu_optimizer": False}
-"""DeepSpeed's own would be compiled first."""
+OFFLOAD = {"cpu_offload": True, "deepspeed": {"zero_force_ds_cpu_optimizer": False}}
+"""By torch's Adam; DeepSpeed's own would be compiled first."""
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor groups": ({"strategy": "fsdp", "tensor_size": 2}, {}),
     "zero3, base in int8": (ZERO3, {"model": {"quantize_base": "int8"}}),
-    "zero3, offload": ({**ZERO3, "cpu_offload": True, "deepspeed": TORCH_ADAM}, {}),
+    "zero3, offload": ({**ZERO3, **OFFLOAD}, {}),
     "zero3, hpZ": (
         {**ZERO3, "deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}},
         {},
@@ -138,6 +138,12 @@ CHAINS = {
         (4, "hf", ZERO3),
         (2, "hf", ZERO2),
         (1, "native", {}),
+    ],
+    "offloaded zero3, offloaded zero2, offloaded zero3, ddp": [
+        (2, "hf", {**ZERO3, **OFFLOAD}),
+        (2, "hf", {**ZERO2, **OFFLOAD}),
+        (2, "hf", {**ZERO3, **OFFLOAD}),
+        (2, "hf", DDP),
     ],
     "zero2, fsdp, one, zero3": [
         (2, "hf", ZERO2),

@@ -83,15 +83,19 @@ def restore_groups(optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str
 def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Let a fresh optimizer make its state, so that it can be filled: a step of nothing.
 
-    Gradients of 0 at a learning rate of 0 change no weight.
+    Gradients of 0 at a learning rate of 0 change no weight. Gradients that are there stay: under
+    ZeRO's offload they are buffers that the engine writes to.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters]
     for group in optimizer.param_groups:
         group["lr"] = 0.0 * group["lr"]  # A rate that is a tensor has to stay one.
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
