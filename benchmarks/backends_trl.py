@@ -5,9 +5,10 @@
 A small real base, expanded, learns GSM8K by `ControlLLMSFTTrainer` and `ControlLLMDPOTrainer`: in
 one process, and in two (gloo, CPU) by DDP and by `TrainingArguments(deepspeed=...)` with ZeRO-2 and
 ZeRO-3. Rows are cut to one length, so that each process has as many tokens: the divergence is a
-mean over a process's own. Two runs on uneven rows show what that makes. Counted are the largest
-differences from the one process: of losses and gradient norms, relative; of the weights in the
-sidecar that is saved at the end, absolute.
+mean over a process's own. Runs on uneven rows show what that makes, and that it is no other than
+what as many micro-batches make in one process. Counted are the largest differences from the one
+process: of losses and gradient norms, relative; of the weights in the sidecar that is saved at the
+end, absolute.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class TrlRun:
         name: what the table calls it.
         is_dpo: preferences, or else texts.
         micro_batches: of a step.
+        alone: micro-batches of a step of the one process, if others.
         even: rows are cut to one length.
         divergence: its weight.
         own_reference: DPO's reference is a second base, instead of the one inside.
@@ -48,6 +50,7 @@ class TrlRun:
     name: str
     is_dpo: bool = False
     micro_batches: int = 1
+    alone: int | None = None
     even: bool = True
     divergence: float = 1.0
     own_reference: bool = False
@@ -58,6 +61,7 @@ RUNS = [
     TrlRun("SFT, 2 micro-batches", micro_batches=2),
     TrlRun("SFT, uneven rows, no divergence", even=False, divergence=0.0),
     TrlRun("SFT, uneven rows", even=False),
+    TrlRun("SFT, uneven rows, beside 2 micro-batches", alone=2, even=False),
     TrlRun("DPO", is_dpo=True),
     TrlRun("DPO, 2 micro-batches", is_dpo=True, micro_batches=2),
     TrlRun("DPO, a second base as reference", is_dpo=True, own_reference=True),
@@ -180,7 +184,8 @@ def make_trainer(options: argparse.Namespace, run: TrlRun, settings: dict[str, A
 def measure(options: argparse.Namespace, folder: Path, run: TrlRun) -> list[dict[str, Any]]:
     """One run in every way, compared with one process."""
     alone = folder / "alone"
-    if failure := by_processes(options, alone, run, 1, None):
+    one = replace(run, micro_batches=run.alone or run.micro_batches)
+    if failure := by_processes(options, alone, one, 1, None):
         raise RuntimeError(failure)
     found = []
     for way, zero in WAYS.items():
