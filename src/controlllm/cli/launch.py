@@ -127,8 +127,10 @@ def _code_of(error: Any) -> int:
     for code in (REFUSED, PREEMPTED, INTERRUPTED):
         if code in codes:
             return code
-    # The launcher itself has ended those that failed after it.
-    rank, first = error.get_first_failure()
+    # The launcher itself ends, by SIGTERM, those that are still there after it.
+    ended = -signal.SIGTERM
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    rank, first = min(failures, key=lambda item: item[1].exitcode == ended)
     if first.exitcode < 0:
         _say(f"process {rank} was killed by {signal.Signals(-first.exitcode).name}")
     return FAILED
