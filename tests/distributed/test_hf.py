@@ -9,6 +9,7 @@ from tests.distributed.test_training import losses, run_of, train_by
 from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.train import train
 from controlllm.train.bench import make_bench
 from controlllm.train.hf import ControlLLMTrainer
 from controlllm.train.keeper import RunKeeper
@@ -108,6 +109,16 @@ def test_options_change_nothing(run_config: Any, loaded: Any, tmp_path: Path, na
     run = run_of(run_config, tmp_path / "run", parallel=parallel, **settings)
     found = train_by(run, loaded, 2, tmp_path / "processes")[0]
     assert losses(found) == pytest.approx(losses(history), rel=2e-4)
+
+
+def test_what_deepspeed_refuses_is_told_in_a_sentence(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    parallel = {**ZERO2, "deepspeed": {"prescale_gradients": True}}
+    run = run_of(run_config, tmp_path / "run", parallel=parallel, training={"backend": "hf"})
+    for outcome in run_ranks(lambda rank: train(run, loaded()), 2, tmp_path / "processes"):
+        assert outcome.error is not None and outcome.error.startswith("ConfigError: DeepSpeed")
+        assert "pre-scale gradients" in outcome.error and "parallel.deepspeed" in outcome.error
 
 
 @pytest.mark.parametrize("parallel", [FSDP, ZERO3], ids=["fsdp", "zero3"])

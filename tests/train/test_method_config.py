@@ -17,7 +17,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "replay"}, "needs old data"),
     ({"method": "kl", "training": {"loss_chunk_size": 8}}, "loss_chunk_size=8 does not go"),
     ({"method": "full", "peft": {"type": "lora"}}, "needs method='lora', or 'control'"),
-    ({"method": "lora", "model": {"quantize_base": "int8"}}, "needs method='control'"),
+    ({"method": "lora", "model": {"quantize_base": "int8"}}, "method=control with peft.type"),
+    ({"method": "kl", "model": {"quantize_base": "int8"}}, "is not quantised; set method=control"),
     (
         {"method": "lora", "parallel": {"tensor_size": 2}},
         "tensor_size=2 does not go together with method=lora",

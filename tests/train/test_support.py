@@ -111,6 +111,8 @@ def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -
         "train_batch_size": "auto",
     }
     found = config_of(tmp_path, open_sections, mixed_precision="bf16")
+    agreed = config_of(tmp_path, {"bf16": {"enabled": True}}, mixed_precision="bf16")
+    assert agreed["bf16"] == found["bf16"]
     assert found.keys().isdisjoint({"optimizer", "scheduler", "fp16", "train_batch_size"})
     assert found["bf16"] == {"enabled": True} and found["gradient_clipping"] == 1.0
 

@@ -96,6 +96,12 @@ class LoadOptions:
             ConfigError: for an unknown dtype or kind.
         """
         check_choice("dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base in ("int8", "nf4"):
+            raise ConfigError(
+                f"quantize_base={self.quantize_base!r} is made of a model that is there: leave it "
+                "out here, and call controlllm.train.quantize.quantize_base(model, "
+                f"{self.quantize_base!r})."
+            )
         if self.quantize_base is not None:
             check_choice("quantize_base", self.quantize_base, BNB_KINDS)
 

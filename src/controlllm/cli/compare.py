@@ -38,6 +38,7 @@ class RunSummary:
     Attributes:
         name: its folder's.
         method: how it learns.
+        adapters: the type of its adapters, if it has any.
         learning_rate: its peak.
         step: the step that the losses are of.
         learn_loss: mean of the learn sets' losses, nats per token; None without learn sets.
@@ -51,6 +52,7 @@ class RunSummary:
 
     name: str
     method: str
+    adapters: str | None
     learning_rate: float
     step: int
     learn_loss: float | None
@@ -70,6 +72,7 @@ def run(argv: list[str]) -> None:
     columns = {
         "run": "name",
         "method": "method",
+        "adapters": "adapters",
         "lr": "learning_rate",
         "step": "step",
         "learn loss": "learn_loss",
@@ -112,6 +115,7 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
     return RunSummary(
         name=folder.name,
         method=config["method"],
+        adapters=config["peft"]["type"] or ("lora" if config["method"] == "lora" else None),
         learning_rate=config["training"]["learning_rate"],
         step=step,
         learn_loss=sum(losses) / len(losses) if losses else None,

@@ -46,6 +46,8 @@ def _head(found: Inspection) -> list[str]:
     lines.append(f"{base}, weights {print_}" if print_ else base)
     if found.expansion is None:
         return [*lines, "not expanded"]
+    if few := found.base.get("quantised"):
+        lines.append(f"trained beside this base in {', '.join(few)}; eval and chat take it in full")
     shown = ("structure", "interpolator", "divergence", "divergence_weight", "expand_ends", "dial")
     lines.append("  ".join(f"{name}: {getattr(found.expansion, name)}" for name in shown))
     return lines

@@ -9,6 +9,7 @@ model are part of its sidecar. This is the only module below the integrations th
 """
 
 import json
+import math
 import os
 from enum import Enum
 from pathlib import Path
@@ -224,12 +225,14 @@ def _make_lora(config: AdapterConfig, layers: dict[str, nn.Module]) -> dict[str,
 
 
 def _make_oft(config: AdapterConfig, layers: dict[str, nn.Module]) -> dict[str, Any]:
-    for name, layer in layers.items():
-        width = getattr(layer, "in_features", None)
-        if width is None or width % config.block_size:
+    widths = [getattr(layer, "in_features", 0) for layer in layers.values()]
+    for name, width in zip(layers, widths, strict=True):
+        if not width or width % config.block_size:
+            fits = [n for n in range(1, config.block_size) if math.gcd(*widths) % n == 0]
+            hint = f" {fits[-1]} divides all." if min(widths) else ""
             raise ConfigError(
                 f"peft.block_size={config.block_size} does not divide the width of {name}'s input "
-                f"({width}); choose another, or other peft.target_modules."
+                f"({width}); choose another, or other peft.target_modules.{hint}"
             )
     return {
         "peft_type": "OFT",

@@ -27,6 +27,7 @@ from controlllm.common.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.evaluate import Reference
 from controlllm.expansion.peft import require_peft
+from controlllm.expansion.quantised import parameter_count
 from controlllm.train.activations import compile_blocks
 from controlllm.train.alpha import AlphaSampler
 from controlllm.train.config import RunConfig
@@ -59,6 +60,7 @@ from controlllm.train.rehearsal import rehearsal_source
 from controlllm.train.retention import ForgettingMeter
 from controlllm.train.sizing import count_steps, warn_of_short_data
 from controlllm.train.storage import Storage
+from controlllm.train.support import check_quantised
 
 __all__ = ["Bench", "make_bench", "seed_everything"]
 
@@ -161,6 +163,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     """
     training, world = run.training, world or World(Ranks(), run.parallel)
     _require_packages(run)
+    if run.model.quantize_base is not None and world.shares:
+        check_quantised({run.model.quantize_base}, run.parallel.strategy)
     if run.parallel.strategy in ZERO:
         _prepare_deepspeed(run, world)
     seed_everything(training.seed)
@@ -296,9 +300,8 @@ def _share(
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:
     """Log what trains, and on what."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    total, trained = sum(n for n, _ in sizes), sum(n for n, on in sizes if on)
-    log.info("Training %s of %s parameters", f"{trained:,}", f"{total:,}")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.info("Training %s of %s parameters", f"{trained:,}", f"{parameter_count(model):,}")
     for line in loader.describe().splitlines():
         log.info("Training source %s", line)
 

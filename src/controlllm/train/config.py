@@ -124,7 +124,7 @@ class LoggingConfig:
     report_to: list[str] | str = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
     """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb; with
     training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ... One
-    may stand without brackets."""
+    may stand without brackets; none = nowhere."""
     run_name: str | None = None
     """Name of the run in W&B; null = the name of output_dir."""
     project: str = "controlllm"
@@ -134,7 +134,7 @@ class LoggingConfig:
         """Check the values (ConfigError)."""
         check_range("logging.logging_steps", self.logging_steps, 1)
         if isinstance(self.report_to, str):
-            self.report_to = [self.report_to]
+            self.report_to = [] if self.report_to == "none" else [self.report_to]
         for name in self.integrations:
             # Asked only where one of them is meant: it looks for all of their packages.
             from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -187,14 +187,6 @@ class RunConfig:
         check_choice("method", self.method, get_args(Method))
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
-        if self.model.quantize_base is not None and self.method != "control":
-            why = "trains the base, and what trains is not quantised"
-            if self.method == "lora":
-                why = "takes a base in full; set peft.type=lora with it for adapters beside copies"
-            raise ConfigError(
-                f"model.quantize_base={self.model.quantize_base} needs method='control'; "
-                f"method={self.method!r} {why}."
-            )
         check_support(self)
         if self.logging.integrations and self.training.backend != "hf":
             raise ConfigError(

@@ -39,7 +39,8 @@ from controlllm.expansion.fingerprint import remember_fingerprint
 from controlllm.expansion.quantised import quantised_kind, quantised_layers
 from controlllm.expansion.sidecar import base_fingerprint
 from controlllm.train.model_parts import decoder_blocks
-from controlllm.train.parallel_config import ZERO, ParallelConfig
+from controlllm.train.parallel_config import ParallelConfig
+from controlllm.train.support import check_quantised
 
 __all__ = [
     "QuantisedLinear",
@@ -73,6 +74,11 @@ def quantize_base(model: nn.Module, kind: str) -> None:
     if kind in BNB_KINDS and isinstance(model, ControlLLMForCausalLM):
         quantise_by_bnb(model, kind, model.dtype)
         return
+    if known := sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}):
+        raise ConfigError(
+            f"model.quantize_base={kind}, but this base is {', '.join(known)} already; load it "
+            "unquantised, or leave the setting out."
+        )
     layers = list(frozen_linears(model)) if isinstance(model, ControlLLMForCausalLM) else []
     if not layers or not isinstance(model, ControlLLMForCausalLM):
         raise _nothing_to_quantise(kind)
@@ -150,22 +156,13 @@ def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
         model.config.base["quantised"] = sorted(kinds)
     if parallel is None:
         return
-    strategy, tensor = parallel.strategy, parallel.tensor_size
-    if tensor > 1:
+    if parallel.tensor_size > 1:
         raise ConfigError(
             f"The base is quantised as {', '.join(sorted(kinds))}, and parallel.tensor_size="
-            f"{tensor} would cut its packed rows; set it to 1, or load the base unquantised."
+            f"{parallel.tensor_size} would cut its packed rows; set it to 1, or load the base "
+            "unquantised."
         )
-    wrong = sorted(kind for kind in kinds if not _shareable(kind, strategy))
-    if wrong:
-        why = (
-            "was not tried" if strategy in ZERO else "fails: its weights cannot be cut and gathered"
-        )
-        raise ConfigError(
-            f"Sharing a base quantised as {', '.join(wrong)} by parallel.strategy={strategy} "
-            f"{why}. Load it unquantised and set model.quantize_base to int8 or nf4, which every "
-            "strategy shares, or train in one process."
-        )
+    check_quantised(kinds, parallel.strategy)
 
 
 def _nothing_to_quantise(kind: str) -> ConfigError:
@@ -173,13 +170,6 @@ def _nothing_to_quantise(kind: str) -> ConfigError:
         f"model.quantize_base={kind}, but the model has no frozen linear layer in a block; "
         "leave it out, or freeze the blocks (expansion.freeze)."
     )
-
-
-def _shareable(kind: str, strategy: str) -> bool:
-    """Whether processes can share weights quantised so."""
-    if kind in _PACKERS:
-        return True
-    return kind.startswith(("bnb_nf4", "bnb_fp4")) and strategy not in ZERO
 
 
 def _linears(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

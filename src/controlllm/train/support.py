@@ -6,7 +6,7 @@ part of docs/support.md between its marks (`python -m controlllm.train.support` 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -16,7 +16,16 @@ from controlllm.common.bitsandbytes import BNB_KINDS
 from controlllm.common.errors import ConfigError
 from controlllm.train.parallel_config import ZERO
 
-__all__ = ["REFUSED", "WAYS", "Refused", "Setting", "check_support", "page"]
+__all__ = [
+    "QUANTISED",
+    "REFUSED",
+    "WAYS",
+    "Refused",
+    "Setting",
+    "check_quantised",
+    "check_support",
+    "page",
+]
 
 _BOTH = "tested with 2 and 4 gloo processes; NCCL not run"
 _TWO = "tested with 2 gloo processes; NCCL not run"
@@ -31,6 +40,17 @@ WAYS: dict[tuple[str, str], str] = {
     ("hf", "zero3"): f"{_BOTH}; DeepSpeed 0.19.8",
 }
 """(training.backend, parallel.strategy) -> what is known of it; anything else is refused."""
+
+_EVERY = ("fsdp", "hsdp", "ddp", *ZERO)
+QUANTISED: dict[str, tuple[str, ...]] = {
+    "int8": _EVERY,
+    "nf4": _EVERY,
+    "bnb_nf4": ("fsdp", "hsdp", "ddp"),
+    "bnb_fp4": ("fsdp", "hsdp", "ddp"),
+    "bnb_int8": (),
+    "torchao": (),
+}
+"""How a kind that a base is quantised as begins -> the strategies by which processes share it."""
 
 MARKS = ("<!-- made by `python -m controlllm.train.support` -->", "<!-- end -->")
 
@@ -128,6 +148,18 @@ REFUSED = (
         "parallel.strategy=fsdp",
     ),
     Refused(
+        Setting("model.quantize_base"),
+        Setting("method", ("lora",)),
+        "adapters alone go on a base in full",
+        "set method=control with peft.type=lora, for adapters beside copies",
+    ),
+    Refused(
+        Setting("model.quantize_base"),
+        Setting("method", ("full", "freeze", "replay", "kl")),
+        "it trains weights of the base, and what trains is not quantised",
+        "set method=control or stack",
+    ),
+    Refused(
         Setting("model.quantize_base", BNB_KINDS),
         _BY_ZERO,
         "it was never run so",
@@ -207,12 +239,36 @@ def check_support(run: Any) -> None:
             raise ConfigError(f"{one} does not go together with {other}: {row.why}; {row.instead}.")
 
 
+def check_quantised(kinds: Collection[str], strategy: str) -> None:
+    """Refuse a base in few bits that several processes cannot share so.
+
+    Args:
+        kinds: what it is quantised as.
+        strategy: `parallel.strategy`.
+
+    Raises:
+        ConfigError: with the reason, and the nearest that works.
+    """
+    wrong = [
+        kind
+        for kind in sorted(kinds)
+        if not any(kind.startswith(k) and strategy in ways for k, ways in QUANTISED.items())
+    ]
+    if wrong:
+        why = "was never run" if strategy in ZERO else "fails: they can be neither cut nor gathered"
+        raise ConfigError(
+            f"Sharing weights quantised as {', '.join(wrong)} among several processes by "
+            f"parallel.strategy={strategy} {why}. Take a base in full with "
+            "model.quantize_base=int8 or nf4, which every strategy shares, or one process."
+        )
+
+
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def page() -> str:
-    """Both tables, in Markdown."""
+    """The three tables, in Markdown."""
     lines = _table(
         ("`training.backend`", "`parallel.strategy`", "state"),
         [(f"`{backend}`", f"`{way}`", state) for (backend, way), state in WAYS.items()],
@@ -221,6 +277,11 @@ def page() -> str:
     lines += _table(
         ("setting", "with", "why", "instead"),
         [(str(row.one), str(row.other), row.why, row.instead) for row in REFUSED],
+    )
+    lines += ["", "A base in few bits, shared by several processes:", ""]
+    lines += _table(
+        ("quantised as", "`parallel.strategy`"),
+        [(f"`{kind}`...", ", ".join(ways) or "none: refused") for kind, ways in QUANTISED.items()],
     )
     return "\n".join(lines)
 

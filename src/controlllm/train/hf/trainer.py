@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from controlllm.checkpoint import capture_rng, restore_rng
+from controlllm.common.errors import ConfigError
 from controlllm.train.bench import Bench
 from controlllm.train.hf.arguments import training_arguments
 from controlllm.train.hf.zero import ZeroStorage
@@ -84,7 +85,13 @@ class ControlLLMTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
         """Make the model an engine where DeepSpeed shares it; then resume and measure."""
         if self.uses_zero:
-            prepared: tuple[nn.Module, Any] = super()._prepare_for_training(*args, **kwargs)
+            try:
+                prepared: tuple[nn.Module, Any] = super()._prepare_for_training(*args, **kwargs)
+            except (AssertionError, ValueError, NotImplementedError) as error:
+                raise ConfigError(
+                    f"DeepSpeed does not take its settings ({error}); see parallel.deepspeed, or "
+                    "take parallel.strategy=fsdp."
+                ) from error
             self._adopt(prepared[0])
         else:
             prepared = self.bench.model, self.get_train_dataloader()

@@ -198,7 +198,7 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
         "zero_allow_untested_optimizer": True,
     }
     theirs = _read(parallel.deepspeed)
-    _check_keys(theirs)
+    _check_keys(theirs, training.mixed_precision == "bf16")
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
     merged = merge(ours, given)
     if "zero_optimization" in given:
@@ -206,10 +206,16 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
     return merged
 
 
-def _check_keys(theirs: Mapping[str, Any]) -> None:
+def _check_keys(theirs: Mapping[str, Any], bf16: bool) -> None:
     """DeepSpeed itself passes over a section that it does not know."""
-    owned = [key for key in _OWNED if not _leaves_open(key, theirs.get(key, "auto"))]
+    agreed = {"bf16": {"enabled": bf16}, "fp16": {"enabled": False}}
+    owned = [
+        key
+        for key in _OWNED.keys() & theirs.keys()
+        if not _leaves_open(key, theirs[key]) and theirs[key] != agreed.get(key)
+    ]
     if owned:
+        owned.sort()
         settings = ", ".join(dict.fromkeys(_OWNED[key] for key in owned))
         raise ConfigError(
             f"parallel.deepspeed sets {', '.join(owned)}, which the run says by {settings}; leave "
