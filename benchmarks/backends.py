@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class Matrix:
         self.structure = structure
         self.folder = folder
         self.expected = self.run_of(NATIVE)
-        if failure := by_processes(self.expected, NATIVE, folder):
+        if failure := self._failure(self.expected, NATIVE):
             raise RuntimeError(failure)
 
     def run_of(self, way: Way, name: str = "", **training: Any) -> RunConfig:
@@ -144,13 +145,22 @@ class Matrix:
         return {**row, **self._trained(run, second, after=half)}
 
     def _trained(self, run: RunConfig, way: Way, after: int = -1) -> dict[str, Any]:
-        if failure := by_processes(run, way, self.folder):
+        if failure := self._failure(run, way):
             return {"failed": failure}
         expected, found = (Path(each.training.output_dir) for each in (self.expected, run))
         try:
             return differences(expected, found, after)
         except ValueError as error:
             return {"failed": str(error)}
+
+    def _failure(self, run: RunConfig, way: Way) -> str | None:
+        """Train; None, or how it failed."""
+
+        def call() -> int:
+            return int(train(run).stopped_because != "max_steps")
+
+        logs = self.folder / "logs" / Path(run.training.output_dir).name
+        return failure_of(call, way.processes, logs)
 
 
 def base_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -184,15 +194,10 @@ def base_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def by_processes(run: RunConfig, way: Way, folder: Path) -> str | None:
-    """Train in processes of their own; None, or how it failed."""
-
-    def call() -> int:
-        return int(train(run).stopped_because != "max_steps")
-
-    logs = folder / "logs" / Path(run.training.output_dir).name
+def failure_of(call: Callable[[], int], processes: int, logs: Path) -> str | None:
+    """Call it in so many processes of their own; None, or how they failed and what they printed."""
     try:
-        codes = wait_for(start_ranks(call, way.processes, logs), SECONDS)
+        codes = wait_for(start_ranks(call, processes, logs), SECONDS)
     except TimeoutError as error:
         return str(error)
     if any(codes):
@@ -274,6 +279,14 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {versions}"
 
 
+def write_record(output: Path, name: str, **found: Any) -> None:
+    """Write what was found into a JSON file, with the commit and the machine."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    record = {"commit": commit.stdout.strip(), "machine": machine(), **found}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / name).write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -288,7 +301,6 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     rows: list[dict[str, Any]] = []
     crossings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -303,14 +315,7 @@ def main() -> None:
             for pair in CROSSINGS if structure in CROSSED else []:
                 crossings.append(matrix.cross(*pair))
                 print(json.dumps(crossings[-1]), flush=True)
-    record = {
-        "commit": commit.stdout.strip(),
-        "machine": machine(),
-        "rows": rows,
-        "crossings": crossings,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "backends.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.output, "backends.json", rows=rows, crossings=crossings)
     shared_rows = [row for row in rows if row["way"] in {way.name for way in MATRIX}]
     pages = [
         table(rows, ["way"]),

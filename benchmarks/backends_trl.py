@@ -14,7 +14,6 @@ end, absolute.
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,12 +24,10 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", DS_ACCELE
 
 import torch
 import torch.distributed as dist
-from backends import machine
+from backends import failure_of, write_record
 from safetensors.torch import load_file
-from soak import start_ranks, wait_for
 
 STEPS, ROWS = 10, 4
-SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -183,43 +180,24 @@ def make_trainer(options: argparse.Namespace, run: TrlRun, settings: dict[str, A
 
 def measure(options: argparse.Namespace, folder: Path, run: TrlRun) -> list[dict[str, Any]]:
     """One run in every way, compared with one process."""
-    alone = folder / "alone"
+
+    def failure(way: str, run: TrlRun, processes: int, zero: dict[str, Any] | None) -> str | None:
+        (folder / way).mkdir(parents=True)
+        call = partial(train_as_rank, options, folder / way, run, zero)
+        return failure_of(call, processes, folder / way / "logs")
+
     one = replace(run, micro_batches=run.alone or run.micro_batches)
-    if failure := by_processes(options, alone, one, 1, None):
-        raise RuntimeError(failure)
+    if why := failure("alone", one, 1, None):
+        raise RuntimeError(why)
     found = []
     for way, zero in WAYS.items():
         row = {"run": run.name, "way": way}
-        if failure := by_processes(options, folder / way, run, 2, zero):
-            found.append({**row, "failed": failure})
+        if why := failure(way, run, 2, zero):
+            found.append({**row, "failed": why})
         else:
-            found.append({**row, **differences(alone, folder / way)})
+            found.append({**row, **differences(folder / "alone", folder / way)})
         print(json.dumps(found[-1]), flush=True)
     return found
-
-
-def by_processes(
-    options: argparse.Namespace,
-    folder: Path,
-    run: TrlRun,
-    processes: int,
-    zero: dict[str, Any] | None,
-) -> str | None:
-    """Train in processes of their own; None, or the last words of the first that failed."""
-    folder.mkdir(parents=True)
-    logs = folder / "logs"
-    call = partial(train_as_rank, options, folder, run, zero)
-    try:
-        codes = wait_for(start_ranks(call, processes, logs), SECONDS)
-    except TimeoutError as error:
-        return str(error)
-    if not any(codes):
-        return None
-    failed = next(rank for rank, code in enumerate(codes) if code)
-    printed = (logs / f"rank-{failed}.log").read_text().strip()
-    if options.verbose:
-        print(printed)
-    return f"exit codes {codes}: {printed.splitlines()[-1] if printed else ''}"
 
 
 def differences(expected: Path, found: Path) -> dict[str, Any]:
@@ -248,7 +226,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in found:
         cells = [row["run"], row["way"]]
         if "failed" in row:
-            cells += [f"failed: {row['failed']}", "", ""]
+            cells += [f"failed: {row['failed'].splitlines()[-1]}", "", ""]
         else:
             cells += [f"{row[title]:.1e}" for title in ("loss", "gradient norm", "weights")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -260,20 +238,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
-    parser.add_argument("--verbose", action="store_true", help="print all that failed runs printed")
     options = parser.parse_args()
     options.model = options.data / "checkpoints" / "stories260k-hf"
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     found = []
     with tempfile.TemporaryDirectory() as name:
         for number, run in enumerate(RUNS):
             found += measure(options, Path(name) / str(number), run)
-    record = {"commit": commit.stdout.strip(), "machine": machine(), "rows": found}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "backends-trl.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.output, "backends-trl.json", rows=found)
     print(table(found))
 
 

@@ -13,6 +13,7 @@ from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import write_json
 from controlllm.evaluate.report import format_table
 from controlllm.train.config_io import read_yaml
+from controlllm.train.method_config import adapters_of
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
 
@@ -115,7 +116,7 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
     return RunSummary(
         name=folder.name,
         method=config["method"],
-        adapters=config["peft"]["type"] or ("lora" if config["method"] == "lora" else None),
+        adapters=adapters_of(config["method"], config["peft"]["type"]),
         learning_rate=config["training"]["learning_rate"],
         step=step,
         learn_loss=sum(losses) / len(losses) if losses else None,

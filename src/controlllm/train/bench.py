@@ -84,6 +84,7 @@ class Bench:
         total_steps: optimizer steps of the whole run.
         world: the processes of the run.
         storage: where the trained tensors and their moments lie.
+        engine_settings: DeepSpeed's, under zero2 and zero3.
     """
 
     run: RunConfig
@@ -98,6 +99,7 @@ class Bench:
     total_steps: int
     world: World
     storage: Storage
+    engine_settings: dict[str, Any]
 
     @property
     def device(self) -> torch.device:
@@ -165,8 +167,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     _require_packages(run)
     if run.model.quantize_base is not None and world.shares:
         check_quantised({run.model.quantize_base}, run.parallel.strategy)
-    if run.parallel.strategy in ZERO:
-        _prepare_deepspeed(run, world)
+    engine_settings = _prepare_deepspeed(run, world) if run.parallel.strategy in ZERO else {}
     seed_everything(training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
     base, tokenizer = load_base(run, loaded, files)
@@ -193,7 +194,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     if training.use_liger_kernel:
         for module in [model, *_copies(reference)]:
             apply_liger_kernels(module, training)
-    _share(model, reference, files, run, world)
+    _share(model, reference, files, run, world, engine_settings)
     seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, loader)
     warn_of_short_data(run, loader, total_steps)
@@ -219,20 +220,17 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         total_steps=total_steps,
         world=world,
         storage=Storage(model, optimizer, world.ranks),
+        engine_settings=engine_settings,
     )
     if run.parallel.strategy not in ZERO:
         bench.check_model()
     return bench
 
 
-def _prepare_deepspeed(run: RunConfig, world: World) -> None:
-    """Set DeepSpeed up, and see whether it takes its settings, before anything is loaded."""
-    prepare_deepspeed(find_device(run.model.device).type == "cpu", world.local_rank)
-    _engine_settings(run, world)
-
-
-def _engine_settings(run: RunConfig, world: World) -> dict[str, Any]:
+def _prepare_deepspeed(run: RunConfig, world: World) -> dict[str, Any]:
+    """Set DeepSpeed up; the settings of its engine, seen to before anything is loaded."""
     on_cpu = find_device(run.model.device).type == "cpu"
+    prepare_deepspeed(on_cpu, world.local_rank)
     return deepspeed_config(run, run.training.micro_batches(world.data_size), on_cpu)
 
 
@@ -276,6 +274,7 @@ def _share(
     files: Path | None,
     run: RunConfig,
     world: World,
+    engine_settings: dict[str, Any],
 ) -> None:
     """Shard the model, and a frozen copy of its base; read their weights where they have none."""
     precision = run.training.mixed_precision
@@ -291,7 +290,7 @@ def _share(
         if world.mesh is not None:
             fill_from(files, module, world, device)
         elif module is model:
-            cut, dtype = zero3_cutter(_engine_settings(run, world)), engine_dtype(precision)
+            cut, dtype = zero3_cutter(engine_settings), engine_dtype(precision)
             fill_by_units(files, module, world, device, dtype, cut)
         else:  # No engine will have it, so it stays whole.
             fill_by_units(files, module, world, device)

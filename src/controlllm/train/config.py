@@ -12,7 +12,7 @@ from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.adapter_config import AdapterConfig
 from controlllm.train.config_io import build, merge, read_yaml, write_yaml
 from controlllm.train.debug_config import DebugConfig
-from controlllm.train.method_config import FreezeConfig, KLConfig, Method, as_stack
+from controlllm.train.method_config import FreezeConfig, KLConfig, Method, adapters_of, as_stack
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
 from controlllm.train.support import check_support
@@ -205,7 +205,7 @@ class RunConfig:
     @property
     def adapters(self) -> str | None:
         """The type of the adapters that the run trains, if any."""
-        return self.peft.type or ("lora" if self.method == "lora" else None)
+        return adapters_of(self.method, self.peft.type)
 
     def _check_method(self) -> None:
         """What is a method's own, and what does not go together with it."""

@@ -8,7 +8,7 @@ from controlllm.common.registry import check_choice
 from controlllm.expansion import ExpansionConfig
 from controlllm.train.training_config import check_range
 
-__all__ = ["FreezeConfig", "KLConfig", "Method", "as_stack"]
+__all__ = ["FreezeConfig", "KLConfig", "Method", "adapters_of", "as_stack"]
 
 Method = Literal["control", "full", "lora", "freeze", "stack", "replay", "kl"]
 FreezeGroup = Literal["embeddings", "norm", "head"]
@@ -74,6 +74,15 @@ class KLConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_range("kl.weight", self.weight, 0)
+
+
+def adapters_of(method: str, peft_type: str | None) -> str | None:
+    """The type of the adapters that a run trains, if any.
+
+    >>> adapters_of("lora", None), adapters_of("control", "oft"), adapters_of("full", None)
+    ('lora', 'oft', None)
+    """
+    return peft_type or ("lora" if method == "lora" else None)
 
 
 def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:

@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from controlllm.common.bitsandbytes import BNB_KINDS
 from controlllm.common.errors import ConfigError
-from controlllm.train.parallel_config import ZERO
+from controlllm.train.parallel_config import ZERO, Strategy
 
 __all__ = [
     "QUANTISED",
@@ -41,12 +41,13 @@ WAYS: dict[tuple[str, str], str] = {
 }
 """(training.backend, parallel.strategy) -> what is known of it; anything else is refused."""
 
-_EVERY = ("fsdp", "hsdp", "ddp", *ZERO)
+_EVERY = get_args(Strategy)
+_BY_TORCH = tuple(strategy for strategy in _EVERY if strategy not in ZERO)
 QUANTISED: dict[str, tuple[str, ...]] = {
     "int8": _EVERY,
     "nf4": _EVERY,
-    "bnb_nf4": ("fsdp", "hsdp", "ddp"),
-    "bnb_fp4": ("fsdp", "hsdp", "ddp"),
+    "bnb_nf4": _BY_TORCH,
+    "bnb_fp4": _BY_TORCH,
     "bnb_int8": (),
     "torchao": (),
 }

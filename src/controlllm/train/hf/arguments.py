@@ -5,7 +5,6 @@ from typing import Any
 from transformers import TrainingArguments
 
 from controlllm.train.bench import Bench
-from controlllm.train.parallel.deepspeed_config import deepspeed_config
 from controlllm.train.parallel_config import ZERO
 
 __all__ = ["training_arguments"]
@@ -13,12 +12,11 @@ __all__ = ["training_arguments"]
 
 def training_arguments(bench: Bench) -> TrainingArguments:
     """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
-    run, on_cpu = bench.run, bench.device.type == "cpu"
-    training = run.training
+    run, training = bench.run, bench.run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
     if run.parallel.strategy in ZERO:
         sharing = {
-            "deepspeed": deepspeed_config(run, bench.micro_batches, on_cpu),
+            "deepspeed": bench.engine_settings,
             "accelerator_config": {"use_configured_state": True},
             # The engine clips, and computes in its own precision.
             "max_grad_norm": training.max_grad_norm,
@@ -30,7 +28,7 @@ def training_arguments(bench: Bench) -> TrainingArguments:
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=bench.micro_batches,
         seed=training.seed,
-        use_cpu=on_cpu,
+        use_cpu=bench.device.type == "cpu",
         logging_strategy="no",
         save_strategy="no",
         eval_strategy="no",

@@ -36,6 +36,7 @@ def train_with_hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
     """Train the model of a bench by `transformers.Trainer`.
 
     Raises:
+        ConfigError: if DeepSpeed refuses its settings.
         TrainingError: if a loss or a gradient is not finite.
     """
     try:
@@ -83,7 +84,11 @@ class ControlLLMTrainer(Trainer):
         return self.lr_scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
-        """Make the model an engine where DeepSpeed shares it; then resume and measure."""
+        """Make the model an engine where DeepSpeed shares it; then resume and measure.
+
+        Raises:
+            ConfigError: DeepSpeed itself refuses its settings, by whichever of its kinds of error.
+        """
         if self.uses_zero:
             try:
                 prepared: tuple[nn.Module, Any] = super()._prepare_for_training(*args, **kwargs)

@@ -211,11 +211,10 @@ def _check_keys(theirs: Mapping[str, Any], bf16: bool) -> None:
     agreed = {"bf16": {"enabled": bf16}, "fp16": {"enabled": False}}
     owned = [
         key
-        for key in _OWNED.keys() & theirs.keys()
-        if not _leaves_open(key, theirs[key]) and theirs[key] != agreed.get(key)
+        for key in _OWNED
+        if key in theirs and not _leaves_open(key, theirs[key]) and theirs[key] != agreed.get(key)
     ]
     if owned:
-        owned.sort()
         settings = ", ".join(dict.fromkeys(_OWNED[key] for key in owned))
         raise ConfigError(
             f"parallel.deepspeed sets {', '.join(owned)}, which the run says by {settings}; leave "
