@@ -74,4 +74,3 @@
 
 
 # ---- targets: rows without targets are told before the first step ----
-

@@ -17,4 +17,3 @@
 
 
 # ---- 6: atomic files sync their folder ----
-

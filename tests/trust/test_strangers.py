@@ -38,4 +38,3 @@
 
 
 # ---- 13: malformed files are one sentence that names file and field ----
-
