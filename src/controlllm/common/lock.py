@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.files import write_text
+from controlllm.common.private import read_note, write_note
 
 __all__ = ["make_once"]
 
@@ -40,11 +41,11 @@ def make_once(
     if is_whole():
         return
     failure = _beside(target, "failed")
-    known_failure = _read(failure)
+    known_failure = read_note(failure)
     with _locked(target, timeout):
         if is_whole():
             return
-        if (found := _read(failure)) not in ("", known_failure):
+        if (found := read_note(failure)) not in ("", known_failure):
             raise DataError(found.partition("\n")[2])
         try:
             make()
@@ -65,11 +66,11 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _acquire(
-            lock, lambda: f"{_read(holder) or 'another process'}, which makes {target}", timeout
+            lock, lambda: f"{read_note(holder) or 'another process'}, which makes {target}", timeout
         )
     except Timeout:
         raise DataError(
-            f"waited {timeout:g} s for another process ({_read(holder) or 'unknown'}) that "
+            f"waited {timeout:g} s for another process ({read_note(holder) or 'unknown'}) that "
             f"prepares {target}. Give it more time (`data.cache_timeout`), or, if no process "
             f"works on it, remove {lock_file}."
         ) from None
@@ -81,7 +82,7 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
     try:
         # A note for people only: a full disk must not stop what might still fit.
         with suppress(OSError):
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+            write_note(holder, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         with suppress(OSError):
@@ -100,10 +101,3 @@ def _acquire(lock: FileLock, holder: Callable[[], str], timeout: float) -> None:
 
 def _beside(target: Path, ending: str) -> Path:
     return target.with_name(f"{target.name}.{ending}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError:
-        return ""

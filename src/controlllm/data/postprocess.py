@@ -4,7 +4,6 @@ Ranks write what the hook made of their share beside the cache folder; the rank 
 reads all parts. So the ranks need a shared disk.
 """
 
-import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -17,6 +16,7 @@ from controlllm.common.files import atomic_file
 from controlllm.data.config import SourceConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.hooks import POSTPROCESS, PostprocessContext
+from controlllm.data.rowcodec import decode_row, encode_row
 from controlllm.data.sources import Located
 
 __all__ = ["hooked_rows", "is_shared", "share_hooked_rows"]
@@ -97,12 +97,12 @@ def share_hooked_rows(
 
 
 def _write_part(path: Path, rows: Iterable[Located]) -> None:
-    """Pickles, so that a row is the same whether it was shared or not (dates, bytes, tuples)."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    """One row a line, so spelt that it is the same whether it was shared or not."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for place, row in rows:
             try:
-                pickle.dump(row, file)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                file.write(encode_row(row) + "\n")
+            except DataError as error:
                 raise DataError(f"{place} cannot be written for other ranks: {error}.") from None
 
 
@@ -115,8 +115,11 @@ def _read_parts(folder: Path, count: int) -> Iterator[Located]:
                 "lie on a disk that all ranks share."
             )
         with path.open("rb") as file:
-            end, number = path.stat().st_size, 0
-            while file.tell() < end:
-                yield f"row {number} of rank {rank}", pickle.load(file)
-                number += 1
+            for number, line in enumerate(file):
+                place = f"row {number} of rank {rank}"
+                try:
+                    row = decode_row(line)
+                except (ValueError, TypeError, KeyError) as error:
+                    raise DataError(f"{path}: {place} is damaged ({error}); run again.") from error
+                yield place, row
     shutil.rmtree(folder, ignore_errors=True)

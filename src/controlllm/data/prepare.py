@@ -14,7 +14,7 @@ served, and whoever finds a folder whole may use it.
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +24,7 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError, DataError
 from controlllm.common.files import atomic_folder
 from controlllm.common.lock import make_once
+from controlllm.common.private import own_folder
 from controlllm.data.codekey import code_key
 from controlllm.data.config import SourceConfig
 from controlllm.data.encode import RowEncoder, encode_rows
@@ -65,6 +66,7 @@ def prepared_store(encoder: RowEncoder, blocks: Blocks) -> TokenStore | None:
     """The prepared tokens of a source, if somebody has prepared exactly them.
 
     Raises:
+        ConfigError: the cache folder belongs to another user, or others may write to it.
         DataError: they are damaged.
     """
     folder = store_folder(encoder, blocks)
@@ -91,7 +93,7 @@ def prepare_source(
     if ranks is not None and is_shared(encoder.source, ranks):
         _make_together(work, ranks)
     else:
-        make_once(work.folder, work.is_whole, work.make, work.patience)
+        work.once(work.make)
     return _open(encoder.source, work.folder)
 
 
@@ -114,8 +116,18 @@ class _Pass:
         """Where ranks put what the hook made of their shares."""
         return self.folder.with_name(f"{self.folder.name}.parts")
 
-    def is_whole(self) -> bool:
-        return _is_whole(self.folder)
+    def once(self, make: Callable[[], None]) -> None:
+        """Make the folder, unless another process has made it or makes it now."""
+        _require_own(self.folder)
+        make_once(self.folder, lambda: _is_whole(self.folder), make, self.patience)
+
+    def make_parts(self) -> None:
+        """An empty folder for what the ranks make; what a run that was killed left is removed."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        try:
+            self.parts.mkdir(0o700)
+        except OSError as error:
+            raise DataError(f"{self.parts} cannot be made ({error}); remove it.") from error
 
     def make(self) -> None:
         """The pass by this process alone."""
@@ -177,12 +189,12 @@ def _lead(work: _Pass, ranks: Ranks) -> Exception | None:
     def make() -> None:
         nonlocal began
         began = True
-        shutil.rmtree(work.parts, ignore_errors=True)  # Of a run that was killed.
+        work.make_parts()
         ranks.agree(None)
         work.write(work.share(ranks))
 
     try:
-        make_once(work.folder, work.is_whole, make, work.patience)
+        work.once(make)
     except Exception as failure:  # Told to all ranks, so that none waits for this one.
         error = failure
         shutil.rmtree(work.parts, ignore_errors=True)
@@ -195,7 +207,19 @@ def _is_whole(folder: Path) -> bool:
     return (folder / META).is_file()
 
 
+def _require_own(folder: Path) -> None:
+    """Check that nobody else can have put, or can put, a folder of that name there."""
+    try:
+        own_folder(folder.parent, "data.cache_dir")
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be prepared ({error}); choose another `data.cache_dir`, on a disk "
+            "that may be written and knows locks."
+        ) from error
+
+
 def _open(source: SourceConfig, folder: Path) -> TokenStore:
+    _require_own(folder)
     try:
         return TokenStore.open(str(source.name), folder)
     except CheckpointError as error:

@@ -9,6 +9,7 @@ opening costs the same for any size.
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ STARTS, STARTS_ENDS = "starts.npy", "starts_ends.npy"
 
 
 _IGNORED = np.int32(IGNORE_INDEX)
+_load = partial(np.load, allow_pickle=False)
 
 
 class TokenStore(Blocks):
@@ -122,13 +124,13 @@ class TokenStore(Blocks):
         # Plain views of the mapped files: slicing a `memmap` costs several times more.
         ids = np.asarray(np.memmap(folder / IDS, dtype=meta["dtype"], mode="r"))
         targets = np.asarray(np.memmap(folder / TARGETS, dtype=bool, mode="r"))
-        ends = np.asarray(np.load(folder / ENDS, mmap_mode="r"))
+        ends = np.asarray(_load(folder / ENDS, mmap_mode="r"))
         index = None
         if INDEX in meta["files"]:
-            index = np.asarray(np.load(folder / INDEX, mmap_mode="r"))
+            index = np.asarray(_load(folder / INDEX, mmap_mode="r"))
         store = cls(name, ids, targets, ends, index, meta["fingerprint"])
         if STARTS in meta["files"]:
-            starts, starts_ends = np.load(folder / STARTS), np.load(folder / STARTS_ENDS)
+            starts, starts_ends = _load(folder / STARTS), _load(folder / STARTS_ENDS)
             store._starts = starts, starts_ends
         store.folder = folder
         store.stats = SourceStats(**meta["stats"])
