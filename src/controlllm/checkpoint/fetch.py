@@ -7,13 +7,15 @@ import hashlib
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.kinds import KINDS
 from controlllm.checkpoint.manifest import MANIFEST, parse_manifest, verify_manifest
+from controlllm.checkpoint.names import holds_data, is_plain
 from controlllm.checkpoint.remote import FOLDERS, RemoteRun
-from controlllm.checkpoint.state import BEST, checkpoint_step
+from controlllm.checkpoint.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import atomic_file, atomic_folder, read_json
 
@@ -88,7 +90,7 @@ def fetch_files(remote: RemoteRun, folder: Path) -> None:
     names = list(remote.sizes())
     for inner in FOLDERS:
         names += [f"{inner}/{name}" for name in remote.sizes(inner)]
-    for name in names:
+    for name in _data_among(names, remote.address):
         with atomic_file(folder / name) as temporary:
             _receive(remote, name, temporary)
 
@@ -138,7 +140,7 @@ def _copy_of_run(run: RemoteRun, name: str | None) -> Path:
 
 
 def _copy_of_model(remote: RemoteRun) -> Path:
-    files = list(remote.sizes())
+    files = _data_among(remote.sizes(), remote.address)
     known = [kind.config for kind in KINDS.values()]
     if not any(name in files for name in known):
         raise CheckpointError(
@@ -156,7 +158,8 @@ def _cache_folder(remote: RemoteRun) -> Path:
     """One folder per address; its last part is the remote folder's name."""
     root = Path(os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm").expanduser()
     digest = hashlib.sha256(remote.address.encode()).hexdigest()[:16]
-    return root / "models" / digest / remote.address.rpartition("/")[2]
+    name = remote.address.rpartition("/")[2]
+    return root / "models" / digest / (name if is_plain(name) else "model")
 
 
 def _read_manifest(remote: RemoteRun, name: str) -> bytes:
@@ -175,12 +178,24 @@ def _expected_files(remote: RemoteRun, name: str, manifest: bytes) -> list[str]:
         raise _Broken(str(error)) from error
     found = remote.sizes(name)
     for file, entry in files.items():
+        if not holds_data(file):
+            raise _Broken(f"{where}/{file} is no data of a checkpoint, and is not fetched.")
         if found.get(file) != entry["bytes"]:
             raise _Broken(
                 f"{where}/{file} is missing, truncated or changed: {found.get(file)} bytes "
                 f"instead of {entry['bytes']}."
             )
     return list(files)
+
+
+def _data_among(names: Iterable[str], where: str) -> list[str]:
+    """Those that hold data; the others are named once, and stay where they are."""
+    names = list(names)
+    left = [name for name in names if not holds_data(name)]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        log.info("Left at %s, as no data of a model or a run: %s%s", where, left[:5], more)
+    return [name for name in names if holds_data(name)]
 
 
 def _receive(remote: RemoteRun, relative: str, target: Path) -> None:
@@ -200,7 +215,7 @@ def _fetch_best(remote: RemoteRun, folder: Path) -> None:
     """Bring the checkpoint that `best.json` names, which the run must go on keeping."""
     if not (folder / BEST).is_file():
         return
-    name = str(read_json(folder / BEST)["checkpoint"])
+    name = best_named(read_json(folder / BEST), folder / BEST)
     try:
         fetch_checkpoint(remote, name, folder)
     except _Broken as error:

@@ -4,7 +4,7 @@
 |---|---|
 | a run folder | its best checkpoint, else its newest whole one |
 | `run/checkpoint-40`, `run/best` | that checkpoint on its base |
-| a sidecar, a PEFT adapter | that on its base (by its recorded name, or the one given) |
+| a sidecar, a PEFT adapter | that on its base (the recorded name or path, or what is given) |
 | a full expanded model, a Hugging Face model | the folder itself |
 | a name on the Hub | that model, or the sidecar there on its base |
 | an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
@@ -34,8 +34,9 @@ from transformers import (
 )
 
 from controlllm.checkpoint.kinds import KINDS, SavedKind, kind_in
-from controlllm.checkpoint.locate import Kind, Location, locate
+from controlllm.checkpoint.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.manifest import verify_manifest
+from controlllm.checkpoint.names import DATA_PATTERNS
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
@@ -216,26 +217,25 @@ def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(snapshot_download(name, revision=options.revision)) if found else None
+    if not found:
+        return None
+    return Path(
+        snapshot_download(name, revision=options.revision, allow_patterns=DATA_PATTERNS)
+    )
 
 
 def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
     """Where the base is and how to load it: as the user says, else as recorded.
 
     Raises:
-        CheckpointError: if nothing is recorded, or the recorded folder is not there.
+        CheckpointError: if nothing is recorded, or an address, or the folder is not there.
     """
     assert apart.kind.base_of is not None  # `_saved_apart` has looked
     recorded = apart.kind.base_of(apart.folder)
-    name = options.base or recorded.get("name_or_path")
-    if not name:
-        raise CheckpointError(f"{apart.folder} does not record its base by name; name it (`base`).")
-    try:
-        path = locate(name, options.storage_options).path
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"the base of {apart.folder} is {name}, which is not here; say where it is (`base`)."
-        ) from error
+    if options.base:
+        path = locate(options.base, options.storage_options).path
+    else:
+        path = locate_recorded(recorded.get("name_or_path"), apart.folder).path
     revision = None if location.kind is Kind.HUB else options.revision
     if revision is None and options.base is None:
         revision = recorded.get("revision")
@@ -247,7 +247,7 @@ def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[s
 
 def _load_base(name: str, options: LoadOptions) -> PreTrainedModel:
     """A base that is whole, or was itself saved apart from another one."""
-    location = locate(name, options.storage_options)
+    location = locate(name)
     if location.kind in (Kind.PLAIN, Kind.EXPANDED, Kind.HUB):
         return _load_whole(location.path, options)
     return load_model(name, replace(options, device="cpu"))[0]

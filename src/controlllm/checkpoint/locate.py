@@ -18,9 +18,9 @@ from controlllm.checkpoint.state import (
 )
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
-from controlllm.common.remote import is_remote
+from controlllm.common.remote import is_remote, shown
 
-__all__ = ["Kind", "Location", "locate"]
+__all__ = ["Kind", "Location", "locate", "locate_recorded"]
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -77,6 +77,35 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
     if not _HUB_NAME.match(str(path_or_name)):
         raise CheckpointError(f"{path} does not exist; give a folder or a name on the Hub.")
     return Location(Kind.HUB, str(path_or_name))
+
+
+def locate_recorded(name: object, where: object) -> Location:
+    """Find out what the base is that a saved model names, as `locate` does.
+
+    Whoever made the folder wrote that name. So it leads to this machine's disk or to the Hub, never
+    to another server, which would be told who asks and shown the user's token.
+
+    Args:
+        name: the recorded name.
+        where: the folder it is recorded in, for messages.
+
+    Raises:
+        CheckpointError: if none is recorded, it is an address, or nothing lies there.
+    """
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{where} does not record its base by name; name it (`base`).")
+    if "://" in name or "::" in name:
+        raise CheckpointError(
+            f"{where} records an address as its base, {shown(name)!r}: only names on the Hub and "
+            "local paths are followed. If you trust that server, name it yourself (`base`)."
+        )
+    try:
+        return locate(name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base of {where} is {name!r}, which cannot be used here: {error} Say where it is "
+            "(`base`)."
+        ) from error
 
 
 def _look_into(folder: Path) -> Location:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from controlllm.checkpoint.names import is_plain
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import file_digest, write_json
 
@@ -87,7 +88,8 @@ def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
 
 def _lists_files(files: Any) -> bool:
     return isinstance(files, dict) and all(
-        isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()
+        is_plain(name) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+        for name, entry in files.items()
     )
 
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from controlllm.checkpoint.manifest import MANIFEST
-from controlllm.checkpoint.state import BEST, checkpoint_step
+from controlllm.checkpoint.names import is_checkpoint, is_plain
+from controlllm.checkpoint.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError, DataError
 from controlllm.common.remote import open_filesystem, shown
 
@@ -76,7 +77,7 @@ class RemoteRun:
         with self.asking():
             entries = self._list("")
             names = [n for n, entry in entries.items() if entry["type"] == "directory"]
-            names = sorted((n for n in names if checkpoint_step(n) >= 0), key=checkpoint_step)
+            names = sorted(filter(is_checkpoint, names), key=checkpoint_step)
             if not whole:
                 return names
             return [n for n in names if self.filesystem.exists(self.at(f"{n}/{MANIFEST}"))]
@@ -90,7 +91,7 @@ class RemoteRun:
         return max(map(checkpoint_step, self.checkpoints()), default=-1)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """The files directly in a folder, with their bytes; temporary ones are left out.
+        """The files directly in a folder, with their bytes; hidden and odd names are left out.
 
         Raises:
             CheckpointError: if the server cannot say.
@@ -98,7 +99,7 @@ class RemoteRun:
         with self.asking():
             entries = self._list(folder)
         files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
-        return {name: entry["size"] for name, entry in files.items() if not name.startswith(".")}
+        return {name: entry["size"] for name, entry in files.items() if is_plain(name)}
 
     def best(self) -> str | None:
         """The name of the best checkpoint, or None where none is marked.
@@ -106,11 +107,13 @@ class RemoteRun:
         Raises:
             CheckpointError: if the server cannot say, or the mark is damaged.
         """
-        content = self.read(BEST)
+        content, where = self.read(BEST), f"{self.address}/{BEST}"
+        if content is None:
+            return None
         try:
-            return None if content is None else str(json.loads(content)["checkpoint"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.address}/{BEST} is damaged; remove it.") from error
+            return best_named(json.loads(content), where)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{where} is damaged: {error}; remove it.") from error
 
     def read(self, relative: str) -> bytes | None:
         """The content of a small file, or None where it is not there.

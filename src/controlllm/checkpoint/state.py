@@ -21,7 +21,6 @@ A checkpoint is written under a temporary name and renamed when it is whole, so 
 loaded. No file holds a pickle.
 """
 
-import re
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import Tensor
 from controlllm.checkpoint.codec import pack, unpack
 from controlllm.checkpoint.kinds import BASE_RECORD, KINDS, kind_in
 from controlllm.checkpoint.manifest import verify_manifest, write_manifest
+from controlllm.checkpoint.names import is_checkpoint
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, read_shards
 from controlllm.common.errors import CheckpointError
@@ -49,6 +49,7 @@ __all__ = [
     "STATE",
     "TrainingState",
     "best_checkpoint",
+    "best_named",
     "checkpoint_step",
     "list_checkpoints",
     "load_checkpoint",
@@ -65,7 +66,6 @@ BEST = "best.json"
 _STATE_TENSORS, STATE = "state.safetensors", "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 _APART = ("tensors", "model", "optimizer_tensors")
-_NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass
@@ -236,21 +236,37 @@ def best_checkpoint(output_dir: str | Path) -> Path | None:
     """The checkpoint marked as the best, or None.
 
     Raises:
-        CheckpointError: if the one marked is gone.
+        CheckpointError: if the one marked is gone, or the mark is damaged.
     """
     path = Path(output_dir) / BEST
     if not path.is_file():
         return None
-    best = Path(output_dir) / str(read_json(path)["checkpoint"])
-    if checkpoint_step(best) < 0 or not best.is_dir():
+    best = Path(output_dir) / best_named(read_json(path), path)
+    if not best.is_dir():
         raise CheckpointError(f"{path} names {best.name}, which is not there; remove {path}.")
     return best
 
 
+def best_named(mark: Any, where: object) -> str:
+    """The name of the checkpoint that a `best.json` marks.
+
+    Args:
+        mark: what the file holds.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: if that is not the name of a checkpoint of the same run.
+    """
+    name = mark.get("checkpoint") if isinstance(mark, dict) else None
+    if not is_checkpoint(name):
+        raise CheckpointError(f"{where} is damaged: it marks no checkpoint-N; remove it.")
+    return str(name)
+
+
 def checkpoint_step(path: str | Path) -> int:
     """The step in the name of a checkpoint's folder; -1 for any other name."""
-    match = _NAME.match(Path(path).name)
-    return int(match[1]) if match else -1
+    name = Path(path).name
+    return int(name.rpartition("-")[2]) if is_checkpoint(name) else -1
 
 
 def prune_checkpoints(output_dir: Path, limit: int | None, keep: Path) -> None:

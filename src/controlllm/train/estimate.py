@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint.kinds import KINDS, kind_in
-from controlllm.checkpoint.locate import Kind, locate
+from controlllm.checkpoint.locate import Kind, locate, locate_recorded
 from controlllm.checkpoint.tensors import trained_tensors
 from controlllm.common.adapters import carries_base
 from controlllm.common.bitsandbytes import BNB_KINDS, packed_bytes
@@ -102,7 +102,8 @@ def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
         recorded = kind.base_of(Path(name))
         if kind is KINDS["control"]:
             expansion = ExpansionConfig.from_dict(read_sidecar_config(name)["expansion"])
-        name, revision = recorded["name_or_path"], recorded.get("revision")
+        base = locate_recorded(recorded.get("name_or_path"), name)
+        name, revision = base.path, recorded.get("revision")
     config = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=model.trust_remote_code
     )

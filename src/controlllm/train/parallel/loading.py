@@ -21,8 +21,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint import Kind, locate
+from controlllm.checkpoint.names import DATA_PATTERNS
 from controlllm.checkpoint.shards import fill_some, tensor_shapes
 from controlllm.common.files import read_json
+from controlllm.common.remote import is_remote
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.base_files import BaseFiles
@@ -79,7 +81,7 @@ def _folder(run: RunConfig) -> str | None:
         return snapshot_download(
             location.path,
             revision=run.model.revision,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"],
+            allow_patterns=[*DATA_PATTERNS, *(["*.py"] if run.model.trust_remote_code else [])],
         )
     return location.path if location.kind is Kind.PLAIN else None
 
@@ -103,7 +105,8 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **settings)
     model.tie_weights()
-    model.config._name_or_path = str(run.model.model_name_or_path)
+    name = str(run.model.model_name_or_path)
+    model.config._name_or_path = str(folder) if is_remote(name) else name
     shapes = tensor_shapes(folder)
     for name, parameter in model.named_parameters():
         if shapes.get(name) != tuple(parameter.shape):
