@@ -1,1 +1,15 @@
 """Fixtures of the tests of trust."""
+
+import pytest
+from tests.webhdfs import WebHdfs
+
+from controlllm.checkpoint import upload
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A WebHDFS server over real sockets; what is fetched from it goes below `tmp_path`/cache."""
+    monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(upload, "_PAUSE_SECONDS", 0.01)
+    with WebHdfs(tmp_path / "cluster") as server:
+        yield server

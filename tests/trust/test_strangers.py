@@ -1,5 +1,7 @@
 """Issue table 1: what a stranger made (a folder, a YAML file, a server) can only be read."""
 
+import json
+import logging
 import os
 import pickle
 import re
@@ -7,14 +9,73 @@ import stat
 from pathlib import Path
 
 import pytest
+from tests.checkpoint.test_state import make_state
 from tests.trust.sources_helpers import Trap
+from tests.webhdfs import WebHdfs
 from transformers import PreTrainedTokenizerBase
 
-from controlllm.common.errors import ConfigError, DataError
+from controlllm.checkpoint import (
+    LoadOptions,
+    best_checkpoint,
+    export,
+    find_tokenizer,
+    save_checkpoint,
+)
+from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
+from controlllm.checkpoint.manifest import write_manifest
+from controlllm.checkpoint.remote import RemoteRun
+from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.lock import make_once
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
+from controlllm.expansion import ExpansionConfig, expand
 
 # ---- 1: best.json and manifests name nothing outside the run's own folder ----
+
+
+@pytest.fixture
+def hostile(cluster, tmp_path):
+    """A run elsewhere whose best.json names a folder of the user, and which serves that path."""
+    victim = tmp_path / "home" / ".ssh"
+    victim.mkdir(parents=True)
+    (victim / "id_ed25519").write_text("mine")
+    run = cluster.folder / "runs" / "seven"
+    save_checkpoint(run, make_state(3))
+    saved = save_checkpoint(tmp_path / "made", make_state(4))
+    served = run.joinpath(*victim.parts[1:])
+    served.parent.mkdir(parents=True)
+    saved.rename(served)
+    (run / "best.json").write_text(json.dumps({"checkpoint": str(victim)}))
+    return cluster.address + "runs/seven", victim
+
+
+def test_best_json_elsewhere_names_no_folder_of_the_user(hostile, tmp_path):
+    address, victim = hostile
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it marks no checkpoint-N"):
+        local_copy(address)
+    remote = RemoteRun(address)
+    fetch_files(remote, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it marks no checkpoint-N"):
+        fetch_newest(remote, tmp_path / "run")
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"id_ed25519": "mine"}
+
+
+@pytest.mark.parametrize("mark", ["../b/checkpoint-3", "checkpoint-3\n", "", 3, None, ["x"], {}])
+def test_best_json_here_names_a_checkpoint_of_its_run(tmp_path, mark):
+    save_checkpoint(tmp_path / "a", make_state(3))
+    save_checkpoint(tmp_path / "b", make_state(3))
+    (tmp_path / "a" / "best.json").write_text(json.dumps({"checkpoint": mark}))
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged"):
+        best_checkpoint(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["../state.json", "/state.json", "a\\b.json", ".state.json", ""])
+def test_a_manifest_lists_plain_names_only(cluster, tmp_path, name):
+    saved = save_checkpoint(cluster.folder / "runs" / "seven", make_state(3))
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"][name] = manifest["files"]["state.json"]
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        local_copy(cluster.address + "runs/seven/checkpoint-3")
 
 
 # ---- 2: no file makes a parser import a module ----
@@ -26,7 +87,93 @@ from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
 # ---- 4: credentials go to no host that the user did not type ----
 
 
+def record_base(folder, address):
+    """Let whatever config lies in a folder name another base."""
+    for path, place in (("sidecar_config.json", "base"), ("part_config.json", "base")):
+        if (folder / path).is_file():
+            values = json.loads((folder / path).read_text())
+            values[place]["name_or_path"] = address
+            (folder / path).write_text(json.dumps(values))
+    if (folder / "adapter_config.json").is_file():
+        values = json.loads((folder / "adapter_config.json").read_text())
+        values["base_model_name_or_path"] = address
+        (folder / "adapter_config.json").write_text(json.dumps(values))
+
+
+def make_saved(kind, folder, model):
+    """A sidecar, an adapter or a part of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "sidecar":
+        export(expand(model, ExpansionConfig(num_blocks=1)), folder, form="sidecar")
+    elif kind == "adapter":
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+    else:
+        (folder / "part_config.json").write_text(json.dumps({"format": 1, "base": {}}))
+
+
+@pytest.mark.parametrize("kind", ["sidecar", "adapter", "part"])
+@pytest.mark.parametrize("chained", ["", "simplecache::"])
+def test_a_recorded_base_is_no_address(cluster, tmp_path, monkeypatch, pico_llama, kind, chained):
+    """The user types one server; the folder there must not send the token to another one."""
+    monkeypatch.setenv("HADOOP_USER_NAME", "alice")
+    make_saved(kind, cluster.folder / "saved", pico_llama())
+    with WebHdfs(tmp_path / "other") as other:
+        record_base(cluster.folder / "saved", chained + other.address + "base")
+        options = LoadOptions(storage_options={"token": "secret"})
+        with pytest.raises(CheckpointError, match="records an address as its base"):
+            find_tokenizer(cluster.address + "saved", options)
+        assert other.requests == []
+
+
+def test_a_base_that_the_user_types_may_be_an_address(
+    cluster, tmp_path, pico_llama, pico_tokenizer
+):
+    make_saved("sidecar", cluster.folder / "saved", pico_llama())
+    with WebHdfs(tmp_path / "other") as other:
+        pico_llama().save_pretrained(other.folder / "base")
+        pico_tokenizer.save_pretrained(other.folder / "base")
+        options = LoadOptions(base=other.address + "base", storage_options={"user": "al"})
+        assert len(find_tokenizer(cluster.address + "saved", options)) == len(pico_tokenizer)
+        assert {request.params["user.name"] for request in other.requests} == {"al"}
+
+
 # ---- 5: no code is fetched, and none runs without consent on the command line ----
+
+CODE = ("modeling.py", "pytorch_model.bin", "a.pt", "a.so", "a.pth", "sitecustomize.PY", "a.pkl")
+
+
+def test_no_code_is_fetched_with_a_model(cluster, tmp_path, caplog, pico_llama):
+    pico_llama().save_pretrained(cluster.folder / "model")
+    for name in CODE:
+        (cluster.folder / "model" / name).write_text("print('mine')")
+    with caplog.at_level(logging.INFO, "controlllm"):
+        found = local_copy(cluster.address + "model")
+    assert sorted(path.name for path in found.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    assert caplog.text.count("as no data of a model or a run") == 1 and "modeling.py" in caplog.text
+
+
+def test_no_code_is_fetched_with_a_run(cluster, tmp_path):
+    run = cluster.folder / "runs" / "seven"
+    saved = save_checkpoint(run, make_state(3))
+    (run / "rehearsal").mkdir()
+    for name in CODE:
+        (run / name).write_text("print('mine')")
+        (run / "rehearsal" / name).write_text("print('mine')")
+        (saved / name).write_text("print('mine')")
+    (run / "config.yaml").write_text("preset: null")
+    local_copy(cluster.address + "runs/seven")
+    fetch_files(RemoteRun(cluster.address + "runs/seven"), tmp_path / "run")
+    files = [path for path in tmp_path.rglob("*") if cluster.folder not in path.parents]
+    assert not {path.name for path in files} & set(CODE)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    (saved / "manifest.json").unlink()
+    write_manifest(saved)
+    with pytest.raises(CheckpointError, match="is no data of a checkpoint"):
+        local_copy(cluster.address + "runs/seven/checkpoint-3")
 
 
 # ---- 6: caches hold no pickles, and planted links are not followed ----

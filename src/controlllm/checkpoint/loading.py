@@ -219,9 +219,7 @@ def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
     )
     if not found:
         return None
-    return Path(
-        snapshot_download(name, revision=options.revision, allow_patterns=DATA_PATTERNS)
-    )
+    return Path(snapshot_download(name, revision=options.revision, allow_patterns=DATA_PATTERNS))
 
 
 def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:

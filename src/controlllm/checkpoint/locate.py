@@ -103,8 +103,7 @@ def locate_recorded(name: object, where: object) -> Location:
         return locate(name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the base of {where} is {name!r}, which cannot be used here: {error} Say where it is "
-            "(`base`)."
+            f"the base of {where} is {name}, which is not here; say where it is (`base`)."
         ) from error
 
 
