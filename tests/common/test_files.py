@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from controlllm.common import files
+from controlllm.common import files, held
 from controlllm.common.errors import CheckpointError
+from controlllm.common.holder import Holder
 
 SLOW_WRITER = """
 import sys, time
@@ -84,7 +86,7 @@ def test_killed_writer_leaves_the_old_folder_and_its_leftover_is_cleaned(tmp_pat
     target = tmp_path / "out"
     files.write_text(target / "old.txt", "old")
     kill_writer_of(target)
-    leftovers = [path for path in tmp_path.iterdir() if path.name.startswith(".out.writing-")]
+    leftovers = [path for path in tmp_path.iterdir() if ".controlllm.writing-" in path.name]
     assert len(leftovers) == 1
     assert [path.name for path in target.iterdir()] == ["old.txt"]
     files.write_text(tmp_path / "other.txt", "the next writer into the same folder")
@@ -95,25 +97,55 @@ def test_leftover_of_a_living_writer_stays(tmp_path: Path) -> None:
     with files.atomic_folder(tmp_path / "out") as folder:
         assert files.clean_leftovers(tmp_path) == []
         assert folder.exists()
-    parent = tmp_path / f".x.writing-{os.uname().nodename}-{os.getppid()}-0"
-    parent.touch()
-    assert files.clean_leftovers(tmp_path) == []
-    other_host = tmp_path / ".x.writing-elsewhere-1-0"
-    other_host.touch()
-    assert files.clean_leftovers(tmp_path) == []
-    os.utime(other_host, (0, 0))
-    assert files.clean_leftovers(tmp_path) == [other_host]
 
 
-@pytest.mark.parametrize("new_arrived", [True, False])
-def test_interrupted_replacement_is_undone(tmp_path: Path, new_arrived: bool) -> None:
-    files.write_text(tmp_path / ".out.replaced" / "old.txt", "old")
-    if new_arrived:
-        files.write_text(tmp_path / "out" / "new.txt", "new")
-    files.clean_leftovers(tmp_path)
-    kept = "new.txt" if new_arrived else "old.txt"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / kept).exists()
+@pytest.mark.parametrize("locks", [True, False])
+def test_leftover_of_another_kernel_stays_for_a_day(
+    tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some disks that machines share do not share locks: a free lock says nothing there."""
+    monkeypatch.setattr(held, "_lock", lambda path, handle: locks)
+    elsewhere = tmp_path / ".x.controlllm.writing-0123456789ab"
+    lock = elsewhere / ".controlllm.lock"
+    files.write_json(lock, {**asdict(Holder.this()), "boot": "another"})
+    assert files.clean_leftovers(tmp_path) == []
+    os.utime(elsewhere, (0, 0))
+    assert files.clean_leftovers(tmp_path) == []  # Something in it was written a moment ago.
+    os.utime(lock, (0, 0))
+    os.utime(elsewhere, (0, 0))
+    assert files.clean_leftovers(tmp_path) == [elsewhere]
+
+
+def test_without_locks_the_process_that_is_gone_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_lock", lambda path, handle: False)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for pid, name in ((ended.pid, "0123456789aa"), (os.getppid(), "0123456789bb")):
+        lock = tmp_path / f".x.controlllm.writing-{name}" / ".controlllm.lock"
+        lock.parent.mkdir()
+        lock.write_text(replace(Holder.this(), pid=pid).to_text())
+    removed = files.clean_leftovers(tmp_path)
+    assert [path.name for path in removed] == [".x.controlllm.writing-0123456789aa"]
+
+
+@pytest.mark.parametrize("note", ["", "{", "[1]", '{"host": 1}', '{"pid": null}', "\x00\xff"])
+def test_a_note_that_says_nothing_is_no_traceback(tmp_path: Path, note: str) -> None:
+    lock = tmp_path / ".x.controlllm.writing-0123456789ab" / ".controlllm.lock"
+    lock.parent.mkdir()
+    lock.write_text(note)
+    assert files.clean_leftovers(tmp_path) == [lock.parent]
+
+
+def test_a_folder_takes_the_name_of_no_file(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "out", "mine")
+    with (
+        pytest.raises(CheckpointError, match="is a file"),
+        files.atomic_folder(tmp_path / "out", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_full_disk_is_named_and_leaves_older_files(small_disk: Path) -> None:

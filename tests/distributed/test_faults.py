@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.checkpoint.manifest import verify_manifest
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import folder_bytes
+from controlllm.common.holder import Holder
 from controlllm.train import RunConfig, train
 
 KILLS = 5
@@ -257,28 +259,28 @@ def test_clocks_say_nothing_about_which_is_newest(
         for file in [*path.iterdir(), path]:
             os.utime(file, (when, when))
     for stale, when in (("5", now + 1e7), ("6", now - 1e7)):
-        leftover = folder / f".checkpoint-{stale}.writing-elsewhere-1-0"
+        leftover = folder / f".checkpoint-{stale}.controlllm.writing-00000000000{stale}"
+        half = leftover / "shard-00001-model-00001-of-00001.safetensors"
         leftover.mkdir()
-        (leftover / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
-        os.utime(leftover, (when, when))
+        half.write_bytes(b"half")
+        lock = leftover / ".controlllm.lock"
+        lock.write_text(replace(Holder.this(), host="elsewhere", boot="another").to_text())
+        for path in (half, lock, leftover):
+            os.utime(path, (when, when))
     assert newest_checkpoint(folder) == folder / "checkpoint-4"
     assert values(train_by_two(a_run(6, folder), tmp_path / "processes")) == ["max_tokens"] * 2
     rows = [row["step"] for row in soak.rows_of(folder) if "train/loss" in row]
     assert rows == [1, 2, 3, 4, 5, 6]
     # What another machine began long ago is cleared away; what it may be writing now is not.
-    assert [path.name for path in folder.glob(".*")] == [".checkpoint-5.writing-elsewhere-1-0"]
+    assert [path.name[:13] for path in folder.glob(".*")] == [".checkpoint-5"]
 
 
 def test_half_written_leftovers_are_cleared_away(
     a_run: Any, tmp_path: Path, two_checkpoints: Path
 ) -> None:
-    import socket
-
     folder = tmp_path / "run"
     shutil.copytree(two_checkpoints, folder)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    leftover = folder / f".checkpoint-6.writing-{socket.gethostname()}-{ended.pid}-3"
+    leftover = folder / ".checkpoint-6.controlllm.writing-0123456789ab" / "checkpoint-6"
     shutil.copytree(two_checkpoints / "checkpoint-4", leftover)
     shard(leftover).write_bytes(b"half")
     assert values(train_by_two(a_run(4, folder), tmp_path / "processes")) == ["max_tokens"] * 2
