@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.processes import start
 from tests.trust.files_helpers import die_everywhere, in_a_container, may_contain
 
 from controlllm.common import disk, files
@@ -92,8 +93,37 @@ def test_a_writer_killed_anywhere_loses_nothing(
     assert len(seen) == seen.count(["old.txt"]) + seen.count(["new.txt"])
 
 
+def test_a_cleaner_leaves_a_living_writer_alone_between_two_renames(tmp_path: Path) -> None:
+    """Where two names cannot be swapped at once."""
+    target = tmp_path / "checkpoint-1"
+    files.write_text(target / "old.txt", "old")
+    (ready, begun), (go_on, say) = os.pipe(), os.pipe()
+    rename = os.rename
+
+    def rename_and_wait(old: Path, new: Path) -> None:
+        rename(old, new)
+        os.rename = rename
+        os.write(begun, b"x")
+        os.read(go_on, 1)
+
+    def write() -> None:
+        disk.exchange = lambda one, other: False
+        os.rename = rename_and_wait
+        replace_folder(target)
+
+    writer = start(write)
+    assert os.read(ready, 1) == b"x"
+    assert not target.exists()
+    files.write_text(tmp_path / "other.txt", "cleans first")
+    os.write(say, b"x")
+    writer.join(10)
+    assert writer.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "other.txt"]
+    assert [path.name for path in target.iterdir()] == ["new.txt"]
+
+
 def test_cleaners_killed_anywhere_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Also where one finishes what another one left half done between two renames."""
     leftover = tmp_path / ".out.controlllm.writing-0123456789ab"
