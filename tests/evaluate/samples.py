@@ -68,6 +68,7 @@ class DialledBigram(Bigram):
         super().__init__(base)
         self.base, self.trained = torch.tensor(base), torch.tensor(trained)
         self.expansion = SimpleNamespace(dial=None)
+        self.has_gates = False
         self.enabled = True
         self.forward_passes = {"base": 0, "trained": 0}
 

@@ -66,16 +66,21 @@ def test_calibration_measures_the_dial_and_sets_it(make, documents):
     assert by_label["trained"].learn == by_label["0.5"].learn  # lerp: fixed at 0.5
 
 
-def test_the_mean_alpha_of_token_gates_is_recorded_unless_a_dial_is_set(make, documents):
+def test_the_mean_alpha_of_token_gates_is_recorded_before_the_dial(make, documents):
     model = make(moved=0.5, interpolator="dlerp")
-    model.set_alpha(0.9)
+    model.set_alpha(0.0)
     evaluate_losses(model, [padded(documents)])
     assert model.expansion.mean_alpha is None
     model.set_alpha(None)
     evaluate_losses(model, [padded(documents)])
     recorded = model.expansion.mean_alpha
     assert sorted(recorded) == sorted(model.blocks)
-    assert all(0 < alpha < 1 and alpha != 0.9 for alpha in recorded.values())
+    assert all(0 < alpha < 1 for alpha in recorded.values())
+    first = min(recorded)  # nothing that a dial changes lies below it
+    model.set_alpha(0.5)
+    evaluate_losses(model, [padded(documents)])
+    assert model.expansion.mean_alpha[first] == pytest.approx(recorded[first], abs=1e-6)
+    model.set_alpha(None)
     measure_retention(model, [packed(documents)])
     for layer, alpha in model.expansion.mean_alpha.items():
         assert alpha == pytest.approx(recorded[layer], abs=1e-5)

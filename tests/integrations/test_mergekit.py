@@ -16,7 +16,12 @@ from controlllm.integrations.mergekit import main, merge_recipe, write_for_merge
 
 VARIANTS = {
     "lerp": {"num_blocks": 2},
-    "dlerp": {"num_blocks": 2, "interpolator": "dlerp", "dial": 0.4},
+    "dlerp": {
+        "num_blocks": 2,
+        "interpolator": "dlerp",
+        "dial": 0.8,
+        "mean_alpha": {1: 0.4, 3: 0.7},
+    },
     "stack": {"num_blocks": 2, "structure": "stack"},
     "ends": {"num_blocks": 2, "expand_ends": True, "alpha": 0.3},
 }

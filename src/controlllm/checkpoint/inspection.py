@@ -14,7 +14,8 @@ from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json
 from controlllm.expansion.config import ExpansionConfig
-from controlllm.expansion.plan import plan_blocks
+from controlllm.expansion.interpolators import INTERPOLATORS
+from controlllm.expansion.plan import ENDS, plan_blocks
 from controlllm.expansion.sidecar import read_sidecar_config
 
 __all__ = ["Inspection", "Part", "inspect_folder"]
@@ -166,15 +167,19 @@ def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionCo
 def _alpha(
     expansion: ExpansionConfig, kind: str, layer: int | None, constant: float | None
 ) -> float | None:
-    """The dial, else the constant, else the measured mean; a stacked block counts fully."""
-    dial = expansion.dial.get(layer) if isinstance(expansion.dial, dict) else expansion.dial  # type: ignore[arg-type]
+    """The dial, else the constant (1 of a stacked block); of a token gate the dial times its mean.
+
+    A layer of None is an end.
+    """
+    place = ENDS if layer is None else layer
+    dial = expansion.dial.get(place) if isinstance(expansion.dial, dict) else expansion.dial
+    gated = kind == "concat" and not INTERPOLATORS.get(expansion.interpolator).constant
+    if gated and dial != 0:
+        mean = (expansion.mean_alpha or {}).get(place)
+        return mean if mean is None or dial is None else dial * mean
     if dial is not None:
         return dial
-    if kind == "stack":
-        return 1.0
-    if constant is not None or layer is None:
-        return constant
-    return (expansion.mean_alpha or {}).get(layer)
+    return 1.0 if kind == "stack" else constant
 
 
 def _constant_logits(folder: Path) -> dict[str, float]:

@@ -25,7 +25,7 @@ def calibrate(
 ) -> DialCurve:
     """Sweep alpha and turn the dial to the setting that learns most within the budget.
 
-    alpha 0 (the base: no forgetting) and the trained setting (its own gates or alphas) are always
+    Where alpha is decided for each token, the dial multiplies it: 1 is as it was trained. Setting 0 (the base: no forgetting) and the trained setting (its own gates or alphas) are always
     measured as well. The chosen setting is in force afterwards and stands in the model's config:
     save the model or its sidecar to keep it. After an error the trained setting is in force.
 
@@ -47,7 +47,8 @@ def calibrate(
             f"{type(model).__name__} has no dial: only an expanded model can be calibrated. "
             "For full tuning use `averaging_curve`."
         )
-    dial = Dial(model, model.set_alpha, Reference(model), "alpha")
+    name = "dial" if model.has_gates else "alpha"
+    dial = Dial(model, model.set_alpha, Reference(model), name)
     sets = EvaluationSets(learn, retain)
     chosen: float | None = None
     try:
@@ -55,7 +56,7 @@ def calibrate(
         chosen = curve.chosen.alpha
     finally:
         model.set_alpha(chosen)
-    # The sweep turned the dial: measure the trained alphas, which collapsing a token gate needs.
-    if chosen is None:
+    # The sweep turned the dial: measure the gates at the chosen one, which collapsing them needs.
+    if model.has_gates and chosen != 0:
         evaluate_losses(model, chain.from_iterable(learn.values()))
     return curve

@@ -60,7 +60,8 @@ class DialPoint:
     """One setting, measured.
 
     Attributes:
-        alpha: the setting; None is the model as it was trained (its own gates or alphas).
+        alpha: the setting (for token gates the number that multiplies them); None is the model as
+            it was trained.
         learn: what was measured on each learn set.
         retain: what was measured on each retain set.
     """

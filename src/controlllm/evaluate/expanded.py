@@ -17,6 +17,11 @@ class Expanded(Protocol):
         """The expansion's config; its `dial` is None where the trained alphas are in force."""
         ...
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether alpha is decided for each token, so that the dial multiplies it."""
+        ...
+
     def disable_expansion(self) -> AbstractContextManager[Any]:
         """Inside the context the model computes exactly its base."""
         ...
@@ -35,12 +40,12 @@ class Expanded(Protocol):
 
 
 def recording_alpha(model: object, ranks: Ranks) -> AbstractContextManager[Any]:
-    """Record the mean of the trained alphas, which collapsing a token gate needs.
+    """Record the mean of the trained alphas, before any dial: collapsing a token gate needs it.
 
-    A model that is not expanded has none; under a dial the trained alphas are not in force, and
-    what was recorded before stays.
+    A model that is not expanded has none. Constants that a dial stands in for are not in force, and
+    what was recorded of them before stays.
     """
-    if isinstance(model, Expanded) and model.expansion.dial is None:
+    if isinstance(model, Expanded):
         return model.record_alpha(ranks.gather)
     return nullcontext()
 

@@ -50,7 +50,6 @@ class ExpandedBlock(nn.Module, ABC):
         self.layer = layer
         self.state = state
         self.dial: float | None = None
-        self.last_alpha: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -117,8 +116,9 @@ class ConcatBlock(ExpandedBlock):
         if self.dial == 0:  # the base, whatever g computes and the interpolator does to f's output
             return pretrained
         merged, alpha = self.interpolator(x, pretrained, expanded, self.dial)
-        self.last_alpha = alpha.detach()
-        self.state.observe_alpha(self.layer, alpha, x[..., 0])
+        gate = self.interpolator.last_gate
+        if gate is not None and not self.replaced:
+            self.state.observe_alpha(self.layer, gate, x[..., 0])
         if self.divergence is None or not self.training or not self.state.wanted:
             return merged
         d_BT = self.distance(x, pretrained, expanded)
@@ -136,13 +136,25 @@ class ConcatBlock(ExpandedBlock):
             target = pair[0].detach() if self.detach_pretrained else pair[0]
             return self.divergence(target, pair[1], x)  # type: ignore[misc]  # join has looked
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the dial stands in the place of the trained alpha, not beside it."""
+        return self.dial is not None and self.interpolator.constant
+
     def alpha(self) -> float | None:
-        """The dial, the constant, or the mean of the last forward pass."""
-        if self.dial is not None:
+        """The dial, the constant, or the dial times the mean gate of the last forward pass."""
+        if self.replaced:
             return self.dial
         if isinstance(self.interpolator, ConstantGate):
             return whole(self.interpolator.alpha()).item()
-        return None if self.last_alpha is None else self.last_alpha.mean().item()
+        gate = self.interpolator.last_gate
+        return self.at_dial(None if gate is None else gate.mean().item())
+
+    def at_dial(self, gate: float | None) -> float | None:
+        """Alpha where the gate gives so much; None where that is not known."""
+        if self.dial is None or self.dial == 0:
+            return gate if self.dial is None else 0.0
+        return None if gate is None else self.dial * gate
 
 
 class StackBlock(ExpandedBlock):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.interpolators import INTERPOLATORS
 
 __all__ = ["model_card"]
 
@@ -51,7 +52,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
             _loading(config, form),
             "```",
             "",
-            _dial_note(form),
+            _dial_note(form, config),
             "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base "
             "model and of the "
             "training data, which this card does not know: add them here.",
@@ -121,12 +122,14 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
     )
 
 
-def _dial_note(form: str) -> str:
+def _dial_note(form: str, config: ControlLLMConfig) -> str:
     if form == "collapsed":
         return ""
     off = "disable_adapter" if form == "adapter" else "disable_expansion"
+    made = config.expansion_config()
+    gated = made.structure != "stack" and not INTERPOLATORS.get(made.interpolator).constant
+    full = "its token gates as they were trained" if gated else "the trained branch"
     return (
-        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and the "
-        "trained branch (1); "
+        f"`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and {full} (1); "
         f"`with model.{off}():` is the base itself.\n"
     )

@@ -32,7 +32,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     """Fold the trained parts into the base: the original class and size again.
 
     A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
-    constant, or the mean that `record_alpha` measured for a token gate); `slerp` interpolates row
+    constant, or for a token gate the dial times the mean that `record_alpha` measured); `slerp` interpolates row
     by row; a stacked block's change since it was inserted is added to its source. Adapters are
     merged into the weights they were put around. Untrained
     expansions give the base, bit for bit.
@@ -188,14 +188,15 @@ def check_same_kind(
 
 def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
     """The alpha at which a block's weights are interpolated."""
-    measured = (config.mean_alpha or {}).get(block.layer)
-    gated = isinstance(block, ConcatBlock) and not block.interpolator.constant
-    alpha = measured if gated and block.dial is None else block.alpha()
+    if isinstance(block, ConcatBlock) and not block.interpolator.constant:
+        alpha = block.at_dial((config.mean_alpha or {}).get(block.layer))
+    else:
+        alpha = block.alpha()
     if alpha is None:
         raise ModelError(
             f"interpolator={config.interpolator!r} decides alpha per token, and its mean "
             f"was never measured for layer {block.layer}: evaluate inside `with "
-            f"model.record_alpha():` first, or set a dial by set_alpha()."
+            f"model.record_alpha():` first."
         )
     return alpha
 

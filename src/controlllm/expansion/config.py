@@ -71,10 +71,12 @@ class ExpansionConfig:
     None = found by their usual names (o_proj, down_proj, ...)."""
 
     dial: float | dict[int, float] | None = None
-    """The alpha used instead of the trained one, everywhere or per layer; `set_alpha` writes it."""
+    """Used instead of a constant alpha, and multiplied with a token gate (1 = as trained), for all
+    or per layer; 0 = the base. `set_alpha` writes it."""
 
     mean_alpha: dict[int, float] | None = None
-    """Mean alpha per layer as measured in evaluation; collapsing a token gate needs it."""
+    """Mean alpha per layer as measured in evaluation, before a dial multiplies it; collapsing a
+    token gate needs it."""
 
     def __post_init__(self) -> None:
         check_choice("structure", self.structure, STRUCTURES)

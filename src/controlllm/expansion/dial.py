@@ -8,7 +8,7 @@ from torch import nn
 
 from controlllm.common.adapters import switch_adapters, without_adapters
 from controlllm.expansion.alignment import AlignmentState
-from controlllm.expansion.block import ExpandedBlock
+from controlllm.expansion.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEnd
 from controlllm.expansion.plan import ENDS, check_layers
@@ -36,7 +36,8 @@ class Dial:
     def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
         """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
 
-        Adapters (PEFT) on frozen blocks are not weighted: they are off at 0, and on elsewhere.
+        It takes the place of a constant alpha, and multiplies what a token gate says: at 1 a gate
+        is as it was trained. Adapters (PEFT) on frozen blocks are not weighted: they are off at 0, and on elsewhere.
 
         Args:
             alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not
@@ -56,6 +57,14 @@ class Dial:
         ).to_dict()
         self._apply_dial(alpha)
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether some block decides alpha for each token, which the dial then multiplies."""
+        return any(
+            isinstance(block, ConcatBlock) and not block.interpolator.constant
+            for block in self.blocks.values()
+        )
+
     def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
         if isinstance(alpha, Mapping):
             for layer, value in alpha.items():
@@ -74,15 +83,16 @@ class Dial:
         return parts | ({ENDS: [*self._expansion.ends.values()]} if self._expansion.ends else {})
 
     def alphas(self) -> dict[int, float]:
-        """Mean alpha per layer: dial, constant, or a token gate's mean in its last forward."""
+        """Mean alpha per layer: dial, constant, or the dial times a token gate's last mean."""
         values = {layer: block.alpha() for layer, block in self.blocks.items()}
         return {layer: value for layer, value in values.items() if value is not None}
 
     @contextmanager
     def record_alpha(self, gather: Callable[[Any], list[Any]] | None = None) -> Iterator[None]:
-        """Measure the mean alpha of each block over the forwards inside; the config keeps it.
+        """Measure the mean gate of each block over the forwards inside; the config keeps it.
 
-        Collapsing a token gate needs it: `collapse` uses this mean.
+        Collapsing a token gate needs it: `collapse` uses this mean, times the dial. A constant that
+        a dial stands in for has no gate to measure, and at dial 0 there is none, either.
 
         Args:
             gather: gives the values of all processes that measure rows of their own.

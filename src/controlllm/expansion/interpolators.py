@@ -45,7 +45,10 @@ class Interpolator(nn.Module, ABC):
     collapsible = True
     """Whether interpolating *weights* approximates interpolating outputs (for collapse)."""
     constant = False
-    """Whether alpha is one number per block, known without any input."""
+    """Whether alpha is one number per block, known without any input; a dial then takes its place,
+    and otherwise multiplies the gate."""
+    last_gate: Tensor | None = None
+    """What the gate of the last forward pass said, before any dial; detached."""
 
     @abstractmethod
     def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
@@ -73,16 +76,18 @@ class Interpolator(nn.Module, ABC):
             pretrained: output of the frozen branch (B, T, D).
             expanded: output of the trained branch (B, T, D); taken in the frozen one's type, which
                 differs where a half-precision base has its copies trained in float32.
-            dial: an alpha that overrides the gate for every token.
+            dial: used instead of a constant alpha; a token's gate is multiplied by it.
 
         Returns:
             The joined state (B, T, D), and alpha, broadcastable to (B, T, 1).
         """
         expanded = expanded.to(pretrained.dtype)
-        if dial is None:
-            alpha = self.gate(x, pretrained, expanded)
-        else:
+        if dial is not None and self.constant:
             alpha = torch.full((1,), dial, dtype=torch.float32, device=pretrained.device)
+        else:
+            gate = self.gate(x, pretrained, expanded)
+            self.last_gate = gate.detach()
+            alpha = gate if dial is None else dial * gate
         return self.mix(pretrained, expanded, alpha), alpha
 
 

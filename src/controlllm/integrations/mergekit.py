@@ -134,15 +134,17 @@ def _weights(alphas: dict[str, float], base: bool) -> list[dict[str, Any]]:
 
 @contextmanager
 def _at_alpha_one(model: ControlLLMForCausalLM) -> Iterator[None]:
-    """Inside, the dial stands at 1; then where it stood."""
-    before = model.expansion.dial
+    """Inside, each block collapses to its copy, gates included; then the dial is where it was."""
+    before = model.expansion
     model.set_alpha(1.0)
+    model.config.expansion["mean_alpha"] = dict.fromkeys(model.blocks, 1.0)
     try:
         yield
     finally:
         model.set_alpha(None)
-        if before is not None:
-            model.set_alpha(before)
+        if before.dial is not None:
+            model.set_alpha(before.dial)
+        model.config.expansion["mean_alpha"] = before.mean_alpha
 
 
 def main(argv: list[str] | None = None) -> int:
