@@ -1,9 +1,12 @@
 """Fixtures of the tests of trust."""
 
 import pytest
+from tests.train.conftest import loaded, pretrained_pico, run_config, texts
 from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import upload
+
+__all__ = ["cluster", "loaded", "pretrained_pico", "run_config", "texts"]
 
 
 @pytest.fixture

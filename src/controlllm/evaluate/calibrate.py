@@ -25,9 +25,10 @@ def calibrate(
 ) -> DialCurve:
     """Sweep alpha and turn the dial to the setting that learns most within the budget.
 
-    Where alpha is decided for each token, the dial multiplies it: 1 is as it was trained. Setting 0 (the base: no forgetting) and the trained setting (its own gates or alphas) are always
-    measured as well. The chosen setting is in force afterwards and stands in the model's config:
-    save the model or its sidecar to keep it. After an error the trained setting is in force.
+    Where alpha is decided for each token, the dial multiplies it: 1 is as it was trained. Setting 0
+    (the base: no forgetting) and the trained setting are always measured as well. The chosen
+    setting is in force afterwards and stands in the model's config: save the model or its sidecar
+    to keep it. After an error the trained setting is in force.
 
     Args:
         model: an expanded model.

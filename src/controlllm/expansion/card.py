@@ -130,6 +130,7 @@ def _dial_note(form: str, config: ControlLLMConfig) -> str:
     gated = made.structure != "stack" and not INTERPOLATORS.get(made.interpolator).constant
     full = "its token gates as they were trained" if gated else "the trained branch"
     return (
-        f"`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and {full} (1); "
+        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and "
+        f"{full} (1); "
         f"`with model.{off}():` is the base itself.\n"
     )

@@ -32,10 +32,10 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     """Fold the trained parts into the base: the original class and size again.
 
     A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
-    constant, or for a token gate the dial times the mean that `record_alpha` measured); `slerp` interpolates row
-    by row; a stacked block's change since it was inserted is added to its source. Adapters are
-    merged into the weights they were put around. Untrained
-    expansions give the base, bit for bit.
+    constant, or for a token gate the dial times the mean that `record_alpha` measured); `slerp`
+    interpolates row by row; a stacked block's change since it was inserted is added to its source.
+    Adapters are merged into the weights they were put around. Untrained expansions give the base,
+    bit for bit.
 
     Args:
         model: the expanded model.

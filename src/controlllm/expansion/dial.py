@@ -37,7 +37,8 @@ class Dial:
         """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
 
         It takes the place of a constant alpha, and multiplies what a token gate says: at 1 a gate
-        is as it was trained. Adapters (PEFT) on frozen blocks are not weighted: they are off at 0, and on elsewhere.
+        is as it was trained. Adapters (PEFT) on frozen blocks are not weighted: they are off at 0,
+        and on elsewhere.
 
         Args:
             alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not

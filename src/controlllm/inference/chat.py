@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Chat"]
 
 HELP = """\
-/alpha 0.3   answer with this alpha: 0 = the base, 1 = the expanded branch, trained = as trained
+/alpha 0.3   answer with this alpha: 0 = the base, 1 = the expanded branch (or its token gates as
+             they were trained), trained = as trained
 /base        answer with the base model alone, until the next /alpha or /trained
 /trained     answer with the trained model again
 /reset       forget the conversation
