@@ -4,13 +4,25 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from tests.processes import start
 from tests.trust.files_helpers import die_everywhere, in_a_container, may_contain
 
-from controlllm.common import disk, files
+from controlllm.checkpoint import newest_checkpoint
+from controlllm.cli import main
+from controlllm.common import disk, files, held
+from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.common.holder import Holder
+from controlllm.common.occupied import occupied
+from controlllm.train import train
+from controlllm.train.config_io import read_yaml
 
 containers = pytest.mark.skipif(
     sys.platform != "linux" or not may_contain(), reason="namespaces of processes are not allowed"
@@ -18,6 +30,123 @@ containers = pytest.mark.skipif(
 
 
 # ---- 1: two runs in one folder ----
+
+
+@pytest.fixture
+def running(run_config: Any, loaded: Any, tmp_path: Path) -> Iterator[Any]:
+    """A process that trains in `tmp_path`/run, with a worker that reads, until it is killed."""
+    long = run_config(training={"max_steps": 10**6, "save_steps": 10**6}, data={"num_workers": 1})
+    process = start(lambda: train(long, loaded()))
+    metrics, ends = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and "train/loss" in metrics.read_text()):
+        assert process.is_alive() and time.monotonic() < ends
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_run_in_the_folder_is_told_who_is_there(
+    running: Any, run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    """Also one that would overwrite; the first goes on, and what it wrote is there."""
+    for training in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "never"}):
+        with pytest.raises(
+            ConfigError, match=rf"output_dir=.*run' is in use by process {running.pid} on"
+        ):
+            train(run_config(training=training), loaded())
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().count("\n")
+    time.sleep(0.5)
+    assert running.is_alive()
+    assert metrics.read_text().count("\n") > lines
+
+
+def test_a_killed_run_goes_on_at_once_though_its_workers_live(
+    running: Any, run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert children
+    for child in children:
+        child.suspend()
+    try:
+        running.kill()
+        running.join()
+        assert (tmp_path / "run" / ".controlllm.lock").exists()
+        result = train(
+            run_config(training={"max_steps": 2, "resume_from_checkpoint": "auto"}), loaded()
+        )
+    finally:
+        for child in children:
+            child.kill()
+    assert result.stopped_because == "max_steps"
+    assert not (tmp_path / "run" / ".controlllm.lock").exists()
+
+
+def test_readers_are_not_kept_out(running: Any, tmp_path: Path) -> None:
+    assert read_yaml(tmp_path / "run" / "config.yaml")["method"] == "control"
+    assert newest_checkpoint(tmp_path / "run") is None
+    assert main(["compare", str(tmp_path / "run")]) == 0
+
+
+def test_calibrating_in_place_waits_for_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused before anything is loaded; the folder's own files are not looked into."""
+    for name in ("sidecar.safetensors", "sidecar_config.json"):
+        (tmp_path / name).write_text("{}")
+    sets = [f"--data.{name}=[{{path: a.txt}}]" for name in ("learn", "retain")]
+    with occupied(tmp_path, "model"):
+        assert main(["calibrate", str(tmp_path), *sets]) == 2
+    assert f"in use by process {os.getpid()} on" in capsys.readouterr().err
+
+
+def test_a_disk_without_locks_is_told(
+    run_config: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_lock", lambda path, handle: False)
+    with pytest.warns(UserWarning, match="disk without locks: nothing keeps a second run out"):
+        train(run_config(training={"max_steps": 1}), loaded())
+
+
+def test_a_note_of_another_machine_is_told(tmp_path: Path) -> None:
+    """Where its kernel and this one do not share locks, it may still be at work."""
+    note = replace(Holder.this(), boot="another", host="node7", command="controlllm train a.yaml")
+    (tmp_path / ".controlllm.lock").write_text(note.to_text())
+    with (
+        pytest.warns(UserWarning, match=r"last held by process \d+ on node7"),
+        occupied(tmp_path, "x"),
+    ):
+        pass
+
+
+def test_the_command_that_is_told_holds_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/bin/controlllm", "train", "a.yaml", "--training.remote_storage_options.token", "s"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert Holder.this().command == "controlllm train a.yaml"
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("/dev/null/x", "Not a directory"), ("file", "is a file"), ("/proc/x", "")]
+)
+def test_a_place_that_cannot_be_written_is_told_before_anything_slow(
+    run_config: Any, tmp_path: Path, place: str, why: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    output_dir = str(tmp_path / place)
+    named = rf"^training.output_dir='{output_dir}' .*{why}.*hoose (another|a) folder"
+    with pytest.raises(ConfigError, match=named):
+        train(run_config(model={"model_name_or_path": "x/y"}, training={"output_dir": output_dir}))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_from_the_start_is_told(
+    run_config: Any, loaded: Any, small_disk: Path
+) -> None:
+    with suppress(OSError):
+        (small_disk / "full").write_bytes(bytes(2**21))
+    with pytest.raises(ControlLLMError, match=r"small_disk/run.*No space left"):
+        train(run_config(training={"output_dir": str(small_disk / "run")}), loaded())
 
 
 # ---- 2: containers that share a host name ----

@@ -1,5 +1,6 @@
 """`controlllm calibrate`: the alpha that learns most within a budget of forgetting."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from controlllm.cli.parsing import parse_options
 from controlllm.cli.sets import Sets, load_sets, run_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json
+from controlllm.common.occupied import occupied
 from controlllm.common.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
@@ -60,6 +62,11 @@ def run(argv: list[str]) -> None:
             "calibrate needs data.learn and data.retain: sets to learn and to retain."
         )
     target = _target(options)
+    with occupied(target.folder, "model") if target.in_place else nullcontext():
+        _calibrate(options, target)
+
+
+def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     model, tokenizer = load_model(options.model, options.load)
 
     def sets(sources: list[SourceConfig]) -> Sets:

@@ -15,7 +15,10 @@ from controlllm.common.holder import Holder
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Held", "TakenError", "hold"]
+__all__ = ["LOCK", "Held", "TakenError", "hold"]
+
+LOCK = ".controlllm.lock"
+"""The name of such a file in a folder that is written."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _BYTES_OF_A_NOTE = 2**16

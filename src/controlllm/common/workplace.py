@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from controlllm.common import disk
-from controlllm.common.held import Held, TakenError, hold
+from controlllm.common.held import LOCK, Held, TakenError, hold
 
 __all__ = ["clean_leftovers", "final_path", "swap_in", "workplace"]
 
 _NAME = re.compile(r"^\.(?P<target>.+)\.controlllm\.writing-[0-9a-f]{12}$")
-_LOCK, _OLD = ".controlllm.lock", ".controlllm.old"
+_OLD = ".controlllm.old"
 _FOREIGN_SECONDS = 24 * 3600
 
 
@@ -85,7 +85,7 @@ def _open(target: Path) -> Held:
         folder = target.parent / f".{target.name}.controlllm.writing-{uuid.uuid4().hex[:12]}"
         folder.mkdir()
         with suppress(TakenError, FileNotFoundError):
-            return hold(folder / _LOCK)
+            return hold(folder / LOCK)
 
 
 def _rename_twice(temporary: Path, target: Path) -> None:
@@ -102,7 +102,7 @@ def _rename_twice(temporary: Path, target: Path) -> None:
 def _clear(folder: Path) -> bool:
     """Remove a workplace, unless somebody works there."""
     try:
-        held = hold(folder / _LOCK)
+        held = hold(folder / LOCK)
     except (TakenError, OSError):
         return False  # At work, gone by now, or another user's.
     try:

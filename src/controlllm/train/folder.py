@@ -6,6 +6,7 @@
       metrics.jsonl       tensorboard/     (logging.report_to)
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
       rehearsal/          what the base wrote, by content
+      .controlllm.lock    held while a run writes here, with a note of which process does
 
 `training.remote_dir` is the same elsewhere. A folder is never taken over by mistake: it must be
 empty, or hold this very run, or the user says so.
@@ -25,6 +26,7 @@ from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import write_text
+from controlllm.common.held import LOCK
 from controlllm.common.remote import is_remote
 from controlllm.train.config import RunConfig
 from controlllm.train.config_io import read_yaml
@@ -201,7 +203,7 @@ def _require_fresh(folder: Path, resume: str) -> None:
     """Nothing is there, or only what a run of ours writes before its first checkpoint."""
     if folder.is_file():
         raise ConfigError(f"training.output_dir={str(folder)!r} is a file; choose a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {LOCK}:
         return
     began = (folder / CONFIG).is_file() and not list_checkpoints(folder)
     if not (began and resume == "auto"):

@@ -1,6 +1,10 @@
 """`train(run)`: the whole way from a run config to a trained model."""
 
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
 from controlllm.common.errors import ConfigError
+from controlllm.common.occupied import occupied
 from controlllm.train.backends import BACKENDS
 from controlllm.train.bench import make_bench
 from controlllm.train.config import RunConfig
@@ -33,14 +37,17 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
         (of several processes each has its parts).
 
     Raises:
-        ConfigError: for a config that cannot work, or an output folder that holds something else.
+        ConfigError: for a config that cannot work, or an output folder that holds something else,
+            that another run writes, or that cannot be written.
         DataError, ModelError, CheckpointError: for what the config names.
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
     _require_sources(run, loaded)
     prepare_recorder(run.debug, run.training.output_dir)
     with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
-        result = _train(run, loaded, world, signals)
+        with ExitStack() as stack:
+            world.ranks.first(lambda: stack.enter_context(_own_folder(run)))
+            result = _train(run, loaded, world, signals)
         # They leave together: a launcher that sees one end may end the others.
         world.ranks.agree(None)
         signals.leave()
@@ -62,6 +69,10 @@ def _train(
         bench.alphas.release()
         bench.loader.close()
         keeper.close()
+
+
+def _own_folder(run: RunConfig) -> AbstractContextManager[None]:
+    return occupied(Path(run.training.output_dir), "training.output_dir")
 
 
 def _require_sources(run: RunConfig, loaded: Loaded | None) -> None:
