@@ -57,6 +57,7 @@ class Faults:
         drip: seconds between two bytes of a body that the data node sends.
         refuse: redirects go to a port where nobody listens.
         fail: the data node answers reads with HTTP 500 and no JSON.
+        elsewhere: node by name to the address (`http://host:port`) that it redirects everything to.
     """
 
     cut_read: int | None = None
@@ -69,6 +70,7 @@ class Faults:
     drip: float = 0.0
     refuse: bool = False
     fail: bool = False
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def clear(self) -> None:
         """All is well again."""
@@ -93,6 +95,7 @@ class Request:
         op: the operation.
         path: the path on the file system.
         params: all parameters of the query.
+        headers: all headers, by their names in small letters.
     """
 
     node: str
@@ -100,6 +103,7 @@ class Request:
     op: str
     path: str
     params: dict[str, str]
+    headers: dict[str, str]
 
 
 class WebHdfs:
@@ -113,14 +117,14 @@ class WebHdfs:
         written: how many bytes the data node has taken.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.faults = Faults()
         self.requests: list[Request] = []
         self.written = 0
         self.closing = threading.Event()
-        self._nodes = {name: _listen(self, name) for name in ("name", "data")}
+        self._nodes = {name: _listen(self, name, host) for name in ("name", "data")}
         self.address = f"webhdfs://127.0.0.1:{self.port('name')}/"
 
     def __enter__(self) -> "WebHdfs":
@@ -196,8 +200,13 @@ class _Node(BaseHTTPRequestHandler):
         self.params = dict(parse_qsl(parts.query))
         self.place = unquote(parts.path.removeprefix(PREFIX)) or "/"
         op = self.params.get("op", "").upper()
-        request = Request(self.node, self.command, op, self.place, self.params)
+        headers = {name.lower(): text for name, text in self.headers.items()}
+        request = Request(self.node, self.command, op, self.place, self.params, headers)
         self.cluster.requests.append(request)
+        if elsewhere := self.cluster.faults.elsewhere.get(self.node):
+            self.close_connection = True
+            self.answer(None, 307, Location=elsewhere + self.path)
+            return
         try:
             if self.cluster.faults.hang == self.node:
                 self.cluster.closing.wait()
@@ -465,10 +474,10 @@ class _DataNode(_Node):
         raise ConnectionAbortedError
 
 
-def _listen(cluster: WebHdfs, name: str) -> ThreadingHTTPServer:
+def _listen(cluster: WebHdfs, name: str, host: str) -> ThreadingHTTPServer:
     kind = _NameNode if name == "name" else _DataNode
     handler = type(kind.__name__, (kind,), {"cluster": cluster, "node": name})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
     return server

@@ -1,12 +1,18 @@
 """Issue table 1: what a stranger made (a folder, a YAML file, a server) can only be read."""
 
+import io
 import json
 import logging
 import os
 import pickle
 import re
+import socket
 import stat
+import threading
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.checkpoint.test_state import make_state
@@ -26,6 +32,7 @@ from controlllm.checkpoint.manifest import write_manifest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.lock import make_once
+from controlllm.common.remote import open_filesystem
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
 from controlllm.expansion import ExpansionConfig, expand
 
@@ -259,6 +266,136 @@ def test_a_cache_is_made_for_its_owner_and_one_of_others_is_refused(
 
 
 # ---- 12: redirects, secrets and rotated tokens ----
+
+
+@pytest.mark.parametrize("node", ["name", "data"])
+def test_redirects_of_a_cluster_lead_to_data_nodes_only(cluster, tmp_path, node):
+    """A name node that sends every question elsewhere, and a data node that does."""
+    (cluster.folder / "a.txt").write_text("hello")
+    filesystem, path = open_filesystem(cluster.address + "a.txt", {"token": "secret"})
+    with WebHdfs(tmp_path / "other") as other:
+        cluster.faults.elsewhere = {node: f"http://127.0.0.1:{other.port('name')}"}
+        with pytest.raises(OSError, match="redirect"):
+            filesystem.info(path)
+            filesystem.cat_file(path)
+        assert other.requests == []
+
+
+def test_who_asks_is_told_to_the_name_node_only(cluster):
+    """Reading, writing, checksums: a data node gets no password and no cookie of the name node."""
+    filesystem, path = open_filesystem(
+        cluster.address + "a.txt", {"user": "al", "password": "secret"}
+    )
+    filesystem.client.session.cookies.set("hadoop.auth", "ticket", domain="127.0.0.1")
+    filesystem.client.put_stream(io.BytesIO(b"hello"), path)
+    with filesystem.open(path[:-5] + "b.txt", "wb") as file:
+        file.write(b"hello")
+    assert filesystem.cat_file(path) == b"hello"
+    filesystem.ukey(path)
+    told = {node: set() for node in ("name", "data")}
+    for request in cluster.requests:
+        told[request.node] |= request.headers.keys() & {"authorization", "cookie"}
+    assert told == {"name": {"authorization", "cookie"}, "data": set()}
+
+
+@pytest.fixture
+def web():
+    """Two HTTP servers at all addresses of this machine, the first of which redirects /go to `to`.
+
+    Gives a namespace: `typed` and `other` (ports), `to`, `told` (per server, headers that came).
+    """
+    state = SimpleNamespace(to="", told={"typed": [], "other": []})
+
+    def handler(name):
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.do_GET()
+
+            def do_GET(self):
+                state.told[name].append({key.lower() for key in self.headers.keys()})  # noqa: SIM118
+                if self.path == "/go":
+                    self.send_response(302)
+                    self.send_header("Location", state.to)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", "5")
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(b"hello")
+
+            def log_message(self, *args):
+                pass
+
+        return Handler
+
+    with ExitStack() as stack:
+        for name in ("typed", "other"):
+            server = stack.enter_context(ThreadingHTTPServer(("0.0.0.0", 0), handler(name)))
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            stack.callback(server.shutdown)
+            setattr(state, name, server.server_address[1])
+        yield state
+
+
+SECRETS = {"headers": {"Authorization": "Bearer secret", "X-Token": "secret", "Cookie": "a=secret"}}
+
+
+def read_web(address, **options):
+    filesystem, path = open_filesystem(address, {**SECRETS, **options}, timeout=10)
+    with filesystem.open(path) as file:
+        return file.read()
+
+
+def test_redirects_to_another_host_carry_no_secrets(web):
+    web.to = f"http://localhost:{web.other}/a"
+    options = {"client_kwargs": {"headers": {"X-Key": "secret"}}}
+    assert read_web(f"http://127.0.0.1:{web.typed}/go", **options) == b"hello"
+    secret = {"authorization", "x-token", "cookie", "x-key"}
+    assert all(told & secret == secret for told in web.told["typed"])
+    assert web.told["other"] and not any(told & secret for told in web.told["other"])
+
+
+def test_redirects_within_a_server_keep_the_headers(web):
+    web.to = f"http://127.0.0.1:{web.typed}/a"
+    assert read_web(f"http://127.0.0.1:{web.typed}/go") == b"hello"
+    assert all("x-token" in told for told in web.told["typed"])
+
+
+def test_no_server_of_the_network_leads_into_this_machine(web, cluster, own_address):
+    """The typed host is another address of this machine, which counts as a private one."""
+    web.to = f"http://127.0.0.1:{web.other}/a"
+    with pytest.raises((OSError, DataError), match="a loopback address, which is further inside"):
+        read_web(f"http://{own_address}:{web.typed}/go")
+    assert web.told["other"] == []
+
+
+def test_no_name_node_of_the_network_leads_into_this_machine(tmp_path, own_address):
+    with WebHdfs(tmp_path / "hdfs", host="0.0.0.0") as hdfs:
+        (hdfs.folder / "a.txt").write_text("hello")
+        address = f"webhdfs://{own_address}:{hdfs.port('name')}/a.txt"
+        filesystem, path = open_filesystem(address)
+        with pytest.raises(OSError, match="a loopback address, which is further inside"):
+            filesystem.cat_file(path)
+        assert hdfs.ops("data") == []
+        outer = {"data_proxy": {f"127.0.0.1:{hdfs.port('data')}": f"localhost:{hdfs.port('data')}"}}
+        filesystem, path = open_filesystem(address, outer)
+        assert filesystem.cat_file(path) == b"hello"  # The user names it.
+
+
+@pytest.fixture
+def own_address():
+    """An address of this machine that is not the loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # Nothing is sent.
+            found = probe.getsockname()[0]
+        except OSError:
+            found = "127.0.0.1"
+    if found.startswith("127."):
+        pytest.skip("this machine has no address but the loopback's")
+    return found
 
 
 # ---- 13: malformed files are one sentence that names file and field ----

@@ -196,9 +196,13 @@ class GuardedFileSystem(AbstractFileSystem):
         if self.protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            seconds = self.deadline.seconds
+            from controlllm.common.http_client import client_of
+
+            seconds, given = self.deadline.seconds, options.get("client_kwargs", {})
             limits = ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-            options["client_kwargs"] = {"timeout": limits, **options.get("client_kwargs", {})}
+            options["client_kwargs"] = {"timeout": limits, **given}
+            proxied = bool(options.get("proxy") or given.get("proxy") or given.get("trust_env"))
+            options.setdefault("get_client", client_of(self.deadline.server, proxied))
         return options
 
 

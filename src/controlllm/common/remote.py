@@ -119,8 +119,9 @@ def _scheme(address: str) -> str:
 
 def _server(address: str) -> str:
     """Scheme and host of an address, for messages."""
-    parts = urlsplit(_without_user(address))
-    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else address
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}" if host else address
 
 
 def _without_user(address: str) -> str:

@@ -1,9 +1,18 @@
-"""The WebHDFS client: fsspec's, with time-outs, checked answers, and uploads in one stream."""
+"""The WebHDFS client: fsspec's, with time-outs, checked answers, and uploads in one stream.
+
+Who asks is told to the name node alone. Its redirects to data nodes carry what these need (a user's
+name or a delegation token, put there by the name node itself); the client adds nothing to them.
+"""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from fsspec.implementations.webhdfs import WebHDFile, WebHDFS
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+
+from controlllm.common.errors import DataError
+from controlllm.common.reach import Reach, origin
 
 __all__ = ["WebHdfsClient"]
 
@@ -21,12 +30,16 @@ class WebHdfsClient(WebHDFS):
 
     def __init__(self, host: str, port: int = 9870, timeout: float = 60.0, **options: Any) -> None:
         self.timeout = timeout
+        self.host = host
         super().__init__(host, port=port, **options)
+
+    session: requests.Session
 
     def _connect(self) -> None:
         super()._connect()
-        self.session.mount("http://", _Adapter(self.timeout))
-        self.session.mount("https://", _Adapter(self.timeout))
+        # What a function maps data nodes to is the user's own choice, as typed hosts are.
+        reach = None if callable(self.proxy) else Reach(self.host, _hosts(self.proxy))
+        self.session = _Session(self.session, self._apply_proxy(self.url), self.timeout, reach)
 
     def _open(
         self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any
@@ -93,18 +106,97 @@ class _File(WebHDFile):
         return data
 
 
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Sends every request with a time-out."""
+class _Session(requests.Session):
+    """Tells who asks to one origin only, and follows no redirects by itself.
 
-    def __init__(self, timeout: float) -> None:
+    Args:
+        made: a session with the proof of who asks, which only the name node gets.
+        url: the name node (or gateway).
+        timeout: the longest wait, in seconds.
+        reach: where the name node may send its clients; None = anywhere.
+    """
+
+    def __init__(
+        self, made: requests.Session, url: str, timeout: float, reach: Reach | None
+    ) -> None:
+        super().__init__()
+        self.url = url
+        self.auth = made.auth
+        self.others = requests.Session()
+        self.others.auth = _nobody
+        for session in (self, self.others):
+            session.cert, session.verify = made.cert, made.verify
+            for scheme in ("http://", "https://"):
+                within = reach if session is self.others else None
+                session.mount(scheme, _Adapter(timeout, within))
+
+    def request(self, method: Any, url: Any, *args: Any, **settings: Any) -> requests.Response:
+        """Send to the name node as the user, to any other server as nobody.
+
+        Raises:
+            OSError: if the answer is a redirect that the caller does not look for.
+            DataError: if the server is out of reach.
+        """
+        expected = not settings.get("allow_redirects", True)
+        settings["allow_redirects"] = False
+        own, other = origin(self.url), origin(str(url))
+        if (own[0], other[0]) == ("https", "http"):
+            raise DataError(f"{self.url} leads to http://{other[1]}, which is not secure")
+        send = super().request if own == other else self.others.request
+        answer = send(method, url, *args, **settings)
+        if answer.is_redirect and not expected:
+            raise OSError(
+                f"{own[1] if own == other else other[1]} answers with a redirect to "
+                f"{answer.headers['Location'].partition('?')[0]}, where the protocol has none; if "
+                "that is the right server, name it in the address"
+            )
+        return answer
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Sends every request with a time-out, and connects only within reach."""
+
+    def __init__(self, timeout: float, reach: Reach | None) -> None:
         self.timeout = timeout
         super().__init__()
+        if reach is not None:
+            self.poolmanager.pool_classes_by_scheme = {
+                "http": _within(HTTPConnectionPool, reach),
+                "https": _within(HTTPSConnectionPool, reach),
+            }
 
     def send(self, request: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Send with a time-out."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
         return super().send(request, **kwargs)
+
+
+def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Who asks, where nobody is to be told; also keeps `~/.netrc` out."""
+    return request
+
+
+def _hosts(proxy: Any) -> set[str]:
+    """The hosts to which `data_proxy` maps data nodes: the user has typed them."""
+    mapped = [str(value) for value in proxy.values()] if isinstance(proxy, dict) else []
+    places = (value if "://" in value else f"//{value}" for value in mapped)
+    return {urlsplit(place).hostname or "" for place in places} - {""}
+
+
+def _within(pool: Any, reach: Reach) -> Any:
+    """A pool of connections whose address is looked at before anything is sent."""
+
+    class Connection(pool.ConnectionCls):
+        def _new_conn(self) -> Any:
+            made = super()._new_conn()
+            refusal = reach.refusal(made.getpeername()[0], self.host)
+            if refusal:
+                made.close()
+                raise DataError(refusal)
+            return made
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
 
 def _check(answer: requests.Response, path: str) -> None:
