@@ -113,7 +113,7 @@ def test_a_source_that_is_held_out_is_not_trained_on_as_a_whole() -> None:
 
 @pytest.mark.parametrize("alone", [{"held_out": 0.2}, {"group_by": "id"}, {"phases": 2}])
 def test_fields_that_do_nothing_alone_are_refused(alone: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="does nothing without"):
+    with pytest.raises(ConfigError, match="would not be used: it does nothing without"):
         SourceConfig("a.txt", **alone)
 
 

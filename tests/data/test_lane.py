@@ -65,9 +65,8 @@ def make_lanes(
     count: int, feeds: list[Feed], states: list[Any] | None = None, **settings: Any
 ) -> list[Lane]:
     sources = [SourceConfig(feed.name, weight=1 + i) for i, feed in enumerate(feeds)]
-    config = DataConfig(
-        train=sources, max_length=LIMIT, **{"packing_lookahead": 4, "mix_by": "rows"} | settings
-    )
+    packed = {"packing_lookahead": 4} if settings.get("packing", True) else {}
+    config = DataConfig(train=sources, max_length=LIMIT, **packed | {"mix_by": "rows"} | settings)
     plan = plan_shares(config, None)
     pipeline = Pipeline(feeds, plan, config, batch_size=3, seed=5)
     lanes = [Lane(pipeline, number, count) for number in range(count)]

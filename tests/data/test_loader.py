@@ -51,8 +51,9 @@ def make_config(folder: Path, **overrides: Any) -> DataConfig:
         "replay": [SourceConfig(f"{folder}/c.jsonl")],
         "replay_share": 0.2,
         "max_length": LIMIT,
-        "packing_lookahead": 8,
     }
+    if overrides.get("packing", True):
+        given["packing_lookahead"] = 8
     return DataConfig(**{**given, **overrides})
 
 

@@ -56,11 +56,12 @@ def make_config(folder: Path, **options: Any) -> DataConfig:
         "train": [SourceConfig(f"{folder}/a.jsonl", weight=3), SourceConfig(f"{folder}/b.jsonl")],
         "mix_by": "rows",
         "max_length": 32,
-        "packing_lookahead": 5,
         "shuffle_buffer": 20,
         "cache_dir": f"{folder}/cache",
         "cache_timeout": 60.0,
     }
+    if options.get("packing", True):
+        given["packing_lookahead"] = 5
     return DataConfig(**{**given, **options})
 
 

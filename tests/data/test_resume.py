@@ -60,7 +60,6 @@ def make_run(folder: Path, name: str, packing: bool) -> RunConfig:
         "stages": [{"tokens": 400, "weights": {"texts": 1, "few": 1}}],
         "max_length": 48,
         "packing": packing,
-        "packing_lookahead": 6,
         "shuffle_buffer": 16,
         "num_workers": 2,
         "cache_dir": f"{folder}/cache",
@@ -69,7 +68,7 @@ def make_run(folder: Path, name: str, packing: bool) -> RunConfig:
         {
             "method": "full",
             "model": {"model_name_or_path": str(folder / "base")},
-            "data": data if packing else data | {"group_by_length": True},
+            "data": data | ({"packing_lookahead": 6} if packing else {"group_by_length": True}),
             "training": {
                 "output_dir": str(folder / name),
                 "max_steps": STEPS,

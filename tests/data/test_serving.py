@@ -42,9 +42,10 @@ def make(folder: Path, pico_tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]
         given: dict[str, Any] = {
             "train": [SourceConfig(f"{folder}/{name}.jsonl") for name in "ab"],
             "max_length": 32,
-            "packing_lookahead": 5,
             "lanes": 6,
         }
+        if options.get("packing", True):
+            given["packing_lookahead"] = 5
         config = DataConfig(**{**given, **options})
         loader = TrainLoader(config, pico_tokenizer, 2, seed=0)
         loaders.append(ref(loader))

@@ -1,5 +1,9 @@
 """Issue table 3: no wrong number, and nothing that is said is ignored."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from tests.evaluate.samples import padded
@@ -7,7 +11,9 @@ from tests.laws.models import base_logits, batch, logits, make_trained
 
 from controlllm import collapse, expand
 from controlllm.checkpoint import inspect_folder
-from controlllm.common.errors import ModelError
+from controlllm.common.errors import ConfigError, DataError, ModelError
+from controlllm.data import DataConfig, SourceConfig, StageConfig
+from controlllm.data.sources import open_blocks
 from controlllm.evaluate import calibrate
 from controlllm.train import train
 
@@ -100,6 +106,119 @@ def test_calibration_of_gates_ends_at_the_model_as_trained():
 
 
 # ---- fields: fields that a source, a structure, packing or a verb does not read ----
+
+
+def _texts(path: Path, **fields: Any) -> list[str]:
+    return [row["text"] for _, row in open_blocks(SourceConfig(str(path), **fields)).rows()]
+
+
+def _write(path: Path, *texts: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train/a.jsonl", "test/a.jsonl"),
+        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
+        ("sums_train.jsonl", "sums.eval.jsonl"),
+    ],
+)
+def test_a_split_of_a_folder_is_the_files_of_its_name(
+    tmp_path: Path, train: str, test: str
+) -> None:
+    _write(tmp_path / train, "a", "b")
+    _write(tmp_path / test, "c")
+    assert _texts(tmp_path) == ["a", "b"]
+    assert _texts(tmp_path, split="test") == ["c"]
+    assert _texts(tmp_path, split="train[:1]+test") == ["a", "c"]
+    assert _texts(tmp_path, split="train[1:]", max_rows=1) == ["b"]
+    with pytest.raises(DataError, match=r"no split 'dev'; it has \['test', 'train'\]"):
+        _texts(tmp_path, split="dev")
+
+
+def test_a_folder_without_splits_is_train_and_a_mixture_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "one.jsonl", "a")
+    _write(tmp_path / "two.jsonl", "b")
+    assert _texts(tmp_path) == ["a", "b"]
+    with pytest.raises(DataError, match=r"no split 'test'; it has \['train'\]"):
+        _texts(tmp_path, split="test")
+    _write(tmp_path / "test.jsonl", "c")
+    with pytest.raises(DataError, match=r"splits \['test'\], others .*one\.jsonl.* glob"):
+        _texts(tmp_path)
+    assert _texts(tmp_path / "*.jsonl") == ["a", "c", "b"]
+    # The titles of texts are no splits.
+    (tmp_path / "texts").mkdir()
+    for name in ("training.md", "hello.md"):
+        (tmp_path / "texts" / name).write_text(name)
+    assert _texts(tmp_path / "texts") == ["hello.md", "training.md"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"split": "test"},
+        {"subset": "main"},
+        {"revision": "v1"},
+        {"streaming": True},
+        {"text_unit": "line"},
+        {"storage_options": {"token": "x"}},
+    ],
+)
+def test_fields_that_a_file_has_no_use_for_are_refused_by_name(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    path = _write(tmp_path / "rows.jsonl", "a")
+    (name,) = fields
+    with pytest.raises(ConfigError, match=rf"^source 'rows' .*{name}=.* would not be used: it is"):
+        _texts(path, **fields)
+
+
+def test_fields_that_the_hub_has_no_use_for_are_refused_by_name() -> None:
+    source = SourceConfig("nobody/nothing", file_type="csv")
+    with pytest.raises(ConfigError, match=r"file_type='csv' would not be used"):
+        open_blocks(source)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"weight": 2.0}, {"epochs": 1.0}, {"sample": 2.0}, {"difficulty": "length"}]
+)
+@pytest.mark.parametrize("group", ["learn", "retain"])
+def test_fields_that_a_held_out_set_has_no_use_for_are_refused_by_name(
+    group: str, fields: dict[str, Any]
+) -> None:
+    (name,) = fields
+    message = rf"^data\.{group}\[1\]\.{name}=.* would not be used: each row of a held-out set"
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**{group: [SourceConfig("a"), SourceConfig("b", **fields)]})
+    DataConfig(**{group: [SourceConfig("a", sample=0.5, sample_rows=3, deduplicate=True)]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"packing": False, "packing_strategy": "concat"}, "packing_strategy"),
+        ({"packing": False, "packing_lookahead": 3}, "packing_lookahead"),
+        ({"group_by_length": True}, "group_by_length"),
+        ({"max_tokens_per_batch": 4096}, "max_tokens_per_batch"),
+        (
+            {"packing": False, "group_by_length": True, "max_tokens_per_batch": 4096},
+            "group_by_length",
+        ),
+        ({"prefetch_factor": 8}, "prefetch_factor"),
+        ({"shuffle": False, "shuffle_buffer": 8}, "shuffle_buffer"),
+        ({"temperature": 2.0}, "temperature"),
+        ({"stages": [StageConfig(10, {"a": 1.0})]}, "stages"),
+    ],
+)
+def test_fields_of_the_data_section_that_another_switches_off_are_refused_by_name(
+    fields: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.{name}=.* would not be used: "):
+        DataConfig([SourceConfig("a")], **fields)
 
 
 # ---- preset: a preset applies, however the run config is made ----

@@ -5,7 +5,9 @@ from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
+from controlllm.common.said import check_said
 from controlllm.data.naming import check_names, name_from_path
+from controlllm.data.rules import DATA_RULES, HELD_OUT_RULES, SOURCE_RULES
 
 __all__ = ["DataConfig", "SourceConfig", "StageConfig"]
 
@@ -51,7 +53,9 @@ class SourceConfig:
     """Configuration of a Hub data set (`main` for `openai/gsm8k`)."""
 
     split: str = "train"
-    """Split of a Hub data set or of a `save_to_disk` folder; slices as `train[:10%]` are known."""
+    """Split of a Hub data set or of a folder, whose files are told apart by their names
+    (`train.jsonl`, `data/train-00000-of-00002.parquet`, `test/...`); slices as `train[:10%]` are
+    known."""
 
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
@@ -133,21 +137,9 @@ class SourceConfig:
             column: value if isinstance(value, list) else [value]
             for column, value in self.where.items()
         }
-        self._check_company()
+        check_said(self, SOURCE_RULES)
         if self.name is None:
             self.name = name_from_path(self.path)
-
-    def _check_company(self) -> None:
-        """A field that does nothing without another must not be given alone."""
-        alone = (
-            ("held_out", 0.05, "part"),
-            ("group_by", None, "part"),
-            ("phases", 4, "difficulty"),
-        )
-        for name, standard, other in alone:
-            value = getattr(self, name)
-            if value != standard and getattr(self, other) is None:
-                raise ConfigError(f"{name}={value!r} does nothing without `{other}`; set it, too.")
 
 
 def _place(source: SourceConfig) -> tuple[str | None, ...]:
@@ -314,6 +306,10 @@ class DataConfig:
         check_names({"retain": self.retain})
         self._check_stages()
         self._check_splits()
+        check_said(self, DATA_RULES, where="data")
+        for group in ("learn", "retain"):
+            for number, source in enumerate(getattr(self, group)):
+                check_said(source, HELD_OUT_RULES, where=f"data.{group}[{number}]")
 
     @property
     def has_fixed_slots(self) -> bool:
@@ -322,11 +318,6 @@ class DataConfig:
 
     def _check_batches(self) -> None:
         budget = self.max_tokens_per_batch
-        if self.packing and (self.group_by_length or budget is not None):
-            raise ConfigError(
-                "group_by_length and max_tokens_per_batch shape padded batches; "
-                "set packing=false, or leave them out."
-            )
         if budget is not None and budget < self.max_length:
             raise ConfigError(
                 f"max_tokens_per_batch={budget!r} cannot hold a row of max_length={self.max_length}"

@@ -133,14 +133,20 @@ class SourceFile:
             )
         return open(self.path, "rb", buffering=buffer_bytes)
 
-    def load(self) -> "SourceFile":
+    def load(self, most_bytes: int) -> "SourceFile":
         """The same file with its bytes held in memory.
 
+        Args:
+            most_bytes: the most that it may hold, whatever its server says of its size.
+
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or holds more.
         """
         with reading(self.address), self.open_raw(1 << 20) as file:
-            return replace(self, content=file.read())
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise DataError(f"{self} holds more than {most_bytes:,} bytes; is it what it says?")
+        return replace(self, content=content)
 
     def require_ranged(self) -> None:
         """Check that it can be read from anywhere.

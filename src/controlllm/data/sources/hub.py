@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
+from controlllm.data.rules import require_read
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Blocks, Located, RowBlocks
 from controlllm.data.sources.identity import digest
+from controlllm.data.sources.lines import too_long
 from controlllm.data.sources.registry import register_source
+from controlllm.data.sources.weight import weight
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -27,6 +30,7 @@ SAMPLED_ROWS = 64
 
 _HASHED_BYTES = 4 * 2**20
 _ROWS_AT_ONCE = 1000
+_READS = ("subset", "split", "revision", "streaming", "storage_options")
 
 
 @register_source("hub")
@@ -39,8 +43,10 @@ def open_hub(source: SourceConfig, timeout: float) -> Blocks:
         timeout: not used: `datasets` has time-outs of its own (`HF_HUB_DOWNLOAD_TIMEOUT`).
 
     Raises:
+        ConfigError: a field is given that only files have.
         DataError: the package is missing, or the data set cannot be had.
     """
+    require_read(source, _READS)
     options = dict(source.storage_options)
     wanted: dict[str, Any] = {"name": source.subset, "revision": source.revision}
     wanted |= {"token": options.pop("token", None), "streaming": source.streaming}
@@ -49,7 +55,7 @@ def open_hub(source: SourceConfig, timeout: float) -> Blocks:
     data = _load(source, wanted)
     if source.streaming:
         chosen = (source.subset, source.split, source.revision)
-        return ShardBlocks(data, f"{source.path}[{source.split}]", chosen)
+        return ShardBlocks(data, f"{source.path}[{source.split}]", chosen, source.max_row_bytes)
     return dataset_blocks(data, f"{source.path}[{source.split}]", source.max_row_bytes)
 
 
@@ -146,14 +152,18 @@ class ShardBlocks(Blocks):
         dataset: that is iterated; only its first row is read now.
         name: as messages call it.
         chosen: what else tells which part of the data it is.
+        max_row_bytes: a row with more bytes is a bad row.
 
     Raises:
         DataError: it has no rows, or its first row cannot be read.
     """
 
-    def __init__(self, dataset: "IterableDataset", name: str, chosen: Sequence[Any]) -> None:
+    def __init__(
+        self, dataset: "IterableDataset", name: str, chosen: Sequence[Any], max_row_bytes: int
+    ) -> None:
         self._dataset = dataset
         self._name = name
+        self._limit = max_row_bytes
         self._size = dataset.num_shards
         first = next(self.read(0), None)
         if first is None and self._size == 1:
@@ -180,6 +190,8 @@ class ShardBlocks(Blocks):
         shard = self._dataset.shard(num_shards=self._size, index=block)
         try:
             for row, item in enumerate(islice(iter(shard), start, None), start=start):
-                yield f"{self._name}, shard {block}, row {row}", item
+                length = weight(item)
+                checked = too_long(length, self._limit) if length > self._limit else item
+                yield f"{self._name}, shard {block}, row {row}", checked
         except Exception as error:
             raise DataError(f"{self._name}, shard {block} cannot be read ({error}).") from error

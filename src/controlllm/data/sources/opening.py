@@ -10,17 +10,20 @@ from dataclasses import replace
 from controlllm.common.errors import DataError
 from controlllm.common.remote import is_remote, shown
 from controlllm.data.config import SourceConfig
+from controlllm.data.rules import require_read
 from controlllm.data.sources.blocks import Blocks, MemoryBlocks
 from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import Folder, find_files, is_glob, local_path, with_types
 from controlllm.data.sources.registry import (
     FILE_BLOCKS,
+    READ_BY_TYPE,
     SOURCES,
     register_source,
     type_of_ending,
 )
 from controlllm.data.sources.saved import is_saved, saved_blocks
+from controlllm.data.sources.splits import choose_split, files_by_split
 
 __all__ = ["SMALL_BYTES", "open_blocks", "open_files"]
 
@@ -38,7 +41,8 @@ def open_blocks(source: SourceConfig, timeout: float = 60.0) -> Blocks:
         timeout: seconds to wait for each answer of a remote file system.
 
     Raises:
-        ConfigError: `source_type` or `file_type` is not known.
+        ConfigError: `source_type` or `file_type` is not known, or a field is given that the opener
+            does not read.
         DataError: nothing is there, it cannot be read, or it is broken as a whole.
     """
     opened = SOURCES.get(source.source_type or _type_of(source))(source, timeout)
@@ -59,14 +63,31 @@ def open_files(source: SourceConfig, timeout: float) -> Blocks:
     """Blocks of files, by their types; a folder that `save_to_disk` wrote is one data set.
 
     Raises:
-        ConfigError: `file_type` is not known.
-        DataError: see `finding`; or a file is empty or broken as a whole.
+        ConfigError: `file_type` is not known, or a field is given that is not read.
+        DataError: see `finding`; there is no such split; or a file is empty or broken as a whole.
     """
     found = find_files(source, timeout)
     if isinstance(found, Folder) and source.file_type is None and is_saved(found):
         return saved_blocks(found, source)
     files = with_types(found, source)
-    return _in_memory(files, source) or _blocks(files, source)
+    reads = {"file_type"}.union(*(READ_BY_TYPE.get(file.file_type, ()) for file in files))
+    reads |= {"storage_options"} if is_remote(source.path) else set()
+    if not isinstance(found, Folder):
+        require_read(source, reads)
+        return _open(files, source, source.max_rows)
+    require_read(source, reads | {"split"})
+    by_split = files_by_split(found.path, files)
+    most = source.max_rows if source.split in by_split else None
+    return choose_split(
+        lambda name: _open(by_split[name], source, most),
+        by_split,
+        source.split,
+        shown(source.path),
+    )
+
+
+def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -> Blocks:
+    return _in_memory(files, source, most) or _blocks(files, source)
 
 
 def _blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
@@ -78,14 +99,16 @@ def _blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
     return Chained(parts) if len(parts) > 1 else parts[0]
 
 
-def _in_memory(files: Sequence[SourceFile], source: SourceConfig) -> Blocks | None:
+def _in_memory(
+    files: Sequence[SourceFile], source: SourceConfig, most: int | None
+) -> Blocks | None:
     """All rows of small files; None where they are many, or more than their packed size tells."""
     if sum(SMALL_BYTES + 1 if file.size is None else file.size for file in files) > SMALL_BYTES:
         return None
     with ThreadPoolExecutor(_LOADED_AT_ONCE) as pool:
-        loaded = list(pool.map(SourceFile.load, files))
+        loaded = list(pool.map(lambda file: file.load(SMALL_BYTES), files))
     blocks = _blocks([replace(file, ranged=True) for file in loaded], source)
-    rows = take(itertools.islice(blocks.rows(), source.max_rows), MEMORY_BYTES)
+    rows = take(itertools.islice(blocks.rows(), most), MEMORY_BYTES)
     if rows is None:
         return None
     if not rows:

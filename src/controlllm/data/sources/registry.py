@@ -7,7 +7,7 @@ register_blocks(file_type, *endings)  (files, source) -> Blocks             the 
 ```
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError
@@ -19,6 +19,7 @@ from controlllm.data.sources.files import SourceFile, ending
 __all__ = [
     "FILE_BLOCKS",
     "READERS",
+    "READ_BY_TYPE",
     "SOURCES",
     "BlockMaker",
     "Opener",
@@ -53,18 +54,24 @@ READERS: Registry[Reader] = Registry("file_type")
 FILE_BLOCKS: Registry[BlockMaker] = Registry("file_type")
 """Makers of blocks for every file type."""
 
+READ_BY_TYPE: dict[str, frozenset[str]] = {}
+"""File type -> fields of a source that its reader reads and others do not."""
+
 _ENDINGS: dict[str, str] = {}
 T = TypeVar("T", bound=BlockMaker)
 
 register_source = SOURCES.register
 
 
-def register_reader(file_type: str, *endings: str) -> Callable[[Reader], Reader]:
+def register_reader(
+    file_type: str, *endings: str, reads: Collection[str] = ()
+) -> Callable[[Reader], Reader]:
     """Decorate a reader of one file, to make a file type known. Each file is one block.
 
     Args:
         file_type: its name, as `file_type` in a config.
         *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
+        reads: fields of a source that it reads and readers of other types do not (`text_unit`).
 
     Raises:
         ConfigError: the name or an ending is taken.
@@ -74,6 +81,7 @@ def register_reader(file_type: str, *endings: str) -> Callable[[Reader], Reader]
     def keep(reader: Reader) -> Reader:
         READERS.register(file_type)(reader)
         register_blocks(file_type, *endings)(FileBlocks)
+        READ_BY_TYPE[file_type] = frozenset(reads)
         return reader
 
     return keep

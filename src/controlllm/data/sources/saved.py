@@ -2,22 +2,24 @@
 
 import json
 import posixpath
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import shown
+from controlllm.common.remote import is_remote, shown
 from controlllm.data.config import SourceConfig
+from controlllm.data.rules import require_read
 from controlllm.data.sources.arrow import arrow_blocks
 from controlllm.data.sources.blocks import Blocks
-from controlllm.data.sources.combine import Chained, RowRange
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import SAVED_MARKS, Folder, list_folder
 from controlllm.data.sources.registry import register_source
-from controlllm.data.sources.slices import parse_split, split_names
+from controlllm.data.sources.splits import choose_split
 
 __all__ = ["is_saved", "open_saved", "saved_blocks"]
+
+_MOST_BYTES = 64 * 2**20
+"""Of a JSON file that describes a data set."""
 
 
 @register_source("saved")
@@ -52,53 +54,41 @@ def saved_blocks(folder: Folder, source: SourceConfig) -> Blocks:
     Raises:
         DataError: the folder is not complete, or has no such split.
     """
+    require_read(source, {"split", "storage_options"} if is_remote(source.path) else {"split"})
     by_path = {file.path: file for file in folder.files}
     if (index := by_path.get(folder.join("dataset_dict.json"))) is not None:
-        places = {name: folder.join(name) for name in _read_json(index)["splits"]}
+        places = {str(name): folder.join(str(name)) for name in _field(index, "splits", list)}
     else:
-        name = _read_json(by_path[folder.join("state.json")]).get("_split")
+        name = _field(by_path[folder.join("state.json")], "_split", str | None)
         # One that was made in memory has no name.
         places = {name or source.split.partition("[")[0]: folder.path}
-    try:
-        return _choose(lambda name: _split(by_path, places[name], source), places, source.split)
-    except DataError as error:
-        raise DataError(f"{shown(source.path)}: {error}") from None
-
-
-def _choose(open_split: Callable[[str], Blocks], names: Iterable[str], split: str) -> Blocks:
-    """The split, or the slices of splits, that a spelling names; others are not opened."""
-    wanted = split_names(split, names)
-    opened = {name: open_split(name) for name in wanted}
-    if split in opened:
-        return opened[split]
-    if not all(blocks.by_row for blocks in opened.values()):
-        raise DataError(
-            f"split={split!r} cuts a data set whose rows cannot be read one by one here; take "
-            "whole splits, or `max_rows`."
-        )
-    sizes = {name: len(blocks) for name, blocks in opened.items()}
-    parts: list[Blocks] = [
-        RowRange(opened[name], rows) for name, rows in parse_split(split, sizes) if len(rows)
-    ]
-    if not parts:
-        raise DataError(f"split={split!r} holds no rows.")
-    return Chained(parts) if len(parts) > 1 else parts[0]
+    return choose_split(
+        lambda name: _split(by_path, places[name], source),
+        places,
+        source.split,
+        shown(source.path),
+    )
 
 
 def _split(by_path: dict[str, SourceFile], place: str, source: SourceConfig) -> Blocks:
     state = by_path.get(posixpath.join(place, "state.json"))
     if state is None:
         raise DataError(f"{place}: state.json is missing; was it saved to its end?")
-    names = [entry["filename"] for entry in _read_json(state)["_data_files"]]
-    paths = [posixpath.join(place, name) for name in names]
+    entries = _field(state, "_data_files", list)
+    names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
+    paths = [posixpath.join(place, str(name)) for name in names]
     if missing := [path for path in paths if path not in by_path]:
         raise DataError(f"{missing[0]} is missing; was it saved, or copied, to its end?")
     return arrow_blocks([replace(by_path[path], file_type="arrow") for path in paths], source)
 
 
-def _read_json(file: SourceFile) -> Any:
-    content = file.load().content or b""
+def _field(file: SourceFile, name: str, kind: Any) -> Any:
+    """What a JSON file of a saved data set says under a name."""
+    content = file.load(_MOST_BYTES).content or b""
     try:
-        return json.loads(content)
-    except ValueError as error:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
+    if not isinstance(values, dict) or not isinstance(values.get(name), kind):
+        raise DataError(f"{file}: {name!r} is missing or damaged; did `save_to_disk` write it?")
+    return values.get(name)

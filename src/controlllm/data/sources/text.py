@@ -12,7 +12,7 @@ from controlllm.data.sources.registry import register_reader
 __all__ = ["read_text"]
 
 
-@register_reader("text", ".txt", ".text", ".md", ".markdown")
+@register_reader("text", ".txt", ".text", ".md", ".markdown", reads=("text_unit",))
 def read_text(file: SourceFile, source: SourceConfig) -> Iterator[Located]:
     """Rows with one column, `text`; parts that are blank are no rows."""
     if file.size == 0:
