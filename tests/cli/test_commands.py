@@ -29,6 +29,8 @@ from controlllm.cli.evaluate import EvalOptions
 from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.plan import PlanOptions
+from controlllm.cli.sets import UNREAD
+from controlllm.data import DataConfig
 from controlllm.demo import DemoConfig
 from controlllm.train import RunConfig
 
@@ -101,6 +103,9 @@ def test_every_option_is_explained_in_help(cli: Cli, command: str) -> None:
         described = descriptions(section)
         for field in dataclasses.fields(section):
             assert described.get(field.name), f"{section.__name__}.{field.name} has no docstring"
+            measures = command in ("eval", "calibrate") and section is DataConfig
+            if measures and f"data.{field.name}" in UNREAD:
+                continue
             if not dataclasses.is_dataclass(get_type_hints(section)[field.name]):
                 assert "".join(described[field.name].split()) in text
                 explained += 1

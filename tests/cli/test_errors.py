@@ -37,10 +37,10 @@ def fails(result: tuple[int, str, str], *parts: str) -> None:
         (["train", "--training.max_steps", "many"], ["training.max_steps", "many"]),
         (["train", "--training.max_steps", "-3"], ["training.max_steps=-3", "at least 1"]),
         (["train", "--training.loss_chunk_size", "0"], ["loss_chunk_size=0", "at least 1"]),
-        (["train", "--parallel.strategy", "zero"], ["strategy=zero; allowed: 'fsdp', 'hsdp'"]),
+        (["train", "--parallel.strategy", "zero"], ["strategy='zero'", "allowed: ddp, fsdp, hsdp"]),
         (
             ["train", "--model.quantize_base=int7"],
-            ["quantize_base=int7; allowed: 'int8', 'nf4', 'bnb_int8'"],
+            ["quantize_base='int7'", "allowed: bnb_int8", "Did you mean 'int8'?"],
         ),
         (["train", "--expansion.interpolator=lrep"], ["Did you mean 'lerp'?"]),
         (["train", "--data.train", '[{"path": "x", "wieght": 2}]'], ["data.train.weight?"]),

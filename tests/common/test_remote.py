@@ -315,7 +315,7 @@ def test_addresses_that_cannot_work():
     for address, told in (
         ("webhdfs:///folder", "names no host"),
         ("webhdfs://host:port/x", "is no address"),
-        ("foo://host/x", "Protocol not known"),
+        ("foo://host/x", "foo:// is not opened"),
     ):
         with pytest.raises(DataError, match=told):
             open_filesystem(address, timeout=LATE)

@@ -10,7 +10,6 @@ import yaml
 
 from controlllm.cli import main
 from controlllm.train.config import RunConfig
-from controlllm.train.config_io import build
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -80,4 +79,4 @@ def run_files() -> list[Any]:
 
 @pytest.mark.parametrize("text", run_files())
 def test_run_files_have_these_settings(text):
-    assert build(RunConfig, yaml.safe_load(text)).data.train
+    assert RunConfig.from_dict(yaml.safe_load(text)).data.train

@@ -8,14 +8,21 @@ import pickle
 import re
 import socket
 import stat
+import subprocess
+import sys
 import threading
+import types
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
+import yaml
 from tests.checkpoint.test_state import make_state
+from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
 from tests.trust.sources_helpers import Trap
 from tests.webhdfs import WebHdfs
 from transformers import PreTrainedTokenizerBase
@@ -30,11 +37,18 @@ from controlllm.checkpoint import (
 from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
 from controlllm.checkpoint.manifest import write_manifest
 from controlllm.checkpoint.remote import RemoteRun
+from controlllm.common import remote
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.lock import make_once
 from controlllm.common.remote import open_filesystem
+from controlllm.common.secrets import redacted
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
+from controlllm.data.plugins import load_plugins
 from controlllm.expansion import ExpansionConfig, expand
+from controlllm.train import RunConfig
+from controlllm.train.folder import _changes as folder_changes
+from controlllm.train.folder import open_run_folder
+from controlllm.train.loggers import LOGGERS, LoggerContext
 
 # ---- 1: best.json and manifests name nothing outside the run's own folder ----
 
@@ -88,7 +102,111 @@ def test_a_manifest_lists_plain_names_only(cluster, tmp_path, name):
 # ---- 2: no file makes a parser import a module ----
 
 
+TRAPPED = {"class_path": "stranger_module.Trap", "init_args": {}}
+
+
+@pytest.fixture
+def stranger_module(tmp_path, monkeypatch):
+    """A module that leaves a file behind when anybody imports it."""
+    mark = tmp_path / "imported"
+    (tmp_path / "modules").mkdir()
+    text = f"open({str(mark)!r}, 'w').close()\nclass Trap: pass\n"
+    (tmp_path / "modules" / "stranger_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return mark
+
+
+def test_values_of_any_type_name_no_class_to_import(stranger_module, tmp_path):
+    source = {"path": "a.txt", "where": {"x": TRAPPED}, "storage_options": {"client": TRAPPED}}
+    file = yaml_file(tmp_path / "a.yaml", {"data": {"learn": [source]}})
+    folder = run_folder(tmp_path / "run", {"learn": [source]})
+    assert evaluated("m", "--config", file).data.learn[0].where == {"x": [TRAPPED]}
+    assert evaluated(folder).data.learn[0].storage_options == {}
+    assert evaluated(folder, "--trust_config").data.learn[0].storage_options == {"client": TRAPPED}
+    evaluated("m", "--load.storage_options", json.dumps(TRAPPED))
+    evaluated("m", "--data.learn", json.dumps([source]))
+    assert not stranger_module.exists()
+
+
+def test_processes_take_no_module_from_the_working_folder(tmp_path):
+    """`json.py` beside the user's files is not what a rank, or a process of its, imports."""
+    mark = tmp_path / "imported"
+    for name in ("json", "yaml", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    words = ["train", "--nproc", "2", "--model.model_name_or_path", "./nowhere"]
+    words += ["--data.train", "[{path: nowhere.txt}]", "--model.device", "cpu"]
+    script = f"from controlllm.cli import main; raise SystemExit(main({words!r}))"
+    safe = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **safe},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "nowhere" in done.stderr, done.stderr
+    assert not mark.exists()
+
+
 # ---- 3: addresses, options and cache folders of somebody's run folder need a flag ----
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reference://x",
+        "simplecache::https://host/a.jsonl",
+        "simplecache::/a.jsonl",
+        "zip://a.jsonl::https://host/a.zip",
+        "github://owner:repo@main/a.jsonl",
+        "jupyter://host/a",
+        "nosuch://host/a",
+    ],
+)
+def test_schemes_are_on_a_list(address):
+    with pytest.raises(DataError, match=r"allowed: .*webhdfs.*allow_scheme"):
+        open_filesystem(address)
+    with pytest.raises((CheckpointError, DataError), match="allowed: "):
+        local_copy(address)
+
+
+def test_a_scheme_of_ones_own_is_allowed_in_python(monkeypatch):
+    monkeypatch.setattr(remote, "_allowed", set(remote._allowed))
+    fsspec.register_implementation("mine", "fsspec.implementations.memory.MemoryFileSystem", True)
+    with pytest.raises(DataError, match="mine:// is not opened"):
+        open_filesystem("mine://a")
+    remote.allow_scheme("mine")
+    assert open_filesystem("mine://a")[1].endswith("a")
+
+
+def test_a_run_folder_brings_no_addresses_options_or_places(cluster, tmp_path, caplog):
+    (cluster.folder / "rows.jsonl").write_text('{"text": "a"}')
+    elsewhere = f"{cluster.address}rows.jsonl"
+    data = {
+        "learn": [{"path": elsewhere}, {"path": "b.txt", "storage_options": {"anon": True}}],
+        "retain": [{"path": "c.txt"}],
+        "cache_dir": str(tmp_path / "victim"),
+        "chat_template": "/etc/template.jinja",
+        "max_length": 77,
+    }
+    folder = run_folder(tmp_path / "run", data)
+    options = evaluated(folder)
+    assert [source.path for source in options.data.learn] == ["b.txt"]
+    assert options.data.learn[0].storage_options == {}
+    assert (options.data.cache_dir, options.data.chat_template) == (None, None)
+    assert options.data.max_length == 77
+    told = caplog.records[-1].getMessage()
+    for part in (elsewhere, "storage_options of b", "victim", "template.jinja", "--trust_config"):
+        assert part in told
+    assert cluster.requests == []
+    trusted = evaluated(folder, "--trust_config", "true").data
+    assert [source.path for source in trusted.learn] == [elsewhere, "b.txt"]
+    assert trusted.cache_dir == data["cache_dir"] and trusted.learn[1].storage_options
+
+
+def test_the_flag_stands_in_no_file(tmp_path, capsys):
+    file = yaml_file(tmp_path / "a.yaml", {"trust_config": True})
+    assert "trust_config is not a setting" in refused(capsys, "train", file)
 
 
 # ---- 4: credentials go to no host that the user did not type ----
@@ -145,6 +263,67 @@ def test_a_base_that_the_user_types_may_be_an_address(
 
 
 # ---- 5: no code is fetched, and none runs without consent on the command line ----
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """A plugin, and the file that it leaves behind when it runs."""
+    mark = tmp_path / "executed"
+    (tmp_path / "plugin.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    return str(tmp_path / "plugin.py"), mark
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "data inspect", "data prepare"])
+def test_plugins_of_a_file_need_consent(verb, plugin, tmp_path, capsys):
+    path, mark = plugin
+    data = {"train": [{"path": "a.txt"}], "plugins": [path]}
+    file = yaml_file(tmp_path / "run.yaml", {"data": data})
+    told = refused(capsys, *verb.split(), file)
+    assert "asks to run code: data.plugins" in told and path in told and "--trust_config" in told
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "name"),
+    [
+        ("train", {"model": {"trust_remote_code": True}}, "model.trust_remote_code"),
+        ("eval", {"load": {"trust_remote_code": True}}, "load.trust_remote_code"),
+        ("export", {"load": {"trust_remote_code": True}}, "load.trust_remote_code"),
+        ("chat", {"load": {"trust_remote_code": True}}, "load.trust_remote_code"),
+        ("eval", {"include_path": "tasks", "tasks": "mine"}, "include_path"),
+        ("calibrate", {"data": {"plugins": ["a.py"]}}, "data.plugins"),
+    ],
+)
+def test_code_that_a_file_names_needs_consent(verb, settings, name, tmp_path, capsys):
+    file = yaml_file(tmp_path / "a.yaml", settings)
+    places = {"train": [], "export": ["m", "out"]}.get(verb, ["m"])
+    told = refused(capsys, verb, *places, "--config", file)
+    assert f"{file} asks to run code: {name}." in told and f"--{name} " in told
+
+
+def test_consent_is_a_word_or_the_flag(plugin, tmp_path):
+    path, _ = plugin
+    file = yaml_file(tmp_path / "run.yaml", {"data": {"plugins": ["other.py"]}})
+    assert trained(file, "--data.plugins", f"[{path}]").data.plugins == [path]
+    assert trained(file, "--trust_config").data.plugins == ["other.py"]
+    folder = run_folder(tmp_path / "run", {"plugins": ["theirs.py"]})
+    assert evaluated(folder).data.plugins == []
+    assert evaluated(folder, "--trust_config").data.plugins == ["theirs.py"]
+    with pytest.raises(ConfigError, match="asks to run code"):
+        trained(file, "--data.plugins+", path)
+
+
+def test_no_plugin_lies_below_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "cache" / "models" / "dropped.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("raise SystemExit")
+    with pytest.raises(ConfigError, match="lies in a cache"):
+        load_plugins(DataConfig(plugins=[str(place)]))
+    monkeypatch.delenv("CONTROLLLM_CACHE")
+    with pytest.raises(ConfigError, match="lies in a cache"):
+        load_plugins(DataConfig(plugins=[str(place)], cache_dir=str(tmp_path / "cache")))
+
 
 CODE = ("modeling.py", "pytorch_model.bin", "a.pt", "a.so", "a.pth", "sitecustomize.PY", "a.pkl")
 
@@ -254,6 +433,42 @@ def test_a_cache_is_made_for_its_owner_and_one_of_others_is_refused(
 
 
 # ---- 8: regexes, alias bombs, huge headers and decompression bombs are bounded ----
+
+
+ALIASES = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ALIASES, "aliases .* expanded"),
+        (f"a: &a {'x' * 9000}\nb: [{'*a,' * 5000}]", "aliases .* expanded"),
+        ("a: &a [*a]", "contains itself"),
+        ("a: " + "[" * 5000, "nested deeper"),
+        ("a: [" + "1," * 200_000 + "]", "more than 100,000 values"),
+        ("#" * (2**20 + 1), "more than 1 MiB"),
+        (b"\x80\x04\x95\xff", "no text in UTF-8"),
+        (b"a: \x00\x01", "not valid YAML"),
+        (
+            "data: {max_length: 8}\ntraining: {}\ndata: {max_length: 9}",
+            "line 3: data is given twice",
+        ),
+        ("data:\n  max_length: 8\n  max_length: 9", "line 3: data.max_length is given twice"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+    ],
+)
+def test_yaml_is_read_within_bounds_by_every_verb(text, words, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for command in (["train", file], ["eval", "m", "--config", file], ["data", "inspect", file]):
+        told = refused(capsys, *command)
+        assert str(file) in told and re.search(words, told)
+    (tmp_path / "run").mkdir()
+    file.rename(tmp_path / "run" / "config.yaml")
+    assert re.search(words, refused(capsys, "eval", tmp_path / "run"))
 
 
 # ---- 9: no escape sequence reaches the terminal, no markup the model card ----
@@ -396,6 +611,75 @@ def own_address():
     if found.startswith("127."):
         pytest.skip("this machine has no address but the loopback's")
     return found
+
+
+SECRET = "s3cr3t-value"
+
+
+@pytest.fixture
+def secretive(tmp_path):
+    """A run whose settings hold a secret at every place that there is for one."""
+    (tmp_path / "a.txt").write_text("text " * 40)
+    options = {"user": "alice", "token": SECRET, "anon": False, "session": SECRET}
+    headers = {"client_kwargs": {"headers": {"Authorization": f"Bearer {SECRET}"}}}
+
+    def make(**training):
+        source = {"path": str(tmp_path / "a.txt"), "storage_options": {**options, **headers}}
+        given = {"output_dir": str(tmp_path / "run"), "remote_storage_options": dict(options)}
+        learn = [
+            {"path": f"webhdfs://alice:{SECRET}@host:1/a.txt", "name": "a"},
+            {"path": f"https://host/b.txt?sig={SECRET}&n=1", "name": "b"},
+        ]
+        data = {"train": [source], "learn": learn}
+        return RunConfig.from_dict({"data": data, "training": given | training})
+
+    return make
+
+
+def test_config_yaml_holds_no_secret_and_is_its_owners(secretive, tmp_path):
+    run = secretive()
+    open_run_folder(run)
+    path = tmp_path / "run" / "config.yaml"
+    assert SECRET not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    saved = yaml.safe_load(path.read_text())
+    assert saved["data"]["train"][0]["storage_options"]["user"] == "alice"
+    assert saved["training"]["remote_storage_options"]["token"] == "<redacted>"
+    assert SECRET not in str(redacted(run.to_dict()))
+
+
+def test_a_placeholder_is_no_secret(secretive, tmp_path, capsys):
+    open_run_folder(secretive())
+    told = refused(capsys, "train", tmp_path / "run" / "config.yaml")
+    assert "is a secret that was left out" in told and "storage_options" in told
+
+
+def test_a_rotated_token_and_password_block_no_resume(secretive, tmp_path):
+    run = secretive()
+    before = redacted(run.to_dict())
+    run.data.train[0].storage_options = {"token": "another", "user": "bob"}
+    run.training.remote_storage_options = {}
+    run.data.learn[0].path = run.data.learn[0].path.replace(SECRET, "another")
+    assert list(folder_changes(before, run)) == []
+    run.data.learn[0].path = run.data.learn[0].path.replace("host", "elsewhere")
+    (change,) = folder_changes(before, run)
+    assert "data.learn" in change and SECRET not in change and "another" not in change
+
+
+def test_errors_and_wandb_show_no_secret(secretive, tmp_path, capsys, monkeypatch):
+    words = ["--training.remote_storage_options", SECRET]
+    assert SECRET not in refused(capsys, "train", *words)
+    assert SECRET not in refused(capsys, "eval", "m", "--load.storage_options.token=" + SECRET)
+    with pytest.raises(DataError) as failure:
+        open_filesystem(f"http://127.0.0.1:9/a.txt?sig={SECRET}", timeout=2)
+    assert SECRET not in str(failure.value) and "sig=***" in str(failure.value)
+    sent = {}
+    fake = types.SimpleNamespace(init=lambda **settings: sent.update(settings))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run = secretive()
+    (tmp_path / "run").mkdir()
+    LOGGERS.get("wandb")(LoggerContext(run, total_steps=1, start_step=0))
+    assert sent["config"]["training"]["max_steps"] == 1000 and SECRET not in str(sent)
 
 
 # ---- 13: malformed files are one sentence that names file and field ----

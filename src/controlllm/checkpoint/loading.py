@@ -41,6 +41,7 @@ from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.fields import RUNS_CODE
 from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
 from controlllm.expansion.hf_config import ControlLLMConfig
@@ -74,7 +75,7 @@ class LoadOptions:
     check_base: bool = True
     """Refuse a base whose fingerprint is not the recorded one."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
     """Allow code that comes with the model to run."""
 
     attn_implementation: str | None = None

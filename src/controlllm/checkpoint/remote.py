@@ -17,6 +17,7 @@ from controlllm.checkpoint.names import is_checkpoint, is_plain
 from controlllm.checkpoint.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError, DataError
 from controlllm.common.remote import open_filesystem, shown
+from controlllm.common.secrets import hidden
 
 __all__ = ["FOLDERS", "RemoteRun"]
 
@@ -61,8 +62,8 @@ class RemoteRun:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"{self.address} cannot be used: {error}. Try again once its server answers; no "
-                "checkpoint was harmed."
+                f"{self.address} cannot be used: {hidden(error)}. Try again once its server "
+                "answers; no checkpoint was harmed."
             ) from error
 
     def checkpoints(self, whole: bool = True) -> list[str]:

@@ -102,7 +102,8 @@ def _help() -> str:
         "Teach a language model something new without forgetting.\n\n"
         f"commands:\n{verbs}\n\n"
         "`controlllm <command> --help` shows all options of a command; --debug shows tracebacks.\n"
-        "Every command takes --config FILE.yaml, and options after it override the file."
+        "Every command takes --config FILE.yaml; options count more than the file. Lists replace\n"
+        "the list below them, --name+ appends."
     )
 
 

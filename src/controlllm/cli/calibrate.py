@@ -6,7 +6,7 @@ from pathlib import Path
 
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import Sets, load_sets, run_defaults
+from controlllm.cli.sets import UNREAD, Sets, load_sets, run_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json
 from controlllm.common.occupied import occupied
@@ -56,7 +56,7 @@ class CalibrateOptions:
 
 def run(argv: list[str]) -> None:
     """Sweep, print the curve, and write the chosen alpha, the curve and its picture."""
-    options = parse_options(CalibrateOptions, argv, "calibrate", run_defaults(argv))
+    options = parse_options(CalibrateOptions, argv, "calibrate", run_defaults, unread=UNREAD)
     if not (options.data.learn and options.data.retain):
         raise ConfigError(
             "calibrate needs data.learn and data.retain: sets to learn and to retain."

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import as_list, load_sets, run_defaults
+from controlllm.cli.sets import UNREAD, as_list, load_sets, run_defaults
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
+from controlllm.common.fields import RUNS_CODE
 from controlllm.common.files import write_json
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
@@ -45,7 +46,7 @@ class EvalOptions:
     tasks: str | list[str] = field(default_factory=list)
     """Tasks of lm-evaluation-harness, with commas between them (or a list)."""
 
-    include_path: str | list[str] = field(default_factory=list)
+    include_path: str | list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Folders with further task files."""
 
     num_fewshot: int | None = None
@@ -75,7 +76,7 @@ class EvalOptions:
 
 def run(argv: list[str]) -> None:
     """Measure, print tables, and write the numbers if asked."""
-    options = parse_options(EvalOptions, argv, "eval", run_defaults(argv))
+    options = parse_options(EvalOptions, argv, "eval", run_defaults, unread=UNREAD)
     sources = [SourceConfig(path=path) for path in as_list(options.files)]
     sources += [*options.data.learn, *options.data.retain]
     if not sources and not options.tasks:

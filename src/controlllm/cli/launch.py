@@ -62,7 +62,9 @@ def launch(argv: list[str], count: int, max_restarts: int) -> int:
     Returns:
         The exit code of the run.
     """
-    words = ["-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
+    # -P here, and in what they start: no file of the working folder is taken for a module.
+    words = ["-P", "-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
+    os.environ["PYTHONSAFEPATH"] = "1"
     # Small models are slower on many threads, and all processes share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     code = _attempt(words, count)

@@ -1,29 +1,53 @@
-"""From words and YAML to one typed options object, by jsonargparse.
+"""From words and YAML to one typed options object.
 
-Order: defaults of the dataclass, then a preset, then YAML files, then words on the command line;
-what comes later wins. A wrong name is answered with the nearest right one.
+Order: defaults of the dataclass, then a preset, then what a run folder brings, then YAML files in
+their order, then the words, wherever they stand. What comes later wins; dicts are merged, lists are
+replaced (`--name+` appends). A wrong name is answered with the nearest right one.
+
+Values become settings by the type hints alone (`train.config_io.build`); jsonargparse writes the
+help.
 """
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any, TypeVar, get_args, get_type_hints
+import json
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+import yaml
 
+from controlllm.cli.processes import speaks
+from controlllm.cli.words import (
+    Words,
+    dataclass_in,
+    is_required,
+    near,
+    parse_words,
+    setting_names,
+)
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import nearest_name
+from controlllm.common.fields import RUNS_CODE, settings_with, value_at
+from controlllm.common.secrets import hidden, redacted, redactions
 from controlllm.train.config_io import build, merge, read_yaml
 
-__all__ = ["given_value", "given_values", "parse_options"]
+__all__ = ["Below", "parse_options"]
 
 T = TypeVar("T")
-_OWN_OPTIONS = {"config", "help", "print_config"}
+
+Below = Callable[[dict[str, Any], bool], Mapping[str, Any]]
+"""What the user said, and whether files of others are trusted -> values to lay below it."""
+
+TRUST = "--trust_config true"
 
 
 def parse_options(
-    cls: type[T], argv: list[str], verb: str, defaults: Mapping[str, Any] | None = None
+    cls: type[T],
+    argv: list[str],
+    verb: str,
+    below: Below | None = None,
+    make: Callable[[dict[str, Any]], T] | None = None,
+    unread: Collection[str] = (),
 ) -> T:
     """Parse the words of one command.
 
@@ -32,84 +56,53 @@ def parse_options(
             positional.
         argv: the words after the verb.
         verb: the command, for `--help`.
-        defaults: nested values that take the place of the dataclass's own defaults.
+        below: values that take the place of the dataclass's own defaults.
+        make: makes the options of nested values; by default `build`.
+        unread: settings of the dataclass that this command does not read.
 
     Raises:
-        ConfigError: for an unknown name (with the nearest), a wrong value or a missing one.
+        ConfigError: for an unknown name (with the nearest), a wrong value or a missing one, a
+            setting that is given twice, or code that only a file asks for.
         SystemExit: after `--help` and `--print_config`.
     """
-    parser = _parser(cls, verb)
-    names = sorted(_setting_names(cls))
-    for path in given_values(argv, "config"):
-        _check_names(cls, read_yaml(path), str(path), names)
-    _check_words(argv, names)
-    try:
-        if defaults:
-            parser.set_defaults(_flat(cls, defaults))
-        values = parser.parse_args(_with_values(cls, argv)).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_readable(str(error), names, verb)) from error
-    values = {key: value for key, value in values.items() if key not in _OWN_OPTIONS}
-    return build(cls, _plain(values))
+    words = parse_words(cls, argv)
+    _check_names(cls, words.values, "the command line", sorted(setting_names(cls)))
+    if words.own.get("help"):
+        _print_help(cls, verb, unread)
+        raise SystemExit(0)
+    trusts = words.own.get("trust_config", False)
+    files = [(path, _read(cls, path)) for path in words.files]
+    if not trusts:
+        _require_consent(cls, files, words)
+    layers = [values for _, values in files] + [words.values]
+    _refuse_unread(unread, layers, words, verb)
+    if below is not None:
+        layers.insert(0, dict(below(_laid(layers), trusts)))
+    values = _laid(layers)
+    lists = dict.fromkeys(_replaced_lists(layers)) | dict.fromkeys(words.appended)
+    for name, items in words.appended.items():
+        _append(values, name, items)
+    _require_whole(cls, values, verb)
+    options = make(values) if make is not None else build(cls, values)
+    _tell_lists(values, lists)
+    if words.own.get("print_config"):
+        plain = options.to_dict() if hasattr(options, "to_dict") else asdict(options)  # type: ignore[call-overload]
+        print(yaml.safe_dump(redacted(plain), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return options
 
 
-def given_value(argv: list[str], key: str) -> Any:
-    """The value of a top-level setting as the user gave it: the last word, else the last YAML."""
+def _read(cls: type, path: str) -> dict[str, Any]:
+    values = read_yaml(path)
+    _check_names(cls, values, path, sorted(setting_names(cls)))
+    return values
+
+
+def _laid(layers: list[dict[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for path in given_values(argv, "config"):
-        values = merge(values, read_yaml(path))
-    return next(reversed(given_values(argv, key)), values.get(key))
-
-
-def given_values(argv: list[str], key: str) -> list[str]:
-    """All values given by `--key value` and `--key=value`."""
-    apart = [(i, value) for i, (word, value) in enumerate(pairwise(argv)) if word == f"--{key}"]
-    joined = [
-        (i, word.split("=", 1)[1]) for i, word in enumerate(argv) if word.startswith(f"--{key}=")
-    ]
-    return [value for _, value in sorted(apart + joined)]
-
-
-def _parser(cls: type, verb: str) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    required = [field.name.upper() for field in dataclasses.fields(cls) if _is_required(field)]
-    parser = ArgumentParser(
-        prog=f"controlllm {verb}",
-        usage=" ".join(["controlllm", verb, *required, "[--config FILE.yaml] [options]"]),
-        description=cls.__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
-    parser.add_class_arguments(cls, as_group=False, as_positional=True)
-    return parser
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
-
-
-def _check_words(argv: list[str], names: list[str]) -> None:
-    """Refuse `--names` that are no settings, nor lie inside one (`--data.train.path`)."""
-    leaves = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
-    for word in argv:
-        name = word[2:].split("=", 1)[0].removesuffix("+").removesuffix(".help")
-        if not word.startswith("--") or name in _OWN_OPTIONS or name in names:
-            continue
-        if not any(name.startswith(f"{leaf}.") for leaf in leaves):
-            raise ConfigError(f"--{name} is not an option.{_near(name, names, '--')}")
-
-
-def _with_values(cls: type, argv: list[str]) -> list[str]:
-    """The words, with `true` after each `--switch` that has no value of its own."""
-    switches = {f"--{name}" for name, hint in get_type_hints(cls).items() if hint is bool}
-    words: list[str] = []
-    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
-        words.append(word)
-        if word in switches and following.startswith("--"):
-            words.append("true")
-    return words
+    for layer in layers:
+        values = merge(values, layer)
+    return values
 
 
 def _check_names(
@@ -120,74 +113,113 @@ def _check_names(
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ConfigError(f"{file}: {name} is not a setting.{_near(name, names)}")
-        inner = _dataclass_in(hints[key])
+            raise ConfigError(f"{file}: {name} is not a setting.{near(name, names)}")
+        inner = dataclass_in(hints[key])
         for item in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(item, Mapping):
                 _check_names(inner, item, file, names, f"{name}.")
 
 
-def _setting_names(cls: type, prefix: str = "") -> set[str]:
-    """Dotted names of all settings: sections, and fields of what lists hold, included."""
-    names = set()
-    for name, hint in get_type_hints(cls).items():
-        names.add(prefix + name)
-        inner = _dataclass_in(hint)
-        if inner is not None:
-            names |= _setting_names(inner, f"{prefix}{name}.")
-    return names
+def _refuse_unread(
+    unread: Collection[str], layers: list[dict[str, Any]], words: Words, verb: str
+) -> None:
+    for name in unread:
+        if name in words.appended or any(value_at(layer, name) is not None for layer in layers):
+            raise ConfigError(f"{name} is not read by `{verb}`; leave it out.")
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a hint is or contains (`list[SourceConfig]`), if any."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return hint
-    return next(filter(None, (_dataclass_in(inner) for inner in get_args(hint))), None)
+def _require_consent(cls: type, files: list[tuple[str, dict[str, Any]]], words: Words) -> None:
+    """A file may name code; that it runs is for the words of the command to say."""
+    for name in settings_with(cls, RUNS_CODE):
+        said = value_at(words.values, name) is not None
+        for file, values in files:
+            value = value_at(values, name)
+            if value and not said:
+                repeated = value if isinstance(value, str) else json.dumps(value)
+                raise ConfigError(
+                    f"{file} asks to run code: {name}. A file only names it; if you know what it "
+                    f"runs, say it on the command line, too: --{name} {shlex.quote(repeated)}, or "
+                    f"{TRUST} for all that files ask for."
+                )
 
 
-def _near(name: str, names: list[str], mark: str = "") -> str:
-    """The nearest right name, as a sentence; the last part decides if the whole is like none."""
-    near = nearest_name(name, names)
-    if near is None:
-        leaves = {known.rsplit(".", 1)[-1]: known for known in names}
-        near = leaves.get(nearest_name(name.rsplit(".", 1)[-1], leaves) or "")
-    return f" Did you mean {mark}{near}?" if near else " See --help for all of them."
+def _require_whole(cls: type, values: dict[str, Any], verb: str) -> None:
+    """What must be given, is; and no placeholder stands for what was redacted."""
+    missing = [f.name for f in fields(cls) if is_required(f) and f.name not in values]
+    if missing:
+        raise ConfigError(f"{verb} needs {' and '.join(missing)}. See `controlllm {verb} --help`.")
+    gone = list(redactions(values))
+    if gone:
+        raise ConfigError(
+            f"{gone[0]} is a secret that was left out when its file was written; put it in again, "
+            "in a file of your own, or give it by the environment (docs/hdfs.md)."
+        )
 
 
-def _readable(message: str, names: list[str], verb: str) -> str:
-    """The parser's message on one line, with the nearest name where a name was wrong."""
-    text = " ".join(message.split()).rstrip(".")
-    wrong = re.search(r"(?:[Oo]ption|Key) '([\w.]+)' is not (?:accepted|expected)", text)
-    choice = re.search(
-        r'[Kk]ey "([\w.]+)".*typing\.Literal\[(.+?)\].*?(?:Got|Given) value: (\S+)', text
+def _append(values: dict[str, Any], name: str, items: list[Any]) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        values[section] = dict(values.get(section) or {})
+        values = values[section]
+    old = values.get(last) or []
+    values[last] = [*(old if isinstance(old, list) else [old]), *items]
+
+
+def _replaced_lists(layers: list[dict[str, Any]]) -> Iterator[str]:
+    """Dotted names of lists that replace another one below them."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        yield from _lists_over(values, layer)
+        values = merge(values, layer)
+
+
+def _lists_over(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for key, value in over.items():
+        old = base.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            yield from _lists_over(old, value, f"{where}{key}.")
+        elif isinstance(value, list) and old and old != value:
+            yield f"{where}{key}"
+
+
+def _tell_lists(values: dict[str, Any], names: Mapping[str, Any]) -> None:
+    """Print what became of lists that were replaced or grew; numbers speak for themselves."""
+    for name in names if speaks() else ():
+        items = value_at(values, name) or []
+        if not any(isinstance(item, int | float) for item in items):
+            print(f"{name}: {', '.join(map(_item_text, items)) or 'none'}", file=sys.stderr)
+
+
+def _item_text(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return hidden(item)
+    path = hidden(item.get("path", item))
+    return f"{item['name']} ({path})" if item.get("name") else path
+
+
+def _print_help(cls: type, verb: str, unread: Collection[str]) -> None:
+    from argparse import SUPPRESS
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    required = [field.name.upper() for field in fields(cls) if is_required(field)]
+    parser = ArgumentParser(
+        prog=f"controlllm {verb}",
+        usage=" ".join(["controlllm", verb, *required, "[--config FILE.yaml] [options]"]),
+        description=cls.__doc__,
     )
-    if choice is not None:
-        return f"{choice[1]}={choice[3]}; allowed: {choice[2]}."
-    if wrong is None:
-        return f"{text}. See `controlllm {verb} --help`."
-    where = re.search(r'[Kk]ey "([\w.]+)"', text)
-    name = f"{where[1]}.{wrong[1]}" if where else wrong[1]
-    return f"{name} is not a setting.{_near(name, names)}"
-
-
-def _flat(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values with dotted keys down to the settings of nested dataclasses."""
-    flat: dict[str, Any] = {}
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        if dataclasses.is_dataclass(hints.get(key)) and isinstance(value, Mapping):
-            flat |= _flat(hints[key], value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    """The parser's namespaces as dicts and strings."""
-    from jsonargparse import Namespace
-
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not str(k).startswith("__")}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    if any(settings_with(cls, RUNS_CODE)):
+        parser.add_argument(
+            "--trust_config",
+            type=bool,
+            default=False,
+            help="Run the code that YAML files name, and use addresses, storage options, cache "
+            "folders and template files of a run folder; only here, never in a file.",
+        )
+    parser.add_class_arguments(cls, as_group=False, as_positional=True)
+    for action in parser._actions:
+        if action.dest in unread:
+            action.help = SUPPRESS
+    parser.print_help()

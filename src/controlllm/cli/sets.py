@@ -2,61 +2,114 @@
 
 import json
 import logging
-import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.cli.parsing import given_values
+from controlllm.checkpoint.remote import RemoteRun
+from controlllm.checkpoint.state import checkpoint_step
 from controlllm.cli.terminal import Tracked
 from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.errors import ConfigError
+from controlllm.common.fields import value_at
+from controlllm.common.remote import is_remote, shown
+from controlllm.common.secrets import redactions
+from controlllm.common.yamls import parse_yaml
 from controlllm.data import DataConfig, SourceConfig, eval_batches
+from controlllm.data.templates import is_template_file
 from controlllm.train.config import RunConfig
 from controlllm.train.config_io import read_yaml
 
-__all__ = ["Sets", "as_list", "load_sets", "run_defaults"]
+__all__ = ["UNREAD", "Sets", "as_list", "load_sets", "run_defaults"]
 
 log = logging.getLogger(__name__)
 
 Sets = dict[str, Sequence[Any]]
 
+CONFIG = "config.yaml"
 
-def _run_config(path: str) -> RunConfig | None:
-    """The config of the run that `path` (a run folder or a checkpoint of it) belongs to, if any."""
-    folder = Path(path)
-    for place in (folder, folder.parent):
-        if (place / "config.yaml").is_file():
-            return RunConfig.from_yaml(place / "config.yaml")
-    return None
+UNREAD = tuple(
+    f"data.{name}"
+    for name in (
+        # Settings of training: held-out sets are read in order, once.
+        *("train", "replay", "replay_share", "mix_by", "temperature", "stages"),
+        *("packing_strategy", "group_by_length", "max_tokens_per_batch", "mixed_training"),
+        *("shuffle", "shuffle_buffer", "num_workers", "prefetch_factor", "lanes"),
+    )
+)
+"""What verbs that only measure do not read."""
 
 
-def run_defaults(argv: list[str]) -> dict[str, Any]:
-    """Defaults of `--data.*` from the run that the first word names.
+def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+    """Values of `data.*` from the run that the model belongs to, to lay below what is given.
 
-    All but `plugins`: they are programs, and the run folder may be a stranger's. Only the user, by
-    his words or his own `--config`, says which are run.
+    The run folder may be a stranger's: code and addresses that its config names, options for their
+    servers, and places of this machine are left out, and told, unless the user trusts it.
+
+    Args:
+        given: what words and files say; `model` decides.
+        trusts: whether everything of the run's config is taken.
     """
-    run = _run_config(argv[0]) if argv and not argv[0].startswith("-") else None
-    if run is None:
+    values = _config_of(given)
+    if values is None:
         return {}
-    if run.data.plugins and not _gives_plugins(argv):
+    try:
+        data = asdict(RunConfig.from_dict(values).data)
+    except ConfigError as error:
+        raise ConfigError(f"config.yaml of {shown(given['model'])}: {error}") from error
+    left = list(_leave_out(data, trusts, value_at(given, "data.plugins") is not None))
+    if left:
         log.warning(
-            "The run used plugins, which are not run unless you say so: --data.plugins=%s",
-            shlex.quote(json.dumps(run.data.plugins)),
+            "config.yaml of the run names what is not used unless you say so: %s. Give it on the "
+            "command line, or trust this run folder: --trust_config true.",
+            "; ".join(left),
         )
-    return {"data": asdict(run.data) | {"plugins": []}}
+    return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}
 
 
-def _gives_plugins(argv: list[str]) -> bool:
-    """Whether the user's words or files say which plugins to run."""
-    if any(re.match(r"--data(\.plugins\+?)?(=|$)", word) for word in argv):
-        return True
-    files = [read_yaml(path).get("data") for path in given_values(argv, "config")]
-    return any(isinstance(data, dict) and "plugins" in data for data in files)
+def _config_of(given: dict[str, Any]) -> Any:
+    """`config.yaml` of the run that the model (a run, or a checkpoint of it) belongs to, if any."""
+    model = str(given.get("model", ""))
+    if not is_remote(model):
+        places = (Path(model) / CONFIG, Path(model).parent / CONFIG)
+        return next((read_yaml(place) for place in places if place.is_file()), None)
+    address, _, name = model.rstrip("/").rpartition("/")
+    inside = name == "best" or checkpoint_step(name) >= 0
+    run = RemoteRun(address if inside else model, value_at(given, "load.storage_options"))
+    content = run.read(CONFIG)
+    return None if content is None else parse_yaml(content, f"{run.address}/{CONFIG}")
+
+
+def _leave_out(data: dict[str, Any], trusts: bool, plugins_given: bool) -> Iterator[str]:
+    """Take out of a stranger's settings what only their user may say; what that was."""
+    for name in ("learn", "retain"):
+        kept = []
+        for source in data[name]:
+            options = source["storage_options"]
+            unknown = {key for key, value in options.items() if any(redactions(value))}
+            taken = options.keys() - unknown if trusts else set()
+            if options.keys() - taken:
+                yield f"storage_options of {source['name']}"
+            source["storage_options"] = {key: options[key] for key in taken}
+            if trusts or not is_remote(source["path"]):
+                kept.append(source)
+            else:
+                yield f"data.{name}: {shown(source['path'])}"
+        data[name] = kept
+    if trusts:
+        return
+    if data["plugins"] and not plugins_given:
+        yield f"--data.plugins={shlex.quote(json.dumps(data['plugins']))}"
+    if data["cache_dir"] is not None:
+        yield f"--data.cache_dir={shlex.quote(data['cache_dir'])}"
+    if is_template_file(data["chat_template"]):
+        yield f"--data.chat_template={shlex.quote(data['chat_template'])}"
+        data["chat_template"] = None
+    data |= {"plugins": [], "cache_dir": None}
 
 
 def as_list(value: str | list[str]) -> list[str]:

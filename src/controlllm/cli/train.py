@@ -4,11 +4,10 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
-from controlllm.cli.parsing import given_value, parse_options
+from controlllm.cli.parsing import parse_options
 from controlllm.cli.processes import be_silent, is_first
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
-from controlllm.train.presets import preset_values
 
 __all__ = ["TrainOptions", "parse_run", "run"]
 
@@ -56,10 +55,7 @@ def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
     """
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    preset = given_value(argv, "preset")
-    # `--preset null` takes back the preset of a run file.
-    defaults = preset_values(preset) if preset not in (None, "null") else {}
-    return parse_options(cls, argv, verb, defaults)
+    return parse_options(cls, argv, verb, make=cls.from_dict)
 
 
 def run(argv: list[str]) -> None:

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from controlllm.common.errors import DataError
+from controlllm.common.secrets import hidden
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["http_status", "is_remote", "open_filesystem", "shown"]
+__all__ = ["allow_scheme", "http_status", "is_remote", "open_filesystem", "shown"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_CHAINED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(://[^:]*)?::")
 _LOCAL = ("file", "local")
 _GLOB = re.compile(r"[*?\[{]")
 _PACKAGES = {
@@ -47,10 +49,28 @@ _PACKAGES = {
 }
 
 
+_allowed = {*_PACKAGES, *_LOCAL, "memory"}
+"""Schemes that are opened. Others of fsspec's read further addresses out of files, unpack, run
+templates or fetch from services that nobody here has tried."""
+
+
+def allow_scheme(scheme: str) -> None:
+    """Let addresses of another scheme be opened, by the client that fsspec knows for it.
+
+    For your own clients (`fsspec.register_implementation`). It holds for this process, so call it
+    in a plugin (`data.plugins`), which every process runs.
+
+    Args:
+        scheme: what stands before `://`.
+    """
+    _allowed.add(scheme.lower())
+
+
 def is_remote(path: object) -> bool:
     """Whether `path` is an address (`scheme://...`) and not a path on this machine's disk."""
-    match = _SCHEME.match(str(path))
-    return match is not None and match[1].lower() not in _LOCAL
+    text = str(path)
+    match = _SCHEME.match(text)
+    return _is_chained(text) or (match is not None and match[1].lower() not in _LOCAL)
 
 
 def open_filesystem(
@@ -71,7 +91,7 @@ def open_filesystem(
     """
     from controlllm.common.guarded import GuardedFileSystem
 
-    scheme = _scheme(address)
+    scheme = _allowed_scheme(address)
     options = {**_options_of(address, scheme), **(storage_options or {})}
     if scheme == "webhdfs":
         options = _with_hadoop_user(options)
@@ -86,7 +106,7 @@ def open_filesystem(
         ) from error
     except (TypeError, ValueError, OSError) as error:
         raise DataError(
-            f"{shown(address)} cannot be opened: {error}; check the address and the "
+            f"{shown(address)} cannot be opened: {hidden(error)}; check the address and the "
             "storage options (docs/hdfs.md)."
         ) from error
     path = str(filesystem._strip_protocol(_without_user(address)))
@@ -96,8 +116,8 @@ def open_filesystem(
 
 
 def shown(address: object) -> str:
-    """The address as messages may show it: without a password."""
-    return re.sub(r"^([A-Za-z][\w+.-]+://[^/@:]*):[^/@]*@", r"\1:***@", str(address))
+    """The address as messages may show it: without a password, token or signature."""
+    return hidden(address)
 
 
 def http_status(error: BaseException) -> int | None:
@@ -110,6 +130,22 @@ def http_status(error: BaseException) -> int | None:
                 return status
         found = found.__cause__ or found.__context__
     return None
+
+
+def _is_chained(address: str) -> bool:
+    """Whether an address leads through one file system to another (`simplecache::https://...`)."""
+    return _CHAINED.match(address) is not None
+
+
+def _allowed_scheme(address: str) -> str:
+    scheme = _scheme(address)
+    if _is_chained(address) or scheme not in _allowed:
+        what = "chains file systems (::)" if _is_chained(address) else f"{scheme}:// is not opened"
+        raise DataError(
+            f"{shown(address)}: {what}; allowed: {', '.join(sorted(_allowed))}. A client of your "
+            "own is allowed in Python: controlllm.common.remote.allow_scheme (docs/hdfs.md)."
+        )
+    return scheme
 
 
 def _scheme(address: str) -> str:
@@ -177,17 +213,17 @@ def _probe(filesystem: "AbstractFileSystem", path: str, address: str) -> None:
         return
     except PermissionError as error:
         raise DataError(
-            f"{shown(address)} may not be read: {error}; ask for access, or say who asks "
+            f"{shown(address)} may not be read: {hidden(error)}; ask for access, or say who asks "
             "(user, token or keys in the storage options; docs/hdfs.md)."
         ) from error
     except OSError as error:
         if http_status(error) == 404:  # Not in the words of a file system that it serves.
             raise DataError(
-                f"{shown(address)} was not found: {error}; a server answers there, but knows no "
-                "such file or path. Check the path, and that host and port are those of "
+                f"{shown(address)} was not found: {hidden(error)}; a server answers there, but "
+                "knows no such file or path. Check the path, and that host and port are those of "
                 f"{_scheme(address)} (docs/hdfs.md)."
             ) from error
         raise DataError(
-            f"{shown(address)} cannot be reached: {error}; check host and port, and that the "
-            "server runs."
+            f"{shown(address)} cannot be reached: {hidden(error)}; check host and port, and that "
+            "the server runs."
         ) from error

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
+from controlllm.common.secrets import redacted
 
 __all__ = ["build"]
 
@@ -32,11 +33,13 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'the run config'}={values!r} must be a mapping of settings.")
+        raise ConfigError(
+            f"{_said(where or 'the run config', values)} must be a mapping of settings."
+        )
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for key in values:
-        check_choice("setting", _join(where, key), [_join(where, name) for name in names])
+        check_choice("setting", _join(where, str(key)), [_join(where, name) for name in names])
     arguments = {k: _convert(hints[k], value, _join(where, k)) for k, value in values.items()}
     try:
         return cls(**arguments)
@@ -81,11 +84,11 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _convert_container(origin: Any, inner: tuple[Any, ...], value: Any, where: str) -> Any:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}={value!r} must be a list.")
+            raise ConfigError(f"{_said(where, value)} must be a list.")
         item = inner[0] if inner else Any
         return origin(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}={value!r} must be a mapping.")
+        raise ConfigError(f"{_said(where, value)} must be a mapping.")
     keys, items = inner if inner else (Any, Any)
     return {
         _convert(keys, k, where): _convert(items, v, _join(where, str(k))) for k, v in value.items()
@@ -98,13 +101,19 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif hint in (int, bool, str) and type(value) is hint:
+    elif type(value) is hint or (hint is str and isinstance(value, str)):
         return value
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     elif hint not in (int, bool, str, float):
         return value
-    raise ConfigError(f"{where}={value!r} must be {_ARTICLES[hint]}.")
+    raise ConfigError(f"{_said(where, value)} must be {_ARTICLES[hint]}.")
+
+
+def _said(where: str, value: Any) -> str:
+    """A setting and its value, as messages may show them: short, and without secrets."""
+    text = repr(redacted(value, where.rsplit(".", 1)[-1]))
+    return f"{where}={text if len(text) <= 100 else f'{text[:100]}...'}"
 
 
 _ARTICLES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.fields import RUNS_CODE
 from controlllm.common.registry import check_choice
 from controlllm.common.said import check_said
 from controlllm.data.naming import check_names, name_from_path
@@ -258,7 +259,7 @@ class DataConfig:
     cache_timeout: float = 3600.0
     """Seconds to wait for another process that prepares the same cache."""
 
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Python files that register formats, sources, filters, hooks or collators."""
 
     chat_template: str | None = None

@@ -1,5 +1,6 @@
 """Users' own formats, sources, filters, hooks and collators: found by entry point or by file."""
 
+import os
 import sys
 from functools import cache
 from hashlib import blake2b
@@ -32,11 +33,30 @@ def load_plugins(config: DataConfig) -> None:
         file = Path(path).expanduser().resolve()
         if not file.is_file():
             raise ConfigError(f"data.plugins: {file} is not a Python file.")
+        _refuse_fetched(file, config)
         _load_file(file)
         # A cache must not be made by one version of a plugin under the key of another.
         if blake2b(file.read_bytes(), digest_size=16).hexdigest() != file_digest(str(file)):
             raise ConfigError(
                 f"data.plugins: {file} was edited after this process had loaded it; start again."
+            )
+
+
+def _refuse_fetched(file: Path, config: DataConfig) -> None:
+    """Refuse a file below a cache: what lies there may have come from somebody else.
+
+    Raises:
+        ConfigError: it does.
+    """
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    own = os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    for folder in (own, home, config.cache_dir, HF_HOME, HF_HUB_CACHE):
+        if folder and file.is_relative_to(Path(folder).expanduser().resolve()):
+            raise ConfigError(
+                f"data.plugins: {file} lies in a cache, {folder}, whose files come from elsewhere; "
+                "copy what you trust to a folder of your own."
             )
 
 

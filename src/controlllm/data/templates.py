@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 
-__all__ = ["TEMPLATES", "resolve_chat_template"]
+__all__ = ["TEMPLATES", "is_template_file", "resolve_chat_template"]
 
 TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], str]] = Registry("chat_template")
 """Built-in templates: tokenizer -> Jinja text, with `{% generation %}` marks around answers."""
@@ -32,12 +32,19 @@ def resolve_chat_template(template: str | None, tokenizer: PreTrainedTokenizerBa
         return own or TEMPLATES.get("plain")(tokenizer)
     if "{%" in template or "{{" in template:
         return template
-    if template.endswith((".jinja", ".jinja2", ".txt")):
+    if is_template_file(template):
         try:
             return Path(template).expanduser().read_text("utf-8")
         except OSError as error:
             raise ConfigError(f"chat_template={template!r} cannot be read ({error}).") from error
     return TEMPLATES.get(template)(tokenizer)
+
+
+def is_template_file(template: str | None) -> bool:
+    """Whether `chat_template` names a file, and is neither a name nor a Jinja text."""
+    if template is None or "{%" in template or "{{" in template:
+        return False
+    return template.endswith((".jinja", ".jinja2", ".txt"))
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:

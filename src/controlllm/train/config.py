@@ -1,11 +1,13 @@
 """The run config: one typed object that says everything about a run and can repeat it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from controlllm.common.bitsandbytes import BnbKind
 from controlllm.common.errors import ConfigError
+from controlllm.common.fields import RUNS_CODE
 from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
@@ -56,7 +58,7 @@ class ModelConfig:
     bitsandbytes, while it is loaded. The run trains beside that base and measures against it."""
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
     """Allow code that comes with the model to run."""
     tokenizer_name_or_path: str | None = None
     """Tokenizer to use instead of the model's own."""
@@ -148,6 +150,12 @@ class LoggingConfig:
         return [name for name in self.report_to if name not in OWN_LOGGERS]
 
 
+class _Laid(str):
+    """The name of a preset whose values were laid below those that were given."""
+
+    __slots__ = ()
+
+
 @dataclass
 class RunConfig:
     """One run: a base model, how it learns, from what, for how long, and what is logged."""
@@ -187,6 +195,11 @@ class RunConfig:
         check_choice("method", self.method, get_args(Method))
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
+            if not isinstance(self.preset, _Laid):
+                raise ConfigError(
+                    f"RunConfig(preset={self.preset!r}) cannot tell which values you gave beside "
+                    f"it; use RunConfig.from_dict({{'preset': {self.preset!r}, ...}})."
+                )
         check_support(self)
         if self.logging.integrations and self.training.backend != "hf":
             raise ConfigError(
@@ -223,7 +236,7 @@ class RunConfig:
             )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from nested dicts, the preset (if named) laid under them.
 
         >>> run = RunConfig.from_dict({"preset": "retain", "training": {"max_steps": 50}})
@@ -234,18 +247,20 @@ class RunConfig:
             ConfigError: for an unknown key (with the nearest name), or a wrong type or value.
         """
         preset = values.get("preset")
-        base = preset_values(preset) if preset is not None else {}
-        return build(cls, merge(base, values))
+        if preset is None:
+            return build(cls, values)
+        laid = {"preset": _Laid(preset)} if isinstance(preset, str) else {}
+        return build(cls, merge(merge(preset_values(preset), values), laid))
 
     def to_dict(self) -> dict[str, Any]:
         """All values as nested plain dicts; `from_dict` of it gives an equal config."""
-        return asdict(self)
+        return asdict(self) | {"preset": None if self.preset is None else str(self.preset)}
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "RunConfig":
+    def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML run file (`from_dict` says how it is understood and what it raises)."""
         return cls.from_dict(read_yaml(path))
 
     def to_yaml(self, path: str | Path) -> None:
-        """Write the resolved config; the run can be repeated from this file."""
+        """Write the resolved config, secrets included; the run can be repeated from this file."""
         write_yaml(path, self.to_dict())

@@ -1,7 +1,7 @@
 """Between nested dicts, YAML and dataclasses: strict about names and types.
 
-The CLI parses with jsonargparse; this small builder serves Python users and resumed runs, and
-needs PyYAML only.
+The one builder of all settings, from the command line, from files and in Python. It makes nothing
+but what the type hints say: no value can name a class to import.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.files import atomic_file
 from controlllm.common.schema import build
+from controlllm.common.yamls import MAX_BYTES, parse_yaml
 
 __all__ = ["build", "merge", "read_yaml", "write_yaml"]
 
@@ -32,20 +34,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        ConfigError: if the file is missing, is no YAML or holds no mapping.
+        ConfigError: if the file is missing, holds no mapping, or see `parse_yaml`.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            values = parse_yaml(file.read(MAX_BYTES + 1), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read the run file {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
     return values
 
 
 def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as YAML, keys in their given order."""
+    """Write a mapping as YAML, keys in their given order; only its owner may read the file.
+
+    Raises:
+        CheckpointError: if it cannot be written; an older file of that name is then untouched.
+    """
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The run folder: who may write into it, and what a run finds there.
 
     output_dir/
-      config.yaml         the resolved config; the run can be repeated from it
+      config.yaml         the resolved config without secrets; the run can be repeated from it
       tokenizer.json ...  the tokenizer, with the chat template that was trained
       metrics.jsonl       tensorboard/     (logging.report_to)
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
@@ -18,18 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
 from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import write_text
 from controlllm.common.held import LOCK
 from controlllm.common.remote import is_remote
+from controlllm.common.secrets import redacted, without_options
+from controlllm.common.yamls import parse_yaml
 from controlllm.train.config import RunConfig
-from controlllm.train.config_io import read_yaml
+from controlllm.train.config_io import read_yaml, write_yaml
 from controlllm.train.training_config import TrainingConfig
 
 __all__ = ["open_run_folder", "remote_run"]
@@ -60,7 +59,6 @@ _MAY_CHANGE = (
             "save_total_limit",
             "resume_from_checkpoint",
             "remote_dir",
-            "remote_storage_options",
             "remote_timeout",
             "max_forgetting",
             "stop_on_budget",
@@ -68,6 +66,10 @@ _MAY_CHANGE = (
             "worst_case_first",
         )
     ),
+    # How much memory it takes: the same sums, kept or computed again, whole or in parts.
+    "training.gradient_checkpointing",
+    "training.gradient_checkpointing_policy",
+    "training.loss_chunk_size",
     # Who reads ahead, and where from: no row is lost or seen twice by a change of these.
     *(
         f"data.{name}"
@@ -81,6 +83,8 @@ _MAY_CHANGE = (
         )
     ),
 )
+
+_SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def open_run_folder(run: RunConfig) -> Path | None:
@@ -106,7 +110,7 @@ def open_run_folder(run: RunConfig) -> Path | None:
         _require_fresh(folder, training.resume_from_checkpoint)
         if remote is not None:
             _require_fresh_remote(remote)
-    write_text(folder / CONFIG, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
+    write_yaml(folder / CONFIG, redacted(run.to_dict()))
     return checkpoint
 
 
@@ -151,7 +155,7 @@ def _find_newest(folder: Path, run: RunConfig, remote: RemoteRun | None) -> Path
     step = -1 if checkpoint is None else checkpoint_step(checkpoint)
     names = remote.checkpoints()
     if names:
-        config = yaml.safe_load(remote.read(CONFIG) or b"") or {}
+        config = parse_yaml(remote.read(CONFIG) or b"{}", f"{remote.address}/{CONFIG}")
         _refuse_changes(config, run, remote.address, f"{remote.address}/{names[-1]}")
     if not names or checkpoint_step(names[-1]) <= step:
         return checkpoint
@@ -239,11 +243,23 @@ def _changes(config: Mapping[str, Any], run: RunConfig) -> Iterator[str]:
     """What differs between the config of the run that is there and this one."""
     if not config:
         return
-    before, now = dict(_flat(config)), dict(_flat(run.to_dict()))
+    before, now = (dict(_flat(_compared(values))) for values in (config, run.to_dict()))
     for key in before.keys() | now.keys():
         may_change = any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
         if before.get(key) != now.get(key) and not may_change:
             yield f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config is compared: who asks (tokens, keys) and how a step is split are not."""
+    values: dict[str, Any] = without_options(redacted(config))
+    training, data = values.get("training", {}), values.get("data", {})
+    if not data.get("packing", True) and data.get("group_by_length"):
+        return values  # Its batches are drawn by their size.
+    split = [training.pop(name, 1) for name in _SPLIT]
+    if training.get("total_train_batch_size") is None:
+        training[" x ".join(_SPLIT)] = split[0] * split[1]
+    return values
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

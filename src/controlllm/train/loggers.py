@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json, write_text
 from controlllm.common.registry import Registry
+from controlllm.common.secrets import redacted
 from controlllm.train import metrics as names
 from controlllm.train.config import RunConfig
 
@@ -183,7 +184,7 @@ class WandbLogger:
             id=_wandb_id(folder / "wandb.json", new=context.start_step == 0),
             resume="allow",
             dir=str(folder),
-            config=context.run.to_dict(),
+            config=redacted(context.run.to_dict()),
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import DataError
+from controlllm.common.secrets import hidden
 from controlllm.data.config import SourceConfig
 from controlllm.data.rules import require_read
 from controlllm.data.sources.arrowrows import batch_rows
@@ -77,8 +78,8 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
     except Exception as error:
         guessed = "" if source.source_type else " is no local file, and as a Hub name it"
         raise DataError(
-            f"{source.path!r}{guessed} cannot be loaded ({error}); check name, subset, split and "
-            "revision, the network, and HF_HUB_OFFLINE."
+            f"{source.path!r}{guessed} cannot be loaded ({hidden(error)}); check name, subset, "
+            "split and revision, the network, and HF_HUB_OFFLINE."
         ) from error
 
 

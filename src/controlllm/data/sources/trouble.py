@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from controlllm.common.errors import DataError
 from controlllm.common.remote import http_status, is_remote, shown
+from controlllm.common.secrets import hidden
 
 __all__ = ["causes", "describe", "reading"]
 
@@ -23,7 +24,7 @@ def reading(address: str) -> Iterator[None]:
 
 def describe(error: BaseException, address: str) -> str:
     """One sentence: the address, what happened, what to do."""
-    name, text = shown(address), " ".join(str(error).split()) or type(error).__name__
+    name, text = shown(address), " ".join(hidden(error).split()) or type(error).__name__
     if "standby" in text.lower():
         return f"{name}: the name node is on standby; give the address of the active one ({text})."
     status = http_status(error)
