@@ -57,6 +57,8 @@ class Faults:
         drip: seconds between two bytes of a body that the data node sends.
         refuse: redirects go to a port where nobody listens.
         fail: the data node answers reads with HTTP 500 and no JSON.
+        gateway: renaming knows no options, as HttpFS does not.
+        drops: operation to how many of it are answered; the connections of later ones break.
         elsewhere: node by name to the address (`http://host:port`) that it redirects everything to.
     """
 
@@ -70,6 +72,8 @@ class Faults:
     drip: float = 0.0
     refuse: bool = False
     fail: bool = False
+    gateway: bool = False
+    drops: dict[str, int] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
 
     def clear(self) -> None:
@@ -212,6 +216,7 @@ class _Node(BaseHTTPRequestHandler):
                 self.cluster.closing.wait()
                 raise ConnectionAbortedError
             self._check_access()
+            self._check_drops(op)
             method = getattr(self, f"{self.command.lower()}_{op.lower()}", None)
             if method is None or not parts.path.startswith(PREFIX):
                 raise Refusal("UnsupportedOperationException", f"{op} is not supported")
@@ -220,6 +225,13 @@ class _Node(BaseHTTPRequestHandler):
             self._refuse(error)
         except (ConnectionError, TimeoutError):
             self.close_connection = True
+
+    def _check_drops(self, op: str) -> None:
+        drops = self.cluster.faults.drops
+        if op in drops:
+            drops[op] -= 1
+            if drops[op] < 0:
+                raise ConnectionAbortedError
 
     def _check_access(self) -> None:
         for path in self.cluster.faults.forbidden:
@@ -335,6 +347,13 @@ class _NameNode(_Node):
         target = self.cluster.local(self.params["destination"])
         if target.is_dir():
             target = target / source.name
+        overwrite = self.params.get("renameoptions") == "OVERWRITE"
+        if overwrite and not self.cluster.faults.gateway:
+            if not source.exists():
+                raise Refusal("FileNotFoundException", f"rename source {self.place} is not found")
+            source.replace(target)
+            self.answer()
+            return
         fits = source.exists() and target.parent.is_dir() and not target.exists()
         if fits:
             source.rename(target)

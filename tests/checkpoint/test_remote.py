@@ -19,7 +19,8 @@ from controlllm.checkpoint import (
     save_checkpoint,
 )
 from controlllm.checkpoint import upload as uploading
-from controlllm.checkpoint.fetch import fetch_checkpoint, fetch_files, fetch_newest, local_copy
+from controlllm.checkpoint.copies import local_copy
+from controlllm.checkpoint.fetch import fetch_checkpoint, fetch_files, fetch_newest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.upload import Uploader
 from controlllm.common.errors import CheckpointError

@@ -1,5 +1,6 @@
 """Issue table 2: no run, checkpoint or upload is lost to another process."""
 
+import json
 import os
 import signal
 import sys
@@ -12,13 +13,20 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.processes import start
+from tests.checkpoint.test_state import make_state
+from tests.processes import run_processes, start, values
 from tests.trust.files_helpers import die_everywhere, in_a_container, may_contain
+from tests.webhdfs import WebHdfs
 
-from controlllm.checkpoint import newest_checkpoint
+from controlllm.checkpoint import load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
+from controlllm.checkpoint.copies import local_copy
+from controlllm.checkpoint.fetch import fetch_files
+from controlllm.checkpoint.remote import RemoteRun
+from controlllm.checkpoint.upload import Uploader
 from controlllm.cli import main
 from controlllm.common import disk, files, held
-from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
+from controlllm.common.files import file_digest
 from controlllm.common.holder import Holder
 from controlllm.common.occupied import occupied
 from controlllm.train import train
@@ -297,7 +305,116 @@ def test_cleaning_touches_nothing_that_only_looks_alike(tmp_path: Path, name: st
 # ---- 4: an upload killed between remove and move ----
 
 
+def uploaded(cluster: WebHdfs, folder: Path) -> tuple[RemoteRun, Path]:
+    """A run whose best checkpoint is number 3, there and here."""
+    remote = RemoteRun(cluster.address + "runs/seven")
+    save_checkpoint(folder, make_state(3))
+    save_checkpoint(folder, make_state(4))
+    (folder / "config.yaml").write_text("preset: null\n")
+    mark_best(folder, 3, {"learn_loss": 1.0})
+    for step in (3, 4):
+        Uploader(remote).send(folder / f"checkpoint-{step}")
+    mark_best(folder, 4, {"learn_loss": 0.5})
+    return remote, folder
+
+
+@pytest.mark.parametrize(
+    ("gateway", "renames"),
+    [(False, 0), (True, 0), (True, 1), (True, 2)],
+    ids=["name node", "gateway at once", "gateway, nothing moved yet", "gateway, old aside"],
+)
+def test_an_upload_that_is_killed_loses_no_mark(
+    cluster: WebHdfs, tmp_path: Path, gateway: bool, renames: int
+) -> None:
+    """It breaks off at each of its renames; the mark is read, fetched, and mended by the next."""
+    remote, run = uploaded(cluster, tmp_path / "run")
+    cluster.faults.gateway = gateway
+    cluster.faults.drops = {"RENAME": renames}
+    with pytest.raises(CheckpointError, match="could not be copied"):
+        Uploader(remote).send_files(run)
+    cluster.faults.drops = {}
+    assert remote.best() == "checkpoint-3"
+    fetch_files(remote, tmp_path / "fetched")
+    assert best_checkpoint_name(tmp_path / "fetched") == "checkpoint-3"
+    assert (tmp_path / "fetched" / "config.yaml").read_text() == "preset: null\n"
+    Uploader(remote).send_files(run)
+    assert remote.best() == "checkpoint-4"
+    remote.clear()
+    assert remote.best() is None
+
+
+def best_checkpoint_name(folder: Path) -> str:
+    """What a run folder's best.json marks."""
+    return str(json.loads((folder / "best.json").read_text())["checkpoint"])
+
+
 # ---- 5: two loads of one remote run ----
+
+
+def test_who_loads_a_run_later_takes_nothing_from_who_reads_it(
+    cluster: WebHdfs, tmp_path: Path
+) -> None:
+    """A process has a copy in hand; the run changes, and is loaded by another process."""
+    run = cluster.folder / "runs" / "seven"
+    saved = save_checkpoint(run, make_state(3))
+    before = file_digest(saved / "manifest.json")
+    (run / "tokenizer.json").write_text("first")
+    ready, go = tmp_path / "ready", tmp_path / "go"
+
+    def read() -> tuple[str, str]:
+        found = local_copy(cluster.address + "runs/seven")
+        ready.touch()
+        while not go.exists():
+            time.sleep(0.01)
+        load_checkpoint(found)
+        kept = (found.parent / "tokenizer.json").read_text()
+        return kept, file_digest(found / "manifest.json")
+
+    def change() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        (run / "tokenizer.json").unlink()
+        state = make_state(3)
+        state.tensors["w"] += 1
+        save_checkpoint(run, state)
+        found = local_copy(cluster.address + "runs/seven")
+        assert not (found.parent / "tokenizer.json").exists()
+        assert file_digest(found / "manifest.json") != before
+        go.touch()
+
+    read_outcome, change_outcome = run_processes([read, change], tmp_path)
+    assert change_outcome.error is None and read_outcome.value == ("first", before)
+
+
+def test_processes_that_load_at_once_fetch_once(cluster: WebHdfs, tmp_path: Path) -> None:
+    run = cluster.folder / "runs" / "seven"
+    saved = save_checkpoint(run, make_state(3, size=200_000))
+    (run / "tokenizer.json").write_text("first")
+
+    def load() -> list[str]:
+        found = local_copy(cluster.address + "runs/seven")
+        load_checkpoint(found)
+        return sorted(path.name for path in found.iterdir())
+
+    loads = values(run_processes([load] * 4, tmp_path))
+    assert loads == [sorted(path.name for path in saved.iterdir())] * 4
+    pieces = [r.path for r in cluster.requests if (r.node, r.op) == ("data", "OPEN")]
+    assert pieces.count("/runs/seven/checkpoint-3/state.safetensors") == 1
+    (run / "metrics.jsonl").write_text("{}")  # The run goes on: what is known is not fetched again.
+    local_copy(cluster.address + "runs/seven")
+    pieces = [r.path for r in cluster.requests if (r.node, r.op) == ("data", "OPEN")]
+    assert pieces.count("/runs/seven/checkpoint-3/state.safetensors") == 1
+
+
+def test_a_model_elsewhere_is_copied_once_per_version(cluster: WebHdfs) -> None:
+    model = cluster.folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    first = local_copy(cluster.address + "model")
+    assert local_copy(cluster.address + "model") == first
+    (model / "config.json").write_text('{"a": 1}')
+    second = local_copy(cluster.address + "model")
+    assert [(path / "config.json").read_text() for path in (first, second)] == ["{}", '{"a": 1}']
 
 
 # ---- 6: atomic files sync their folder ----

@@ -34,7 +34,8 @@ from controlllm.checkpoint import (
     find_tokenizer,
     save_checkpoint,
 )
-from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
+from controlllm.checkpoint.copies import local_copy
+from controlllm.checkpoint.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.manifest import write_manifest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.common import remote

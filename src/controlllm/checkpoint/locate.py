@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from controlllm.checkpoint.fetch import local_copy
+from controlllm.checkpoint.copies import local_copy
 from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.manifest import MANIFEST
 from controlllm.checkpoint.state import (

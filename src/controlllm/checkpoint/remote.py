@@ -8,6 +8,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,18 @@ from controlllm.common.remote import open_filesystem, shown
 from controlllm.common.secrets import hidden
 
 __all__ = ["FOLDERS", "RemoteRun"]
+
+_STAMPS = (
+    "modificationTime",
+    "modification_time",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "ETag",
+    "etag",
+)
+"""Where listings of the various clients tell that a file has changed."""
 
 FOLDERS = ("rehearsal",)
 """What belongs to a run, besides checkpoints and the files that lie directly in its folder."""
@@ -97,10 +110,17 @@ class RemoteRun:
         Raises:
             CheckpointError: if the server cannot say.
         """
-        with self.asking():
-            entries = self._list(folder)
-        files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
-        return {name: entry["size"] for name, entry in files.items() if is_plain(name)}
+        return {name: entry["size"] for name, entry in self._files(folder).items()}
+
+    def stamps(self) -> dict[str, str | None]:
+        """The files directly in this folder, each with what changes when the file does.
+
+        None where the server tells neither a time nor an ETag.
+
+        Raises:
+            CheckpointError: if the server cannot say.
+        """
+        return {name: _stamp(entry) for name, entry in self._files("").items()}
 
     def best(self) -> str | None:
         """The name of the best checkpoint, or None where none is marked.
@@ -123,10 +143,47 @@ class RemoteRun:
             CheckpointError: if the server cannot say.
         """
         with self.asking():
+            for place in (self.at(relative), self.at(_old(relative))):
+                try:
+                    return bytes(self.filesystem.cat_file(place))
+                except FileNotFoundError:
+                    continue
+            return None
+
+    def open(self, relative: str) -> Any:
+        """A file, to be read.
+
+        Raises:
+            CheckpointError: if it is not there, or the server cannot say.
+        """
+        with self.asking():
             try:
-                return bytes(self.filesystem.cat_file(self.at(relative)))
+                return self.filesystem.open(self.at(relative), "rb")
             except FileNotFoundError:
-                return None
+                return self.filesystem.open(self.at(_old(relative)), "rb")
+
+    def rename(self, temporary: str, relative: str) -> None:
+        """Give a file its name, in place of an older one.
+
+        At any moment one of both is found by `read`, `open` and `sizes`, whatever is killed. Where
+        the server cannot rename over a file (HttpFS, some SFTP), the older one steps aside first.
+
+        Raises:
+            OSError: as its server says.
+        """
+        move, place, old = self.filesystem.mv, self.at(relative), self.at(_old(relative))
+        try:
+            move(self.at(temporary), place, overwrite=True)
+            return
+        except (PermissionError, TimeoutError):
+            raise
+        except OSError:
+            if not self.filesystem.exists(place):
+                raise
+        self.remove(_old(relative))
+        move(place, old)
+        move(self.at(temporary), place)
+        self.remove(_old(relative))
 
     def remove(self, relative: str) -> None:
         """Remove a file or a folder, if it is there.
@@ -145,8 +202,17 @@ class RemoteRun:
         """
         names = self.checkpoints(whole=False)
         with self.asking():
-            for name in [*names, BEST]:
+            for name in [*names, BEST, _old(BEST)]:
                 self.remove(name)
+
+    def _files(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Files by their plain names; one that stepped aside for good stands under its own."""
+        with self.asking():
+            entries = self._list(folder)
+        files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
+        plain = {name: entry for name, entry in files.items() if is_plain(name)}
+        aside = {name[1:-4]: entry for name, entry in files.items() if _ASIDE.fullmatch(name)}
+        return {name: entry for name, entry in aside.items() if is_plain(name)} | plain
 
     def _list(self, folder: str) -> dict[str, dict[str, Any]]:
         """What lies directly in a folder, by name; nothing if the folder is not there."""
@@ -156,3 +222,17 @@ class RemoteRun:
         except FileNotFoundError:
             return {}
         return {str(e["name"]).rstrip("/").rpartition("/")[2]: e for e in entries}
+
+
+_ASIDE = re.compile(r"\..+\.old")
+
+
+def _old(relative: str) -> str:
+    """Where an older file is while a new one takes its name."""
+    folder, slash, name = relative.rpartition("/")
+    return f"{folder}{slash}.{name}.old"
+
+
+def _stamp(entry: dict[str, Any]) -> str | None:
+    known = [f"{key}={entry[key]}" for key in _STAMPS if entry.get(key) is not None]
+    return f"{entry['size']} {' '.join(known)}" if known else None

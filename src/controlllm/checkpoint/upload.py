@@ -125,12 +125,11 @@ class Uploader:
             raise OSError(f"{place} has {arrived} bytes instead of {size}")
 
     def _replace(self, local: Path, relative: str) -> None:
-        """Copy a file that may be there already; at no moment half of it has the name."""
+        """Copy a file that may be there already: at any moment the old or the new one is read."""
         folder, slash, name = relative.rpartition("/")
         temporary = f"{folder}{slash}.{name}.copying"
         self._send(local, temporary)
-        self.remote.remove(relative)
-        self.remote.filesystem.mv(self.remote.at(temporary), self.remote.at(relative))
+        self.remote.rename(temporary, relative)
 
     def _prune(self, newest: Path) -> None:
         """Remove the oldest beyond the limit, and what an interrupted copy left behind."""

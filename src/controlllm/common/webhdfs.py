@@ -56,13 +56,15 @@ class WebHdfsClient(WebHDFS):
         )
 
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Rename.
+        """Rename; with `overwrite=True` in place of an older file, in one step.
 
         Raises:
-            OSError: if the name node would not; it says so in the body of a good answer.
+            OSError: if the name node would not; it says so in the body of a good answer. A gateway
+                (HttpFS) does not know `overwrite`, and will not where there is an older file.
         """
-        answer = self._call("RENAME", method="put", path=path1, destination=path2)
-        if not answer.json()["boolean"]:
+        options = {"renameoptions": "OVERWRITE"} if kwargs.get("overwrite") else {}
+        answer = self._call("RENAME", method="put", path=path1, destination=path2, **options)
+        if answer.content and not answer.json()["boolean"]:
             raise OSError(f"{path1} could not be renamed to {path2}")
 
     def put_stream(self, stream: Any, path: str) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
-from controlllm.checkpoint.fetch import fetch_files, fetch_newest, local_copy
+from controlllm.checkpoint.copies import local_copy
+from controlllm.checkpoint.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
 from controlllm.common.errors import ConfigError
