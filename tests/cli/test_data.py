@@ -56,12 +56,13 @@ def test_inspect_shows_every_source_and_the_mix(cli: Cli, workplace: Path) -> No
         f"retain old  {workplace / 'old.txt'}",
         "mix  shares of tokens",
     ]
-    # 12 * 42 bytes, <s> and </s>; 11 pieces of 48 tokens, each sharing one with the next.
-    assert "tokens    516 in 11 examples, from all rows" in out
-    assert "targets   505, 97.9 % of the tokens" in out
+    # 12 * 42 bytes, <s> and </s>; 11 pieces of 48 tokens, 10 with <s> and a token from before.
+    assert "tokens    526 in 11 examples, from all rows" in out
+    assert "targets   505, 96.0 % of the tokens" in out
+    assert "BOS       10 before further pieces, 1.90 % of the tokens" in out
     assert "longest 48" in out
     assert "cut       1 split into pieces of 1 row" in out
-    assert re.search(r"\| new +\| train \| 100.0 % \| +0.5\d+ \|", out)  # 3 steps of 2 * 48 of 516
+    assert re.search(r"\| new +\| train \| 100.0 % \| +0.5\d+ \|", out)  # 3 steps of 2 * 48 of 526
     assert re.search(r"packing +\d+\.\d % of a slot of 48 tokens", out)
     assert "one epoch of train is about 5.5 steps" in out  # 11 slots, which are 98 % full
 
@@ -112,13 +113,13 @@ def test_inspect_writes_all_numbers_as_json(cli: Cli, workplace: Path, tmp_path:
         ("retain", "old"),
     ]
     source, mix = values["sources"][0], values["mix"]
-    assert (source["rows"], source["examples"], source["tokens"]) == (1, 11, 516)
+    assert (source["rows"], source["examples"], source["tokens"]) == (1, 11, 526)
     assert source["lengths"]["longest"] == 48
     assert source["stats"]["split"] == 1
     assert mix["shares"] == [[1.0]]
     assert mix["steps"] == 3
-    assert mix["fill"] == pytest.approx(516 / 11 / 48, rel=0.01)
-    assert mix["steps_per_epoch"] == pytest.approx(516 / 96 / mix["fill"])
+    assert mix["fill"] == pytest.approx(526 / 11 / 48, rel=0.01)
+    assert mix["steps_per_epoch"] == pytest.approx(526 / 96 / mix["fill"])
 
 
 SHAPES: list[tuple[dict[str, Any], float]] = [
@@ -190,7 +191,7 @@ def test_inspect_finds_prepared_tokens(cli: Cli, workplace: Path, own_cache: Pat
     _, out, _ = cli("data", "inspect", workplace / "run.yaml")
     assert out.count("prepared  yes, in ") == 3
     assert str(own_cache / "new-") in out
-    assert "tokens    516 in 11 examples, from all rows" in out
+    assert "tokens    526 in 11 examples, from all rows" in out
 
 
 # --- prepare ---
@@ -205,14 +206,14 @@ def test_prepare_is_done_once_and_train_reads_it(
     heads = [line for line in out.splitlines() if not line.startswith(" ")]
     assert re.fullmatch(r"train new: prepared in \d+\.\d s, \d+\.\d kB", heads[0])
     assert "learn new: was there already" in heads[1]  # The same rows, read in the same way.
-    assert "1 rows, 11 examples, 516 tokens, 505 targets, 1 split" in out
+    assert "1 rows, 11 examples, 526 tokens, 505 targets, 1 split, 10 repeated BOS" in out
     folders = {line.strip() for line in out.splitlines() if str(own_cache) in line}
     assert {str(folder) for folder in own_cache.iterdir() if folder.is_dir()} == folders
     _, again, _ = cli("data", "prepare", path)
     assert again.count("was there already") == 3
     caplog.set_level("INFO")
     assert cli("train", path)[0] == 0
-    assert "516 tokens, prepared" in caplog.text
+    assert "526 tokens, prepared" in caplog.text
 
 
 def test_fixed_slots_are_filled_with_the_tokens(
@@ -228,7 +229,7 @@ def test_fixed_slots_are_filled_with_the_tokens(
     assert sum("-slots-" in folder for folder in folders) == 1
     caplog.set_level("INFO")
     assert cli("train", path, *fixed)[0] == 0
-    assert "516 tokens, prepared" in caplog.text
+    assert "526 tokens, prepared" in caplog.text
 
 
 WAITING_FILTER = """

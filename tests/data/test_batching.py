@@ -30,6 +30,7 @@ from controlllm.data.mixing import Picked
 
 POOLS = {name: getattr(batching, name) for name in ("BATCHES", "ROWS", "TOKENS")}
 CAPACITY = 32
+BOS = 7
 LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=0, max_size=80)
 KINDS: dict[str, dict[str, Any]] = {
     "best_fit": {"packing_lookahead": 5},
@@ -146,6 +147,44 @@ def test_concat_predicts_every_token_once(lengths: list[int]) -> None:
             assert left.input_ids[-1] == right.input_ids[0]
         predicted = [t for e in examples for t in e.labels.tolist() if t != -100]
         assert predicted == [1000 * number + i for i in range(1, lengths[number])]
+
+
+@given(
+    lengths=st.lists(st.integers(2, 3 * CAPACITY), max_size=40),
+    stop=st.integers(0, 12),
+    lanes=st.integers(1, 3),
+)
+def test_rests_of_documents_with_bos_begin_with_it(
+    lengths: list[int], stop: int, lanes: int
+) -> None:
+    """Dealt anew on the way; every token is predicted once, and no part is without a target."""
+
+    def begins_with_bos(picked: Picked | None) -> Picked | None:
+        if picked is not None:
+            picked[2].input_ids[0] = BOS
+        return picked
+
+    draws = Draws(lengths)
+    config = make_config("concat")
+    batcher = make_batcher(lambda: begins_with_bos(draws()), config, 4, 3, BOS)
+    items = [batcher.next() for _ in range(stop)]
+    for lane, state in enumerate(redeal_batchers([batcher.state_dict()], lanes)):
+        left = iter(range(draws.drawn + lane, len(lengths), lanes))
+        again = make_batcher(
+            lambda left=left: begins_with_bos(next(map(draws.at, left), None)), config, 4, 3, BOS
+        )
+        waiting = [
+            Waiting(begins_with_bos(draws.at(number)), start, BOS)
+            for _, number, *_, start in state["waiting"]
+        ]
+        again.load_state_dict(state, waiting)
+        items += items_of(again)
+    parts = [example for item in items for slot in item for _, example in slot]
+    assert all(example.input_ids[0] == BOS and example.labels[0] == -100 for example in parts)
+    assert all((example.labels != -100).any() for example in parts)
+    assert all(sum(len(e) for _, e in slot) <= CAPACITY for item in items for slot in item)
+    wanted = [1000 * n + i for n, length in enumerate(lengths) for i in range(1, length)]
+    assert sorted(t for item in items for t in predicted(item)) == wanted
 
 
 @given(lengths=LENGTHS)

@@ -63,6 +63,7 @@ OF_CONFIGS: dict[str, Any] = {
     "mixed_training": True,
     "long_text": "drop",
     "long_chat": "drop",
+    "piece_bos": False,
 }
 NEVER_OF_CONFIGS: dict[str, Any] = {
     # Reviewed: order, mixing, batches, processes, places. Plugins count by the code that they hold.

@@ -224,7 +224,8 @@ def test_every_row_is_accounted_for(
         return
     stats = store.stats
     left_out = (stats.filtered, stats.dropped, stats.without_targets, stats.duplicates)
-    first_pieces = sum(1 for i in range(len(store)) if store[i].input_ids[0] == 1)  # <s>
+    bos = sum(1 for i in range(len(store)) if store[i].input_ids[0] == 1)  # <s>
+    first_pieces = bos - stats.repeated_bos
     assert stats.rows == len(rows)
     assert first_pieces + sum(left_out) + stats.bad_rows == len(rows)
     assert stats.examples == len(store)

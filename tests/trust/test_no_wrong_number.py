@@ -1,23 +1,175 @@
 """Issue table 3: no wrong number, and nothing that is said is ignored."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tests.evaluate.samples import padded
 from tests.laws.models import base_logits, batch, logits, make_trained
+from transformers import PreTrainedTokenizerBase
 
 from controlllm import collapse, expand
 from controlllm.checkpoint import inspect_folder
+from controlllm.cli.data_show import Paper
 from controlllm.common.errors import ConfigError, DataError, ModelError
-from controlllm.data import DataConfig, SourceConfig, StageConfig
+from controlllm.data import (
+    DataConfig,
+    Example,
+    SourceConfig,
+    StageConfig,
+    TokenStore,
+    TrainLoader,
+    read_examples,
+)
+from controlllm.data.mixture import survey_mix
 from controlllm.data.sources import open_blocks
+from controlllm.data.survey import SurveyOptions, survey_source
 from controlllm.evaluate import calibrate
 from controlllm.train import train
 
 # ---- bos: pieces of a long text begin with BOS ----
+
+
+def byte_ids(text: str) -> list[int]:
+    """Ids of the byte tokenizer, BOS (1) and EOS (2) apart."""
+    return [byte + 3 for byte in text.encode()]
+
+
+def parts_of(examples: Iterable[Example]) -> list[tuple[list[int], list[int]]]:
+    """(ids, what of them is a target) of each example."""
+    return [
+        (e.input_ids.tolist(), [token for token in e.labels.tolist() if token != -100])
+        for e in examples
+    ]
+
+
+def text_file(folder: Path, *texts: str) -> SourceConfig:
+    """A source of rows of plain text."""
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return SourceConfig(str(path))
+
+
+def test_every_piece_of_a_split_text_begins_with_bos(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    a, b, c, d, e, f, g = byte_ids("abcdefg")
+    source, config = text_file(tmp_path, "abcdefg"), DataConfig(max_length=5, packing=False)
+    examples, stats = read_examples(source, pico_tokenizer, config)
+    assert parts_of(examples) == [
+        ([1, a, b, c, d], [a, b, c, d]),
+        ([1, d, e, f, g], [e, f, g]),
+        ([1, g, 2], [2]),
+    ]
+    assert stats.repeated_bos == 2
+    assert stats.describe().endswith("8 targets, 1 split, 2 repeated BOS")
+
+    examples, stats = read_examples(source, pico_tokenizer, replace(config, piece_bos=False))
+    assert parts_of(examples) == [
+        ([1, a, b, c, d], [a, b, c, d]),
+        ([d, e, f, g, 2], [e, f, g, 2]),
+    ]
+    assert stats.repeated_bos == 0
+
+
+def test_every_piece_of_a_split_conversation_begins_with_bos(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"prompt": "ab", "completion": "cdefg"}))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    a, b, c, d, e, f, g = byte_ids("abcdefg")
+    config = DataConfig(max_length=5, long_chat="split", chat_template="{{ bos_token }}" + template)
+    examples, stats = read_examples(SourceConfig(str(path)), pico_tokenizer, config)
+    assert parts_of(examples) == [
+        ([1, a, b, c, d], [c, d]),
+        ([1, d, e, f, g], [e, f, g]),
+    ]
+    assert stats.repeated_bos == 1
+    # A template without BOS: pieces begin as the conversation does.
+    config = replace(config, chat_template=template)
+    examples, _ = read_examples(SourceConfig(str(path)), pico_tokenizer, config)
+    assert parts_of(examples) == [
+        ([a, b, c, d, e], [c, d, e]),
+        ([e, f, g], [f, g]),
+    ]
+
+
+def test_what_concat_cuts_begins_with_bos_also_after_resuming(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    a, b, c, d, e, f, g, h = byte_ids("abcdefgh")
+    data = DataConfig(
+        train=[replace(text_file(tmp_path, "abcd", "efgh"), epochs=1)],
+        max_length=5,
+        packing_strategy="concat",
+        shuffle=False,
+    )
+    # "abcd" and EOS is split into [1 a b c d] and [1 d 2]; "efgh" into [1 e f g h] and [1 h 2].
+    expected = [
+        ([1, a, b, c, d], [a, b, c, d]),
+        ([1, d, 2, 1, e], [2, e]),
+        ([1, e, f, g, h], [f, g, h]),
+        ([1, h, 2], [2]),
+    ]
+    assert slots_of(TrainLoader(data, pico_tokenizer, 1, 0)) == expected
+    begun = TrainLoader(data, pico_tokenizer, 1, 0)
+    next(begun), next(begun)
+    again = TrainLoader(data, pico_tokenizer, 1, 0)
+    again.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+    assert slots_of(again) == expected[2:]
+    plain = replace(data, piece_bos=False)
+    ids = [ids for ids, _ in slots_of(TrainLoader(plain, pico_tokenizer, 1, 0))]
+    assert ids == [[1, a, b, c, d], [d, 2, 1, e, f], [f, g, h, h, 2]]
+
+
+def slots_of(loader: TrainLoader) -> list[tuple[list[int], list[int]]]:
+    """(real ids, targets) of the one slot of each batch."""
+    slots = []
+    for made in loader:
+        real = made["origin"][0] >= 0
+        ids, labels = made["input_ids"][0][real].tolist(), made["labels"][0].tolist()
+        slots.append((ids, [token for token in labels if token != -100]))
+    return slots
+
+
+def test_rehearsed_rows_that_concat_cuts_begin_with_bos(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = DataConfig(
+        train=[text_file(tmp_path, "a")], max_length=6, packing_strategy="concat", shuffle=False
+    )
+    written = TokenStore.from_tokens("rehearsal", [[1, 10, 11, 12, 13, 2]])
+    loader = TrainLoader(data, pico_tokenizer, 1, 0, rehearsal=(written, 0.5))
+    rests = 0
+    for made in islice(loader, 8):
+        starts = made["cu_seq_lens_q"][:-1].tolist()
+        for start in starts:
+            if made["origin"][0, start] >= 0:
+                assert made["input_ids"][0, start] == 1
+                rests += made["labels"][0, start + 1] == -100
+    assert rests
+
+
+def test_inspect_says_what_bos_costs(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = text_file(tmp_path, "abcdefg" * 20)
+    config = DataConfig(train=[source], max_length=8, packing_strategy="concat")
+    survey = survey_source(source, "train", pico_tokenizer, config, SurveyOptions())
+    assert survey.report.stats.repeated_bos == 23  # 142 tokens: 8, then 6 new ones each.
+    console = Console(record=True, width=200)
+    Paper(console).source(survey.report, 8)
+    mix = survey_mix(config, [survey], 1)
+    assert mix is not None
+    assert mix.repeated_bos > 0
+    assert "23 before further pieces, 12.23 % of the tokens" in console.export_text()
 
 
 # ---- padding: the padding token's id changes nothing ----

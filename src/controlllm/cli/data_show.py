@@ -71,6 +71,8 @@ class Paper:
             strategy = config.packing_strategy.replace("_", " ")
             text = f"{fill:.1f} % of a slot of {config.max_length:,} tokens is filled"
             self._line("packing", f"{text} ({strategy}), {rows:.1f} documents in each")
+            if share := 100 * mix["repeated_bos"]:
+                self._line("", f"{share:.2f} % of its tokens are BOS before the rests of documents")
         else:
             text = f"{100 - fill:.1f} % of the tokens of a batch are padding"
             self._line("padding", f"{text}, {rows:.1f} rows in each")
@@ -109,6 +111,9 @@ class Paper:
             ]
             if counts or label == "left out":
                 yield label, f"{', '.join(counts) or 'nothing'} of {stats.rows:,} rows"
+        if count := stats.repeated_bos:
+            share = 100 * count / stats.tokens
+            yield "BOS", f"{count:,} before further pieces, {share:.2f} % of the tokens (piece_bos)"
 
     def _bad_rows(self, report: SourceReport) -> None:
         if report.stops:

@@ -13,11 +13,10 @@ What waits is kept as references in the state, and is read again on resume.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.batches import padded_width
 from controlllm.data.config import DataConfig
 from controlllm.data.encode import Example
@@ -51,19 +50,28 @@ class Waiting:
     start: int = 0
     """Tokens of it that were given out already."""
 
+    bos: int | None = None
+    """What the rest of a document that begins with it begins with, too."""
+
+    @property
+    def reopens(self) -> bool:
+        """Whether BOS comes before what is left."""
+        return self.start > 0 and self.picked[2].reopens(self.bos)
+
     def __len__(self) -> int:
-        """Tokens that are left."""
-        return len(self.picked[2].input_ids) - self.start
+        """Tokens that are left, BOS before them included."""
+        return len(self.picked[2].input_ids) - self.start + self.reopens
 
     def example(self, length: int | None = None) -> Example:
         """What is left, or its first `length` tokens."""
-        end = None if length is None else self.start + length
-        whole = self.picked[2]
-        if self.start == 0 and end is None:
-            return whole
-        labels = whole.labels[self.start : end].copy()
-        labels[:1] = IGNORE_INDEX
-        return Example(whole.input_ids[self.start : end], labels)
+        if self.start == 0 and length is None:
+            return self.picked[2]
+        end = None if length is None else self.start + length - self.reopens
+        return self.picked[2].part(self.start, end, self.bos)
+
+    def rest(self, length: int) -> "Waiting":
+        """What waits once `length` tokens were given out: it begins with the last of them."""
+        return replace(self, start=self.start + length - self.reopens - 1)
 
 
 Slot = list[tuple[int, Example]]
@@ -82,6 +90,12 @@ class Batcher(ABC):
         batch_size: rows of a padded batch.
         seed: of the order of grouped batches.
     """
+
+    bos: int | None = None
+    """What the rests of documents that begin with it begin with, too."""
+
+    repeated_bos: int = 0
+    """BOS tokens before rests so far."""
 
     def __init__(
         self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
@@ -107,7 +121,7 @@ class Batcher(ABC):
     def _fill(self, rows: int) -> None:
         """Let up to so many rows wait."""
         while len(self.waiting) < rows and (picked := self._draw()) is not None:
-            self.waiting.append(Waiting(picked))
+            self.waiting.append(Waiting(picked, bos=self.bos))
 
 
 class BestFit(Batcher):
@@ -154,7 +168,8 @@ class BestFit(Batcher):
 class Concat(Batcher):
     """Slots filled to the end: a document that does not fit goes on in the next slot.
 
-    Its rest begins with the last token that was given out, so that every token is predicted once.
+    Its rest begins with the last token that was given out, so that every token is predicted once;
+    before that with BOS, where the document begins with it.
     """
 
     def next(self) -> Item:
@@ -163,13 +178,14 @@ class Concat(Batcher):
         room = self.config.max_length
         while room >= 2:
             self._fill(1)
-            if not self.waiting:
+            if not self.waiting or room < 2 + self.waiting[0].reopens:
                 break
             first = self.waiting[0]
             length = len(first)
+            self.repeated_bos += first.reopens
             if length > room:
                 slot.append((first.picked[0], first.example(room)))
-                self.waiting[0] = Waiting(first.picked, first.start + room - 1)
+                self.waiting[0] = first.rest(room)
                 break
             slot.append((first.picked[0], first.example()))
             del self.waiting[0]
@@ -308,9 +324,21 @@ def redeal_batchers(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dic
 
 
 def make_batcher(
-    draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+    draw: Callable[[], Picked | None],
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    bos: int | None = None,
 ) -> Batcher:
-    """The batcher that a config asks for."""
+    """The batcher that a config asks for.
+
+    Args:
+        draw: gives the next draw, None at the end.
+        config: lengths, lookahead and budget.
+        batch_size: rows of a padded batch.
+        seed: of the order of grouped batches.
+        bos: opens the rests of documents that begin with it; None where rests are as they lie.
+    """
     kind: Callable[..., Batcher]
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)
@@ -320,4 +348,6 @@ def make_batcher(
         kind = Grouped
     else:
         kind = Rows
-    return kind(draw, config, batch_size, seed)
+    batcher = kind(draw, config, batch_size, seed)
+    batcher.bos = bos
+    return batcher

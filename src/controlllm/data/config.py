@@ -278,6 +278,11 @@ class DataConfig:
     long_chat: str = "truncate"
     """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
 
+    piece_bos: bool = True
+    """Begin every piece of a document that begins with BOS with BOS, too: the further pieces of a
+    split one, and what `packing_strategy: concat` goes on with in the next slot. Most models
+    that were pretrained with BOS predict badly without it. It costs one token of such a piece."""
+
     def __post_init__(self) -> None:
         """Check every field.
 
@@ -297,8 +302,8 @@ class DataConfig:
                 "must be at least 0."
             )
         self._check_batches()
-        if self.max_length < 2:
-            raise ConfigError(f"max_length={self.max_length!r} must be at least 2.")
+        if self.max_length < 3:  # BOS, a token to go on from, and one to predict.
+            raise ConfigError(f"max_length={self.max_length!r} must be at least 3.")
         if not self.train_on:
             raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
         self._check_replay()

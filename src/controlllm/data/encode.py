@@ -21,7 +21,7 @@ from controlllm.data.render import Renderer
 from controlllm.data.sources import Located
 from controlllm.data.tokens import Prepared, Tokenized
 
-__all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows"]
+__all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows", "piece_bos"]
 
 BAD_ROWS_TOLD = 5
 """Bad rows whose reasons are remembered."""
@@ -43,9 +43,37 @@ class Example:
     starts: NDArray[np.int32] | None = None
     """Where the second and further documents begin, if this is a slot of several."""
 
+    reopened: bool = False
+    """Whether its first token is a BOS that was put before the rest of a document."""
+
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.input_ids)
+
+    def reopens(self, bos: int | None) -> bool:
+        """Whether parts that begin later begin with BOS again: the document does, and it is asked.
+
+        Args:
+            bos: the BOS token, None where parts are to begin as they lie.
+        """
+        return len(self.input_ids) > 0 and self.input_ids[0] == bos
+
+    def part(self, start: int, end: int | None, bos: int | None) -> "Example":
+        """Tokens [start, end) as an example; one that begins later has BOS before them.
+
+        Neither BOS nor the part's own first token is a target: the part before predicts that one.
+
+        Args:
+            start: the first token of the part.
+            end: the one behind its last; None for all that is left.
+            bos: see `reopens`.
+        """
+        ids, labels = self.input_ids[start:end], self.labels[start:end].copy()
+        labels[:1] = IGNORE_INDEX
+        if not (start and self.reopens(bos)):
+            return Example(ids, labels)
+        ids = np.concatenate((self.input_ids[:1], ids))
+        return Example(ids, np.concatenate((labels[:1], labels)), reopened=True)
 
 
 @dataclass
@@ -74,6 +102,8 @@ class SourceStats:
     """Rows left out because an earlier one became the same examples (`deduplicate`)."""
     bad_rows: int = 0
     """Rows left out because they could not be read (`on_bad_row: skip`)."""
+    repeated_bos: int = 0
+    """BOS tokens before the further pieces of split rows (`piece_bos`), among `tokens`."""
 
     def add(self, other: "SourceStats") -> None:
         """Add the counts of another part of the source."""
@@ -86,7 +116,7 @@ class SourceStats:
         parts.append(f"{self.targets:,} targets")
         for field in fields(self)[4:]:
             if count := getattr(self, field.name):
-                parts.append(f"{count:,} {field.name.replace('_', ' ')}")
+                parts.append(f"{count:,} {field.name.replace('_', ' ').replace('bos', 'BOS')}")
         return ", ".join(parts)
 
 
@@ -112,6 +142,7 @@ class RowEncoder:
         self.stats = SourceStats()
         self.bad: list[str] = []
         self.renderer = Renderer(tokenizer, config, training and config.mixed_training)
+        self.bos = piece_bos(tokenizer, config)
 
     def fresh(self) -> "RowEncoder":
         """The same encoder with all counts at 0."""
@@ -213,15 +244,19 @@ class RowEncoder:
                 return []
             stats.truncated += policy == "truncate"
             stats.split += policy == "split"
+            bos = int(policy == "split" and whole.reopens(self.bos))
             # Pieces share one token: the last of a piece opens the next, so that every token is
             # predicted once.
-            starts = range(0, length - 1, limit - 1) if policy == "split" else range(1)
-            pieces = [_piece(whole, start, start + limit) for start in starts]
+            further = range(limit - 1, length - 1, limit - 1 - bos) if policy == "split" else ()
+            parts = [whole.part(0, limit, None)]
+            parts += [whole.part(start, start + limit - bos, self.bos) for start in further]
+            pieces = [(part, int(np.count_nonzero(part.labels != IGNORE_INDEX))) for part in parts]
         kept = []
         for piece, targets in pieces:
             if targets:
                 stats.targets += targets
                 stats.tokens += len(piece)
+                stats.repeated_bos += piece.reopened
                 kept.append(piece)
         stats.without_targets += not kept
         stats.examples += len(kept)
@@ -237,12 +272,9 @@ def _row(row: Any) -> dict[str, Any]:
     return row
 
 
-def _piece(whole: Example, start: int, end: int) -> tuple[Example, int]:
-    """A piece with no target at its first token, which nothing predicts; and how many it has."""
-    labels = whole.labels[start:end].copy()
-    labels[:1] = IGNORE_INDEX
-    targets = int(np.count_nonzero(labels != IGNORE_INDEX))
-    return Example(whole.input_ids[start:end], labels), targets
+def piece_bos(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> int | None:
+    """The token that opens every piece of a document that begins with it, if that is asked for."""
+    return tokenizer.bos_token_id if config.piece_bos else None
 
 
 def encode_rows(

@@ -38,6 +38,9 @@ class Pipeline:
     seed: int
     """Of the run."""
 
+    bos: int | None = None
+    """What opens the rests of documents that begin with it, see `piece_bos`."""
+
 
 class Lane:
     """Draws from every source, mixes, and gives out items.
@@ -58,7 +61,8 @@ class Lane:
         ]
         self.mixer = Mixer(streams, pipeline.plan, config.mix_by, lanes)
         # Not of the lane's number: grouped batches come in the same order in all lanes.
-        self.batcher = make_batcher(self.mixer.draw, config, pipeline.batch_size, seed_of(seed, 2))
+        order_seed, size = seed_of(seed, 2), pipeline.batch_size
+        self.batcher = make_batcher(self.mixer.draw, config, size, order_seed, pipeline.bos)
 
     def next(self) -> Item:
         """The next item, empty at the end of the data."""
@@ -84,7 +88,7 @@ class Lane:
             places = [i for i, reference in enumerate(references) if reference[0] == source]
             drawn = stream.recall([tuple(references[i][1:4]) for i in places])
             for i, again in zip(places, drawn, strict=True):
-                waiting[i] = Waiting((source, *again), references[i][4])
+                waiting[i] = Waiting((source, *again), references[i][4], self.batcher.bos)
         self.batcher.load_state_dict(state["batcher"], [waiting[i] for i in sorted(waiting)])
 
 

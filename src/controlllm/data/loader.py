@@ -14,7 +14,7 @@ from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.data.batches import Batch, collate, pad_id
 from controlllm.data.batching import Item
 from controlllm.data.config import DataConfig
-from controlllm.data.encode import SourceStats
+from controlllm.data.encode import SourceStats, piece_bos
 from controlllm.data.feeds import Size, estimate_size, make_feed, store_feed
 from controlllm.data.lane import Lane, Pipeline, redeal
 from controlllm.data.mixing import plan_shares
@@ -36,6 +36,7 @@ _DECIDES = (
     "group_by_length",
     "max_tokens_per_batch",
     "shuffle",
+    "piece_bos",
 )
 """Settings that decide what comes next, whatever the number of ranks and workers."""
 
@@ -83,6 +84,7 @@ class TrainLoader:
         self.batches = 0
         self.lanes = _number_of_lanes(config, self.ranks)
         self._pad_id = pad_id(tokenizer)
+        self._bos = piece_bos(tokenizer, config)
         self.feeds = self._open(tokenizer, model)
         sizes = None
         if config.temperature is not None:
@@ -265,7 +267,9 @@ class TrainLoader:
         if self._serving is None:
             numbers = range(self.ranks.rank, self.lanes, self.ranks.world_size)
             config = self.config
-            pipeline = Pipeline(self.feeds, self.plan, config, self.batch_size, self.seed)
+            pipeline = Pipeline(
+                self.feeds, self.plan, config, self.batch_size, self.seed, self._bos
+            )
             make = partial(_make_lane, pipeline, self.lanes, self._states)
             self._serving = serve(numbers, make, config.num_workers, config.prefetch_factor)
         return self._serving

@@ -41,6 +41,8 @@ class MixReport:
     """Examples, or pieces of them, in one."""
     fill: float
     """Real tokens per token of the tensors: packing efficiency, or 1 - share of padding."""
+    repeated_bos: float
+    """BOS before the rests of documents that `concat` cut, per real token."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -77,7 +79,7 @@ def survey_mix(
         store_feed(survey.report.name, _store(survey), config, [0, number])
         for number, survey in enumerate(surveys)
     ]
-    lane = Lane(Pipeline(feeds, last, config, batch_size, 0), 0, 1)
+    lane = Lane(Pipeline(feeds, last, config, batch_size, 0, surveys[0].bos), 0, 1)
     items = [lane.next() for _ in range(ITEMS)]
     rows = sum(len(slot) for item in items for slot in item)
     return MixReport(
@@ -88,6 +90,7 @@ def survey_mix(
         tokens_per_item=sum(map(item_tokens, items)) / ITEMS,
         rows_per_item=rows / ITEMS,
         fill=fill_ratio(items, config),
+        repeated_bos=lane.batcher.repeated_bos / sum(map(item_tokens, items)),
     )
 
 

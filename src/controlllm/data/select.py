@@ -1,6 +1,6 @@
 """What a source chooses once all its rows are known: no duplicates, so many rows, easy ones first.
 
-For each row 40 bytes are kept, not its tokens, so a pass over 20 million rows fits into memory.
+For each row 48 bytes are kept, not its tokens, so a pass over 20 million rows fits into memory.
 """
 
 import math
@@ -37,6 +37,7 @@ class Selection:
         self._difficulty = array("d")
         self._lengths = array("q")
         self._targets = array("q")
+        self._repeated_bos = array("q")
 
     def add(self, row: Mapping[str, Any], examples: Sequence[Example]) -> None:
         """Note a row with the examples that it became, at least one.
@@ -53,6 +54,7 @@ class Selection:
         self._pieces.append(len(examples))
         self._lengths.append(length)
         self._targets.append(targets)
+        self._repeated_bos.append(sum(example.reopened for example in examples))
         self._hashes.append(int.from_bytes(digest.digest(), "little"))
         self._difficulty.append(difficulty)
 
@@ -87,6 +89,7 @@ class Selection:
         stats.examples = int(pieces[rows].sum())
         stats.tokens = int(np.frombuffer(self._lengths, dtype=np.int64)[rows].sum())
         stats.targets = int(np.frombuffer(self._targets, dtype=np.int64)[rows].sum())
+        stats.repeated_bos = int(np.frombuffer(self._repeated_bos, dtype=np.int64)[rows].sum())
         return _examples_of(rows, pieces), sizes
 
     def _difficulty_of(self, row: Mapping[str, Any], length: int) -> float:

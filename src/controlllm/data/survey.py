@@ -20,7 +20,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.remote import shown
 from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.encode import Example, RowEncoder
+from controlllm.data.encode import Example, RowEncoder, piece_bos
 from controlllm.data.feeds import check_source
 from controlllm.data.hooks import POSTPROCESS
 from controlllm.data.postprocess import hooked_rows
@@ -57,6 +57,8 @@ class Survey:
 
     report: SourceReport
     examples: list[Example] = field(default_factory=list)
+    bos: int | None = None
+    """What opens the pieces of documents that begin with it, see `piece_bos`."""
 
 
 def survey_source(
@@ -79,7 +81,8 @@ def survey_source(
         ConfigError: the config names a format, column, filter or hook that is not known.
     """
     check_source(source)
-    survey = Survey(SourceReport(group, str(source.name), shown(source.path)))
+    place = shown(source.path)
+    survey = Survey(SourceReport(group, str(source.name), place), bos=piece_bos(tokenizer, config))
     report = survey.report
     encoder = _NotingEncoder(source, tokenizer, config, training=group in ("train", "replay"))
     try:
