@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -195,3 +196,27 @@ def test_sigkill_at_any_moment(run_config, loaded, tmp_path):
     assert records(resumed.output_dir) == records(straight.output_dir)
     leftovers = [path.name for path in resumed.output_dir.iterdir() if path.name.startswith(".")]
     assert leftovers == []
+
+
+REHEARSED = {"rehearsal": {"num_sequences": 8, "share": 0.25}}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"data": {}, **REHEARSED}, {"data": {"packing": False}}], ids=["packed", "padded"]
+)
+def test_less_memory_after_a_stop_changes_no_result(run_config, loaded, settings):
+    """The step is split anew, and activations are computed twice: same rows, same losses."""
+    straight = train(run_config(**settings, training={"max_steps": 6}), loaded())
+    losses = {r["step"]: r["train/loss"] for r in straight.history if "train/loss" in r}
+    shutil.rmtree(straight.output_dir / "checkpoint-6")
+    shutil.rmtree(straight.output_dir / "checkpoint-4")
+    smaller = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": True,
+        "loss_chunk_size": 16,
+    }
+    workers = {**settings["data"], "num_workers": 1}
+    again = train(run_config(**settings | {"data": workers}, training=smaller), loaded())
+    after = {r["step"]: r["train/loss"] for r in again.history if "train/loss" in r}
+    assert after == pytest.approx(losses, abs=1e-5)

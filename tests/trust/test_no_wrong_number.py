@@ -1,6 +1,9 @@
 """Issue table 3: no wrong number, and nothing that is said is ignored."""
 
+import dataclasses
 import json
+import pickle
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +15,7 @@ import torch
 from rich.console import Console
 from tests.evaluate.samples import padded
 from tests.laws.models import base_logits, batch, logits, make_trained
+from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
 from transformers import PreTrainedTokenizerBase
 
 from controlllm import collapse, expand
@@ -31,7 +35,8 @@ from controlllm.data.mixture import survey_mix
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
 from controlllm.evaluate import calibrate
-from controlllm.train import train
+from controlllm.train import RunConfig, train
+from controlllm.train.folder import _changes as folder_changes
 
 # ---- bos: pieces of a long text begin with BOS ----
 
@@ -260,6 +265,30 @@ def test_calibration_of_gates_ends_at_the_model_as_trained():
 # ---- fields: fields that a source, a structure, packing or a verb does not read ----
 
 
+@pytest.mark.parametrize("verb", ["eval", "calibrate"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.train", "[{path: a.txt}]"],
+        ["--data.train+", "{path: a.txt}"],
+        ["--data.mix_by", "rows"],
+        ["--data.stages", "[]"],
+        ["--data", "{num_workers: 2}"],
+        ["--config", "FILE"],
+    ],
+)
+def test_verbs_that_measure_refuse_settings_of_training(verb, words, tmp_path, capsys):
+    file = yaml_file(tmp_path / "a.yaml", {"data": {"replay_share": 0.1}})
+    told = refused(capsys, verb, "m", *[file if word == "FILE" else word for word in words])
+    assert re.search(rf"data\.\w+ is not read by `{verb}`", told)
+
+
+def test_a_run_brings_only_what_is_read(tmp_path):
+    folder = run_folder(tmp_path / "run", {"train": [{"path": "a.txt"}], "max_length": 99})
+    data = evaluated(folder).data
+    assert data.train == [] and data.max_length == 99
+
+
 def _texts(path: Path, **fields: Any) -> list[str]:
     return [row["text"] for _, row in open_blocks(SourceConfig(str(path), **fields)).rows()]
 
@@ -376,7 +405,43 @@ def test_fields_of_the_data_section_that_another_switches_off_are_refused_by_nam
 # ---- preset: a preset applies, however the run config is made ----
 
 
+def test_a_preset_is_laid_below_what_is_given_or_refused():
+    with pytest.raises(ConfigError, match=r"RunConfig\.from_dict"):
+        RunConfig(preset="retain")
+    given = {"preset": "retain", "training": {"alpha_sampling": None, "max_steps": 7}}
+    run = RunConfig.from_dict(given)
+    assert (run.preset, run.training.alpha_sampling) == ("retain", None)
+    assert run.expansion.divergence == "nmse"
+    again = RunConfig.from_dict(run.to_dict())
+    assert again == run and again.to_dict() == run.to_dict()
+    assert dataclasses.replace(run) == run == pickle.loads(pickle.dumps(run))
+    assert type(run.to_dict()["preset"]) is str
+    assert trained("--preset", "retain").training.alpha_sampling == [0.2, 0.8]
+
+
 # ---- argv: the parsed model decides whose settings are taken ----
+
+
+def test_the_parsed_model_decides_wherever_it_stands(tmp_path):
+    folder = run_folder(tmp_path / "run", {"chat_template": "chatml", "max_length": 99})
+    (tmp_path / "run" / "checkpoint-3").mkdir()
+    ways = [
+        ["--files", "x.jsonl", folder],
+        [f"{folder}/checkpoint-3", "--files", "x.jsonl"],
+        ["--files=x.jsonl", "--model", folder],
+        ["--config", yaml_file(tmp_path / "mine.yaml", {"model": folder, "files": "x.jsonl"})],
+    ]
+    for words in ways:
+        options = evaluated(*words)
+        assert (options.data.chat_template, options.data.max_length) == ("chatml", 99), words
+        assert options.files == "x.jsonl"
+
+
+def test_a_run_at_an_address_brings_its_settings(cluster, tmp_path):
+    run_folder(cluster.folder / "runs" / "seven", {"chat_template": "chatml", "max_length": 99})
+    for name in ("runs/seven", "runs/seven/", "runs/seven/best", "runs/seven/checkpoint-3"):
+        data = evaluated(cluster.address + name, "--files", "x.jsonl").data
+        assert (data.chat_template, data.max_length) == ("chatml", 99), name
 
 
 # ---- calibrate: the measured mean alpha is written, with the card ----
@@ -388,13 +453,91 @@ def test_fields_of_the_data_section_that_another_switches_off_are_refused_by_nam
 # ---- resume: what cannot change the result may change ----
 
 
+@pytest.mark.parametrize(
+    ("data", "training", "resumes"),
+    [
+        ({}, {"gradient_checkpointing": True}, True),
+        ({}, {"gradient_checkpointing": True, "gradient_checkpointing_policy": "selective"}, True),
+        ({}, {"loss_chunk_size": 8, "save_steps": 3, "worst_case_first": True}, True),
+        ({"num_workers": 2, "prefetch_factor": 1}, {}, True),
+        ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, True),
+        ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, False),
+        ({}, {"seed": 3}, False),
+        ({"max_length": 7}, {}, False),
+    ],
+)
+def test_memory_and_logging_may_change_on_resume(data, training, resumes):
+    """That the losses are the same, too: tests/train/test_resume.py."""
+    before = RunConfig.from_dict({"training": {"per_device_train_batch_size": 8}})
+    values = {"per_device_train_batch_size": 8, **training}
+    now = RunConfig.from_dict({"data": data, "training": values})
+    assert (list(folder_changes(before.to_dict(), now)) == []) == resumes
+
+
 # ---- retain: the size of an evaluation is said and bounded ----
 
 
 # ---- lists: lists replace, and are printed ----
 
 
+def test_lists_replace_what_lies_below(tmp_path, capsys):
+    old = {"path": "a.txt", "name": "old", "max_rows": 3, "weight": 2.0}
+    file = yaml_file(tmp_path / "run.yaml", {"data": {"train": [old, {"path": "c.txt"}]}})
+    run = trained(file, "--data.train", "[{path: b.txt}]")
+    assert run.data.train == [SourceConfig("b.txt")]
+    assert capsys.readouterr().err == "data.train: b.txt\n"
+    later = yaml_file(tmp_path / "later.yaml", {"data": {"train": [{"path": "d.txt"}]}})
+    assert trained(file, "--config", later).data.train == [SourceConfig("d.txt")]
+
+
+def test_a_plus_appends(tmp_path, capsys):
+    file = yaml_file(tmp_path / "run.yaml", {"data": {"train": [{"path": "a.txt"}]}})
+    words = ["--data.train+", "{path: b.txt, name: more}", "--data.train+=[{path: c.txt}]"]
+    run = trained(file, *words)
+    assert [source.path for source in run.data.train] == ["a.txt", "b.txt", "c.txt"]
+    assert capsys.readouterr().err == "data.train: a.txt, more (b.txt), c.txt\n"
+    assert "is a list; give it as a whole" in refused(capsys, "train", "--data.train.path", "b")
+    assert "appends to a list" in refused(capsys, "train", "--training.max_steps+", "3")
+
+
+def test_a_file_over_a_run_replaces_its_sets(tmp_path, capsys):
+    """It measured one file under the other's name, cut to the rows of the run's."""
+    learn = [{"path": "a.txt", "name": "a", "max_rows": 3}]
+    folder = run_folder(tmp_path / "run", {"learn": learn, "retain": learn})
+    mine = yaml_file(tmp_path / "mine.yaml", {"data": {"learn": [{"path": "b.txt"}]}})
+    data = evaluated(folder, "--config", mine).data
+    assert data.learn == [SourceConfig("b.txt")] and data.retain[0].max_rows == 3
+    assert capsys.readouterr().err == "data.learn: b.txt\n"
+
+
 # ---- order: the command line counts more than a file, and nothing is given twice ----
+
+
+def test_the_command_line_counts_more_than_a_file_in_any_order(tmp_path):
+    file = yaml_file(
+        tmp_path / "a.yaml",
+        {"training": {"output_dir": "runs/a", "overwrite_output_dir": False, "seed": 5}},
+    )
+    words = ["--training.output_dir", "runs/x", "--training.overwrite_output_dir", "true"]
+    for order in ([*words, "--config", file], ["--config", file, *words], [file, *words]):
+        training = trained(*order).training
+        assert (training.output_dir, training.overwrite_output_dir) == ("runs/x", True), order
+        assert training.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--training.seed", "1", "--training.seed=2"], "--training.seed"),
+        (["--training", "{seed: 1}", "--training.seed", "2"], "--training.seed"),
+        (["--training.seed", "2", "--training", "{seed: 1}"], "--training.seed"),
+        (["--data", "{train: []}", "--data", "{learn: []}"], "--data"),
+        (["--preset", "paper", "--preset", "retain"], "--preset"),
+    ],
+)
+def test_nothing_is_given_twice(words, name, capsys):
+    assert f"{name} is given twice" in refused(capsys, "train", *words)
+    assert "one word too many" in refused(capsys, "eval", "m", "n")
 
 
 # ---- weights: missing tensors, weights that are not numbers, checksums ----
@@ -419,6 +562,37 @@ def test_fields_of_the_data_section_that_another_switches_off_are_refused_by_nam
 
 
 # ---- messages: answers to wrong words are short and come first ----
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["train", "--model.quantize_base", ""],
+            "model.quantize_base='' is not known; allowed: bnb",
+        ),
+        (["eval", "m", "--data", "nope.yaml"], "data is a section; .* `data:` by --config"),
+        (["eval", "m", "--data.learn", "nope.yaml"], "data.learn='nope.yaml' must be a list"),
+        (["eval", "m", "--batch_size"], "--batch_size needs a value"),
+        (["eval"], "eval needs model"),
+        (["train", "--model.device.index", "1"], "model.device holds no settings"),
+        (["calibrate", "m", "--overwrite", "--alphas", "0.5"], "alphas=0.5 must be a list"),
+    ],
+)
+def test_wrong_words_are_answered_in_a_sentence(words, told, capsys):
+    assert re.search(told, refused(capsys, *words))
+
+
+def test_words_are_what_they_look_like():
+    options = evaluated(
+        *("--files", "a,b", "--alpha", "0.5", "--apply_chat_template", "runs/a", "--limit", "3"),
+        *("--load.storage_options.token", "012", "--load.storage_options.anon", "true"),
+        *("--tasks", "[x, y]", "--data.chat_template", "null", "--data.timeout=1e2"),
+    )
+    assert (options.model, options.files, options.tasks) == ("runs/a", "a,b", ["x", "y"])
+    assert (options.alpha, options.limit, options.apply_chat_template) == (0.5, 3, True)
+    assert options.load.storage_options == {"token": "012", "anon": True}
+    assert (options.data.chat_template, options.data.timeout) == (None, 100.0)
 
 
 # ---- labels: what a number is the number of ----

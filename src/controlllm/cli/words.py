@@ -178,7 +178,13 @@ def _take(cls: type, words: Words, given: set[str], option: str, value: str) -> 
         words.appended.setdefault(name, []).extend(_items(hint, value, name))
         return
     given.add(option)
-    _put(words.values, name.split("."), _value_of(hint, value, f"--{name}"), name)
+    taken = _value_of(hint, value, f"--{name}")
+    if dataclasses.is_dataclass(hint) and not isinstance(taken, Mapping):
+        raise ConfigError(
+            f"--{name} {value}: {name} is a section; give settings of it (--{name}.NAME VALUE), or "
+            f"a YAML file that has `{name}:` by --config."
+        )
+    _put(words.values, name.split("."), taken, name)
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
