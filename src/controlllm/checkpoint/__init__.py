@@ -10,7 +10,6 @@
 | `locate`, `loading` | any folder or name to a model and its tokenizer |
 | `remote`, `upload`, `fetch` | run folders elsewhere (HDFS, S3, ...), to there and from there |
 | `copies` | what is loaded from elsewhere, on the disk of this machine |
-| `names` | the names that may be used there: plain ones, of data |
 | `inspection` | what a saved model consists of, without loading it |
 | `export` | full, sidecar, adapter and collapsed forms |
 """

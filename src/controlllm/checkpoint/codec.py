@@ -88,10 +88,18 @@ def _pack_dict(value: dict[Any, Any], place: str, tensors: dict[str, Tensor]) ->
 
 
 def _unpack_mark(mark: str, inner: Any, tensors: dict[str, Tensor]) -> Any:
-    if mark == "$dict":
+    if mark == "$dict" and _is_pairs(inner):
         return {key: unpack(item, tensors) for key, item in inner}
-    if mark == "$tuple":
+    if mark == "$tuple" and isinstance(inner, list):
         return tuple(unpack(item, tensors) for item in inner)
-    if mark not in ("$tensor", "$array") or inner not in tensors:
+    known = isinstance(inner, str) and inner in tensors
+    if mark not in ("$tensor", "$array") or not known:
         raise CheckpointError(f"the state refers to {mark} {inner!r}, which is not there.")
     return tensors[inner] if mark == "$tensor" else tensors[inner].numpy()
+
+
+def _is_pairs(inner: Any) -> bool:
+    """Whether it is a list of pairs of a plain key and any item."""
+    return isinstance(inner, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], _PLAIN) for pair in inner
+    )

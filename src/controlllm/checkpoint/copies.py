@@ -31,10 +31,10 @@ from controlllm.checkpoint.fetch import (
 )
 from controlllm.checkpoint.kinds import KINDS
 from controlllm.checkpoint.manifest import MANIFEST
-from controlllm.checkpoint.names import is_checkpoint, is_plain
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import atomic_folder
+from controlllm.common.names import is_checkpoint, is_plain
 from controlllm.common.private import own_folder
 
 __all__ = ["local_copy"]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint.kinds import BASE_RECORD, KINDS
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.common.adapters import has_adapters, merge_adapters
+from controlllm.common.checksums import write_checksums
 from controlllm.common.errors import ModelError
 from controlllm.common.files import (
     atomic_folder,
@@ -19,6 +20,7 @@ from controlllm.common.files import (
     write_text,
 )
 from controlllm.common.registry import Registry
+from controlllm.common.tensor_files import require_numbers
 from controlllm.expansion import collapse
 from controlllm.expansion.card import model_card
 from controlllm.expansion.modeling import ControlLLMForCausalLM
@@ -42,6 +44,8 @@ def export(
 ) -> Path:
     """Write a model with all that is needed to use it; the folder appears whole or not at all.
 
+    `checksums.json` in it holds the SHA-256 of every file, which `load_model` checks.
+
     Args:
         model: an expanded model; `full` also takes a plain one, `full` and `adapter` a base with
             adapters.
@@ -60,15 +64,17 @@ def export(
     Raises:
         ConfigError: for an unknown form.
         CheckpointError: if the folder is not empty (with `overwrite`: and holds no saved model),
-            or the disk is full.
+            the disk is full, or weights are not numbers.
         ModelError: if the model has no such form.
     """
     write = FORMS.get(form)
     require_free(folder, overwrite)
+    require_numbers(model.named_parameters(), "the model")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        write_checksums(temporary)
     return Path(folder)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.manifest import MANIFEST, parse_manifest, verify_manifest
-from controlllm.checkpoint.names import holds_data
 from controlllm.checkpoint.remote import FOLDERS, RemoteRun
 from controlllm.checkpoint.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import atomic_file, atomic_folder, read_json
+from controlllm.common.names import holds_data
 
 __all__ = [
     "BrokenError",

@@ -1,6 +1,5 @@
 """What a saved model consists of, read from configs and file headers: no weights are loaded."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import read_json
+from controlllm.common.tensor_files import read_header
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.interpolators import INTERPOLATORS
 from controlllm.expansion.plan import ENDS, plan_blocks
+from controlllm.expansion.records import read_model_file
 from controlllm.expansion.sidecar import read_sidecar_config
 
 __all__ = ["Inspection", "Part", "inspect_folder"]
@@ -99,8 +99,8 @@ def _configs(folder: Path) -> tuple[ExpansionConfig | None, dict[str, Any]]:
         expands = kind is KINDS["control"]
         values = read_sidecar_config(folder)["expansion"] if expands else None
         return ExpansionConfig.from_dict(values) if values else None, kind.base_of(folder)
-    values = read_json(folder / "config.json")
-    if "expansion" not in values:
+    values = read_model_file(folder)
+    if values.get("model_type") != "controlllm":
         return None, {"architecture": (values.get("architectures") or [None])[0]}
     return ExpansionConfig.from_dict(values["expansion"]), values["base"]
 
@@ -160,7 +160,8 @@ def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionCo
     for place, part in parts.items():
         if part.kind in ("base", "adapter"):
             continue
-        layer = int(place.rsplit(".", 1)[-1]) if part.kind != "end" else None
+        last = place.rsplit(".", 1)[-1]
+        layer = int(last) if part.kind != "end" and last.isdecimal() else None
         part.alpha = _alpha(expansion, part.kind, layer, logits.get(place))
 
 
@@ -184,22 +185,20 @@ def _alpha(
 
 def _constant_logits(folder: Path) -> dict[str, float]:
     """Constant alphas by place: a handful of one-element tensors."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     alphas = {}
     for file in _weight_files(folder):
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    logit = tensors.get_tensor(name) if name.endswith(_LOGIT) else None
-                    if logit is not None and len(logit):  # Of several ranks one has it.
-                        alphas[_place(name)[0]] = logit.float().sigmoid().item()
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is broken or truncated: {error}.") from error
+        names = [name for name in read_header(file).shapes if name.endswith(_LOGIT)]
+        with safe_open(file, "pt") as tensors:
+            for name in names:
+                logit = tensors.get_tensor(name)
+                if logit.numel() == 1:  # Of several ranks one has it.
+                    alphas[_place(name)[0]] = logit.float().sigmoid().item()
     return alphas
 
 
-def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[list[int], int]]]:
+def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
     """Name, shape and bytes of every tensor, from the headers of the safetensors files.
 
     Raises:
@@ -209,21 +208,11 @@ def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[list[int], int]]]:
     if not files:
         raise CheckpointError(f"{folder} has no safetensors files.")
     for file in files:
-        for name, entry in _header(file).items():
-            if name != "__metadata__" and not name.startswith(PREFIX):
-                begin, end = entry["data_offsets"]
-                yield name, (entry["shape"], end - begin)
+        header = read_header(file)
+        for name, shape in header.shapes.items():
+            if not name.startswith(PREFIX):
+                yield name, (shape, header.sizes[name])
 
 
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.safetensors") if file.name not in _STATES)
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The JSON header: 8 bytes of little-endian length, then the text."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            return dict(json.loads(stream.read(length)))
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{file} is no safetensors file: {error}.") from error

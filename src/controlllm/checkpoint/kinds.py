@@ -15,14 +15,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters
+from controlllm.common.checksums import verify_checksums
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import read_json
+from controlllm.common.schema import read_record
+from controlllm.common.tensor_files import read_tensors, require_numbers
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.base_record import architecture_of, base_record, check_base
 from controlllm.expansion.modeling import ControlLLMForCausalLM
@@ -34,6 +36,7 @@ from controlllm.expansion.peft import (
     put_adapters,
     read_peft_config,
 )
+from controlllm.expansion.records import BaseRecord
 from controlllm.expansion.sidecar import (
     SIDECAR_CONFIG,
     SIDECAR_WEIGHTS,
@@ -51,6 +54,13 @@ BASE_RECORD = "base.json"
 """Beside an adapter: which base it was trained on, more than PEFT notes of it."""
 PART_WEIGHTS, PART_CONFIG = "part.safetensors", "part_config.json"
 _FORMAT = 1
+
+
+class _PartFile(TypedDict):
+    """`part_config.json`."""
+
+    format: Required[int]
+    base: Required[BaseRecord]
 
 
 @dataclass(frozen=True)
@@ -115,16 +125,16 @@ def _base_of_adapters(folder: Path) -> dict[str, Any]:
     base = {"name_or_path": values.get("base_model_name_or_path")}
     base["revision"] = values.get("revision")
     record = folder / BASE_RECORD
-    return base | (dict(read_json(record)) if record.is_file() else {})
+    return base | (dict(read_record(record, BaseRecord)) if record.is_file() else {})
 
 
 def _put_adapters(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None, check: bool
 ) -> PreTrainedModel:
     recorded = _base_of_adapters(folder)
-    if check and "fingerprint" in recorded:  # PEFT itself notes none
+    if check and recorded.get("fingerprint"):  # PEFT itself notes none
         check_base(base, recorded, f"The adapter {folder}")
-    saved = _read(folder / ADAPTER_WEIGHTS) if tensors is None else tensors
+    saved = _read(folder, ADAPTER_WEIGHTS) if tensors is None else tensors
     put_adapters(base, read_peft_config(folder), saved, str(folder))
     return base
 
@@ -146,9 +156,7 @@ def _describe_part(model: PreTrainedModel) -> dict[str, Any]:
 
 def _base_of_part(folder: Path) -> dict[str, Any]:
     path = folder / PART_CONFIG
-    values = read_json(path)
-    if not isinstance(values, dict) or not {"format", "base"} <= set(values):
-        raise CheckpointError(f"{path} is no config of ours: it needs the keys format and base.")
+    values = read_record(path, _PartFile)
     if values["format"] > _FORMAT:
         raise CheckpointError(
             f"{path} has format {values['format']}; this version reads {_FORMAT}: update "
@@ -162,7 +170,7 @@ def _put_part(
 ) -> PreTrainedModel:
     if check:
         check_base(base, _base_of_part(folder), f"The checkpoint {folder}")
-    saved = _read(folder / PART_WEIGHTS) if tensors is None else tensors
+    saved = _read(folder, PART_WEIGHTS) if tensors is None else tensors
     own = dict(base.named_parameters())
     copy_tensors({name: own[name] for name in own.keys() & saved.keys()}, saved, str(folder))
     return base
@@ -182,14 +190,12 @@ def _all_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+def _read(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a folder, once they are known to be whole, and numbers."""
+    verify_checksums(folder)
+    tensors = read_tensors(folder / name)
+    require_numbers(tensors, str(folder))
+    return tensors
 
 
 _ROWS = (

@@ -6,7 +6,7 @@
 | `run/checkpoint-40`, `run/best` | that checkpoint on its base |
 | a sidecar, a PEFT adapter | that on its base (the recorded name or path, or what is given) |
 | a full expanded model, a Hugging Face model | the folder itself |
-| a name on the Hub | that model, or the sidecar there on its base |
+| a name on the Hub | that model, or the sidecar or adapter there on its base |
 | an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
 
 Only safetensors are read, and code that comes with a model runs only if the user says so. They are
@@ -16,7 +16,7 @@ file first.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,28 +25,27 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.kinds import KINDS, SavedKind, kind_in
 from controlllm.checkpoint.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.manifest import verify_manifest
-from controlllm.checkpoint.names import DATA_PATTERNS
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, join_shards, map_joined, shard_files
-from controlllm.common.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
+from controlllm.checkpoint.vocabulary import require_rows
+from controlllm.checkpoint.whole import (
+    check_files,
+    download,
+    file_on_hub,
+    from_pretrained,
+    load_whole,
+)
+from controlllm.common.bitsandbytes import BNB_KINDS, BnbKind
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.fields import RUNS_CODE
-from controlllm.common.files import read_json
 from controlllm.common.registry import check_choice
-from controlllm.expansion.hf_config import ControlLLMConfig
-from controlllm.expansion.quantised import settle
-from controlllm.expansion.sidecar import SIDECAR_CONFIG, SIDECAR_WEIGHTS
+from controlllm.expansion.records import read_model_file
+from controlllm.expansion.sidecar import SIDECAR_WEIGHTS
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
@@ -125,24 +124,34 @@ def load_model(
         ModelError: if a sidecar cannot be put on its base.
     """
     options = options or LoadOptions()
-    location = locate(path_or_name, options.storage_options)
+    return _load(locate(path_or_name, options.storage_options), options, ())
+
+
+def _load(
+    location: Location, options: LoadOptions, above: tuple[str, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what lies there; `above` are the places of what is to be put on it."""
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
     apart = _saved_apart(location, options)
     with _joined(location, options) as joined:
         if apart is None:
             base = _recorded_name(location)
-            model = _load_whole(location.path if joined is None else str(joined), options)
+            model = load_whole(location.path if joined is None else str(joined), options)
         else:
             base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
             assert apart.kind.put_on is not None  # `_saved_apart` has looked
             model = apart.kind.put_on(
-                _load_base(base, base_options), apart.folder, tensors, options.check_base
+                _load_base(base, base_options, (*above, location.path)),
+                apart.folder,
+                tensors,
+                options.check_base,
             )
         if apart is None or apart.kind is KINDS["part"]:
             model.config.name_or_path = location.path
     tokenizer = load_tokenizer(_tokenizer_places(location, apart, base), options)
+    require_rows(model, tokenizer)
     return _placed(model.eval(), options.device), tokenizer
 
 
@@ -183,7 +192,11 @@ def load_tokenizer(
     places = [options.tokenizer] if options.tokenizer else places
     for place in places:
         if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").is_file():
-            return _loaded(AutoTokenizer.from_pretrained, place, options)
+            check_files(place, options.revision)
+            return cast(
+                PreTrainedTokenizerBase,
+                from_pretrained(AutoTokenizer.from_pretrained, place, options),
+            )
     raise CheckpointError(f"no tokenizer in {', '.join(places)}; name one (`tokenizer`).")
 
 
@@ -198,29 +211,18 @@ class _Apart:
 def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
     """What is to be put on a base, or None if what lies there is a whole model."""
     if location.kind is Kind.HUB:
-        sidecar = _sidecar_from_hub(location.path, options)
-        return None if sidecar is None else _Apart(KINDS["control"], sidecar)
+        return _apart_on_hub(location.path, options)
     folder = Path(location.path)
     kind = kind_in(folder)
     return None if kind is None or kind.put_on is None else _Apart(kind, folder)
 
 
-def _sidecar_from_hub(name: str, options: LoadOptions) -> Path | None:
-    """The local copy of a sidecar on the Hub; None if the Hub has a whole model by that name."""
-    from huggingface_hub import snapshot_download
-    from transformers.utils.hub import cached_file
-
-    found = cached_file(
-        name,
-        SIDECAR_CONFIG,
-        revision=options.revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if not found:
-        return None
-    return Path(snapshot_download(name, revision=options.revision, allow_patterns=DATA_PATTERNS))
+def _apart_on_hub(name: str, options: LoadOptions) -> _Apart | None:
+    """The local copy of a sidecar or adapter on the Hub; None if there is a whole model."""
+    for kind in KINDS.values():
+        if kind.put_on and file_on_hub(name, kind.config, options.revision):
+            return _Apart(kind, download(name, options.revision))
+    return None
 
 
 def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
@@ -244,12 +246,14 @@ def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[s
     return path, replace(options, base=None, revision=revision, dtype=dtype)
 
 
-def _load_base(name: str, options: LoadOptions) -> PreTrainedModel:
+def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTrainedModel:
     """A base that is whole, or was itself saved apart from another one."""
     location = locate(name)
-    if location.kind in (Kind.PLAIN, Kind.EXPANDED, Kind.HUB):
-        return _load_whole(location.path, options)
-    return load_model(name, replace(options, device="cpu"))[0]
+    if _saved_apart(location, options) is None and location.kind is not Kind.CHECKPOINT:
+        return load_whole(location.path, options)
+    if location.path in above:
+        raise CheckpointError(f"{name} is said to be its own base; say which it is (`base`).")
+    return _load(location, replace(options, device="cpu"), above)[0]
 
 
 def _dtype_of(apart: _Apart) -> Dtype:
@@ -274,8 +278,8 @@ def _recorded_name(location: Location) -> str | None:
     """The name a whole model was trained from, for its tokenizer."""
     if location.kind is not Kind.CHECKPOINT:
         return None
-    name = read_json(Path(location.path) / "config.json").get("_name_or_path")
-    return str(name) if name else None
+    name: str | None = read_model_file(Path(location.path)).get("_name_or_path")
+    return name or None
 
 
 def _tokenizer_places(location: Location, apart: _Apart | None, base: str | None) -> list[str]:
@@ -316,29 +320,6 @@ def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
         yield target
 
 
-def _load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
-    """A whole model by transformers; safetensors only."""
-    settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
-    if options.attn_implementation:
-        settings["attn_implementation"] = options.attn_implementation
-    if options.quantize_base:
-        compute = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
-        _refuse_expanded(name, options)
-        settings["quantization_config"] = bnb_config(options.quantize_base, compute)
-    model = _loaded(AutoModelForCausalLM.from_pretrained, name, options, **settings)
-    settle(model)
-    return cast(PreTrainedModel, model)
-
-
-def _refuse_expanded(name: str, options: LoadOptions) -> None:
-    config = _loaded(AutoConfig.from_pretrained, name, options)
-    if isinstance(config, ControlLLMConfig):
-        raise ConfigError(
-            f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
-            "has learned would be quantised, too. Load its sidecar onto the base instead."
-        )
-
-
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
     """The model on its device.
 
@@ -353,20 +334,3 @@ def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
     except (AssertionError, RuntimeError) as error:
         raise ConfigError(f"device={device!r} cannot be used: {error}") from error
     return model
-
-
-def _loaded(load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any) -> Any:
-    """Call a `from_pretrained`, its errors told as ours."""
-    try:
-        return load(
-            name,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            **settings,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{name} cannot be loaded: {first_line} (Neither a whole model folder nor a name that "
-            "the Hub gives; for a private model log in with `hf auth login`.)"
-        ) from error

@@ -17,8 +17,8 @@ from controlllm.checkpoint.state import (
     newest_checkpoint,
 )
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import read_json
 from controlllm.common.remote import is_remote, shown
+from controlllm.expansion.records import read_model_file
 
 __all__ = ["Kind", "Location", "locate", "locate_recorded"]
 
@@ -123,7 +123,7 @@ def _look_into(folder: Path) -> Location:
 
 
 def _form_of_whole(folder: Path) -> Kind:
-    expanded = read_json(folder / "config.json").get("model_type") == "controlllm"
+    expanded = read_model_file(folder).get("model_type") == "controlllm"
     return Kind.EXPANDED if expanded else Kind.PLAIN
 
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from controlllm.checkpoint.manifest import MANIFEST
-from controlllm.checkpoint.names import is_checkpoint, is_plain
 from controlllm.checkpoint.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.names import is_checkpoint, is_plain
 from controlllm.common.remote import open_filesystem, shown
 from controlllm.common.secrets import hidden
 

@@ -24,14 +24,13 @@ loaded. No file holds a pickle.
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
 from controlllm.checkpoint.codec import pack, unpack
 from controlllm.checkpoint.kinds import BASE_RECORD, KINDS, kind_in
 from controlllm.checkpoint.manifest import verify_manifest, write_manifest
-from controlllm.checkpoint.names import is_checkpoint
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.checkpoint.shards import is_sharded, read_shards
 from controlllm.common.errors import CheckpointError
@@ -43,6 +42,10 @@ from controlllm.common.files import (
     save_tensors,
     write_json,
 )
+from controlllm.common.names import is_checkpoint
+from controlllm.common.schema import between, check_record
+from controlllm.common.tensor_files import read_tensors
+from controlllm.expansion.sidecar import sidecar_metadata
 
 __all__ = [
     "BEST",
@@ -66,6 +69,28 @@ BEST = "best.json"
 _STATE_TENSORS, STATE = "state.safetensors", "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 _APART = ("tensors", "model", "optimizer_tensors")
+_MOST_STATE = 2**30
+"""Bytes of `state.json`: a row for each logged step, the positions of all sources."""
+
+
+class _StateFile(TypedDict):
+    """`state.json`, unpacked."""
+
+    step: Annotated[int, between(0, 2**53)]
+    optimizer: dict[Any, Any]
+    scheduler: dict[Any, Any]
+    loader: dict[Any, Any]
+    rng: list[dict[Any, Any]]
+    history: list[dict[Any, Any]]
+    extra: dict[Any, Any]
+
+
+class _BestFile(TypedDict):
+    """`best.json`."""
+
+    checkpoint: str
+    step: int
+    metrics: dict[str, float]
 
 
 @dataclass
@@ -124,12 +149,18 @@ def save_checkpoint(
     target = Path(output_dir) / f"checkpoint-{state.step}"
     weights = KINDS[state.model["method"]].weights
     with atomic_folder(target, overwrite=True) as folder:
-        save_tensors(folder / weights, state.tensors, {"format": "pt"})
+        save_tensors(folder / weights, state.tensors, _metadata(state))
         save_tensors(folder / _OPTIMIZER, state.optimizer_tensors, {"format": "pt"})
         write_values(folder, state)
         write_manifest(folder)
     prune_checkpoints(Path(output_dir), save_total_limit, keep=target)
     return target
+
+
+def _metadata(state: TrainingState) -> dict[str, str]:
+    """Beside the trained tensors of an expanded model, as in every sidecar, what they were with."""
+    is_sidecar = state.model["method"] == "control"
+    return sidecar_metadata(state.model["config"]) if is_sidecar else {"format": "pt"}
 
 
 def write_values(folder: Path, state: TrainingState) -> None:
@@ -145,11 +176,15 @@ def write_values(folder: Path, state: TrainingState) -> None:
 
 
 def load_values(folder: str | Path) -> TrainingState:
-    """Read all of a checkpoint but the trained and the optimizer's tensors; nothing is verified."""
-    from safetensors.torch import load_file
+    """Read all of a checkpoint but the trained and the optimizer's tensors; no sum is verified.
 
+    Raises:
+        CheckpointError: a file is broken, or a field does not fit.
+    """
     folder = Path(folder)
-    values = unpack(read_json(folder / STATE), load_file(folder / _STATE_TENSORS))
+    plain = check_record(read_json(folder / STATE, _MOST_STATE), dict[str, Any], folder / STATE)
+    values = unpack(plain, read_tensors(folder / _STATE_TENSORS))
+    values = check_record(values, _StateFile, folder / STATE)
     kind = kind_in(folder)
     if kind is None:
         raise CheckpointError(f"{folder} does not say what model it is of.")
@@ -165,16 +200,14 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
     Raises:
         CheckpointError: if it is missing, foreign, of a newer format, truncated or changed.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     verify_manifest(folder)
     state = load_values(folder)
     if is_sharded(folder):
         tensors = read_shards(folder)
     else:
-        weights = load_file(folder / KINDS[state.model["method"]].weights)
-        tensors = {**weights, **load_file(folder / _OPTIMIZER)}
+        weights = read_tensors(folder / KINDS[state.model["method"]].weights)
+        tensors = {**weights, **read_tensors(folder / _OPTIMIZER)}
     for name, tensor in tensors.items():
         place = state.optimizer_tensors if name.startswith(PREFIX) else state.tensors
         place[name] = tensor
@@ -260,6 +293,8 @@ def best_named(mark: Any, where: object) -> str:
     name = mark.get("checkpoint") if isinstance(mark, dict) else None
     if not is_checkpoint(name):
         raise CheckpointError(f"{where} is damaged: it marks no checkpoint-N; remove it.")
+    if check_record(mark, _BestFile, where)["step"] != checkpoint_step(str(name)):
+        raise CheckpointError(f"{where} is damaged: its step is not that of {name}; remove it.")
     return str(name)
 
 

@@ -33,6 +33,9 @@ __all__ = [
     "write_text",
 ]
 
+MOST_JSON = 64 * 2**20
+"""Bytes of a JSON file of settings, names or sizes: a large model's have some MB."""
+
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically, with its parent folders.
@@ -57,17 +60,26 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text)
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, most_bytes: int = MOST_JSON) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: the file.
+        most_bytes: a larger one is refused before it is read.
+
     Raises:
-        CheckpointError: if it is missing, unreadable or not JSON.
+        CheckpointError: if it is missing, too large, unreadable, nested too deep or not JSON.
     """
     try:
+        if (size := Path(path).stat().st_size) > most_bytes:
+            raise CheckpointError(
+                f"{path} has {size:,} bytes, more than such a file ever needs ({most_bytes:,}); "
+                "it is not read."
+            )
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
 
 

@@ -21,7 +21,8 @@ class Reference:
         copy: the base, for models that do not carry it inside (full tuning, LoRA merged, ...).
 
     Raises:
-        ModelError: if the model has neither expansion nor adapters, and no copy is given.
+        ModelError: if the model has neither expansion nor adapters, and no copy is given, or the
+            copy has another vocabulary.
     """
 
     def __init__(self, model: nn.Module, copy: nn.Module | None = None) -> None:
@@ -29,6 +30,12 @@ class Reference:
             raise ModelError(
                 f"{type(model).__name__} does not carry its base inside, so forgetting cannot be "
                 "measured by itself: give the base as `Reference(model, copy=base)`."
+            )
+        own, other = _vocabulary(model), _vocabulary(copy)
+        if copy is not None and None not in (own, other) and own != other:
+            raise ModelError(
+                f"the model has a vocabulary of {own} tokens and its base one of {other}: their "
+                "losses on a text are not comparable. Give the base that it was trained from."
             )
         self.model = model
         self.copy = copy
@@ -46,3 +53,10 @@ class Reference:
         """Logits (B, T, V) of the base for the same inputs, in evaluation mode, no gradient."""
         with self.active() as base, evaluating(base):
             return model_logits(base, inputs)
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many tokens a model of transformers tells apart."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    return getattr(text, "vocab_size", None)

@@ -7,7 +7,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from controlllm.common.files import read_json
+from controlllm.common.schema import read_record
+from controlllm.expansion.records import IndexFile
 
 __all__ = ["INDEX", "BaseFiles"]
 
@@ -40,7 +41,8 @@ class BaseFiles:
         revision = getattr(model.config, "_commit_hash", None)
         try:
             if (index := _file(name, INDEX, revision)) is not None:
-                return cls({t: index.parent / f for t, f in read_json(index)["weight_map"].items()})
+                places = read_record(index, IndexFile)["weight_map"]
+                return cls({tensor: index.parent / file for tensor, file in places.items()})
             if (whole := _file(name, _WHOLE, revision)) is not None:
                 with safe_open(whole, "pt") as tensors:
                     return cls(dict.fromkeys(tensors.keys(), whole))

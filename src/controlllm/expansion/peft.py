@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from controlllm.common.adapters import adapter_names, has_adapters, remove_adapters
-from controlllm.common.errors import CheckpointError, ConfigError, ModelError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.files import read_json
 from controlllm.common.torchao import quiet_torchao
 from controlllm.expansion.adapter_config import AdapterConfig
+from controlllm.expansion.adapter_file import adapter_settings, check_adapter, require_ranks
 from controlllm.expansion.anatomy import examine
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.surgery import expanded_list
@@ -110,15 +111,20 @@ def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def put_adapters(
-    model: PreTrainedModel, config: dict[str, Any], tensors: dict[str, Tensor] | None, where: str
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    where: str,
+    fill: bool = True,
 ) -> None:
     """Put saved adapters into a model, in place.
 
     Args:
         model: what they were trained on.
         config: as PEFT writes it (`read_peft_config`).
-        tensors: by the names that PEFT saves them by; None leaves the values to be filled.
+        tensors: by the names that PEFT saves them by, or others, with which nothing is filled.
         where: what they were read from, for messages.
+        fill: whether they get these values; else the caller gives them theirs.
 
     Raises:
         ConfigError: PEFT is not installed.
@@ -126,8 +132,10 @@ def put_adapters(
     """
     from controlllm.expansion.sidecar import copy_tensors
 
-    _inject(model, {**config, "inference_mode": False})
-    if tensors is None:
+    settings = adapter_settings(config, _defaults(config), where)
+    require_ranks(settings, (tensor.shape for tensor in tensors.values()), where)
+    _inject(model, {**settings, "inference_mode": False})
+    if not fill:
         return
     own = adapter_tensors(model)
     try:
@@ -146,14 +154,14 @@ def read_peft_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: if it is missing, broken, or of a kind that is not supported.
     """
     path = Path(folder) / ADAPTER_CONFIG
-    values = read_json(path)
+    return check_adapter(read_json(path), path)
+
+
+def _defaults(values: Any) -> dict[str, Any]:
+    """PEFT's own settings of a kind of adapters."""
+    known = require_peft().PEFT_TYPE_TO_CONFIG_MAPPING
     kind = values.get("peft_type") if isinstance(values, dict) else None
-    if kind not in ("LORA", "OFT"):
-        raise CheckpointError(
-            f"{path} has peft_type={kind!r}; LORA and OFT can be loaded here. Merge it by PEFT "
-            "(merge_and_unload), and load the whole model."
-        )
-    return dict(values)
+    return vars(known[kind]()) if isinstance(kind, str) and kind in known else {}
 
 
 def _inject(model: PreTrainedModel, values: dict[str, Any]) -> None:

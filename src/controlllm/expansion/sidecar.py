@@ -1,8 +1,11 @@
 """The sidecar: all trained tensors of an expanded model, saved apart from its base.
 
 A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was,
-the dial, PEFT's config of adapters) and a model card. Names in it are the base's own, with
-`.expanded.` and `.interpolator.` where the trained parts are.
+the dial, PEFT's config of adapters), a model card and `checksums.json`. Names in it are the base's
+own, with `.expanded.` and `.interpolator.` where the trained parts are.
+
+The weights' file notes a digest of the settings that it was written with, so that settings edited
+by hand are refused. It is no signature.
 """
 
 import os
@@ -15,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters, switch_adapters
+from controlllm.common.checksums import verify_checksums, write_checksums
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import (
     atomic_folder,
@@ -24,6 +28,8 @@ from controlllm.common.files import (
     write_json,
     write_text,
 )
+from controlllm.common.schema import check_record
+from controlllm.common.tensor_files import read_header, read_tensors, require_numbers
 from controlllm.expansion.base_record import check_base as check_recorded
 from controlllm.expansion.card import model_card
 from controlllm.expansion.config import ExpansionConfig
@@ -32,6 +38,7 @@ from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.peft import peft_config, put_adapters
+from controlllm.expansion.records import SidecarFile, function_digest
 
 __all__ = [
     "SIDECAR_CONFIG",
@@ -44,13 +51,15 @@ __all__ = [
     "read_sidecar_tensors",
     "require_same",
     "save_sidecar",
+    "sidecar_metadata",
     "sidecar_tensors",
     "write_sidecar",
 ]
 
 SIDECAR_CONFIG = "sidecar_config.json"
 SIDECAR_WEIGHTS = "sidecar.safetensors"
-FORMAT = 1
+FORMAT = 2
+_DIGEST = "settings_sha256"
 
 
 def sidecar_tensors(model: ControlLLMForCausalLM) -> dict[str, Tensor]:
@@ -119,9 +128,11 @@ def write_sidecar(
         require_empty(Path(folder))  # whatever lies there is not ours to replace
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
-        save_tensors(temporary / SIDECAR_WEIGHTS, ready, {"format": "pt"})
-        write_json(temporary / SIDECAR_CONFIG, sidecar_config(config, peft))
+        values = sidecar_config(config, peft)
+        save_tensors(temporary / SIDECAR_WEIGHTS, ready, sidecar_metadata(values))
+        write_json(temporary / SIDECAR_CONFIG, values)
         write_text(temporary / "README.md", model_card(config, "sidecar"))
+        write_checksums(temporary)
 
 
 def adapters_config(model: ControlLLMForCausalLM) -> dict[str, Any] | None:
@@ -137,23 +148,30 @@ def sidecar_config(
     return values | ({"peft": dict(peft)} if peft is not None else {})
 
 
+def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in the weights' file beside the tensors, for a sidecar's config."""
+    return {"format": "pt", _DIGEST: function_digest(values)}
+
+
 def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a sidecar's config.
+    """Read a sidecar's config, and compare it with what its weights were written with.
 
     Raises:
-        CheckpointError: if it is missing, broken, or written by a newer version.
+        CheckpointError: if it is missing, broken, edited, or written by another version.
     """
-    path = Path(folder) / SIDECAR_CONFIG
+    path, weights = Path(folder) / SIDECAR_CONFIG, Path(folder) / SIDECAR_WEIGHTS
     values = read_json(path)
-    if not isinstance(values, dict) or not {"format", "expansion", "base"} <= set(values):
+    found = values.get("format") if isinstance(values, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        advice = "update controlllm" if found > FORMAT else "make it anew"
+        raise CheckpointError(f"{path} has format {found}; this version reads {FORMAT}: {advice}.")
+    checked = check_record(values, SidecarFile, path)
+    if weights.is_file() and read_header(weights).metadata.get(_DIGEST) != function_digest(values):
         raise CheckpointError(
-            f"{path} is no sidecar config: it needs the keys format, expansion and base."
+            f"{path}: the settings are not those that {SIDECAR_WEIGHTS} was written with, and make "
+            "another model of it. Only `dial` and `mean_alpha` may change; export it again."
         )
-    if values["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {values['format']}; this version reads {FORMAT}: update controlllm."
-        )
-    return values
+    return {**checked, "expansion": checked["expansion"].to_dict()}
 
 
 def load_sidecar(
@@ -181,15 +199,24 @@ def load_sidecar(
             is then unchanged.
     """
     values = read_sidecar_config(folder)
+    if tensors is None:
+        verify_checksums(Path(folder))
+    saved = read_sidecar_tensors(folder) if tensors is None else tensors
+    require_numbers(saved, str(folder))
     if check_base:
         check_recorded(base, values["base"], f"The sidecar {folder}")
+    grown = values["base"].get("grown_vocab_size")
+    if grown and not any(grown in tensor.shape for tensor in saved.values()):
+        raise CheckpointError(
+            f"{Path(folder) / SIDECAR_CONFIG}: base.grown_vocab_size={grown}, but no tensor has so "
+            "many rows."
+        )
     model = expand(base, ExpansionConfig.from_dict(values["expansion"]))
     try:
-        if values["base"].get("grown_vocab_size"):
-            model.resize_token_embeddings(values["base"]["grown_vocab_size"])
-        saved = read_sidecar_tensors(folder) if tensors is None else tensors
+        if grown:
+            model.resize_token_embeddings(grown)
         if "peft" in values:
-            put_adapters(model, values["peft"], None, str(folder))
+            put_adapters(model, values["peft"], saved, str(folder), fill=False)
             switch_adapters(model, on=model.expansion.dial != 0)
         copy_tensors(sidecar_tensors(model), saved, str(folder))
     except Exception:
@@ -259,11 +286,4 @@ def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if they are missing or broken.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(folder) / SIDECAR_WEIGHTS
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    return read_tensors(Path(folder) / SIDECAR_WEIGHTS)

@@ -20,16 +20,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from controlllm.checkpoint import Kind, locate
-from controlllm.checkpoint.names import DATA_PATTERNS
+from controlllm.checkpoint import Kind, LoadOptions, locate
 from controlllm.checkpoint.shards import fill_some, tensor_shapes
-from controlllm.common.files import read_json
+from controlllm.checkpoint.whole import check_files, download, from_pretrained
+from controlllm.common.errors import CheckpointError
 from controlllm.common.remote import is_remote
+from controlllm.common.tensor_files import require_numbers
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.anatomy import residual_projections
 from controlllm.expansion.base_files import BaseFiles
 from controlllm.expansion.block import StackBlock
 from controlllm.expansion.fingerprint import BRANCHES, base_name
+from controlllm.expansion.records import read_model_file
 from controlllm.train.config import RunConfig
 from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.parallel.world import World
@@ -50,7 +52,7 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
         log.info("Each process loads the whole model first: %s", why)
         return None
     folder = world.ranks.first(lambda: _folder(run))
-    if folder and "quantization_config" in read_json(Path(folder) / "config.json"):
+    if folder and "quantization_config" in read_model_file(Path(folder)):
         log.info("Each process loads the whole model first: it was saved quantised")
         return None
     return Path(folder) if folder else None
@@ -76,13 +78,8 @@ def _folder(run: RunConfig) -> str | None:
     assert run.model.model_name_or_path is not None
     location = locate(run.model.model_name_or_path)
     if location.kind is Kind.HUB:
-        from huggingface_hub import snapshot_download
-
-        return snapshot_download(
-            location.path,
-            revision=run.model.revision,
-            allow_patterns=[*DATA_PATTERNS, *(["*.py"] if run.model.trust_remote_code else [])],
-        )
+        folder = download(location.path, run.model.revision, run.model.trust_remote_code)
+        location = locate(folder)  # a sidecar or an adapter, may be
     return location.path if location.kind is Kind.PLAIN else None
 
 
@@ -97,7 +94,9 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
     """
     from accelerate import init_empty_weights
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
+    check_files(str(folder))
+    code = LoadOptions(trust_remote_code=run.model.trust_remote_code)
+    config = from_pretrained(AutoConfig.from_pretrained, str(folder), code)
     dtype = config.dtype if run.model.dtype == "auto" else getattr(torch, run.model.dtype)
     settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": run.model.trust_remote_code}
     if run.model.attn_implementation:
@@ -112,6 +111,9 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
         if shapes.get(name) != tuple(parameter.shape):
             log.info("Each process loads the whole model first: %s is not in its files", name)
             return None
+    for name in model.state_dict().keys() & {name for name, _ in model.named_buffers()}:
+        log.info("Each process loads the whole model first: %s is no parameter", name)
+        return None
     return model
 
 
@@ -145,6 +147,7 @@ def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device
     with torch.no_grad():
         for parameter in _zeroed(model):
             parameter.zero_()
+    _agree_on_numbers(list(model.named_parameters()), folder, world)
 
 
 @torch.no_grad()
@@ -189,12 +192,23 @@ def fill_by_units(
                     parameter.zero_()
                 else:
                     parameter.copy_(files.read(base_name(name)))
+        _agree_on_numbers(list(empty.items()), folder, world)
         if cut is not None:
             cut(list(empty.values()))
     for parameter in names.keys() - made.keys():
         parameter.data = parameter.data.to(device, dtype)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
+
+
+def _agree_on_numbers(tensors: list[tuple[str, nn.Parameter]], folder: Path, world: World) -> None:
+    """Fail on all processes where weights that one of them has read are not numbers. Collective."""
+    error: CheckpointError | None = None
+    try:
+        require_numbers(tensors, str(folder))
+    except CheckpointError as found:
+        error = found
+    world.ranks.agree(error)
 
 
 def is_without_weights(model: nn.Module) -> bool:

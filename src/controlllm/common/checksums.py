@@ -1,0 +1,96 @@
+"""Which files were written together: `checksums.json` beside an exported model.
+
+It tells truncated, damaged and half-copied files. It is no signature: whoever can change the files
+can change the sums as well.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Required, TypedDict
+
+from controlllm.common.errors import CheckpointError
+from controlllm.common.files import file_digest, write_json
+from controlllm.common.names import is_plain
+from controlllm.common.schema import at_most, between, fitting, matching, read_record
+
+__all__ = [
+    "CHECKSUMS",
+    "Files",
+    "compare_files",
+    "list_files",
+    "verify_checksums",
+    "write_checksums",
+]
+
+CHECKSUMS = "checksums.json"
+_FREE = ("README.md", ".gitattributes")
+"""What hubs and people edit, and no number depends on."""
+
+
+class _File(TypedDict):
+    bytes: Annotated[int, between(0, 2**62)]
+    sha256: Annotated[str, matching("[0-9a-f]{64}", "64 hex digits")]
+
+
+_Name = Annotated[str, fitting(is_plain, "a plain file name")]
+Files = Annotated[dict[_Name, _File], at_most(200_000)]
+"""Size and SHA-256 of files, by their names."""
+
+
+class _Checksums(TypedDict):
+    files: Required[Files]
+
+
+def list_files(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file that lies directly in a folder."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file() and is_plain(path.name)
+    }
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Note what lies in a folder, but for what hubs and people edit; an older note is replaced."""
+    free = (CHECKSUMS, *_FREE)
+    files = {name: file for name, file in list_files(Path(folder)).items() if name not in free}
+    write_json(Path(folder) / CHECKSUMS, {"files": files})
+
+
+def verify_checksums(folder: str | Path) -> None:
+    """Compare a folder with its note; one without passes: only what we export has one.
+
+    Raises:
+        CheckpointError: with the file that is missing or was changed.
+    """
+    path = Path(folder) / CHECKSUMS
+    if path.is_file():
+        advice = f"export or download it again (if the change is your own: take it out of {path})"
+        compare_files(Path(folder), read_record(path, _Checksums)["files"], CHECKSUMS, advice)
+
+
+def compare_files(folder: Path, files: dict[str, Any], note: str, advice: str) -> None:
+    """Compare files with their sizes and SHA-256.
+
+    Args:
+        folder: where they lie.
+        files: as `list_files` gives them.
+        note: where that was written down.
+        advice: what to do where one does not fit.
+
+    Raises:
+        CheckpointError: with the first that does not.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks its file {name}; {advice}.")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(
+                f"{path} is truncated or changed: {size} bytes instead of {entry['bytes']}; "
+                f"{advice}."
+            )
+        if file_digest(path) != entry["sha256"]:
+            raise CheckpointError(
+                f"{path} is damaged or changed: its SHA-256 is not that of {note}; {advice}."
+            )
