@@ -1,5 +1,6 @@
 """Issue table 3: no wrong number, and nothing that is said is ignored."""
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -13,15 +14,25 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from tests.evaluate.samples import padded
 from tests.laws.models import base_logits, batch, logits, make_trained
 from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
-from transformers import PreTrainedTokenizerBase
+from tests.trust.schemas_helpers import (
+    adapted_on,
+    edit,
+    edit_tensors,
+    expanded_on,
+    logits_of,
+    write_base,
+)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from controlllm import collapse, expand
-from controlllm.checkpoint import inspect_folder
+from controlllm.checkpoint import export, inspect_folder, load_model, trained_tensors
 from controlllm.cli.data_show import Paper
-from controlllm.common.errors import ConfigError, DataError, ModelError
+from controlllm.common.checksums import resealed
+from controlllm.common.errors import CheckpointError, ConfigError, DataError, ModelError
 from controlllm.data import (
     DataConfig,
     Example,
@@ -34,9 +45,11 @@ from controlllm.data import (
 from controlllm.data.mixture import survey_mix
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
-from controlllm.evaluate import calibrate
+from controlllm.evaluate import Reference, calibrate
+from controlllm.expansion import load_sidecar
 from controlllm.train import RunConfig, train
 from controlllm.train.folder import _changes as folder_changes
+from controlllm.train.model import load_base
 
 # ---- bos: pieces of a long text begin with BOS ----
 
@@ -543,6 +556,77 @@ def test_nothing_is_given_twice(words, name, capsys):
 # ---- weights: missing tensors, weights that are not numbers, checksums ----
 
 
+@pytest.fixture
+def base(tmp_path, pico_llama, pico_tokenizer):
+    return write_base(tmp_path / "base", pico_llama(), pico_tokenizer)
+
+
+def test_a_base_that_lacks_a_tensor_is_neither_evaluated_nor_trained(tmp_path, base):
+    lost = "model.layers.2.mlp.up_proj.weight"
+    edit_tensors(base / "model.safetensors", lambda tensors: tensors.pop(lost))
+    with pytest.raises(CheckpointError, match=rf"lacks the weights of {lost}, which would be rand"):
+        load_model(base)
+    run = RunConfig.from_dict({"model": {"model_name_or_path": str(base)}})
+    with pytest.raises(CheckpointError, match=lost):
+        load_base(run)
+    with pytest.raises(CheckpointError, match=lost):  # as where weights are read in parts
+        load_base(run, files=base)
+
+
+def test_tied_weights_and_other_shapes_of_the_same_model_load(tmp_path, pico_llama, pico_tokenizer):
+    tied = write_base(tmp_path / "a", pico_llama(tie_word_embeddings=True), pico_tokenizer)
+    assert "lm_head.weight" not in load_file(tied / "model.safetensors")
+    assert torch.isfinite(logits_of(load_model(tied)[0])).all()
+    edit(tied / "config.json", lambda values: values.update(intermediate_size=47))
+    with pytest.raises(CheckpointError, match=r"up_proj|mismatch"):
+        load_model(tied)
+
+
+def test_weights_that_are_not_numbers_are_neither_loaded_nor_exported(tmp_path, base):
+    def spoil(tensors):
+        tensors["model.layers.1.expanded.mlp.up_proj.weight"][0, 0] = float("nan")
+
+    model = expanded_on(base)
+    sidecar = export(model, tmp_path / "sidecar", "sidecar")
+    (sidecar / "checksums.json").unlink()
+    edit_tensors(sidecar / "sidecar.safetensors", spoil)
+    name = r"layers\.1\.expanded\.mlp\.up_proj\.weight holds values that are not numbers"
+    with pytest.raises(CheckpointError, match=name):
+        load_model(sidecar)
+    with torch.no_grad():
+        spoil(trained_tensors(model))
+    for form in ("sidecar", "full", "collapsed"):
+        with pytest.raises(CheckpointError, match=name):
+            export(model, tmp_path / form / "out", form)
+        assert not (tmp_path / form / "out").exists()
+    edit_tensors(
+        base / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(torch.inf)
+    )
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds values that are not"):
+        load_model(base)
+
+
+@pytest.mark.parametrize("form", ["sidecar", "full", "collapsed", "adapter"])
+def test_every_exported_form_has_checksums_that_are_checked(tmp_path, base, pico_tokenizer, form):
+    model = adapted_on(base) if form == "adapter" else expanded_on(base)
+    folder = export(model, tmp_path / "out", form, pico_tokenizer)
+    load_model(folder)
+    (folder / "README.md").write_text("mine")  # is free to edit
+    load_model(folder)
+    listed = json.loads((folder / "checksums.json").read_text())["files"]
+    assert any(name.endswith(".safetensors") for name in listed)
+    for name in listed:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            load_model(folder)
+        (folder / name).write_bytes(content)
+    (weights,) = folder.glob("*.safetensors")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=re.escape(weights.name)):
+        load_model(folder)
+
+
 # ---- said: what is said is used ----
 
 
@@ -558,7 +642,48 @@ def test_nothing_is_given_twice(words, name, capsys):
 # ---- edited: a sidecar's record is checked as a whole ----
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("relaxed_norm", 0.5), ("interpolator", "slerp"), ("layers", [0, 3])]
+)
+def test_settings_that_were_edited_by_hand_are_refused(tmp_path, base, field, value):
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    config = sidecar / "sidecar_config.json"
+    edit(config, lambda values: values["expansion"].update({field: value, "num_blocks": 2}))
+    with pytest.raises(CheckpointError, match=r"sidecar_config\.json.*settings are not those"):
+        load_model(sidecar)
+    (sidecar / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match=r"sidecar_config\.json.*settings are not those"):
+        load_sidecar(LlamaForCausalLM.from_pretrained(base), sidecar)
+
+
+def test_the_dial_may_be_set_afterwards(tmp_path, base):
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    with resealed(sidecar):
+        edit(sidecar / "sidecar_config.json", lambda values: values["expansion"].update(dial=0.25))
+    loaded = load_model(sidecar)[0]
+    assert set(loaded.alphas().values()) == {0.25}
+
+
 # ---- tracebacks: a sentence, before anything slow ----
+
+
+def test_a_reference_of_another_vocabulary_is_refused(pico_llama):
+    with pytest.raises(ModelError, match="vocabulary of 259 tokens and its base one of 300"):
+        Reference(pico_llama(), copy=pico_llama(vocab_size=300))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, pico_llama, pico_tokenizer):
+    small = write_base(tmp_path / "small", pico_llama(vocab_size=200), pico_tokenizer)
+    with pytest.raises(CheckpointError, match=r"has id 200, but .* has rows 0 to 199"):
+        load_model(small)
+    tokenizer = copy.deepcopy(pico_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    larger = write_base(tmp_path / "larger", pico_llama(), tokenizer)
+    load_model(larger)  # no text becomes that token
+    tokenizer.chat_template = "<image>{{ messages[0].content }}"
+    tokenizer.save_pretrained(larger)
+    with pytest.raises(CheckpointError, match=r"'<image>' has id 259, .* rows 0 to 258"):
+        load_model(larger)
 
 
 # ---- messages: answers to wrong words are short and come first ----

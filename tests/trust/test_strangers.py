@@ -6,23 +6,28 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import types
+from collections.abc import Callable
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pytest
+import torch
 import yaml
 from tests.checkpoint.test_state import make_state
 from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
+from tests.trust.schemas_helpers import adapted_on, edit, expanded_on, logits_of, write_base
 from tests.trust.sources_helpers import Trap
 from tests.webhdfs import WebHdfs
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +37,9 @@ from controlllm.checkpoint import (
     best_checkpoint,
     export,
     find_tokenizer,
+    inspect_folder,
+    load_checkpoint,
+    load_model,
     save_checkpoint,
 )
 from controlllm.checkpoint.copies import local_copy
@@ -96,7 +104,7 @@ def test_a_manifest_lists_plain_names_only(cluster, tmp_path, name):
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["files"][name] = manifest["files"]["state.json"]
     (saved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: .* must be a plain file name"):
         local_copy(cluster.address + "runs/seven/checkpoint-3")
 
 
@@ -232,7 +240,9 @@ def make_saved(kind, folder, model):
     if kind == "sidecar":
         export(expand(model, ExpansionConfig(num_blocks=1)), folder, form="sidecar")
     elif kind == "adapter":
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
+        )
     else:
         (folder / "part_config.json").write_text(json.dumps({"format": 1, "base": {}}))
 
@@ -433,6 +443,54 @@ def test_a_cache_is_made_for_its_owner_and_one_of_others_is_refused(
 # ---- 7: adapters of the Hub: safetensors only, the recorded fingerprint is checked ----
 
 
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """`published(name, folder)` puts a folder into the Hub's local cache, as `hf download` does."""
+
+    def publish(name: str, folder: Path) -> str:
+        cache = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        shutil.copytree(folder, cache / "snapshots" / commit)
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text(commit)
+        return name
+
+    for place in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{place}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return publish
+
+
+@pytest.fixture
+def base(tmp_path, pico_llama, pico_tokenizer):
+    return write_base(tmp_path / "base", pico_llama(), pico_tokenizer)
+
+
+@pytest.fixture
+def adapter(tmp_path, base):
+    pytest.importorskip("peft")
+    return export(adapted_on(base), tmp_path / "adapter", "adapter")
+
+
+def test_adapters_of_the_hub_are_checked_as_local_ones(
+    tmp_path, base, adapter, published, pico_llama, pico_tokenizer
+):
+    name = published("someone/adapter", adapter)
+    assert torch.equal(logits_of(load_model(name)[0]), logits_of(load_model(adapter)[0]))
+    other = write_base(tmp_path / "other", pico_llama(seed=5), pico_tokenizer)
+    with pytest.raises(CheckpointError, match="was trained on"):
+        load_model(name, LoadOptions(base=str(other)))
+
+
+def test_adapters_of_the_hub_are_never_unpickled(tmp_path, base, adapter, published):
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "checksums.json").unlink()
+    torch.save({"x": Trap(tmp_path / "ran")}, adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read"):
+        load_model(published("someone/pickle", adapter))
+    assert not (tmp_path / "ran").exists()
+
+
 # ---- 8: regexes, alias bombs, huge headers and decompression bombs are bounded ----
 
 
@@ -472,6 +530,49 @@ def test_yaml_is_read_within_bounds_by_every_verb(text, words, tmp_path, capsys)
     assert re.search(words, refused(capsys, "eval", tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("target_modules", "(([a-z]+)+)+!", "target_modules is a pattern"),
+        ("target_modules", ["(([a-z]+)+)+!"], r"target_modules\[0\].* plain name, no pattern"),
+        ("target_modules", ["x"] * 50_001, "target_modules.* at most 50000"),
+        ("exclude_modules", "(([a-z]+)+)+!", "exclude_modules.* must be a list"),
+        ("layers_pattern", "(([a-z]+)+)+!", "layers_pattern.* plain name"),
+        ("rank_pattern", {"(([a-z]+)+)+!": 2}, "rank_pattern.* plain name"),
+        ("alpha_pattern", {"(([a-z]+)+)+!": 2}, "alpha_pattern.* plain name"),
+        ("modules_to_save", ["(([a-z]+)+)+!"], "'modules_to_save' is used"),
+        ("megatron_core", "os", "'megatron_core' is used"),
+        ("layer_replication", [[0, 4]] * 1000, "'layer_replication' is used"),
+        ("init_lora_weights", "pissa", "init_lora_weights='pissa'"),
+        ("r", 60_000, "r=60000 is that of none of its tensors"),
+        ("lora_alpha", float("nan"), "lora_alpha=nan"),
+    ],
+)
+def test_an_adapter_gives_peft_names_and_numbers_only(adapter, field, value, message):
+    (adapter / "checksums.json").unlink()
+    edit(adapter / "adapter_config.json", lambda values: values.update({field: value}))
+    with pytest.raises(CheckpointError, match=rf"adapter.*: .*{message}|{message}"):
+        load_model(adapter)
+
+
+def test_a_header_of_3_gib_and_json_of_absurd_size_are_not_read(tmp_path, base):
+    with (base / "model.safetensors").open("wb") as file:
+        file.write((3 * 2**30).to_bytes(8, "little"))
+        file.truncate(4 * 2**30)  # sparse
+    for read in (inspect_folder, load_model):
+        with pytest.raises(CheckpointError, match=r"(?i)header ?too ?large"):
+            read(base)
+    (base / "model.safetensors").unlink()
+    (base / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+        load_model(base)
+    with (base / "config.json").open("wb") as file:
+        file.truncate(3 * 2**30)
+    for read in (inspect_folder, load_model):
+        with pytest.raises(CheckpointError, match=r"config\.json has 3,221,225,472 bytes"):
+            read(base)
+
+
 # ---- 9: no escape sequence reaches the terminal, no markup the model card ----
 
 
@@ -479,6 +580,25 @@ def test_yaml_is_read_within_bounds_by_every_verb(text, words, tmp_path, capsys)
 
 
 # ---- 11: a manifest lists exactly what is there ----
+
+
+def test_a_manifest_lists_exactly_what_a_checkpoint_of_its_kind_has(tmp_path):
+    saved = save_checkpoint(tmp_path, make_state(3))
+    (saved / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"shard-00002.* is not in manifest\.json"):
+        load_checkpoint(saved)
+    (saved / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    (saved / ".DS_Store").write_bytes(b"")  # of a file manager: nothing reads it
+    assert load_checkpoint(saved).step == 3
+    whole = json.loads((saved / "manifest.json").read_text())["files"]
+    for name in whole:
+        left = {other: entry for other, entry in whole.items() if other != name}
+        edit(saved / "manifest.json", lambda values, left=left: values.update(files=left))
+        with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: it does not list"):
+            load_checkpoint(saved)
+    edit(saved / "manifest.json", lambda values: values.update(files={}))
+    with pytest.raises(CheckpointError, match="does not list the config of a model"):
+        load_checkpoint(saved)
 
 
 # ---- 12: redirects, secrets and rotated tokens ----
@@ -684,3 +804,96 @@ def test_errors_and_wandb_show_no_secret(secretive, tmp_path, capsys, monkeypatc
 
 
 # ---- 13: malformed files are one sentence that names file and field ----
+
+
+def _set(*path: Any, to: Any) -> Callable[[Any], None]:
+    """A change of one field."""
+
+    def change(values: Any) -> None:
+        *way, last = path
+        for key in way:
+            values = values[key]
+        values[last] = to
+
+    return change
+
+
+SIDECARS = [
+    (_set("format", to="x"), "format='x' must be a whole number"),
+    (_set("format", to=99), "format 99"),
+    (_set("expansion", to=None), "expansion=None must be a mapping"),
+    (_set("expansion", to={"layers": "all"}), "expansion.layers='all' must be a list"),
+    (_set("expansion", "alpha", to=float("nan")), "alpha=nan"),
+    (_set("expansion", "mean_alpha", to={"1": "x"}), "expansion.mean_alpha.1='x'"),
+    (_set("base", to=[]), "base=\\[\\] must be a mapping"),
+    (_set("base", "vocab_size", to=10**12), "base.vocab_size=1000000000000 must be from 0"),
+    (_set("base", "grown_vocab_size", to=10**12), "base.grown_vocab_size"),
+    (_set("base", "grown_vocab_size", to=10**7), "settings are not those"),
+    (_set("base", "num_hidden_layers", to=10**12), "base.num_hidden_layers"),
+    (_set("base", "num_parameters", to="many"), "base.num_parameters='many'"),
+    (_set("base", "name_or_path", to={"a": 1}), "base.name_or_path"),
+    (_set("peft", to=3), "peft=3"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), SIDECARS)
+def test_a_malformed_sidecar_is_one_sentence(tmp_path, base, change, message):
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    (sidecar / "checksums.json").unlink()
+    edit(sidecar / "sidecar_config.json", change)
+    for read in (inspect_folder, load_model):
+        with pytest.raises(CheckpointError, match=rf"sidecar_config\.json.*{message}"):
+            read(sidecar)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("num_hidden_layers", to=10**9), "num_hidden_layers=1000000000 must be from 0"),
+        (_set("vocab_size", to="many"), "vocab_size='many'"),
+        (_set("model_type", to=7), "model_type=7"),
+        (_set("architectures", to=7), "architectures=7"),
+        (_set("hidden_size", to=-1), "hidden_size=-1"),
+    ],
+)
+def test_a_malformed_model_is_one_sentence(base, change, message):
+    edit(base / "config.json", change)
+    for read in (inspect_folder, load_model):
+        with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+            read(base)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "3", '"x"', "{", "\xff", '{"a": NaN}'])
+@pytest.mark.parametrize(
+    "name", ["config.json", "sidecar_config.json", "adapter_config.json", "part_config.json"]
+)
+def test_whatever_stands_in_a_config_inspect_ends_in_one_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError):
+        inspect_folder(tmp_path)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path)
+
+
+def test_a_malformed_training_state_is_one_sentence(tmp_path):
+    for change, message in [
+        (_set("step", to="x"), "step='x'"),
+        (_set("rng", to={}), "rng="),
+        (_set("history", to=[1]), r"history\[0\]=1"),
+        (_set("loader", to={"$dict": 5}), "dict.*which is not there"),
+        (_set("loader", to={"$tensor": []}), "tensor.*which is not there"),
+    ]:
+        saved = save_checkpoint(tmp_path, make_state(3))
+        edit(saved / "state.json", change)
+        (saved / "manifest.json").unlink()
+        write_manifest(saved)  # by one who knows how
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(saved)
+
+
+def test_a_base_that_is_its_own_base_is_refused(tmp_path, base):
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    (sidecar / "checksums.json").unlink()
+    edit(sidecar / "sidecar_config.json", _set("base", "name_or_path", to=str(sidecar)))
+    with pytest.raises(CheckpointError, match="said to be its own base"):
+        load_model(sidecar)

@@ -7,6 +7,7 @@ from pathlib import Path
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
 from controlllm.cli.parsing import parse_options
 from controlllm.cli.sets import UNREAD, Sets, load_sets, run_defaults
+from controlllm.common.checksums import resealed
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json
 from controlllm.common.occupied import occupied
@@ -125,4 +126,5 @@ def _write_dial(folder: Path, alpha: float | None) -> None:
     name = SIDECAR_CONFIG if (folder / SIDECAR_CONFIG).is_file() else "config.json"
     config = read_json(folder / name)
     config["expansion"]["dial"] = alpha
-    write_json(folder / name, config)
+    with resealed(folder):
+        write_json(folder / name, config)

@@ -4,6 +4,8 @@ It tells truncated, damaged and half-copied files. It is no signature: whoever c
 can change the sums as well.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict
 
@@ -17,6 +19,7 @@ __all__ = [
     "Files",
     "compare_files",
     "list_files",
+    "resealed",
     "verify_checksums",
     "write_checksums",
 ]
@@ -54,6 +57,20 @@ def write_checksums(folder: str | Path) -> None:
     free = (CHECKSUMS, *_FREE)
     files = {name: file for name, file in list_files(Path(folder)).items() if name not in free}
     write_json(Path(folder) / CHECKSUMS, {"files": files})
+
+
+@contextmanager
+def resealed(folder: str | Path) -> Iterator[None]:
+    """Inside, files of a checked folder may change; its note, if it has one, then follows.
+
+    A process that is killed inside leaves the folder without a note, which loads.
+    """
+    note = Path(folder) / CHECKSUMS
+    had = note.is_file()
+    note.unlink(missing_ok=True)
+    yield
+    if had:
+        write_checksums(folder)
 
 
 def verify_checksums(folder: str | Path) -> None:

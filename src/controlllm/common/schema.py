@@ -225,7 +225,7 @@ def _convert_container(origin: Any, inner: tuple[Any, ...], value: Any, where: s
 
 def _convert_key(hint: Any, key: Any, where: str) -> Any:
     """JSON has no whole numbers as keys: they are texts there."""
-    if hint is int and isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key):
+    if hint is int and isinstance(key, str) and re.fullmatch(r"-?[0-9]{1,9}", key):
         return int(key)
     return _convert(hint, key, where)
 
