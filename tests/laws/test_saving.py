@@ -1,6 +1,5 @@
 """What is written comes back exactly: whole models, sidecars, and without the package installed."""
 
-import json
 import os
 import subprocess
 import sys
@@ -20,9 +19,11 @@ from tests.laws.models import (
     prompts,
     train,
 )
+from tests.trust.schemas_helpers import edit_tensors
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from controlllm import ControlLLMForCausalLM, ExpansionConfig, expand, load_sidecar
+from controlllm.common.checksums import resealed
 from controlllm.common.errors import CheckpointError
 
 ALL = pytest.mark.parametrize("name, variant", MATRIX)
@@ -156,12 +157,11 @@ def test_a_sidecar_refuses_another_base(change, tmp_path):
 
 def test_a_sidecar_that_does_not_fit_leaves_the_base_alone(tmp_path):
     make_trained("llama").save_sidecar(tmp_path / "sidecar")
-    config = tmp_path / "sidecar" / "sidecar_config.json"
-    values = json.loads(config.read_text())
-    values["expansion"]["interpolator"] = "dlerp"
-    config.write_text(json.dumps(values))
+    weights = tmp_path / "sidecar" / "sidecar.safetensors"
+    with resealed(weights.parent):
+        edit_tensors(weights, lambda tensors: tensors.pop("model.layers.1.interpolator.logit"))
     base = make_base("llama")
-    with pytest.raises(CheckpointError, match="interpolator"):
+    with pytest.raises(CheckpointError, match="missing .*interpolator"):
         load_sidecar(base, tmp_path / "sidecar")
     assert torch.equal(logits(base), base_logits("llama"))
     assert base.config.to_dict() == make_base("llama").config.to_dict()
