@@ -161,7 +161,7 @@ def test_a_sidecar_that_does_not_fit_leaves_the_base_alone(tmp_path):
     with resealed(weights.parent):
         edit_tensors(weights, lambda tensors: tensors.pop("model.layers.1.interpolator.logit"))
     base = make_base("llama")
-    with pytest.raises(CheckpointError, match="missing .*interpolator"):
+    with pytest.raises(CheckpointError, match=r"missing .*interpolator"):
         load_sidecar(base, tmp_path / "sidecar")
     assert torch.equal(logits(base), base_logits("llama"))
     assert base.config.to_dict() == make_base("llama").config.to_dict()
