@@ -46,6 +46,7 @@ from controlllm.checkpoint.copies import local_copy
 from controlllm.checkpoint.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.manifest import write_manifest
 from controlllm.checkpoint.remote import RemoteRun
+from controlllm.checkpoint.upload import Uploader
 from controlllm.common import remote
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.lock import make_once
@@ -632,6 +633,19 @@ def test_who_asks_is_told_to_the_name_node_only(cluster):
     for request in cluster.requests:
         told[request.node] |= request.headers.keys() & {"authorization", "cookie"}
     assert told == {"name": {"authorization", "cookie"}, "data": set()}
+
+
+def test_errors_of_a_cluster_show_no_token(cluster, tmp_path, caplog):
+    """Its client names whole URLs; where a node cannot be reached, reading and uploading."""
+    saved = save_checkpoint(tmp_path / "run", make_state(3))
+    (cluster.folder / "a.txt").write_text("hello")
+    filesystem, path = open_filesystem(cluster.address + "a.txt", {"token": "hushhush"})
+    remote = RemoteRun(cluster.address + "runs", {"token": "hushhush"})
+    cluster.faults.refuse = True
+    for ask in (lambda: filesystem.cat_file(path), lambda: Uploader(remote).send(saved)):
+        with pytest.raises((OSError, CheckpointError), match="delegation=\\*\\*\\*") as caught:
+            ask()
+        assert "hushhush" not in str(caught.value) + caplog.text
 
 
 @pytest.fixture

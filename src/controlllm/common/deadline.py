@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from controlllm.common.secrets import hidden
+
 __all__ = ["Deadline"]
 
 T = TypeVar("T")
@@ -82,7 +84,7 @@ def _as_os_error(error: BaseException, server: str) -> BaseException:
     if not isinstance(error, Exception):
         return error
     error = _cause_of(error)
-    text = str(error) or type(error).__name__
+    text = hidden(error) or type(error).__name__  # Clients name whole URLs, with their tokens.
     text = text if server in text else f"{server}: {text}"
     for kind in (FileNotFoundError, PermissionError, FileExistsError, TimeoutError):
         if isinstance(error, kind):
