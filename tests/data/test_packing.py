@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers.data.data_collator import DataCollatorWithFlattening
 
 from controlllm.common.errors import DataError
+from controlllm.common.losses import token_mask
 from controlllm.data import packing
 from controlllm.data.batches import PADDING, model_inputs, packed_batch, padded_batch
 from controlllm.data.encode import Example
@@ -113,9 +114,11 @@ def test_packed_batches(slots: list[list[int]]) -> None:
     assert batch["max_length_q"] == batch["max_length_k"] == int(ends.diff().max())
     starts = ends[:-1].long()
     assert (batch["position_ids"][0, starts] == 0).all()
-    assert (batch["position_ids"] == 0).sum() == len(starts)
-    assert (batch["labels"][0, starts] == -100).all()
     real = batch["origin"] != PADDING
+    assert (batch["position_ids"][real] == 0).sum() == sum(map(len, slots))
+    assert (batch["position_ids"][~real] == 0).all()
+    assert torch.equal(token_mask({"position_ids": batch["position_ids"]}), real)
+    assert (batch["labels"][0, starts] == -100).all()
     assert real.sum() == sum(map(sum, slots))
     assert (batch["labels"][~real] == -100).all()
     found = batch["input_ids"][real].tolist()

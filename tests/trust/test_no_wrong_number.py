@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -40,8 +41,10 @@ from controlllm.data import (
     StageConfig,
     TokenStore,
     TrainLoader,
+    model_inputs,
     read_examples,
 )
+from controlllm.data.batches import packed_batch
 from controlllm.data.mixture import survey_mix
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
@@ -191,6 +194,22 @@ def test_inspect_says_what_bos_costs(
 
 
 # ---- padding: the padding token's id changes nothing ----
+
+
+def test_the_unused_end_of_a_slot_counts_in_no_loop() -> None:
+    """The law itself: tests/laws/test_padding.py."""
+    ids = np.arange(3, 13, dtype=np.int32)
+    model = make_trained("llama").train()
+    losses, divergences = [], []
+    for pad in (0, 7):
+        packed = packed_batch(
+            [[(Example(ids[:6], ids[:6]), 0), (Example(ids[6:], ids[6:]), 0)]], 24, pad
+        )
+        losses.append(model(**model_inputs(packed)).loss.item())
+        divergences.append(model.divergence)
+        assert {int(count) for _, count in model._state.latest.values()} == {10}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert divergences[1] == pytest.approx(divergences[0], rel=1e-6)
 
 
 # ---- gates: the dial multiplies a gate ----

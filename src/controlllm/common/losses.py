@@ -84,8 +84,9 @@ def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
     """Which positions count for the divergence (B, T bool).
 
     Args:
-        inputs: a batch with `input_ids` (or `inputs_embeds`), and `attention_mask`, `labels` where
-            there are any.
+        inputs: a batch with `input_ids` (or `inputs_embeds`), and `attention_mask`, `position_ids`,
+            `labels` where there are any. Without a mask the positions of a packed row tell: a
+            document of one token is padding, since it predicts nothing and nothing predicts it.
         which: "all" for every real token, "target" for the positions that predict a target.
     """
     if which == "target" and inputs.get("labels") is not None:
@@ -93,6 +94,10 @@ def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.bool()
+    positions = inputs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
+        starts = positions == 0
+        return ~(starts & F.pad(starts[:, 1:], (0, 1), value=True))
     tokens = inputs.get("input_ids")
     like = tokens if tokens is not None else inputs["inputs_embeds"][..., 0]
     return torch.ones_like(like, dtype=torch.bool)

@@ -11,7 +11,8 @@ B rows or slots, T tokens of the longest row (padded) or of a slot (packed).
 | `max_length_q`, `max_length_k` | - | int, the longest document |
 | `origin` | (B, T), int8 | (1, B*T), int8: `TRAIN`, `REPLAY`, `REHEARSAL` or `PADDING` |
 
-The unused end of a slot is a document of its own with origin `PADDING` and no target.
+The unused end of a slot is a document of its own with origin `PADDING` and no target. Its positions
+stay at 0: by them a loop of one's own, which hands on no `origin`, tells padding (`token_mask`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,9 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
             starts.append(start)
             batch.pad(0, start, end)
     bounds = np.array([*starts, len(slots) * max_length], dtype=np.int32)
-    return {**batch.tensors(), **document_keys(torch.from_numpy(bounds))}
+    tensors, keys = batch.tensors(), document_keys(torch.from_numpy(bounds))
+    keys["position_ids"][tensors["origin"] == PADDING] = 0
+    return {**tensors, **keys}
 
 
 class _Arrays:

@@ -28,6 +28,7 @@ READ_INPUTS = (
     "input_ids",
     "inputs_embeds",
     "attention_mask",
+    "position_ids",
     "labels",
     "shift_labels",
     "num_items_in_batch",
