@@ -12,10 +12,14 @@ quick: what needs the model code of `transformers` is imported when it is first 
 
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig
+from controlllm.common.interrupts import end_at_once
 
-from controlllm.common.lazy import lazy_names
-from controlllm.expansion.hf_config import ControlLLMConfig
+end_at_once()  # Where this is the command line: what follows takes seconds.
+
+from transformers import AutoConfig  # noqa: E402
+
+from controlllm.common.lazy import lazy_names  # noqa: E402
+from controlllm.expansion.hf_config import ControlLLMConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from controlllm.expansion import (

@@ -320,9 +320,9 @@ def test_what_cannot_be_started_is_refused(capsys: pytest.CaptureFixture[str], r
         launch.processes_to_start(2, run_on("cuda:1"))
     path = run_file("run")
     for words, told in (
-        (["--nproc", "0"], "nproc=0 must be at least 1"),
+        (["--nproc", "0"], "nproc=0 is out of range; allowed: at least 1"),
         (["--nproc", "many"], "nproc"),
-        (["--max_restarts", "-1"], "max_restarts=-1 must be at least 0"),
+        (["--max_restarts", "-1"], "max_restarts=-1 is out of range; allowed: at least 0"),
         (["--nproc", "2", "--training.max_steps", "0"], "training.max_steps=0"),
     ):
         assert main(["train", str(path), *words]) == 2

@@ -32,7 +32,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "does not go together with peft.type=dora",
     ),
     ({"peft": {"type": "lara"}}, "Did you mean 'lora'"),
-    ({"peft": {"r": 0}}, "must be at least 1"),
+    ({"peft": {"r": 0}}, "at least 1"),
     ({"peft": {"dropout": 1.0}}, "below 1"),
     ({"peft": {"layers": []}}, "is empty"),
     ({"freeze": {"num_layers": 0}}, "no block trains"),

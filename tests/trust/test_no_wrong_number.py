@@ -3,10 +3,16 @@
 import copy
 import dataclasses
 import json
+import os
 import pickle
 import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +37,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from controlllm import collapse, expand
 from controlllm.checkpoint import export, inspect_folder, load_model, trained_tensors
+from controlllm.cli import evaluate, main
 from controlllm.cli.data_show import Paper
+from controlllm.cli.launch import _code_after
+from controlllm.common import interrupts
 from controlllm.common.checksums import resealed
 from controlllm.common.errors import CheckpointError, ConfigError, DataError, ModelError
 from controlllm.data import (
@@ -53,6 +62,7 @@ from controlllm.expansion import load_sidecar
 from controlllm.train import RunConfig, train
 from controlllm.train.folder import _changes as folder_changes
 from controlllm.train.model import load_base
+from controlllm.train.said import warn_of_unread
 
 # ---- bos: pieces of a long text begin with BOS ----
 
@@ -649,6 +659,96 @@ def test_every_exported_form_has_checksums_that_are_checked(tmp_path, base, pico
 # ---- said: what is said is used ----
 
 
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"training": {"max_forgetting": 0.1}, "data": {"retain": []}}, "data.retain, which names"),
+        ({"training": {"max_forgetting": -0.1}}, "max_forgetting=-0.1 is out of range"),
+        ({"training": {"learning_rate": 0}}, "trains nothing"),
+        ({"training": {"lr_decay_steps": 0.5}}, "lr_scheduler_type=wsd; take that, or leave"),
+        ({"training": {"lr_decay_type": "cosine"}}, "lr_scheduler_type=wsd"),
+        ({"training": {"lr_gamma": 0.5}}, "lr_scheduler_type=step"),
+        (
+            {"training": {"min_learning_rate_ratio": 0.5, "lr_scheduler_type": "constant"}},
+            "cosine, linear or wsd",
+        ),
+        ({"debug": {"anomaly": True}, "training": {"torch_compile": True}}, "single modules"),
+    ],
+)
+def test_what_a_run_would_be_another_one_with_is_refused(run_config, over, words):
+    with pytest.raises(ConfigError, match=words):
+        run_config(**over)
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [
+        ({"kl": {"weight": 0.5}}, "kl.weight=0.5 would not be used: it is of method=kl"),
+        ({"freeze": {"layers": [1], "also_train": ["head"]}}, r"freeze.layers=\[1\], freeze.also"),
+        ({"peft": {"r": 4}}, "peft.r=4 would not be used: peft.type"),
+        (
+            {"method": "full", "expansion": {"alpha": 0.3}},
+            "expansion.num_blocks=2, expansion.alpha",
+        ),
+        ({"rehearsal": {"length": 16}}, "rehearsal.length=16"),
+        ({"rehearsal": {"share": 0.5}}, "rehearsal.share=0.5"),
+        ({"rehearsal": {"num_sequences": 4, "share": 0}}, "rehearsal.num_sequences=4"),
+        ({"rehearsal": {"num_sequences": 4, "loss": "ce", "weight": 2}}, "rehearsal.weight=2"),
+        ({"training": {"num_train_epochs": 1}}, "max_steps=6 would not be used: training.num_tr"),
+        ({"training": {"interpolator_learning_rate": 1}}, "no interpolator trains"),
+        ({"data": {"learn": [], "retain": []}}, "training.eval_steps=3"),
+        ({"training": {"remote_timeout": 5}}, "remote_timeout=5"),
+        ({"training": {"remote_storage_options": {"user": "me"}}}, "remote_storage_options"),
+        ({"logging": {"project": "mine"}}, "logging.project='mine'.*wandb"),
+        ({"logging": {"run_name": "mine"}}, "logging.run_name='mine'"),
+        ({"debug": {"profile_ranks": [0, 1]}}, r"debug.profile_ranks=\[0, 1\]"),
+        ({"parallel": {"strategy": "hsdp", "prefetch": 2}}, "strategy='hsdp', parallel.prefetch=2"),
+    ],
+)
+def test_what_is_switched_off_is_warned_of_by_name(run_config, over, named):
+    with pytest.warns(UserWarning, match=named):
+        warn_of_unread(run_config(**over), processes=1)
+
+
+def test_a_run_warns_of_it_as_it_begins(run_config, loaded):
+    with pytest.warns(UserWarning, match=r"kl.weight=0.5 would not be used"):
+        train(run_config(kl={"weight": 0.5}, training={"max_steps": 1}), loaded())
+
+
+@pytest.mark.parametrize(
+    ("over", "processes"),
+    [
+        ({}, 1),
+        ({"preset": "retain"}, 1),
+        ({"preset": "retain", "rehearsal": {"num_sequences": 0}}, 1),
+        ({"preset": "paper", "training": {"lr_scheduler_type": "constant"}}, 1),
+        ({"parallel": {"strategy": "hsdp"}}, 2),
+        ({"parallel": {"strategy": "zero2"}, "training": {"backend": "hf"}}, 1),
+        ({"method": "lora", "expansion": {"num_blocks": None}, "peft": {"r": 4}}, 1),
+        ({"peft": {"type": "oft", "block_size": 16}}, 1),
+    ],
+)
+def test_what_is_read_and_what_a_preset_says_is_not_told(run_config, over, processes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unread(run_config(**over), processes)
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_say_nothing_in_vain(recipe):
+    """But for the file that serves for all methods, and those for several processes."""
+    if recipe.stem == "compare-methods-replay":
+        pytest.skip("it is laid over another one")
+    run = RunConfig.from_yaml(recipe)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_unread(run, processes=2)
+    assert len(told) == (2 if recipe.stem == "compare-methods" else 0), [str(w) for w in told]
+
+
 # ---- swamped: a divergence that dwarfs the loss is told ----
 
 
@@ -684,6 +784,70 @@ def test_the_dial_may_be_set_afterwards(tmp_path, base):
 
 
 # ---- tracebacks: a sentence, before anything slow ----
+
+SECTIONS = ("peft", "freeze", "kl", "rehearsal", "training", "parallel", "logging", "debug")
+NUMBERS = [
+    (section, field.name)
+    for section in SECTIONS
+    for field in fields(getattr(RunConfig(), section))
+    if re.search(r"\b(int|float)\b", str(field.type))
+]
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=lambda part: part)
+@pytest.mark.parametrize("value", [-(10**30), 10**30, float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_nobody_means_are_a_sentence(section, name, value):
+    kind = type(getattr(RunConfig(), section))
+    hint = str(next(field.type for field in fields(kind) if field.name == name))
+    with pytest.raises(ConfigError, match=rf"{section}\.{name}=.*(allowed|must be|exclude)"):
+        kind(**{name: [value] if "list" in hint else value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "max_steps", "save_steps"),
+        *("gradient_accumulation_steps", "total_train_batch_size", "eval_steps", "max_tokens"),
+    ],
+)
+def test_counts_of_nothing_are_a_sentence(name):
+    with pytest.raises(ConfigError, match=rf"training.{name}=0 is out of range; allowed: at least"):
+        RunConfig.from_dict({"training": {name: 0}})
+
+
+@pytest.mark.parametrize("verb", ["train", "demo"])
+def test_ctrl_c_while_packages_are_imported_is_one_line(verb):
+    words = [sys.executable, "-m", "controlllm.cli", verb]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "\nInterrupted.\n")
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ImportError])
+def test_ctrl_c_while_a_model_is_loaded_is_one_line(raised, capsys, monkeypatch):
+    """Also where a library makes an error of its own of it."""
+
+    def load(*words):
+        monkeypatch.setattr(interrupts, "_seen", [os.getpid()])
+        raise raised
+
+    monkeypatch.setattr(evaluate, "run", load)
+    assert main(["eval", "x"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_launcher_says_by_its_code_whether_the_run_has_saved(saved):
+    assert _code_after(signal.SIGINT, saved) == (75 if saved else 130)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_seeds_that_no_generator_takes_are_a_sentence(seed):
+    with pytest.raises(ConfigError, match=r"training.seed=.* at most 4.29497e\+09"):
+        RunConfig.from_dict({"training": {"seed": seed}})
 
 
 def test_a_reference_of_another_vocabulary_is_refused(pico_llama):

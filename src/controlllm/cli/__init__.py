@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from controlllm.common.interrupts import INTERRUPTED, raise_once, was_interrupted
+
 __all__ = ["VERBS", "main"]
 
 VERBS = {
@@ -26,7 +28,7 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
-_OURS, _INTERRUPTED = 2, 130
+_OURS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, argv: list[str], debug: bool) -> int:
-    from controlllm.cli.processes import speaks
     from controlllm.cli.terminal import plain_warnings, quiet_progress_bars
     from controlllm.common.errors import ControlLLMError, noted_outcome
     from controlllm.common.registry import check_choice
@@ -62,23 +63,31 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
         with plain_warnings():
             module = import_module(_MODULES[verb])
             quiet_progress_bars()
+            raise_once()
             module.run([*argv, "--debug"] if debug and verb == "train" else argv)
     except ControlLLMError as error:
         return _tell(error, debug)
     except KeyboardInterrupt:
-        if not speaks():
-            return _INTERRUPTED
-        hint = " Run the same command again to go on from the newest checkpoint."
-        print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
-        return _INTERRUPTED
+        return _tell_interrupted(verb)
     except SystemExit as end:  # --help and --print_config of the parser
         return end.code if isinstance(end.code, int) else 0
     except Exception as error:
+        if was_interrupted():  # A library has turned it into an error of its own.
+            return _tell_interrupted(verb)
         outcome = noted_outcome(error)
         if outcome is None or outcome.shown:
             raise
         return outcome.code
     return 0
+
+
+def _tell_interrupted(verb: str) -> int:
+    from controlllm.cli.processes import speaks
+
+    if speaks():
+        hint = " Run the same command again to go on from the newest checkpoint."
+        print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _tell(error: Exception, debug: bool) -> int:

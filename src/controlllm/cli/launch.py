@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from controlllm.cli.processes import SAVED
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
 from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
@@ -91,7 +92,8 @@ def _attempt(words: list[str], count: int) -> int:
         except SignalException as stop:
             # They have saved and ended, but for one that left an error behind.
             failed = any(Path(folder).rglob("error.json"))
-            return REFUSED if failed else _code_after(stop.sigval)
+            saved = any(Path(folder).rglob(SAVED))
+            return REFUSED if failed else _code_after(stop.sigval, saved)
     return 0
 
 
@@ -138,7 +140,9 @@ def _code_of(error: Any) -> int:
     return FAILED
 
 
-def _code_after(number: signal.Signals) -> int:
+def _code_after(number: signal.Signals, saved: bool) -> int:
+    if number == signal.SIGINT and not saved:
+        return INTERRUPTED
     asks = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None))
     return PREEMPTED if number in asks else 128 + number
 

@@ -3,10 +3,14 @@
 import logging
 import os
 import warnings
+from pathlib import Path
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["be_silent", "record", "speaks"]
+__all__ = ["SAVED", "be_silent", "note_saved", "record", "speaks"]
+
+SAVED = "saved"
+"""Name of the file by which a run that was asked to stop tells its launcher that it has saved."""
 
 
 def speaks() -> bool:
@@ -37,6 +41,12 @@ def be_silent() -> None:
     logging.getLogger("controlllm").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def note_saved() -> None:
+    """Tell the launcher, if one started this process, that the run has saved before it ends."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).with_name(SAVED).touch()
 
 
 def record(error: Exception) -> None:

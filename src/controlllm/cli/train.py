@@ -5,12 +5,14 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.processes import be_silent, is_first
+from controlllm.cli.processes import be_silent, is_first, note_saved
+from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
 
 __all__ = ["TrainOptions", "parse_run", "run"]
 
+_MOST_PROCESSES = 1024  # Of one machine.
 Run = TypeVar("Run", bound=RunConfig)
 
 
@@ -32,10 +34,7 @@ class TrainOptions(RunConfig):
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         super().__post_init__()
-        if self.nproc != "auto" and self.nproc < 1:
-            raise ConfigError(f"nproc={self.nproc!r} must be at least 1, or auto.")
-        if self.max_restarts < 0:
-            raise ConfigError(f"max_restarts={self.max_restarts!r} must be at least 0.")
+        check_numbers(self, "", {"nproc": 1}, {"nproc": _MOST_PROCESSES})
 
     def to_run(self) -> RunConfig:
         """The run without how it is started."""
@@ -96,4 +95,5 @@ def _train(run: RunConfig) -> None:
     if preempted:
         if first:
             print("Run the same command again to go on from there.", flush=True)
+            note_saved()
         raise SystemExit(PREEMPTED)

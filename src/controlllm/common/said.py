@@ -23,7 +23,7 @@ class Rule:
     Attributes:
         field: its dotted name below the config; the name of a section means all its settings.
         reads: whether a config reads it.
-        remedy: when it is read and what to do instead: the end of a sentence, without full stop.
+        remedy: why it is not, or when it is, and what to do: the end of a sentence.
         refuse: whether it is an error to say it in vain; else it is warned of.
     """
 
@@ -54,7 +54,7 @@ def check_said(
         text = f"{named} would not be used: {rule.remedy}."
         if rule.refuse:
             raise ConfigError(text)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)
 
 
 def _in_vain(config: Any, rule: Rule, below: Mapping[str, Any]) -> list[tuple[str, Any]]:

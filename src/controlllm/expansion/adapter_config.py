@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
@@ -37,10 +38,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.type is not None:
             check_choice("peft.type", self.type, get_args(AdapterType))
-        for name, least in (("r", 1), ("alpha", 1), ("block_size", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"peft.{name}={value!r} must be at least {least}.")
+        check_numbers(self, "peft", {"r": 1, "alpha": 1, "block_size": 2})
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"peft.dropout={self.dropout!r} must be at least 0 and below 1.")
         for name in ("target_modules", "layers"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from controlllm.common.bitsandbytes import BnbKind
+from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.fields import RUNS_CODE
 from controlllm.common.registry import check_choice
@@ -17,8 +18,9 @@ from controlllm.train.debug_config import DebugConfig
 from controlllm.train.method_config import FreezeConfig, KLConfig, Method, adapters_of, as_stack
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
+from controlllm.train.said import refuse_unread
 from controlllm.train.support import check_support
-from controlllm.train.training_config import TrainingConfig, check_range
+from controlllm.train.training_config import TrainingConfig
 
 __all__ = [
     "AdapterConfig",
@@ -98,13 +100,8 @@ class RehearsalConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_choice("rehearsal.loss", self.loss, get_args(RehearsalLoss))
-        check_range("rehearsal.num_sequences", self.num_sequences, 0)
-        check_range("rehearsal.share", self.share, 0, 0.9)
-        check_range("rehearsal.weight", self.weight, 0)
-        check_range("rehearsal.temperature", self.temperature, 1e-3)
-        check_range("rehearsal.batch_size", self.batch_size, 1)
-        if self.length is not None:
-            check_range("rehearsal.length", self.length, 2)
+        least = {"temperature": 1e-3, "batch_size": 1, "length": 2}
+        check_numbers(self, "rehearsal", least, {"share": 0.9})
 
     @property
     def enabled(self) -> bool:
@@ -134,7 +131,7 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        check_range("logging.logging_steps", self.logging_steps, 1)
+        check_numbers(self, "logging", {"logging_steps": 1})
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to == "none" else [self.report_to]
         for name in self.integrations:
@@ -214,6 +211,7 @@ class RunConfig:
                 "Leave out the preset, or set training.alpha_sampling to null."
             )
         self._check_method()
+        refuse_unread(self)
 
     @property
     def adapters(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from controlllm.common.bounds import LONGEST_SECONDS, check_numbers
 from controlllm.common.errors import ConfigError
 
 __all__ = ["DebugConfig"]
@@ -35,12 +36,11 @@ class DebugConfig:
                 f"debug.profile_steps={steps!r}; allowed: [first, last] with 1 <= first <= last, "
                 "or null."
             )
-        if not self.profile_ranks or min(self.profile_ranks) < 0:
+        check_numbers(self, "debug", {}, {"watchdog_seconds": LONGEST_SECONDS})
+        if not self.profile_ranks:
             raise ConfigError(
                 f"debug.profile_ranks={self.profile_ranks!r}; allowed: a list of at least one rank."
             )
-        if self.watchdog_seconds is not None and self.watchdog_seconds < 0:
-            raise ConfigError(f"debug.watchdog_seconds={self.watchdog_seconds!r} must not be < 0.")
 
     def patience(self, world_size: int, timeout: float) -> float | None:
         """Seconds after which the watchdog reports; None without one.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
+from controlllm.common.bounds import LARGEST, check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.expansion import ExpansionConfig
-from controlllm.train.training_config import check_range
 
 __all__ = ["FreezeConfig", "KLConfig", "Method", "adapters_of", "as_stack"]
 
@@ -32,6 +32,7 @@ class FreezeConfig:
         """Check the values (ConfigError)."""
         for group in self.also_train:
             check_choice("freeze.also_train", group, get_args(FreezeGroup))
+        check_numbers(self, "freeze", {"num_layers": -LARGEST})
         if self.num_layers == 0 or self.layers == []:
             raise ConfigError(
                 "freeze: no block trains; give num_layers other than 0, or layers, or neither."
@@ -73,7 +74,7 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        check_range("kl.weight", self.weight, 0)
+        check_numbers(self, "kl", {})
 
 
 def adapters_of(method: str, peft_type: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from controlllm.common.bounds import LONGEST_SECONDS, check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
@@ -11,6 +12,7 @@ __all__ = ["ZERO", "ParallelConfig", "Strategy"]
 Strategy = Literal["fsdp", "hsdp", "ddp", "zero2", "zero3"]
 ZERO = ("zero2", "zero3")
 """Strategies that DeepSpeed carries out."""
+_LEAST = {"shard_size": 1, "tensor_size": 1, "timeout": 1e-12}
 
 
 @dataclass
@@ -42,8 +44,7 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_choice("parallel.strategy", self.strategy, get_args(Strategy))
-        if self.shard_size is not None and self.shard_size < 1:
-            raise ConfigError(f"parallel.shard_size={self.shard_size!r} must be at least 1.")
+        check_numbers(self, "parallel", _LEAST, {"timeout": LONGEST_SECONDS})
         if self.shard_size is not None and self.strategy != "hsdp":
             raise ConfigError(
                 f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
@@ -53,9 +54,3 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.deepspeed is for strategy='zero2' or 'zero3', not {self.strategy!r}."
             )
-        if self.tensor_size < 1:
-            raise ConfigError(f"parallel.tensor_size={self.tensor_size!r} must be at least 1.")
-        if self.prefetch < 0:
-            raise ConfigError(f"parallel.prefetch={self.prefetch!r} must be at least 0.")
-        if self.timeout <= 0:
-            raise ConfigError(f"parallel.timeout={self.timeout!r} must be above 0.")

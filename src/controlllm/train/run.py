@@ -13,6 +13,7 @@ from controlllm.train.folder import open_run_folder
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
 from controlllm.train.parallel import World, open_world
+from controlllm.train.said import warn_of_unread
 from controlllm.train.signals import StopSignals
 from controlllm.train.worst_case import run_worst_case
 
@@ -57,6 +58,8 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
 def _train(
     run: RunConfig, loaded: Loaded | None, world: World, signals: StopSignals
 ) -> TrainResult:
+    if world.is_first:
+        warn_of_unread(run, world.size)
     checkpoint = world.ranks.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
     world.ranks.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)

@@ -209,6 +209,12 @@ REFUSED = (
         "take parallel.strategy=fsdp",
     ),
     Refused(
+        Setting("debug.anomaly"),
+        Setting("training.torch_compile"),
+        "it looks at single modules, which are compiled into one",
+        "switch one of them off",
+    ),
+    Refused(
         Setting("training.worst_case_first"),
         _BY_ZERO,
         "the engine does not exist yet when that pass is made",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from controlllm.common.bounds import LONGEST_SECONDS, check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
@@ -14,7 +15,6 @@ __all__ = [
     "OptimizerName",
     "SchedulerName",
     "TrainingConfig",
-    "check_range",
 ]
 
 Backend = Literal["native", "hf"]
@@ -25,47 +25,29 @@ MixedPrecision = Literal["no", "bf16"]
 CheckpointingPolicy = Literal["full", "selective"]
 LigerKernel = Literal["rms_norm", "swiglu", "rope", "fused_linear_cross_entropy"]
 
-_POSITIVE = (
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "eval_steps",
-    "save_steps",
-)
-_NOT_NEGATIVE = (
-    "learning_rate",
-    "warmup_steps",
-    "lr_decay_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "adam_epsilon",
-)
-_OPTIONAL_COUNTS = (
-    "max_tokens",
-    "save_total_limit",
-    "total_train_batch_size",
-    "loss_chunk_size",
-    "max_eval_samples",
-)
-_OPTIONAL_POSITIVE = (
-    "num_train_epochs",
-    "max_seconds",
-    "interpolator_learning_rate",
-    "weight_decay_ratio",
-    "remote_timeout",
-)
-
-
-def check_range(field: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Check that `low <= value <= high`.
-
-    Raises:
-        ConfigError: with the field, the value and the range.
-    """
-    if not low <= value <= high:
-        upper = "" if high == float("inf") else f" and at most {high:g}"
-        raise ConfigError(f"{field}={value!r} is out of range; allowed: at least {low:g}{upper}.")
+_TINY = 1e-12
+_LEAST = {
+    **dict.fromkeys(
+        (
+            *("max_steps", "max_tokens", "eval_steps", "max_eval_samples", "save_steps"),
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"),
+            *("gradient_accumulation_steps", "total_train_batch_size", "loss_chunk_size"),
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_train_epochs", "max_seconds", "interpolator_learning_rate"),
+            *("weight_decay_ratio", "remote_timeout"),
+        ),
+        _TINY,
+    ),
+}
+_MOST = {
+    **dict.fromkeys(("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"), 1),
+    "seed": 2**32 - 1,  # NumPy's own bound.
+    "remote_timeout": LONGEST_SECONDS,
+}
 
 
 @dataclass
@@ -269,16 +251,9 @@ class TrainingConfig:
             )
 
     def _check_numbers(self) -> None:
-        for name in _POSITIVE:
-            check_range(f"training.{name}", getattr(self, name), 1)
-        for name in _NOT_NEGATIVE:
-            check_range(f"training.{name}", getattr(self, name), 0)
-        for names, least in ((_OPTIONAL_COUNTS, 1), (_OPTIONAL_POSITIVE, 1e-12)):
-            for name in names:
-                if getattr(self, name) is not None:
-                    check_range(f"training.{name}", getattr(self, name), least)
-        for name in ("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"):
-            check_range(f"training.{name}", getattr(self, name), 0, 1)
+        check_numbers(self, "training", _LEAST, _MOST)
+        if not self.learning_rate and not self.interpolator_learning_rate:
+            raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
 
     def _check_schedule(self) -> None:
         if self.weight_decay and self.weight_decay_ratio is not None:

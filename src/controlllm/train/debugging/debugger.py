@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from controlllm.common.errors import ConfigError
 from controlllm.train.bench import Bench
 from controlllm.train.debugging.anomaly import AnomalyHunt
 from controlllm.train.debugging.profiling import Profiler
@@ -35,11 +34,6 @@ class Debugger:
         self._model = bench.model
         self._profiler = Profiler(run.debug, clock, bench.device, self._folder, self._place)
         self._hunt = AnomalyHunt(bench.model, ranks.rank) if run.debug.anomaly else None
-        if self._hunt is not None and run.training.torch_compile:
-            raise ConfigError(
-                "debug.anomaly=true looks at single modules, which training.torch_compile=true "
-                "melts into one; switch one of them off."
-            )
         self._open = ExitStack()
 
     def begin(self, step: int) -> None:
