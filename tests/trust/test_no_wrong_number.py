@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -51,15 +51,18 @@ from controlllm.data import (
     TokenStore,
     TrainLoader,
     model_inputs,
+    overlap,
     read_examples,
 )
 from controlllm.data.batches import packed_batch
 from controlllm.data.mixture import survey_mix
+from controlllm.data.overlap import measure_overlaps
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
 from controlllm.evaluate import Reference, calibrate
 from controlllm.expansion import load_sidecar
 from controlllm.train import RunConfig, train
+from controlllm.train.bench import make_bench
 from controlllm.train.folder import _changes as folder_changes
 from controlllm.train.model import load_base
 from controlllm.train.said import warn_of_unread
@@ -753,6 +756,44 @@ def test_recipes_say_nothing_in_vain(recipe):
 
 
 # ---- overlap: rows that are trained on and measured ----
+
+
+def test_rows_that_are_trained_on_and_measured_are_told_before_the_first_step(
+    run_config: Callable[..., RunConfig], loaded: Callable[[], Any], tmp_path: Path
+) -> None:
+    """Wherever they lie, and under whatever name and columns."""
+    texts = [f"row {number}" for number in range(20)]
+    rows = _write(tmp_path / "rows.jsonl", *texts)
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    lines = "".join(f"{text},x\n" for text in texts[:5]) + "another,x\n"
+    (tmp_path / "other.csv").write_text("body,more\n" + lines)
+    run = run_config()
+    run.data = DataConfig(
+        train=[SourceConfig(str(rows)), SourceConfig(f"{tmp_path}/link.jsonl")],
+        learn=[SourceConfig(str(rows), name="same")],
+        retain=[SourceConfig(f"{tmp_path}/other.csv", columns={"text": "body"})],
+        max_length=32,
+    )
+    with pytest.warns(UserWarning) as told:
+        make_bench(run, loaded())
+    words = "\n".join(str(one.message) for one in told)
+    assert "all 20 rows of data.learn 'same' are in data.train 'rows', too: its loss is no" in words
+    assert "all 20 rows of data.learn 'same' are in data.train 'link', too" in words
+    assert "5 of 6 rows of data.retain 'other' are in data.train 'rows', too" in words
+    assert "5 of 20 rows of data.learn 'same' are in data.retain 'other', too: what is" in words
+    assert "all 20 rows of data.train 'rows' are in data.train 'link', too: they are dr" in words
+
+
+def test_rows_that_are_held_out_are_no_overlap_and_large_sources_are_read_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = str(_write(tmp_path / "rows.jsonl", *(f"row {number}" for number in range(200))))
+    train = SourceConfig(rows, part="train")
+    assert measure_overlaps(DataConfig([train], learn=[SourceConfig(rows, part="held_out")])) == []
+    monkeypatch.setattr(overlap, "ROWS", 50)
+    (found,) = measure_overlaps(DataConfig([SourceConfig(rows)], retain=[SourceConfig(rows)]))
+    assert (found.common, found.rows, found.complete) == (50, 50, False)
+    assert "(only the first rows of both were compared)" in found.describe()
 
 
 # ---- special: text is text, also where it looks like a control token ----

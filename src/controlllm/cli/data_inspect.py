@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.files import write_json
 from controlllm.data.feeds import Size
 from controlllm.data.mixture import MixReport, passes, survey_mix, train_size
+from controlllm.data.overlap import warn_of_overlaps
 from controlllm.data.report import SourceReport
 from controlllm.data.survey import Survey, SurveyOptions, survey_source
 from controlllm.train.config import RunConfig
@@ -66,9 +67,11 @@ def run(argv: list[str]) -> None:
         paper.source(surveys[-1].report, options.data.max_length)
     mix = _mix(options, surveys)
     paper.mix(options.data, mix)
+    overlaps = [asdict(overlap) for overlap in warn_of_overlaps(options.data)]
     reports = [survey.report for survey in surveys]
     if options.output is not None:
-        write_json(options.output, {"sources": [r.to_dict() for r in reports], "mix": mix})
+        found = {"sources": [r.to_dict() for r in reports], "mix": mix, "overlaps": overlaps}
+        write_json(options.output, found)
     _refuse_failed(reports)
 
 

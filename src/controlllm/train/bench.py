@@ -25,6 +25,7 @@ from controlllm.common.documents import check_packing
 from controlllm.common.errors import ConfigError
 from controlllm.common.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
+from controlllm.data.overlap import warn_of_overlaps
 from controlllm.evaluate import Reference
 from controlllm.expansion.peft import require_peft
 from controlllm.expansion.quantised import parameter_count
@@ -185,6 +186,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         base,
         world.loader_ranks(run.data.cache_timeout),
     )
+    world.ranks.first(lambda: warn_of_overlaps(run.data))
     prepared = prepare_model(base, run, world.size)
     _tell(prepared.model, loader)
     if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
