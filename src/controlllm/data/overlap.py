@@ -48,12 +48,13 @@ class Overlap:
 
     def describe(self) -> str:
         """One sentence: how many rows, where, and what it means."""
-        share = "all" if self.common == self.rows else f"{self.common:,} of"
+        share = f"{self.common:,} of {self.rows:,} rows"
+        if self.common == self.rows:
+            share = f"all {self.rows:,} rows" if self.rows > 1 else "the only row"
         looked = "" if self.complete else " (only the first rows of both were compared)"
-        return (
-            f"{share} {self.rows:,} rows of {self.source} are in {self.other}, too{looked}: "
-            f"{self.meaning}."
-        )
+        verb = "is" if self.rows == 1 else "are"
+        where = f"of {self.source} {verb} in {self.other}, too{looked}"
+        return f"{share} {where}: {self.meaning}."
 
 
 @dataclass(frozen=True)
