@@ -148,13 +148,21 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_slow(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("room", [0, 16, 24, 64])
 def test_a_disk_that_is_full_from_the_start_is_told(
-    run_config: Any, loaded: Any, small_disk: Path
+    run_config: Any, loaded: Any, small_disk: Path, room: int
 ) -> None:
+    """Whatever is the first that finds no room (of so many KiB)."""
+    filler = small_disk / "full"
     with suppress(OSError):
-        (small_disk / "full").write_bytes(bytes(2**21))
+        filler.write_bytes(bytes(2**21))
+    os.truncate(filler, filler.stat().st_size - room * 1024)
+    run = run_config(
+        training={"output_dir": str(small_disk / "run")},
+        logging={"report_to": ["console", "jsonl", "tensorboard"]},
+    )
     with pytest.raises(ControlLLMError, match=r"small_disk/run.*No space left"):
-        train(run_config(training={"output_dir": str(small_disk / "run")}), loaded())
+        train(run, loaded())
 
 
 # ---- 2: containers that share a host name ----

@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
 from controlllm.checkpoint.copies import local_copy
 from controlllm.checkpoint.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.held import LOCK
 from controlllm.common.remote import is_remote
 from controlllm.common.secrets import redacted, without_options
@@ -32,7 +34,7 @@ from controlllm.train.config import RunConfig
 from controlllm.train.config_io import read_yaml, write_yaml
 from controlllm.train.training_config import TrainingConfig
 
-__all__ = ["open_run_folder", "remote_run"]
+__all__ = ["open_run_folder", "remote_run", "save_tokenizer"]
 
 CONFIG = "config.yaml"
 _WRITTEN = (
@@ -113,6 +115,21 @@ def open_run_folder(run: RunConfig) -> Path | None:
             _require_fresh_remote(remote)
     write_yaml(folder / CONFIG, redacted(run.to_dict()))
     return checkpoint
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
+    """Write the tokenizer into the run folder, with the chat template that is trained.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # Its Rust part raises no kind of its own on a full disk.
+        raise CheckpointError(
+            f"cannot write the tokenizer to {folder}: {error}. Free some space or choose another "
+            "place, and run again."
+        ) from error
 
 
 def remote_run(training: TrainingConfig) -> RemoteRun | None:

@@ -9,7 +9,7 @@ from controlllm.train.backends import BACKENDS
 from controlllm.train.bench import make_bench
 from controlllm.train.config import RunConfig
 from controlllm.train.debugging import prepare_recorder
-from controlllm.train.folder import open_run_folder
+from controlllm.train.folder import open_run_folder, save_tokenizer
 from controlllm.train.keeper import RunKeeper, TrainResult
 from controlllm.train.model import Loaded
 from controlllm.train.parallel import World, open_world
@@ -62,7 +62,7 @@ def _train(
         warn_of_unread(run, world.size)
     checkpoint = world.ranks.first(lambda: open_run_folder(run))
     bench = make_bench(run, loaded, world)
-    world.ranks.first(lambda: bench.tokenizer.save_pretrained(run.training.output_dir) and None)
+    world.ranks.first(lambda: save_tokenizer(bench.tokenizer, run.training.output_dir))
     keeper = RunKeeper(bench, checkpoint, signals)
     try:
         if run.training.worst_case_first:
