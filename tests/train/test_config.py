@@ -41,7 +41,7 @@ def test_paper_preset_is_the_papers_schedule():
         ({"training": {"max_steps": "many"}}, "training.max_steps='many' must be a whole number"),
         ({"training": {"max_steps": 0}}, "training.max_steps=0 .* at least 1"),
         ({"training": {"backend": "nativ"}}, "training.backend='nativ'.*'native'"),
-        ({"training": {"alpha_sampling": [0.8, 0.2]}}, "low <= high"),
+        ({"training": {"alpha_sampling": [0.8, 0.2]}}, "low < high"),
         ({"training": {"stop_on_budget": True}}, "needs training.max_forgetting"),
         ({"training": 3}, "training=3 must be a mapping"),
         ({"preset": "papers"}, "'paper'"),

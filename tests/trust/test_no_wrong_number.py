@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import os
 import pickle
 import re
@@ -35,7 +36,7 @@ from tests.trust.schemas_helpers import (
 )
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from controlllm import collapse, expand
+from controlllm import ExpansionConfig, collapse, expand
 from controlllm.checkpoint import export, inspect_folder, load_model, trained_tensors
 from controlllm.cli import evaluate, main
 from controlllm.cli.data_show import Paper
@@ -59,8 +60,10 @@ from controlllm.data.mixture import survey_mix
 from controlllm.data.overlap import measure_overlaps
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
+from controlllm.demo import DemoConfig
 from controlllm.evaluate import Reference, calibrate
 from controlllm.expansion import load_sidecar
+from controlllm.inference.generate import GenerationSettings
 from controlllm.train import RunConfig, train
 from controlllm.train.bench import make_bench
 from controlllm.train.folder import _changes as folder_changes
@@ -305,6 +308,42 @@ def test_calibration_of_gates_ends_at_the_model_as_trained():
 
 
 # ---- config: expand copies the config ----
+
+
+def by_expand(model, settings):
+    return expand(model, num_blocks=2, **settings)
+
+
+def by_peft(model, settings):
+    peft = pytest.importorskip("peft")
+    from controlllm.integrations.peft import ControlLLMPeftConfig
+
+    return peft.get_peft_model(model, ControlLLMPeftConfig(num_blocks=2, **settings))
+
+
+@pytest.mark.parametrize("make", [by_expand, by_peft])
+@pytest.mark.parametrize("settings", [{}, {"expand_ends": True}], ids=["blocks", "ends"])
+def test_models_that_share_a_config_are_left_alone(pico_llama, make, settings):
+    one, other = pico_llama(), pico_llama()
+    other.config = one.config  # as two models made from one config share it
+    before = copy.deepcopy(one.config.to_dict())
+    config, made = one.config, make(one, settings)
+    made.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False)
+    assert config.to_dict() == before and other.config is config
+    assert one.config.num_hidden_layers == 6 and one.model.layers[0].self_attn.config is one.config
+    if settings and make is by_expand:
+        made.resize_token_embeddings(262)
+    assert config.to_dict() == before
+    base = made.unload()
+    assert base.config.to_dict() == before
+
+
+def test_a_run_leaves_a_shared_config_alone(run_config, loaded):
+    model, tokenizer = loaded()
+    config, before = model.config, copy.deepcopy(model.config.to_dict())
+    bench = make_bench(run_config(), (model, tokenizer))
+    assert config.to_dict() == before and config._attn_implementation == "sdpa"
+    assert bench.model.config.text_config._attn_implementation != "sdpa"
 
 
 # ---- fields: fields that a source, a structure, packing or a verb does not read ----
@@ -665,6 +704,48 @@ def test_every_exported_form_has_checksums_that_are_checked(tmp_path, base, pico
 @pytest.mark.parametrize(
     ("over", "words"),
     [
+        ({"expansion": {"structure": "stack", "alpha": 0.3}}, "expansion.alpha=0.3 would not"),
+        ({"expansion": {"divergence": "none", "divergence_weight": 2}}, "weight=2.0 would not"),
+        ({"expansion": {"interpolator": "dlerp", "train_alpha": True}}, "train_alpha=True would"),
+        ({"expansion": {"alpha": 0}}, "expansion.alpha=0 is the base itself"),
+        ({"expansion": {"dial": 0}}, "expansion.dial=0 is the base itself"),
+        (
+            {"expansion": {"train_alpha": True}, "training": {"alpha_sampling": [0.2, 0.8]}},
+            "training.alpha_sampling takes the place",
+        ),
+        ({"expansion": {"train_alpha": True, "dial": 0.4}}, "expansion.dial takes the place"),
+        ({"training": {"alpha_sampling": [0, 0]}}, "is not a range"),
+        ({"training": {"alpha_sampling": [0.5, 0.5]}}, "is not a range"),
+        ({"training": {"alpha_sampling": [-0.1, 0.5]}}, "alpha_sampling=-0.1 is out of range"),
+        ({"training": {"alpha_sampling": [0.1, math.nan]}}, "alpha_sampling=nan is out of range"),
+        ({"peft": {"type": "oft", "r": 4}}, "peft.r=4 would not be used"),
+    ],
+    ids=str,
+)
+def test_a_run_that_says_what_is_not_read_is_refused(run_config, over, words):
+    with pytest.raises(ConfigError, match=words):
+        run_config(**over)
+
+
+def test_what_a_preset_says_gives_way(run_config):
+    run = run_config(preset="retain", expansion={"divergence": "none"})
+    assert run.expansion == ExpansionConfig(num_blocks=2, divergence="none", expand_ends=True)
+    assert RunConfig.from_dict(run.to_dict()) == run
+    with pytest.raises(ConfigError, match=r"expansion\.divergence_weight=0\.4 would not be used"):
+        run_config(preset="retain", expansion={"divergence": "none", "divergence_weight": 0.4})
+
+
+def test_a_model_whose_dial_stands_at_zero_is_not_trained_further(run_config, loaded):
+    base, tokenizer = loaded()
+    model = expand(base, num_blocks=2)
+    model.set_alpha(0)
+    with pytest.raises(ConfigError, match="dial=0 is the base itself"):
+        train(run_config(expansion={"num_blocks": None}), (model, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
         ({"training": {"max_forgetting": 0.1}, "data": {"retain": []}}, "data.retain, which names"),
         ({"training": {"max_forgetting": -0.1}}, "max_forgetting=-0.1 is out of range"),
         ({"training": {"learning_rate": 0}}, "trains nothing"),
@@ -755,6 +836,31 @@ def test_recipes_say_nothing_in_vain(recipe):
 # ---- swamped: a divergence that dwarfs the loss is told ----
 
 
+@pytest.mark.parametrize("backend", ["native", "hf"])
+@pytest.mark.parametrize("scale", [1, 300], ids=["usual", "large"])
+def test_a_divergence_that_swamps_the_loss_is_told_once(run_config, loaded, caplog, backend, scale):
+    base, tokenizer = loaded()
+    with torch.no_grad():  # the stream is scaled, and norms take it back: the same function
+        for name, parameter in base.named_parameters():
+            if "embed" in name or name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter *= scale
+    run = run_config(preset="paper", training={"backend": backend, "warmup_steps": 1})
+    history = train(run, (base, tokenizer)).history
+    told = [
+        record.message for record in caplog.records if "times the cross-entropy" in record.message
+    ]
+    if scale == 1:
+        assert not told
+        return
+    (message,) = told
+    first = next(row for row in history if row.get("train/divergence", 0) > 0)
+    assert message.startswith(
+        f"step {first['step']}: the divergence ({first['train/divergence']:.3g})"
+    )
+    assert "divergence=nmse" in message and "divergence_weight=" in message
+    assert "learning_rate" in message
+
+
 # ---- overlap: rows that are trained on and measured ----
 
 
@@ -825,6 +931,14 @@ def test_the_dial_may_be_set_afterwards(tmp_path, base):
 
 
 # ---- tracebacks: a sentence, before anything slow ----
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+@pytest.mark.parametrize("make", [DemoConfig, GenerationSettings])
+def test_seeds_of_the_demo_and_of_sampling_too(make, seed):
+    with pytest.raises(ConfigError, match=r"seed=.* out of range"):
+        make(seed=seed)
+
 
 SECTIONS = ("peft", "freeze", "kl", "rehearsal", "training", "parallel", "logging", "debug")
 NUMBERS = [

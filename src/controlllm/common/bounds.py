@@ -6,12 +6,14 @@ from typing import Any
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["LARGEST", "LONGEST_SECONDS", "check_numbers", "check_range"]
+__all__ = ["LARGEST", "LARGEST_SEED", "LONGEST_SECONDS", "check_numbers", "check_range"]
 
 LARGEST = 2.0**53
 """Beyond it a float cannot tell whole numbers apart; no setting is meant to be so large."""
 LONGEST_SECONDS = 1e8
 """Three years: what clocks and sockets of every system can wait."""
+LARGEST_SEED = 2**32 - 1
+"""NumPy's own bound: beyond it two seeds would be one."""
 
 
 def check_range(field: str, value: float, low: float, high: float = LARGEST) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlllm.common.bounds import LARGEST_SEED, check_range
 from controlllm.common.errors import ConfigError
 
 __all__ = ["DemoConfig", "base_model_path"]
@@ -35,6 +36,7 @@ class DemoConfig:
         for name in ("max_steps", "eval_passages"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least 1.")
+        check_range("seed", self.seed, 0, LARGEST_SEED)
         if not 0 <= self.max_forgetting < float("inf"):
             raise ConfigError(f"max_forgetting={self.max_forgetting!r}; allowed: at least 0.")
 

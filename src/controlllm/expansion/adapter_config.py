@@ -6,10 +6,16 @@ from typing import Literal, get_args
 from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
+from controlllm.common.said import Rule, check_said
 
 __all__ = ["AdapterConfig"]
 
 AdapterType = Literal["lora", "dora", "oft"]
+_RULES = (
+    Rule("r", lambda c: c.type != "oft", "oft has blocks (block_size), no rank; leave it out"),
+    Rule("alpha", lambda c: c.type != "oft", "oft has blocks, no rank to scale by; leave it out"),
+    Rule("block_size", lambda c: c.type == "oft", "it is of peft.type=oft; leave it out"),
+)
 
 
 @dataclass
@@ -44,3 +50,4 @@ class AdapterConfig:
         for name in ("target_modules", "layers"):
             if getattr(self, name) == []:
                 raise ConfigError(f"peft.{name} is empty; name at least one, or set it to null.")
+        check_said(self, _RULES, where="peft")

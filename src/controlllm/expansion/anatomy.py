@@ -1,15 +1,23 @@
 """Where the parts of a decoder-only model are, found by structure: no table of architectures."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from controlllm.common.errors import ModelError
 
-__all__ = ["Anatomy", "examine", "module_name", "replace_module", "residual_projections"]
+__all__ = [
+    "Anatomy",
+    "examine",
+    "module_name",
+    "own_config",
+    "replace_module",
+    "residual_projections",
+]
 
 RESIDUAL_PROJECTIONS = (
     *("o_proj", "out_proj", "c_proj", "dense", "wo"),
@@ -42,6 +50,16 @@ class Anatomy:
     def num_layers(self) -> int:
         """L, the number of blocks."""
         return len(self.layers)
+
+
+def own_config(model: PreTrainedModel) -> None:
+    """Give a model a copy of its config, in place: other models may share the one it has."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)  # It notes every config inside, too.
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, PreTrainedConfig) and id(value) in copies:
+                vars(module)[name] = copies[id(value)]
 
 
 def examine(model: nn.Module) -> Anatomy:

@@ -13,6 +13,7 @@ from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.expansion.plan import plan_blocks
 from controlllm.expansion.quantised import parameter_count, quantised_kind, quantised_layers
+from controlllm.expansion.said import check_settings
 from controlllm.expansion.surgery import refuse_expanded
 
 __all__ = ["describe_base", "expand"]
@@ -39,7 +40,8 @@ def expand(
         The expanded model, a `PreTrainedModel`, in the same training mode.
 
     Raises:
-        ModelError, ConfigError: if the model cannot be expanded so; it is then untouched.
+        ModelError, ConfigError: if the model cannot be expanded so, or a setting would not be used;
+            it is then untouched.
 
     >>> base = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")         # doctest: +SKIP
     >>> model = expand(base, num_blocks=7)                                     # doctest: +SKIP
@@ -47,6 +49,7 @@ def expand(
     if config is not None and settings:
         raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")
     config = config or ExpansionConfig.from_dict(settings)
+    check_settings(config)
     refuse_expanded(model)
     _refuse_parts(model)
     anatomy = examine(model)

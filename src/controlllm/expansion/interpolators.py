@@ -47,6 +47,10 @@ class Interpolator(nn.Module, ABC):
     constant = False
     """Whether alpha is one number per block, known without any input; a dial then takes its place,
     and otherwise multiplies the gate."""
+    trains = True
+    """Whether it has parameters that train, whatever `train_alpha`."""
+    needs_divergence = False
+    """Whether it changes nothing but what the divergence compares (`target`)."""
     last_gate: Tensor | None = None
     """What the gate of the last forward pass said, before any dial; detached."""
 
@@ -105,6 +109,7 @@ class ConstantGate(Interpolator):
     """One alpha per block, stored as a logit of shape (1,)."""
 
     constant = True
+    trains = False
 
     def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
         super().__init__(hidden_size, alpha, train_alpha)
@@ -223,6 +228,7 @@ class Projected(ConstantGate):
     """A constant alpha and a trained map A (D, D) that starts as the exact identity."""
 
     collapsible = False
+    trains = True
 
     def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
         super().__init__(hidden_size, alpha, train_alpha)
@@ -246,6 +252,8 @@ class Prog(Projected):
 @final
 class Proj(Projected):
     """Lerp of p and e; the divergence holds e to A p instead of p."""
+
+    needs_divergence = True
 
     def target(self, pretrained: Tensor) -> Tensor:
         return self.project(pretrained)

@@ -18,6 +18,7 @@ from controlllm.expansion.anatomy import (
     Anatomy,
     examine,
     module_name,
+    own_config,
     replace_module,
     residual_projections,
 )
@@ -104,6 +105,8 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     anatomy = examine(model)
     plan = plan_blocks(config, anatomy.num_layers)
     check_parts(model, anatomy, plan, config)
+    own_config(model)
+    anatomy = examine(model)
     expansion = Expansion.planned(plan, config)
     expansion.trainable_before = trainable_names(model)
     settle(model)

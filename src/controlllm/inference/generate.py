@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from controlllm.common.bounds import LARGEST_SEED, check_range
 from controlllm.common.errors import ConfigError
 
 __all__ = ["GenerationSettings", "Generator", "prompt_ids"]
@@ -48,6 +49,8 @@ class GenerationSettings:
         for name, low in limits.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least {low:g}.")
+        if self.seed is not None:
+            check_range("seed", self.seed, 0, LARGEST_SEED)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p!r}; allowed: above 0 and at most 1.")
 

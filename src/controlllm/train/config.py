@@ -15,7 +15,14 @@ from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.adapter_config import AdapterConfig
 from controlllm.train.config_io import build, merge, read_yaml, write_yaml
 from controlllm.train.debug_config import DebugConfig
-from controlllm.train.method_config import FreezeConfig, KLConfig, Method, adapters_of, as_stack
+from controlllm.train.method_config import (
+    FreezeConfig,
+    KLConfig,
+    Method,
+    adapters_of,
+    as_stack,
+    settled,
+)
 from controlllm.train.parallel_config import ParallelConfig
 from controlllm.train.presets import PRESETS, preset_values
 from controlllm.train.said import refuse_unread
@@ -222,6 +229,9 @@ class RunConfig:
         """What is a method's own, and what does not go together with it."""
         if self.method == "stack":
             self.expansion = as_stack(self.expansion)
+        if self.method in _WITH_ALPHA:
+            below = preset_values(self.preset) if self.preset is not None else {}
+            self.expansion = settled(self.expansion, self.training, below.get("expansion", {}))
         if self.method == "replay" and not self.data.replay:
             raise ConfigError(
                 "method='replay' needs old data: name it under data.replay, and its share as "

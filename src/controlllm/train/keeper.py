@@ -27,7 +27,7 @@ from controlllm.checkpoint.tensors import describe_model
 from controlllm.checkpoint.upload import Uploader
 from controlllm.checkpoint.writer import CheckpointWriter
 from controlllm.common.errors import TrainingError
-from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.train import metrics as names
 from controlllm.train.bench import Bench, seed_everything
 from controlllm.train.debugging import Debugger
@@ -44,6 +44,7 @@ from controlllm.train.progress import Progress, Window
 from controlllm.train.retention import Best, Measurement, better
 from controlllm.train.schedules import learning_rate_factor
 from controlllm.train.signals import StopSignals
+from controlllm.train.swamped import swamped
 from controlllm.train.timing import CHECKPOINT, COMMUNICATION, EVALUATION
 from controlllm.train.uploads import Uploads
 
@@ -107,6 +108,7 @@ class RunKeeper:
         self.uploads = Uploads(self.training.remote_dir is not None, bench.world)
         self._clock = time.monotonic()
         self._checkpoint = checkpoint
+        self._told = False
 
     def start(self) -> None:
         """Resume, or measure the untrained model; call it last before the first step."""
@@ -243,8 +245,16 @@ class RunKeeper:
         if isinstance(self.bench.model, ControlLLMForCausalLM):
             for layer, alpha in self.bench.model.alphas().items():
                 means[names.ALPHA_LAYER.format(layer)] = alpha
+            self._tell_of_swamping(means, self.bench.model.expansion)
         self.progress.window = Window()
         self._log(means)
+
+    def _tell_of_swamping(self, means: dict[str, float], expansion: ExpansionConfig) -> None:
+        """Once in a run."""
+        warning = None if self._told else swamped(self.progress.step, means, expansion)
+        if warning is not None and self.bench.world.is_first:
+            log.warning(warning)
+        self._told = self._told or warning is not None
 
     def _measure(self) -> Measurement:
         """Evaluate and log."""

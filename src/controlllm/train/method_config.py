@@ -1,14 +1,29 @@
 """The methods by name, and the settings that are a method's own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from controlllm.common.bounds import LARGEST, check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.said import (
+    check_settings,
+    stands_at_zero,
+    without_unread,
+)
+from controlllm.train.training_config import TrainingConfig
 
-__all__ = ["FreezeConfig", "KLConfig", "Method", "adapters_of", "as_stack"]
+__all__ = [
+    "FreezeConfig",
+    "KLConfig",
+    "Method",
+    "adapters_of",
+    "as_stack",
+    "check_alphas",
+    "settled",
+]
 
 Method = Literal["control", "full", "lora", "freeze", "stack", "replay", "kl"]
 FreezeGroup = Literal["embeddings", "norm", "head"]
@@ -105,3 +120,43 @@ def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:
                 "expansion.structure='stack'."
             )
     return replace(expansion, structure="stack", divergence="none")
+
+
+def settled(
+    expansion: ExpansionConfig, training: TrainingConfig, below: Mapping[str, Any]
+) -> ExpansionConfig:
+    """The expansion of a run, without what a preset says for settings that were changed.
+
+    Args:
+        expansion: as the run says it.
+        training: how it trains.
+        below: the preset's values of `expansion`.
+
+    Raises:
+        ConfigError: something is said that would not be used, or the copies would not train.
+    """
+    check_settings(expansion, below, "expansion")
+    expansion = without_unread(expansion)
+    check_alphas(expansion, training)
+    fixed = "training.alpha_sampling" if training.alpha_sampling is not None else "expansion.dial"
+    dialled = training.alpha_sampling is not None or isinstance(expansion.dial, int | float)
+    if expansion.train_alpha and dialled:
+        raise ConfigError(
+            f"expansion.train_alpha=True would not be used: {fixed} takes the place of a constant "
+            "alpha in every step; leave out one of the two."
+        )
+    return expansion
+
+
+def check_alphas(expansion: ExpansionConfig, training: TrainingConfig) -> None:
+    """Check that the copies have a weight in training.
+
+    Raises:
+        ConfigError: they have not: the output is the base's, and nothing would learn.
+    """
+    if training.alpha_sampling is None and stands_at_zero(expansion):
+        name = "dial" if expansion.dial == 0 else "alpha"
+        raise ConfigError(
+            f"expansion.{name}=0 is the base itself, so that nothing would learn; set one above 0, "
+            "or training.alpha_sampling."
+        )

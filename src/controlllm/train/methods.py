@@ -33,6 +33,7 @@ from controlllm.expansion.base_record import forget_base
 from controlllm.expansion.peft import add_adapters
 from controlllm.expansion.quantised import quantised_layers
 from controlllm.train.config import RunConfig
+from controlllm.train.method_config import check_alphas
 
 __all__ = ["METHODS", "Method", "Prepared", "asks_base", "prepare_model"]
 
@@ -88,8 +89,9 @@ def prepare_model(base: PreTrainedModel, run: RunConfig, world_size: int = 1) ->
     model = base
     if method.expands and not isinstance(base, ControlLLMForCausalLM):
         model = expand(base, run.expansion)
-    elif method.expands:
+    elif isinstance(base, ControlLLMForCausalLM) and method.expands:
         _warn_of_unused(run)
+        check_alphas(base.expansion, run.training)
     method.train(model, run)
     if carries_base(model):
         return Prepared(model, Reference(model))

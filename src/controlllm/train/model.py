@@ -10,6 +10,7 @@ from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.bitsandbytes import BNB_KINDS
 from controlllm.data import resolve_chat_template
+from controlllm.expansion.anatomy import own_config
 from controlllm.train.activations import enable_checkpointing
 from controlllm.train.config import RunConfig
 from controlllm.train.device import find_device
@@ -45,6 +46,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         model, tokenizer = empty, find_tokenizer(str(files), _options(run))
     else:
         model, tokenizer = loaded if loaded is not None else _load(run)
+        own_config(model)  # Its attention may become another one.
         module: torch.nn.Module = model
         module.to(device)
         if run.model.quantize_base in BNB_KINDS:

@@ -10,12 +10,12 @@ from typing import Any
 
 from controlllm.common.remote import is_remote
 from controlllm.common.said import Rule, check_said
+from controlllm.expansion.said import trains_interpolators
 from controlllm.train.parallel_config import ZERO
 from controlllm.train.presets import PRESETS
 
 __all__ = ["REFUSED", "WARNED", "refuse_unread", "warn_of_unread"]
 
-_CONSTANT = ("lerp", "slerp", "prog")
 _FALLING = ("cosine", "linear", "wsd")
 
 
@@ -24,9 +24,7 @@ def _measures(run: Any) -> bool:
 
 
 def _trains_interpolator(run: Any) -> bool:
-    expansion = run.expansion
-    learns = expansion.train_alpha or expansion.interpolator not in _CONSTANT
-    return run.method == "control" and learns
+    return run.method == "control" and trains_interpolators(run.expansion)
 
 
 def _resumes_elsewhere(run: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from controlllm.common.bounds import LONGEST_SECONDS, check_numbers
+from controlllm.common.bounds import LARGEST_SEED, LONGEST_SECONDS, check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 
@@ -45,7 +45,7 @@ _LEAST = {
 }
 _MOST = {
     **dict.fromkeys(("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"), 1),
-    "seed": 2**32 - 1,  # NumPy's own bound.
+    "seed": LARGEST_SEED,
     "remote_timeout": LONGEST_SECONDS,
 }
 
@@ -61,7 +61,7 @@ class TrainingConfig:
     backend: Backend = "native"
     """Which loop trains: `native` (ours) or `hf` (transformers.Trainer), with the same losses."""
     seed: int = 42
-    """Seed of weights, data order, rehearsal sampling and alpha sampling."""
+    """Seed of weights, data order, rehearsal sampling and alpha sampling: 0 to 2^32 - 1."""
 
     max_steps: int = 1000
     """Optimizer steps to train; ignored when num_train_epochs is given."""
@@ -278,8 +278,9 @@ class TrainingConfig:
         if interval is None:
             return
         well_formed = isinstance(interval, Sequence) and len(interval) == 2
-        if not well_formed or not 0 <= interval[0] <= interval[1] <= 1:
+        numbers = well_formed and all(type(end) in (int, float) for end in interval)
+        if not numbers or not 0 <= interval[0] < interval[1] <= 1:
             raise ConfigError(
-                f"training.alpha_sampling={interval!r} is not a range; "
-                "allowed: [low, high] with 0 <= low <= high <= 1, or null."
+                f"training.alpha_sampling={interval!r} is not a range; allowed: [low, high] with "
+                "0 <= low < high <= 1, or null (one fixed alpha: expansion.alpha)."
             )

@@ -11,11 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.anatomy import examine, module_name
+from controlllm.expansion.anatomy import examine, module_name, own_config
 from controlllm.expansion.base_record import require_base
 from controlllm.expansion.expanding import describe_base
 from controlllm.expansion.fingerprint import fingerprint
 from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
+from controlllm.expansion.said import check_settings
 from controlllm.expansion.surgery import (
     Expansion,
     check_parts,
@@ -68,6 +69,7 @@ class Adapters:
 
     def __init__(self, model: PreTrainedModel) -> None:
         refuse_expanded(model)
+        own_config(model)
         anatomy = examine(model)
         self.model = model
         # A list of its own: the model's will hold adapted layers.
@@ -103,6 +105,7 @@ class Adapters:
                 trained on another; nothing is changed then.
         """
         config = settings.expansion()
+        check_settings(config)
         self._check(name, settings)
         plan = plan_blocks(config, self.anatomy.num_layers)
         check_parts(self.model, self.anatomy, plan, config)
