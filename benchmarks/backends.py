@@ -177,6 +177,7 @@ def base_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "max_length": options.length,
             "chat_template": "plain",
             "lanes": ROWS,
+            "max_eval_samples": 32,
             "cache_dir": str(folder.parent / "cache"),
         },
         "training": {
@@ -187,7 +188,6 @@ def base_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "eval_steps": options.steps // 2,
             "save_steps": options.steps // 2,
             "save_total_limit": None,
-            "max_eval_samples": 32,
             "seed": 0,
         },
         "logging": {"logging_steps": 1, "report_to": ["jsonl"]},

@@ -54,6 +54,7 @@ def run_config(options: argparse.Namespace, folder: Path, base: str, precision: 
                 "retain": [{"path": str(folder / "heldout.txt"), "name": "text"}],
                 "max_length": 128,
                 "chat_template": "plain",
+                "max_eval_samples": 32,
             },
             "training": {
                 "output_dir": str(folder / "run"),
@@ -63,7 +64,6 @@ def run_config(options: argparse.Namespace, folder: Path, base: str, precision: 
                 "mixed_precision": precision,
                 "eval_steps": options.steps,
                 "save_steps": options.steps,
-                "max_eval_samples": 32,
                 "seed": options.seed,
             },
             "logging": {"report_to": []},
@@ -138,7 +138,7 @@ def losses_on(run: Any, sidecar: Path, base: str) -> tuple[float, float]:
     model.eval()
     losses = []
     for source in (run.data.retain[0], run.data.learn[0]):
-        examples, _ = read_examples(source, tokenizer, run.data, 32)
+        examples, _ = read_examples(source, tokenizer, run.data)
         batches = eval_batches(examples, tokenizer, run.data, 8)
         losses.append(evaluate_losses(model, batches).loss)
     return losses[0], losses[1]

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.readable import readable
 from controlllm.data import DataConfig, Example, SourceConfig, StageConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.mixture import passes, survey_mix, train_size
 from controlllm.data.prepare import prepare_source
-from controlllm.data.report import Lengths, Span, bars, mask_spans, readable, shorten
+from controlllm.data.report import Lengths, Span, bars, mask_spans, shorten
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import EXAMPLES_KEPT, Survey, SurveyOptions, count_rows, survey_source
 

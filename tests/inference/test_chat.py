@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from controlllm import expand
+from controlllm.common.readable import readable
 from controlllm.inference import Chat, GenerationSettings
 
 
@@ -36,7 +37,7 @@ def test_turns_are_kept_and_streamed(chat: Chat) -> None:
     assert roles == ["user", "assistant", "user", "assistant"]
     assert chat.messages[2]["content"] == "again"
     replies = [message["content"] for message in chat.messages[1::2]]
-    assert output(chat) == "".join(f"{reply}\n" for reply in replies)
+    assert output(chat) == "".join(f"{readable(reply)}\n" for reply in replies)
 
 
 def test_alpha_changes_answers_and_keeps_the_conversation(chat: Chat) -> None:
@@ -112,7 +113,7 @@ def test_commands_answer_and_the_conversation_goes_on(chat: Chat, line: str, ans
 
 
 def test_quit_ends(chat: Chat) -> None:
-    chat.run(["/quit", "hello"])
+    chat.run(["/quit", "hello"], interactive=True)
     assert chat.messages == []
 
 

@@ -339,14 +339,13 @@ def test_a_run_with_kernels_is_the_same_run(
             "learning_rate": 1e-3,
             "per_device_train_batch_size": 1,
             "per_device_eval_batch_size": 1,
-            "max_eval_samples": 1,
             "output_dir": str(tmp_path / f"{use}"),
         }
         run = run_config(
             model={"device": DEVICE},
             method=method,
             expansion={"num_blocks": 1},
-            data={"max_length": 12, "learn": []},
+            data={"max_length": 12, "learn": [], "max_eval_samples": 1},
             rehearsal={"num_sequences": 2, "share": 0.5, "length": 8},
             training=training,
         )

@@ -1,12 +1,23 @@
 """Fixtures of the tests of trust."""
 
 import pytest
+from tests.cli.conftest import cli, finished_run, sidecar, workplace
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts
 from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import upload
 
-__all__ = ["cluster", "loaded", "pretrained_pico", "run_config", "texts"]
+__all__ = [
+    "cli",
+    "cluster",
+    "finished_run",
+    "loaded",
+    "pretrained_pico",
+    "run_config",
+    "sidecar",
+    "texts",
+    "workplace",
+]
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import io
 import json
 import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,13 +39,22 @@ from tests.trust.schemas_helpers import (
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from controlllm import ExpansionConfig, collapse, expand
-from controlllm.checkpoint import export, inspect_folder, load_model, trained_tensors
+from controlllm.checkpoint import (
+    export,
+    inspect_folder,
+    load_model,
+    newest_checkpoint,
+    trained_tensors,
+)
+from controlllm.checkpoint.manifest import write_manifest
 from controlllm.cli import evaluate, main
 from controlllm.cli.data_show import Paper
 from controlllm.cli.launch import _code_after
 from controlllm.common import interrupts
 from controlllm.common.checksums import resealed
+from controlllm.common.documents import check_packing
 from controlllm.common.errors import CheckpointError, ConfigError, DataError, ModelError
+from controlllm.common.progress import progress, show_progress, tick
 from controlllm.data import (
     DataConfig,
     Example,
@@ -51,6 +62,7 @@ from controlllm.data import (
     StageConfig,
     TokenStore,
     TrainLoader,
+    eval_batches,
     model_inputs,
     overlap,
     read_examples,
@@ -61,13 +73,26 @@ from controlllm.data.overlap import measure_overlaps
 from controlllm.data.sources import open_blocks
 from controlllm.data.survey import SurveyOptions, survey_source
 from controlllm.demo import DemoConfig
-from controlllm.evaluate import Reference, calibrate
+from controlllm.evaluate import (
+    DialCurve,
+    DialPoint,
+    Reference,
+    RetentionReport,
+    TaskReport,
+    TaskScore,
+    calibrate,
+    worst_forgetting,
+)
+from controlllm.evaluate.retention import worst
 from controlllm.expansion import load_sidecar
+from controlllm.expansion.card import with_dial
+from controlllm.inference import GenerationSettings, Generator
 from controlllm.inference.generate import GenerationSettings
 from controlllm.train import RunConfig, train
 from controlllm.train.bench import make_bench
 from controlllm.train.folder import _changes as folder_changes
 from controlllm.train.model import load_base
+from controlllm.train.rehearsal import SamplingPlan, sample_sequences
 from controlllm.train.said import warn_of_unread
 
 # ---- bos: pieces of a long text begin with BOS ----
@@ -531,7 +556,109 @@ def test_a_run_at_an_address_brings_its_settings(cluster, tmp_path):
 # ---- calibrate: the measured mean alpha is written, with the card ----
 
 
+@pytest.mark.parametrize("form", ["sidecar", "full"])
+def test_calibrating_in_place_writes_dial_mean_alpha_and_card(cli, workplace, gated, form):
+    folder = gated[form]
+    sets = [
+        f"--data.{kind}=[{{path: {workplace / name}}}]"
+        for kind, name in (("learn", "new.txt"), ("retain", "old.txt"))
+    ]
+    card = folder / "README.md"
+    assert "| dial | 0.5 |" in card.read_text()
+    card.write_text(card.read_text() + "mine\n")
+    words = ("calibrate", folder, *sets, "--data.max_length=48", "--refine_steps=0")
+    assert cli(*words, "--alphas=[]", "--max_forgetting=100")[0] == 0
+    config = folder / ("sidecar_config.json" if form == "sidecar" else "config.json")
+    expansion = json.loads(config.read_text())["expansion"]
+    assert expansion["dial"] is None and set(expansion["mean_alpha"]) == {"1", "3"}
+    assert "| dial | as trained |" in card.read_text()
+    assert card.read_text().endswith("mine\n")
+    assert "| dial | 0.25 |" in with_dial(card.read_text(), 0.25)
+
+
+@pytest.fixture
+def gated(cli, workplace, pico_llama, pico_tokenizer, tmp_path):
+    """A sidecar and a full model with token gates, trained a little towards the new text."""
+    model = expand(pico_llama(), num_blocks=2, interpolator="dlerp")
+    ids = pico_tokenizer((workplace / "new.txt").read_text()[:40], return_tensors="pt").input_ids
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.config.base["name_or_path"] = str(workplace / "base")
+    model.set_alpha(0.5)
+    folders = {form: tmp_path / form for form in ("sidecar", "full")}
+    for form, folder in folders.items():
+        export(model, folder, form, pico_tokenizer)
+    return folders
+
+
 # ---- compare: nan is the worst forgetting ----
+
+
+def test_a_forgetting_that_is_no_number_is_the_worst(cli, finished_run, tmp_path, capsys):
+    for name, values in (("good", (0.1, 0.2)), ("bad", (0.0, math.nan))):
+        run = tmp_path / name
+        shutil.copytree(finished_run, run)
+        checkpoint = newest_checkpoint(run)
+        state = json.loads((checkpoint / "state.json").read_text())
+        row = state["history"][-1]
+        for number, value in enumerate(values):
+            row[f"retain/{number}/forgetting"] = row[f"retain/{number}/kl"] = value
+        if name == "bad":
+            row["learn/new/loss"] = math.nan
+        rewrite(checkpoint / "state.json", json.dumps(state))
+    code, out, _ = cli("compare", tmp_path, "--output", tmp_path / "o.json")
+    assert code == 0 and "worst forgetting" in out
+    good, bad = json.loads((tmp_path / "o.json").read_text())
+    assert (good["name"], bad["name"]) == ("good", "bad")
+    assert good["forgetting"] == 0.2 and bad["forgetting"] == bad["kl"] == math.inf
+
+
+def test_a_budget_and_a_curve_take_no_number_for_the_worst():
+    reports = {"a": report(2.0, 2.0), "b": report(2.0, math.nan)}
+    assert worst_forgetting(reports) == math.inf
+    assert worst([0.1, math.nan, 0.3]) == math.inf
+    point = DialPoint(1.0, {"new": report(2.0, 1.0)}, reports)
+    base = DialPoint(0.0, {"new": report(2.0, 2.0)}, {"a": report(2.0, 2.0), "b": report(2.0, 2.0)})
+    assert "inf" in DialCurve((base, point), base, 0.05, "alpha").table().splitlines()[-1]
+
+
+def rewrite(path, text):
+    """Change a file of a checkpoint so that its manifest fits."""
+    path.write_text(text)
+    (path.parent / "manifest.json").unlink()
+    write_manifest(path.parent)
+
+
+def report(base, loss):
+    return RetentionReport(base_loss=base, loss=loss, kl=0.1, tokens=10)
+
+
+def test_folders_that_are_no_runs_are_named(cli, workplace, finished_run, tmp_path):
+    assert_refused(cli("compare", tmp_path / "nowhere"), "nowhere")
+    assert_refused(cli("compare", workplace / "new.txt"), "new.txt")
+    assert_refused(cli("inspect", tmp_path), "holds no model")
+    for file, text, words in (
+        ("config.yaml", "a: 1\n", "'a'"),
+        ("config.yaml", "- 1\n", "config.yaml"),
+        ("state.json", '{"step": 1}', "state.json"),
+    ):
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run, dirs_exist_ok=True)
+        if file == "state.json":
+            rewrite(run / "checkpoint-3" / file, text)
+        else:
+            (run / file).write_text(text)
+        assert_refused(cli("compare", run), words)
+
+
+def assert_refused(result, *words):
+    code, _, err = result
+    assert code == 2, err
+    assert "Traceback" not in err and err.startswith("controlllm: ") and len(err) < 1000
+    assert all(word in err for word in words), err
 
 
 # ---- resume: what cannot change the result may change ----
@@ -559,6 +686,41 @@ def test_memory_and_logging_may_change_on_resume(data, training, resumes):
 
 
 # ---- retain: the size of an evaluation is said and bounded ----
+
+
+def test_held_out_sets_are_bounded_alike_everywhere_and_a_cut_is_told(
+    workplace, pico_tokenizer, caplog
+):
+    source = SourceConfig(str(workplace / "old.txt"))
+    config = DataConfig(max_length=48, max_eval_tokens=100)
+    examples, _ = read_examples(source, pico_tokenizer, config)
+    assert sum(map(len, examples)) <= 100 < sum(map(len, examples)) + 48
+    assert "max_eval_tokens=100" in caplog.text and "old" in caplog.text
+    caplog.clear()
+    tokens = sum(
+        int((b["labels"] != -100).sum()) for b in eval_batches(source, pico_tokenizer, config, 8)
+    )
+    assert tokens < 100
+    caplog.clear()
+    for free in (
+        read_examples(source, pico_tokenizer, replace(config, max_eval_tokens=None)),
+        read_examples(source, pico_tokenizer, replace(config, max_eval_samples=5)),
+        read_examples(replace(source, max_rows=1), pico_tokenizer, config),
+    ):
+        assert len(free[0]) in (5, 11)
+    assert not caplog.text
+    assert DataConfig().max_eval_tokens == 65_536
+
+
+def test_a_large_set_is_said_before_it_is_measured_and_in_train_as_in_eval(
+    cli, workplace, tmp_path, caplog
+):
+    large = tmp_path / "large.txt"
+    large.write_text("once upon a time there was a little girl. " * 2500)
+    words = ("--data.max_length=128", "--batch_size=64", "--reference", workplace / "base")
+    code, _, err = cli("eval", workplace / "base", "--files", large, *words)
+    assert code == 0
+    assert "Measuring large (65," in err and "max_eval_tokens=65536" in err + caplog.text
 
 
 # ---- lists: lists replace, and are printed ----
@@ -1058,13 +1220,192 @@ def test_words_are_what_they_look_like():
     assert (options.data.chat_template, options.data.timeout) == (None, 100.0)
 
 
+@pytest.mark.parametrize("words", [
+    ("eval", "BASE", "--files=x.txt", "--limit=-1"),
+    ("eval", "BASE", "--files=x.txt", "--num_fewshot=2"),
+    ("eval", "BASE", "--files=x.txt", "--apply_chat_template"),
+    ("eval", "BASE", "--files=x.txt", "--include_path=."),
+    ("eval", "BASE", "--tasks=x", "--limit=-1"),
+    ("eval", "BASE", "--files=x.txt", "--batch_size=0"),
+    ("eval", "BASE", "--files=x.txt", "--alpha=2"),
+    ("chat", "BASE", "--alpha=2"),
+    ("chat", "BASE", "--alpha=nan"),
+    ("chat", "BASE", "--generation.top_p=0.5"),
+    ("chat", "BASE", "--generation.seed=1"),
+    ("export", "BASE", "out", "--alpha=-1"),
+    ("export", "BASE", "out", "--form=adapter", "--alpha=1"),
+    ("combine", "BASE", "BASE", "out", "--weight=3"),
+    ("calibrate", "BASE", "--alphas=[2]"),
+    ("calibrate", "BASE", "--refine_steps=-1"),
+    ("calibrate", "BASE", "--max_forgetting=-1"),
+    ("calibrate", "BASE", "--batch_size=0"),
+])  # fmt: skip
+def test_vain_and_impossible_options_are_refused_by_name_before_loading(
+    cli, words, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    option = words[-1].removeprefix("--").split("=")[0].split(".")[-1]
+    assert_refused(cli(*words), option)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_task_is_answered_in_short(cli, workplace):
+    pytest.importorskip("lm_eval")
+    assert_refused(cli("eval", workplace / "base", "--tasks", "helaswag"), "'hellaswag'")
+
+
+@pytest.mark.parametrize("verb", ["eval", "compare", "inspect", "plan", "data inspect"])
+def test_a_bad_place_for_the_output_is_refused_before_the_work(
+    cli, verb, workplace, finished_run, tmp_path, monkeypatch
+):
+    words = {
+        "eval": (workplace / "base", "--files", workplace / "new.txt"),
+        "plan": (workplace / "run.yaml",),
+        "data inspect": (workplace / "run.yaml",),
+    }.get(verb, (finished_run,))
+    for name in ("load_model", "model_config", "survey_source", "inspect_folder", "summary_of"):
+        module = {"eval": "evaluate", "data inspect": "data_inspect"}.get(verb, verb)
+        monkeypatch.setattr(f"controlllm.cli.{module}.{name}", None, raising=False)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "o.json", "/proc/nowhere/o.json"):
+        assert_refused(cli(*verb.split(), *words, "--output", place), "cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_bad_place_for_a_model_is_refused_before_it_is_loaded(cli, sidecar, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words in (("export", sidecar), ("combine", sidecar, sidecar)):
+        assert_refused(
+            cli(*words, tmp_path / "file" / "out", "--load.base", "./none"), "cannot write"
+        )
+
+
+def test_an_alpha_that_cannot_be_ends_chat(cli, workplace, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert_refused(cli("chat", workplace / "base", "--alpha=0.5"), "no expansion")
+
+
+def test_a_base_that_is_no_numbers_is_told_as_that(pico_llama):
+    model = pico_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(ModelError, match=r"not numbers.*layers\.1\.mlp\.up_proj") as caught:
+        check_packing(model)
+    assert "see each other" not in str(caught.value)
+
+
 # ---- labels: what a number is the number of ----
+
+
+def test_columns_say_what_their_numbers_are_of():
+    scores = TaskScore("t", "acc", 0.5, 0.6, 0.01, 100, True)
+    headers = TaskReport((scores,)).table().splitlines()[0]
+    assert "± stderr of trained" in headers
+    assert (
+        headers.index("trained |")
+        < headers.index("± stderr of trained")
+        < headers.index("difference")
+    )
+    retain = {"old": report(2.0, 2.1), "maths": report(2.0, 2.5)}
+    point = DialPoint(0.0, {"new": report(2.0, 2.0), "more": report(2.0, 3.0)}, retain)
+    table = DialCurve((point,), point, 1.0, "alpha").table().splitlines()
+    of_learn = ["loss of new", "loss of more", "mean learn loss"]
+    of_retain = ["forgetting of old", "forgetting of maths", "worst forgetting"]
+    for name in [*of_learn, *of_retain, "KL(base‖trained) of maths"]:
+        assert f" {name} " in table[0]
+    assert table[2].count("0.500") == 2
 
 
 # ---- columns: two columns joined, and numbers as text ----
 
 
 # ---- progress: long work shows a line ----
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def on_screen(monkeypatch):
+    """Standard error as a terminal, and every change of a line shown."""
+    monkeypatch.setattr(sys, "stderr", Screen())
+    monkeypatch.setattr("controlllm.common.progress._REWRITE_SECONDS", 0)
+    monkeypatch.setattr("controlllm.common.progress._shown", True)
+    return sys.stderr
+
+
+def test_a_line_has_total_and_time_left_and_goes_away(monkeypatch):
+    screen = on_screen(monkeypatch)
+    with progress("work", "rows", 4):
+        tick()
+        tick(2)
+    lines = screen.getvalue().split("\r\x1b[K")
+    assert lines[1] == "work: 0 of 4 rows"
+    assert re.fullmatch(r"work: 3 of 4 rows, \d+ s left", lines[3]) and lines[-1] == ""
+
+
+def test_in_a_log_lines_are_sparse_and_a_library_shows_nothing(capsys):
+    with progress("work", "rows", 1000):
+        for _ in range(1000):
+            tick()
+    show_progress(True)
+    with progress("work", "rows", 1000):
+        for _ in range(1000):
+            tick()
+    show_progress(False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_batch_of_long_work_gives_an_estimate_in_a_log(capsys, monkeypatch):
+    show_progress(True)
+    with progress("work", "batches", 1000) as line:
+        line._started -= 2.0
+        tick()
+    show_progress(False)
+    assert re.fullmatch(r"work: 1 of 1,000 batches, 33 min left\n", capsys.readouterr().err)
+
+
+def test_long_work_shows_how_far_it_is(
+    workplace, pico_llama, pico_tokenizer, tmp_path, monkeypatch
+):
+    screen = on_screen(monkeypatch)
+    model = expand(pico_llama(), num_blocks=2)
+    batches = {"a": [padded([[1, 5, 6, 7]]) for _ in range(3)]}
+    calibrate(model, batches, batches, alphas=[0.5], refine_steps=0)
+    assert "9 of 18 batches at 3 settings" in screen.getvalue()
+    plan = SamplingPlan(6, 12, 1.0, 4, 0, ((1,),), None)
+    assert len(list(sample_sequences(model, plan))) == 6
+    assert "the base writes: 2 of 6 sequences" in screen.getvalue()
+    export(model, tmp_path / "full", "full")
+    assert "writing the full form: 0 of" in screen.getvalue()
+    monkeypatch.setattr("controlllm.data.tokens._LONG", 100)
+    read_examples(
+        SourceConfig(str(workplace / "old.txt")), pico_tokenizer, DataConfig(max_length=48)
+    )
+    assert "tokenizing 504 characters" in screen.getvalue()
+
+
+def test_a_long_prompt_is_read_in_parts_with_the_same_answer(
+    pico_llama, pico_tokenizer, monkeypatch
+):
+    screen = on_screen(monkeypatch)
+    model = expand(pico_llama(), num_blocks=2)
+    settings = GenerationSettings(max_new_tokens=5)
+    ids = pico_tokenizer("once upon a time there was", return_tensors="pt").input_ids
+    whole = Generator(model, pico_tokenizer, settings).write(ids)
+    monkeypatch.setattr("controlllm.inference.generate.PART_TOKENS", 8)
+    generator = Generator(model, pico_tokenizer, settings)
+    assert generator.write(ids) == whole
+    assert "reading the prompt: 8 of 26 tokens" in screen.getvalue()
+
+
+def test_nothing_before_the_first_step_is_silent(run_config, loaded, caplog):
+    caplog.set_level("INFO", logger="controlllm")
+    train(run_config(training={"max_steps": 1}), loaded())
+    for said in ("Setting up the method", "packed documents stay apart", "Reading the first batch"):
+        assert said in caplog.text
 
 
 # ---- targets: rows without targets are told before the first step ----

@@ -1,5 +1,6 @@
 """Issue table 1: what a stranger made (a folder, a YAML file, a server) can only be read."""
 
+import ast
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,11 +27,13 @@ import fsspec
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tests.checkpoint.test_state import make_state
 from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
 from tests.trust.schemas_helpers import adapted_on, edit, expanded_on, logits_of, write_base
 from tests.trust.sources_helpers import Trap
 from tests.webhdfs import WebHdfs
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.checkpoint import (
@@ -47,6 +51,7 @@ from controlllm.checkpoint.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.manifest import write_manifest
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.upload import Uploader
+from controlllm.cli import main
 from controlllm.common import remote
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.lock import make_once
@@ -54,11 +59,18 @@ from controlllm.common.remote import open_filesystem
 from controlllm.common.secrets import redacted
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
 from controlllm.data.plugins import load_plugins
+from controlllm.evaluate import format_table
 from controlllm.expansion import ExpansionConfig, expand
+from controlllm.expansion.card import model_card
+from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.inference import Chat
 from controlllm.train import RunConfig
 from controlllm.train.folder import _changes as folder_changes
 from controlllm.train.folder import open_run_folder
 from controlllm.train.loggers import LOGGERS, LoggerContext
+
+Cli = Callable[..., tuple[int, str, str]]
+
 
 # ---- 1: best.json and manifests name nothing outside the run's own folder ----
 
@@ -576,8 +588,123 @@ def test_a_header_of_3_gib_and_json_of_absurd_size_are_not_read(tmp_path, base):
 
 # ---- 9: no escape sequence reaches the terminal, no markup the model card ----
 
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\ud800"
+STEERING = set("\x1b\x07\x9b\r\u202e\ud800")
+
+
+def test_tensor_names_and_base_names_are_shown_not_obeyed(cli: Cli, sidecar: Path, tmp_path: Path):
+    folder = tmp_path / "side"
+    shutil.copytree(sidecar, folder)
+    weights, config = folder / "sidecar.safetensors", folder / "sidecar_config.json"
+    tensors = load_file(weights) | {f"model.{EVIL[:-1]}.expanded.x": torch.zeros(1)}
+    save_file(tensors, weights)
+    values = json.loads(config.read_text())
+    values["base"]["name_or_path"] = f"org/{EVIL}"
+    config.write_text(json.dumps(values))
+    code, out, err = cli("inspect", folder)
+    assert not STEERING & set(out + err)
+    assert "owned" in out + err
+    code, _, err = cli("eval", folder, "--files", "x.txt", "--load.base", f"./{EVIL}")
+    assert code == 2 and not STEERING & set(err) and "owned" in err
+
+
+def test_errors_logs_warnings_tables_and_prints_pass_one_sink(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(argv: list[str]) -> None:
+        print(format_table([EVIL], [[f"a|{EVIL}"]]))
+        print(f"words {EVIL}")
+        warnings.warn(EVIL, stacklevel=1)
+        logging.getLogger("some.library").warning(EVIL)
+        raise ConfigError(EVIL)
+
+    monkeypatch.setattr("controlllm.cli.env.run", run)
+    assert main(["env"]) == 2
+    captured = capsys.readouterr()
+    assert not STEERING & set(captured.out + captured.err)
+    assert captured.out.count("owned") == 3 and captured.err.count("owned") >= 2
+
+
+def test_a_bar_of_tqdm_still_moves(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("controlllm.cli.env.run", lambda argv: list(tqdm(range(3), desc="bar")))
+    assert main(["env"]) == 0
+    assert "\rbar:" in capsys.readouterr().err
+
+
+def test_what_a_model_writes_cannot_steer_also_in_pieces(pico_llama, pico_tokenizer):
+    written: list[str] = []
+    chat = Chat(pico_llama(), pico_tokenizer, write=written.append)
+    for piece in ("a\x1b", "[2J", "\r", "b\n"):
+        chat.write(piece)
+    assert "".join(written) == "a␛[2J␍b\n"
+
+
+@pytest.mark.parametrize("form", ["full", "sidecar", "adapter", "collapsed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x\nlicense: mit\ntags: [owned",
+        'x"); import os; os.system("id"); ("',
+        "<script>alert(1)</script>",
+        "![a](https://evil.example/x.png)",
+        "x | y | <img src=x>",
+        "a`b`<b>",
+        "www.evil.example",
+    ],
+)
+def test_a_base_name_is_no_markup_of_the_card(form: str, name: str):
+    base = {"name_or_path": name, "revision": f"r {name}", "fingerprint": name}
+    card = model_card(ControlLLMConfig(expansion={"structure": name}, base=base), form)
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert set(yaml.safe_load(front)) <= {"library_name", "base_model", "tags"}
+    text, code = body.split("```python\n")[0], body.split("```python\n")[1].split("\n```\n")[0]
+    outside = re.sub(r"`[^`\n]*`", "", text)
+    for markup in ("<", "](", "www.", "https:"):
+        assert markup not in outside
+    assert all(line.count(" | ") - line.count("\\|") <= 2 for line in text.splitlines())
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
+    assert "system" not in {call.attr for call in calls}
+
 
 # ---- 10: piped prompts are prompts ----
+
+
+def test_piped_lines_are_prompts_and_never_commands(
+    cli: Cli, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("mine\n")
+    lines = f"/save {mine}\n/save {tmp_path / 'new.jsonl'}\n/quit\n/alpha 0\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    words = ("chat", finished_run, "--generation.max_new_tokens", 2, "--chat_template", "none")
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert mine.read_text() == "mine\n" and list(tmp_path.iterdir()) == [mine]
+    assert not any(word in out for word in ("Saved", "alpha by layer", "is there already"))
+
+
+def test_conversations_go_to_new_jsonl_files_only(pico_llama, pico_tokenizer, tmp_path: Path):
+    written: list[str] = []
+    chat = Chat(pico_llama(), pico_tokenizer, write=written.append)
+    chat.messages = [{"role": "user", "content": "hi"}]
+    mine, link, aim = tmp_path / "mine.jsonl", tmp_path / "link.jsonl", tmp_path / "aim"
+    mine.write_text("mine\n")
+    link.symlink_to(aim)
+    for path in (mine, link, tmp_path / ".bashrc", tmp_path / "notes.txt"):
+        chat.handle(f"/save {path}")
+    assert mine.read_text() == "mine\n" and not aim.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.jsonl", "link.jsonl"}
+    own = tmp_path / "own.jsonl"
+    for _ in range(2):
+        chat.handle(f"/save {own}")
+    assert len(own.read_text().splitlines()) == 2
+    own.unlink()
+    own.symlink_to(mine)
+    chat.handle(f"/save {own}")
+    own.unlink()
+    own.write_text("another\n")
+    chat.handle(f"/save {own}")
+    assert mine.read_text() == "mine\n" and own.read_text() == "another\n"
 
 
 # ---- 11: a manifest lists exactly what is there ----

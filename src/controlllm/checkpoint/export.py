@@ -2,8 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,11 +16,14 @@ from controlllm.common.checksums import write_checksums
 from controlllm.common.errors import ModelError
 from controlllm.common.files import (
     atomic_folder,
+    folder_bytes,
     require_empty,
+    require_writable,
     save_tensors,
     write_json,
     write_text,
 )
+from controlllm.common.progress import Progress, progress
 from controlllm.common.registry import Registry
 from controlllm.common.tensor_files import require_numbers
 from controlllm.expansion import collapse
@@ -71,21 +76,50 @@ def export(
     require_free(folder, overwrite)
     require_numbers(model.named_parameters(), "the model")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        write(model, temporary, inplace)
+        with _shown(temporary, form, _bytes(model, form)):
+            write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         write_checksums(temporary)
     return Path(folder)
 
 
+def _bytes(model: PreTrainedModel, form: str) -> int:
+    """About how many are going to be written."""
+    trained_only = form in ("sidecar", "adapter")
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad or not trained_only)
+
+
+@contextmanager
+def _shown(folder: Path, form: str, total: int) -> Iterator[None]:
+    """Show how many bytes there are by now."""
+    done = Event()
+
+    def watch(line: Progress) -> None:
+        while not done.wait(0.5):
+            with suppress(OSError):  # A file may get another name at this moment.
+                line.show(min(folder_bytes(folder), total) / 1e6)
+
+    with progress(f"writing the {form} form", "MB", total / 1e6) as line:
+        watcher = Thread(target=watch, args=[line], daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
 def require_free(folder: str | Path, overwrite: bool = False) -> None:
     """Check that a model may be written to `folder`; anything but a saved model is never replaced.
 
     Raises:
-        CheckpointError: if something is there that is not to be replaced.
+        CheckpointError: if something is there that is not to be replaced, or the place cannot be
+            written.
     """
     replaceable = (Kind.SIDECAR, Kind.ADAPTER, Kind.EXPANDED, Kind.PLAIN)
     path = Path(folder)
+    require_writable(path, folder=True)
     if overwrite and path.is_dir() and any(path.iterdir()) and locate(path).kind in replaceable:
         return
     require_empty(path)

@@ -8,6 +8,7 @@ quick. Errors that this library raises on purpose are one line on stderr with ex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from controlllm.common.interrupts import INTERRUPTED, raise_once, was_interrupted
 
@@ -41,7 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if another process of the run was lost; 2 for a wrong input or what
         else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    from controlllm.common.readable import guarded_output
+
+    if argv is None:
+        sys.excepthook = _show_traceback
+    with guarded_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help"):
@@ -56,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, argv: list[str], debug: bool) -> int:
     from controlllm.cli.terminal import plain_warnings, quiet_progress_bars
     from controlllm.common.errors import ControlLLMError, noted_outcome
+    from controlllm.common.progress import show_progress
     from controlllm.common.registry import check_choice
 
     try:
@@ -64,6 +74,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
             module = import_module(_MODULES[verb])
             quiet_progress_bars()
             raise_once()
+            show_progress(True)
             module.run([*argv, "--debug"] if debug and verb == "train" else argv)
     except ControlLLMError as error:
         return _tell(error, debug)
@@ -78,6 +89,8 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
         if outcome is None or outcome.shown:
             raise
         return outcome.code
+    finally:
+        show_progress(False)
     return 0
 
 
@@ -94,14 +107,24 @@ def _tell(error: Exception, debug: bool) -> int:
     """Show an error, unless another process of the run does; the exit code."""
     from controlllm.cli.processes import record, speaks
     from controlllm.common.errors import Outcome, noted_outcome
+    from controlllm.common.readable import readable
 
     outcome = noted_outcome(error) or Outcome(speaks(), _OURS)
     if outcome.shown:
         record(error)
         if debug:
             raise error
-        print(f"controlllm: {error}", file=sys.stderr)
+        print(f"controlllm: {readable(str(error))}", file=sys.stderr)
     return outcome.code
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """As the interpreter does; but a stranger's words in it steer no terminal."""
+    from traceback import format_exception
+
+    from controlllm.common.readable import readable
+
+    print(readable("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _help() -> str:

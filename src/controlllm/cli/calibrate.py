@@ -3,17 +3,21 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import UNREAD, Sets, load_sets, run_defaults
+from controlllm.cli.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
 from controlllm.common.checksums import resealed
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import read_json, write_json
+from controlllm.common.files import read_json, require_writable, write_json, write_text
 from controlllm.common.occupied import occupied
+from controlllm.common.progress import stage
 from controlllm.common.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
+from controlllm.evaluate.dial import check_budget, check_settings
+from controlllm.expansion.card import with_dial
 from controlllm.expansion.sidecar import SIDECAR_CONFIG
 
 __all__ = ["CalibrateOptions", "run"]
@@ -54,6 +58,18 @@ class CalibrateOptions:
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: with the option and what is allowed.
+        """
+        check_budget(self.max_forgetting)
+        check_settings("alphas", self.alphas)
+        for name, least in (("refine_steps", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least {least}.")
+
 
 def run(argv: list[str]) -> None:
     """Sweep, print the curve, and write the chosen alpha, the curve and its picture."""
@@ -68,22 +84,25 @@ def run(argv: list[str]) -> None:
 
 
 def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
-    model, tokenizer = load_model(options.model, options.load)
+    with stage(f"loading {options.model}"):
+        model, tokenizer = load_model(options.model, options.load)
 
     def sets(sources: list[SourceConfig]) -> Sets:
         return load_sets(sources, model, tokenizer, options.data, options.batch_size)
 
+    learn, retain = sets(options.data.learn), sets(options.data.retain)
+    tell_size({**learn, **retain}, len({0.0, *options.alphas}) + 1 + options.refine_steps)
     curve = calibrate(
         model,
-        sets(options.data.learn),
-        sets(options.data.retain),
+        learn,
+        retain,
         options.max_forgetting,
         options.alphas,
         options.refine_steps,
     )
     print(curve.table())
     if target.in_place:
-        _write_dial(target.folder, curve.chosen.alpha)
+        _write_dial(target.folder, model.config.expansion)
     else:
         export(model, target.folder, "sidecar", tokenizer, overwrite=options.overwrite)
     curve.save(target.folder / "calibration.json")
@@ -110,7 +129,13 @@ def _target(options: CalibrateOptions) -> _Target:
     if options.output is None and is_remote(options.model):
         raise ConfigError(f"{options.model} is elsewhere; say where to write: --output.")
     in_place = options.output is None and location.kind in (Kind.SIDECAR, Kind.EXPANDED)
+    if in_place and options.overwrite:
+        raise ConfigError(
+            f"overwrite=True would not be used: {options.model} gets the alpha in place; leave it "
+            "out, or give --output."
+        )
     if in_place:
+        require_writable(location.path, folder=True)
         return _Target(Path(location.path), True)
     if options.output is None and location.kind is not Kind.CHECKPOINT:
         raise ConfigError(
@@ -121,10 +146,13 @@ def _target(options: CalibrateOptions) -> _Target:
     return _Target(folder, False)
 
 
-def _write_dial(folder: Path, alpha: float | None) -> None:
-    """Put the dial into the config of a sidecar or of a full expanded model."""
+def _write_dial(folder: Path, measured: dict[str, Any]) -> None:
+    """Put dial and mean alpha into a sidecar's or a full expanded model's config and card."""
     name = SIDECAR_CONFIG if (folder / SIDECAR_CONFIG).is_file() else "config.json"
     config = read_json(folder / name)
-    config["expansion"]["dial"] = alpha
+    config["expansion"] |= {key: measured[key] for key in ("dial", "mean_alpha")}
+    card = folder / "README.md"
     with resealed(folder):
         write_json(folder / name, config)
+        if card.is_file():
+            write_text(card, with_dial(card.read_text(encoding="utf-8"), measured["dial"]))

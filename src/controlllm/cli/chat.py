@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
+from controlllm.common.progress import stage
 from controlllm.data import resolve_chat_template
+from controlllm.evaluate.dial import check_settings
 from controlllm.inference import Chat, GenerationSettings
 
 __all__ = ["ChatOptions", "run"]
@@ -14,7 +16,11 @@ __all__ = ["ChatOptions", "run"]
 
 @dataclass
 class ChatOptions:
-    """Talk with a model. Lines that begin with / are commands: /help shows them."""
+    """Talk with a model.
+
+    On a terminal, lines that begin with / are commands (/help shows them). Lines that are piped in
+    are said to the model, whatever they are.
+    """
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
@@ -35,19 +41,24 @@ class ChatOptions:
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
+    def __post_init__(self) -> None:
+        """Check alpha (ConfigError)."""
+        check_settings("alpha", [self.alpha])
+
 
 def run(argv: list[str]) -> None:
     """Load the model and answer standard input until it ends."""
     options = parse_options(ChatOptions, argv, "chat")
-    model, tokenizer = load_model(options.model, options.load)
+    with stage(f"loading {options.model}"):
+        model, tokenizer = load_model(options.model, options.load)
     if options.chat_template == "none":
         tokenizer.chat_template = None
     elif options.chat_template is not None:
         tokenizer.chat_template = resolve_chat_template(options.chat_template, tokenizer)
     chat = Chat(model, tokenizer, options.generation, system=options.system)
     if options.alpha is not None:
-        chat.handle(f"/alpha {options.alpha}")
-    if sys.stdin.isatty():
+        chat.set_alpha(options.alpha)
+    if sys.stdin.isatty() and sys.stdout.isatty():
         print(f"{type(model).__name__} from {options.model}; /help for commands, Ctrl-D to end.")
         chat.run(_typed_lines(), interactive=True)
     else:

@@ -7,6 +7,7 @@ from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.cli.parsing import parse_options
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import folder_bytes
+from controlllm.evaluate.dial import check_settings
 from controlllm.expansion import combine
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
@@ -37,6 +38,10 @@ class CombineOptions:
 
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the models are loaded."""
+
+    def __post_init__(self) -> None:
+        """Check the weight (ConfigError)."""
+        check_settings("weight", [self.weight])
 
 
 def run(argv: list[str]) -> None:

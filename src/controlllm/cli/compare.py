@@ -7,12 +7,13 @@ from typing import Any
 
 from controlllm.checkpoint import list_checkpoints, newest_checkpoint
 from controlllm.checkpoint.inspection import inspect_folder
-from controlllm.checkpoint.state import load_values
+from controlllm.checkpoint.state import STATE, load_values
 from controlllm.cli.parsing import parse_options
-from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.files import write_json
+from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
+from controlllm.common.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
-from controlllm.train.config_io import read_yaml
+from controlllm.evaluate.retention import worst
+from controlllm.train.config import RunConfig
 from controlllm.train.method_config import adapters_of
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
@@ -44,8 +45,9 @@ class RunSummary:
         step: the step that the losses are of.
         learn_loss: mean of the learn sets' losses, nats per token; None without learn sets.
         gain: how much that is below the base's.
-        forgetting: the largest rise of a retain set's loss; None without retain sets.
-        kl: the largest KL(base || model) of a retain set.
+        forgetting: the largest rise of a retain set's loss, inf where one is not a number; None
+            without retain sets.
+        kl: the largest KL(base || model) of a retain set, likewise.
         trained: parameters that train.
         tokens: real tokens trained on until the newest checkpoint.
         seconds: time of the training steps until then.
@@ -68,18 +70,22 @@ class RunSummary:
 def run(argv: list[str]) -> None:
     """Print the table."""
     options = parse_options(CompareOptions, argv, "compare")
+    if options.output is not None:
+        require_writable(options.output)
     runs = [summary_of(folder, options.best) for folder in _run_folders(Path(options.folder))]
-    runs.sort(key=lambda row: (row.learn_loss is None, row.learn_loss))
+    if not runs:
+        raise CheckpointError(f"no run in {options.folder} has a checkpoint yet.")
+    runs.sort(key=lambda row: (row.learn_loss is None, worst([row.learn_loss or 0.0])))
     columns = {
         "run": "name",
         "method": "method",
         "adapters": "adapters",
         "lr": "learning_rate",
         "step": "step",
-        "learn loss": "learn_loss",
-        "gain": "gain",
-        "forgetting": "forgetting",
-        "KL": "kl",
+        "mean learn loss": "learn_loss",
+        "mean gain": "gain",
+        "worst forgetting": "forgetting",
+        "worst KL": "kl",
         "trained": "trained",
         "tokens": "tokens",
         "seconds": "seconds",
@@ -98,13 +104,25 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
         best: whether losses are those of its best step.
 
     Raises:
-        CheckpointError: it has no whole checkpoint.
-        ConfigError: the best step is asked for, and there is none.
+        CheckpointError: it has no whole checkpoint, or one that is no run's.
+        ConfigError: the best step is asked for, and there is none; or its config is no run's.
     """
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise CheckpointError(f"{folder} holds no whole checkpoint; train it to its end first.")
-    config, state = read_yaml(folder / "config.yaml"), load_values(checkpoint)
+    run = RunConfig.from_yaml(folder / "config.yaml")
+    try:
+        return _summary(run, checkpoint, best)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ControlLLMError):
+            raise
+        raise CheckpointError(
+            f"{checkpoint / STATE} does not tell what a run does ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _summary(run: RunConfig, checkpoint: Path, best: bool) -> RunSummary:
+    folder, state = checkpoint.parent, load_values(checkpoint)
     progress = state.extra["progress"]
     if best and progress["best"] is None:
         raise ConfigError(
@@ -113,16 +131,17 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
     step, measured = _measured(state.history, progress["best"]["step"] if best else None)
     losses = _values(measured, "learn", "loss")
     gains = _values(measured, "learn", "gain")
+    forgetting, kl = (_values(measured, "retain", what) for what in ("forgetting", "kl"))
     return RunSummary(
         name=folder.name,
-        method=config["method"],
-        adapters=adapters_of(config["method"], config["peft"]["type"]),
-        learning_rate=config["training"]["learning_rate"],
+        method=run.method,
+        adapters=adapters_of(run.method, run.peft.type),
+        learning_rate=run.training.learning_rate,
         step=step,
         learn_loss=sum(losses) / len(losses) if losses else None,
         gain=sum(gains) / len(gains) if gains else None,
-        forgetting=max(_values(measured, "retain", "forgetting"), default=None),
-        kl=max(_values(measured, "retain", "kl"), default=None),
+        forgetting=worst(forgetting) if forgetting else None,
+        kl=worst(kl) if kl else None,
         trained=inspect_folder(checkpoint).total.trained,
         tokens=progress["tokens"],
         seconds=progress["seconds"],
@@ -152,4 +171,5 @@ def _measured(history: list[dict[str, Any]], step: int | None) -> tuple[int, dic
 
 def _values(row: dict[str, Any], kind: str, what: str) -> list[float]:
     """A number of each set of a kind."""
-    return [v for key, v in row.items() if key.startswith(f"{kind}/") and key.endswith(f"/{what}")]
+    named = ((key, value) for key, value in row.items() if key.startswith(f"{kind}/"))
+    return [float(value) for key, value in named if key.endswith(f"/{what}")]

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from controlllm.cli.data import groups, load_run_tokenizer
 from controlllm.cli.data_show import Paper
-from controlllm.cli.terminal import Counter
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.common.files import write_json
+from controlllm.common.files import require_writable, write_json
+from controlllm.common.progress import progress
+from controlllm.common.readable import unguarded
 from controlllm.data.feeds import Size
 from controlllm.data.mixture import MixReport, passes, survey_mix, train_size
 from controlllm.data.overlap import warn_of_overlaps
@@ -55,15 +56,16 @@ class InspectData(RunConfig):
 def run(argv: list[str]) -> None:
     """Print each source as soon as it is read, then the mix."""
     options = parse_run(InspectData, argv, "data inspect")
+    if options.output is not None:
+        require_writable(options.output)
     sources = list(groups(options))
     tokenizer = load_run_tokenizer(options)
     paper = Paper(_console())
     surveys: list[Survey] = []
     for group, source in sources:
-        counter = Counter(f"reading {source.name}", "rows")
-        closely = SurveyOptions(options.rows, options.samples, counter.show)
-        surveys.append(survey_source(source, group, tokenizer, options.data, closely))
-        counter.close()
+        with progress(f"reading {source.name}", "rows") as line:
+            closely = SurveyOptions(options.rows, options.samples, line.show)
+            surveys.append(survey_source(source, group, tokenizer, options.data, closely))
         paper.source(surveys[-1].report, options.data.max_length)
     mix = _mix(options, surveys)
     paper.mix(options.data, mix)
@@ -76,9 +78,8 @@ def run(argv: list[str]) -> None:
 
 
 def _console() -> Console:
-    if hasattr(sys.stdout, "reconfigure"):  # Rows may hold what an old terminal cannot show.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    out = unguarded(sys.stdout)  # `Paper` makes texts readable by itself, and has colours.
+    return Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | None:

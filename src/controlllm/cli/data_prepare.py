@@ -8,14 +8,14 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.cli.data import groups, load_run_tokenizer
 from controlllm.cli.data_show import bytes_text
-from controlllm.cli.terminal import Counter
 from controlllm.cli.train import parse_run
 from controlllm.common.files import folder_bytes
+from controlllm.common.progress import progress
+from controlllm.common.readable import readable
 from controlllm.data import SourceConfig
 from controlllm.data.encode import RowEncoder
 from controlllm.data.feeds import open_source
 from controlllm.data.prepare import prepare_source, prepared_store, store_folder
-from controlllm.data.report import readable
 from controlllm.data.slots import slot_store
 from controlllm.data.sources import Blocks, Located
 from controlllm.data.survey import count_rows
@@ -55,12 +55,9 @@ def _prepare(
     store, took = prepared_store(encoder, blocks), "was there already"
     if store is None:
         started = time.monotonic()
-        counter = Counter(f"preparing {source.name}", "rows", count_rows(blocks))
-        try:
-            watched = _Watched(blocks, counter.show)
+        with progress(f"preparing {source.name}", "rows", count_rows(blocks)) as line:
+            watched = _Watched(blocks, line.show)
             store = prepare_source(encoder, watched)
-        finally:
-            counter.close()
         what = "prepared in" if watched.used else "another process prepared it; waited"
         took = f"{what} {time.monotonic() - started:.1f} s"
     size = bytes_text(folder_bytes(folder))

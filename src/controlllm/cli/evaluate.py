@@ -3,28 +3,37 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import UNREAD, as_list, load_sets, run_defaults
+from controlllm.cli.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.fields import RUNS_CODE
-from controlllm.common.files import write_json
+from controlllm.common.files import require_writable, write_json
+from controlllm.common.progress import progress, stage
+from controlllm.common.said import Rule, check_said
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
     HarnessConfig,
     Reference,
     evaluate_losses,
+    find_tasks,
     format_table,
     losses_table,
     measure_retention,
     run_tasks,
 )
+from controlllm.evaluate.dial import check_settings
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
 __all__ = ["EvalOptions", "run"]
+
+_OF_TASKS = tuple(
+    Rule(name, lambda options: bool(options.tasks), "it is of --tasks; name some, or leave it out")
+    for name in ("include_path", "num_fewshot", "limit", "apply_chat_template")
+)
 
 
 @dataclass
@@ -73,10 +82,23 @@ class EvalOptions:
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
+    def __post_init__(self) -> None:
+        """Check the values, and that what is said is used.
+
+        Raises:
+            ConfigError: with the option and what to do.
+        """
+        check_settings("alpha", [self.alpha])
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1.")
+        check_said(self, _OF_TASKS)
+
 
 def run(argv: list[str]) -> None:
     """Measure, print tables, and write the numbers if asked."""
     options = parse_options(EvalOptions, argv, "eval", run_defaults, unread=UNREAD)
+    if options.output is not None:
+        require_writable(options.output)
     sources = [SourceConfig(path=path) for path in as_list(options.files)]
     sources += [*options.data.learn, *options.data.retain]
     if not sources and not options.tasks:
@@ -84,16 +106,22 @@ def run(argv: list[str]) -> None:
             "nothing to measure: give --files, --data.learn, --data.retain or --tasks."
         )
     _check_names(sources)
-    model, tokenizer = load_model(options.model, options.load)
+    harness = _harness(options)
+    tasks = find_tasks(harness) if harness is not None else None
+    with stage(f"loading {options.model}"):
+        model, tokenizer = load_model(options.model, options.load)
     if options.alpha is not None:
         _expanded(model).set_alpha(options.alpha)
     reference = _reference(model, options)
     results: dict[str, Any] = {"model": options.model}
     if sources:
         sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
+        tell_size(sets, settings=1)
         results["losses"] = _measure_losses(model, sets, reference)
-    if options.tasks:
-        results["tasks"] = _measure_tasks(model, tokenizer, options, reference)
+    if harness is not None:
+        report = run_tasks(model, tokenizer, harness, reference, tasks)
+        print(report.table())
+        results["tasks"] = report.to_dict()
     if options.output is not None:
         write_json(options.output, results)
 
@@ -120,27 +148,27 @@ def _reference(model: PreTrainedModel, options: EvalOptions) -> Reference | None
 
 
 def _measure_losses(
-    model: PreTrainedModel, sets: dict[str, Any], reference: Reference | None
+    model: PreTrainedModel, sets: Sets, reference: Reference | None
 ) -> dict[str, Any]:
-    if reference is None:
-        losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
-        rows: list[list[str | int | float | None]] = [
-            [name, report.tokens, report.loss, report.perplexity] for name, report in losses.items()
-        ]
-        print(format_table(["set", "tokens", "loss", "ppl"], rows))
-        return {name: asdict(report) for name, report in losses.items()}
-    reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}
-    print(losses_table(reports))
-    return {name: asdict(report) for name, report in reports.items()}
+    with progress("measuring", "batches", sum(map(len, sets.values()))):
+        if reference is None:
+            losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
+        else:
+            reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}
+    if reference is not None:
+        print(losses_table(reports))
+        return {name: asdict(report) for name, report in reports.items()}
+    rows: list[list[str | int | float | None]] = [
+        [name, report.tokens, report.loss, report.perplexity] for name, report in losses.items()
+    ]
+    print(format_table(["set", "tokens", "loss", "ppl"], rows))
+    return {name: asdict(report) for name, report in losses.items()}
 
 
-def _measure_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    options: EvalOptions,
-    reference: Reference | None,
-) -> dict[str, Any]:
-    config = HarnessConfig(
+def _harness(options: EvalOptions) -> HarnessConfig | None:
+    if not options.tasks:
+        return None
+    return HarnessConfig(
         tasks=as_list(options.tasks),
         include_path=as_list(options.include_path),
         num_fewshot=options.num_fewshot,
@@ -148,6 +176,3 @@ def _measure_tasks(
         batch_size=options.batch_size,
         apply_chat_template=options.apply_chat_template,
     )
-    report = run_tasks(model, tokenizer, config, reference)
-    print(report.table())
-    return report.to_dict()

@@ -14,6 +14,9 @@ from controlllm.checkpoint import (
 from controlllm.cli.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.files import folder_bytes
+from controlllm.common.progress import stage
+from controlllm.common.said import Rule, check_said
+from controlllm.evaluate.dial import check_settings
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]
@@ -46,6 +49,12 @@ class ExportOptions:
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the model is loaded."""
 
+    def __post_init__(self) -> None:
+        """Check alpha, and that it is used (ConfigError)."""
+        check_settings("alpha", [self.alpha])
+        adapter = Rule("alpha", lambda options: options.form != "adapter", "adapters have no dial")
+        check_said(self, (adapter,))
+
 
 def run(argv: list[str]) -> None:
     """Load and write."""
@@ -70,7 +79,8 @@ def _export_all(options: ExportOptions) -> None:
 
 def _export(options: ExportOptions) -> None:
     require_free(options.folder, options.overwrite)
-    model, tokenizer = load_model(options.model, options.load)
+    with stage(f"loading {options.model}"):
+        model, tokenizer = load_model(options.model, options.load)
     if options.alpha is not None:
         if not isinstance(model, ControlLLMForCausalLM):
             raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")

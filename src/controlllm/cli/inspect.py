@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 
 from controlllm.checkpoint.inspection import Inspection, Part, inspect_folder
 from controlllm.cli.parsing import parse_options
-from controlllm.common.files import write_json
+from controlllm.common.files import require_writable, write_json
+from controlllm.common.readable import readable
 from controlllm.evaluate.report import format_table
 
 __all__ = ["InspectOptions", "run"]
@@ -24,8 +25,10 @@ class InspectOptions:
 def run(argv: list[str]) -> None:
     """Print what lies there."""
     options = parse_options(InspectOptions, argv, "inspect")
+    if options.output is not None:
+        require_writable(options.output)
     found = inspect_folder(options.model)
-    print("\n".join([*_head(found), "", _table(found)]))
+    print(readable("\n".join([*_head(found), "", _table(found)])))
     if options.output is not None:
         expansion = found.expansion.to_dict() if found.expansion else None
         values = asdict(found) | {"kind": found.kind.value, "expansion": expansion}

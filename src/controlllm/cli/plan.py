@@ -6,7 +6,7 @@ from typing import Any
 
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import write_json
+from controlllm.common.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.plan import plan_blocks
@@ -64,6 +64,8 @@ class PlanOptions(RunConfig):
 def run(argv: list[str]) -> None:
     """Print the plan."""
     options = parse_run(PlanOptions, argv, "plan")
+    if options.output is not None:
+        require_writable(options.output)
     peak = required_peak(options.device_name)
     mesh = plan_mesh(
         options.parallel, options.world_size, options.local_world_size or options.world_size

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.progress import show_progress
 
 __all__ = ["SAVED", "be_silent", "note_saved", "record", "speaks"]
 
@@ -37,6 +38,7 @@ def be_silent() -> None:
     """Let this process show nothing but its own error; what it would say, the first one says."""
     from transformers.utils import logging as transformers_logging
 
+    show_progress(False)
     warnings.simplefilter("ignore")
     logging.getLogger("controlllm").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()

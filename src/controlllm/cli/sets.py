@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
-from controlllm.cli.terminal import Tracked
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import ConfigError
 from controlllm.common.fields import value_at
+from controlllm.common.progress import stage
+from controlllm.common.readable import readable
 from controlllm.common.remote import is_remote, shown
 from controlllm.common.secrets import redactions
 from controlllm.common.yamls import parse_yaml
@@ -24,9 +26,12 @@ from controlllm.data.templates import is_template_file
 from controlllm.train.config import RunConfig
 from controlllm.train.config_io import read_yaml
 
-__all__ = ["UNREAD", "Sets", "as_list", "load_sets", "run_defaults"]
+__all__ = ["UNREAD", "Sets", "as_list", "load_sets", "run_defaults", "tell_size"]
 
 log = logging.getLogger(__name__)
+
+_WORTH_TELLING = 2**15
+"""Tokens to compute, from which on the size of an evaluation is said."""
 
 Sets = dict[str, Sequence[Any]]
 
@@ -136,9 +141,29 @@ def load_sets(
         register_packed_attention()
         current = model.config.get_text_config(decoder=True)._attn_implementation
         model.set_attn_implementation(packed_attention_for(current))
-    return {
-        str(source.name): Tracked(
-            eval_batches(source, tokenizer, data, batch_size), str(source.name)
-        )
-        for source in sources
+    sets: Sets = {}
+    for source in sources:
+        with stage(f"reading {source.name}"):
+            sets[str(source.name)] = eval_batches(source, tokenizer, data, batch_size)
+    return sets
+
+
+def tell_size(sets: Sets, settings: int) -> None:
+    """Say before it starts what is going to be measured, where that may take a while.
+
+    Args:
+        sets: all of them.
+        settings: how often the model computes each batch, beside its base.
+    """
+    tokens = {
+        name: sum(batch["input_ids"].numel() for batch in batches) for name, batches in sets.items()
     }
+    whole = sum(tokens.values())
+    if whole * (settings + 1) < _WORTH_TELLING:
+        return
+    named = ", ".join(f"{name} ({count:,} tokens)" for name, count in tokens.items())
+    total = f"{whole * (settings + 1):,} tokens to compute"
+    print(
+        f"Measuring {readable(named)}: {total}; the time left is shown from the first batch on.",
+        file=sys.stderr,
+    )

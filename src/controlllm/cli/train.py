@@ -1,11 +1,11 @@
 """`controlllm train`: one run, by one process or by several."""
 
-import logging
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 from controlllm.cli.parsing import parse_options
 from controlllm.cli.processes import be_silent, is_first, note_saved
+from controlllm.cli.terminal import tell_log
 from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
 from controlllm.train.config import RunConfig
@@ -65,8 +65,7 @@ def run(argv: list[str]) -> None:
     """
     options = parse_run(TrainOptions, [word for word in argv if word != "--debug"], "train")
     # What was read, left out and cached is told as the run begins.
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("controlllm").setLevel(logging.INFO)
+    tell_log()
     from controlllm.cli.launch import launch, processes_to_start
 
     count = processes_to_start(options.nproc, options.to_run())

@@ -59,7 +59,8 @@ def check_packing(model: Any) -> None:
         model: a causal language model of transformers.
 
     Raises:
-        ModelError: the second document comes out otherwise, so packing would train on mixed text.
+        ModelError: the second document comes out otherwise, so packing would train on mixed text;
+            or what comes out are no numbers at all.
     """
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "attention_chunk_size", None):
@@ -83,12 +84,26 @@ def check_packing(model: Any) -> None:
     finally:
         for module, training in modes:
             module.training = training
+    _check_numbers(model, alone)
     # LLM.int8 rounds what comes in to 8 bits, by outliers that it looks for in the whole batch.
     coarse = any(bnb_kind(module) == "bnb_int8" for module, _ in modes)
     eps = torch.finfo(torch.bfloat16 if coarse else packed.dtype).eps
     _check_same(packed[:, 6:], again[:, 6:], eps, f"{name} lets packed documents see each other")
     _check_same(
         packed[:, 6:], alone, eps, f"{name} does not restart positions with packed documents"
+    )
+
+
+def _check_numbers(model: Any, logits: Tensor) -> None:
+    if not logits.isnan().any():
+        return
+    weights = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    plain = ((name, w) for name, w in weights if type(w) is Tensor and w.is_floating_point())
+    first = next((name for name, weight in plain if not weight.isfinite().all()), None)
+    cause = "its precision may be too narrow" if first is None else f"neither are those of {first}"
+    raise ModelError(
+        f"{type(model).__name__} computes values that are not numbers (nan): {cause}. Take a "
+        "sound base model, or another dtype or mixed_precision."
     )
 
 

@@ -8,6 +8,7 @@ readers never look at those, and the next writer into the same folder removes th
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "read_json",
     "remove_folder",
     "require_empty",
+    "require_writable",
     "save_tensors",
     "write_json",
     "write_text",
@@ -146,6 +148,30 @@ def require_empty(folder: str | Path) -> None:
         raise CheckpointError(
             f"{target} exists and is not empty; choose another folder, or ask for overwriting."
         )
+
+
+def require_writable(path: str | Path, folder: bool = False) -> None:
+    """Check before long work that its result can be written; nothing is left behind.
+
+    Args:
+        path: where the result is going to be; it and the folders above it need not exist.
+        folder: whether it is a folder, instead of a file.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir() and not folder:
+            raise CheckpointError(f"cannot write {target}: it is a folder; name a file.")
+        above = target if target.is_dir() else target.parent
+        place = next(each for each in (above, *above.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {target}: {error.strerror}; choose another place."
+        ) from error
 
 
 def remove_folder(path: str | Path) -> None:

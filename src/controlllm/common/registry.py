@@ -10,6 +10,9 @@ __all__ = ["Registry", "check_choice", "nearest", "nearest_name"]
 
 T = TypeVar("T")
 
+_MOST_NAMED = 40
+"""Names that a message lists: somebody is to read it."""
+
 
 def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
     """Check that `value` is one of `allowed`.
@@ -21,6 +24,8 @@ def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
     if value in names:
         return
     known = ", ".join(names) or "none is registered yet"
+    if len(names) > _MOST_NAMED:
+        known = f"one of {len(names):,} names"
     raise ConfigError(f"{field}={value!r} is not known; allowed: {known}.{nearest(value, names)}")
 
 

@@ -177,6 +177,8 @@ _POSITIVE = (
     "lanes",
     "timeout",
     "cache_timeout",
+    "max_eval_samples",
+    "max_eval_tokens",
 )
 
 
@@ -265,6 +267,13 @@ class DataConfig:
     chat_template: str | None = None
     """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
     the tokenizer's own, or else `plain`."""
+
+    max_eval_samples: int | None = None
+    """Measure only the first so many examples of each held-out set; null = all."""
+
+    max_eval_tokens: int | None = 65_536
+    """Measure only the first examples of a held-out set, of so many tokens in all; null = all. It
+    does not bound a set that `max_eval_samples` or the source's `max_rows` does."""
 
     train_on: list[str] = field(default_factory=lambda: ["assistant"])
     """Roles whose turns are targets; plain text is always a target as a whole."""

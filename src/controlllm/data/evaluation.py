@@ -1,6 +1,7 @@
 """The fixed batches of a held-out source: in order, each target exactly once."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,8 @@ from controlllm.data.store import TokenStore
 
 __all__ = ["eval_batches", "read_examples"]
 
+log = logging.getLogger(__name__)
+
 
 def read_examples(
     source: SourceConfig,
@@ -26,23 +29,54 @@ def read_examples(
 ) -> tuple[list[Example], SourceStats]:
     """The first examples of a held-out source, in order; no more rows are read than needed.
 
+    Args:
+        source: the source.
+        tokenizer: a fast tokenizer.
+        config: how rows become examples; and its `max_eval_tokens` bounds what nothing else does.
+        limit: the most examples; by default the config's `max_eval_samples`.
+
     Raises:
         DataError: the source is missing, empty or unreadable.
     """
     load_plugins(config)
+    limit = limit or config.max_eval_samples
+    bound = config.max_eval_tokens if limit is None and source.max_rows is None else None
     encoder, blocks = RowEncoder(source, tokenizer, config), open_source(source, config)
     if needs_pass(source):
         store: TokenStore | None = prepare_source(encoder, blocks)
     else:
         store = prepared_store(encoder, blocks)
     if store is not None:
-        examples = [store[i] for i in range(min(len(store), limit or len(store)))]
-        return examples, store.stats
+        every: Iterable[Example] = map(store.__getitem__, range(len(store)))
+        return _first(every, limit, bound, source), store.stats
     rows = encode_rows(encoder, blocks.rows())
-    examples = list(islice((example for _, made in rows for example in made), limit))
-    if not examples:
+    made = (example for _, examples in rows for example in examples)
+    kept = _first(made, limit, bound, source)
+    if not kept:
         raise DataError(encoder.why_empty())
-    return examples, encoder.stats
+    return kept, encoder.stats
+
+
+def _first(
+    examples: Iterable[Example], limit: int | None, bound: int | None, source: SourceConfig
+) -> list[Example]:
+    """The first examples: so many, or of so many tokens in all; a cut at the bound is told."""
+    kept: list[Example] = []
+    tokens = 0
+    for example in islice(examples, limit):
+        tokens += len(example)
+        if kept and bound is not None and tokens > bound:
+            log.warning(
+                "Held-out set %s: only its first %s examples are measured, which have %s tokens "
+                "(data.max_eval_tokens=%s; null measures all).",
+                source.name,
+                f"{len(kept):,}",
+                f"{tokens - len(example):,}",
+                bound,
+            )
+            break
+        kept.append(example)
+    return kept
 
 
 def eval_batches(

@@ -22,7 +22,6 @@ __all__ = [
     "Span",
     "bars",
     "mask_spans",
-    "readable",
     "shorten",
 ]
 
@@ -212,19 +211,3 @@ def _shortened(span: Span, most: int) -> Iterable[Span]:
     head, tail = most * 3 // 4, most // 4
     remark = f" [... {len(text) - head - tail:,} more characters ...] "
     return [Span(text[:head], kind), Span(remark, "note"), Span(text[-tail:], kind)]
-
-
-def _visible() -> dict[int, str]:
-    """Characters that would steer a terminal or turn the direction of the text -> what to show."""
-    hidden = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-    hidden |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
-    turning = [*range(0x200E, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-    return hidden | {code: f"\\u{code:04x}" for code in turning} | {0x7F: "\u2421"}
-
-
-_VISIBLE = _visible()
-
-
-def readable(text: str) -> str:
-    """The text with control characters made visible: no row may steer a terminal."""
-    return text.translate(_VISIBLE)

@@ -1,6 +1,7 @@
 """Step 4b: rendered texts -> token ids, and which of them are targets; many texts at once."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, chain, compress
 from typing import Any
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.losses import IGNORE_INDEX
+from controlllm.common.progress import stage
 from controlllm.data.offsets import TokenWidths, byte_length, token_widths
 from controlllm.data.spans import Span, token_range
 
 __all__ = ["Prepared", "TextTokenizer", "Tokenized"]
 
 IGNORED = np.int32(IGNORE_INDEX)
+
+_LONG = 2**18
+"""Characters that take seconds or more, with tokenizers that look at a text as a whole."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,10 @@ class TextTokenizer:
         """Tokens of each, in order. Many at once are several times faster than one by one."""
         texts = [item for item in prepared if item.spans is None]
         chats = [item for item in prepared if item.spans is not None]
-        done = iter(self._texts(texts)), iter(self._chats(chats))
+        size = sum(len(item.text) for item in prepared)
+        told = stage(f"tokenizing {size:,} characters") if size > _LONG else nullcontext()
+        with told:
+            done = iter(self._texts(texts)), iter(self._chats(chats))
         return [next(done[item.spans is not None]) for item in prepared]
 
     def _backend(self) -> Any:

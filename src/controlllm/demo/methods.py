@@ -82,13 +82,12 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
         "warmup_steps": 0.1,
         "min_learning_rate_ratio": 0.1,
         "eval_steps": max(config.max_steps // 2, 1),
-        "max_eval_samples": 8,
         "save_steps": config.max_steps,
     }
     values = {
         **own,
         "model": {"model_name_or_path": str(base_model_path()), "device": "cpu"},
-        "data": asdict(data_config(folder / "data")),
+        "data": asdict(data_config(folder / "data")) | {"max_eval_samples": 8},
         "training": training | own["training"],
         "logging": {
             "logging_steps": max(config.max_steps // 8, 1),

@@ -17,7 +17,7 @@ target token once, and gives the same numbers however the batches are cut.
 from controlllm.evaluate.averaging import average_weights, averaging_curve
 from controlllm.evaluate.calibrate import calibrate
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
-from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, run_tasks
+from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, find_tasks, run_tasks
 from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating
 from controlllm.evaluate.plot import plot_curves
 from controlllm.evaluate.reference import Reference
@@ -44,6 +44,7 @@ __all__ = [
     "calibrate",
     "evaluate_losses",
     "evaluating",
+    "find_tasks",
     "format_table",
     "losses_table",
     "mean_loss",

@@ -1,7 +1,7 @@
 """A dial, measured: settings between the base and the trained model, and the one to choose."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.files import write_json
+from controlllm.common.progress import progress
 from controlllm.data import Batch
 from controlllm.evaluate.reference import Reference
 from controlllm.evaluate.report import format_table
@@ -20,7 +21,16 @@ from controlllm.evaluate.retention import (
     worst_forgetting,
 )
 
-__all__ = ["DEFAULT_ALPHAS", "Dial", "DialCurve", "DialPoint", "EvaluationSets", "trace_curve"]
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "Dial",
+    "DialCurve",
+    "DialPoint",
+    "EvaluationSets",
+    "check_budget",
+    "check_settings",
+    "trace_curve",
+]
 
 DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -103,27 +113,28 @@ class DialCurve:
     dial: str
 
     def table(self) -> str:
-        """One row per setting; the chosen one is marked."""
-        headers = [
-            self.dial,
-            "learn loss",
-            "retain loss",
-            "forgetting",
-            "KL(base‖trained)",
-            "within the budget",
-        ]
-        rows = [
-            [
-                point.label,
-                point.learn_loss,
-                mean_loss(point.retain),
-                point.forgetting,
-                max(report.kl for report in point.retain.values()),
-                "chosen" if point is self.chosen else "",
-            ]
-            for point in self.points
-        ]
+        """One row per setting, a column for each set; the chosen setting is marked.
+
+        Of several sets the mean of the learn losses and the worst forgetting stand beside them:
+        what decides.
+        """
+        headers = [name for name, _ in self._columns(self.chosen)]
+        rows = [[cell for _, cell in self._columns(point)] for point in self.points]
         return format_table(headers, rows)
+
+    def _columns(self, point: DialPoint) -> Iterator[tuple[str, object]]:
+        yield self.dial, point.label
+        for name, report in point.learn.items():
+            yield f"loss of {name}", report.loss
+        if len(point.learn) > 1:
+            yield "mean learn loss", point.learn_loss
+        for name, report in point.retain.items():
+            yield f"forgetting of {name}", report.forgetting
+        if len(point.retain) > 1:
+            yield "worst forgetting", point.forgetting
+        for name, report in point.retain.items():
+            yield f"KL(base‖trained) of {name}", report.kl
+        yield "within the budget", "chosen" if point is self.chosen else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything measured, ready for JSON."""
@@ -164,8 +175,8 @@ def trace_curve(
         DataError: if there is no learn or no retain set, or one has no target token.
         ModelError: if even the base's loss is not a number.
     """
-    _check_budget(max_forgetting)
-    _check_settings(dial.name, settings)
+    check_budget(max_forgetting)
+    check_settings(dial.name, settings)
     points = _measure(dial, sets, list(dict.fromkeys([0.0, *settings])))
     for _ in range(refine_steps):
         middle = _middle(points, _choose(points, max_forgetting))
@@ -183,8 +194,11 @@ def _measure(dial: Dial, sets: EvaluationSets, settings: Sequence[float | None])
     def measure(batches: Sequence[Batch]) -> list[RetentionReport]:
         return measure_settings(dial.model, batches, turns, dial.reference)
 
-    learn = {name: measure(batches) for name, batches in sets.learn.items()}
-    retain = {name: measure(batches) for name, batches in sets.retain.items()}
+    number = sum(map(len, [*sets.learn.values(), *sets.retain.values()]))
+    what = f"batches at {len(settings)} settings" if len(settings) > 1 else "batches"
+    with progress(f"{dial.name} of the dial, measured", what, number * len(settings)):
+        learn = {name: measure(batches) for name, batches in sets.learn.items()}
+        retain = {name: measure(batches) for name, batches in sets.retain.items()}
     return [
         DialPoint(
             setting,
@@ -222,7 +236,8 @@ def _order(point: DialPoint) -> tuple[bool, float]:
     return (point.alpha is None, point.alpha or 0.0)
 
 
-def _check_budget(max_forgetting: float) -> None:
+def check_budget(max_forgetting: float) -> None:
+    """Refuse what is no budget (ConfigError)."""
     if not (math.isfinite(max_forgetting) and max_forgetting >= 0):
         raise ConfigError(
             f"max_forgetting={max_forgetting!r} must be a finite number of nats per token, "
@@ -230,7 +245,8 @@ def _check_budget(max_forgetting: float) -> None:
         )
 
 
-def _check_settings(name: str, settings: Sequence[float | None]) -> None:
+def check_settings(name: str, settings: Sequence[float | None]) -> None:
+    """Refuse settings of a dial that are none (ConfigError)."""
     wrong = [s for s in settings if s is not None and not 0 <= s <= 1]
     if wrong:
         raise ConfigError(f"{name}={wrong[0]!r} is outside [0, 1].")

@@ -24,7 +24,7 @@ from controlllm.evaluate.losses import evaluating
 from controlllm.evaluate.reference import Reference
 from controlllm.evaluate.report import format_number, format_table
 
-__all__ = ["HarnessConfig", "TaskReport", "TaskScore", "run_tasks"]
+__all__ = ["HarnessConfig", "TaskReport", "TaskScore", "find_tasks", "run_tasks"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class HarnessConfig:
         """Check what can be checked without lm-eval."""
         if not self.tasks:
             raise ConfigError("tasks is empty; name at least one lm-eval task.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit!r} must be at least 1; leave it out for all.")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"num_fewshot={self.num_fewshot!r} must be at least 0.")
         for folder in self.include_path:
             if not Path(folder).is_dir():
                 raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
@@ -98,7 +102,7 @@ class TaskReport:
 
     def table(self) -> str:
         """One row per task and metric: base, trained, difference."""
-        headers = ["task", "metric", "n", "base", "trained", "difference", "± stderr"]
+        headers = ["task", "metric", "n", "base", "trained", "± stderr of trained", "difference"]
         rows = [
             [
                 score.task,
@@ -106,8 +110,8 @@ class TaskReport:
                 score.samples,
                 score.base,
                 score.value,
-                format_number(score.difference, signed=True),
                 score.stderr,
+                format_number(score.difference, signed=True),
             ]
             for score in self.scores
         ]
@@ -124,7 +128,11 @@ class TaskReport:
 
 
 def run_tasks(
-    model: nn.Module, tokenizer: Any, config: HarnessConfig, reference: Reference | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    config: HarnessConfig,
+    reference: Reference | None = None,
+    manager: Any = None,
 ) -> TaskReport:
     """Run lm-evaluation-harness tasks on a live model, and on its base where there is one.
 
@@ -133,6 +141,7 @@ def run_tasks(
         tokenizer: its tokenizer; it is not changed.
         config: the tasks and how to run them.
         reference: the base; an expanded model is its own. Without one only the model is run.
+        manager: what `find_tasks` gave, if it was asked before.
 
     Raises:
         ConfigError: if lm-eval is not installed, a task is not known (with the nearest name), or
@@ -140,7 +149,7 @@ def run_tasks(
     """
     if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError("apply_chat_template=True, but the tokenizer has no chat template.")
-    manager = _task_manager(config)
+    manager = manager or find_tasks(config)
     if reference is None and isinstance(model, Expanded):
         reference = Reference(model)
     trained = _evaluate(model, tokenizer, config, manager)
@@ -150,8 +159,14 @@ def run_tasks(
         return TaskReport(_scores(trained, _evaluate(base, tokenizer, config, manager)))
 
 
-def _task_manager(config: HarnessConfig) -> Any:
-    """Knows the extra folders only, where they suffice: lm-eval's own index takes seconds."""
+def find_tasks(config: HarnessConfig) -> Any:
+    """lm-eval's manager of tasks, which knows those of a config.
+
+    It knows the extra folders only, where they suffice: lm-eval's own index takes seconds.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or a task is not known (with the nearest name).
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

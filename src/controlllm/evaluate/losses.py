@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
+from controlllm.common.progress import tick
 from controlllm.data import Batch, model_inputs
 from controlllm.evaluate.expanded import recording_alpha, unrecorded
 
@@ -69,6 +70,7 @@ def evaluate_losses(model: nn.Module, batches: Iterable[Batch], ranks: Ranks = A
             batch_sum, count = cross_entropy_sum(model_logits(model, inputs), labels_BT)
             total += batch_sum.item()
             tokens += int(count)
+            tick()
         total, tokens = ranks.reduce([total, tokens], "sum")
     return LossReport(loss=per_token(total, int(tokens)), tokens=int(tokens))
 

@@ -39,7 +39,7 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
         axes.axvline(budget, color="0.5", linestyle="--", linewidth=1, label=f"budget {budget:g}")
     axes.plot([], [], marker="*", markersize=11, linestyle="none", color="0.3", label="chosen")
     axes.plot([], [], marker="x", linestyle="none", color="0.3", label="as trained")
-    axes.set_xlabel("forgetting: rise of the retain loss (nats per token)")
+    axes.set_xlabel("forgetting: rise of the loss of the worst retain set (nats per token)")
     axes.set_ylabel("learn loss (nats per token)")
     axes.set_title("Every setting of each dial: left and low is better", loc="left", fontsize=11)
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from controlllm.common.readable import readable
 from controlllm.evaluate.losses import perplexity
 from controlllm.evaluate.retention import RetentionReport
 
@@ -34,7 +35,8 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> st
         headers: one per column.
         rows: cells; floats are written with three decimals, None as "-".
     """
-    texts = [[format_number(cell) for cell in row] for row in rows]
+    headers = [_cell(header) for header in headers]
+    texts = [[_cell(format_number(cell)) for cell in row] for row in rows]
     numeric = [
         bool(rows) and all(_is_numeric(row[column]) for row in texts)
         for column in range(len(headers))
@@ -59,6 +61,11 @@ def format_number(cell: object, signed: bool = False) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     return str(cell)
+
+
+def _cell(text: str) -> str:
+    """One line without a border of the table's, whatever a stranger called his set."""
+    return readable(" ".join(text.split())).replace("|", "\\|")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

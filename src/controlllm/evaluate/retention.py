@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
+from controlllm.common.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.expanded import recording_alpha
 from controlllm.evaluate.losses import deal, evaluating, model_logits, per_token, split_batch
@@ -19,6 +20,7 @@ __all__ = [
     "mean_loss",
     "measure_retention",
     "measure_settings",
+    "worst",
     "worst_forgetting",
 ]
 
@@ -103,6 +105,7 @@ def measure_settings(
             for set_up, tally in zip(settings, tallies, strict=True):
                 set_up()
                 tally.add(base_BTV, model_logits(model, inputs), labels_BT)
+                tick()
         for tally in tallies:
             tally.add_up(ranks)
     return [tally.report() for tally in tallies]
@@ -145,7 +148,11 @@ def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:
         DataError: if there is no set.
     """
     _require_sets(reports, "retain")
-    values = [report.forgetting for report in reports.values()]
+    return worst(report.forgetting for report in reports.values())
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest of some losses, rises or divergences; what is not a number is worse than all."""
     return max(math.inf if math.isnan(value) else value for value in values)
 
 

@@ -1,15 +1,21 @@
 """The model card (README.md) beside every saved form."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from controlllm.common.readable import readable
 from controlllm.expansion.hf_config import ControlLLMConfig
 from controlllm.expansion.interpolators import INTERPOLATORS
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "with_dial"]
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
+_PLAIN = re.compile(r"(?!.*www\.)[\w.+, \[\]/-]+", re.ASCII)
+"""Text that is no Markdown, no HTML and no link."""
 _INTRO = {
     "full": "The whole expanded model: base and trained parts in one.",
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
@@ -23,7 +29,7 @@ _LIBRARIES = {"collapsed": "transformers", "adapter": "peft"}
 
 _SHOWN = (
     *("structure", "num_blocks", "layers", "interpolator", "alpha"),
-    *("divergence", "divergence_weight", "expand_ends", "dial"),
+    *("divergence", "divergence_weight", "expand_ends"),
 )
 
 
@@ -38,7 +44,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
     return "\n".join(
         [
             _metadata(config, form),
-            f"# {base.rstrip('/').split('/')[-1]}, expanded by Control LLM ({form})",
+            f"# {_told(base.split('/')[-1])}, expanded by Control LLM ({form})",
             "",
             _INTRO[form],
             "",
@@ -61,24 +67,41 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
     )
 
 
+def with_dial(card: str, dial: Any) -> str:
+    """A card whose table says where the dial stands now; all else is as its writers left it.
+
+    Args:
+        card: the card's Markdown.
+        dial: the dial, as the config has it.
+    """
+    return re.sub(r"^\| dial \| .* \|$", lambda row: _dial_row(dial), card, flags=re.MULTILINE)
+
+
 def _base_name(config: ControlLLMConfig) -> str:
     """The base's name on the Hub; of a local folder only its own name, which gives nothing away."""
-    name = (config.base.get("name_or_path") or "").rstrip("/")
+    name = str(config.base.get("name_or_path") or "").rstrip("/")
     return name if _is_hub_name(name) else name.rpartition("/")[2]
 
 
 def _is_hub_name(name: str) -> bool:
-    if not name or name.startswith((".", "/")):
-        return False
-    return name.count("/") <= 1 and not Path(name).exists()
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _told(value: Any) -> str:
+    """What a folder says of itself, as text: a stranger's is code, not Markdown or HTML."""
+    text = readable(" ".join(str(value).split()))[:200]
+    if _PLAIN.fullmatch(text):
+        return text
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _metadata(config: ControlLLMConfig, form: str) -> str:
-    name = config.base.get("name_or_path") or ""
-    lines = ["---", "library_name: " + _LIBRARIES.get(form, "controlllm")]
+    name = str(config.base.get("name_or_path") or "")
+    values: dict[str, Any] = {"library_name": _LIBRARIES.get(form, "controlllm")}
     if _is_hub_name(name):
-        lines.append(f"base_model: {name}")
-    return "\n".join([*lines, "tags:", "- control-llm", "- continual-learning", "---", ""])
+        values["base_model"] = name
+    values["tags"] = ["control-llm", "continual-learning"]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
 def _table(config: ControlLLMConfig) -> str:
@@ -90,27 +113,30 @@ def _table(config: ControlLLMConfig) -> str:
         "layers of the base": base.get("num_hidden_layers"),
     }
     rows |= {key: expansion[key] for key in _SHOWN if expansion.get(key) is not None}
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    )
+    lines = (f"| {key} | {_told(value)} |" for key, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *lines, _dial_row(expansion.get("dial"))])
+
+
+def _dial_row(dial: Any) -> str:
+    return f"| dial | {'as trained' if dial is None else _told(dial)} |"
 
 
 def _loading(config: ControlLLMConfig, form: str) -> str:
     if form == "sidecar":
-        base = _base_name(config) or "the-base-model"
+        base = json.dumps(_base_name(config) or "the-base-model")
         return (
             "from transformers import AutoModelForCausalLM\n"
             "from controlllm import load_sidecar\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
             'model = load_sidecar(base, "this-folder")'
         )
     if form == "adapter":
-        base = _base_name(config) or "the-base-model"
+        base = json.dumps(_base_name(config) or "the-base-model")
         return (
             "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
             "from peft import PeftModel\n"
             "from transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
             'model = PeftModel.from_pretrained(base, "this-folder")'
         )
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

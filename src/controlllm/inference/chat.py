@@ -1,14 +1,15 @@
 """A conversation in the terminal, with the dial at hand: alpha can change between two turns."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from controlllm.common.adapters import as_base, carries_base
-from controlllm.common.errors import ControlLLMError, ModelError
-from controlllm.common.files import write_text
+from controlllm.common.errors import ConfigError, ControlLLMError, ModelError
+from controlllm.common.readable import readable
 from controlllm.expansion.modeling import ControlLLMForCausalLM
 from controlllm.inference.generate import GenerationSettings, Generator, prompt_ids
 
@@ -23,7 +24,7 @@ HELP = """\
 /base        answer with the base model alone, until the next /alpha or /trained
 /trained     answer with the trained model again
 /reset       forget the conversation
-/save FILE   append the conversation to FILE as one JSON line, ready to train on
+/save FILE   write the conversation to a new .jsonl file as one line, ready to train on
 /help        this list
 /quit        end (as Ctrl-D)
 """
@@ -39,7 +40,7 @@ class Chat:
         model: the model that answers.
         tokenizer: its tokenizer; its chat template is used where it has one.
         settings: how to sample.
-        write: where text goes, piece by piece.
+        write: where text goes, piece by piece; without anything that would steer a terminal.
         system: a system message to begin every conversation with.
     """
 
@@ -53,10 +54,11 @@ class Chat:
     ) -> None:
         self.model = model
         self.generator = Generator(model, tokenizer, settings)
-        self.write = write
+        self.write = lambda text: write(readable(text))
         self.opening = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.opening)
         self.base_only = False
+        self._saved: dict[Path, TextIO] = {}  # Open, so that no other file can pass for them.
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
             "/base": self._base,
@@ -71,11 +73,13 @@ class Chat:
 
         Args:
             lines: what the user says.
-            interactive: whether Ctrl-C ends only the answer that is being written.
+            interactive: whether a person types them: only then lines that begin with / are
+                commands, and Ctrl-C ends only the answer that is being written.
         """
+        take = self.handle if interactive else self._answer_line
         for line in lines:
             try:
-                if not self.handle(line.rstrip("\r\n")):
+                if not take(line.rstrip("\r\n")):
                     return
             except KeyboardInterrupt:
                 if not interactive:
@@ -91,10 +95,18 @@ class Chat:
         name, _, argument = line.strip().partition(" ")
         if name in ("/quit", "/exit"):
             return False
+        if not name.startswith("/"):
+            return self._answer_line(line)
         try:
-            if name.startswith("/"):
-                self._command(name, argument.strip())
-            elif name:
+            self._command(name, argument.strip())
+        except ControlLLMError as error:
+            self.write(f"{error}\n")
+        return True
+
+    def _answer_line(self, line: str) -> bool:
+        """Answer a line, whatever it is: the conversation goes on."""
+        try:
+            if line.strip():
                 self.answer(line)
         except ControlLLMError as error:
             self.write(f"{error}\n")
@@ -119,12 +131,21 @@ class Chat:
             return
         self._commands[name](argument)
 
+    def set_alpha(self, alpha: float | None) -> None:
+        """Answer with this alpha from now on; None = as trained.
+
+        Raises:
+            ConfigError: it is outside [0, 1].
+            ModelError: the model has no expansion.
+        """
+        self._expanded().set_alpha(alpha)
+        self.base_only = False
+        self.generator.forget()
+
     def _alpha(self, argument: str) -> None:
         model = self._expanded()
         if argument:
-            model.set_alpha(None if argument == "trained" else _number(argument))
-            self.base_only = False
-            self.generator.forget()
+            self.set_alpha(None if argument == "trained" else _number(argument))
         values = model.alphas()
         shown = "  ".join(f"{layer}: {alpha:.3g}" for layer, alpha in values.items())
         self.write(f"alpha by layer: {shown}\n")
@@ -151,10 +172,26 @@ class Chat:
             self.write("/save needs a file name.\n")
             return
         path = Path(argument)
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if path.suffix != ".jsonl":
+            raise ConfigError(f"/save {path}: give a file whose name ends in .jsonl.")
         line = json.dumps({"messages": self.messages}, ensure_ascii=False)
-        write_text(path, f"{before}{line}\n")
+        try:
+            self._append(path, f"{line}\n")
+        except FileExistsError:
+            raise ConfigError(f"{path} is there already; give the name of a new file.") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}.") from error
         self.write(f"Saved {len(self.messages)} messages to {path}.\n")
+
+    def _append(self, path: Path, line: str) -> None:
+        """Write to a new file, or to one that this conversation made; never through a link."""
+        file = self._saved.get(path)
+        if file is None:
+            self._saved[path] = file = path.open("x", encoding="utf-8")
+        elif not os.path.samestat(os.lstat(path), os.fstat(file.fileno())):
+            raise FileExistsError(path)
+        file.write(line)
+        file.flush()
 
     def _expanded(self) -> ControlLLMForCausalLM:
         if not isinstance(self.model, ControlLLMForCausalLM):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,10 +12,20 @@ from transformers.generation.streamers import BaseStreamer
 
 from controlllm.common.bounds import LARGEST_SEED, check_range
 from controlllm.common.errors import ConfigError
+from controlllm.common.progress import progress
+from controlllm.common.said import Rule, check_said
 
 __all__ = ["GenerationSettings", "Generator", "prompt_ids"]
 
 Message = dict[str, str]
+
+PART_TOKENS = 2048
+"""Longer prompts are read in parts of so many tokens."""
+
+_OF_SAMPLING = tuple(
+    Rule(name, lambda settings: settings.temperature > 0, "temperature=0 does not sample; set it")
+    for name in ("top_p", "top_k", "seed")
+)
 
 
 @dataclass
@@ -53,6 +64,7 @@ class GenerationSettings:
             check_range("seed", self.seed, 0, LARGEST_SEED)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p!r}; allowed: above 0 and at most 1.")
+        check_said(self, _OF_SAMPLING)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `generate`; sampling values only where there is sampling."""
@@ -123,7 +135,7 @@ class Generator:
         if self.settings.seed is not None:
             torch.manual_seed(self.settings.seed)
         ids_BT = ids_BT.to(self.model.device)
-        cache = self._take_cache(ids_BT)
+        cache = self._read(ids_BT, self._take_cache(ids_BT))
         stream = _TextStream(self.tokenizer, on_text)
         model: Any = self.model
         output = model.generate(
@@ -139,6 +151,25 @@ class Generator:
         # The last token was written but never read by the model.
         self._cache, self._cached_ids = output.past_key_values, ids[:-1]
         return stream.text
+
+    def _read(self, ids_BT: Tensor, cache: Any) -> Any:
+        """The cache of all of a long prompt but its end, read in parts: it shows how far it is."""
+        begin, end = self.cached_tokens, ids_BT.shape[1] - 1
+        if end - begin <= PART_TOKENS:
+            return cache
+        model: Any = self.model
+        known = signature(model.forward).parameters
+        few = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        with progress("reading the prompt", "tokens", end - begin) as line:
+            for start in range(begin, end, PART_TOKENS):
+                stop = min(start + PART_TOKENS, end)
+                part = ids_BT[:, start:stop]
+                output = model(part, past_key_values=cache, use_cache=True, **few)
+                cache = getattr(output, "past_key_values", None)
+                if cache is None:  # A model whose memory is no such cache reads it all at once.
+                    return None
+                line.show(stop - begin)
+        return cache
 
     def _take_cache(self, ids_BT: Tensor) -> Any:
         """The cache if the prompt begins with exactly its tokens, else None; `forget` meanwhile.

@@ -133,6 +133,7 @@ class Bench:
         """
         with self.autocast():
             if self.run.data.packing:
+                log.info("Trying out that packed documents stay apart")
                 check_packing(self.model)
             if self.loss.in_parts:
                 check_head(self.model)
@@ -171,6 +172,8 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
     engine_settings = _prepare_deepspeed(run, world) if run.parallel.strategy in ZERO else {}
     seed_everything(training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
+    if loaded is None:
+        log.info("Loading %s", run.model.model_name_or_path)
     base, tokenizer = load_base(run, loaded, files)
     rehearsal = None
     if run.rehearsal.enabled:
@@ -187,6 +190,7 @@ def make_bench(run: RunConfig, loaded: Loaded | None = None, world: World | None
         world.loader_ranks(run.data.cache_timeout),
     )
     world.ranks.first(lambda: warn_of_overlaps(run.data))
+    log.info("Setting up the method %s", run.method)
     prepared = prepare_model(base, run, world.size)
     _tell(prepared.model, loader)
     if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
@@ -330,8 +334,8 @@ def _eval_set(
     source: SourceConfig, tokenizer: PreTrainedTokenizerBase, run: RunConfig
 ) -> list[Batch]:
     training = run.training
-    limit = training.max_eval_samples
-    examples, stats = read_examples(source, tokenizer, run.data, limit)
-    read = f"the first {len(examples):,} examples"
-    log.info("Evaluation set %s: %s", source.name, read if limit else stats.describe())
+    examples, stats = read_examples(source, tokenizer, run.data)
+    tokens = sum(map(len, examples))
+    read = f"{len(examples):,} examples of {tokens:,} tokens are measured"
+    log.info("Evaluation set %s: %s; %s", source.name, read, stats.describe())
     return eval_batches(examples, tokenizer, run.data, training.per_device_eval_batch_size)

@@ -126,6 +126,8 @@ class RunKeeper:
         self.stopped = self._reason_to_stop()
         if self.signals is not None:
             self.signals.begin(tell=self.bench.world.is_first)
+        if self.stopped is None:
+            log.info("Reading the first batch; the first step follows")
         self.start_clock()
 
     def start_clock(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_json, write_text
+from controlllm.common.readable import readable, unguarded
 from controlllm.common.registry import Registry
 from controlllm.common.secrets import redacted
 from controlllm.train import metrics as names
@@ -261,6 +262,7 @@ class ProgressBarLogger(PlainLogger):
 
     def __init__(self, context: LoggerContext) -> None:
         super().__init__(context)
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
@@ -268,13 +270,13 @@ class ProgressBarLogger(PlainLogger):
             MofNCompleteColumn(),
             TextColumn("{task.description}", markup=False),
         )
-        self.bar = Progress(*columns)
+        self.bar = Progress(*columns, console=Console(file=unguarded(sys.stdout)))
         self.task = self.bar.add_task("", total=self.total, completed=self.start)
         self.bar.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Move the bar, or print the measurement."""
-        text = self.describe(metrics, step)
+        text = readable(self.describe(metrics, step))
         if names.LOSS in metrics:
             self.bar.update(self.task, completed=step, description=text)
         else:

@@ -18,11 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from controlllm.common.adapters import as_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, write_text
+from controlllm.common.progress import Progress, progress
 from controlllm.data import TokenStore
 from controlllm.evaluate import evaluating
 from controlllm.expansion.fingerprint import fingerprint
@@ -90,18 +97,37 @@ def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[lis
     """
     devices = [model.device] if model.device.type == "cuda" else []
     written: list[list[int]] = []
-    with evaluating(model), as_base(model), torch.random.fork_rng(devices):
+    number = plan.num_sequences
+    shown = progress("rehearsal: the base writes", "sequences", number)
+    with evaluating(model), as_base(model), torch.random.fork_rng(devices), shown as line:
         torch.manual_seed(plan.seed)
-        while len(written) < plan.num_sequences:
-            rows = range(len(written), min(len(written) + plan.batch_size, plan.num_sequences))
-            written += _sample_batch(
-                model, plan, [plan.prompts[i % len(plan.prompts)] for i in rows]
-            )
+        while len(written) < number:
+            rows = range(len(written), min(len(written) + plan.batch_size, number))
+            prompts = [plan.prompts[i % len(plan.prompts)] for i in rows]
+            written += _sample_batch(model, plan, prompts, _Watch(line, rows, plan.length))
+            line.show(len(written))
     yield from written
 
 
+class _Watch(StoppingCriteria):
+    """Stops nothing: shows how far the rows of a batch are.
+
+    Args:
+        line: where.
+        rows: which sequences they are.
+        length: most tokens of one.
+    """
+
+    def __init__(self, line: Progress, rows: range, length: int) -> None:
+        self.line, self.rows, self.length = line, rows, length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.line.show(self.rows.start + len(self.rows) * input_ids.shape[1] / self.length)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def _sample_batch(
-    model: PreTrainedModel, plan: SamplingPlan, prompts: list[tuple[int, ...]]
+    model: PreTrainedModel, plan: SamplingPlan, prompts: list[tuple[int, ...]], watch: _Watch
 ) -> list[list[int]]:
     ids_BT, mask_BT = _left_padded(prompts)
     longest = ids_BT.shape[1]
@@ -110,6 +136,7 @@ def _sample_batch(
         input_ids=ids_BT.to(model.device),
         attention_mask=mask_BT.to(model.device),
         generation_config=_plain_sampling(plan),
+        stopping_criteria=StoppingCriteriaList([watch]),
     )
     rows = []
     for row, prompt in zip(output.tolist(), prompts, strict=True):

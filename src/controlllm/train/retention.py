@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import nn
 
 from controlllm.common.distributed import Ranks
+from controlllm.common.progress import progress
 from controlllm.data import Batch
 from controlllm.evaluate import (
     Reference,
@@ -89,15 +90,26 @@ class ForgettingMeter:
 
     def measure(self) -> Measurement:
         """Evaluate the model as it is, at its nominal alpha. Collective."""
-        retain = {
-            name: measure_retention(self.model, batches, self.reference, self.ranks)
-            for name, batches in self.retain.items()
-        }
-        learn = {}
-        for name, base in self._base_of_learn.items():
-            report = evaluate_losses(self.model, self.learn[name], self.ranks)
-            learn[name] = replace(base, loss=report.loss)
+        with progress("measuring", "batches of the held-out sets", self._batches()):
+            retain = {
+                name: measure_retention(self.model, batches, self.reference, self.ranks)
+                for name, batches in self.retain.items()
+            }
+            learn = {}
+            for name, base in self._base_of_learn.items():
+                report = evaluate_losses(self.model, self.learn[name], self.ranks)
+                learn[name] = replace(base, loss=report.loss)
         return Measurement(learn, retain)
+
+    def _batches(self) -> int:
+        """How many this process is going to compute."""
+        first = "_base_of_learn" not in vars(self)  # Then the base computes them, too.
+        sets = [
+            *self.retain.values(),
+            *self.learn.values(),
+            *(self.learn.values() if first else ()),
+        ]
+        return sum(-(-len(batches) // self.ranks.world_size) for batches in sets)
 
     @cached_property
     def _base_of_learn(self) -> dict[str, RetentionReport]:

@@ -114,8 +114,11 @@ WARNED = (
         False,
     ),
     *(
-        Rule(f"training.{name}", _measures, "data.learn and data.retain name no set", False)
-        for name in ("eval_steps", "max_eval_samples", "per_device_eval_batch_size")
+        Rule(name, _measures, "data.learn and data.retain name no set", False)
+        for name in (
+            *("training.eval_steps", "training.per_device_eval_batch_size"),
+            *("data.max_eval_samples", "data.max_eval_tokens"),
+        )
     ),
     Rule(
         "training.remote_timeout",

@@ -29,7 +29,7 @@ _TINY = 1e-12
 _LEAST = {
     **dict.fromkeys(
         (
-            *("max_steps", "max_tokens", "eval_steps", "max_eval_samples", "save_steps"),
+            *("max_steps", "max_tokens", "eval_steps", "save_steps"),
             *("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"),
             *("gradient_accumulation_steps", "total_train_batch_size", "loss_chunk_size"),
         ),
@@ -142,8 +142,6 @@ class TrainingConfig:
 
     eval_steps: int = 100
     """Optimizer steps between measurements of data.learn and data.retain; also before and after."""
-    max_eval_samples: int | None = None
-    """Use only the first so many examples of each evaluation set; null = all."""
     save_steps: int = 500
     """Optimizer steps between checkpoints; one is always written at the end."""
     save_total_limit: int | None = 2
