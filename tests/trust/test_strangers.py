@@ -27,6 +27,7 @@ import fsspec
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.checkpoint.test_state import make_state
 from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
@@ -592,20 +593,21 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\ud800"
 STEERING = set("\x1b\x07\x9b\r\u202e\ud800")
 
 
-def test_tensor_names_and_base_names_are_shown_not_obeyed(cli: Cli, sidecar: Path, tmp_path: Path):
+def test_tensor_names_and_base_names_are_shown_not_obeyed(cli: Cli, pico_llama, tmp_path: Path):
     folder = tmp_path / "side"
-    shutil.copytree(sidecar, folder)
-    weights, config = folder / "sidecar.safetensors", folder / "sidecar_config.json"
+    model = expand(pico_llama(), num_blocks=2)
+    model.config.base["name_or_path"] = f"org/{EVIL[:-1]}"
+    export(model, folder, "sidecar")
+    (folder / "checksums.json").unlink()
+    weights = folder / "sidecar.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
     tensors = load_file(weights) | {f"model.{EVIL[:-1]}.expanded.x": torch.zeros(1)}
-    save_file(tensors, weights)
-    values = json.loads(config.read_text())
-    values["base"]["name_or_path"] = f"org/{EVIL}"
-    config.write_text(json.dumps(values))
+    save_file(tensors, weights, metadata)
     code, out, err = cli("inspect", folder)
-    assert not STEERING & set(out + err)
-    assert "owned" in out + err
+    assert code == 0 and "owned" in out and not STEERING & set(out + err)
     code, _, err = cli("eval", folder, "--files", "x.txt", "--load.base", f"./{EVIL}")
-    assert code == 2 and not STEERING & set(err) and "owned" in err
+    assert code == 2 and "owned" in err and not STEERING & set(err)
 
 
 def test_errors_logs_warnings_tables_and_prints_pass_one_sink(
@@ -654,7 +656,8 @@ def test_what_a_model_writes_cannot_steer_also_in_pieces(pico_llama, pico_tokeni
 )
 def test_a_base_name_is_no_markup_of_the_card(form: str, name: str):
     base = {"name_or_path": name, "revision": f"r {name}", "fingerprint": name}
-    card = model_card(ControlLLMConfig(expansion={"structure": name}, base=base), form)
+    expansion = ExpansionConfig(num_blocks=1).to_dict()
+    card = model_card(ControlLLMConfig(expansion=expansion, base=base), form)
     front, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert set(yaml.safe_load(front)) <= {"library_name", "base_model", "tags"}
     text, code = body.split("```python\n")[0], body.split("```python\n")[1].split("\n```\n")[0]
