@@ -87,7 +87,6 @@ from controlllm.evaluate.retention import worst
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.card import with_dial
 from controlllm.inference import GenerationSettings, Generator
-from controlllm.inference.generate import GenerationSettings
 from controlllm.train import RunConfig, train
 from controlllm.train.bench import make_bench
 from controlllm.train.folder import _changes as folder_changes
