@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from controlllm.checkpoint.optimizer import PREFIX
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import read_json, save_tensors, write_json
+from controlllm.common.tensor_files import read_header
 from controlllm.expansion.base_files import INDEX
 from controlllm.expansion.sidecar import require_same
 
@@ -141,7 +141,7 @@ def map_joined(folder: Path) -> dict[str, Tensor]:
 def _read_some(folder: Path, without: str | None) -> Iterator[dict[str, Tensor]]:
     """Whole tensors, at most `AT_ONCE` bytes or a single one at a time."""
     reader = _reader(folder)
-    entries = reader.read_metadata().state_dict_metadata
+    entries = _entries(folder)
     some: dict[str, Tensor] = {}
     for name in sorted(filter(_is_ours, entries)):
         if without is not None and name.startswith(without):
@@ -182,23 +182,21 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: a file is broken or truncated.
     """
+    return {name: tuple(entry.size) for name, entry in _entries(folder).items()}
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """What the headers say of every tensor."""
+    for file in sorted(folder.glob("*.safetensors")):
+        read_header(file)
     try:
-        entries = _reader(folder).read_metadata().state_dict_metadata
-    except SafetensorError as error:
-        names = [file.name for file in folder.glob("*.safetensors") if not _opens(file)]
+        found: dict[str, Any] = _reader(folder).read_metadata().state_dict_metadata
+        return {name: entry for name, entry in found.items() if entry.size is not None}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of notes beside tensors
         raise CheckpointError(
-            f"{folder}: {', '.join(sorted(names))} is broken or truncated ({error}); copy or "
-            "download it again."
+            f"{folder}: the parts do not say where they belong ({error!r}); copy or download them "
+            "again."
         ) from error
-    return {name: tuple(entry.size) for name, entry in entries.items()}
-
-
-def _opens(file: Path) -> bool:
-    try:
-        with safe_open(file, "pt"):
-            return True
-    except SafetensorError:
-        return False
 
 
 def fill_some(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.common.bitsandbytes import bnb_config
@@ -132,14 +133,14 @@ def from_pretrained(
             trust_remote_code=options.trust_remote_code,
             **settings,
         )
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         raise CheckpointError(
             f"{name} cannot be loaded: {_first_line(error)} (Neither a whole model folder nor a "
             "name that the Hub gives; for a private model log in with `hf auth login`.)"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
 
 

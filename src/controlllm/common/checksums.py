@@ -27,6 +27,8 @@ __all__ = [
 CHECKSUMS = "checksums.json"
 _FREE = ("README.md", ".gitattributes")
 """What hubs and people edit, and no number depends on."""
+_FOUND = (".safetensors", ".index.json")
+"""Ends of the names of files that loaders look for, and might find where they were not written."""
 
 
 class _File(TypedDict):
@@ -77,12 +79,19 @@ def verify_checksums(folder: str | Path) -> None:
     """Compare a folder with its note; one without passes: only what we export has one.
 
     Raises:
-        CheckpointError: with the file that is missing or was changed.
+        CheckpointError: with the file that is missing, was changed, or holds other weights.
     """
     path = Path(folder) / CHECKSUMS
     if path.is_file():
         advice = f"export or download it again (if the change is your own: take it out of {path})"
-        compare_files(Path(folder), read_record(path, _Checksums)["files"], CHECKSUMS, advice)
+        files = read_record(path, _Checksums)["files"]
+        compare_files(Path(folder), files, CHECKSUMS, advice)
+        for other in sorted(Path(folder).iterdir()):
+            if other.name.endswith(_FOUND) and other.name not in files:
+                raise CheckpointError(
+                    f"{other} is not in {CHECKSUMS}, and would be loaded with or for what is: "
+                    "remove it."
+                )
 
 
 def compare_files(folder: Path, files: dict[str, Any], note: str, advice: str) -> None:

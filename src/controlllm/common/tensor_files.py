@@ -105,7 +105,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _broken(path: Path, error: Exception) -> CheckpointError:
+    if not path.is_file():
+        return CheckpointError(f"{path} is missing.")
     return CheckpointError(
-        f"{path} cannot be read: it is no safetensors file, or broken or truncated ({error}). "
-        "Copy, download or export it again."
+        f"{path} is broken or truncated, or no safetensors file ({error}); copy, download or "
+        "export it again."
     )
