@@ -4,6 +4,7 @@ It tells truncated, damaged and half-copied files. It is no signature: whoever c
 can change the sums as well.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def resealed(folder: str | Path) -> Iterator[None]:
         write_checksums(folder)
 
 
-def verify_checksums(folder: str | Path) -> None:
+def verify_checksums(folder: str | os.PathLike[str]) -> None:
     """Compare a folder with its note; one without passes: only what we export has one.
 
     Raises:

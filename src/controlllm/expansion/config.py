@@ -123,6 +123,8 @@ class ExpansionConfig:
         for value in self.dial.values() if isinstance(self.dial, dict) else [self.dial]:
             if value is not None:
                 _check_alpha("alpha dial", value)
+        for value in (self.mean_alpha or {}).values():
+            _check_alpha("mean_alpha", value)
 
     def _check_weights(self) -> None:
         weight, relaxed = self.divergence_weight, self.relaxed_norm

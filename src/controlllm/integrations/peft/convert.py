@@ -1,13 +1,19 @@
 """A sidecar's folder to an adapter's folder of PEFT and back: exactly, without the base."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from controlllm.common.checksums import verify_checksums, write_checksums
 from controlllm.common.errors import CheckpointError
 from controlllm.common.files import atomic_folder, read_json, require_empty, save_tensors
+from controlllm.common.schema import check_record
+from controlllm.common.tensor_files import read_tensors, require_numbers
+from controlllm.expansion.config import ExpansionConfig
+from controlllm.expansion.records import BaseRecord
 from controlllm.expansion.sidecar import (
     read_sidecar_config,
     read_sidecar_tensors,
@@ -67,6 +73,7 @@ def sidecar_to_adapter(
     with atomic_folder(Path(adapter), overwrite=overwrite) as temporary:
         save_tensors(temporary / ADAPTER_WEIGHTS, named, {"format": "pt"})
         config.save_pretrained(temporary)
+        write_checksums(temporary)
 
 
 def adapter_to_sidecar(
@@ -86,22 +93,17 @@ def adapter_to_sidecar(
     values = read_json(path)
     if not isinstance(values, dict) or values.get("peft_type") != "CONTROLLLM":
         raise CheckpointError(f"{path} is not of a Control LLM adapter; it cannot be a sidecar.")
-    config = ControlLLMPeftConfig(**values)
-    if config.base is None:
+    if values.get("base") is None:
         raise CheckpointError(f"{path} does not say which base it belongs to (base).")
-    tensors = {sidecar_name(key): tensor for key, tensor in _read(adapter).items()}
+    names = {field.name for field in fields(ExpansionConfig)}
+    check_record({k: v for k, v in values.items() if k in names}, ExpansionConfig, path)
+    check_record(values["base"], BaseRecord, path)
+    config = ControlLLMPeftConfig(**values)
+    verify_checksums(adapter)
+    saved = read_tensors(Path(adapter) / ADAPTER_WEIGHTS)
+    require_numbers(saved, str(adapter))
+    tensors = {sidecar_name(key): tensor for key, tensor in saved.items()}
     write_sidecar(sidecar, _tied_once(tensors), config.card_config(), overwrite)
-
-
-def _read(adapter: str | os.PathLike[str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(adapter) / ADAPTER_WEIGHTS
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def _tables(tensors: dict[str, Tensor]) -> list[str]:
