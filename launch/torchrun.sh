@@ -31,6 +31,8 @@ fi
 
 # After SIGTERM the step is finished and saved; torchrun would kill it after 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+# No file of the working folder is taken for a module.
+export PYTHONSAFEPATH=1
 
 exec torchrun "${meeting[@]}" --nproc-per-node "$NPROC" --max-restarts "$RESTARTS" \
   --module controlllm.cli train "$@"

@@ -13,7 +13,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.files import read_json, require_writable, write_json, write_text
 from controlllm.common.occupied import occupied
 from controlllm.common.progress import stage
-from controlllm.common.remote import is_remote
+from controlllm.common.remote import is_remote, shown
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.evaluate.dial import check_budget, check_settings
@@ -127,7 +127,7 @@ def _target(options: CalibrateOptions) -> _Target:
     """Decide before hours of measuring whether the result can be written."""
     location = locate(options.model, options.load.storage_options)
     if options.output is None and is_remote(options.model):
-        raise ConfigError(f"{options.model} is elsewhere; say where to write: --output.")
+        raise ConfigError(f"{shown(options.model)} is elsewhere; say where to write: --output.")
     in_place = options.output is None and location.kind in (Kind.SIDECAR, Kind.EXPANDED)
     if in_place and options.overwrite:
         raise ConfigError(

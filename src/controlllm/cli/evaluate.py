@@ -13,6 +13,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.fields import RUNS_CODE
 from controlllm.common.files import require_writable, write_json
 from controlllm.common.progress import progress, stage
+from controlllm.common.remote import shown
 from controlllm.common.said import Rule, check_said
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
@@ -113,7 +114,7 @@ def run(argv: list[str]) -> None:
     if options.alpha is not None:
         _expanded(model).set_alpha(options.alpha)
     reference = _reference(model, options)
-    results: dict[str, Any] = {"model": options.model}
+    results: dict[str, Any] = {"model": shown(options.model)}
     if sources:
         sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
         tell_size(sets, settings=1)

@@ -14,7 +14,7 @@ from controlllm.common.errors import ConfigError
 __all__ = ["MAX_BYTES", "parse_yaml"]
 
 MAX_BYTES = 2**20
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 MAX_DEPTH = 50
 _CHARACTERS = 100
 """So many of a text count as a further value."""

@@ -13,7 +13,7 @@ from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.adapter_config import AdapterConfig
-from controlllm.train.config_io import build, merge, read_yaml, write_yaml
+from controlllm.train.config_io import build, merge, read_yaml, require_secrets, write_yaml
 from controlllm.train.debug_config import DebugConfig
 from controlllm.train.method_config import (
     FreezeConfig,
@@ -267,7 +267,9 @@ class RunConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML run file (`from_dict` says how it is understood and what it raises)."""
-        return cls.from_dict(read_yaml(path))
+        values = read_yaml(path)
+        require_secrets(values, str(path))
+        return cls.from_dict(values)
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the resolved config, secrets included; the run can be repeated from this file."""

@@ -13,9 +13,10 @@ import yaml
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import atomic_file
 from controlllm.common.schema import build
+from controlllm.common.secrets import redactions
 from controlllm.common.yamls import MAX_BYTES, parse_yaml
 
-__all__ = ["build", "merge", "read_yaml", "write_yaml"]
+__all__ = ["build", "merge", "read_yaml", "require_secrets", "write_yaml"]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,21 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def require_secrets(values: Any, name: str) -> None:
+    """Refuse placeholders that stand for what was redacted.
+
+    Raises:
+        ConfigError: with the first of them.
+    """
+    gone = next(redactions(values), None)
+    if gone is not None:
+        raise ConfigError(
+            f"{name}: {gone} is a secret that was left out when the file was written; put it in "
+            "again, in a file of your own, or take it out and give it by the environment "
+            "(docs/hdfs.md)."
+        )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
