@@ -36,17 +36,15 @@ def quiet_progress_bars() -> None:
         logging.disable_progress_bar()
 
 
-class _Readable(logging.Formatter):
-    """Messages as they are, but for what would steer the terminal."""
+class _Log(logging.Handler):
+    """Prints messages as they are, but for what would steer the terminal; above a bar of rich."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """The message, and the traceback where there is one."""
-        return readable(super().format(record))
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one, on what standard error is by now."""
+        print(readable(self.format(record)), file=sys.stderr, flush=True)
 
 
 def tell_log() -> None:
     """Print what this library logs from now on, from its remarks on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Readable("%(message)s"))
-    logging.basicConfig(handlers=[handler])
+    logging.basicConfig(handlers=[_Log()], format="%(message)s")
     logging.getLogger("controlllm").setLevel(logging.INFO)
