@@ -64,6 +64,7 @@ OF_CONFIGS: dict[str, Any] = {
     "long_text": "drop",
     "long_chat": "drop",
     "piece_bos": False,
+    "special_tokens_in_text": True,
 }
 NEVER_OF_CONFIGS: dict[str, Any] = {
     # Reviewed: order, mixing, batches, processes, places. Plugins count by the code that they hold.

@@ -91,7 +91,11 @@ def same(renderer: Renderer, roles: list[str], contents: list[str]) -> None:
 def test_filled_equals_rendered(
     chat_tokenizer: PreTrainedTokenizerBase, template: str, contents: list[str], roles: list[str]
 ) -> None:
-    same(Renderer(chat_tokenizer, DataConfig(chat_template=template)), roles, contents)
+    same(
+        Renderer(chat_tokenizer, DataConfig(chat_template=template, special_tokens_in_text=True)),
+        roles,
+        contents,
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +104,7 @@ def test_filled_equals_rendered_by_a_real_template(
     shared_data: Path, contents: list[str], roles: list[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind6400")
-    same(Renderer(tokenizer, DataConfig()), roles, contents)
+    same(Renderer(tokenizer, DataConfig(special_tokens_in_text=True)), roles, contents)
 
 
 def quick(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:

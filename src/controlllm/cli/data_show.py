@@ -112,6 +112,8 @@ class Paper:
             ]
             if counts or label == "left out":
                 yield label, f"{', '.join(counts) or 'nothing'} of {stats.rows:,} rows"
+        if count := stats.special_as_text:
+            yield "names", f"special tokens are named in {count:,} rows, and taken as text"
         if count := stats.repeated_bos:
             share = 100 * count / stats.tokens
             yield "BOS", f"{count:,} before further pieces, {share:.2f} % of the tokens (piece_bos)"

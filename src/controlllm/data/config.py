@@ -287,6 +287,10 @@ class DataConfig:
     long_chat: str = "truncate"
     """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
 
+    special_tokens_in_text: bool = False
+    """Let `</s>`, `<|im_start|>` and the like inside rows become the tokens of that name, as rows
+    that were rendered by a chat template beforehand need it; by default they are text."""
+
     piece_bos: bool = True
     """Begin every piece of a document that begins with BOS with BOS, too: the further pieces of a
     split one, and what `packing_strategy: concat` goes on with in the next slot. Most models

@@ -102,6 +102,8 @@ class SourceStats:
     """Rows left out because an earlier one became the same examples (`deduplicate`)."""
     bad_rows: int = 0
     """Rows left out because they could not be read (`on_bad_row: skip`)."""
+    special_as_text: int = 0
+    """Rows that name special tokens, taken as text (unless `special_tokens_in_text`)."""
     repeated_bos: int = 0
     """BOS tokens before the further pieces of split rows (`piece_bos`), among `tokens`."""
 
@@ -227,7 +229,9 @@ class RowEncoder:
             if chosen or keeps_row(row, self.source):
                 document = to_document(row, self.source.format, self.source.columns)
             if document is not None:
-                return self.renderer.prepare(document)
+                prepared = self.renderer.prepare(document)
+                self.stats.special_as_text += prepared.named
+                return prepared
             self.stats.filtered += 1
         return None
 

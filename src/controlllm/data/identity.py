@@ -25,7 +25,14 @@ __all__ = ["NOT_OF_ROWS", "OF_ENCODING", "model_key", "options_key"]
 NOT_OF_ROWS = {"path", "name", "weight", "streaming", "epochs", "split", "subset", "revision"}
 """Fields of a source that change no row, or that the identity of its rows tells already."""
 
-OF_ENCODING = ("max_length", "train_on", "long_text", "long_chat", "piece_bos")
+OF_ENCODING = (
+    "max_length",
+    "train_on",
+    "long_text",
+    "long_chat",
+    "piece_bos",
+    "special_tokens_in_text",
+)
 """Fields of the data config that decide what becomes of a row."""
 
 SAMPLED = 1024

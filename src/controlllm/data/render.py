@@ -29,7 +29,8 @@ class Renderer:
     """Turns documents into tokens by the tokenizer and one chat template.
 
     A conversation has exactly the ids of `tokenizer.apply_chat_template(messages)`; plain text has
-    the ids of `tokenizer(text)` and ends with EOS.
+    the ids of `tokenizer(text)` and ends with EOS. But where contents or a text name special
+    tokens, those names are text, unless `special_tokens_in_text` says otherwise.
 
     Args:
         tokenizer: a fast tokenizer (spans of tokens come from it).
@@ -57,6 +58,7 @@ class Renderer:
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self.train_on = frozenset(config.train_on)
+        self._names = None if config.special_tokens_in_text else self._tokens.names
         self._special_tokens = frozenset(tokenizer.get_added_vocab())
         self._has_marks = (
             not every_token
@@ -70,9 +72,13 @@ class Renderer:
         Raises:
             DataError: the template refuses the conversation.
         """
+        named = self._names is not None and self._names.stand_in(document)
         if isinstance(document, str):
-            return Prepared(document, None)
-        return self._fill_skeleton(document) or self._prepare_chat(document)
+            return Prepared(document, None, named)
+        if self._names is None or not named:
+            return self._fill_skeleton(document) or self._prepare_chat(document)
+        hidden = self._prepare_chat(self._names.hide(document))
+        return Prepared(*self._names.reveal(hidden.text, hidden.spans or ()), named=True)
 
     def _fill_skeleton(self, document: list[Message]) -> Prepared | None:
         """The quick way, for conversations of plain texts by a template that treats all alike."""

@@ -14,6 +14,7 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.progress import stage
 from controlllm.data.offsets import TokenWidths, byte_length, token_widths
 from controlllm.data.spans import Span, token_range
+from controlllm.data.special import SpecialNames
 
 __all__ = ["Prepared", "TextTokenizer", "Tokenized"]
 
@@ -32,6 +33,9 @@ class Prepared:
 
     spans: list[Span] | None
     """The characters that are targets; None for plain text, where all are."""
+
+    named: bool = False
+    """Whether it names special tokens as text (see `special`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +65,28 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.names = SpecialNames.of(tokenizer)
         self._widths: tuple[int, TokenWidths | None] | None = None
 
     def tokenize(self, prepared: Sequence[Prepared]) -> list[Tokenized]:
         """Tokens of each, in order. Many at once are several times faster than one by one."""
-        texts = [item for item in prepared if item.spans is None]
-        chats = [item for item in prepared if item.spans is not None]
+        kinds = [(item.spans is None, item.named) for item in prepared]
         size = sum(len(item.text) for item in prepared)
-        told = stage(f"tokenizing {size:,} characters") if size > _LONG else nullcontext()
-        with told:
-            done = iter(self._texts(texts)), iter(self._chats(chats))
-        return [next(done[item.spans is not None]) for item in prepared]
+        done = {}
+        with stage(f"tokenizing {size:,} characters") if size > _LONG else nullcontext():
+            for kind in set(kinds):
+                items = [item for item, own in zip(prepared, kinds, strict=True) if own == kind]
+                done[kind] = iter(self._of_kind(items, *kind))
+        return [next(done[kind]) for kind in kinds]
 
-    def _backend(self) -> Any:
+    def _of_kind(self, items: Sequence[Prepared], is_text: bool, named: bool) -> list[Tokenized]:
+        if is_text:
+            return self._texts(items, named)
+        return self._by_offsets(items, named) if named else self._chats(items)
+
+    def _backend(self, named: bool = False) -> Any:
+        if named:
+            return self.names.backend
         backend = self.tokenizer.backend_tokenizer
         # What an earlier call of the tokenizer, somebody else's, may have left switched on.
         backend.no_truncation()
@@ -88,12 +101,10 @@ class TextTokenizer:
             self._widths = size, token_widths(self.tokenizer.backend_tokenizer)
         return self._widths[1]
 
-    def _texts(self, items: Sequence[Prepared]) -> list[Tokenized]:
-        if not items:
-            return []
+    def _texts(self, items: Sequence[Prepared], named: bool) -> list[Tokenized]:
         eos = self.tokenizer.eos_token_id
         done = []
-        for encoding in self._backend().encode_batch_fast([item.text for item in items]):
+        for encoding in self._backend(named).encode_batch_fast([i.text for i in items]):
             ids = encoding.ids
             tokens = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
             labels = tokens.copy()
@@ -102,8 +113,6 @@ class TextTokenizer:
         return done
 
     def _chats(self, items: Sequence[Prepared]) -> list[Tokenized]:
-        if not items:
-            return []
         widths = self._known_widths()
         if widths is None:
             return self._by_offsets(items)
@@ -115,13 +124,13 @@ class TextTokenizer:
         )
         return [found or next(others) for found in done]
 
-    def _by_offsets(self, items: Sequence[Prepared]) -> list[Tokenized]:
+    def _by_offsets(self, items: Sequence[Prepared], named: bool = False) -> list[Tokenized]:
         """The slow way: the library notes the characters of each token."""
         if not items:
             return []
         done = []
         texts = [item.text for item in items]
-        encodings = self._backend().encode_batch(texts, add_special_tokens=False)
+        encodings = self._backend(named).encode_batch(texts, add_special_tokens=False)
         for item, encoding in zip(items, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.int32)
             is_target = np.zeros(len(ids), dtype=bool)

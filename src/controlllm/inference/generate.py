@@ -1,6 +1,6 @@
 """Streaming generation, and a KV cache that lives from one turn to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -11,13 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from controlllm.common.bounds import LARGEST_SEED, check_range
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.progress import progress
 from controlllm.common.said import Rule, check_said
+from controlllm.data.special import SpecialNames
 
 __all__ = ["GenerationSettings", "Generator", "prompt_ids"]
-
-Message = dict[str, str]
 
 PART_TOKENS = 2048
 """Longer prompts are read in parts of so many tokens."""
@@ -79,20 +78,34 @@ class GenerationSettings:
         return common | sampling
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tensor:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> Tensor:
     """The token ids (1, T) after which the model writes its next turn.
 
     With a chat template the conversation is rendered by it. Without one the turns are simply put
-    one after another, and the model continues the text: what a base model is able to do.
+    one after another, and the model continues the text: what a base model is able to do. Names of
+    special tokens inside the turns are text: only the template begins and ends turns.
+
+    Raises:
+        ModelError: the tokenizer is slow.
+        DataError: the tokenizer cannot take the name of a special token as text.
     """
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        encoded = tokenizer(str(text), add_special_tokens=False, return_tensors="pt")
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} cannot tell text from special tokens by its "
+            "place; load the fast tokenizer."
+        )
+    names = SpecialNames.of(tokenizer)
+    named = names.stand_in(messages)
+    is_chat = bool(tokenizer.chat_template)
+    if is_chat:
+        shown: Any = names.hide(messages) if named else list(messages)
+        text = str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
+        text = names.reveal(text)[0] if named else text
     else:
         text = "".join(message["content"] for message in messages)
-        encoded = tokenizer(text, return_tensors="pt")
-    ids: Tensor = encoded["input_ids"]
-    return ids
+    if named:
+        return torch.tensor([names.backend.encode(text, add_special_tokens=not is_chat).ids])
+    return torch.tensor([tokenizer(text, add_special_tokens=not is_chat).input_ids])
 
 
 class Generator:
