@@ -1,6 +1,7 @@
 """The loader is endless, seeded, keeps its shares, and resumes exactly from a small state."""
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -106,6 +107,30 @@ def test_a_loader_can_be_wound_back(folder: Path, pico_tokenizer: PreTrainedToke
     first = list(islice(loader, 30))
     loader.load_state_dict(start)
     assert all(equal(a, b) for a, b in zip(first, loader, strict=False))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_pieces_of_a_long_text_are_shuffled_and_resumed(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, shuffle: bool
+) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"{number:03d}." for number in range(400)))
+
+    def loader() -> TrainLoader:
+        source = SourceConfig(f"{tmp_path}/book.txt", epochs=1)
+        settings = {"train": [source], "shuffle": shuffle, "piece_bos": False, "packing": False}
+        return TrainLoader(DataConfig(max_length=17, **settings), pico_tokenizer, 2, 0)
+
+    straight, batches, states = loader(), [], []
+    for batch in straight:
+        batches.append(batch)
+        states.append(json.dumps(straight.state_dict()))
+    rows = [text for batch in batches for text in pico_tokenizer.batch_decode(batch["input_ids"])]
+    places = [int(number[1]) for row in rows if (number := re.search(r"(\d{3})\.", row))]
+    assert len(set(places)) == len(places) == len(rows) - 1 == 100  # The last piece is EOS.
+    assert (places == sorted(places)) is not shuffle
+    resumed = loader()
+    resumed.load_state_dict(json.loads(states[20]))
+    assert all(equal(a, b) for a, b in zip(batches[21:], resumed, strict=True))
 
 
 def test_seeds_decide(folder: Path, pico_tokenizer: PreTrainedTokenizerBase) -> None:

@@ -85,6 +85,9 @@ class Order(ABC):
         size: blocks of the source.
     """
 
+    shuffled = True
+    """Whether what is read comes in a random order; if not, as it lies."""
+
     def __init__(self, size: int) -> None:
         self.size = size
 
@@ -100,6 +103,8 @@ class Order(ABC):
 
 class InOrder(Order):
     """Block after block, as they lie."""
+
+    shuffled = False
 
     def at(self, epoch: int, position: int) -> int:
         """The block of that position."""

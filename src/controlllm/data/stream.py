@@ -1,8 +1,8 @@
 """Step 5: one source, as one lane draws from it: shuffled, endless, and resumable.
 
 ```
-numbers -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time -> queue
- next      [unit, ...]            [reference, ...]                               [reference, ...]
+numbers -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time, mixed -> queue
+ next      [unit, ...]            [reference, ...]                                [reference, ...]
 ```
 
 What stands below is the state: plain numbers. A *reference* (number, row, piece) names an example
@@ -165,16 +165,26 @@ class Stream:
             self.stats.rows += len(rows)
         else:
             pieces = encoder.encode([located for _, located in rows])
-        tokens = 0
-        for (reference, _), examples in zip(rows, pieces, strict=True):
-            for piece, example in enumerate(examples):
-                self._queue.append(Drawn((*reference[:2], piece), example))
-                tokens += len(example)
+        drawn = [
+            Drawn((*reference[:2], piece), example)
+            for (reference, _), examples in zip(rows, pieces, strict=True)
+            for piece, example in enumerate(examples)
+        ]
+        if self.feed.order.shuffled and len(drawn) > len(rows):
+            self._mix(drawn)
+        self._queue += drawn
+        tokens = sum(len(example) for _, example in drawn)
         if tokens:
             self._opened_in_vain = 0
         wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
         self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
         return bool(rows)
+
+    def _mix(self, drawn: list[Drawn]) -> None:
+        """Mix the pieces of long rows: a batch of neighbours of one text is no random batch."""
+        for last in range(len(drawn) - 1, 0, -1):
+            other = self._random_below(last + 1)
+            drawn[last], drawn[other] = drawn[other], drawn[last]
 
     def _take_rows(self) -> list[tuple[Reference, Located]]:
         rows: list[tuple[Reference, Located]] = []
