@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from controlllm import ExpansionConfig, expand, load_sidecar
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.adapter_config import AdapterConfig
+from controlllm.expansion.peft import add_adapters
 from controlllm.expansion.said import (
     RULES,
     check_settings,
@@ -112,3 +113,32 @@ def test_where_the_copies_have_no_weight(pico_llama):
 def test_settings_of_another_kind_of_adapters_are_refused(type_, said):
     with pytest.raises(ConfigError, match=r"peft\.\w+=\d+ would not be used"):
         AdapterConfig(type=type_, **said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"freeze": ["blocks", "norm", "embeddings"]}, "freezes one of embeddings and head"),
+        ({"freeze": ["blocks", "norm", "head"]}, "freezes one of embeddings and head"),
+    ],
+)
+def test_one_of_two_tied_ends_cannot_be_frozen(pico_llama, settings, words):
+    with pytest.raises(ModelError, match=words):
+        expand(pico_llama(tie_word_embeddings=True), **settings)
+    assert expand(pico_llama(), **settings)
+    assert expand(pico_llama(tie_word_embeddings=True), freeze=["blocks", "norm"])
+
+
+def test_a_relaxed_norm_of_blocks_without_norms_is_refused(pico_llama):
+    base = pico_llama()
+    for layer in base.model.layers:
+        layer.input_layernorm = layer.post_attention_layernorm = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"relaxed_norm=0\.2 would not be used: layer 0"):
+        expand(base, layers=[0], relaxed_norm=0.2)
+
+
+def test_each_target_module_of_adapters_must_be_there(pico_llama):
+    pytest.importorskip("peft", reason="needs peft (the extra `peft`)")
+    config = AdapterConfig(target_modules=["q_proj", "no_such_proj"])
+    with pytest.raises(ConfigError, match=r"target_modules=\['no_such_proj'\]"):
+        add_adapters(pico_llama(), config)

@@ -69,8 +69,11 @@ def test_injected_is_explicit(name):
     assert differ(loss_gradients(without), loss_gradients(model))
 
 
-@pytest.mark.parametrize("interpolator", INTERPOLATORS)
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+KINDS = [(d, i) for d in DIVERGENCES for i in INTERPOLATORS]
+KINDS.remove(("attention", "proj"))  # its map stands before hidden states, and is refused here
+
+
+@pytest.mark.parametrize(("divergence", "interpolator"), KINDS)
 def test_injected_is_explicit_for_every_kind(interpolator, divergence):
     model = moved(interpolator=interpolator, divergence=divergence)
     assert_same(own_loss_gradients(model), loss_gradients(model))

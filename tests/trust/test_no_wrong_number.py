@@ -36,7 +36,7 @@ from tests.trust.schemas_helpers import (
     logits_of,
     write_base,
 )
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from controlllm import ExpansionConfig, collapse, expand
 from controlllm.checkpoint import (
@@ -50,6 +50,7 @@ from controlllm.checkpoint.manifest import write_manifest
 from controlllm.cli import evaluate, main
 from controlllm.cli.data_show import Paper
 from controlllm.cli.launch import _code_after
+from controlllm.cli.sets import load_sets
 from controlllm.common import interrupts
 from controlllm.common.checksums import resealed
 from controlllm.common.documents import check_packing
@@ -864,6 +865,18 @@ def test_every_exported_form_has_checksums_that_are_checked(tmp_path, base, pico
 # ---- said: what is said is used ----
 
 
+def test_rows_beyond_the_context_are_told_or_refused(run_config, loaded, pico_tokenizer, caplog):
+    with pytest.warns(UserWarning, match=r"data.max_length=200 is above .* 128 positions"):
+        load_base(run_config(data={"max_length": 200}), loaded())
+    table = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    with pytest.raises(ModelError, match=r"data.max_length=65 .* a learned row for each; set at"):
+        load_base(run_config(data={"max_length": 65}), (GPT2LMHeadModel(table), pico_tokenizer))
+    model, tokenizer = loaded()
+    sources = run_config().data.learn
+    load_sets(sources, model, tokenizer, DataConfig(max_length=200, packing=False), 2)
+    assert "data.max_length=200 is above the context" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("over", "words"),
     [
@@ -1150,6 +1163,15 @@ def test_the_dial_may_be_set_afterwards(tmp_path, base):
 
 
 # ---- tracebacks: a sentence, before anything slow ----
+
+
+def test_a_tokenizer_without_an_end_is_refused_before_the_base_writes(run_config, loaded):
+    model, tokenizer = loaded()
+    tokenizer.eos_token = None
+    run = run_config(preset="retain")
+    with pytest.raises(ConfigError, match=r"no eos_token.* \(model.tokenizer_name_or_path\)"):
+        train(run, (model, tokenizer))
+    assert not (Path(run.training.output_dir) / "rehearsal").exists()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint.remote import RemoteRun
 from controlllm.checkpoint.state import checkpoint_step
 from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.common.fields import value_at
 from controlllm.common.progress import stage
@@ -134,8 +135,13 @@ def load_sets(
     Raises:
         DataError: if a source is missing, empty or unreadable.
     """
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = context_of(model)
     if longest is not None and data.max_length > longest:
+        log.warning(
+            "data.max_length=%d is above the context of the model: it is measured in rows of %d.",
+            data.max_length,
+            longest,
+        )
         data = replace(data, max_length=longest)
     if data.packing:
         register_packed_attention()

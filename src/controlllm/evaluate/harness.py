@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.common.files import write_json
 from controlllm.common.registry import check_choice
@@ -195,7 +196,7 @@ def _evaluate(
             backend="causal",
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=config.batch_size,
-            max_length=config.max_length or _longest_input(model),
+            max_length=config.max_length or context_of(model),
         )
         return simple_evaluate(
             model=harness_model,
@@ -206,10 +207,6 @@ def _evaluate(
             task_manager=manager,
             log_samples=False,
         )
-
-
-def _longest_input(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.divergence import DIVERGENCES
 from controlllm.expansion.interpolators import INTERPOLATORS, ConstantGate, Interpolator
 
-__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock", "attention_module"]
+__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock", "attention_module", "norms_of"]
 
 
 class ExpandedBlock(nn.Module, ABC):
@@ -178,6 +178,11 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def norms_of(branch: nn.Module) -> list[nn.Module]:
+    """The norms that stand directly in a decoder block."""
+    return [one for one in branch.children() if "norm" in type(one).__name__.lower()]
+
+
 def attention_module(branch: nn.Module) -> nn.Module:
     """The attention module of a decoder block.
 
@@ -237,9 +242,8 @@ class RelaxedNorm:
 
     def attach(self) -> None:
         """Hook the norms that stand directly in the expanded branch."""
-        for module in self.block.expanded.children():
-            if "norm" in type(module).__name__.lower():
-                module.register_forward_hook(self.relax)
+        for module in norms_of(self.block.expanded):
+            module.register_forward_hook(self.relax)
 
     def relax(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The hook: blend the norm's input into its output."""

@@ -188,10 +188,11 @@ def _target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, n
         for module in block.modules()
         if isinstance(module, nn.Linear | Conv1D) and _is_named(names[module], config)
     }
-    if not found:
+    vain = [w for w in config.target_modules or () if not any(_ends_with(n, w) for n in found)]
+    if vain or not found:
         raise ConfigError(
             f"no linear layer of {type(model).__name__} is named like peft.target_modules="
-            f"{config.target_modules!r} in these blocks."
+            f"{vain or config.target_modules!r} in these blocks."
         )
     return found
 
@@ -215,7 +216,12 @@ def _target_blocks(model: PreTrainedModel, config: AdapterConfig) -> list[nn.Mod
 
 def _is_named(name: str, config: AdapterConfig) -> bool:
     wanted = config.target_modules
-    return wanted is None or any(f".{name}".endswith(f".{part}") for part in wanted)
+    return wanted is None or any(_ends_with(name, part) for part in wanted)
+
+
+def _ends_with(name: str, part: str) -> bool:
+    """Whether a dotted name ends with these whole parts."""
+    return f".{name}".endswith(f".{part}")
 
 
 def _make_lora(config: AdapterConfig, layers: dict[str, nn.Module]) -> dict[str, Any]:

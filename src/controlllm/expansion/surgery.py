@@ -27,6 +27,7 @@ from controlllm.expansion.block import (
     ExpandedBlock,
     StackBlock,
     attention_module,
+    norms_of,
 )
 from controlllm.expansion.config import ExpansionConfig
 from controlllm.expansion.ends import ExpandedEmbedding, ExpandedEnd, ExpandedHead, ExpandedNorm
@@ -42,6 +43,7 @@ from controlllm.expansion.quantised import (
 __all__ = [
     "Expansion",
     "check_parts",
+    "ends_are_tied",
     "expanded_list",
     "freeze_again",
     "install",
@@ -192,8 +194,14 @@ def check_parts(
     for block in plan:
         if block.kind == "stack":
             residual_projections(anatomy.layers[block.layer], config.residual_projections)
-        elif config.divergence == "attention":
+            continue
+        if config.divergence == "attention":
             attention_module(anatomy.layers[block.layer])
+        if config.relaxed_norm is not None and not norms_of(anatomy.layers[block.layer]):
+            raise ModelError(
+                f"relaxed_norm={config.relaxed_norm!r} would not be used: layer {block.layer} of "
+                f"{type(model).__name__} has no norm of its own; leave it out."
+            )
     if isinstance(config.dial, dict):
         ends = [ENDS] if config.expand_ends else []
         check_layers(config.dial, [*(block.layer for block in plan), *ends])
@@ -213,12 +221,26 @@ def check_parts(
             )
 
 
+def ends_are_tied(anatomy: Anatomy) -> bool:
+    """Whether embedding and head are one weight."""
+    return getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
+
+
 def _check_frozen(anatomy: Anatomy, config: ExpansionConfig) -> None:
     """Refuse to train, or to expand as ends, what is quantised."""
     ends = {"embeddings": anatomy.embedding, "norm": anatomy.norm, "head": anatomy.head}
     quantised = [name for name, end in ends.items() if end is not None and quantised_kind(end)]
     if next(quantised_layers(anatomy.layers), None) is not None:
         quantised.append("blocks")
+    absent = [n for n, end in ends.items() if n not in config.frozen_groups and end is None]
+    if absent:
+        raise ModelError(f"freeze={config.freeze} lets {absent} train, which this model lacks.")
+    both = {"embeddings", "head"} & set(config.frozen_groups)
+    if len(both) == 1 and ends_are_tied(anatomy):
+        raise ModelError(
+            f"freeze={config.freeze} freezes one of embeddings and head, which are one weight in "
+            "this model; name both, or neither."
+        )
     trained = [name for name in quantised if name not in config.frozen_groups]
     if trained:
         raise ModelError(
@@ -298,7 +320,7 @@ def make_ends(
         config: how to expand.
         state: what the parts of this expansion share.
     """
-    tied = getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
+    tied = ends_are_tied(anatomy)
     kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {
         "embedding": (anatomy.embedding, ExpandedEmbedding),
         "norm": (anatomy.norm, ExpandedNorm),

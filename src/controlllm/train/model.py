@@ -9,6 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention import packed_attention_for, register_packed_attention
 from controlllm.common.bitsandbytes import BNB_KINDS
+from controlllm.common.context import check_length
+from controlllm.common.errors import ConfigError
 from controlllm.data import resolve_chat_template
 from controlllm.expansion.anatomy import own_config
 from controlllm.train.activations import enable_checkpointing
@@ -37,7 +39,8 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         The model, and its tokenizer with the chat template that the run trains on.
 
     Raises:
-        ConfigError: if the device is not there.
+        ConfigError: if the device is not there, or the tokenizer has no EOS token.
+        ModelError: if `data.max_length` is beyond the positions that the model can have.
         CheckpointError: if the model cannot be loaded.
     """
     device = find_device(run.model.device)
@@ -51,11 +54,22 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         module.to(device)
         if run.model.quantize_base in BNB_KINDS:
             quantise_by_bnb(model, run.model.quantize_base, compute_dtype(model, run.training))
+    _require_eos(tokenizer)
+    check_length("data.max_length", run.data.max_length, model)
     # Whoever talks to the trained model must use the template it was trained with.
     tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
     if run.data.packing:
         _pack_attention(model)
     return model, tokenizer
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Before anything is written by the base, or read to be trained on."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no eos_token, so that no text and no answer can end; name another "
+            "one (model.tokenizer_name_or_path), or write its eos_token into tokenizer_config.json."
+        )
 
 
 def _load(run: RunConfig) -> Loaded:
