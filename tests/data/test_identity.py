@@ -44,6 +44,7 @@ OF_SOURCES: dict[str, Any] = {
     "phases": 2,
     "postprocess": "test_identity.same",
     "on_bad_row": "skip",
+    "numbers_as_text": True,
     "storage_options": {"user": "me"},
 }
 NEVER_OF_SOURCES: dict[str, Any] = {
@@ -91,6 +92,8 @@ NEVER_OF_CONFIGS: dict[str, Any] = {
     "timeout": 5.0,
     "cache_timeout": 5.0,
     "plugins": [],
+    "max_eval_samples": 3,
+    "max_eval_tokens": 100,
 }
 
 

@@ -7,6 +7,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.fields import RUNS_CODE
 from controlllm.common.registry import check_choice
 from controlllm.common.said import check_said
+from controlllm.data.mapping import check_mapping
 from controlllm.data.naming import check_names, name_from_path
 from controlllm.data.rules import DATA_RULES, HELD_OUT_RULES, SOURCE_RULES
 
@@ -37,7 +38,11 @@ class SourceConfig:
     """How a row becomes a text or a conversation; by default recognised from its columns."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """The format's column -> the row's column, e.g. `{prompt: question, completion: answer}`."""
+    """The format's column -> the row's column, e.g. `{prompt: question, completion: answer}`, or
+    several columns in one text: `{prompt: "{Body} {Question}"}`."""
+
+    numbers_as_text: bool = False
+    """Read numbers in the format's columns as the text that they are written as (`51.0`)."""
 
     source_type: str | None = None
     """What opens the path: `files`, `saved` (a `save_to_disk` folder), `hub`, or the name of a
@@ -139,6 +144,7 @@ class SourceConfig:
             for column, value in self.where.items()
         }
         check_said(self, SOURCE_RULES)
+        check_mapping(self.columns)
         if self.name is None:
             self.name = name_from_path(self.path)
 

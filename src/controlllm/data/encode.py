@@ -1,5 +1,6 @@
 """Step 4: rows -> examples of at most `max_length` tokens, every row accounted for."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -16,15 +17,20 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.choose import keeps_row
 from controlllm.data.columns import MissingColumnError
 from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.formats import to_document
+from controlllm.data.formats import Document, to_document
 from controlllm.data.render import Renderer
 from controlllm.data.sources import Located
 from controlllm.data.tokens import Prepared, Tokenized
 
 __all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows", "piece_bos"]
 
+log = logging.getLogger(__name__)
+
 BAD_ROWS_TOLD = 5
 """Bad rows whose reasons are remembered."""
+
+MOST_WITHOUT_TARGETS = 0.1
+"""Share of rows without targets above which a warning says so."""
 
 ROWS_AT_ONCE = 256
 """Rows tokenized in one call by a pass over a whole source."""
@@ -121,6 +127,20 @@ class SourceStats:
                 parts.append(f"{count:,} {field.name.replace('_', ' ').replace('bos', 'BOS')}")
         return ", ".join(parts)
 
+    def without_targets_text(self, config: DataConfig) -> str:
+        """How many rows have nothing to learn from, and why."""
+        return (
+            f"nothing in {self.without_targets:,} of {self.rows:,} rows is of "
+            f"train_on={config.train_on}"
+            + (", as they were cut: raise data.max_length" if self.truncated else "")
+        )
+
+    def warn_of_few_targets(self, name: str | None, config: DataConfig) -> None:
+        """Warn where more than a tenth of the rows read has nothing to learn from."""
+        if self.without_targets > self.rows * MOST_WITHOUT_TARGETS:
+            text = self.without_targets_text(config)
+            log.warning("Source %s: %s. Such rows are left out.", name, text)
+
 
 class RowEncoder:
     """Turns rows of one source into examples, and counts what became of them.
@@ -143,6 +163,7 @@ class RowEncoder:
         self.config = config
         self.stats = SourceStats()
         self.bad: list[str] = []
+        self._told: set[Any] = set()
         self.renderer = Renderer(tokenizer, config, training and config.mixed_training)
         self.bos = piece_bos(tokenizer, config)
 
@@ -159,10 +180,7 @@ class RowEncoder:
         if self.bad:
             parts.append("; ".join(self.bad))
         if stats.without_targets:
-            parts.append(
-                f"nothing in {stats.without_targets:,} rows is of train_on={self.config.train_on}"
-                + (", as they were cut: raise data.max_length" if stats.truncated else "")
-            )
+            parts.append(stats.without_targets_text(self.config))
         return ". ".join(parts) + "."
 
     def encode(self, rows: Sequence[Located], chosen: bool = False) -> list[list[Example]]:
@@ -214,6 +232,10 @@ class RowEncoder:
                     text += " (`on_bad_row: skip` leaves such rows out.)"
                 raise DataError(text) from error
             self.note_bad(place, error)
+            # Of a process: rows come again in every epoch.
+            if place not in self._told and len(self._told) < BAD_ROWS_TOLD:
+                self._told.add(place)
+                log.warning("Source %s leaves out a row: %s: %s", self.source.name, place, error)
 
     def note_bad(self, place: Any, error: DataError) -> None:
         """Count a bad row, and remember the first ones."""
@@ -227,13 +249,17 @@ class RowEncoder:
             row = _row(row)
             document = None
             if chosen or keeps_row(row, self.source):
-                document = to_document(row, self.source.format, self.source.columns)
+                document = self._document(row)
             if document is not None:
                 prepared = self.renderer.prepare(document)
                 self.stats.special_as_text += prepared.named
                 return prepared
             self.stats.filtered += 1
         return None
+
+    def _document(self, row: dict[str, Any]) -> Document | None:
+        source = self.source
+        return to_document(row, source.format, source.columns, source.numbers_as_text)
 
     def _fit(self, tokens: Tokenized) -> list[Example]:
         """Cut what is longer than `max_length` as told; leave out what has no target."""

@@ -123,6 +123,6 @@ def _look(group: str, source: SourceConfig, config: DataConfig) -> _Rows:
         # Bad rows are told, or counted, by whoever reads them for training or evaluation.
         with suppress(DataError):
             if isinstance(row, dict) and keeps_row(row, source):
-                document = to_document(row, source.format, source.columns)
+                document = to_document(row, source.format, source.columns, source.numbers_as_text)
                 hashes += [] if document is None else [content_hash(document)]
     return _Rows(group, str(source.name), hashes, complete)

@@ -7,8 +7,9 @@ from typing import TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import Registry, nearest
-from controlllm.data.columns import MissingColumnError, failure_of, listed, missing_column
+from controlllm.data.columns import MissingColumnError, failure_of, listed
 from controlllm.data.formats.reading import Document, Row, require
+from controlllm.data.mapping import map_row
 
 __all__ = ["FORMATS", "Format", "check_columns", "register_format", "to_document"]
 
@@ -78,14 +79,18 @@ def check_columns(format: str | None, columns: Mapping[str, str]) -> None:
 
 
 def to_document(
-    row: Row, format: str | None = None, columns: Mapping[str, str] | None = None
+    row: Row,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    numbers_as_text: bool = False,
 ) -> Document | None:
     """Read one row.
 
     Args:
         row: column -> value.
         format: name of the format, None to recognise it.
-        columns: the format's column -> the row's column.
+        columns: the format's column -> the row's column, or a template of several.
+        numbers_as_text: read numbers as they are written.
 
     Returns:
         A text or a list of messages; None where the format leaves the row out on purpose.
@@ -101,7 +106,7 @@ def to_document(
     known = FORMATS.get(format)
     if columns:
         _check_mapped(format, tuple(columns), named)
-        row = _rename(row, columns)
+    row = map_row(row, columns or {}, numbers_as_text, known.reads)
     for column in known.columns:
         require(row, column)
     try:
@@ -111,13 +116,6 @@ def to_document(
     # Whatever a user's own function raises means that the row cannot be read.
     except Exception as error:
         raise failure_of(f"the format {format!r}", error, row) from error
-
-
-def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    for source in columns.values():
-        if source not in row:
-            raise missing_column(row, source, "named in `columns`")
-    return {**row, **{target: row[source] for target, source in columns.items()}}
 
 
 @lru_cache(256)

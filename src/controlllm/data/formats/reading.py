@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from controlllm.common.errors import DataError
 from controlllm.data.columns import missing_column
 from controlllm.data.formats.roles import ROLES, check_role
+from controlllm.data.mapping import column_told, kind_of
 
 __all__ = [
     "Document",
@@ -56,11 +57,11 @@ def read_text(row: Row, column: str, optional: bool = False) -> str:
     if value is None or value == "":
         if optional:
             return ""
-        raise DataError(f"column {column!r} is {'null' if value is None else 'empty'}")
+        raise DataError(f"{column_told(row, column)} is {'null' if value is None else 'empty'}")
     if not isinstance(value, str):
-        raise DataError(f"column {column!r} holds {_kind(value)}, not text")
+        raise DataError(f"{column_told(row, column)} holds {kind_of(value)}")
     if not optional and not value.strip():
-        raise DataError(f"column {column!r} holds only white space")
+        raise DataError(f"{column_told(row, column)} holds only white space")
     return value
 
 
@@ -75,11 +76,11 @@ def read_list(row: Row, column: str) -> list[Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise DataError(f"column {column!r} is not valid JSON: {error}") from None
+            raise DataError(f"{column_told(row, column)} is not valid JSON: {error}") from None
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"column {column!r} holds {_kind(value)}, not a list")
+        raise DataError(f"{column_told(row, column)} holds {_kind(value)}, not a list")
     if not value:
-        raise DataError(f"column {column!r} is an empty list")
+        raise DataError(f"{column_told(row, column)} is an empty list")
     return list(value)
 
 
@@ -96,7 +97,7 @@ def read_messages(row: Row, column: str, roles: Collection[str] | None = ROLES) 
     """
     conversation: list[Message] = []
     for i, message in enumerate(read_list(row, column)):
-        where = f"column {column!r}, message {i}"
+        where = f"{column_told(row, column)}, message {i}"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(f"{where}: {message!r} is not a mapping with 'role' and 'content'")
         if roles is not None:

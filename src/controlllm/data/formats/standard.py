@@ -16,6 +16,7 @@ from controlllm.data.formats.reading import (
     turn,
 )
 from controlllm.data.formats.roles import ROLES, check_role
+from controlllm.data.mapping import column_told
 
 __all__ = [
     "ALPACA_COLUMNS",
@@ -67,7 +68,7 @@ def read_sharegpt(row: Row, column: str) -> list[Message]:
     """
     conversation: list[Message] = []
     for i, item in enumerate(read_list(row, column)):
-        where = f"column {column!r}, turn {i}"
+        where = f"{column_told(row, column)}, turn {i}"
         if not isinstance(item, Mapping):
             raise DataError(f"{where}: {item!r} is not a mapping")
         speaker, text = ("from", "value") if "from" in item else ("role", "content")
