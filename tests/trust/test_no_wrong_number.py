@@ -1268,6 +1268,33 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, pico_llama, pico
 # ---- messages: answers to wrong words are short and come first ----
 
 
+def test_one_huge_row_among_few_is_counted_and_named(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lies in hundreds of blocks in which no row begins."""
+    texts = [f"row {number}" for number in range(60)]
+    texts[30] = "x" * 2**21
+    source = replace(text_file(tmp_path, *texts), on_bad_row="skip", max_row_bytes=2**20)
+    loader = TrainLoader(DataConfig(train=[source], max_length=64), pico_tokenizer, 1, 0)
+    batches = list(islice(loader, 20))
+    assert len(batches) == 20
+    stats = loader.progress()["0:texts"]["stats"]
+    assert stats.bad_rows
+    assert stats.examples
+    told = [r.message for r in caplog.records if "leaves out" in r.message]
+    assert len(told) == 1
+    assert "texts.jsonl:31: the row has 2,097,165 bytes; `max_row_bytes` is 1,048,576" in told[0]
+
+
+def test_a_source_of_bad_rows_only_still_says_so(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = replace(text_file(tmp_path, *[""] * 3000), on_bad_row="skip")
+    loader = TrainLoader(DataConfig(train=[source], max_length=64), pico_tokenizer, 1, 0)
+    with pytest.raises(DataError, match=r"holds no example: .* bad rows.*column 'text' is empty"):
+        next(loader)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -1399,6 +1426,65 @@ def test_columns_say_what_their_numbers_are_of():
 # ---- columns: two columns joined, and numbers as text ----
 
 
+JOINED = {"prompt": "{Body} {Question}", "completion": "Answer"}
+SVAMP = {"Body": "Ann has 3 cats.", "Question": "How many?", "Answer": 51.0}
+
+
+def svamp(folder: Path, *changes: dict[str, Any], **settings: Any) -> SourceConfig:
+    """Rows of two columns of a question and a number, as SVAMP has them."""
+    path = folder / "svamp.jsonl"
+    path.write_text("".join(json.dumps(SVAMP | change) + "\n" for change in changes or [{}]))
+    return SourceConfig(str(path), columns=JOINED, **settings)
+
+
+def test_two_columns_are_joined_and_numbers_are_text_where_asked(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    config = DataConfig(max_length=64, chat_template=template)
+    source = svamp(tmp_path, {}, {"Answer": 7}, numbers_as_text=True)
+    examples, _ = read_examples(source, pico_tokenizer, config)
+    texts = [pico_tokenizer.decode(example.input_ids) for example in examples]
+    question = "Ann has 3 cats. How many?"
+    assert texts == [f"{question}|51.0|", f"{question}|7|"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, r"column 'Answer' holds a float, not text \(`numbers_as_text: true` reads it as one"),
+        ({"Answer": None}, "column 'Answer' is null"),
+        ({"Answer": " "}, "column 'Answer' holds only white space"),
+        ({"Answer": [1]}, "column 'Answer' holds a list, not text"),
+        ({"Body": None}, "column 'Body' holds null"),
+        ({"Body": {"a": "b"}}, "column 'Body' holds a dict, not text"),
+    ],
+)
+def test_errors_name_the_users_column(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, change: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        read_examples(svamp(tmp_path, change), pico_tokenizer, DataConfig())
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{Body!r}", "{Body:>9}", "{}", "{Body", "Body}", "{Body:{Question}}"],
+)
+def test_a_template_of_columns_holds_names_only(template: str) -> None:
+    with pytest.raises(ConfigError, match="columns: "):
+        SourceConfig("a.jsonl", columns={"prompt": template})
+
+
+@pytest.mark.parametrize("name", ["Body.__class__", "Body[0]", "Boddy"])
+def test_a_name_in_a_template_is_a_column_and_no_attribute(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    source = replace(svamp(tmp_path), columns={"prompt": f"{{{name}}}", "completion": "Question"})
+    with pytest.raises(DataError, match=f"column '{re.escape(name)}', named in `columns`, is miss"):
+        read_examples(source, pico_tokenizer, DataConfig())
+
+
 # ---- progress: long work shows a line ----
 
 
@@ -1488,3 +1574,44 @@ def test_nothing_before_the_first_step_is_silent(run_config, loaded, caplog):
 
 
 # ---- targets: rows without targets are told before the first step ----
+
+
+def chats_of(folder: Path, long: int, short: int) -> SourceConfig:
+    """So many conversations whose question alone is over 64 tokens, and so many short ones."""
+    path = folder / f"chats{long}.jsonl"
+    rows = [{"prompt": "q" * 80, "completion": "a"}] * long
+    rows += [{"prompt": "q", "completion": "a"}] * short
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(str(path))
+
+
+TOLD = r"Source chats4: nothing in 4 of 20 rows is of train_on=\['assistant'\], as they were cut"
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_rows_without_targets_are_told_with_the_first_batch(
+    tmp_path: Path,
+    pico_tokenizer: PreTrainedTokenizerBase,
+    caplog: pytest.LogCaptureFixture,
+    prepared: bool,
+) -> None:
+    many, few = chats_of(tmp_path, 4, 16), chats_of(tmp_path, 1, 19)
+    settings = {"deduplicate": True} if prepared else {}
+    sources = [replace(source, epochs=1, **settings) for source in (many, few)]
+    data = DataConfig(
+        train=sources, max_length=64, shuffle=False, cache_dir=str(tmp_path / "cache")
+    )
+    loader = TrainLoader(data, pico_tokenizer, 1, 0)
+    next(loader)
+    told = [r.message for r in caplog.records if "nothing in" in r.message]
+    assert len(told) == 1
+    assert re.match(TOLD, told[0])
+    next(loader, None)
+    assert sum("nothing in" in record.message for record in caplog.records) == 1
+
+
+def test_rows_without_targets_of_a_held_out_set_are_told(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_examples(chats_of(tmp_path, 4, 16), pico_tokenizer, DataConfig(max_length=64))
+    assert re.search(TOLD, caplog.text)

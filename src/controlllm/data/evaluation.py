@@ -48,12 +48,14 @@ def read_examples(
         store = prepared_store(encoder, blocks)
     if store is not None:
         every: Iterable[Example] = map(store.__getitem__, range(len(store)))
+        store.stats.warn_of_few_targets(source.name, config)
         return _first(every, limit, bound, source), store.stats
     rows = encode_rows(encoder, blocks.rows())
     made = (example for _, examples in rows for example in examples)
     kept = _first(made, limit, bound, source)
     if not kept:
         raise DataError(encoder.why_empty())
+    encoder.stats.warn_of_few_targets(source.name, config)
     return kept, encoder.stats
 
 

@@ -149,9 +149,18 @@ class TrainLoader:
                 )
             raise StopIteration
         self.batches += 1
+        if self.batches == 1 and self.ranks.rank == 0:
+            self._warn_of_few_targets()
         origins = self.plan.origins
         groups = [[(example, origins[source]) for source, example in slot] for slot in slots]
         return collate(groups, self.config, self._pad_id)
+
+    def _warn_of_few_targets(self) -> None:
+        """Before the first step: what of each source was read so far, or all that is prepared."""
+        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
+            blocks = feed.blocks
+            stats = blocks.stats if isinstance(blocks, TokenStore) else drawn["stats"]
+            stats.warn_of_few_targets(feed.name, self.config)
 
     def progress(self) -> dict[str, dict[str, Any]]:
         """For each source, on this rank: what became of its rows, and how much was drawn."""

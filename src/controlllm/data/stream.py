@@ -18,7 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from controlllm.common.errors import DataError
-from controlllm.data.encode import Example, RowEncoder, SourceStats
+from controlllm.data.encode import (
+    BAD_ROWS_TOLD,
+    Example,
+    RowEncoder,
+    SourceStats,
+    encode_rows,
+)
 from controlllm.data.order import Order, random_below
 from controlllm.data.sources import Blocks, Located
 from controlllm.data.store import TokenStore
@@ -237,15 +243,35 @@ class Stream:
             return None
         self._opened_in_vain += 1
         if self._opened_in_vain > len(self.feed.blocks) + OPEN_BLOCKS + MOST_ROWS_AT_ONCE:
-            encoder = self.feed.encoder
-            why = f"source {self.feed.name!r} holds no example."
-            raise DataError(why if encoder is None else encoder.why_empty())
+            self._require_example()
         number = self._next
         self._next += self._lanes if self._by_block else 1
         if self._by_block:
             return Unit(number, 0)
         # Every lane begins with the first row once, or that of small blocks would have more.
         return Unit(number, 0, self._lanes, (self._lane + number) % self._lanes)
+
+    def _require_example(self) -> None:
+        """A whole epoch was opened and gave no example: one must be among the rows that wait.
+
+        Few rows in many blocks (a huge row is in hundreds) wait long for the buffer to be full.
+
+        Raises:
+            DataError: there is none.
+        """
+        encoder = self.feed.encoder
+        waiting = [located for _, located in self._buffer]
+        self._opened_in_vain = 0
+        if encoder is None:
+            if not waiting:
+                raise DataError(f"source {self.feed.name!r} holds no example.")
+            return
+        trial = encoder.fresh()
+        if not any(made for _, made in encode_rows(trial, waiting)):
+            # What was encoded before was in vain, too.
+            encoder.stats.add(trial.stats)
+            encoder.bad += trial.bad[: BAD_ROWS_TOLD - len(encoder.bad)]
+            raise DataError(encoder.why_empty())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, see above."""
