@@ -186,13 +186,13 @@ def fill_by_units(
                     made[parameter] = nn.Parameter(room, parameter.requires_grad)
                     empty[names[parameter]] = made[parameter]
                 module._parameters[key] = made[parameter]
-        if cut is None or world.is_first:
-            for name, parameter in empty.items():
-                if name in zeroed:
-                    parameter.zero_()
-                else:
-                    parameter.copy_(files.read(base_name(name)))
-        _agree_on_numbers(list(empty.items()), folder, world)
+        filled = empty if cut is None or world.is_first else {}
+        for name, parameter in filled.items():
+            if name in zeroed:
+                parameter.zero_()
+            else:
+                parameter.copy_(files.read(base_name(name)))
+        _agree_on_numbers(list(filled.items()), folder, world)
         if cut is not None:
             cut(list(empty.values()))
     for parameter in names.keys() - made.keys():
