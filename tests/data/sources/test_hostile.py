@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, read_examples
-from controlllm.data.sources import jsonlist, open_blocks, opening
+from controlllm.data.sources import open_blocks, opening
 from controlllm.data.sources.finding import find_files, with_types
 from controlllm.data.sources.parquet import RowGroupBlocks
 
@@ -237,13 +237,6 @@ def test_a_gzip_bomb_of_lines_costs_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert "the row has 104,857,613 bytes" in str(rows[0]) and rows[1] == {"text": "b"}
     assert peak < 10 * 2**20
-
-
-def test_a_gzip_bomb_of_one_list_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonlist, "WHOLE_FILE_BYTES", 2**20)
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 2**21 + b"]"))
-    with pytest.raises(DataError, match=r"more than 1,048,576 bytes .* write it as JSON lines"):
-        rows_of(tmp_path / "a.json.gz")
 
 
 def test_many_rows_behind_few_packed_bytes_are_not_all_held(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Avro: container files cut at the sync markers that stand between their blocks of records."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
+from controlllm.data.sources.avroblocks import check_schema, records, unpack
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.lines import too_long
 from controlllm.data.sources.ranges import Range, RangeBlocks
 from controlllm.data.sources.registry import register_blocks
+from controlllm.data.sources.unpacking import check_unpacked, most_unpacked
 from controlllm.data.sources.weight import weight
 
 __all__ = ["AvroBlocks"]
@@ -19,54 +22,71 @@ _SCAN_BYTES = 2**16
 
 @register_blocks("avro", ".avro")
 class AvroBlocks(RangeBlocks):
-    """Avro files (any codec that `fastavro` knows), cut at the first block of each range."""
+    """Avro files (any codec of the format), cut at the first block of each range."""
 
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:
         """The records of the blocks that begin in `part`; skipped blocks are not decoded."""
         limit = self.source.max_row_bytes
-        for position, block in _blocks(part):
-            if skip >= block.num_records:
-                skip -= block.num_records
+        for position, count, stored, head in self._blocks(part):
+            if skip >= count:
+                skip -= count
                 continue
-            large = block.bytes_.getbuffer().nbytes > limit
-            for number, row in enumerate(_records(part, position, block)):
+            place = f"{part.file}, block at byte {position}"
+            with _told(part, position):
+                data = unpack(head.codec, stored, most_unpacked(len(stored), self.source))
+            check_unpacked(place, len(data), len(stored), self.source)
+            for number, row in enumerate(_records(part, position, data, count, head.schema)):
                 if number < skip:
                     continue
-                if large and (length := weight(row)) > limit:
+                if len(data) > limit and (length := weight(row)) > limit:
                     row = too_long(length, limit)
                 elif not isinstance(row, dict):
                     row = DataError(f"a row must be a record; this is a {type(row).__name__}")
-                yield f"{part.file}, block at byte {position}, record {number}", row
+                yield f"{place}, record {number}", row
             skip = 0
 
     def count_range(self, part: Range) -> int:
         """How many records the blocks hold, as their heads say."""
-        return sum(block.num_records for _, block in _blocks(part))
+        return sum(count for _, count, _, _ in self._blocks(part))
 
-
-def _blocks(part: Range) -> Iterator[tuple[int, Any]]:
-    """(position, block) of the Avro blocks that begin in `part`."""
-    fastavro = _fastavro(part)
-    with part.file.open(part.bytes(_SCAN_BYTES)) as file:
-        spliced = _Spliced(file)
-        with _told(part, 0):
-            blocks = fastavro.block_reader(spliced)
-        if part.start and not spliced.jump(part):
-            return
-        while not part.ends_before(position := spliced.position):
-            with _told(part, position):
-                block = next(blocks, None)
-            if block is None:
+    def _blocks(self, part: Range) -> Iterator[tuple[int, int, bytes, "_Head"]]:
+        """(position, records, stored bytes, the file's head) of blocks that begin in `part`."""
+        most = _MOST_BYTES
+        if part.file.packed:  # What was packed twice must not grow without end either.
+            most = most_unpacked(part.file.size or 0, self.source)
+        with part.file.open(part.bytes(_SCAN_BYTES)) as file:
+            spliced = _Spliced(file, most)
+            with _told(part, 0):
+                head = _head(part, spliced)
+            if part.start and not spliced.jump(part):
                 return
-            yield position, block
+            while not part.ends_before(position := spliced.position):
+                with _told(part, position):
+                    block = spliced.block()
+                if block is None:
+                    return
+                yield position, *block, head
 
 
-def _records(part: Range, position: int, block: Any) -> Iterator[Any]:
-    records = iter(block)
+@dataclass(frozen=True)
+class _Head:
+    """What stands at the beginning of a file."""
+
+    codec: str
+    schema: Any
+
+
+def _head(part: Range, spliced: "_Spliced") -> _Head:
+    reader = _fastavro(part).block_reader(spliced)
+    return _Head(reader.codec, check_schema(reader.writer_schema))
+
+
+def _records(part: Range, position: int, data: bytes, count: int, schema: Any) -> Iterator[Any]:
+    rows = records(data, count, schema)
     while True:
         with _told(part, position):
             try:
-                row = next(records)
+                row = next(rows)
             except StopIteration:
                 return
         yield row
@@ -83,7 +103,9 @@ class _told:
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         # The disk's and the network's errors are told elsewhere.
-        if isinstance(error, Exception) and not isinstance(error, OSError | DataError):
+        if isinstance(error, DataError):
+            raise DataError(f"{self._part.file}: {error}.") from None
+        if isinstance(error, Exception) and not isinstance(error, OSError):
             text = str(error) or type(error).__name__
             raise DataError(
                 f"{self._part.file}: broken Avro (block at byte {self._position}: {text}); is it "
@@ -94,13 +116,14 @@ class _told:
 class _Spliced:
     """A file as `fastavro` reads it: the head, then blocks from where `jump` found one."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], most: int) -> None:
         self._file = file
+        self._most = most
         self.position = 0
         self._last = b""
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MOST_BYTES:
+        if not 0 <= size <= self._most:
             raise ValueError(f"a block of {size:,} bytes")
         data = self._file.read(size)
         self.position += len(data)
@@ -110,6 +133,31 @@ class _Spliced:
 
     def tell(self) -> int:
         return self.position
+
+    def block(self) -> tuple[int, bytes] | None:
+        """(records, stored bytes) of the block that comes next; None at the end."""
+        marker = self._last
+        first = self.read(1)
+        if not first:
+            return None
+        count, size = self._number(first), self._number(self.read(1))
+        data = self.read(size)
+        if len(data) < size or self.read(_MARKER_BYTES) != marker or count < 0:
+            raise ValueError("no marker at its end")
+        self._last = marker
+        return count, data
+
+    def _number(self, byte: bytes) -> int:
+        """A number as Avro writes it: seven bits in each byte, the sign last."""
+        value = shift = 0
+        while byte and byte[0] >= 128 and shift < 63:
+            value |= (byte[0] & 127) << shift
+            shift += 7
+            byte = self.read(1)
+        if not byte:
+            raise ValueError("the file ends there")
+        value |= byte[0] << shift
+        return (value >> 1) ^ -(value & 1)
 
     def jump(self, part: Range) -> bool:
         """Go on at the first block that begins in `part`; whether there is one."""

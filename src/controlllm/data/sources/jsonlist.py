@@ -9,15 +9,13 @@ from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.combine import Chained
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.filewise import FileBlocks
+from controlllm.data.sources.jsontext import JsonText
 from controlllm.data.sources.lines import LineBlocks, check_row, parse_json, too_long
 from controlllm.data.sources.registry import READERS, register_blocks
 from controlllm.data.sources.trouble import reading
 from controlllm.data.sources.weight import weight
 
-__all__ = ["WHOLE_FILE_BYTES", "json_blocks", "read_json"]
-
-WHOLE_FILE_BYTES = 2**30
-"""The most that a file may hold, unpacked, if it can only be read as a whole."""
+__all__ = ["json_blocks", "read_json"]
 
 _ESCAPE = b"\\ud"
 
@@ -53,38 +51,81 @@ def _holds_lines(file: SourceFile, source: SourceConfig) -> bool:
 
 @READERS.register("json")
 def read_json(file: SourceFile, source: SourceConfig) -> Iterator[Located]:
-    """The rows of a list.
+    """The rows of a list, one after the other.
 
     Raises:
-        DataError: the file is larger than `WHOLE_FILE_BYTES`, not JSON, or no list of rows.
+        DataError: the file is not JSON, or no list of rows.
     """
-    with file.open() as opened:
-        data = opened.read(WHOLE_FILE_BYTES + 1)
-    if len(data) > WHOLE_FILE_BYTES:
-        raise DataError(
-            f"{file} holds more than {WHOLE_FILE_BYTES:,} bytes of JSON in one piece; write it as "
-            "JSON lines, which are read row by row."
-        )
+    limit = source.max_row_bytes
     try:
-        rows = _rows_of(parse_json(data))
+        with file.open() as opened:
+            text = JsonText(opened, _most(limit))
+            if (first := text.peek()) == "[":
+                yield from _rows(file, text, limit)
+                return text.end()
+            if first != "{":
+                raise DataError(f"a list of rows is expected, not {type(text.value()[0]).__name__}")
+            keys = _keys_of_lists(text)
+        with file.open() as opened:
+            text = JsonText(opened, _most(limit))
+            if len(keys) == 1:
+                _keys_of_lists(text, keys[0])
+                yield from _rows(file, text, limit)
+            else:  # A single row in JSON-lines spelling is an object as well.
+                yield f"{file}, row 0", _row(*text.value(), limit)
     except DataError as error:
         raise DataError(f"{file}: {error}.") from None
-    limit = source.max_row_bytes
-    large = len(data) > limit
-    spelling = _ESCAPE if _ESCAPE in data.lower() else b""
-    for number, row in enumerate(rows):
-        checked = check_row(row, spelling)
-        if large and (length := weight(row)) > limit:
-            checked = too_long(length, limit)
-        yield f"{file}, row {number}", checked
 
 
-def _rows_of(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, dict):
-        raise DataError(f"a list of rows is expected, not {type(value).__name__}")
-    lists = [item for item in value.values() if isinstance(item, list)]
-    rows = [item for item in lists if item and isinstance(item[0], dict)]
-    # A single row in JSON-lines spelling is an object as well.
-    return rows[0] if len(rows) == 1 else [value]
+def _most(limit: int) -> int:
+    """Characters of a row that is parsed: spaces between its values are no part of its size."""
+    return 2 * limit + 2**16
+
+
+def _rows(file: SourceFile, text: JsonText, limit: int) -> Iterator[Located]:
+    """The elements of the list that comes next."""
+    text.take("[")
+    number = 0
+    while text.peek() != "]":
+        if number:
+            text.take(",")
+        yield f"{file}, row {number}", _row(*text.value(), limit)
+        number += 1
+    text.take("]")
+
+
+def _row(value: Any, spelling: str, limit: int) -> Any:
+    if not spelling:
+        return DataError(f"the row has more bytes than `max_row_bytes`, which is {limit:,}")
+    if 4 * len(spelling) > limit and (length := weight(value)) > limit:
+        return too_long(length, limit)
+    return check_row(value, _ESCAPE if "\\ud" in spelling.lower() else b"")
+
+
+def _keys_of_lists(text: JsonText, until: str | None = None) -> list[str]:
+    """The keys of an object that hold lists of objects.
+
+    Args:
+        text: where an object comes next.
+        until: the key before whose list to stop.
+    """
+    found: list[str] = []
+    mark = "{"
+    while text.peek() != "}" or mark == "{":
+        text.take(mark)
+        if (mark, text.peek()) == ("{", "}"):
+            break
+        mark = ","
+        key = str(text.value()[0])
+        text.take(":")
+        if text.peek() != "[":
+            text.skip()
+        elif key == until:
+            return found
+        else:
+            text.take("[")
+            found += [key] if text.peek() == "{" else []
+            text.skip(depth=1)
+    text.take("}")
+    text.end()
+    return found
