@@ -9,11 +9,20 @@ IPC stream otherwise               block = the file       read in order
 
 import bisect
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config import SourceConfig
+from controlllm.data.sources.arrowmessages import (
+    MAGIC,
+    CheckedStream,
+    Message,
+    messages_of_file,
+    messages_of_stream,
+)
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.combine import Chained
@@ -21,10 +30,9 @@ from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.filewise import FileBlocks, FilesBlocks
 from controlllm.data.sources.registry import READERS, register_blocks
 from controlllm.data.sources.trouble import reading
+from controlllm.data.sources.unpacking import most_unpacked
 
 __all__ = ["BatchBlocks", "MappedBlocks", "arrow_blocks", "read_arrow"]
-
-_MAGIC = b"ARROW1"
 
 
 @register_blocks("arrow", ".arrow", ".feather", ".ipc")
@@ -46,9 +54,10 @@ def _kind(file: SourceFile) -> Callable[[Sequence[SourceFile], SourceConfig], Bl
         raise DataError(f"{file} is empty.")
     if file.packed:
         return FileBlocks
-    if file.is_local and _is_mappable(file):
+    is_file = _is_ipc_file(file)
+    if file.is_local and _is_mappable(file, is_file):
         return MappedBlocks
-    if not _is_ipc_file(file):
+    if not is_file:
         return FileBlocks
     file.require_ranged()
     return BatchBlocks
@@ -56,14 +65,14 @@ def _kind(file: SourceFile) -> Callable[[Sequence[SourceFile], SourceConfig], Bl
 
 def _is_ipc_file(file: SourceFile) -> bool:
     with reading(file.address), file.open_raw(2**12) as opened:
-        return opened.read(len(_MAGIC)) == _MAGIC
+        return opened.read(len(MAGIC)) == MAGIC
 
 
 def _open(source: Any) -> Any:
     """The reader of an Arrow file that is mapped, or can be sought in."""
     import pyarrow as pa
 
-    is_file = source.read(len(_MAGIC)) == _MAGIC
+    is_file = source.read(len(MAGIC)) == MAGIC
     source.seek(0)
     return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
 
@@ -74,18 +83,23 @@ def _batches(reader: Any) -> Iterator[Any]:
     return iter(reader)
 
 
-def _is_mappable(file: SourceFile) -> bool:
-    """Whether batches of a local file are views of it, not unpacked copies."""
-    import pyarrow as pa
+def _is_mappable(file: SourceFile, is_file: bool) -> bool:
+    """Whether no buffer of a local file is compressed: then batches are views of it, not copies."""
+    with _told(file), file.open_raw(2**12) as opened:
+        if is_file:
+            dictionaries, batches = messages_of_file(opened, file.size or 0)
+            return not any(message.buffers for message in (*dictionaries, *batches))
+        return not any(message.buffers for message in messages_of_stream(opened))
 
-    with reading(file.address), pa.memory_map(file.path) as mapped:
-        whole = mapped.read_buffer()
-        mapped.seek(0)
-        batch = next(_batches(_open(mapped)), None)
-        columns = batch.columns if batch is not None else []
-        buffers = [buffer for column in columns for buffer in column.buffers() if buffer]
-        end = whole.address + whole.size
-        return all(whole.address <= b.address < end for b in buffers if b.size)
+
+@contextmanager
+def _told(file: SourceFile) -> Iterator[None]:
+    """What is wrong with a file as a whole, with its name."""
+    with reading(file.address):
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{file} cannot be read: {error}.") from None
 
 
 class MappedBlocks(FilesBlocks):
@@ -172,21 +186,65 @@ class BatchBlocks(FilesBlocks):
 
     def __init__(self, files: Sequence[SourceFile], source: SourceConfig) -> None:
         super().__init__(files, source)
-        with reading(files[0].address), files[0].open_raw() as opened:
-            self._size = _open(opened).num_record_batches
+        file = files[0]
+        with _told(file), file.open_raw() as opened:
+            dictionaries, self._messages = messages_of_file(opened, file.size or 0)
+        # All dictionaries are unpacked with the first batch.
+        with reading(file.address), file.open_raw() as opened:
+            for message in dictionaries:
+                self._check(opened, message)
+
+    def _check(self, opened: IO[bytes], message: Message) -> bytes:
+        """The bytes of a message, once they are known to become no more than they may."""
+        opened.seek(message.start)
+        data = opened.read(message.head + message.body)
+        what = f"{self.files[0]}, message at byte {message.start}"
+        message.check(what, data[message.head :], self.source)
+        return data
 
     def __len__(self) -> int:
         """Number of batches."""
-        return self._size
+        return len(self._messages)
 
     def read(self, block: int, start: int = 0) -> Iterator[Located]:
         """The rows of a batch."""
         self.require(block)
-        file = self.files[0]
+        file, message = self.files[0], self._messages[block]
         with reading(file.address), file.open_raw() as opened:
-            batch = _open(opened).get_batch(block).slice(start)
+            data = self._check(opened, message)
+            batch = _open(_Kept(opened, message.start, data)).get_batch(block).slice(start)
             for row, item in enumerate(batch_rows(batch, self.source.max_row_bytes), start=start):
                 yield f"{file}, batch {block}, row {row}", item
+
+
+class _Kept:
+    """A file of which one part was read already."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], start: int, data: bytes) -> None:
+        self._file, self._start, self._data = file, start, data
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            self._at = self._file.seek(offset, whence)
+        else:
+            self._at = offset + (self._at if whence == os.SEEK_CUR else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        begin = self._at - self._start
+        if begin >= 0 and begin + size <= len(self._data):
+            data = self._data[begin : begin + size]
+        else:
+            self._file.seek(self._at)
+            data = self._file.read(size)
+        self._at += len(data)
+        return data
 
 
 @READERS.register("arrow")
@@ -194,32 +252,12 @@ def read_arrow(file: SourceFile, source: SourceConfig) -> Iterator[Located]:
     """The rows of an Arrow file, in order."""
     import pyarrow as pa
 
+    size = file.size or 0
+    most = most_unpacked(size, source) if file.packed or file.size is None else size
     with file.open() as opened:
-        head = opened.read(len(_MAGIC))
-        if head == _MAGIC:
-            raise DataError(
-                f"{file}: an Arrow file of the IPC file form cannot be read from its beginning; "
-                "unpack or download it."
-            )
-        stream = pa.ipc.open_stream(_WithHead(head, opened))
+        stream = pa.ipc.open_stream(CheckedStream(opened, str(file), most, source))
         number = 0
         for batch in stream:
             for row in batch_rows(batch, source.max_row_bytes):
                 yield f"{file}, row {number}", row
                 number += 1
-
-
-class _WithHead:
-    """A stream of which the first bytes were read already."""
-
-    closed = False
-
-    def __init__(self, head: bytes, rest: Any) -> None:
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if self._head:
-            head, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
-            return head if len(head) == size else head + self.read(size - len(head))
-        data: bytes = self._rest.read(size)
-        return data
