@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.test_state import make_state
 from tests.trust.config_helpers import evaluated, refused, run_folder, trained, yaml_file
 from tests.trust.schemas_helpers import adapted_on, edit, expanded_on, logits_of, write_base
-from tests.trust.sources_helpers import Trap
+from tests.trust.sources_helpers import BOMBS, Trap, read_bombs
 from tests.webhdfs import WebHdfs
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -507,6 +507,20 @@ def test_adapters_of_the_hub_are_never_unpickled(tmp_path, base, adapter, publis
 
 
 # ---- 8: regexes, alias bombs, huge headers and decompression bombs are bounded ----
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure")
+def test_small_files_that_become_large_cost_no_memory(tmp_path: Path) -> None:
+    """Each would become 64 MiB or more, most of them as one row; 8 rows of 256 KiB are allowed."""
+    paths = [tmp_path / name for name in BOMBS]
+    for path in paths:
+        BOMBS[path.name][0](path)
+        assert path.stat().st_size < 2**21
+    found = read_bombs(paths)
+    assert len(found) == 2 * len(BOMBS)
+    for name, grown, told in found:
+        assert BOMBS[name][1] in told, (name, told)
+        assert grown < 48, (name, grown)
 
 
 ALIASES = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(

@@ -31,8 +31,7 @@ def batch_rows(batch: Any, limit: int) -> Iterator[Any]:
         return
     if _bytes_of(batch) <= limit:
         try:
-            batch.validate(full=True)
-            yield from batch.to_pylist()
+            yield from _values(batch)
             return
         except (ValueError, OverflowError):  # A text that is not UTF-8, a time out of range.
             pass
@@ -45,8 +44,7 @@ def _row(batch: Any, limit: int) -> Any:
     if (length := _bytes_of(batch)) > limit:
         return too_long(length, limit)
     try:
-        batch.validate(full=True)
-        return batch.to_pylist()[0]
+        return _values(batch)[0]
     except (ValueError, OverflowError) as error:
         text = str(error)
         if isinstance(error, UnicodeDecodeError):
@@ -57,14 +55,47 @@ def _row(batch: Any, limit: int) -> Any:
         )  # fmt: skip
 
 
+def _values(batch: Any) -> list[Any]:
+    """The rows of a batch whose values were counted, once nothing in it points outside of it.
+
+    Raises:
+        ValueError or OverflowError: a row cannot be had.
+    """
+    import pyarrow as pa
+
+    if any(map(pa.types.is_dictionary, batch.schema.types)):
+        columns = [
+            _spelt_out(column) if pa.types.is_dictionary(column.type) else column
+            for column in batch.columns
+        ]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    batch.validate(full=True)
+    rows: list[Any] = batch.to_pylist()
+    return rows
+
+
+def _spelt_out(column: Any) -> Any:
+    """A column without its dictionary, which Python's values would be made of slowly."""
+    try:
+        column.validate(full=True)
+    except ValueError as error:
+        if "UTF8" not in str(error):
+            raise
+    return column.dictionary_decode()  # A text that no row of these has may be none.
+
+
 def _bytes_of(batch: Any) -> int:
     """About the bytes of all values, those that are stored once for many of them each time.
 
     Raises:
         DataError: a column has a type that is not read.
     """
+    hiding = [number for number, kind in enumerate(batch.schema.types) if _hides(kind)]
+    if not hiding:
+        return int(batch.nbytes)
     return sum(
-        _weight(column) if _hides(column.type) else int(column.nbytes) for column in batch.columns
+        _weight(column) if number in hiding else int(column.nbytes)
+        for number, column in enumerate(batch.columns)
     )
 
 
@@ -129,17 +160,18 @@ def _weight(array: Any) -> int:
 
 def _weight_of_chosen(array: Any) -> int:
     """Of a dictionary's values, each as often as it is chosen."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    counts = pc.value_counts(array.indices.drop_null())
-    total = 0
-    for place, times in zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True):
-        if not 0 <= place < len(array.dictionary):
-            raise DataError("a value is not in its dictionary; the file is broken")
-        value = array.dictionary.slice(place, 1)
-        size = value.nbytes if not _hides(value.type) else _weight(value)
-        total += times * int(size)
-    return total
+    indices, values = array.indices.drop_null(), array.dictionary
+    if _hides(values.type) or pa.types.is_nested(values.type):
+        raise DataError(f"a dictionary of {values.type} is not read; write plain values")
+    if pa.types.is_primitive(values.type) or pa.types.is_fixed_size_binary(values.type):
+        return len(indices) * max(_VALUE, values.type.bit_width // 8)
+    try:
+        return int(pc.sum(pc.binary_length(values).take(indices)).as_py() or 0)
+    except (pa.ArrowException, IndexError) as error:
+        raise DataError(f"a value is not in its dictionary ({error}); it is broken") from None
 
 
 def _weight_of_views(array: Any) -> int:

@@ -10,8 +10,8 @@ from controlllm.data.sources.weight import weight
 
 __all__ = ["MEMORY_BYTES", "Chained", "FirstBlocks", "RowRange", "first_rows", "take"]
 
-MEMORY_BYTES = 16 * 2**20
-"""The most that rows of one source may weigh to be held in memory (unpacked)."""
+MEMORY_BYTES, MEMORY_ROWS = 16 * 2**20, 2**18
+"""The most that rows of one source may weigh (unpacked) to be held in memory, and be in number."""
 
 
 class Chained(Blocks):
@@ -173,11 +173,11 @@ def first_rows(blocks: Blocks, most: int | None) -> Blocks:
 
 
 def take(rows: Iterable[Located], most_bytes: int) -> list[Located] | None:
-    """All rows in a list; None where they weigh more than `most_bytes`."""
+    """All rows in a list; None where they weigh more than `most_bytes`, or are too many."""
     kept = []
     for located in rows:
         kept.append(located)
         most_bytes -= weight(located[1])
-        if most_bytes < 0:
+        if most_bytes < 0 or len(kept) > MEMORY_ROWS:
             return None
     return kept

@@ -17,8 +17,6 @@ from controlllm.data.sources.weight import weight
 
 __all__ = ["json_blocks", "read_json"]
 
-_ESCAPE = b"\\ud"
-
 
 @register_blocks("json", ".json")
 def json_blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
@@ -99,7 +97,7 @@ def _row(value: Any, spelling: str, limit: int) -> Any:
         return DataError(f"the row has more bytes than `max_row_bytes`, which is {limit:,}")
     if 4 * len(spelling) > limit and (length := weight(value)) > limit:
         return too_long(length, limit)
-    return check_row(value, _ESCAPE if "\\ud" in spelling.lower() else b"")
+    return check_row(value, spelling.encode())
 
 
 def _keys_of_lists(text: JsonText, until: str | None = None) -> list[str]:

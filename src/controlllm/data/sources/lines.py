@@ -14,6 +14,8 @@ __all__ = ["LineBlocks", "bounded_lines", "check_row", "parse_json", "parse_row"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**16
 _SLACK = 2**14
+DEPTH = 128
+"""The most levels of a row."""
 
 
 def bounded_lines(file: IO[bytes], limit: int) -> Iterator[tuple[bytes | None, int]]:
@@ -70,12 +72,26 @@ def check_row(row: Any, data: bytes) -> Any:
     """
     if not isinstance(row, dict):
         return DataError(f"a row must map columns to values; this is a {type(row).__name__}")
+    # Whoever walks through a row, by functions that call themselves, must come to its end.
+    if data.count(b"[") + data.count(b"{") > DEPTH and _depth(row) > DEPTH:
+        return DataError(f"JSON nested too deeply (more than {DEPTH} levels)")
     if b"\\ud" in data or b"\\uD" in data:
         try:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
             return DataError("a text holds half of a surrogate pair, which is no character")
     return row
+
+
+def _depth(row: Any) -> int:
+    """How many lists and objects lie within one another."""
+    depth, level = 0, [row]
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        depth += 1
+        level = [
+            v for value in level for v in (value.values() if isinstance(value, dict) else value)
+        ]
+    return depth
 
 
 @register_blocks("jsonl", ".jsonl", ".ndjson")

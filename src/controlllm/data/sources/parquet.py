@@ -15,8 +15,10 @@ from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.filewise import FilesBlocks
+from controlllm.data.sources.pages import CheckedPages, Column, columns_of
 from controlllm.data.sources.registry import register_blocks
 from controlllm.data.sources.trouble import describe
+from controlllm.data.sources.unpacking import check_unpacked, most_unpacked
 
 __all__ = ["RowGroupBlocks"]
 
@@ -82,11 +84,14 @@ class RowGroupBlocks(FilesBlocks):
         file, group = self.files[number], int(self._group_of[block])
         places = count(int(self._first_of[block]) + start)
         with _told(file, f"row group {group}"), file.open_raw() as opened:
-            parquet = self._open(number, opened)
-            if parquet.metadata.num_row_groups <= group:
+            footer = self._footer(number, opened)
+            if footer.num_row_groups <= group:
                 raise DataError(f"{file} has changed: it has no row group {group} any more.")
-            rows = _batch_rows(parquet.metadata.row_group(group))
-            for batch in parquet.iter_batches(rows, row_groups=[group]):
+            columns = columns_of(footer, group)
+            pages = CheckedPages(opened, str(file), columns, self.source)
+            parquet = _parquet_file(file, pages, footer, columns)
+            rows = _batch_rows(footer, group, columns, self.source)
+            for batch in parquet.iter_batches(rows, row_groups=[group], use_threads=False):
                 if start >= batch.num_rows:
                     start -= batch.num_rows
                     continue
@@ -94,20 +99,30 @@ class RowGroupBlocks(FilesBlocks):
                     yield f"{file}, row {next(places)}", row
                 start = 0
 
-    def _open(self, number: int, opened: Any) -> Any:
-        parquet = _parquet_file(self.files[number], opened, self._footers.get(number))
-        self._footers[number] = parquet.metadata
+    def _footer(self, number: int, opened: Any) -> Any:
+        footer = self._footers.get(number)
+        if footer is None:
+            footer = _parquet_file(self.files[number], opened).metadata
+        self._footers[number] = footer
         self._footers.move_to_end(number)
         if len(self._footers) > KEPT_FOOTERS:
             self._footers.popitem(last=False)
-        return parquet
+        return footer
 
 
-def _parquet_file(file: SourceFile, opened: Any, footer: Any = None) -> Any:
+def _parquet_file(
+    file: SourceFile, opened: Any, footer: Any = None, columns: Sequence[Column] = ()
+) -> Any:
+    """A file as pyarrow reads it; what its dictionaries spell once stays so in memory."""
     import pyarrow.parquet as pq
 
-    buffer_size = COLUMN_BUFFER_BYTES if file.is_local else REMOTE_COLUMN_BUFFER_BYTES
-    return pq.ParquetFile(opened, metadata=footer, buffer_size=buffer_size, pre_buffer=False)
+    return pq.ParquetFile(
+        opened,
+        metadata=footer,
+        buffer_size=COLUMN_BUFFER_BYTES if file.is_local else REMOTE_COLUMN_BUFFER_BYTES,
+        pre_buffer=False,
+        read_dictionary=[column.name for column in columns if column.spells_once],
+    )
 
 
 def _row_groups(file: SourceFile) -> list[int]:
@@ -127,10 +142,20 @@ def _with_first_rows(rows_of_groups: Sequence[int]) -> Iterator[tuple[int, int, 
         first += rows
 
 
-def _batch_rows(group: Any) -> int:
+def _batch_rows(footer: Any, group: int, columns: Sequence[Column], source: SourceConfig) -> int:
     """How many rows of a row group make a batch of a modest size."""
-    bytes_of_row = group.total_byte_size / max(1, group.num_rows)
-    return max(1, min(MOST_BATCH_ROWS, int(BATCH_BYTES / max(1.0, bytes_of_row))))
+    told = footer.row_group(group)
+    bytes_of_row = told.total_byte_size / max(1, told.num_rows)
+    most = MOST_BATCH_ROWS
+    for column in columns:
+        if column.grows:  # Each value may be as long as all that is stored.
+            most = min(most, most_unpacked(0, source) // max(1, column.unpacked))
+    for number in range(footer.num_columns):
+        kind = footer.schema.column(number)
+        if kind.physical_type == "FIXED_LEN_BYTE_ARRAY":
+            bytes_of_row += kind.length
+            check_unpacked(f"column {kind.path!r}", kind.length, told.total_byte_size, source)
+    return max(1, min(most, int(BATCH_BYTES / max(1.0, bytes_of_row))))
 
 
 @contextmanager

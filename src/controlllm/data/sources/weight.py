@@ -5,6 +5,7 @@ from typing import Any
 __all__ = ["weight"]
 
 _OTHER = 8
+_ERROR = 512
 
 
 def weight(row: Any) -> int:
@@ -20,5 +21,5 @@ def weight(row: Any) -> int:
             stack += value.values()
         elif isinstance(value, list | tuple):
             stack += value
-        total += _OTHER
+        total += _ERROR if isinstance(value, Exception) else _OTHER
     return total
