@@ -72,8 +72,13 @@ def test_exported_forms_come_back_exactly(
     folder = export(model, tmp_path / form, form, pico_tokenizer)
     loaded, tokenizer = load_model(folder)
     assert isinstance(loaded, ControlLLMForCausalLM)
-    assert torch.equal(logits(loaded), logits(model))
-    assert loaded.alphas() == pytest.approx({1: 0.3, 3: 0.3})
+    weights, wanted = loaded.state_dict(), model.state_dict()
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[key], wanted[key]) for key in wanted)
+    # Kernels sum in another order where mapped weights do not lie on a boundary of theirs.
+    torch.testing.assert_close(logits(loaded), logits(model), atol=2e-6, rtol=0)
+    assert loaded.alphas() == pytest.approx(model.alphas(), abs=1e-6)
+    assert loaded.config.expansion["dial"] == 0.3
     assert tokenizer("hi").input_ids == pico_tokenizer("hi").input_ids
     assert (folder / "README.md").is_file()
 

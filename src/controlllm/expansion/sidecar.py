@@ -149,8 +149,11 @@ def sidecar_config(
 
 
 def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in the weights' file beside the tensors, for a sidecar's config."""
-    return {"format": "pt", _DIGEST: function_digest(values)}
+    """What stands in the weights' file beside the tensors, for a sidecar's config.
+
+    One entry: the order of several is chance, and equal sidecars would be unequal files.
+    """
+    return {_DIGEST: function_digest(values)}
 
 
 def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What PEFT saves: plain names, a card, which base it was; and what is refused in loading."""
 
+import itertools
 import json
 import shutil
 
@@ -210,7 +211,8 @@ def test_the_dial_and_measured_alphas_are_saved(tmp_path):
     model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(make_base("llama"), tmp_path)
     assert torch.equal(logits(again), logits(model))
-    assert again.alphas()[1] == 0.25
+    assert again.alphas()[1] == model.alphas()[1]
+    assert again.peft_config["default"].dial == {1: 0.25}
     assert again.peft_config["default"].mean_alpha == model.peft_config["default"].mean_alpha
 
 
@@ -242,8 +244,10 @@ def test_what_an_adapter_cannot_hold_is_not_converted(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
-@pytest.mark.parametrize("interpolator", ["dlerp", "prog", "moe"])
+@pytest.mark.parametrize(
+    "structure, interpolator",
+    [*itertools.product(["concat", "hybrid"], ["dlerp", "prog", "moe"]), ("stack", "lerp")],
+)
 def test_tied_ends_are_converted_with_every_kind_of_block(tmp_path, interpolator, structure):
     settings = {"num_blocks": 2, "interpolator": interpolator, "structure": structure}
     model = make_adapted("llama-tied", expand_ends=True, **settings)
