@@ -1,5 +1,6 @@
 """Wrong settings are named with their value; the config loads from plain YAML types."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,8 @@ from controlllm.data import DataConfig, SourceConfig
         ({"path": " "}, "path=' '"),
         ({"weight": 0}, "weight=0"),
         ({"weight": -1.5}, "weight=-1.5"),
+        ({"weight": math.nan}, "weight=nan must be above 0"),
+        ({"sample_rows": 2**70}, "sample_rows=1180591620717411303424 must be"),
         ({"max_rows": 0}, "max_rows=0"),
         ({"text_unit": "lines"}, "Did you mean 'line'"),
         ({"on_bad_row": "ignore"}, "on_bad_row='ignore'"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlllm.common.bounds import LARGEST
 from controlllm.common.errors import ConfigError
 from controlllm.common.fields import RUNS_CODE
 from controlllm.common.registry import check_choice
@@ -15,8 +16,8 @@ __all__ = ["DataConfig", "SourceConfig", "StageConfig"]
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"{name}={value!r} must be above 0.")
+    if not 0 < value <= LARGEST:  # Which no nan is.
+        raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")
 
 
 @dataclass
@@ -171,7 +172,8 @@ class StageConfig:
             ConfigError: with the field and its value.
         """
         _check_positive("tokens", self.tokens)
-        if min(self.weights.values(), default=0) < 0 or not sum(self.weights.values()):
+        in_range = all(0 <= weight <= LARGEST for weight in self.weights.values())
+        if not in_range or not sum(self.weights.values()):
             raise ConfigError(f"weights={self.weights!r} must not be negative, nor all 0.")
 
 
