@@ -50,7 +50,7 @@ def test_every_real_row_is_read_and_accounted_for(
     shared_data: Path, minimind: PreTrainedTokenizerBase, name: str
 ) -> None:
     path, settings, rows = ALL_ROWS[name]
-    config = DataConfig(max_length=512)
+    config = DataConfig(max_length=512, max_eval_tokens=None)
     source = SourceConfig(str(shared_data / path), **settings)
     examples, stats = read_examples(source, minimind, config)
     assert stats.rows == rows
@@ -63,7 +63,8 @@ def test_shakespeare_comes_back_whole(
     shared_data: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     path = shared_data / "text" / "tinyshakespeare" / "input.txt"
-    examples, _ = read_examples(SourceConfig(str(path)), tokenizer, DataConfig(max_length=512))
+    config = DataConfig(max_length=512, max_eval_tokens=None)
+    examples, _ = read_examples(SourceConfig(str(path)), tokenizer, config)
     targets = [t for example in examples for t in example.labels.tolist() if t != -100]
     assert targets[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(targets[:-1]).strip() == path.read_text().strip()
