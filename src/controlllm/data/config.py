@@ -1,5 +1,6 @@
 """What a user says about data: where rows lie, how they become tokens, how sources are mixed."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ __all__ = ["DataConfig", "SourceConfig", "StageConfig"]
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value <= LARGEST:  # Which no nan is.
+    # No nan is in this range; an infinite temperature is one that evens out all shares.
+    if not (0 < value <= LARGEST or (name, value) == ("temperature", math.inf)):
         raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")
 
 
