@@ -112,7 +112,6 @@ def test_alpha_sampling_draws_do_not_depend_on_the_global_seed(run_config, loade
     [
         ({"max_tokens": 300}, "max_tokens", 3),
         ({"max_seconds": 1e-9}, "max_seconds", 1),
-        ({"max_forgetting": -10.0, "stop_on_budget": True}, "max_forgetting", 0),
         ({"max_forgetting": 0.0, "stop_on_budget": True, "eval_steps": 4}, "max_forgetting", 4),
     ],
 )
@@ -120,7 +119,7 @@ def test_budgets_stop_and_leave_a_checkpoint(run_config, loaded, training, reaso
     result = train(run_config(training=training), loaded())
     assert result.stopped_because == reason
     assert result.history[-1]["step"] == steps
-    assert (result.output_dir / f"checkpoint-{steps}").is_dir() or steps == 0
+    assert (result.output_dir / f"checkpoint-{steps}").is_dir()
 
 
 def test_the_best_step_keeps_to_the_budget(run_config, loaded):
