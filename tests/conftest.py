@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_log_level() -> Iterator[None]:
-    """What a command does to the level of our logger, it does to its own process alone."""
+def own_process() -> Iterator[None]:
+    """Log levels and steps of accumulation that a test left in its process end with it."""
     logger = logging.getLogger("controlllm")
     level = logger.level
     yield
     logger.setLevel(level)
+    if accelerate := sys.modules.get("accelerate.state"):
+        accelerate.GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")
