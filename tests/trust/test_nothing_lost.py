@@ -91,10 +91,13 @@ def test_a_killed_run_goes_on_at_once_though_its_workers_live(
     assert not (tmp_path / "run" / ".controlllm.lock").exists()
 
 
-def test_readers_are_not_kept_out(running: Any, tmp_path: Path) -> None:
+def test_readers_are_not_kept_out(
+    running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read_yaml(tmp_path / "run" / "config.yaml")["method"] == "control"
     assert newest_checkpoint(tmp_path / "run") is None
-    assert main(["compare", str(tmp_path / "run")]) == 0
+    assert main(["compare", str(tmp_path / "run")]) == 2
+    assert "has a checkpoint yet" in capsys.readouterr().err  # It looked inside.
 
 
 def test_calibrating_in_place_waits_for_nobody(
