@@ -853,13 +853,25 @@ def test_every_exported_form_has_checksums_that_are_checked(tmp_path, base, pico
     for name in listed:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
-        with pytest.raises(CheckpointError, match=re.escape(name)):
-            load_model(folder)
+        for read in (load_model, inspect_folder):
+            with pytest.raises(CheckpointError, match=re.escape(name)):
+                read(folder)
         (folder / name).write_bytes(content)
     (weights,) = folder.glob("*.safetensors")
+    assert (
+        weights.stat().st_mode == (folder / "README.md").stat().st_mode
+    )  # who may read one may all
     weights.unlink()
     with pytest.raises(CheckpointError, match=re.escape(weights.name)):
         load_model(folder)
+
+
+def test_a_sidecar_that_lost_its_checksums_is_told(tmp_path, base):
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    (sidecar / "checksums.json").unlink()
+    for read in (load_model, inspect_folder):
+        with pytest.warns(UserWarning, match="has no checksums.json, which every export has"):
+            read(sidecar)
 
 
 # ---- said: what is said is used ----

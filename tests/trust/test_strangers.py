@@ -230,7 +230,7 @@ def test_a_run_folder_brings_no_addresses_options_or_places(cluster, tmp_path, c
 
 def test_the_flag_stands_in_no_file(tmp_path, capsys):
     file = yaml_file(tmp_path / "a.yaml", {"trust_config": True})
-    assert "trust_config is not a setting" in refused(capsys, "train", file)
+    assert "trust_config counts on the command line only" in refused(capsys, "train", file)
 
 
 # ---- 4: credentials go to no host that the user did not type ----

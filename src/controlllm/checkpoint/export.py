@@ -15,6 +15,7 @@ from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.checksums import write_checksums
 from controlllm.common.errors import ModelError
 from controlllm.common.files import (
+    as_usual,
     atomic_folder,
     folder_bytes,
     require_empty,
@@ -80,6 +81,8 @@ def export(
             write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        for weights in temporary.glob("*.safetensors"):
+            as_usual(weights)
         write_checksums(temporary)
     return Path(folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 from controlllm.checkpoint.kinds import KINDS, kind_in
 from controlllm.checkpoint.locate import Kind, locate
 from controlllm.checkpoint.optimizer import PREFIX
+from controlllm.common.checksums import verify_checksums
 from controlllm.common.errors import CheckpointError
 from controlllm.common.tensor_files import read_header
 from controlllm.expansion.config import ExpansionConfig
@@ -80,7 +81,8 @@ def inspect_folder(path: str | Path) -> Inspection:
     """Look into a run folder, a checkpoint, a sidecar, an expanded or a plain model.
 
     Raises:
-        CheckpointError: if it is no folder with a model, or a file cannot be read.
+        CheckpointError: if it is no folder with a model, or a file cannot be read or is not as its
+            checksums say.
     """
     location = locate(path)
     if location.kind is Kind.HUB:
@@ -88,6 +90,7 @@ def inspect_folder(path: str | Path) -> Inspection:
             f"{path} is no folder here; if it is on the Hub, fetch it first: hf download {path}"
         )
     folder = Path(location.path)
+    verify_checksums(folder, ours=kind_in(folder) is KINDS["control"])
     expansion, base = _configs(folder)
     parts = _parts(folder, expansion, base)
     return Inspection(location.kind, str(folder), expansion, base, parts)

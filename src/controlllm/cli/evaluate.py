@@ -132,7 +132,8 @@ def _check_names(sources: list[SourceConfig]) -> None:
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
-            f"{twice} name several sets; give each its own `name` in data.learn or data.retain."
+            f"{twice} name several sets (--files takes a file's name, beside the sets of the run); "
+            "give each its own `name`: --data.learn '[{path: ..., name: ...}]'."
         )
 
 

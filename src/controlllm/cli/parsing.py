@@ -114,6 +114,8 @@ def _check_names(
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
+            if name == "trust_config":
+                raise ConfigError(f"{file}: {name} counts on the command line only ({TRUST}).")
             raise ConfigError(f"{file}: {name} is not a setting.{near(name, names)}")
         inner = dataclass_in(hints[key])
         for item in value if isinstance(value, list) else [value]:

@@ -5,6 +5,7 @@ can change the sums as well.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,23 +77,35 @@ def resealed(folder: str | Path) -> Iterator[None]:
         write_checksums(folder)
 
 
-def verify_checksums(folder: str | os.PathLike[str]) -> None:
+def verify_checksums(folder: str | os.PathLike[str], ours: bool = False) -> None:
     """Compare a folder with its note; one without passes: only what we export has one.
+
+    Args:
+        folder: where the files lie.
+        ours: whether only this library writes such folders, so that a missing note is told. (A
+            training checkpoint has a manifest instead.)
 
     Raises:
         CheckpointError: with the file that is missing, was changed, or holds other weights.
     """
     path = Path(folder) / CHECKSUMS
-    if path.is_file():
-        advice = f"export or download it again (if the change is your own: take it out of {path})"
-        files = read_record(path, _Checksums)["files"]
-        compare_files(Path(folder), files, CHECKSUMS, advice)
-        for other in sorted(Path(folder).iterdir()):
-            if other.name.endswith(_FOUND) and other.name not in files:
-                raise CheckpointError(
-                    f"{other} is not in {CHECKSUMS}, and would be loaded with or for what is: "
-                    "remove it."
-                )
+    if not path.is_file():
+        if ours and not path.with_name("manifest.json").is_file():
+            warnings.warn(
+                f"{folder} has no {CHECKSUMS}, which every export has: nothing tells whether its "
+                "files are whole, and as they were written.",
+                stacklevel=2,
+            )
+        return
+    advice = f"export or download it again (if the change is your own: take it out of {path})"
+    files = read_record(path, _Checksums)["files"]
+    compare_files(Path(folder), files, CHECKSUMS, advice)
+    for other in sorted(Path(folder).iterdir()):
+        if other.name.endswith(_FOUND) and other.name not in files:
+            raise CheckpointError(
+                f"{other} is not in {CHECKSUMS}, and would be loaded with or for what is; "
+                "remove it."
+            )
 
 
 def compare_files(folder: Path, files: dict[str, Any], note: str, advice: str) -> None:

@@ -21,6 +21,7 @@ from controlllm.common.errors import CheckpointError
 from controlllm.common.workplace import clean_leftovers, final_path, swap_in, workplace
 
 __all__ = [
+    "as_usual",
     "atomic_file",
     "atomic_folder",
     "clean_leftovers",
@@ -95,6 +96,15 @@ def save_tensors(
     from safetensors.torch import save_file
 
     save_file(_apart(tensors), str(path), metadata=metadata)
+    as_usual(path)
+
+
+def as_usual(path: str | Path) -> None:
+    """Give a file the mode of any new one: safetensors keeps its files for their owner alone."""
+    probe = Path(path).with_name(f".{Path(path).name}.mode")
+    probe.touch()
+    Path(path).chmod(probe.stat().st_mode)
+    probe.unlink()
 
 
 @contextmanager

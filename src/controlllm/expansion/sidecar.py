@@ -172,7 +172,7 @@ def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if weights.is_file() and read_header(weights).metadata.get(_DIGEST) != function_digest(values):
         raise CheckpointError(
             f"{path}: the settings are not those that {SIDECAR_WEIGHTS} was written with, and make "
-            "another model of it. Only `dial` and `mean_alpha` may change; export it again."
+            "another model of it. Export it again; its dial is changed by `controlllm calibrate`."
         )
     return {**checked, "expansion": checked["expansion"].to_dict()}
 
@@ -203,7 +203,7 @@ def load_sidecar(
     """
     values = read_sidecar_config(folder)
     if tensors is None:
-        verify_checksums(Path(folder))
+        verify_checksums(Path(folder), ours=True)
     saved = read_sidecar_tensors(folder) if tensors is None else tensors
     require_numbers(saved, str(folder))
     if check_base:
