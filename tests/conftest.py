@@ -47,12 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_process() -> Iterator[None]:
-    """Log levels and steps of accumulation that a test left in its process end with it."""
-    logger = logging.getLogger("controlllm")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+def own_process() -> None:
+    """Log levels and steps of accumulation that others left in this process do not matter."""
+    logging.getLogger("controlllm").setLevel(logging.NOTSET)
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.GradientState._reset_state()
 
