@@ -1,5 +1,6 @@
 """Bases that come quantised: copies that train, and sidecars across bases."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -264,5 +265,17 @@ def test_rows_that_a_cpu_gets_wrong_are_refused(pico_llama: Any, tmp_path: Path)
     pico_llama(intermediate_size=48).save_pretrained(tmp_path)
     settings = CONFIGS["bnb_nf4"]()
     base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
-    with pytest.raises(ModelError, match=r"4-bit rows of (32|48) weights wrongly on this CPU"):
-        expand(base, num_blocks=2)
+    try:
+        model = expand(base, num_blocks=2)
+    except ModelError as error:
+        assert re.search(r"4-bit rows of (32|48) weights wrongly on this CPU", str(error))
+        return
+    # Not every CPU's kernel is wrong: then what it computes is what the weights in full compute.
+    ids = torch.arange(12)[None]
+    full = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
+    torch.testing.assert_close(
+        model.eval()(input_ids=ids).logits,
+        full.dequantize().eval()(input_ids=ids).logits,
+        atol=1e-4,
+        rtol=1e-4,
+    )
