@@ -22,6 +22,16 @@ def test_a_preset_gives_defaults_only(name):
     assert over.expansion.divergence_weight == plain.expansion.divergence_weight
 
 
+def test_a_preset_that_changes_nothing_is_said(caplog):
+    resolved = RunConfig.from_dict({"expansion": {"alpha": 0.3}}).to_dict()
+    RunConfig.from_dict(resolved | {"preset": "paper"})
+    assert "changes nothing" in caplog.text and "expansion.alpha=0.3" in caplog.text
+    caplog.clear()
+    RunConfig.from_dict(RunConfig.from_dict({"preset": "paper"}).to_dict())
+    RunConfig.from_dict({"preset": "paper", "expansion": {"alpha": 0.3}})
+    assert not caplog.text
+
+
 def test_preset_values_are_fresh():
     preset_values("retain")["training"]["alpha_sampling"][0] = 99
     assert preset_values("retain")["training"]["alpha_sampling"] == [0.2, 0.8]

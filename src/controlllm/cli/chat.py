@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.parsing import parse_options
 from controlllm.common.progress import stage
+from controlllm.common.secrets import hidden
 from controlllm.data import resolve_chat_template
 from controlllm.evaluate.dial import check_settings
 from controlllm.inference import Chat, GenerationSettings
@@ -59,7 +60,8 @@ def run(argv: list[str]) -> None:
     if options.alpha is not None:
         chat.set_alpha(options.alpha)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"{type(model).__name__} from {options.model}; /help for commands, Ctrl-D to end.")
+        name = f"{type(model).__name__} from {hidden(options.model)}"
+        print(f"{name}; /help for commands, Ctrl-D to end.")
         chat.run(_typed_lines(), interactive=True)
     else:
         chat.run(sys.stdin)

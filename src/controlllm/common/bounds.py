@@ -23,8 +23,15 @@ def check_range(field: str, value: float, low: float, high: float = LARGEST) -> 
         ConfigError: with the field, the value and the range.
     """
     if not low <= value <= high:
-        upper = "" if high == LARGEST and not value > high else f" and at most {high:g}"
-        raise ConfigError(f"{field}={value!r} is out of range; allowed: at least {low:g}{upper}.")
+        upper = "" if high == LARGEST and not value > high else f" and at most {_plain(high)}"
+        raise ConfigError(
+            f"{field}={value!r} is out of range; allowed: at least {_plain(low)}{upper}."
+        )
+
+
+def _plain(number: float) -> str:
+    """Whole numbers with all their digits."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def check_numbers(

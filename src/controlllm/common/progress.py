@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from controlllm.common.readable import readable, unguarded
+from controlllm.common.secrets import hidden
 
 __all__ = ["Progress", "progress", "show_progress", "stage", "tick"]
 
@@ -99,7 +100,7 @@ def tick(count: float = 1) -> None:
 @contextmanager
 def stage(text: str) -> Iterator[None]:
     """Say what is done and cannot be counted: at once on a terminal, else if it takes long."""
-    text, on_terminal = f"{readable(text)} ...", _on_terminal()
+    text, on_terminal = f"{readable(hidden(text))} ...", _on_terminal()
     timer = threading.Timer(_LOG_SECONDS, _write, [text, False])
     timer.daemon = True
     if on_terminal:

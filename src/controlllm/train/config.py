@@ -1,6 +1,7 @@
 """The run config: one typed object that says everything about a run and can repeat it."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -8,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 from controlllm.common.bitsandbytes import BnbKind
 from controlllm.common.bounds import check_numbers
 from controlllm.common.errors import ConfigError
-from controlllm.common.fields import RUNS_CODE
+from controlllm.common.fields import RUNS_CODE, value_at
 from controlllm.common.registry import check_choice
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
@@ -42,6 +43,8 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
 ]
+
+log = logging.getLogger(__name__)
 
 _WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
 _WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
@@ -258,7 +261,9 @@ class RunConfig:
         if preset is None:
             return build(cls, values)
         laid = {"preset": _Laid(preset)} if isinstance(preset, str) else {}
-        return build(cls, merge(merge(preset_values(preset), values), laid))
+        below = preset_values(preset)
+        _tell_without_effect(preset, below, values)
+        return build(cls, merge(merge(below, values), laid))
 
     def to_dict(self) -> dict[str, Any]:
         """All values as nested plain dicts; `from_dict` of it gives an equal config."""
@@ -274,3 +279,27 @@ class RunConfig:
     def to_yaml(self, path: str | Path) -> None:
         """Write the resolved config, secrets included; the run can be repeated from this file."""
         write_yaml(path, self.to_dict())
+
+
+def _tell_without_effect(preset: str, below: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Say it where a preset changes nothing, as over a run file that gives every setting."""
+    pairs = [(name, value, value_at(values, name)) for name, value in _leaves(below)]
+    if any(given is None for name, _, given in pairs if name != "preset"):
+        return
+    other = [f"{name}={given!r}" for name, value, given in pairs if given != value]
+    if other:
+        log.warning(
+            "The preset %r changes nothing, as each of its settings is given; otherwise than in "
+            "the preset are %s.",
+            preset,
+            ", ".join(other),
+        )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of settings and their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -180,14 +180,15 @@ def _make_plan(
     length = rehearsal.length or run.data.max_length
     prompts = _prompts(tokenizer, rehearsal.prompts)
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
+    setting = "rehearsal.length" if rehearsal.length else "data.max_length"
     for what, most in (("data.max_length", run.data.max_length), ("the model's context", limit)):
         if length > most:
-            raise ConfigError(f"rehearsal.length={length} is more than {what} ({most}).")
+            raise ConfigError(f"{setting}={length} is more than {what} ({most}).")
     longest = max(len(prompt) for prompt in prompts)
     if longest >= length:
         raise ConfigError(
             f"rehearsal.prompts has a prompt of {longest} tokens, which leaves no room in "
-            f"rehearsal.length={length}; shorten the prompt or raise the length."
+            f"{setting}={length}; shorten the prompt or raise the length."
         )
     return SamplingPlan(
         num_sequences=rehearsal.num_sequences,
