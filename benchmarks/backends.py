@@ -30,8 +30,8 @@ from soak import rows_of, start_ranks, wait_for
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.common.errors import ConfigError
 from controlllm.train import RunConfig, train
-from controlllm.train.config_io import merge
-from controlllm.train.support import WAYS
+from controlllm.train.config.config_io import merge
+from controlllm.train.config.support import WAYS
 
 STRUCTURES: dict[str, dict[str, Any]] = {
     "concat": {},

@@ -22,14 +22,14 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", GLOO_SOCK
 from data_rows import shown
 from train_step import add_shape, by_processes, gloo, make_base, run_of, write_record
 
-from controlllm.common.files import folder_bytes
+from controlllm.common.storage.files import folder_bytes
 
 
 def train_once(options: argparse.Namespace, way: str, ranks: int, rank: int, folder: Path) -> None:
     """Train and time every save; the first rank writes what it saw."""
     import torch
 
-    from controlllm.checkpoint.writer import CheckpointWriter
+    from controlllm.checkpoint.training.writer import CheckpointWriter
     from controlllm.train import train
 
     torch.set_num_threads(1)

@@ -131,7 +131,7 @@ def measure_loader(options: argparse.Namespace) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     from controlllm.data import DataConfig, SourceConfig
-    from controlllm.data.loader import TrainLoader
+    from controlllm.data.loader.train_loader import TrainLoader
 
     tokenizer = AutoTokenizer.from_pretrained(options.data / "tokenizers/minimind6400")
     tokenizer("warm")

@@ -29,11 +29,11 @@ from data_rows import machine, real_rows
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from controlllm.data import DataConfig
-from controlllm.data.batches import collate
-from controlllm.data.batching import Batcher, fill_ratio, item_capacity, make_batcher
-from controlllm.data.encode import Example
-from controlllm.data.mixing import Picked
-from controlllm.data.packing import fill_slots
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.batchers import Batcher, fill_ratio, item_capacity, make_batcher
+from controlllm.data.loader.collate import collate
+from controlllm.data.loader.mixing import Picked
+from controlllm.data.loader.packing import fill_slots
 
 TOKENIZERS = {
     "minimind6400": "tokenizers/minimind6400",

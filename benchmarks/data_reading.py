@@ -74,8 +74,8 @@ def prepare(options: argparse.Namespace) -> int:
     """Our own preparation, and the same tokens as plain arrays for the peers."""
     import numpy as np
 
-    from controlllm.data.encode import RowEncoder
-    from controlllm.data.prepare import prepare_source
+    from controlllm.data.cache.prepare import prepare_source
+    from controlllm.data.examples.encode import RowEncoder
     from controlllm.data.sources import open_blocks
 
     config, tokenizer = loader_config(options, "best_fit"), load_tokenizer(options)
@@ -92,8 +92,8 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from controlllm.data.loader import TrainLoader
-    from controlllm.data.store import TokenStore
+    from controlllm.data.cache.store import TokenStore
+    from controlllm.data.loader.train_loader import TrainLoader
 
     torch.set_num_threads(1)
     config = loader_config(options, options.strategy)

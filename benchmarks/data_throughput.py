@@ -56,8 +56,8 @@ from data_rows import (
 from transformers import AutoTokenizer
 
 from controlllm.data import DataConfig, SourceConfig
-from controlllm.data.loader import TrainLoader
-from controlllm.data.templates import resolve_chat_template
+from controlllm.data.examples.templates import resolve_chat_template
+from controlllm.data.loader.train_loader import TrainLoader
 
 TOKENIZERS = {
     "minimind6400": "tokenizers/minimind6400",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from controlllm.common.files import write_json
+from controlllm.common.storage.files import write_json
 from controlllm.demo import DemoConfig
 from controlllm.demo.domains import NEW, OLD, held_out, write_data
 from controlllm.demo.measure import train_and_measure

@@ -9,7 +9,7 @@ head trains, or it is frozen as under `method: control` without expanded ends.
 | way | what runs |
 |---|---|
 | `all logits` | `linear`, then `cross_entropy` |
-| `ours` | `loss_chunk_size`: `controlllm.train.head` |
+| `ours` | `loss_chunk_size`: `controlllm.train.step.head` |
 | `torch` | `torch.nn.functional.linear_cross_entropy` with the same chunks (torch 2.13) |
 """
 
@@ -36,7 +36,7 @@ def measure(options: argparse.Namespace, way: str, trained: bool) -> dict[str, f
     import torch.nn.functional as F
     from torch import nn
 
-    from controlllm.train.head import chunked_cross_entropy_sum
+    from controlllm.train.step.head import chunked_cross_entropy_sum
 
     class Model(nn.Module):
         """What the loss asks of a model: its head."""

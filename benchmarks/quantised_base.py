@@ -125,7 +125,7 @@ def losses_on(run: Any, sidecar: Path, base: str) -> tuple[float, float]:
     from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
     from controlllm.data import eval_batches, read_examples
     from controlllm.evaluate import evaluate_losses
-    from controlllm.train.quantize import quantize_base
+    from controlllm.train.setup.quantize import quantize_base
 
     tokenizer = find_tokenizer(str(sidecar))
     if base == "torchao int8":
@@ -162,7 +162,7 @@ def frozen_bytes(model: Any) -> dict[str, int]:
 
 def weight_bytes(layer: Any) -> int:
     """Of a layer's weight: all that is stored for it, codes, scales and tables of values."""
-    from controlllm.common.bitsandbytes import bnb_kind, stored_bytes
+    from controlllm.common.packages.bitsandbytes import bnb_kind, stored_bytes
 
     if bnb_kind(layer) is not None:
         return stored_bytes(layer)
@@ -217,7 +217,7 @@ def main() -> None:
 
     import torch
 
-    from controlllm.common.torchao import quiet_torchao
+    from controlllm.common.packages.torchao import quiet_torchao
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

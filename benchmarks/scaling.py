@@ -45,7 +45,7 @@ def train_once(options: argparse.Namespace, way: str, rank: int, folder: Path) -
     import torch
 
     from controlllm.train import train
-    from controlllm.train.parallel_config import ParallelConfig
+    from controlllm.train.config.parallel_config import ParallelConfig
 
     torch.set_num_threads(1)
     parallel = WAYS[way]

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
-from controlllm.checkpoint.manifest import verify_manifest
+from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.train import RunConfig, train
 
 FORK = multiprocessing.get_context("fork")

@@ -21,7 +21,7 @@ taken round by round.
 median over the steps but the first two. *Memory* is the peak of the process above what it held
 before the base was made, by the kernel (`VmHWM`), with freed blocks given back at once; a run of a
 tiny base before it has imported and prepared whatever there is. *FLOPs* are those that are really
-computed (`controlllm.train.flops`); the *limit* is their time at the rate of a large matrix
+computed (`controlllm.train.observe.flops`); the *limit* is their time at the rate of a large matrix
 product, measured in the same process. *Overhead* is what a step of the loop takes beyond forward,
 backward, clipping and AdamW in plain PyTorch, the median over pairs of steps.
 """
@@ -100,7 +100,7 @@ def make_base(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def run_of(options: argparse.Namespace, way: str, folder: str) -> Any:
     from controlllm.train import RunConfig
-    from controlllm.train.config_io import merge
+    from controlllm.train.config.config_io import merge
 
     values = {
         "model": {"device": "cpu"},
@@ -179,7 +179,7 @@ def lora_steps(run: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
 
     from controlllm.data import TrainLoader
-    from controlllm.train.model import load_base
+    from controlllm.train.setup.model import load_base
 
     base, tokenizer = load_base(run, (base, tokenizer))
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -198,8 +198,8 @@ def lora_steps(run: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
 def loop_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, Any]:
     """Our loop, its code as it is; with a plain step after each of its own, if asked for."""
     from controlllm.train import train
-    from controlllm.train.keeper import RunKeeper
-    from controlllm.train.native import NativeLoop
+    from controlllm.train.loops.native import NativeLoop
+    from controlllm.train.record.keeper import RunKeeper
 
     times, plain, batches = list[float](), list[float](), list[Any]()
     begin = 0.0

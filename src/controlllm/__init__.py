@@ -19,7 +19,7 @@ end_at_once()  # Where this is the command line: what follows takes seconds.
 from transformers import AutoConfig  # noqa: E402
 
 from controlllm.common.lazy import lazy_names  # noqa: E402
-from controlllm.expansion.hf_config import ControlLLMConfig  # noqa: E402
+from controlllm.expansion.hub.hf_config import ControlLLMConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from controlllm.expansion import (

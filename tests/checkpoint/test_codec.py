@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlllm.checkpoint.codec import pack, unpack
+from controlllm.checkpoint.training.codec import pack, unpack
 from controlllm.common.errors import CheckpointError
 
 keys = st.one_of(st.text(max_size=5), st.sampled_from(["$tensor", "$dict", "$"]), st.integers())

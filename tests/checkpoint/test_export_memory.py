@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from controlllm import expand
-from controlllm.common.files import file_digest
+from controlllm.common.storage.files import file_digest
 
 EXPORT = """
 import json, re, sys, threading, time

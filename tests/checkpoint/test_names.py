@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlllm.common.names import holds_data, is_checkpoint, is_plain
+from controlllm.common.text.names import holds_data, is_checkpoint, is_plain
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from controlllm.checkpoint.codec import pack, unpack
-from controlllm.checkpoint.optimizer import (
+from controlllm.checkpoint.training.codec import pack, unpack
+from controlllm.checkpoint.training.optimizer import (
     PREFIX,
     make_optimizer_state,
     optimizer_state,

@@ -18,11 +18,11 @@ from controlllm.checkpoint import (
     mark_best,
     save_checkpoint,
 )
-from controlllm.checkpoint import upload as uploading
-from controlllm.checkpoint.copies import local_copy
-from controlllm.checkpoint.fetch import fetch_checkpoint, fetch_files, fetch_newest
-from controlllm.checkpoint.remote import RemoteRun
-from controlllm.checkpoint.upload import Uploader
+from controlllm.checkpoint.mirror import upload as uploading
+from controlllm.checkpoint.mirror.copies import local_copy
+from controlllm.checkpoint.mirror.fetch import fetch_checkpoint, fetch_files, fetch_newest
+from controlllm.checkpoint.mirror.remote import RemoteRun
+from controlllm.checkpoint.mirror.upload import Uploader
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion import ExpansionConfig, expand
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from controlllm.checkpoint import state as checkpoints
-from controlllm.checkpoint.rng import capture_rng, restore_rng
-from controlllm.checkpoint.state import TrainingState, save_checkpoint
+from controlllm.checkpoint.training import state as checkpoints
+from controlllm.checkpoint.training.rng import capture_rng, restore_rng
+from controlllm.checkpoint.training.state import TrainingState, save_checkpoint
 from controlllm.common.errors import CheckpointError
 
 
@@ -137,7 +137,7 @@ def test_same_step_can_be_saved_again(tmp_path: Path) -> None:
 
 SAVE_FOR_EVER = """
 import itertools, sys, torch
-from controlllm.checkpoint.state import TrainingState, save_checkpoint
+from controlllm.checkpoint.training.state import TrainingState, save_checkpoint
 model = {"method": "full", "config": {}}
 for step in itertools.count(1):
     value = torch.full((20_000,), float(step))

@@ -28,8 +28,8 @@ from controlllm.cli.env import EnvOptions
 from controlllm.cli.evaluate import EvalOptions
 from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
+from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
-from controlllm.cli.sets import UNREAD
 from controlllm.data import DataConfig
 from controlllm.demo import DemoConfig
 from controlllm.train import RunConfig

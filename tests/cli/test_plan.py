@@ -8,7 +8,7 @@ import pytest
 
 from controlllm.cli import main
 from controlllm.expansion import expand
-from controlllm.train.peaks import required_peak
+from controlllm.train.observe.peaks import required_peak
 
 
 @pytest.fixture

@@ -19,7 +19,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from controlllm.common.attention import PackedMask, packed_attention_for, register_packed_attention
+from controlllm.common.attention.attention import (
+    PackedMask,
+    packed_attention_for,
+    register_packed_attention,
+)
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import cross_entropy_sum
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from controlllm.common import files, held
 from controlllm.common.errors import CheckpointError
-from controlllm.common.holder import Holder
+from controlllm.common.storage import files, held
+from controlllm.common.storage.holder import Holder
 
 SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from controlllm.common.files import atomic_folder
+from controlllm.common.storage.files import atomic_folder
 with atomic_folder(sys.argv[1], overwrite=True) as folder:
     (folder / "half.txt").write_text("half")
     print("ready", flush=True)
@@ -170,7 +170,7 @@ def test_full_disk_while_writing_text(small_disk: Path) -> None:
 def test_file_size_limit_is_an_error_of_ours(tmp_path: Path) -> None:
     program = (
         "import resource, sys, torch\n"
-        "from controlllm.common.files import atomic_file, save_tensors\n"
+        "from controlllm.common.storage.files import atomic_file, save_tensors\n"
         "from controlllm.common.errors import CheckpointError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"

@@ -11,7 +11,7 @@ import pytest
 from tests.processes import Outcome, run_processes, start, values
 
 from controlllm.common.errors import DataError
-from controlllm.common.lock import make_once
+from controlllm.common.storage.lock import make_once
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -62,7 +62,7 @@ def workplace(tmp_path: Path) -> Workplace:
 def made(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace.target.parent.mkdir()
     # import-linter, which other tests run, disables loggers.
-    monkeypatch.setattr(logging.getLogger("controlllm.common.lock"), "disabled", False)
+    monkeypatch.setattr(logging.getLogger("controlllm.common.storage.lock"), "disabled", False)
 
 
 def release_soon(workplace: Workplace) -> Callable[[], None]:

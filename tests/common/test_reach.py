@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlllm.common.reach import Reach, origin
+from controlllm.common.storage.reach import Reach, origin
 
 INWARDS = ["93.184.216.34", "10.0.0.7", "127.0.0.1"]
 

@@ -24,8 +24,8 @@ import pytest
 from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
-from controlllm.common.guarded import GuardedFileSystem
-from controlllm.common.remote import is_remote, open_filesystem, shown
+from controlllm.common.storage.guarded import GuardedFileSystem
+from controlllm.common.storage.remote import is_remote, open_filesystem, shown
 
 SOON = 1.0
 LATE = 60.0
@@ -326,7 +326,7 @@ def test_addresses_that_cannot_work():
 def test_options_from_the_environment(hdfs):
     """The way for secrets, which then stand in no file: FSSPEC_{PROTOCOL}_{OPTION}."""
     code = (
-        "import sys; from controlllm.common.remote import open_filesystem; "
+        "import sys; from controlllm.common.storage.remote import open_filesystem; "
         "open_filesystem(sys.argv[1], timeout=20)"
     )
     environment = os.environ | {"FSSPEC_WEBHDFS_TOKEN": "t0k"}

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.torchao import quiet_torchao, require_torchao
+from controlllm.common.packages.torchao import quiet_torchao, require_torchao
 
 
 def test_a_package_that_is_not_there_is_told_with_what_asks_for_it():

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from controlllm.data import batching
-from controlllm.data.batches import collate
-from controlllm.data.batching import (
+from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.batchers import (
     Batcher,
     Item,
     Waiting,
@@ -23,10 +23,10 @@ from controlllm.data.batching import (
     make_batcher,
     redeal_batchers,
 )
-from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.encode import Example
-from controlllm.data.evaluation import read_examples
-from controlllm.data.mixing import Picked
+from controlllm.data.loader.collate import collate
+from controlllm.data.loader.evaluation import read_examples
+from controlllm.data.loader.mixing import Picked
+from controlllm.data.loader.train_loader import batchers as batching
 
 POOLS = {name: getattr(batching, name) for name in ("BATCHES", "ROWS", "TOKENS")}
 CAPACITY = 32
@@ -46,9 +46,9 @@ WHOLE = [kind for kind in KINDS if kind != "concat"]
 def small_pools() -> Iterator[None]:
     """Pools of a few batches, so that many are gone through."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("controlllm.data.batching.BATCHES", 3)
-        patch.setattr("controlllm.data.batching.ROWS", 12)
-        patch.setattr("controlllm.data.batching.TOKENS", 100)
+        patch.setattr("controlllm.data.loader.batchers.BATCHES", 3)
+        patch.setattr("controlllm.data.loader.batchers.ROWS", 12)
+        patch.setattr("controlllm.data.loader.batchers.TOKENS", 100)
         yield
 
 

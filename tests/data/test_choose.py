@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, eval_batches
-from controlllm.data.choose import FILTERS, content_hash, keeps_row, register_filter
+from controlllm.data.examples.row_filters import FILTERS, content_hash, keeps_row, register_filter
 from controlllm.data.sources import open_blocks
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ from controlllm.data import (
     register_collator,
     register_postprocess,
 )
-from controlllm.data.batches import REPLAY, TRAIN, packed_batch
-from controlllm.data.hooks import POSTPROCESS
+from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.loader.collate import REPLAY, TRAIN, packed_batch
 
 
 @register_collator("test_hooks.marked")

@@ -15,13 +15,13 @@ from tokenizers import AddedToken, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from controlllm.data import DataConfig, SourceConfig, StageConfig, register_postprocess
-from controlllm.data.choose import register_filter
-from controlllm.data.encode import RowEncoder
-from controlllm.data.identity import model_key
-from controlllm.data.plugins import load_plugins
-from controlllm.data.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.cache.cache_key import model_key
+from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.examples.row_filters import register_filter
+from controlllm.data.loader.plugins import load_plugins
 from controlllm.data.sources import open_blocks
-from controlllm.data.store import TokenStore
 
 OF_SOURCES: dict[str, Any] = {
     # Another value makes other rows or examples, or might.
@@ -365,7 +365,7 @@ def test_values_that_a_filter_was_made_with_count(key: Key) -> None:
     for name in ("test_identity.1", "test_identity.2"):
         assert key({"filter": name}) == key({"filter": name})
     # Apart from its name each has the same code.
-    from controlllm.data.codekey import code_key
+    from controlllm.data.cache.code_key import code_key
 
     one, two = (code_key(SourceConfig("x", filter=f"test_identity.{i}")) for i in (1, 2))
     assert one != two
@@ -373,7 +373,7 @@ def test_values_that_a_filter_was_made_with_count(key: Key) -> None:
 
 def test_code_without_a_file_counts_by_what_it_does(key: Key) -> None:
     """As typed into a notebook: another body is other code."""
-    from controlllm.data.codekey import code_key
+    from controlllm.data.cache.code_key import code_key
 
     keys = []
     for number, body in enumerate(("row['text'] > 'a'", "row['text'] > 'b'", "row['text'] < 'a'")):

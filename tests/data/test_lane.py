@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
-from controlllm.data.config import DataConfig, SourceConfig
-from controlllm.data.encode import Example, RowEncoder, SourceStats
-from controlllm.data.lane import Lane, Pipeline, redeal
-from controlllm.data.mixing import plan_shares
-from controlllm.data.order import Shuffled
+from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.examples.encode import Example, RowEncoder, SourceStats
+from controlllm.data.loader.lane import Lane, Pipeline, redeal
+from controlllm.data.loader.mixing import plan_shares
+from controlllm.data.loader.shuffle import Shuffled
+from controlllm.data.loader.stream import Feed
 from controlllm.data.sources import Blocks, Located, MemoryBlocks
-from controlllm.data.stream import Feed
 
 LIMIT = 16
 
@@ -27,8 +27,8 @@ LIMIT = 16
 def small_pools() -> Iterator[None]:
     """Pools of 16 rows instead of 2,048, so that many are gone through."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("controlllm.data.batching.ROWS", 16)
-        patch.setattr("controlllm.data.batching.TOKENS", 64)
+        patch.setattr("controlllm.data.loader.batchers.ROWS", 16)
+        patch.setattr("controlllm.data.loader.batchers.TOKENS", 64)
         yield
 
 

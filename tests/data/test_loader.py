@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.data import (
@@ -28,9 +28,9 @@ from controlllm.data import (
     eval_batches,
     model_inputs,
 )
-from controlllm.data.feeds import store_feed
-from controlllm.data.mixing import Mixer, plan_shares
-from controlllm.data.stream import Stream
+from controlllm.data.loader.mixing import Mixer, plan_shares
+from controlllm.data.loader.open_source import store_feed
+from controlllm.data.loader.stream import Stream
 
 LIMIT = 32
 SIZES = {"a": 23, "b": 7, "c": 11}

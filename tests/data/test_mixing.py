@@ -20,9 +20,9 @@ from controlllm.data import (
     TokenStore,
     TrainLoader,
 )
-from controlllm.data.feeds import store_feed
-from controlllm.data.mixing import Mixer, plan_shares, redeal_counts
-from controlllm.data.stream import Stream
+from controlllm.data.loader.mixing import Mixer, plan_shares, redeal_counts
+from controlllm.data.loader.open_source import store_feed
+from controlllm.data.loader.stream import Stream
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlllm.data.order import InOrder, Order, Permutation, Phased, Shuffled, random_below
+from controlllm.data.loader.shuffle import (
+    InOrder,
+    Order,
+    Permutation,
+    Phased,
+    Shuffled,
+    random_below,
+)
 
 
 @given(size=st.integers(1, 3000), seed=st.lists(st.integers(0, 2**32), min_size=1, max_size=3))

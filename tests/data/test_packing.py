@@ -11,10 +11,10 @@ from transformers.data.data_collator import DataCollatorWithFlattening
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import token_mask
-from controlllm.data import packing
-from controlllm.data.batches import PADDING, model_inputs, packed_batch, padded_batch
-from controlllm.data.encode import Example
-from controlllm.data.packing import choose_for_slot, fill_slots
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import PADDING, model_inputs, packed_batch, padded_batch
+from controlllm.data.loader.packing import choose_for_slot, fill_slots
+from controlllm.data.loader.train_loader import packing
 
 CAPACITY = 32
 LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=1, max_size=60)

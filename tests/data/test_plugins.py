@@ -11,7 +11,7 @@ from tests.processes import Outcome, run_processes, values
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.data import DataConfig, SourceConfig, TrainLoader
-from controlllm.data.plugins import _load_entry_points, load_plugins
+from controlllm.data.loader.plugins import _load_entry_points, load_plugins
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -18,8 +18,8 @@ from controlllm.data import (
     eval_batches,
     register_postprocess,
 )
-from controlllm.data.encode import RowEncoder
-from controlllm.data.prepare import prepare_source
+from controlllm.data.cache.prepare import prepare_source
+from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.sources import open_blocks
 
 Rows = Iterator[Any]

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig, SourceConfig, TokenStore, TrainLoader, eval_batches
-from controlllm.data.choose import register_filter
-from controlllm.data.encode import RowEncoder
-from controlllm.data.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.examples.row_filters import register_filter
 from controlllm.data.sources import open_blocks
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -22,8 +22,8 @@ from controlllm.data import (
     TrainLoader,
     register_postprocess,
 )
-from controlllm.data.encode import RowEncoder
-from controlllm.data.prepare import store_folder
+from controlllm.data.cache.prepare import store_folder
+from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.sources import open_blocks
 from controlllm.data.sources.ranges import RangeBlocks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.data import (

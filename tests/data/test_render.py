@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, resolve_chat_template
-from controlllm.data.render import Renderer
-from controlllm.data.tokens import Tokenized
+from controlllm.data.examples.render import Renderer
+from controlllm.data.examples.tokens import Tokenized
 
 TALK = [
     {"role": "system", "content": "Be brief."},

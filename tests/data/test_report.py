@@ -11,14 +11,20 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.readable import readable
+from controlllm.common.text.readable import readable
 from controlllm.data import DataConfig, Example, SourceConfig, StageConfig
-from controlllm.data.encode import RowEncoder
-from controlllm.data.mixture import passes, survey_mix, train_size
-from controlllm.data.prepare import prepare_source
-from controlllm.data.report import Lengths, Span, bars, mask_spans, shorten
+from controlllm.data.cache.prepare import prepare_source
+from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.inspect.mix import passes, survey_mix, train_size
+from controlllm.data.inspect.report import Lengths, Span, bars, mask_spans, shorten
+from controlllm.data.inspect.source import (
+    EXAMPLES_KEPT,
+    Survey,
+    SurveyOptions,
+    count_rows,
+    survey_source,
+)
 from controlllm.data.sources import open_blocks
-from controlllm.data.survey import EXAMPLES_KEPT, Survey, SurveyOptions, count_rows, survey_source
 
 
 def example(ids: list[int], targets: list[int]) -> Example:

@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_byte_for_byte(
     # The texts as ranges of a file that is too large to be held in memory.
     monkeypatch.setattr("controlllm.data.sources.opening.SMALL_BYTES", 4000)
     monkeypatch.setattr(RangeBlocks.__init__, "__defaults__", (256,))
-    monkeypatch.setattr("controlllm.data.batching.ROWS", 8)
+    monkeypatch.setattr("controlllm.data.loader.batchers.ROWS", 8)
     pico_llama().save_pretrained(folder / "base")
     pico_tokenizer.save_pretrained(folder / "base")
     straight_log, killed_log = folder / "straight.log", folder / "killed.log"

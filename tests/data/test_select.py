@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig, Example, SourceConfig, SourceStats, TokenStore, TrainLoader
-from controlllm.data.encode import RowEncoder
-from controlllm.data.prepare import prepare_source
-from controlllm.data.select import Selection
+from controlllm.data.cache.prepare import prepare_source
+from controlllm.data.cache.whole_source import Selection
+from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.loader.stream import Stream
 from controlllm.data.sources import open_blocks
-from controlllm.data.stream import Stream
 
 Prepare = Any
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig
-from controlllm.data.render import Prepared, Renderer
+from controlllm.data.examples.render import Prepared, Renderer
 
 # What a template may do to contents: only the first few leave them as they are.
 PECULIAR = {

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig
-from controlllm.data.render import Renderer
-from controlllm.data.special import SpecialNames
-from controlllm.data.tokens import Tokenized
+from controlllm.data.examples.render import Renderer
+from controlllm.data.examples.special import SpecialNames
+from controlllm.data.examples.tokens import Tokenized
 
 SPECIAL = ["<s>", "</s>", "[INST]"]
 

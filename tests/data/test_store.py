@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controlllm.common.errors import DataError
 from controlllm.data import Example, SourceStats, TokenStore
-from controlllm.data.store import StoreWriter
+from controlllm.data.cache.store import StoreWriter
 
 
 def test_stores_from_tokens() -> None:

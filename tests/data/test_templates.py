@@ -13,10 +13,10 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.config import DataConfig
-from controlllm.data.render import Renderer
-from controlllm.data.templates import TEMPLATES, resolve_chat_template
-from controlllm.data.tokens import Tokenized
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.render import Renderer
+from controlllm.data.examples.templates import TEMPLATES, resolve_chat_template
+from controlllm.data.examples.tokens import Tokenized
 
 MARKS = [
     *("<|im_start|>", "<|im_end|>"),

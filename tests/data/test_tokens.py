@@ -18,9 +18,9 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from controlllm.data.offsets import token_widths
-from controlllm.data.spans import Span
-from controlllm.data.tokens import Prepared, TextTokenizer, Tokenized
+from controlllm.data.examples.offsets import token_widths
+from controlllm.data.examples.spans import Span
+from controlllm.data.examples.tokens import Prepared, TextTokenizer, Tokenized
 
 SPECIAL = ["<s>", "</s>", "[INST]"]
 CORPUS = [

@@ -12,9 +12,9 @@ import torch.distributed.tensor.parallel  # noqa: F401
 from benchmarks import soak
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # noqa: F401
 
-import controlllm.train.keeper
-import controlllm.train.native
+import controlllm.train.loops.native
 import controlllm.train.parallel.loading
+import controlllm.train.record.keeper
 import controlllm.train.run  # noqa: F401
 
 

@@ -14,10 +14,10 @@ from controlllm.checkpoint import (
     load_checkpoint,
     load_model,
     newest_checkpoint,
-    shards,
     trained_tensors,
 )
-from controlllm.checkpoint.shards import is_sharded
+from controlllm.checkpoint.training import shards
+from controlllm.checkpoint.training.shards import is_sharded
 from controlllm.common.errors import CheckpointError
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}

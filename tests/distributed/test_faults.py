@@ -20,10 +20,10 @@ from tests.processes import run_ranks, values
 from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
-from controlllm.checkpoint.manifest import verify_manifest
+from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import folder_bytes
-from controlllm.common.holder import Holder
+from controlllm.common.storage.files import folder_bytes
+from controlllm.common.storage.holder import Holder
 from controlllm.train import RunConfig, train
 
 KILLS = 5
@@ -119,7 +119,7 @@ def test_a_disk_that_becomes_read_only(
     monkeypatch: pytest.MonkeyPatch,
     when: str,
 ) -> None:
-    from controlllm.checkpoint.writer import CheckpointWriter
+    from controlllm.checkpoint.training.writer import CheckpointWriter
 
     remount(small_disk, "size=64m")
     folder = small_disk / "run"
@@ -301,7 +301,7 @@ def test_a_slow_copy_is_no_process_that_does_not_answer(
     a_run: Any, tmp_path: Path, slow_hdfs: WebHdfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each copy takes longer than `parallel.timeout`, by which nobody may be kept waiting."""
-    from controlllm.checkpoint.upload import Uploader
+    from controlllm.checkpoint.mirror.upload import Uploader
     from controlllm.common import distributed
 
     monkeypatch.setattr(distributed, "SLACK_SECONDS", 1.0)

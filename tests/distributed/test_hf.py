@@ -10,10 +10,10 @@ from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.hf import ControlLLMTrainer
-from controlllm.train.keeper import RunKeeper
+from controlllm.train.loops.hf import ControlLLMTrainer
 from controlllm.train.parallel import open_world
+from controlllm.train.record.keeper import RunKeeper
+from controlllm.train.setup.bench import make_bench
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
 HSDP = {"strategy": "hsdp", "shard_size": 2}

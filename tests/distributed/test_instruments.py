@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.processes import run_ranks, values
 
-from controlllm.train import metrics as names
 from controlllm.train import train
+from controlllm.train.observe import metrics as names
 
 
 def test_records_are_of_all_processes(run_config: Any, loaded: Any, tmp_path: Path) -> None:
@@ -27,21 +27,22 @@ def test_records_are_of_all_processes(run_config: Any, loaded: Any, tmp_path: Pa
 
 
 def test_memory_is_the_largest_of_any(run_config: Any, loaded: Any, tmp_path: Path) -> None:
-    from controlllm.train.bench import make_bench
-    from controlllm.train.instruments import Instruments
+    from controlllm.train.observe.instruments import Instruments
+    from controlllm.train.observe.progress import Window
     from controlllm.train.parallel import open_world
-    from controlllm.train.progress import Window
+    from controlllm.train.setup.bench import make_bench
 
     run = run_config()
 
     def work(rank: int) -> tuple[float, float]:
         with open_world(run.parallel, "cpu") as world:
-            instruments = Instruments(make_bench(run, loaded(), world))
+            bench = make_bench(run, loaded(), world)
+            instruments = Instruments(run, bench.loss, world)
             ballast = b"x" * (300 * 2**20 if rank else 0)
-            own = names.memory_gib(instruments.bench.device)[names.MEMORY_ALLOCATED]
+            own = names.memory_gib(bench.device)[names.MEMORY_ALLOCATED]
             said = instruments.metrics(Window(steps=1, seconds=1.0))[names.MEMORY_ALLOCATED]
             del ballast
-            instruments.bench.loader.close()
+            bench.loader.close()
             return own, said
 
     (own_0, said_0), (own_1, said_1) = values(run_ranks(work, 2, tmp_path / "ranks"))

@@ -20,7 +20,7 @@ from controlllm.checkpoint import newest_checkpoint
 from controlllm.cli import launch, main
 from controlllm.common.errors import ConfigError, DataError, TrainingError
 from controlllm.train import RunConfig
-from controlllm.train.native import NativeLoop
+from controlllm.train.loops.native import NativeLoop
 
 SECONDS = 120
 

@@ -11,8 +11,8 @@ from tests.train.test_low_bit import wide  # noqa: F401
 
 from controlllm.checkpoint import load_checkpoint
 from controlllm.train import TrainingConfig
-from controlllm.train.low_bit import LOW_BIT
-from controlllm.train.optim import make_optimizer
+from controlllm.train.step.low_bit import LOW_BIT
+from controlllm.train.step.optim import make_optimizer
 
 SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 6, "learning_rate": 2e-3}
 

@@ -8,12 +8,12 @@ import torch
 from tests.distributed.test_training import losses, run_of, train_by
 from tests.processes import run_ranks, values
 
-import controlllm.expansion.peft
-import controlllm.train.methods  # noqa: F401  # forked processes find them imported
+import controlllm.expansion.files.peft
+import controlllm.train.setup.methods  # noqa: F401  # forked processes find them imported
 from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
-from controlllm.expansion.peft import require_peft
+from controlllm.expansion.files.peft import require_peft
 from controlllm.train import train
-from controlllm.train.bench import make_bench
+from controlllm.train.setup.bench import make_bench
 
 KL = {"num_sequences": 4, "share": 0.25}
 METHODS: dict[str, dict[str, Any]] = {

@@ -68,9 +68,9 @@ def test_each_process_holds_its_rows_of_the_codes(pico_llama: Any, tmp_path: Pat
     """Also where rows do not divide by the processes."""
     from controlllm import ExpansionConfig, expand
     from controlllm.common.distributed import Ranks
+    from controlllm.train.config.parallel_config import ParallelConfig
     from controlllm.train.parallel import World, shard_model
-    from controlllm.train.parallel_config import ParallelConfig
-    from controlllm.train.quantize import quantize_base
+    from controlllm.train.setup.quantize import quantize_base
 
     def ranked(rank: int) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
@@ -141,7 +141,7 @@ def test_what_cannot_be_cut_is_refused_at_the_start(
 
     from controlllm.checkpoint import find_tokenizer
     from controlllm.common.errors import ConfigError
-    from controlllm.common.torchao import require_torchao
+    from controlllm.common.packages.torchao import require_torchao
     from controlllm.train import train
 
     def by_torchao() -> Any:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from controlllm.checkpoint import best_checkpoint, list_checkpoints
-from controlllm.checkpoint.shards import is_sharded
+from controlllm.checkpoint.training.shards import is_sharded
 
 STEPS = 10
 QA = {"prompt": "question", "completion": "answer"}

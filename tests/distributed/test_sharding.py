@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.keeper import RunKeeper
-from controlllm.train.native import NativeLoop
+from controlllm.train.loops.native import NativeLoop
 from controlllm.train.parallel import open_world
 from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.record.keeper import RunKeeper
+from controlllm.train.setup.bench import make_bench
 
 
 def local_bytes(tensors: Any) -> int:

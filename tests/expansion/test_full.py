@@ -2,7 +2,7 @@ import ast
 import sys
 import types
 
-from controlllm.expansion.full import BUNDLED, remote_code
+from controlllm.expansion.hub.full import BUNDLED, remote_code
 
 
 def imported(node):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from controlllm import ExpansionConfig
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.plan import BlockPlan, default_layers, extended_lists, plan_blocks
+from controlllm.expansion.method.plan import BlockPlan, default_layers, extended_lists, plan_blocks
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from controlllm import collapse, expand, load_sidecar
 from controlllm.common.errors import CheckpointError, ModelError
-from controlllm.common.torchao import require_torchao
-from controlllm.expansion.fingerprint import fingerprint
-from controlllm.expansion.quantised import full_weight, quantised_kind, quantised_layers, settle
+from controlllm.common.packages.torchao import require_torchao
+from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.surgery.quantised import (
+    full_weight,
+    quantised_kind,
+    quantised_layers,
+    settle,
+)
 
 pytest.importorskip("bitsandbytes")
 WIDE = {"hidden_size": 64, "intermediate_size": 128}

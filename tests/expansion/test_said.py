@@ -5,9 +5,9 @@ import torch
 
 from controlllm import ExpansionConfig, expand, load_sidecar
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.adapter_config import AdapterConfig
-from controlllm.expansion.peft import add_adapters
-from controlllm.expansion.said import (
+from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion.files.peft import add_adapters
+from controlllm.expansion.method.unread import (
     RULES,
     check_settings,
     stands_at_zero,

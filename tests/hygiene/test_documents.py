@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from controlllm.cli import main
-from controlllm.train.config import RunConfig
+from controlllm.train.config.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

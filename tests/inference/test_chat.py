@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from controlllm import expand
-from controlllm.common.readable import readable
+from controlllm.common.text.readable import readable
 from controlllm.inference import Chat, GenerationSettings
 
 

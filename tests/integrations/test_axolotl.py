@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from controlllm import load_sidecar
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.sidecar import sidecar_tensors
+from controlllm.expansion.files.sidecar import sidecar_tensors
 
 pytest.importorskip("pydantic", reason="axolotl's settings are pydantic models")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from controlllm import expand, load_sidecar
 from controlllm.checkpoint import export
 from controlllm.cli import main
-from controlllm.expansion.modeling import AUTO_MAP
+from controlllm.expansion.hub.modeling import AUTO_MAP
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from controlllm import collapse, expand
 from controlllm.checkpoint import export
 from controlllm.common.errors import CheckpointError, ModelError
-from controlllm.expansion.sidecar import sidecar_tensors
+from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.mergekit import main, merge_recipe, write_for_mergekit
 
 VARIANTS = {

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from controlllm import expand, load_sidecar
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
-from controlllm.expansion.sidecar import sidecar_tensors
+from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.neighbours import (
     PluginCallback,
     PluginSettings,

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer
 
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.expansion.sidecar import sidecar_tensors
+from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.swift import ControlLLMSwiftCallback, ControlLLMTuner
 
 VERSION = "4.6.0"

@@ -228,7 +228,7 @@ def test_sft_without_padding_is_the_same_training(
     talking_folder, tmp_path, pico_tokenizer, attention, options
 ):
     """Documents in one row do not see each other, and all their tokens count as if padded."""
-    from controlllm.common.attention import register_packed_attention
+    from controlllm.common.attention.attention import register_packed_attention
 
     register_packed_attention()
     models = [expanded(talking_folder, 2.0) for _ in range(2)]

@@ -22,10 +22,10 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import flash_attention_mask
 
-from controlllm.common.attention import packed_attention_for, register_packed_attention
-from controlllm.common.documents import check_packing
-from controlllm.data.batches import PADDING, Batch, model_inputs, packed_batch
-from controlllm.data.encode import Example
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
+from controlllm.common.attention.documents import check_packing
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import PADDING, Batch, model_inputs, packed_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:_compile")
 SLOT = 24

@@ -10,10 +10,10 @@ from tests.laws.models import VARIANTS, make_trained
 
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.data import REHEARSAL, TRAIN, Batch, model_inputs
-from controlllm.data.batches import packed_batch, padded_batch
-from controlllm.data.encode import Example
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import packed_batch, padded_batch
 from controlllm.evaluate import Reference, evaluate_losses
-from controlllm.train.losses import StepLoss, StepReport
+from controlllm.train.step.losses import StepLoss, StepReport
 
 LAYOUTS = pytest.mark.parametrize("layout", ["padded", "packed"])
 SLOT = 16

@@ -23,8 +23,8 @@ from tests.trust.schemas_helpers import edit_tensors
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from controlllm import ControlLLMForCausalLM, ExpansionConfig, expand, load_sidecar
-from controlllm.common.checksums import resealed
 from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.checksums import resealed
 
 ALL = pytest.mark.parametrize("name, variant", MATRIX)
 

@@ -28,7 +28,7 @@ def run_config(tmp_path: Path, texts: dict[str, str]) -> Callable[..., RunConfig
     """`run_config(**sections)`: a run of 6 short steps; keyword sections are laid over it."""
 
     def make(**over: Any) -> RunConfig:
-        from controlllm.train.config_io import merge
+        from controlllm.train.config.config_io import merge
 
         values = {
             "expansion": {"num_blocks": 2},

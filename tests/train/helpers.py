@@ -1,6 +1,6 @@
 from typing import Any
 
-from controlllm.train.metrics import is_of_the_machine
+from controlllm.train.observe.metrics import is_of_the_machine
 
 
 def losses_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import expand
 from controlllm.train import train
-from controlllm.train.activations import enable_checkpointing
-from controlllm.train.training_config import TrainingConfig
+from controlllm.train.config.training_config import TrainingConfig
+from controlllm.train.setup.activations import enable_checkpointing
 
 POLICIES: dict[str, dict[str, Any]] = {
     "none": {},

@@ -9,23 +9,18 @@ import torch
 from tests.laws.architectures import VOCAB, make_base
 from tests.train.ways import LORA, ON_TOP, base_folder, logits, run_of
 
-from controlllm.checkpoint import (
-    LoadOptions,
-    export,
-    load_model,
-    newest_checkpoint,
-)
+from controlllm.checkpoint import LoadOptions, export, load_model, newest_checkpoint
 from controlllm.cli import main
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.evaluate import Reference
 from controlllm.expansion import combine
-from controlllm.expansion.adapter_config import AdapterConfig
-from controlllm.expansion.fingerprint import fingerprint
-from controlllm.expansion.peft import add_adapters
+from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion.files.peft import add_adapters
+from controlllm.expansion.identity.fingerprint import fingerprint
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.quantize import QuantisedLinear
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.quantize import QuantisedLinear
 
 
 def test_peft_reads_what_method_lora_saves(run_config: Any, loaded: Any, tmp_path: Path) -> None:

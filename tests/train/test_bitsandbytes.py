@@ -15,15 +15,15 @@ from controlllm.checkpoint import (
     load_model,
     newest_checkpoint,
 )
-from controlllm.common.bitsandbytes import BNB_KINDS, packed_bytes, stored_bytes
 from controlllm.common.errors import ConfigError
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes, stored_bytes
 from controlllm.data import eval_batches, read_examples
 from controlllm.evaluate import evaluate_losses
-from controlllm.expansion.fingerprint import fingerprint
-from controlllm.expansion.quantised import full_weight, quantised_kind, quantised_layers
+from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.surgery.quantised import full_weight, quantised_kind, quantised_layers
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.quantize import quantise_by_bnb, quantize_base
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.quantize import quantise_by_bnb, quantize_base
 
 pytest.importorskip("bitsandbytes")
 

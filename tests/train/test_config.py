@@ -3,7 +3,7 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.train import RunConfig, TrainingConfig, preset_values
-from controlllm.train.presets import PRESETS
+from controlllm.train.config.presets import PRESETS
 
 
 def test_yaml_round_trip_is_exact(run_config, tmp_path):

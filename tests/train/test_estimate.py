@@ -12,17 +12,17 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from controlllm.checkpoint import newest_checkpoint
-from controlllm.common.bitsandbytes import stored_bytes
+from controlllm.common.packages.bitsandbytes import stored_bytes
 from controlllm.expansion import expand
-from controlllm.expansion.quantised import quantised_layers
+from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train import RunConfig, train
-from controlllm.train.activation_bytes import activation_bytes
-from controlllm.train.bench import make_bench
-from controlllm.train.estimate import estimate, model_without_weights
-from controlllm.train.flops import FlopCount
-from controlllm.train.methods import METHODS
-from controlllm.train.model_parts import parts_of
+from controlllm.train.observe.flops import FlopCount
+from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
+from controlllm.train.plan.activation_bytes import activation_bytes
+from controlllm.train.plan.estimate import estimate, model_without_weights
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.methods import METHODS
 
 ALONE = MeshPlan(1, 1)
 EXPANSIONS = [

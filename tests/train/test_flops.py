@@ -17,9 +17,9 @@ from transformers import (
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import expand
-from controlllm.train.flops import FlopCount, Flops, Part, sequence_lengths
-from controlllm.train.model_parts import parts_of
-from controlllm.train.peaks import measured_peak, peak_of_name, required_peak
+from controlllm.train.observe.flops import FlopCount, Flops, Part, sequence_lengths
+from controlllm.train.observe.model_parts import parts_of
+from controlllm.train.observe.peaks import measured_peak, peak_of_name, required_peak
 
 ROWS, LENGTH = 2, 16
 
@@ -91,8 +91,8 @@ def test_a_trained_head_over_a_frozen_body_gives_no_gradient_below(eager: Any) -
 
 
 def test_activation_checkpointing_computes_blocks_again(eager: Any) -> None:
-    from controlllm.train.model import tune_model
-    from controlllm.train.training_config import TrainingConfig
+    from controlllm.train.config.training_config import TrainingConfig
+    from controlllm.train.setup.model import tune_model
 
     model = expand(eager(), num_blocks=2)
     plain = counted(model)
@@ -106,8 +106,8 @@ def test_activation_checkpointing_computes_blocks_again(eager: Any) -> None:
 
 
 def test_selective_checkpointing_keeps_results_of_matrices(eager: Any) -> None:
-    from controlllm.train.model import tune_model
-    from controlllm.train.training_config import TrainingConfig
+    from controlllm.train.config.training_config import TrainingConfig
+    from controlllm.train.setup.model import tune_model
 
     model = expand(eager(), num_blocks=2)
     policy = TrainingConfig(gradient_checkpointing=True, gradient_checkpointing_policy="selective")

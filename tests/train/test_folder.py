@@ -3,7 +3,7 @@ from transformers import AutoTokenizer
 
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import RunConfig, train
-from controlllm.train.folder import open_run_folder
+from controlllm.train.record.folder import open_run_folder
 
 
 def test_a_fresh_folder_gets_the_resolved_config(run_config, tmp_path):

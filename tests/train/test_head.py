@@ -10,7 +10,7 @@ from controlllm.common.errors import ModelError
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.expansion import expand
 from controlllm.train import train
-from controlllm.train.head import check_head, chunked_cross_entropy_sum, hidden_states_of
+from controlllm.train.step.head import check_head, chunked_cross_entropy_sum, hidden_states_of
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -5,7 +5,7 @@ import torch
 from tests.train.helpers import losses_of
 
 from controlllm.train import train
-from controlllm.train.keeper import RunKeeper
+from controlllm.train.record.keeper import RunKeeper
 
 OVERS = {
     "control": {"data": {"packing": False}},

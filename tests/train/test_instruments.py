@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from controlllm.train import metrics as names
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.flops import FlopCount
-from controlllm.train.instruments import Instruments
-from controlllm.train.model_parts import parts_of
-from controlllm.train.peaks import measured_peak
-from controlllm.train.progress import Window
-from controlllm.train.timing import BACKWARD, DATA, FORWARD, STEP_PHASES, PhaseClock
+from controlllm.train.observe import metrics as names
+from controlllm.train.observe.flops import FlopCount
+from controlllm.train.observe.instruments import Instruments
+from controlllm.train.observe.model_parts import parts_of
+from controlllm.train.observe.peaks import measured_peak
+from controlllm.train.observe.progress import Window
+from controlllm.train.observe.timing import BACKWARD, DATA, FORWARD, STEP_PHASES, PhaseClock
+from controlllm.train.setup.bench import make_bench
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,10 @@ def test_every_record_splits_the_step(run_config: Any, loaded: Any, backend: str
 @pytest.mark.parametrize("packing", [True, False])
 def test_flops_are_those_of_the_batches(run_config: Any, loaded: Any, packing: bool) -> None:
     bench = make_bench(run_config(data={"packing": packing}), loaded())
-    instruments, window = Instruments(bench), Window(steps=1, seconds=2.0)
+    instruments, window = (
+        Instruments(bench.run, bench.loss, bench.world),
+        Window(steps=1, seconds=2.0),
+    )
     batches = bench.next_batches()
     instruments.count(batches)
     metrics = instruments.metrics(window)
@@ -83,7 +86,7 @@ def test_a_loss_in_chunks_is_counted_as_torch_counts(run_config: Any, loaded: An
     run = run_config(training={"loss_chunk_size": 5}, data={"packing": False})
     bench = make_bench(run, (model, tokenizer))
     batches = bench.next_batches()
-    instruments, window = Instruments(bench), Window()
+    instruments, window = Instruments(bench.run, bench.loss, bench.world), Window()
     instruments.count(batches)
     instruments.take(window)
     counts = bench.loss.count(batches)
@@ -102,7 +105,7 @@ def test_the_base_is_counted_where_rehearsal_asks_it(run_config: Any, loaded: An
     )
     windows = []
     for bench in (asked, plain):
-        instruments, window = Instruments(bench), Window()
+        instruments, window = Instruments(bench.run, bench.loss, bench.world), Window()
         instruments.count(bench.next_batches())
         instruments.take(window)
         windows.append(window)

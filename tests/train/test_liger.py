@@ -8,11 +8,12 @@ import torch
 from tests.laws.architectures import make_base
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.train import RunConfig, liger, train
-from controlllm.train.estimate import estimate
-from controlllm.train.liger import apply_liger_kernels, fused_chunk, require_liger
+from controlllm.train import RunConfig, train
+from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.parallel.mesh import MeshPlan
-from controlllm.train.training_config import TrainingConfig
+from controlllm.train.plan.estimate import estimate
+from controlllm.train.step import liger
+from controlllm.train.step.liger import apply_liger_kernels, fused_chunk, require_liger
 
 GPU = torch.device("cuda")
 

@@ -16,19 +16,19 @@ from tests.train.helpers import losses_of
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.expansion import expand
-from controlllm.expansion.block import ExpandedBlock
+from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.train import train
-from controlllm.train.activations import enable_checkpointing
-from controlllm.train.head import hidden_states_of
-from controlllm.train.liger import (
+from controlllm.train.config.training_config import TrainingConfig
+from controlllm.train.setup.activations import enable_checkpointing
+from controlllm.train.setup.quantize import quantize_base
+from controlllm.train.step.head import hidden_states_of
+from controlllm.train.step.liger import (
     apply_liger_kernels,
     check_liger_kernels,
     fused_chunk,
     fused_cross_entropy_sum,
     without_liger_kernels,
 )
-from controlllm.train.quantize import quantize_base
-from controlllm.train.training_config import TrainingConfig
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

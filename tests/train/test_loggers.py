@@ -5,8 +5,8 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.loggers import LOGGERS, JsonLinesLogger, LoggerContext, make_loggers
+from controlllm.train.record.loggers import LOGGERS, JsonLinesLogger, LoggerContext, make_loggers
+from controlllm.train.setup.bench import make_bench
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from controlllm.common.attention import packed_attention_for, register_packed_attention
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.data import REHEARSAL, REPLAY, TRAIN, Example
-from controlllm.data.batches import packed_batch, padded_batch
+from controlllm.data.loader.collate import packed_batch, padded_batch
 from controlllm.evaluate import Reference
 from controlllm.expansion import ExpansionConfig, expand
-from controlllm.train.losses import StepLoss, StepReport
+from controlllm.train.step.losses import StepLoss, StepReport
 
 ORIGINS = [TRAIN, REHEARSAL, TRAIN, REPLAY, REHEARSAL, TRAIN]
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
-from controlllm.checkpoint.optimizer import (
+from controlllm.checkpoint.training.optimizer import (
     make_optimizer_state,
     optimizer_state,
     restore_optimizer,
 )
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.files import save_tensors
+from controlllm.common.storage.files import save_tensors
 from controlllm.train import TrainingConfig, train
-from controlllm.train.low_bit import LOW_BIT, block_size
-from controlllm.train.optim import make_optimizer, make_scheduler
+from controlllm.train.step.low_bit import LOW_BIT, block_size
+from controlllm.train.step.optim import make_optimizer, make_scheduler
 
 BYTES = {"adamw_8bit": 1 + 4 / 256, "adamw_fp8": 1 + 4 / 256, "adamw_4bit": 0.5 + 4 / 128}
 """A number of a moment: its codes, and its share of a scale."""

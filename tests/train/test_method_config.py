@@ -7,7 +7,7 @@ import pytest
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ExpansionConfig
 from controlllm.train import RunConfig
-from controlllm.train.methods import METHODS
+from controlllm.train.setup.methods import METHODS
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "stack", "expansion": {"divergence": "cosine"}}, "divergence='cosine' does not go"),
@@ -53,7 +53,7 @@ def test_what_does_not_go_together_is_refused(run_config: Any, over: Any, words:
 def test_every_method_of_the_config_is_there() -> None:
     from typing import get_args
 
-    from controlllm.train.method_config import Method
+    from controlllm.train.config.method_config import Method
 
     assert METHODS.names() == sorted(get_args(Method))
 

@@ -21,7 +21,7 @@ from controlllm.cli.compare import summary_of
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import RunConfig, train
-from controlllm.train.bench import make_bench
+from controlllm.train.setup.bench import make_bench
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -4,9 +4,9 @@ import torch
 from controlllm.checkpoint import best_checkpoint, load_checkpoint, newest_checkpoint
 from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train import train
-from controlllm.train.bench import Bench, make_bench
-from controlllm.train.keeper import RunKeeper
-from controlllm.train.native import NativeLoop
+from controlllm.train.loops.native import NativeLoop
+from controlllm.train.record.keeper import RunKeeper
+from controlllm.train.setup.bench import Bench, make_bench
 
 
 def test_frozen_tensors_stay_bit_identical_and_have_no_gradients(run_config, loaded):
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     if backend == "native":
         monkeypatch.setattr(Bench, "to_device", poisoned)
     else:
-        from controlllm.train.hf import ControlLLMTrainer
+        from controlllm.train.loops.hf import ControlLLMTrainer
 
         prepare = ControlLLMTrainer._prepare_inputs
         monkeypatch.setattr(

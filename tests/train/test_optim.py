@@ -5,7 +5,7 @@ from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train import TrainingConfig, train
-from controlllm.train.optim import make_optimizer, make_scheduler, parameter_groups
+from controlllm.train.step.optim import make_optimizer, make_scheduler, parameter_groups
 
 
 def test_every_trained_parameter_is_in_one_group(pico_llama):

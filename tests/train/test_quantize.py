@@ -8,13 +8,13 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 from controlllm import ExpansionConfig, collapse, expand
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.torchao import require_torchao
+from controlllm.common.packages.torchao import require_torchao
 from controlllm.data import eval_batches, read_examples
 from controlllm.evaluate import evaluate_losses
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.fingerprint import fingerprint
+from controlllm.expansion.identity.fingerprint import fingerprint
 from controlllm.train import RunConfig, train
-from controlllm.train.quantize import _PACKERS, QuantisedLinear, quantize_base
+from controlllm.train.setup.quantize import _PACKERS, QuantisedLinear, quantize_base
 
 pytest.importorskip("torchao")
 

@@ -5,9 +5,9 @@ import torch
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ExpansionConfig, expand
-from controlllm.train import rehearsal as room
-from controlllm.train.bench import make_bench
-from controlllm.train.rehearsal import rehearsal_source
+from controlllm.train.setup import rehearsal as room
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.rehearsal import rehearsal_source
 
 
 @pytest.fixture

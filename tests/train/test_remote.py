@@ -9,7 +9,8 @@ from tests.train.helpers import losses_of
 from tests.train.test_resume import RETAIN, Stopped, assert_same_run, records, stop_after
 from tests.webhdfs import WebHdfs
 
-from controlllm.checkpoint import load_model, newest_checkpoint, upload
+from controlllm.checkpoint import load_model, newest_checkpoint
+from controlllm.checkpoint.mirror import upload
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import train
 

@@ -13,12 +13,12 @@ import torch
 from tests.train.helpers import losses_of
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
-from controlllm.checkpoint.manifest import write_manifest
-from controlllm.checkpoint.state import STATE
+from controlllm.checkpoint.training.manifest import write_manifest
+from controlllm.checkpoint.training.state import STATE
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.keeper import RunKeeper
+from controlllm.train.record.keeper import RunKeeper
+from controlllm.train.setup.bench import make_bench
 
 RETAIN = {
     "preset": "retain",

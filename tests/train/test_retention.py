@@ -1,8 +1,8 @@
 import pytest
 
 from controlllm.evaluate import RetentionReport
-from controlllm.train.metrics import learn_metrics, retain_metrics
-from controlllm.train.retention import Best, Measurement, better, within_budget
+from controlllm.train.observe.metrics import learn_metrics, retain_metrics
+from controlllm.train.observe.retention import Best, Measurement, better, within_budget
 
 
 def measured(learn, *forgetting):

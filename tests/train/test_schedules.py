@@ -7,8 +7,8 @@ import torch
 
 from controlllm.common.errors import ConfigError
 from controlllm.train import TrainingConfig
-from controlllm.train.optim import make_optimizer, make_scheduler
-from controlllm.train.schedules import SCHEDULES, check_schedule, learning_rate_factor
+from controlllm.train.step.optim import make_optimizer, make_scheduler
+from controlllm.train.step.schedules import SCHEDULES, check_schedule, learning_rate_factor
 
 
 def factors(total, **settings):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from controlllm.data.feeds import Size
+from controlllm.data.loader.open_source import Size
 from controlllm.train import train
-from controlllm.train.bench import make_bench
-from controlllm.train.sizing import steps_per_epoch
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.sizing import steps_per_epoch
 
 
 def warned(run: Any, loaded: Any) -> list[str]:

@@ -7,11 +7,11 @@ import pytest
 from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
-from controlllm.train.config import RunConfig
+from controlllm.train.config.parallel_config import ParallelConfig, Strategy
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.support import MARKS, REFUSED, WAYS, Setting, page
+from controlllm.train.config.training_config import Backend
 from controlllm.train.parallel.deepspeed_config import check_precision, deepspeed_config
-from controlllm.train.parallel_config import ParallelConfig, Strategy
-from controlllm.train.support import MARKS, REFUSED, WAYS, Setting, page
-from controlllm.train.training_config import Backend
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_the_page_is_the_table() -> None:
     start, end = MARKS
     text = (ROOT / "docs" / "support.md").read_text()
     assert text.partition(start)[2].partition(end)[0].strip() == page().strip(), (
-        "write it anew: python -m controlllm.train.support"
+        "write it anew: python -m controlllm.train.config.support"
     )
 
 

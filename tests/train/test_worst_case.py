@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from controlllm.common.errors import TrainingError
 from controlllm.data import DataConfig
-from controlllm.data.batches import padded_width
-from controlllm.train.bench import make_bench
-from controlllm.train.native import clip_gradients
-from controlllm.train.worst_case import run_worst_case, worst_shapes
+from controlllm.data.loader.collate import padded_width
+from controlllm.train.loops.native import clip_gradients
+from controlllm.train.plan.worst_case import run_worst_case, worst_shapes
+from controlllm.train.setup.bench import make_bench
 
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {},

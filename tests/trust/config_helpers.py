@@ -8,8 +8,8 @@ import yaml
 
 from controlllm.cli import main
 from controlllm.cli.evaluate import EvalOptions
-from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import UNREAD, run_defaults
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.sets import UNREAD, run_defaults
 from controlllm.cli.train import TrainOptions, parse_run
 from controlllm.train import RunConfig
 

@@ -5,7 +5,7 @@ from tests.cli.conftest import cli, finished_run, sidecar, workplace
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts
 from tests.webhdfs import WebHdfs
 
-from controlllm.checkpoint import upload
+from controlllm.checkpoint.mirror import upload
 
 __all__ = [
     "cli",

@@ -24,10 +24,10 @@ from controlllm.checkpoint import (
     save_checkpoint,
     trained_tensors,
 )
-from controlllm.checkpoint.manifest import MANIFEST, write_manifest
-from controlllm.checkpoint.state import load_checkpoint
-from controlllm.common.checksums import CHECKSUMS, write_checksums
+from controlllm.checkpoint.training.manifest import MANIFEST, write_manifest
+from controlllm.checkpoint.training.state import load_checkpoint
 from controlllm.common.errors import ControlLLMError
+from controlllm.common.storage.checksums import CHECKSUMS, write_checksums
 
 TEXT = "One text, two words."
 ODD = [None, True, -1, 0, 3, 10**12, 1e300, float("nan"), "x", "", "../x", [], [1], {}, {"a": [{}]}]

@@ -46,16 +46,16 @@ from controlllm.checkpoint import (
     newest_checkpoint,
     trained_tensors,
 )
-from controlllm.checkpoint.manifest import write_manifest
+from controlllm.checkpoint.training.manifest import write_manifest
 from controlllm.cli import evaluate, main
 from controlllm.cli.data_show import Paper
+from controlllm.cli.kit.sets import load_sets
 from controlllm.cli.launch import _code_after
-from controlllm.cli.sets import load_sets
 from controlllm.common import interrupts
-from controlllm.common.checksums import resealed
-from controlllm.common.documents import check_packing
+from controlllm.common.attention.documents import check_packing
 from controlllm.common.errors import CheckpointError, ConfigError, DataError, ModelError
-from controlllm.common.progress import progress, show_progress, tick
+from controlllm.common.storage.checksums import resealed
+from controlllm.common.text.progress import progress, show_progress, tick
 from controlllm.data import (
     DataConfig,
     Example,
@@ -65,15 +65,15 @@ from controlllm.data import (
     TrainLoader,
     eval_batches,
     model_inputs,
-    overlap,
     read_examples,
     resolve_chat_template,
 )
-from controlllm.data.batches import packed_batch
-from controlllm.data.mixture import survey_mix
-from controlllm.data.overlap import measure_overlaps
+from controlllm.data.inspect import overlap
+from controlllm.data.inspect.mix import survey_mix
+from controlllm.data.inspect.overlap import measure_overlaps
+from controlllm.data.inspect.source import SurveyOptions, survey_source
+from controlllm.data.loader.collate import packed_batch
 from controlllm.data.sources import open_blocks
-from controlllm.data.survey import SurveyOptions, survey_source
 from controlllm.demo import DemoConfig
 from controlllm.evaluate import (
     DialCurve,
@@ -87,15 +87,15 @@ from controlllm.evaluate import (
 )
 from controlllm.evaluate.retention import worst
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.card import with_dial
+from controlllm.expansion.hub.card import with_dial
 from controlllm.inference import GenerationSettings, Generator
 from controlllm.inference.generate import prompt_ids
 from controlllm.train import RunConfig, train
-from controlllm.train.bench import make_bench
-from controlllm.train.folder import _changes as folder_changes
-from controlllm.train.model import load_base
-from controlllm.train.rehearsal import SamplingPlan, sample_sequences
-from controlllm.train.said import warn_of_unread
+from controlllm.train.config.unread import warn_of_unread
+from controlllm.train.record.folder import _changes as folder_changes
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.model import load_base
+from controlllm.train.setup.rehearsal import SamplingPlan, sample_sequences
 
 # ---- bos: pieces of a long text begin with BOS ----
 
@@ -1508,8 +1508,8 @@ class Screen(io.StringIO):
 def on_screen(monkeypatch):
     """Standard error as a terminal, and every change of a line shown."""
     monkeypatch.setattr(sys, "stderr", Screen())
-    monkeypatch.setattr("controlllm.common.progress._REWRITE_SECONDS", 0)
-    monkeypatch.setattr("controlllm.common.progress._shown", True)
+    monkeypatch.setattr("controlllm.common.text.progress._REWRITE_SECONDS", 0)
+    monkeypatch.setattr("controlllm.common.text.progress._shown", True)
     return sys.stderr
 
 
@@ -1557,7 +1557,7 @@ def test_long_work_shows_how_far_it_is(
     assert "the base writes: 2 of 6 sequences" in screen.getvalue()
     export(model, tmp_path / "full", "full")
     assert "writing the full form: 0 of" in screen.getvalue()
-    monkeypatch.setattr("controlllm.data.tokens._LONG", 100)
+    monkeypatch.setattr("controlllm.data.examples.tokens._LONG", 100)
     read_examples(
         SourceConfig(str(workplace / "old.txt")), pico_tokenizer, DataConfig(max_length=48)
     )

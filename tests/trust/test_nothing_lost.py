@@ -19,18 +19,18 @@ from tests.trust.files_helpers import die_everywhere, in_a_container, may_contai
 from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
-from controlllm.checkpoint.copies import local_copy
-from controlllm.checkpoint.fetch import fetch_files
-from controlllm.checkpoint.remote import RemoteRun
-from controlllm.checkpoint.upload import Uploader
+from controlllm.checkpoint.mirror.copies import local_copy
+from controlllm.checkpoint.mirror.fetch import fetch_files
+from controlllm.checkpoint.mirror.remote import RemoteRun
+from controlllm.checkpoint.mirror.upload import Uploader
 from controlllm.cli import main
-from controlllm.common import disk, files, held
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
-from controlllm.common.files import file_digest
-from controlllm.common.holder import Holder
-from controlllm.common.occupied import occupied
+from controlllm.common.storage import disk, files, held
+from controlllm.common.storage.files import file_digest
+from controlllm.common.storage.holder import Holder
+from controlllm.common.storage.occupied import occupied
 from controlllm.train import train
-from controlllm.train.config_io import read_yaml
+from controlllm.train.config.config_io import read_yaml
 
 containers = pytest.mark.skipif(
     sys.platform != "linux" or not may_contain(), reason="namespaces of processes are not allowed"

@@ -47,28 +47,29 @@ from controlllm.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from controlllm.checkpoint.copies import local_copy
-from controlllm.checkpoint.fetch import fetch_files, fetch_newest
-from controlllm.checkpoint.manifest import write_manifest
-from controlllm.checkpoint.remote import RemoteRun
-from controlllm.checkpoint.upload import Uploader
+from controlllm.checkpoint.mirror.copies import local_copy
+from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
+from controlllm.checkpoint.mirror.remote import RemoteRun
+from controlllm.checkpoint.mirror.upload import Uploader
+from controlllm.checkpoint.training.manifest import write_manifest
 from controlllm.cli import main
-from controlllm.common import remote
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
-from controlllm.common.lock import make_once
-from controlllm.common.remote import open_filesystem
-from controlllm.common.secrets import redacted
-from controlllm.data import DataConfig, SourceConfig, TrainLoader, postprocess
-from controlllm.data.plugins import load_plugins
+from controlllm.common.storage import remote
+from controlllm.common.storage.lock import make_once
+from controlllm.common.storage.remote import open_filesystem
+from controlllm.common.text.secrets import redacted
+from controlllm.data import DataConfig, SourceConfig, TrainLoader
+from controlllm.data.cache import postprocess
+from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import format_table
 from controlllm.expansion import ExpansionConfig, expand
-from controlllm.expansion.card import model_card
-from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.expansion.hub.card import model_card
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
 from controlllm.inference import Chat
 from controlllm.train import RunConfig
-from controlllm.train.folder import _changes as folder_changes
-from controlllm.train.folder import open_run_folder
-from controlllm.train.loggers import LOGGERS, LoggerContext
+from controlllm.train.record.folder import _changes as folder_changes
+from controlllm.train.record.folder import open_run_folder
+from controlllm.train.record.loggers import LOGGERS, LoggerContext
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -407,7 +408,7 @@ def test_nothing_of_a_disk_is_unpickled(repository: Path) -> None:
         for path in sorted((repository / "src").rglob("*.py"))
         if reads.search(path.read_text(encoding="utf-8"))
     ]
-    assert found == ["src/controlllm/data/serving.py"]
+    assert found == ["src/controlllm/data/loader/workers.py"]
 
 
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:

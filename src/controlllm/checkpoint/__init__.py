@@ -14,12 +14,17 @@
 | `export` | full, sidecar, adapter and collapsed forms |
 """
 
-from controlllm.checkpoint.export import export, require_free
-from controlllm.checkpoint.inspection import Inspection, inspect_folder
-from controlllm.checkpoint.loading import LoadOptions, find_tokenizer, load_model, load_tokenizer
-from controlllm.checkpoint.locate import Kind, Location, locate
-from controlllm.checkpoint.rng import capture_rng, restore_rng
-from controlllm.checkpoint.state import (
+from controlllm.checkpoint.models.export import export, require_free
+from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
+from controlllm.checkpoint.models.loading import (
+    LoadOptions,
+    find_tokenizer,
+    load_model,
+    load_tokenizer,
+)
+from controlllm.checkpoint.models.locate import Kind, Location, locate
+from controlllm.checkpoint.training.rng import capture_rng, restore_rng
+from controlllm.checkpoint.training.state import (
     TrainingState,
     best_checkpoint,
     list_checkpoints,
@@ -29,7 +34,7 @@ from controlllm.checkpoint.state import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from controlllm.checkpoint.tensors import describe_model, restore_tensors, trained_tensors
+from controlllm.checkpoint.training.tensors import describe_model, restore_tensors, trained_tensors
 
 __all__ = [
     "Inspection",

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if another process of the run was lost; 2 for a wrong input or what
         else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C.
     """
-    from controlllm.common.readable import guarded_output
+    from controlllm.common.text.readable import guarded_output
 
     if argv is None:
         sys.excepthook = _show_traceback
@@ -63,10 +63,10 @@ def _main(words: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str], debug: bool) -> int:
-    from controlllm.cli.terminal import plain_warnings, quiet_progress_bars
+    from controlllm.cli.kit.terminal import plain_warnings, quiet_progress_bars
     from controlllm.common.errors import ControlLLMError, noted_outcome
-    from controlllm.common.progress import show_progress
     from controlllm.common.registry import check_choice
+    from controlllm.common.text.progress import show_progress
 
     try:
         check_choice("command", verb, VERBS)
@@ -95,7 +95,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
 
 
 def _tell_interrupted(verb: str) -> int:
-    from controlllm.cli.processes import speaks
+    from controlllm.cli.kit.processes import speaks
 
     if speaks():
         hint = " Run the same command again to go on from the newest checkpoint."
@@ -105,9 +105,9 @@ def _tell_interrupted(verb: str) -> int:
 
 def _tell(error: Exception, debug: bool) -> int:
     """Show an error, unless another process of the run does; the exit code."""
-    from controlllm.cli.processes import record, speaks
+    from controlllm.cli.kit.processes import record, speaks
     from controlllm.common.errors import Outcome, noted_outcome
-    from controlllm.common.readable import readable
+    from controlllm.common.text.readable import readable
 
     outcome = noted_outcome(error) or Outcome(speaks(), _OURS)
     if outcome.shown:
@@ -122,7 +122,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Any)
     """As the interpreter does; but a stranger's words in it steer no terminal."""
     from traceback import format_exception
 
-    from controlllm.common.readable import readable
+    from controlllm.common.text.readable import readable
 
     print(readable("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
 

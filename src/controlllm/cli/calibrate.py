@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
-from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
-from controlllm.common.checksums import resealed
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import read_json, require_writable, write_json, write_text
-from controlllm.common.occupied import occupied
-from controlllm.common.progress import stage
-from controlllm.common.remote import is_remote, shown
+from controlllm.common.storage.checksums import resealed
+from controlllm.common.storage.files import read_json, require_writable, write_json, write_text
+from controlllm.common.storage.occupied import occupied
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.evaluate.dial import check_budget, check_settings
-from controlllm.expansion.card import with_dial
-from controlllm.expansion.sidecar import SIDECAR_CONFIG
+from controlllm.expansion.files.sidecar import SIDECAR_CONFIG
+from controlllm.expansion.hub.card import with_dial
 
 __all__ = ["CalibrateOptions", "run"]
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.cli.parsing import parse_options
-from controlllm.common.progress import stage
-from controlllm.common.secrets import hidden
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.common.text.progress import stage
+from controlllm.common.text.secrets import hidden
 from controlllm.data import resolve_chat_template
 from controlllm.evaluate.dial import check_settings
 from controlllm.inference import Chat, GenerationSettings

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from controlllm.checkpoint import LoadOptions, export, load_model, require_free
-from controlllm.cli.parsing import parse_options
+from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import folder_bytes
+from controlllm.common.storage.files import folder_bytes
 from controlllm.evaluate.dial import check_settings
 from controlllm.expansion import combine
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["CombineOptions", "run"]
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint import list_checkpoints, newest_checkpoint
-from controlllm.checkpoint.inspection import inspect_folder
-from controlllm.checkpoint.state import STATE, load_values
-from controlllm.cli.parsing import parse_options
+from controlllm.checkpoint.models.inspection import inspect_folder
+from controlllm.checkpoint.training.state import STATE, load_values
+from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
-from controlllm.common.files import require_writable, write_json
+from controlllm.common.storage.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
 from controlllm.evaluate.retention import worst
-from controlllm.train.config import RunConfig
-from controlllm.train.method_config import adapters_of
+from controlllm.train.config.method_config import adapters_of
+from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
 

@@ -10,8 +10,8 @@ from controlllm.checkpoint import LoadOptions, find_tokenizer
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.data import SourceConfig, resolve_chat_template
-from controlllm.data.plugins import load_plugins
-from controlllm.train.config import RunConfig
+from controlllm.data.loader.plugins import load_plugins
+from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["COMMANDS", "groups", "load_run_tokenizer", "run"]
 

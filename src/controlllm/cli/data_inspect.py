@@ -11,16 +11,16 @@ from controlllm.cli.data import groups, load_run_tokenizer
 from controlllm.cli.data_show import Paper
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.common.files import require_writable, write_json
-from controlllm.common.progress import progress
-from controlllm.common.readable import unguarded
-from controlllm.data.feeds import Size
-from controlllm.data.mixture import MixReport, passes, survey_mix, train_size
-from controlllm.data.overlap import warn_of_overlaps
-from controlllm.data.report import SourceReport
-from controlllm.data.survey import Survey, SurveyOptions, survey_source
-from controlllm.train.config import RunConfig
-from controlllm.train.sizing import whole_steps
+from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.text.progress import progress
+from controlllm.common.text.readable import unguarded
+from controlllm.data.inspect.mix import MixReport, passes, survey_mix, train_size
+from controlllm.data.inspect.overlap import warn_of_overlaps
+from controlllm.data.inspect.report import SourceReport
+from controlllm.data.inspect.source import Survey, SurveyOptions, survey_source
+from controlllm.data.loader.open_source import Size
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.setup.sizing import whole_steps
 
 __all__ = ["InspectData", "run"]
 

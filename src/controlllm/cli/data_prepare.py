@@ -9,17 +9,17 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.cli.data import groups, load_run_tokenizer
 from controlllm.cli.data_show import bytes_text
 from controlllm.cli.train import parse_run
-from controlllm.common.files import folder_bytes
-from controlllm.common.progress import progress
-from controlllm.common.readable import readable
+from controlllm.common.storage.files import folder_bytes
+from controlllm.common.text.progress import progress
+from controlllm.common.text.readable import readable
 from controlllm.data import SourceConfig
-from controlllm.data.encode import RowEncoder
-from controlllm.data.feeds import open_source
-from controlllm.data.prepare import prepare_source, prepared_store, store_folder
-from controlllm.data.slots import slot_store
+from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
+from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.inspect.source import count_rows
+from controlllm.data.loader.open_source import open_source
+from controlllm.data.loader.packed_store import slot_store
 from controlllm.data.sources import Blocks, Located
-from controlllm.data.survey import count_rows
-from controlllm.train.config import RunConfig
+from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["PrepareData", "run"]
 

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from controlllm.common.readable import readable
+from controlllm.common.text.readable import readable
 from controlllm.data import DataConfig
-from controlllm.data.report import Sample, SourceReport, Span, bars, shorten
+from controlllm.data.inspect.report import Sample, SourceReport, Span, bars, shorten
 from controlllm.evaluate import format_table
 
 __all__ = ["Paper", "bytes_text", "count_text"]

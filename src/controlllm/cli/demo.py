@@ -1,6 +1,6 @@
 """`controlllm demo`: the two-minute story."""
 
-from controlllm.cli.parsing import parse_options
+from controlllm.cli.kit.parsing import parse_options
 from controlllm.demo import DemoConfig
 
 __all__ = ["run"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import controlllm
-from controlllm.cli.parsing import parse_options
+from controlllm.cli.kit.parsing import parse_options
 
 __all__ = ["EnvOptions", "environment", "run"]
 

@@ -6,15 +6,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.cli.parsing import parse_options
-from controlllm.cli.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
-from controlllm.common.fields import RUNS_CODE
-from controlllm.common.files import require_writable, write_json
-from controlllm.common.progress import progress, stage
-from controlllm.common.remote import shown
-from controlllm.common.said import Rule, check_said
+from controlllm.common.settings.fields import RUNS_CODE
+from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.storage.remote import shown
+from controlllm.common.text.progress import progress, stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
     HarnessConfig,
@@ -27,7 +27,7 @@ from controlllm.evaluate import (
     run_tasks,
 )
 from controlllm.evaluate.dial import check_settings
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["EvalOptions", "run"]
 

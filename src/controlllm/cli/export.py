@@ -4,20 +4,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from controlllm.checkpoint import (
-    LoadOptions,
-    export,
-    list_checkpoints,
-    load_model,
-    require_free,
-)
-from controlllm.cli.parsing import parse_options
+from controlllm.checkpoint import LoadOptions, export, list_checkpoints, load_model, require_free
+from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.files import folder_bytes
-from controlllm.common.progress import stage
-from controlllm.common.said import Rule, check_said
+from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.storage.files import folder_bytes
+from controlllm.common.text.progress import stage
 from controlllm.evaluate.dial import check_settings
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]
 

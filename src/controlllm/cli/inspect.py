@@ -2,10 +2,10 @@
 
 from dataclasses import asdict, dataclass
 
-from controlllm.checkpoint.inspection import Inspection, Part, inspect_folder
-from controlllm.cli.parsing import parse_options
-from controlllm.common.files import require_writable, write_json
-from controlllm.common.readable import readable
+from controlllm.checkpoint.models.inspection import Inspection, Part, inspect_folder
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.text.readable import readable
 from controlllm.evaluate.report import format_table
 
 __all__ = ["InspectOptions", "run"]

@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from controlllm.cli.processes import SAVED
+from controlllm.cli.kit.processes import SAVED
 from controlllm.common.errors import ConfigError
-from controlllm.train.config import RunConfig
+from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
 from controlllm.train.parallel.processes import launched
-from controlllm.train.signals import PREEMPTED
+from controlllm.train.record.signals import PREEMPTED
 
 __all__ = ["launch", "processes_to_start"]
 

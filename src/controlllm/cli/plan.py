@@ -6,15 +6,15 @@ from typing import Any
 
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import require_writable, write_json
+from controlllm.common.storage.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
 from controlllm.expansion import ExpansionConfig
-from controlllm.expansion.plan import plan_blocks
-from controlllm.train.config import RunConfig
-from controlllm.train.estimate import Estimate, estimate, model_config
-from controlllm.train.methods import METHODS
+from controlllm.expansion.method.plan import plan_blocks
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.observe.peaks import required_peak
 from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
-from controlllm.train.peaks import required_peak
+from controlllm.train.plan.estimate import Estimate, estimate, model_config
+from controlllm.train.setup.methods import METHODS
 
 __all__ = ["PlanOptions", "run"]
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
-from controlllm.cli.parsing import parse_options
-from controlllm.cli.processes import be_silent, is_first, note_saved
-from controlllm.cli.terminal import tell_log
-from controlllm.common.bounds import check_numbers
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.processes import be_silent, is_first, note_saved
+from controlllm.cli.kit.terminal import tell_log
 from controlllm.common.errors import ConfigError
-from controlllm.train.config import RunConfig
+from controlllm.common.settings.bounds import check_numbers
+from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["TrainOptions", "parse_run", "run"]
 
@@ -83,7 +83,7 @@ def _train(run: RunConfig) -> None:
     if not first:
         be_silent()
     from controlllm.train import train
-    from controlllm.train.signals import PREEMPTED, ignore_signals
+    from controlllm.train.record.signals import PREEMPTED, ignore_signals
 
     result = train(run)
     preempted = result.stopped_because == "preempted"

@@ -29,17 +29,17 @@ seed=0): model(**model_inputs(batch))`. Sources, readers, formats, filters, hook
 templates join by name (docs/extending).
 """
 
-from controlllm.data.batches import PADDING, REHEARSAL, REPLAY, TRAIN, Batch, model_inputs
-from controlllm.data.choose import register_filter
-from controlllm.data.config import DataConfig, SourceConfig, StageConfig
-from controlllm.data.encode import Example, SourceStats
-from controlllm.data.evaluation import eval_batches, read_examples
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.config.data_config import DataConfig, SourceConfig, StageConfig
+from controlllm.data.config.hooks import PostprocessContext, register_collator, register_postprocess
+from controlllm.data.examples.encode import Example, SourceStats
+from controlllm.data.examples.row_filters import register_filter
+from controlllm.data.examples.templates import resolve_chat_template
 from controlllm.data.formats import Document, Message, Row, register_format
-from controlllm.data.hooks import PostprocessContext, register_collator, register_postprocess
-from controlllm.data.loader import TrainLoader
+from controlllm.data.loader.collate import PADDING, REHEARSAL, REPLAY, TRAIN, Batch, model_inputs
+from controlllm.data.loader.evaluation import eval_batches, read_examples
+from controlllm.data.loader.train_loader import TrainLoader
 from controlllm.data.sources import register_reader, register_source
-from controlllm.data.store import TokenStore
-from controlllm.data.templates import resolve_chat_template
 
 __all__ = [
     "PADDING",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from controlllm.common.files import write_text
+from controlllm.common.storage.files import write_text
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
 from controlllm.demo.config import DemoConfig
 from controlllm.demo.corpus import passages

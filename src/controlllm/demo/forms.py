@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import export, load_model
-from controlllm.common.files import folder_bytes
+from controlllm.common.storage.files import folder_bytes
 from controlllm.demo.domains import NEW, OLD, HeldOut
 from controlllm.demo.results import FormRow
 from controlllm.evaluate import evaluate_losses

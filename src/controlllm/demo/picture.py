@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlllm.common.files import atomic_file
+from controlllm.common.storage.files import atomic_file
 from controlllm.demo.domains import NEW
 from controlllm.demo.results import Outcome, Results
 

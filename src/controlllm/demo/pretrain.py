@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from controlllm.common.files import write_json
+from controlllm.common.storage.files import write_json
 from controlllm.demo.corpus import Domain, Split, passages
 
 __all__ = ["Recipe", "build_model", "pretrain", "train_tokenizer"]

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controlllm.common.files import write_json
+from controlllm.common.storage.files import write_json
 from controlllm.demo.domains import NEW, OLD
 from controlllm.evaluate import DialCurve, DialPoint, format_table
 

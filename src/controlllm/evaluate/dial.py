@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.files import write_json
-from controlllm.common.progress import progress
+from controlllm.common.storage.files import write_json
+from controlllm.common.text.progress import progress
 from controlllm.data import Batch
 from controlllm.evaluate.reference import Reference
 from controlllm.evaluate.report import format_table

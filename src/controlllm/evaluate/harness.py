@@ -18,8 +18,8 @@ from torch import nn
 
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import write_json
 from controlllm.common.registry import check_choice
+from controlllm.common.storage.files import write_json
 from controlllm.evaluate.expanded import Expanded
 from controlllm.evaluate.losses import evaluating
 from controlllm.evaluate.reference import Reference

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
-from controlllm.common.progress import tick
+from controlllm.common.text.progress import tick
 from controlllm.data import Batch, model_inputs
 from controlllm.evaluate.expanded import recording_alpha, unrecorded
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlllm.common.files import atomic_file
+from controlllm.common.storage.files import atomic_file
 
 if TYPE_CHECKING:
     from controlllm.evaluate.dial import DialCurve, DialPoint

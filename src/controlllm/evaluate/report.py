@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from controlllm.common.readable import readable
+from controlllm.common.text.readable import readable
 from controlllm.evaluate.losses import perplexity
 from controlllm.evaluate.retention import RetentionReport
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
-from controlllm.common.progress import tick
+from controlllm.common.text.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.expanded import recording_alpha
 from controlllm.evaluate.losses import deal, evaluating, model_logits, per_token, split_batch

@@ -36,14 +36,14 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from controlllm.expansion.collapsing import collapse, combine
-    from controlllm.expansion.config import ExpansionConfig
-    from controlllm.expansion.divergence import DIVERGENCES
-    from controlllm.expansion.expanding import expand
-    from controlllm.expansion.hf_config import ControlLLMConfig
-    from controlllm.expansion.interpolators import INTERPOLATORS, Interpolator
-    from controlllm.expansion.modeling import ControlLLMForCausalLM
-    from controlllm.expansion.sidecar import load_sidecar, save_sidecar
+    from controlllm.expansion.files.sidecar import load_sidecar, save_sidecar
+    from controlllm.expansion.hub.expand import expand
+    from controlllm.expansion.hub.hf_config import ControlLLMConfig
+    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+    from controlllm.expansion.merge.collapsing import collapse, combine
+    from controlllm.expansion.method.divergence import DIVERGENCES
+    from controlllm.expansion.method.expansion_config import ExpansionConfig
+    from controlllm.expansion.method.interpolators import INTERPOLATORS, Interpolator
 
 __all__ = [
     "DIVERGENCES",
@@ -60,16 +60,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DIVERGENCES": "divergence",
-    "INTERPOLATORS": "interpolators",
-    "ControlLLMConfig": "hf_config",
-    "ControlLLMForCausalLM": "modeling",
-    "ExpansionConfig": "config",
-    "Interpolator": "interpolators",
-    "collapse": "collapsing",
-    "combine": "collapsing",
-    "expand": "expanding",
-    "load_sidecar": "sidecar",
-    "save_sidecar": "sidecar",
+    "DIVERGENCES": "method.divergence",
+    "INTERPOLATORS": "method.interpolators",
+    "ControlLLMConfig": "hub.hf_config",
+    "ControlLLMForCausalLM": "hub.modeling",
+    "ExpansionConfig": "method.expansion_config",
+    "Interpolator": "method.interpolators",
+    "collapse": "merge.collapsing",
+    "combine": "merge.collapsing",
+    "expand": "hub.expand",
+    "load_sidecar": "files.sidecar",
+    "save_sidecar": "files.sidecar",
 }
 __getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

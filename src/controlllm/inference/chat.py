@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ConfigError, ControlLLMError, ModelError
-from controlllm.common.readable import readable
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.common.text.readable import readable
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.inference.generate import GenerationSettings, Generator, prompt_ids
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from controlllm.common.bounds import LARGEST_SEED, check_range
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.progress import progress
-from controlllm.common.said import Rule, check_said
-from controlllm.data.special import SpecialNames
+from controlllm.common.settings.bounds import LARGEST_SEED, check_range
+from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.text.progress import progress
+from controlllm.data.examples.special import SpecialNames
 
 __all__ = ["GenerationSettings", "Generator", "prompt_ids"]
 

@@ -8,8 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from controlllm.common.errors import ModelError
 from controlllm.common.tensors import whole
-from controlllm.expansion.modeling import ControlLLMForCausalLM
-from controlllm.expansion.sidecar import base_fingerprint, save_sidecar, sidecar_tensors
+from controlllm.expansion.files.sidecar import base_fingerprint, save_sidecar, sidecar_tensors
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 if TYPE_CHECKING:
     from controlllm.integrations.peft import Adapters

@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.common.errors import ControlLLMError, ModelError
-from controlllm.common.files import write_text
-from controlllm.expansion.collapsing import weight_alphas
-from controlllm.expansion.fingerprint import base_name
-from controlllm.expansion.interpolators import INTERPOLATORS, Slerp
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.common.storage.files import write_text
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.identity.fingerprint import base_name
+from controlllm.expansion.merge.collapsing import weight_alphas
+from controlllm.expansion.method.interpolators import INTERPOLATORS, Slerp
 
 __all__ = ["main", "merge_recipe", "write_for_mergekit"]
 

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.expansion import ExpansionConfig, expand, load_sidecar
-from controlllm.expansion.modeling import ControlLLMForCausalLM
-from controlllm.expansion.sidecar import (
+from controlllm.expansion.files.sidecar import (
     SIDECAR_CONFIG,
     base_fingerprint,
     copy_tensors,
@@ -27,6 +26,7 @@ from controlllm.expansion.sidecar import (
     save_sidecar,
     sidecar_tensors,
 )
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.integrations.callback import ControlLLMCallback
 
 __all__ = [

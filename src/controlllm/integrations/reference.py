@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
-from controlllm.expansion.config import FROZEN_GROUPS
-from controlllm.expansion.sidecar import sidecar_tensors
+from controlllm.expansion.files.sidecar import sidecar_tensors
+from controlllm.expansion.method.expansion_config import FROZEN_GROUPS
 from controlllm.integrations.callback import ControlLLMCallback
 
 __all__ = ["BaseReference"]

@@ -48,16 +48,16 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from controlllm.train.config import (
+    from controlllm.train.config.presets import preset_values
+    from controlllm.train.config.run_config import (
         LoggingConfig,
         ModelConfig,
         RehearsalConfig,
         RunConfig,
         TrainingConfig,
     )
-    from controlllm.train.keeper import TrainResult
-    from controlllm.train.presets import preset_values
-    from controlllm.train.retention import Best
+    from controlllm.train.observe.retention import Best
+    from controlllm.train.record.keeper import TrainResult
     from controlllm.train.run import train
 
 __all__ = [
@@ -73,14 +73,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Best": "retention",
-    "LoggingConfig": "config",
-    "ModelConfig": "config",
-    "RehearsalConfig": "config",
-    "RunConfig": "config",
-    "TrainResult": "keeper",
-    "TrainingConfig": "config",
-    "preset_values": "presets",
+    "Best": "observe.retention",
+    "LoggingConfig": "config.run_config",
+    "ModelConfig": "config.run_config",
+    "RehearsalConfig": "config.run_config",
+    "RunConfig": "config.run_config",
+    "TrainResult": "record.keeper",
+    "TrainingConfig": "config.run_config",
+    "preset_values": "config.presets",
     "train": "run",
 }
 __getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

@@ -4,18 +4,18 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.occupied import occupied
-from controlllm.train.backends import BACKENDS
-from controlllm.train.bench import make_bench
-from controlllm.train.config import RunConfig
-from controlllm.train.debugging import prepare_recorder
-from controlllm.train.folder import open_run_folder, save_tokenizer
-from controlllm.train.keeper import RunKeeper, TrainResult
-from controlllm.train.model import Loaded
+from controlllm.common.storage.occupied import occupied
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.unread import warn_of_unread
+from controlllm.train.loops.backends import BACKENDS
+from controlllm.train.observe.debugging import prepare_recorder
 from controlllm.train.parallel import World, open_world
-from controlllm.train.said import warn_of_unread
-from controlllm.train.signals import StopSignals
-from controlllm.train.worst_case import run_worst_case
+from controlllm.train.plan.worst_case import run_worst_case
+from controlllm.train.record.folder import open_run_folder, save_tokenizer
+from controlllm.train.record.keeper import RunKeeper, TrainResult
+from controlllm.train.record.signals import StopSignals
+from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.model import Loaded
 
 __all__ = ["train"]
 

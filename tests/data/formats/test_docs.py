@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader
 from controlllm.data.formats import FORMATS, to_document
-from controlllm.data.plugins import _load_entry_points, load_plugins
+from controlllm.data.loader.plugins import _load_entry_points, load_plugins
 
 HUB_ID = re.compile(r"`([\w.-]+/[\w.-]+)`")
 NAMES = [name for name in FORMATS.names() if not name.startswith("test_")]

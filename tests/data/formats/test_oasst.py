@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from controlllm.common.errors import DataError
+from controlllm.data.config.hooks import POSTPROCESS
 from controlllm.data.formats import to_document
 from controlllm.data.formats.oasst import oasst_best_threads, oasst_threads
-from controlllm.data.hooks import POSTPROCESS
 
 
 def message(

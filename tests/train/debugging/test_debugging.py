@@ -11,9 +11,9 @@ from tests.train.helpers import losses_of
 
 from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train import train
-from controlllm.train.debug_config import DebugConfig
-from controlllm.train.debugging import prepare_recorder
-from controlllm.train.debugging.recorder import recorder_variables
+from controlllm.train.config.debug_config import DebugConfig
+from controlllm.train.observe.debugging import prepare_recorder
+from controlllm.train.observe.debugging.recorder import recorder_variables
 
 
 @pytest.mark.parametrize("backend", ["native", "hf"])

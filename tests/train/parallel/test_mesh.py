@@ -6,10 +6,10 @@ import pytest
 from tests.processes import run_ranks
 
 from controlllm.common.errors import ConfigError, TrainingError
+from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.parallel import MeshPlan, plan_mesh
 from controlllm.train.parallel import world as worlds
 from controlllm.train.parallel.processes import Place
-from controlllm.train.parallel_config import ParallelConfig
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
 from controlllm.common.errors import ConfigError
+from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.parallel import MeshPlan, plan_mesh
 from controlllm.train.parallel.tensor import block_plan
-from controlllm.train.parallel_config import ParallelConfig
 
 
 def test_the_plan_of_a_block_is_the_models_own() -> None:

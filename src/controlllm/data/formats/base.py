@@ -7,9 +7,9 @@ from typing import TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import Registry, nearest
-from controlllm.data.columns import MissingColumnError, failure_of, listed
+from controlllm.data.config.column_errors import MissingColumnError, failure_of, listed
+from controlllm.data.config.columns import map_row
 from controlllm.data.formats.reading import Document, Row, require
-from controlllm.data.mapping import map_row
 
 __all__ = ["FORMATS", "Format", "check_columns", "register_format", "to_document"]
 

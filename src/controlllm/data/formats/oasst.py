@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from controlllm.common.errors import DataError
+from controlllm.data.config.hooks import PostprocessContext, register_postprocess
 from controlllm.data.formats.base import register_format
 from controlllm.data.formats.reading import Document, Message, Row, message_content
-from controlllm.data.hooks import PostprocessContext, register_postprocess
 
 __all__ = ["oasst", "oasst_best_threads", "oasst_threads"]
 

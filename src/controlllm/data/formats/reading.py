@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from controlllm.common.errors import DataError
-from controlllm.data.columns import missing_column
+from controlllm.data.config.column_errors import missing_column
+from controlllm.data.config.columns import column_told, kind_of
 from controlllm.data.formats.roles import ROLES, check_role
-from controlllm.data.mapping import column_told, kind_of
 
 __all__ = [
     "Document",

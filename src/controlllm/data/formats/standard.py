@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from controlllm.common.errors import DataError
+from controlllm.data.config.columns import column_told
 from controlllm.data.formats.base import register_format
 from controlllm.data.formats.reading import (
     Document,
@@ -16,7 +17,6 @@ from controlllm.data.formats.reading import (
     turn,
 )
 from controlllm.data.formats.roles import ROLES, check_role
-from controlllm.data.mapping import column_told
 
 __all__ = [
     "ALPACA_COLUMNS",

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import shown
+from controlllm.common.storage.remote import shown
 from controlllm.data.sources.trouble import reading
 
 if TYPE_CHECKING:

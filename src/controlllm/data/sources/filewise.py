@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config import SourceConfig
+from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.identity import identify

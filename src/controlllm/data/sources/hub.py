@@ -11,9 +11,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import DataError
-from controlllm.common.secrets import hidden
-from controlllm.data.config import SourceConfig
-from controlllm.data.rules import require_read
+from controlllm.common.text.secrets import hidden
+from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.rules import require_read
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Blocks, Located, RowBlocks
 from controlllm.data.sources.identity import digest

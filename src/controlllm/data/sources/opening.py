@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import is_remote, shown
-from controlllm.data.config import SourceConfig
-from controlllm.data.rules import require_read
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.rules import require_read
 from controlllm.data.sources.blocks import Blocks, MemoryBlocks
 from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
 from controlllm.data.sources.files import SourceFile

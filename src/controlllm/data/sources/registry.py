@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
-from controlllm.data.config import SourceConfig
+from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.files import SourceFile, ending
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import is_remote, shown
-from controlllm.data.config import SourceConfig
-from controlllm.data.rules import require_read
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.rules import require_read
 from controlllm.data.sources.arrow import arrow_blocks
 from controlllm.data.sources.blocks import Blocks
 from controlllm.data.sources.files import SourceFile

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config import SourceConfig
+from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile, ending
 from controlllm.data.sources.lines import bounded_lines

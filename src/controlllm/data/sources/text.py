@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from controlllm.common.errors import DataError
-from controlllm.data.config import SourceConfig
+from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.lines import bounded_lines, too_long

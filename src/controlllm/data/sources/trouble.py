@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from controlllm.common.errors import DataError
-from controlllm.common.remote import http_status, is_remote, shown
-from controlllm.common.secrets import hidden
+from controlllm.common.storage.remote import http_status, is_remote, shown
+from controlllm.common.text.secrets import hidden
 
 __all__ = ["causes", "describe", "reading"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from controlllm.expansion.dial import Dial
-from controlllm.expansion.surgery import Expansion
+from controlllm.expansion.surgery.dial import Dial
+from controlllm.expansion.surgery.install import Expansion
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.names import BRANCHES
 

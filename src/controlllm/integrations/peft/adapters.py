@@ -11,13 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.anatomy import examine, module_name, own_config
-from controlllm.expansion.base_record import require_base
-from controlllm.expansion.expanding import describe_base
-from controlllm.expansion.fingerprint import fingerprint
-from controlllm.expansion.plan import BlockPlan, extended_lists, plan_blocks
-from controlllm.expansion.said import check_settings
-from controlllm.expansion.surgery import (
+from controlllm.expansion.hub.expand import describe_base
+from controlllm.expansion.identity.base_record import require_base
+from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.method.plan import BlockPlan, extended_lists, plan_blocks
+from controlllm.expansion.method.unread import check_settings
+from controlllm.expansion.surgery.anatomy import examine, module_name, own_config
+from controlllm.expansion.surgery.install import (
     Expansion,
     check_parts,
     make_block,

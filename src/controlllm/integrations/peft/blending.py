@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.collapsing import interpolate
+from controlllm.expansion.merge.collapsing import interpolate
 from controlllm.integrations.peft.adapter import Adapter
 
 __all__ = ["blend", "check_finite", "check_weights"]

@@ -8,11 +8,11 @@ from typing import Any
 from peft import PeftConfig, TaskType
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.files import write_text
 from controlllm.common.registry import check_choice
-from controlllm.expansion.card import model_card
-from controlllm.expansion.config import ExpansionConfig
-from controlllm.expansion.hf_config import ControlLLMConfig
+from controlllm.common.storage.files import write_text
+from controlllm.expansion.hub.card import model_card
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.integrations.peft.names import PEFT_TYPE
 
 __all__ = ["ControlLLMPeftConfig"]

@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from controlllm.common.checksums import verify_checksums, write_checksums
 from controlllm.common.errors import CheckpointError
-from controlllm.common.files import atomic_folder, read_json, require_empty, save_tensors
-from controlllm.common.schema import check_record
-from controlllm.common.tensor_files import read_tensors, require_numbers
-from controlllm.expansion.config import ExpansionConfig
-from controlllm.expansion.records import BaseRecord
-from controlllm.expansion.sidecar import (
+from controlllm.common.storage.checksums import verify_checksums, write_checksums
+from controlllm.common.storage.files import atomic_folder, read_json, require_empty, save_tensors
+from controlllm.common.storage.schema import check_record
+from controlllm.common.storage.tensor_files import read_tensors, require_numbers
+from controlllm.expansion.files.sidecar import (
     read_sidecar_config,
     read_sidecar_tensors,
     write_sidecar,
 )
+from controlllm.expansion.identity.records import BaseRecord
+from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.names import file_name, sidecar_name
 

@@ -17,8 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
-from controlllm.expansion.block import ExpandedBlock
-from controlllm.expansion.ends import ExpandedEnd
+from controlllm.expansion.method.block import ExpandedBlock
+from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.integrations.peft.names import PARTS
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from controlllm.expansion.alignment import Claim, ClaimGradient, DivergenceTerms
-from controlllm.expansion.outputs import merged_stream, one_attention_per_layer, picked
-from controlllm.expansion.surgery import Expansion
+from controlllm.expansion.hub.outputs import merged_stream, one_attention_per_layer, picked
+from controlllm.expansion.method.alignment import Claim, ClaimGradient, DivergenceTerms
+from controlllm.expansion.surgery.install import Expansion
 
 __all__ = ["ForwardPass"]
 

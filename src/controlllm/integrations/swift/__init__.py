@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.modeling import ControlLLMForCausalLM
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.integrations.neighbours import (
     PluginCallback,
     PluginSettings,

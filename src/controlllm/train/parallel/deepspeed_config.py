@@ -13,8 +13,8 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import nearest_name
-from controlllm.train.config import RunConfig
-from controlllm.train.config_io import merge
+from controlllm.train.config.config_io import merge
+from controlllm.train.config.run_config import RunConfig
 
 __all__ = [
     "check_precision",

@@ -21,18 +21,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint import Kind, LoadOptions, locate
-from controlllm.checkpoint.shards import fill_some, tensor_shapes
-from controlllm.checkpoint.whole import check_files, download, from_pretrained
+from controlllm.checkpoint.models.whole import check_files, download, from_pretrained
+from controlllm.checkpoint.training.shards import fill_some, tensor_shapes
 from controlllm.common.errors import CheckpointError
-from controlllm.common.remote import is_remote
-from controlllm.common.tensor_files import require_numbers
+from controlllm.common.storage.remote import is_remote
+from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.anatomy import residual_projections
-from controlllm.expansion.base_files import BaseFiles
-from controlllm.expansion.block import StackBlock
-from controlllm.expansion.fingerprint import BRANCHES, base_name
-from controlllm.expansion.records import read_model_file
-from controlllm.train.config import RunConfig
+from controlllm.expansion.identity.base_files import BaseFiles
+from controlllm.expansion.identity.fingerprint import BRANCHES, base_name
+from controlllm.expansion.identity.records import read_model_file
+from controlllm.expansion.method.block import StackBlock
+from controlllm.expansion.surgery.anatomy import residual_projections
+from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.parallel.world import World
 

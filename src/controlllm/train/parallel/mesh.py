@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from controlllm.common.errors import ConfigError
-from controlllm.train.parallel_config import ZERO, ParallelConfig
+from controlllm.train.config.parallel_config import ZERO, ParallelConfig
 
 __all__ = ["MeshPlan", "plan_mesh"]
 

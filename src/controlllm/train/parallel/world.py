@@ -13,11 +13,11 @@ from torch import nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import ConfigError, TrainingError
-from controlllm.train.device import find_device
+from controlllm.train.config.parallel_config import ZERO, ParallelConfig
+from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
 from controlllm.train.parallel.processes import Place, place_in
-from controlllm.train.parallel_config import ZERO, ParallelConfig
 
 __all__ = ["World", "open_world"]
 

@@ -1,0 +1,177 @@
+"""Copies on this machine of what is loaded from elsewhere: one folder per address and version.
+
+    ~/.cache/controlllm/models/<address>/<version>/seven/    a run folder as it was, and of its
+        config.yaml, tokenizer.json, ..., checkpoint-40/     checkpoints the one that was asked for
+
+A version is told by the listing (names, sizes, times or ETags) and a checkpoint's manifest. It is
+filled by one process while others wait, takes its name once it is whole, and is neither changed nor
+removed afterwards: who reads it is not disturbed by who loads a newer one.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from controlllm.checkpoint.mirror.fetch import (
+    BrokenError,
+    fetch_checkpoint,
+    fetch_files,
+    has_whole,
+    read_manifest,
+)
+from controlllm.checkpoint.mirror.remote import RemoteRun
+from controlllm.checkpoint.training.kinds import KINDS
+from controlllm.checkpoint.training.manifest import MANIFEST
+from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.files import atomic_folder
+from controlllm.common.storage.private import own_folder
+from controlllm.common.text.names import is_checkpoint, is_plain
+
+__all__ = ["local_copy"]
+
+log = logging.getLogger(__name__)
+
+
+def local_copy(address: str, storage_options: dict[str, Any] | None = None) -> Path:
+    """Bring what is to be loaded from elsewhere into the cache of this machine.
+
+    Args:
+        address: a run folder (its best checkpoint, else its newest whole one), `run/best`,
+            `run/checkpoint-N`, or the folder of a model.
+        storage_options: for the client (docs/hdfs.md).
+
+    Returns:
+        The local folder, below `$CONTROLLLM_CACHE` (`~/.cache/controlllm`). What is there already,
+        whole and the same, is not fetched again.
+
+    Raises:
+        CheckpointError: if nothing that can be loaded lies there, or the server fails.
+        ConfigError: if the cache belongs to another user.
+    """
+    parent, _, name = address.rstrip("/").rpartition("/")
+    if is_checkpoint(name):
+        return _copy_of_checkpoint(RemoteRun(parent, storage_options), name)
+    if name == "best":
+        run = RemoteRun(parent, storage_options)
+        best = run.best()
+        if best is not None:
+            return _copy_of_checkpoint(run, best)
+    folder = RemoteRun(address, storage_options)
+    names = folder.checkpoints()
+    if not names:
+        return _copy_of_model(folder)
+    best = folder.best()
+    return _copy_of_newest(folder) if best is None else _copy_of_checkpoint(folder, best)
+
+
+def _copy_of_newest(run: RemoteRun) -> Path:
+    for name in reversed(run.checkpoints(whole=False)):
+        try:
+            return _copy_of_checkpoint(run, name)
+        except BrokenError as error:
+            warnings.warn(f"Passing over a checkpoint: {error}", stacklevel=2)
+    raise CheckpointError(f"{run.address} holds no whole checkpoint.")
+
+
+def _copy_of_checkpoint(run: RemoteRun, name: str) -> Path:
+    """One checkpoint, with the tokenizer and the like beside it."""
+    manifest = read_manifest(run, name)
+    target = _place(run, name, hashlib.sha256(manifest).hexdigest())
+
+    def fill(folder: Path) -> None:
+        fetch_files(run, folder, inner=())
+        _link_known(target, name, manifest, folder)
+        fetch_checkpoint(run, name, folder)
+
+    _fill_once(target, lambda: has_whole(target / name, manifest), fill)
+    return target / name
+
+
+def _copy_of_model(remote: RemoteRun) -> Path:
+    files = remote.sizes()
+    known = [kind.config for kind in KINDS.values()]
+    if not any(name in files for name in known):
+        raise CheckpointError(
+            f"{remote.address} holds no model: no {', no '.join(known)} and no whole "
+            "checkpoint-N folder."
+        )
+    target = _place(remote)
+    _fill_once(target, target.is_dir, lambda folder: fetch_files(remote, folder, inner=()))
+    return target
+
+
+def _place(remote: RemoteRun, *more: str) -> Path:
+    """Where the present version of a folder elsewhere is copied to; its own name comes last."""
+    root = Path(os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm").expanduser()
+    try:
+        models = own_folder(root / "models", "CONTROLLLM_CACHE")
+    except OSError as error:
+        raise CheckpointError(
+            f"{root / 'models'} cannot be made: {error}; set CONTROLLLM_CACHE to a folder that may "
+            "be written."
+        ) from error
+    stamps = remote.stamps()
+    told = json.dumps([sorted(stamps.items()), *more])
+    # Where the server tells no times, nobody can know whether it is what was copied before.
+    is_known = None not in stamps.values()
+    version = hashlib.sha256(told.encode()).hexdigest()[:16] if is_known else uuid.uuid4().hex
+    address = hashlib.sha256(remote.address.encode()).hexdigest()[:16]
+    name = remote.address.rpartition("/")[2]
+    return models / address / version / (name if is_plain(name) else "model")
+
+
+def _fill_once(target: Path, is_whole: Callable[[], bool], fill: Callable[[Path], None]) -> None:
+    """Let one process make the folder, whole at once, while the others wait for it."""
+    if is_whole():
+        return
+    with _alone(target):
+        if not is_whole():
+            with atomic_folder(target, overwrite=True) as temporary:
+                fill(temporary)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the lock beside a folder; the kernel gives it back if this process is killed."""
+    lock = FileLock(target.with_name("lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Waiting for another process that fetches %s", target.name)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{target} cannot be locked while it is filled: {error}; set CONTROLLLM_CACHE to a "
+            "folder on a disk that may be written and knows locks."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _link_known(target: Path, name: str, manifest: bytes, folder: Path) -> None:
+    """Take a checkpoint from an earlier version of the run, where only what lies beside changed.
+
+    A help only: whatever is wrong with it is found by `fetch_checkpoint`, which fetches it then.
+    """
+    for known in target.parents[1].glob(f"*/{target.name}/{name}"):
+        try:
+            if (known / MANIFEST).read_bytes() == manifest:
+                shutil.copytree(known, folder / name, copy_function=os.link)
+                return
+        except OSError as error:
+            log.info("Not taken from %s: %s", known, error)
+            shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,221 @@
+"""What a saved model consists of, read from configs and file headers: no weights are loaded."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint.models.locate import Kind, locate
+from controlllm.checkpoint.training.kinds import KINDS, kind_in
+from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.checksums import verify_checksums
+from controlllm.common.storage.tensor_files import read_header
+from controlllm.expansion.files.sidecar import read_sidecar_config
+from controlllm.expansion.identity.records import read_model_file
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.interpolators import INTERPOLATORS
+from controlllm.expansion.method.plan import ENDS, plan_blocks
+
+__all__ = ["Inspection", "Part", "inspect_folder"]
+
+_EXPANDED = re.compile(r"^(?P<place>.+)\.(?P<branch>expanded|interpolator)\.")
+_ADAPTER = re.compile(r"^(base_model\.model\.)?(?P<place>.+?\.\d+)\..*\b(?P<branch>lora|oft)_\w+")
+_LOGIT = ".interpolator.logit"
+_STATES = ("state.safetensors", "optimizer.safetensors")
+
+
+@dataclass
+class Part:
+    """One expanded block, one expanded end, the adapters of one block, or the base.
+
+    Attributes:
+        name: the block or module, or "base".
+        kind: "concat", "stack", "end", "adapter" or "base".
+        trained: parameters that train.
+        frozen: parameters that do not.
+        bytes: their size in this folder.
+        alpha: weight of the expanded branch; None where it has none, or depends on the token and
+            was not measured.
+    """
+
+    name: str
+    kind: str
+    trained: int = 0
+    frozen: int = 0
+    bytes: int = 0
+    alpha: float | None = None
+
+
+@dataclass
+class Inspection:
+    """What lies in a folder.
+
+    Attributes:
+        kind: the form of the model.
+        path: the folder that was looked into.
+        expansion: how it is expanded; None for a plain model.
+        base: what is recorded of the base.
+        parts: its parts; the base comes last, and is absent from a sidecar.
+    """
+
+    kind: Kind
+    path: str
+    expansion: ExpansionConfig | None
+    base: dict[str, Any]
+    parts: list[Part]
+
+    @property
+    def total(self) -> Part:
+        """The sum over all parts."""
+        sums = {
+            field: sum(getattr(part, field) for part in self.parts)
+            for field in ("trained", "frozen", "bytes")
+        }
+        return Part("total", "", **sums)
+
+
+def inspect_folder(path: str | Path) -> Inspection:
+    """Look into a run folder, a checkpoint, a sidecar, an expanded or a plain model.
+
+    Raises:
+        CheckpointError: if it is no folder with a model, or a file cannot be read or is not as its
+            checksums say.
+    """
+    location = locate(path)
+    if location.kind is Kind.HUB:
+        raise CheckpointError(
+            f"{path} is no folder here; if it is on the Hub, fetch it first: hf download {path}"
+        )
+    folder = Path(location.path)
+    verify_checksums(folder, ours=kind_in(folder) is KINDS["control"])
+    expansion, base = _configs(folder)
+    parts = _parts(folder, expansion, base)
+    return Inspection(location.kind, str(folder), expansion, base, parts)
+
+
+def _configs(folder: Path) -> tuple[ExpansionConfig | None, dict[str, Any]]:
+    kind = kind_in(folder)
+    if kind is not None and kind.base_of is not None:
+        expands = kind is KINDS["control"]
+        values = read_sidecar_config(folder)["expansion"] if expands else None
+        return ExpansionConfig.from_dict(values) if values else None, kind.base_of(folder)
+    values = read_model_file(folder)
+    if values.get("model_type") != "controlllm":
+        return None, {"architecture": (values.get("architectures") or [None])[0]}
+    return ExpansionConfig.from_dict(values["expansion"]), values["base"]
+
+
+def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]) -> list[Part]:
+    plan = plan_blocks(expansion, base["num_hidden_layers"]) if expansion else ()
+    kinds = {str(block.layer): block.kind for block in plan}
+    parts: dict[str, Part] = {}
+    for name, (shape, size) in _tensor_sizes(folder):
+        place, branch = _place(name)
+        layer = place.rsplit(".", 1)[-1]
+        usual = _USUAL.get(branch, "end")
+        part = parts.setdefault(place, Part(place, kinds.get(layer, usual)))
+        if _trains(name, branch, expansion):
+            part.trained += prod(shape)
+        else:
+            part.frozen += prod(shape)
+        part.bytes += size
+    if expansion is not None:
+        _fill_in_alphas(folder, parts, expansion)
+    if "num_parameters" in base and not (folder / "config.json").is_file():
+        # The base lies elsewhere; what of it trains in place is in the folder.
+        part = parts.setdefault("base", Part("base", "base"))
+        part.frozen = base["num_parameters"] - part.trained
+    return sorted(parts.values(), key=lambda part: part.kind == "base")
+
+
+_USUAL = {None: "base", "lora": "adapter", "oft": "adapter"}
+"""The kind of a part that is no expanded block, by its branch."""
+
+
+def _place(name: str) -> tuple[str, str | None]:
+    match = _EXPANDED.match(name) or _ADAPTER.match(name)
+    return (match["place"].removeprefix("base."), match["branch"]) if match else ("base", None)
+
+
+def _trains(name: str, branch: str | None, expansion: ExpansionConfig | None) -> bool:
+    """Whether a tensor trains: copies do, gates do, a constant alpha only if asked."""
+    if expansion is None:
+        return True
+    if branch is None:
+        return len(expansion.frozen_groups) < 4 and _group(name) not in expansion.frozen_groups
+    return branch == "expanded" or not name.endswith(".logit") or expansion.train_alpha
+
+
+def _group(name: str) -> str:
+    """Which freezable group of the base a tensor belongs to."""
+    if ".layers." in name or re.search(r"\.\d+\.", name):
+        return "blocks"
+    if "embed" in name or "wte" in name:
+        return "embeddings"
+    return "norm" if "norm" in name or "ln" in name else "head"
+
+
+def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionConfig) -> None:
+    logits = _constant_logits(folder)
+    for place, part in parts.items():
+        if part.kind in ("base", "adapter"):
+            continue
+        last = place.rsplit(".", 1)[-1]
+        layer = int(last) if part.kind != "end" and last.isdecimal() else None
+        part.alpha = _alpha(expansion, part.kind, layer, logits.get(place))
+
+
+def _alpha(
+    expansion: ExpansionConfig, kind: str, layer: int | None, constant: float | None
+) -> float | None:
+    """The dial, else the constant (1 of a stacked block); of a token gate the dial times its mean.
+
+    A layer of None is an end.
+    """
+    place = ENDS if layer is None else layer
+    dial = expansion.dial.get(place) if isinstance(expansion.dial, dict) else expansion.dial
+    gated = kind == "concat" and not INTERPOLATORS.get(expansion.interpolator).constant
+    if gated and dial != 0:
+        mean = (expansion.mean_alpha or {}).get(place)
+        return mean if mean is None or dial is None else dial * mean
+    if dial is not None:
+        return dial
+    return 1.0 if kind == "stack" else constant
+
+
+def _constant_logits(folder: Path) -> dict[str, float]:
+    """Constant alphas by place: a handful of one-element tensors."""
+    from safetensors import safe_open
+
+    alphas = {}
+    for file in _weight_files(folder):
+        names = [name for name in read_header(file).shapes if name.endswith(_LOGIT)]
+        with safe_open(file, "pt") as tensors:
+            for name in names:
+                logit = tensors.get_tensor(name)
+                if logit.numel() == 1:  # Of several ranks one has it.
+                    alphas[_place(name)[0]] = logit.float().sigmoid().item()
+    return alphas
+
+
+def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
+    """Name, shape and bytes of every tensor, from the headers of the safetensors files.
+
+    Raises:
+        CheckpointError: if there is no such file, or one is broken.
+    """
+    files = _weight_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} has no safetensors files.")
+    for file in files:
+        header = read_header(file)
+        for name, shape in header.shapes.items():
+            if not name.startswith(PREFIX):
+                yield name, (shape, header.sizes[name])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.safetensors") if file.name not in _STATES)

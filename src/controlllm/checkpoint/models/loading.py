@@ -1,0 +1,336 @@
+"""Any folder or name to a model and its tokenizer.
+
+| what is given | what is loaded |
+|---|---|
+| a run folder | its best checkpoint, else its newest whole one |
+| `run/checkpoint-40`, `run/best` | that checkpoint on its base |
+| a sidecar, a PEFT adapter | that on its base (the recorded name or path, or what is given) |
+| a full expanded model, a Hugging Face model | the folder itself |
+| a name on the Hub | that model, or the sidecar or adapter there on its base |
+| an address (`hdfs://...`) of any of these folders | a copy of it on this machine |
+
+Only safetensors are read, and code that comes with a model runs only if the user says so. They are
+mapped: weights that stay as they are (frozen ones, in the type and on the device they have) take no
+memory that the system could not take back. What several processes wrote is joined in a temporary
+file first.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, Literal, cast, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+from controlllm.checkpoint.models.vocabulary import require_rows
+from controlllm.checkpoint.models.whole import (
+    check_files,
+    download,
+    file_on_hub,
+    from_pretrained,
+    load_whole,
+)
+from controlllm.checkpoint.training.kinds import KINDS, SavedKind, kind_in
+from controlllm.checkpoint.training.manifest import verify_manifest
+from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_joined, shard_files
+from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind
+from controlllm.common.registry import check_choice
+from controlllm.common.settings.fields import RUNS_CODE
+from controlllm.expansion.files.sidecar import SIDECAR_WEIGHTS
+from controlllm.expansion.identity.records import read_model_file
+
+__all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class LoadOptions:
+    """How a model is loaded."""
+
+    base: str | None = None
+    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
+
+    dtype: Dtype = "auto"
+    """float32, bfloat16, float16, or auto = as it was saved."""
+
+    quantize_base: BnbKind | None = None
+    """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
+
+    device: str = "cpu"
+    """Where to put the model: cpu, cuda, cuda:1, or auto = a GPU if there is one."""
+
+    check_base: bool = True
+    """Refuse a base whose fingerprint is not the recorded one."""
+
+    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
+    """Allow code that comes with the model to run."""
+
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention; null = what transformers chooses."""
+
+    tokenizer: str | None = None
+    """Tokenizer to use instead of the model's own."""
+
+    scratch_dir: str | None = None
+    """Where the parts that several processes wrote are joined for a while; null = the system's
+    folder for temporary files (TMPDIR)."""
+
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: for an unknown dtype or kind.
+        """
+        check_choice("dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base in ("int8", "nf4"):
+            raise ConfigError(
+                f"quantize_base={self.quantize_base!r} is made of a model that is there: leave it "
+                "out here, and call controlllm.train.setup.quantize.quantize_base(model, "
+                f"{self.quantize_base!r})."
+            )
+        if self.quantize_base is not None:
+            check_choice("quantize_base", self.quantize_base, BNB_KINDS)
+
+
+def load_model(
+    path_or_name: str | Path, options: LoadOptions | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what this library, or anyone else, wrote.
+
+    Args:
+        path_or_name: see the table at the top of this module.
+        options: how to load it.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        CheckpointError: if there is nothing to load, a file is damaged, or the base is another one.
+        ModelError: if a sidecar cannot be put on its base.
+    """
+    options = options or LoadOptions()
+    return _load(locate(path_or_name, options.storage_options), options, ())
+
+
+def _load(
+    location: Location, options: LoadOptions, above: tuple[str, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what lies there; `above` are the places of what is to be put on it."""
+    if location.kind is Kind.CHECKPOINT:
+        verify_manifest(location.path)
+    apart = _saved_apart(location, options)
+    with _joined(location, options) as joined:
+        if apart is None:
+            base = _recorded_name(location)
+            model = load_whole(location.path if joined is None else str(joined), options)
+        else:
+            base, base_options = _base_of(apart, location, options)
+            tensors = None if joined is None else map_joined(joined)
+            assert apart.kind.put_on is not None  # `_saved_apart` has looked
+            model = apart.kind.put_on(
+                _load_base(base, base_options, (*above, location.path)),
+                apart.folder,
+                tensors,
+                options.check_base,
+            )
+        if apart is None or apart.kind is KINDS["part"]:
+            model.config.name_or_path = location.path
+    tokenizer = load_tokenizer(_tokenizer_places(location, apart, base), options)
+    require_rows(model, tokenizer)
+    return _placed(model.eval(), options.device), tokenizer
+
+
+def find_tokenizer(
+    path_or_name: str | Path, options: LoadOptions | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that `load_model` would give, without the model.
+
+    Args:
+        path_or_name: see the table at the top of this module.
+        options: as `load_model`; with `tokenizer`, the model need not be there.
+
+    Raises:
+        CheckpointError: if there is nothing to load, or no tokenizer.
+    """
+    options = options or LoadOptions()
+    if options.tokenizer:
+        return load_tokenizer([], options)
+    location = locate(path_or_name, options.storage_options)
+    apart = _saved_apart(location, options)
+    base = _base_of(apart, location, options)[0] if apart else _recorded_name(location)
+    return load_tokenizer(_tokenizer_places(location, apart, base), options)
+
+
+def load_tokenizer(
+    places: list[str], options: LoadOptions | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from the first place that has one, or from the one that options name.
+
+    Args:
+        places: folders and names; a folder without tokenizer files is passed over.
+        options: `tokenizer`, `revision` and `trust_remote_code` are used.
+
+    Raises:
+        CheckpointError: if none of the places has a tokenizer.
+    """
+    options = options or LoadOptions()
+    places = [options.tokenizer] if options.tokenizer else places
+    for place in places:
+        if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").is_file():
+            check_files(place, options.revision)
+            return cast(
+                PreTrainedTokenizerBase,
+                from_pretrained(AutoTokenizer.from_pretrained, place, options),
+            )
+    raise CheckpointError(f"no tokenizer in {', '.join(places)}; name one (`tokenizer`).")
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """What is saved apart from its base: its kind, and the folder on this machine."""
+
+    kind: SavedKind
+    folder: Path
+
+
+def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
+    """What is to be put on a base, or None if what lies there is a whole model."""
+    if location.kind is Kind.HUB:
+        return _apart_on_hub(location.path, options)
+    folder = Path(location.path)
+    kind = kind_in(folder)
+    return None if kind is None or kind.put_on is None else _Apart(kind, folder)
+
+
+def _apart_on_hub(name: str, options: LoadOptions) -> _Apart | None:
+    """The local copy of a sidecar or adapter on the Hub; None if there is a whole model."""
+    for kind in KINDS.values():
+        if kind.put_on and file_on_hub(name, kind.config, options.revision):
+            return _Apart(kind, download(name, options.revision))
+    return None
+
+
+def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """Where the base is and how to load it: as the user says, else as recorded.
+
+    Raises:
+        CheckpointError: if nothing is recorded, or an address, or the folder is not there.
+    """
+    assert apart.kind.base_of is not None  # `_saved_apart` has looked
+    recorded = apart.kind.base_of(apart.folder)
+    if options.base:
+        path = locate(options.base, options.storage_options).path
+    else:
+        path = locate_recorded(recorded.get("name_or_path"), apart.folder).path
+    revision = None if location.kind is Kind.HUB else options.revision
+    if revision is None and options.base is None:
+        revision = recorded.get("revision")
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = cast(Dtype, recorded.get("dtype") or _dtype_of(apart))
+    return path, replace(options, base=None, revision=revision, dtype=dtype)
+
+
+def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTrainedModel:
+    """A base that is whole, or was itself saved apart from another one."""
+    location = locate(name)
+    if _saved_apart(location, options) is None and location.kind is not Kind.CHECKPOINT:
+        return load_whole(location.path, options)
+    if location.path in above:
+        raise CheckpointError(f"{name} is said to be its own base; say which it is (`base`).")
+    return _load(location, replace(options, device="cpu"), above)[0]
+
+
+def _dtype_of(apart: _Apart) -> Dtype:
+    """The type that a sidecar was trained and saved in, so that its base is loaded in the same.
+
+    Of an adapter that does not note it: as the base is saved.
+    """
+    if apart.kind is not KINDS["control"]:
+        return "auto"
+    sidecar = apart.folder
+    path = next(iter(shard_files(sidecar)), sidecar / SIDECAR_WEIGHTS)
+    try:
+        with safe_open(path, "pt") as tensors:
+            names = (name for name in tensors.keys() if not name.startswith(PREFIX))  # noqa: SIM118
+            name = next(name for name in names if ".expanded." in name)
+            return cast(Dtype, str(tensors.get_tensor(name).dtype).removeprefix("torch."))
+    except (OSError, SafetensorError, StopIteration) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def _recorded_name(location: Location) -> str | None:
+    """The name a whole model was trained from, for its tokenizer."""
+    if location.kind is not Kind.CHECKPOINT:
+        return None
+    name: str | None = read_model_file(Path(location.path)).get("_name_or_path")
+    return name or None
+
+
+def _tokenizer_places(location: Location, apart: _Apart | None, base: str | None) -> list[str]:
+    """The model's folder, its run folder, its base."""
+    places = [location.path if apart is None else str(apart.folder)]
+    if location.kind is Kind.CHECKPOINT:
+        places.append(str(Path(location.path).parent))
+    return [*places, base] if base else places
+
+
+@contextmanager
+def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
+    """A temporary folder with the whole tensors of a checkpoint that several processes wrote.
+
+    None for anything else. What is mapped from there stays when the folder goes.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    folder = Path(location.path)
+    if location.kind is not Kind.CHECKPOINT or not is_sharded(folder):
+        yield None
+        return
+    place = options.scratch_dir or gettempdir()
+    with ExitStack() as stack:
+        try:
+            temporary = TemporaryDirectory(dir=place, prefix="joined-", ignore_cleanup_errors=True)
+            target = Path(stack.enter_context(temporary))
+            join_shards(folder, target, without=PREFIX)
+            for file in (folder / "config.json", *folder.glob("*.py")):
+                if file.is_file():
+                    shutil.copy(file, target)
+        except OSError as error:
+            raise CheckpointError(
+                f"the parts of {folder} cannot be joined in {place}: {error}. Set scratch_dir "
+                "(or TMPDIR) to a folder with room for its trained tensors."
+            ) from error
+        yield target
+
+
+def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model on its device.
+
+    Raises:
+        ConfigError: if torch does not know the device, or the machine does not have it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        module: torch.nn.Module = model
+        module.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device={device!r} cannot be used: {error}") from error
+    return model

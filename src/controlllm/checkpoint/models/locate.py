@@ -1,0 +1,136 @@
+"""What a path or name is: one small pure look at file names, before anything is loaded."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint.mirror.copies import local_copy
+from controlllm.checkpoint.training.kinds import KINDS, kind_in
+from controlllm.checkpoint.training.manifest import MANIFEST
+from controlllm.checkpoint.training.state import (
+    STATE,
+    best_checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+)
+from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.expansion.identity.records import read_model_file
+
+__all__ = ["Kind", "Location", "locate", "locate_recorded"]
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+class Kind(Enum):
+    """The forms a model can have on disk."""
+
+    CHECKPOINT = "training checkpoint"
+    SIDECAR = "sidecar"
+    ADAPTER = "PEFT adapter"
+    PART = "part of a model"
+    EXPANDED = "full expanded model"
+    PLAIN = "Hugging Face model"
+    HUB = "name on the Hugging Face Hub"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model lies, and in which form.
+
+    Attributes:
+        kind: its form.
+        path: the folder that holds it, or its name on the Hub.
+    """
+
+    kind: Kind
+    path: str
+
+
+def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = None) -> Location:
+    """Find out what `path_or_name` is.
+
+    A run folder means its best checkpoint, else its newest whole one; `run/best` the best one.
+    What lies at an address (`hdfs://...`) is copied to this machine first.
+
+    Args:
+        path_or_name: a folder, an address, or a name on the Hub.
+        storage_options: for the client of an address (docs/hdfs.md).
+
+    Raises:
+        CheckpointError: if it is a path and nothing that can be loaded lies there.
+    """
+    if is_remote(path_or_name):
+        path_or_name = local_copy(str(path_or_name), storage_options)
+    path = Path(path_or_name)
+    if path.name == "best" and not path.exists():
+        best = best_checkpoint(path.parent)
+        if best is not None:
+            return Location(Kind.CHECKPOINT, str(best))
+    if path.is_dir():
+        return _look_into(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
+    if not _HUB_NAME.match(str(path_or_name)):
+        raise CheckpointError(f"{path} does not exist; give a folder or a name on the Hub.")
+    return Location(Kind.HUB, str(path_or_name))
+
+
+def locate_recorded(name: object, where: object) -> Location:
+    """Find out what the base is that a saved model names, as `locate` does.
+
+    Whoever made the folder wrote that name. So it leads to this machine's disk or to the Hub, never
+    to another server, which would be told who asks and shown the user's token.
+
+    Args:
+        name: the recorded name.
+        where: the folder it is recorded in, for messages.
+
+    Raises:
+        CheckpointError: if none is recorded, it is an address, or nothing lies there.
+    """
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{where} does not record its base by name; name it (`base`).")
+    if "://" in name or "::" in name:
+        raise CheckpointError(
+            f"{where} records an address as its base, {shown(name)!r}: only names on the Hub and "
+            "local paths are followed. If you trust that server, name it yourself (`base`)."
+        )
+    try:
+        return locate(name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base of {where} is {name}, which is not here; say where it is (`base`)."
+        ) from error
+
+
+def _look_into(folder: Path) -> Location:
+    if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
+        return Location(Kind.CHECKPOINT, str(folder))
+    saved = kind_in(folder)
+    if saved is not None:
+        return Location(_FORMS[saved.name](folder), str(folder))
+    if list_checkpoints(folder):
+        checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
+        if checkpoint is None:
+            raise CheckpointError(f"{folder} holds no whole checkpoint.")
+        return Location(Kind.CHECKPOINT, str(checkpoint))
+    files = ", no ".join(kind.config for kind in KINDS.values())
+    raise CheckpointError(f"{folder} holds no model: no {files} and no checkpoint-N folder.")
+
+
+def _form_of_whole(folder: Path) -> Kind:
+    expanded = read_model_file(folder).get("model_type") == "controlllm"
+    return Kind.EXPANDED if expanded else Kind.PLAIN
+
+
+_FORMS: dict[str, Callable[[Path], Kind]] = {
+    "control": lambda folder: Kind.SIDECAR,
+    "adapters": lambda folder: Kind.ADAPTER,
+    "part": lambda folder: Kind.PART,
+    "full": _form_of_whole,
+}
+"""The form of a folder by the kind of the model that lies in it."""

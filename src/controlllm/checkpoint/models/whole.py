@@ -1,0 +1,164 @@
+"""A whole model by transformers, of which nothing is missing: a folder's or a name's on the Hub.
+
+transformers fills what a folder lacks with random numbers and goes on. Here that is an error with
+the tensor's name, as is a weight that is not a number.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.packages.bitsandbytes import bnb_config
+from controlllm.common.storage.checksums import verify_checksums
+from controlllm.common.storage.tensor_files import require_numbers
+from controlllm.common.text.names import DATA_PATTERNS
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.identity.records import read_model_file
+from controlllm.expansion.surgery.quantised import settle
+
+if TYPE_CHECKING:
+    from controlllm.checkpoint.models.loading import LoadOptions
+
+__all__ = ["check_files", "download", "file_on_hub", "from_pretrained", "load_whole"]
+
+_MOST_BYTES = 2**30
+"""Of a file that transformers reads as a whole: tokenizers of 260,000 tokens have some 40 MB."""
+_READ_WHOLE = (".json", ".jinja", ".model", ".txt", ".yaml")
+
+
+def load_whole(name: str, options: "LoadOptions") -> PreTrainedModel:
+    """A model with all of its weights; safetensors only.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        options: how to load it.
+
+    Raises:
+        CheckpointError: it cannot be loaded, a weight is missing, damaged or not a number.
+        ConfigError: it is a full expanded model, and `quantize_base` is set.
+    """
+    check_files(name, options.revision)
+    if Path(name).is_dir():
+        verify_checksums(name)
+    settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
+    if options.attn_implementation:
+        settings["attn_implementation"] = options.attn_implementation
+    if options.quantize_base:
+        compute = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+        _refuse_expanded(name, options)
+        settings["quantization_config"] = bnb_config(options.quantize_base, compute)
+    load = AutoModelForCausalLM.from_pretrained
+    model, found = from_pretrained(load, name, options, output_loading_info=True, **settings)
+    _require_all(found, name)
+    require_numbers(model.named_parameters(), name)
+    settle(model)
+    return cast(PreTrainedModel, model)
+
+
+def check_files(name: str, revision: str | None = None) -> None:
+    """Check, before transformers reads them, a model's config and the sizes of its small files.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        revision: of the latter.
+
+    Raises:
+        CheckpointError: a field of the config does not fit, or a file is absurdly large.
+    """
+    config = Path(name) / "config.json" if Path(name).is_dir() else None
+    if config is None:
+        config = file_on_hub(name, "config.json", revision)
+    if config is None:
+        return
+    for file in config.parent.iterdir():
+        if file.suffix in _READ_WHOLE and file.is_file() and file.stat().st_size > _MOST_BYTES:
+            raise CheckpointError(
+                f"{file} has {file.stat().st_size:,} bytes, more than such a file ever needs; it "
+                "is not read."
+            )
+    if config.is_file():
+        read_model_file(config.parent)
+
+
+def file_on_hub(name: str, file: str, revision: str | None = None) -> Path | None:
+    """The local copy of a file on the Hub; None if it is not there, or the Hub does not answer."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} cannot be loaded: {_first_line(error)}") from error
+    return Path(found) if found else None
+
+
+def download(name: str, revision: str | None = None, code: bool = False) -> Path:
+    """The local copy of all data of a repository on the Hub; with `code` also of its modules.
+
+    Raises:
+        CheckpointError: the Hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [*DATA_PATTERNS, *(["*.py"] if code else [])]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise CheckpointError(f"{name} cannot be downloaded: {_first_line(error)}") from error
+
+
+def from_pretrained(
+    load: Callable[..., Any], name: str, options: "LoadOptions", **settings: Any
+) -> Any:
+    """Call a `from_pretrained`, its errors told as ours.
+
+    Raises:
+        CheckpointError: whatever went wrong; what lies there may be anybody's.
+    """
+    try:
+        return load(
+            name,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            **settings,
+        )
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(
+            f"{name} cannot be loaded: {_first_line(error)} (Neither a whole model folder nor a "
+            "name that the Hub gives; for a private model log in with `hf auth login`.)"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+
+
+def _require_all(found: dict[str, Any], name: str) -> None:
+    """Refuse a model of which weights were missing, and made up."""
+    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{name} lacks the weights of {', '.join(missing[:3])}{more}, which would be random "
+            "numbers: its files are not those of its config.json. Copy or download it again."
+        )
+
+
+def _refuse_expanded(name: str, options: "LoadOptions") -> None:
+    config = from_pretrained(AutoConfig.from_pretrained, name, options)
+    if isinstance(config, ControlLLMConfig):
+        raise ConfigError(
+            f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
+            "has learned would be quantised, too. Load its sidecar onto the base instead."
+        )

@@ -1,0 +1,315 @@
+r"""The training checkpoint: everything a run needs to go on as if it had never stopped.
+
+    run/
+      config.yaml                the resolved run config (written by `train`)
+      checkpoint-40/
+        sidecar.safetensors      the trained tensors \ of method `control`: the folder is a sidecar,
+        sidecar_config.json      base, expansion     / `load_sidecar(base, folder)` reads it
+        model.safetensors        the trained tensors \ of method `full`, instead: the folder is
+        config.json              the model's config  / a Hugging Face model (`kinds` has the others)
+        optimizer.safetensors    tensors of the optimizer
+        state.safetensors        tensors of the random states, ...
+        state.json               the rest of these states
+        manifest.json            format version, size and SHA-256 of every file; written last
+      best.json                  which checkpoint is the best one
+
+Where several processes train, each writes what it holds of the trained and the optimizer's tensors,
+`shard-*.safetensors` (see `shards`), instead of the files for them.
+
+A checkpoint is written under a temporary name and renamed when it is whole, so a folder named
+`checkpoint-N` without a fitting manifest was damaged afterwards: it is named in an error and never
+loaded. No file holds a pickle.
+"""
+
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from torch import Tensor
+
+from controlllm.checkpoint.training.codec import pack, unpack
+from controlllm.checkpoint.training.kinds import BASE_RECORD, KINDS, kind_in
+from controlllm.checkpoint.training.manifest import verify_manifest, write_manifest
+from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.checkpoint.training.shards import is_sharded, read_shards
+from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.files import (
+    atomic_folder,
+    clean_leftovers,
+    read_json,
+    remove_folder,
+    save_tensors,
+    write_json,
+)
+from controlllm.common.storage.schema import between, check_record
+from controlllm.common.storage.tensor_files import read_tensors
+from controlllm.common.text.names import is_checkpoint
+from controlllm.expansion.files.sidecar import sidecar_metadata
+
+__all__ = [
+    "BEST",
+    "STATE",
+    "TrainingState",
+    "best_checkpoint",
+    "best_named",
+    "checkpoint_step",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_values",
+    "mark_best",
+    "newest_checkpoint",
+    "prune_checkpoints",
+    "resolve_checkpoint",
+    "save_checkpoint",
+    "write_values",
+]
+
+BEST = "best.json"
+_STATE_TENSORS, STATE = "state.safetensors", "state.json"
+_OPTIMIZER = "optimizer.safetensors"
+_APART = ("tensors", "model", "optimizer_tensors")
+_MOST_STATE = 2**30
+"""Bytes of `state.json`: a row for each logged step, the positions of all sources."""
+
+
+class _StateFile(TypedDict):
+    """`state.json`, unpacked."""
+
+    step: Annotated[int, between(0, 2**53)]
+    optimizer: dict[Any, Any]
+    scheduler: dict[Any, Any]
+    loader: dict[Any, Any]
+    rng: list[dict[Any, Any]]
+    history: list[dict[Any, Any]]
+    extra: dict[Any, Any]
+
+
+class _BestFile(TypedDict):
+    """`best.json`."""
+
+    checkpoint: str
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class TrainingState:
+    """What a training checkpoint holds; dicts may nest dicts, lists, tuples, tensors and values."""
+
+    step: int
+    """Optimizer steps done."""
+
+    tensors: dict[str, Tensor]
+    """The model's trained tensors by name (`trained_tensors(model)`)."""
+
+    model: dict[str, Any]
+    """What model they belong to: `method`, `config`, `base` (`describe_model(model)`)."""
+
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """What is not in tensors of the optimizer's state (`optimizer_state`)."""
+
+    optimizer_tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors of the optimizer's state by name (`optimizer_state`)."""
+
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """`scheduler.state_dict()` as it is."""
+
+    loader: dict[str, Any] = field(default_factory=dict)
+    """The data loader's position."""
+
+    rng: list[dict[str, Any]] = field(default_factory=list)
+    """The random states of each rank (`capture_rng()`)."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per logged step."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything else the loop must remember."""
+
+
+def save_checkpoint(
+    output_dir: str | Path, state: TrainingState, save_total_limit: int | None = None
+) -> Path:
+    """Write `output_dir/checkpoint-{step}` atomically and remove the oldest ones beyond the limit.
+
+    Args:
+        output_dir: the run folder.
+        state: what to save.
+        save_total_limit: how many checkpoints to keep; None keeps all. The best and the newest are
+            always kept.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: if the disk is full or the state holds something that cannot be saved;
+            older checkpoints are untouched.
+    """
+    target = Path(output_dir) / f"checkpoint-{state.step}"
+    weights = KINDS[state.model["method"]].weights
+    with atomic_folder(target, overwrite=True) as folder:
+        save_tensors(folder / weights, state.tensors, _metadata(state))
+        save_tensors(folder / _OPTIMIZER, state.optimizer_tensors, {"format": "pt"})
+        write_values(folder, state)
+        write_manifest(folder)
+    prune_checkpoints(Path(output_dir), save_total_limit, keep=target)
+    return target
+
+
+def _metadata(state: TrainingState) -> dict[str, str]:
+    """Beside the trained tensors of an expanded model, as in every sidecar, what they were with."""
+    is_sidecar = state.model["method"] == "control"
+    return sidecar_metadata(state.model["config"]) if is_sidecar else {"format": "pt"}
+
+
+def write_values(folder: Path, state: TrainingState) -> None:
+    """Write all of a state but the trained and the optimizer's tensors."""
+    plain, tensors = pack(
+        {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _APART}
+    )
+    write_json(folder / KINDS[state.model["method"]].config, state.model["config"])
+    if "base" in state.model:
+        write_json(folder / BASE_RECORD, state.model["base"])
+    save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
+    write_json(folder / STATE, plain)
+
+
+def load_values(folder: str | Path) -> TrainingState:
+    """Read all of a checkpoint but the trained and the optimizer's tensors; no sum is verified.
+
+    Raises:
+        CheckpointError: a file is broken, or a field does not fit.
+    """
+    folder = Path(folder)
+    plain = check_record(read_json(folder / STATE, _MOST_STATE), dict[str, Any], folder / STATE)
+    values = unpack(plain, read_tensors(folder / _STATE_TENSORS))
+    values = check_record(values, _StateFile, folder / STATE)
+    kind = kind_in(folder)
+    if kind is None:
+        raise CheckpointError(f"{folder} does not say what model it is of.")
+    model = {"method": kind.name, "config": read_json(folder / kind.config)}
+    if (folder / BASE_RECORD).is_file():
+        model["base"] = read_json(folder / BASE_RECORD)
+    return TrainingState(tensors={}, model=model, **values)
+
+
+def load_checkpoint(folder: str | Path) -> TrainingState:
+    """Read a checkpoint after verifying every file of it; tensors come whole, on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing, foreign, of a newer format, truncated or changed.
+    """
+    folder = Path(folder)
+    verify_manifest(folder)
+    state = load_values(folder)
+    if is_sharded(folder):
+        tensors = read_shards(folder)
+    else:
+        weights = read_tensors(folder / KINDS[state.model["method"]].weights)
+        tensors = {**weights, **read_tensors(folder / _OPTIMIZER)}
+    for name, tensor in tensors.items():
+        place = state.optimizer_tensors if name.startswith(PREFIX) else state.tensors
+        place[name] = tensor
+    return state
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """All folders `checkpoint-N` of a run by rising step, without looking inside."""
+    found = [(checkpoint_step(path), path) for path in Path(output_dir).glob("checkpoint-*")]
+    return [path for step, path in sorted(found) if step >= 0 and path.is_dir()]
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None; warns of each broken one passed over."""
+    for path in reversed(list_checkpoints(output_dir)):
+        try:
+            verify_manifest(path)
+        except CheckpointError as error:
+            warnings.warn(f"Passing over a checkpoint: {error}", stacklevel=2)
+            continue
+        return path
+    return None
+
+
+def resolve_checkpoint(output_dir: str | Path, resume: str | Path) -> Path | None:
+    """What `resume_from_checkpoint` means.
+
+    Args:
+        output_dir: the run folder.
+        resume: "auto" for the newest whole checkpoint of the run (None where there is none),
+            "best", or a folder.
+
+    Raises:
+        CheckpointError: if the folder asked for is not a whole checkpoint, or there is no best one.
+    """
+    clean_leftovers(output_dir)
+    if resume == "auto":
+        return newest_checkpoint(output_dir)
+    folder = best_checkpoint(output_dir) if resume == "best" else Path(resume)
+    if folder is None:
+        raise CheckpointError(f"{output_dir} has no best checkpoint yet; resume from 'auto'.")
+    verify_manifest(folder)
+    return folder
+
+
+def mark_best(output_dir: str | Path, step: int, metrics: dict[str, float]) -> None:
+    """Remember `checkpoint-{step}` as the best one of the run; it is then never pruned.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+    """
+    name = f"checkpoint-{step}"
+    if not (Path(output_dir) / name).is_dir():
+        raise CheckpointError(f"{output_dir} has no {name} to be marked as the best.")
+    write_json(Path(output_dir) / BEST, {"checkpoint": name, "step": step, "metrics": metrics})
+
+
+def best_checkpoint(output_dir: str | Path) -> Path | None:
+    """The checkpoint marked as the best, or None.
+
+    Raises:
+        CheckpointError: if the one marked is gone, or the mark is damaged.
+    """
+    path = Path(output_dir) / BEST
+    if not path.is_file():
+        return None
+    best = Path(output_dir) / best_named(read_json(path), path)
+    if not best.is_dir():
+        raise CheckpointError(f"{path} names {best.name}, which is not there; remove {path}.")
+    return best
+
+
+def best_named(mark: Any, where: object) -> str:
+    """The name of the checkpoint that a `best.json` marks.
+
+    Args:
+        mark: what the file holds.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: if that is not the name of a checkpoint of the same run.
+    """
+    name = mark.get("checkpoint") if isinstance(mark, dict) else None
+    if not is_checkpoint(name):
+        raise CheckpointError(f"{where} is damaged: it marks no checkpoint-N; remove it.")
+    if check_record(mark, _BestFile, where)["step"] != checkpoint_step(str(name)):
+        raise CheckpointError(f"{where} is damaged: its step is not that of {name}; remove it.")
+    return str(name)
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The step in the name of a checkpoint's folder; -1 for any other name."""
+    name = Path(path).name
+    return int(name.rpartition("-")[2]) if is_checkpoint(name) else -1
+
+
+def prune_checkpoints(output_dir: Path, limit: int | None, keep: Path) -> None:
+    """Remove the oldest checkpoints beyond the limit, never the best one nor `keep`."""
+    if limit is None:
+        return
+    kept = {keep, best_checkpoint(output_dir)}
+    checkpoints = list_checkpoints(output_dir)
+    removable = [path for path in checkpoints if path not in kept]
+    for path in removable[: max(len(checkpoints) - max(limit, 1), 0)]:
+        remove_folder(path)

@@ -1,0 +1,175 @@
+"""The held-out sets of `eval` and `calibrate`: those given, else those that the run declared."""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint.mirror.remote import RemoteRun
+from controlllm.checkpoint.training.state import checkpoint_step
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
+from controlllm.common.context import context_of
+from controlllm.common.errors import ConfigError
+from controlllm.common.settings.fields import value_at
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.common.text.progress import stage
+from controlllm.common.text.readable import readable
+from controlllm.common.text.secrets import redactions
+from controlllm.common.text.yamls import parse_yaml
+from controlllm.data import DataConfig, SourceConfig, eval_batches
+from controlllm.data.examples.templates import is_template_file
+from controlllm.train.config.config_io import read_yaml
+from controlllm.train.config.run_config import RunConfig
+
+__all__ = ["UNREAD", "Sets", "as_list", "load_sets", "run_defaults", "tell_size"]
+
+log = logging.getLogger(__name__)
+
+_WORTH_TELLING = 2**15
+"""Tokens to compute, from which on the size of an evaluation is said."""
+
+Sets = dict[str, Sequence[Any]]
+
+CONFIG = "config.yaml"
+
+UNREAD = tuple(
+    f"data.{name}"
+    for name in (
+        # Settings of training: held-out sets are read in order, once.
+        *("train", "replay", "replay_share", "mix_by", "temperature", "stages"),
+        *("packing_strategy", "group_by_length", "max_tokens_per_batch", "mixed_training"),
+        *("shuffle", "shuffle_buffer", "num_workers", "prefetch_factor", "lanes"),
+    )
+)
+"""What verbs that only measure do not read."""
+
+
+def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+    """Values of `data.*` from the run that the model belongs to, to lay below what is given.
+
+    The run folder may be a stranger's: code and addresses that its config names, options for their
+    servers, and places of this machine are left out, and told, unless the user trusts it.
+
+    Args:
+        given: what words and files say; `model` decides.
+        trusts: whether everything of the run's config is taken.
+    """
+    values = _config_of(given)
+    if values is None:
+        return {}
+    try:
+        data = asdict(RunConfig.from_dict(values).data)
+    except ConfigError as error:
+        raise ConfigError(f"config.yaml of {shown(given['model'])}: {error}") from error
+    left = list(_leave_out(data, trusts, value_at(given, "data.plugins") is not None))
+    if left:
+        log.warning(
+            "config.yaml of the run names what is not used unless you say so: %s. Give it on the "
+            "command line, or trust this run folder: --trust_config true.",
+            "; ".join(left),
+        )
+    return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}
+
+
+def _config_of(given: dict[str, Any]) -> Any:
+    """`config.yaml` of the run that the model (a run, or a checkpoint of it) belongs to, if any."""
+    model = str(given.get("model", ""))
+    if not is_remote(model):
+        places = (Path(model) / CONFIG, Path(model).parent / CONFIG)
+        return next((read_yaml(place) for place in places if place.is_file()), None)
+    address, _, name = model.rstrip("/").rpartition("/")
+    inside = name == "best" or checkpoint_step(name) >= 0
+    run = RemoteRun(address if inside else model, value_at(given, "load.storage_options"))
+    content = run.read(CONFIG)
+    return None if content is None else parse_yaml(content, f"{run.address}/{CONFIG}")
+
+
+def _leave_out(data: dict[str, Any], trusts: bool, plugins_given: bool) -> Iterator[str]:
+    """Take out of a stranger's settings what only their user may say; what that was."""
+    for name in ("learn", "retain"):
+        kept = []
+        for source in data[name]:
+            options = source["storage_options"]
+            unknown = {key for key, value in options.items() if any(redactions(value))}
+            taken = options.keys() - unknown if trusts else set()
+            if options.keys() - taken:
+                yield f"storage_options of {source['name']}"
+            source["storage_options"] = {key: options[key] for key in taken}
+            if trusts or not is_remote(source["path"]):
+                kept.append(source)
+            else:
+                yield f"data.{name}: {shown(source['path'])}"
+        data[name] = kept
+    if trusts:
+        return
+    if data["plugins"] and not plugins_given:
+        yield f"--data.plugins={shlex.quote(json.dumps(data['plugins']))}"
+    if data["cache_dir"] is not None:
+        yield f"--data.cache_dir={shlex.quote(data['cache_dir'])}"
+    if is_template_file(data["chat_template"]):
+        yield f"--data.chat_template={shlex.quote(data['chat_template'])}"
+        data["chat_template"] = None
+    data |= {"plugins": [], "cache_dir": None}
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """`a,b` on the command line, or a list in YAML."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def load_sets(
+    sources: Sequence[SourceConfig],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    batch_size: int,
+) -> Sets:
+    """Tokenize and batch held-out sources, and let the model take packed batches.
+
+    Raises:
+        DataError: if a source is missing, empty or unreadable.
+    """
+    longest = context_of(model)
+    if longest is not None and data.max_length > longest:
+        log.warning(
+            "data.max_length=%d is above the context of the model: it is measured in rows of %d.",
+            data.max_length,
+            longest,
+        )
+        data = replace(data, max_length=longest)
+    if data.packing:
+        register_packed_attention()
+        current = model.config.get_text_config(decoder=True)._attn_implementation
+        model.set_attn_implementation(packed_attention_for(current))
+    sets: Sets = {}
+    for source in sources:
+        with stage(f"reading {source.name}"):
+            sets[str(source.name)] = eval_batches(source, tokenizer, data, batch_size)
+    return sets
+
+
+def tell_size(sets: Sets, settings: int) -> None:
+    """Say before it starts what is going to be measured, where that may take a while.
+
+    Args:
+        sets: all of them.
+        settings: how often the model computes each batch, beside its base.
+    """
+    tokens = {
+        name: sum(batch["input_ids"].numel() for batch in batches) for name, batches in sets.items()
+    }
+    whole = sum(tokens.values())
+    if whole * (settings + 1) < _WORTH_TELLING:
+        return
+    named = ", ".join(f"{name} ({count:,} tokens)" for name, count in tokens.items())
+    total = f"{whole * (settings + 1):,} tokens to compute"
+    print(
+        f"Measuring {readable(named)}: {total}; the time left is shown from the first batch on.",
+        file=sys.stderr,
+    )

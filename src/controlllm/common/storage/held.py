@@ -1,0 +1,140 @@
+"""Files that one process holds: the kernel gives them back when it ends, however it ends.
+
+Processes that were forked meanwhile (workers of data loaders) do not hold on to them: a killed run
+is free at once. Where the file system knows no locks, that is told by `is_locked`.
+"""
+
+import errno
+import os
+import sys
+import weakref
+from pathlib import Path
+
+from controlllm.common.storage.holder import Holder
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["LOCK", "Held", "TakenError", "hold"]
+
+LOCK = ".controlllm.lock"
+"""The name of such a file in a folder that is written."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_BYTES_OF_A_NOTE = 2**16
+
+
+class TakenError(Exception):
+    """Another process, or another part of this one, holds the file.
+
+    Attributes:
+        holder: who, if they said so.
+    """
+
+    def __init__(self, path: Path, holder: Holder | None) -> None:
+        super().__init__(f"{path} is held by {holder or 'another process'}")
+        self.holder = holder
+
+
+class Held:
+    """A file that is held until `release`, or until this process is gone.
+
+    Attributes:
+        path: the file.
+        is_locked: false where the file system knows no locks, and nobody else is kept out.
+        before: who held it last without giving it back, if anybody; read as it was taken.
+    """
+
+    def __init__(self, path: Path, handle: int, is_locked: bool) -> None:
+        self.path = path
+        self.is_locked = is_locked
+        self.before = _read(handle)
+        self._handle: int | None = handle
+        _all_held.add(self)
+
+    def note(self) -> None:
+        """Write down that this process holds it.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        assert self._handle is not None
+        os.ftruncate(self._handle, 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.write(self._handle, Holder.this().to_text().encode())
+
+    def release(self, remove: bool = False) -> None:
+        """Give it back.
+
+        Args:
+            remove: whether the file goes, too; who holds it next then begins with an empty one.
+        """
+        if self._handle is None:
+            return
+        if remove:
+            self.path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the file; the lock goes with the last process that has it open."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+_all_held: "weakref.WeakSet[Held]" = weakref.WeakSet()
+
+
+def hold(path: Path) -> Held:
+    """Take a file, made if need be, without waiting.
+
+    Raises:
+        TakenError: somebody holds it.
+        OSError: it can be neither opened nor made.
+    """
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path, flags, 0o666)
+        try:
+            is_locked = _lock(path, handle)
+            if not is_locked or _is_at(path, handle):
+                return Held(path, handle, is_locked)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # Whoever held it removed it between opening and locking.
+
+
+def _lock(path: Path, handle: int) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TakenError(path, _read(handle)) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _read(handle: int) -> Holder | None:
+    os.lseek(handle, 0, os.SEEK_SET)
+    return Holder.parse(os.read(handle, _BYTES_OF_A_NOTE).decode("utf-8", "replace"))
+
+
+def _let_go_in_child() -> None:
+    for held in list(_all_held):
+        held.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)

@@ -1,0 +1,229 @@
+"""Whole-source passes and their cache: rows -> a `TokenStore` on disk, addressed by its content.
+
+```
+postprocess   a hook over all rows                  |
+deduplicate   the first of rows that become equal   | ask for a pass; of other sources only
+sample_rows   so many rows, chosen by hash          | `controlllm data prepare` makes one
+difficulty    easy first, in phases of equal mass   |
+```
+A folder is named by all that its content depends on: the rows, their time stamps, the tokenizer,
+the template, every option, the code, and the model where a hook uses it. So nothing stale is ever
+served, and whoever finds a folder whole may use it.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from controlllm.common.distributed import Ranks
+from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.storage.files import atomic_folder
+from controlllm.common.storage.lock import make_once
+from controlllm.common.storage.private import own_folder
+from controlllm.data.cache.cache_key import model_key, options_key
+from controlllm.data.cache.code_key import code_key
+from controlllm.data.cache.postprocess import hooked_rows, is_shared, share_hooked_rows
+from controlllm.data.cache.store import META, StoreWriter, TokenStore
+from controlllm.data.cache.whole_source import Selection
+from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.examples.encode import RowEncoder, encode_rows
+from controlllm.data.sources import Blocks, Located
+
+__all__ = ["needs_pass", "prepare_source", "prepared_store", "store_folder"]
+
+
+def needs_pass(source: SourceConfig) -> bool:
+    """Whether a source cannot be drawn from before all of it was read once."""
+    return bool(source.postprocess or source.deduplicate or source.difficulty or source.sample_rows)
+
+
+def store_folder(encoder: RowEncoder, blocks: Blocks, model: Any = None) -> Path:
+    """Where the prepared tokens of a source lie, whether they are there or not.
+
+    Args:
+        encoder: how rows become examples.
+        blocks: the rows.
+        model: counts only where the source's hook uses it.
+    """
+    source = encoder.source
+    parts = [blocks.fingerprint, blocks.stamp, options_key(encoder), code_key(source)]
+    if source.postprocess and POSTPROCESS.get(source.postprocess).uses_model:
+        parts.append("none" if model is None else model_key(model))
+    key = blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+    root = encoder.config.cache_dir or os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
+    # The name is for people; whatever cannot stand in a file's name is left out of it.
+    name = re.sub(r"[^\w.-]+", "_", str(source.name)).strip(".")[:64]
+    return Path(root).expanduser() / "data" / f"{name}-{key}"
+
+
+def prepared_store(encoder: RowEncoder, blocks: Blocks) -> TokenStore | None:
+    """The prepared tokens of a source, if somebody has prepared exactly them.
+
+    Raises:
+        ConfigError: the cache folder belongs to another user, or others may write to it.
+        DataError: they are damaged.
+    """
+    folder = store_folder(encoder, blocks)
+    return _open(encoder.source, folder) if _is_whole(folder) else None
+
+
+def prepare_source(
+    encoder: RowEncoder, blocks: Blocks, model: Any = None, ranks: Ranks | None = None
+) -> TokenStore:
+    """Read, choose and tokenize a whole source, once; of several processes one does the work.
+
+    Collective where ranks share the work of a `postprocess` hook.
+
+    Args:
+        encoder: how rows become examples.
+        blocks: the rows.
+        model: for a `postprocess` hook that asks for it.
+        ranks: the processes that share a `postprocess` hook's work.
+
+    Raises:
+        DataError: a row cannot be used, nothing is left, or another process did not finish.
+    """
+    work = _Pass(encoder.fresh(), blocks, store_folder(encoder, blocks, model), model)
+    if ranks is not None and is_shared(encoder.source, ranks):
+        _make_together(work, ranks)
+    else:
+        work.once(work.make)
+    return _open(encoder.source, work.folder)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a source, into a folder."""
+
+    encoder: RowEncoder
+    blocks: Blocks
+    folder: Path
+    model: Any
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for another process that makes the same."""
+        return self.encoder.config.cache_timeout
+
+    @property
+    def parts(self) -> Path:
+        """Where ranks put what the hook made of their shares."""
+        return self.folder.with_name(f"{self.folder.name}.parts")
+
+    def once(self, make: Callable[[], None]) -> None:
+        """Make the folder, unless another process has made it or makes it now."""
+        _require_own(self.folder)
+        make_once(self.folder, lambda: _is_whole(self.folder), make, self.patience)
+
+    def make_parts(self) -> None:
+        """An empty folder for what the ranks make; what a run that was killed left is removed."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        try:
+            self.parts.mkdir(0o700)
+        except OSError as error:
+            raise DataError(f"{self.parts} cannot be made ({error}); remove it.") from error
+
+    def make(self) -> None:
+        """The pass by this process alone."""
+        rows: Iterable[Located] = self.blocks.rows()
+        if self.encoder.source.postprocess:
+            rows = hooked_rows(self.encoder, rows, self.model)
+        self.write(rows)
+
+    def share(self, ranks: Ranks) -> Iterable[Located]:
+        """What the hook makes of all rows, each rank of its share. Collective."""
+        return share_hooked_rows(self.encoder, self.blocks.rows(), self.parts, self.model, ranks)
+
+    def write(self, rows: Iterable[Located]) -> None:
+        """Every row to examples, then what the source chooses among them.
+
+        Raises:
+            DataError: a row cannot be used, nothing is left, or the disk is full.
+        """
+        try:
+            with atomic_folder(self.folder, overwrite=True) as temporary:
+                self._fill(temporary, rows)
+        except CheckpointError as error:
+            raise DataError(f"source {self.encoder.source.name!r}: {error}") from error
+
+    def _fill(self, temporary: Path, rows: Iterable[Located]) -> None:
+        encoder = self.encoder
+        source = encoder.source
+        selection, chosen = Selection(source), bool(source.postprocess)
+        with StoreWriter(temporary, len(encoder.renderer.tokenizer)) as writer:
+            for (place, row), examples in encode_rows(encoder, rows, chosen):
+                with encoder.accounting(place):
+                    if examples:
+                        selection.add(row, examples)
+                    writer.write_all(examples)
+        if not writer.lengths:
+            raise DataError(encoder.why_empty())
+        writer.finish(encoder.stats, *selection.choose(encoder.stats))
+
+
+def _make_together(work: _Pass, ranks: Ranks) -> None:
+    """Rank 0 holds the lock and writes; the others wait for its word, then do their shares.
+
+    Every path goes through the same agreements: the first says whether there is work to share, the
+    last that it was done.
+    """
+    error = None
+    if ranks.rank == 0:
+        error = _lead(work, ranks)
+    elif not ranks.agree(None):
+        work.share(ranks)
+    ranks.agree(error)
+
+
+def _lead(work: _Pass, ranks: Ranks) -> Exception | None:
+    """What rank 0 does; what went wrong, if anything."""
+    began = False
+    error: Exception | None = None
+
+    def make() -> None:
+        nonlocal began
+        began = True
+        work.make_parts()
+        ranks.agree(None)
+        work.write(work.share(ranks))
+
+    try:
+        work.once(make)
+    except Exception as failure:  # Told to all ranks, so that none waits for this one.
+        error = failure
+        shutil.rmtree(work.parts, ignore_errors=True)
+    if not began:
+        ranks.agree(error, ended=True)
+    return error
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / META).is_file()
+
+
+def _require_own(folder: Path) -> None:
+    """Check that nobody else can have put, or can put, a folder of that name there."""
+    try:
+        own_folder(folder.parent, "data.cache_dir")
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be prepared ({error}); choose another `data.cache_dir`, on a disk "
+            "that may be written and knows locks."
+        ) from error
+
+
+def _open(source: SourceConfig, folder: Path) -> TokenStore:
+    _require_own(folder)
+    try:
+        return TokenStore.open(str(source.name), folder)
+    except CheckpointError as error:
+        raise DataError(
+            f"source {source.name!r}: the prepared tokens in {folder} are damaged ({error}); "
+            "remove that folder, and they are made anew."
+        ) from error

@@ -1,0 +1,318 @@
+"""Examples that are tokens already: what a model wrote for rehearsal, or a prepared source.
+
+On disk a store is a folder: `ids.bin` (uint16 where the vocabulary allows, else int32),
+`targets.bin` (bytes 0 or 1), `ends.npy` (int64, where each example ends), perhaps `index.npy`
+(which examples take part, in which order) or, where examples are slots of several documents,
+`starts.npy` and `starts_ends.npy` (where these begin), and `meta.json`. It is memory-mapped:
+opening costs the same for any size.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.common.storage.files import read_json, write_json
+from controlllm.data.examples.encode import Example, SourceStats
+from controlllm.data.sources import Blocks, Located
+
+__all__ = ["StoreWriter", "TokenStore"]
+
+IDS, TARGETS, ENDS, INDEX, META = "ids.bin", "targets.bin", "ends.npy", "index.npy", "meta.json"
+STARTS, STARTS_ENDS = "starts.npy", "starts_ends.npy"
+
+
+_IGNORED = np.int32(IGNORE_INDEX)
+_load = partial(np.load, allow_pickle=False)
+
+
+class TokenStore(Blocks):
+    """Examples in flat arrays, each a block of its own: `store[i] -> Example`.
+
+    Args:
+        name: of the source, for messages.
+        input_ids: token ids of all examples, one after the other (tokens).
+        targets: which of them are targets (tokens), bool.
+        ends: where each example ends in them (examples), int64.
+        index: the examples that take part, in their order; by default all.
+        fingerprint: of where they came from; by default a hash of all arrays.
+
+    Raises:
+        DataError: there is no example.
+    """
+
+    phases: Sequence[int] | None = None
+    """Where the examples come in phases, easy ones first: how many each phase has."""
+
+    folder: Path | None = None
+    """Where it lies on disk."""
+
+    _starts: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
+    """Where the documents of slots begin: `Example.starts` of all, and where each one's end."""
+
+    def __init__(
+        self,
+        name: str,
+        input_ids: NDArray[np.integer],
+        targets: NDArray[np.bool_],
+        ends: NDArray[np.int64],
+        index: NDArray[np.int64] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        if not len(ends if index is None else index):
+            raise DataError(f"source {name!r} holds no examples.")
+        self.name = name
+        self.num_rows = len(ends if index is None else index)
+        self.stats = SourceStats()
+        self._ids = input_ids
+        self._targets = targets
+        self._ends = ends
+        self._index = index
+        self._fingerprint = fingerprint or _digest(input_ids, targets, ends)
+
+    @classmethod
+    def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
+        """Examples from token ids, all of them targets but the first; held in memory."""
+        kept = [np.asarray(row, dtype=np.int32) for row in rows]
+        if not kept:
+            raise DataError(f"source {name!r} holds no examples.")
+        ends = np.cumsum([len(ids) for ids in kept])
+        targets = np.ones(ends[-1], dtype=bool)
+        targets[[0, *ends[:-1]]] = False
+        return cls(name, np.concatenate(kept), targets, ends)
+
+    @classmethod
+    def from_slots(cls, name: str, slots: Iterable[Example]) -> "TokenStore":
+        """Examples of several documents each; held in memory."""
+        kept = list(slots)
+        labels = np.concatenate([slot.labels for slot in kept])
+        starts = [_starts_of(slot) for slot in kept]
+        store = cls(
+            name,
+            np.concatenate([slot.input_ids for slot in kept]),
+            labels != IGNORE_INDEX,
+            np.cumsum(list(map(len, kept))),
+        )
+        store._starts = np.concatenate(starts), np.cumsum(list(map(len, starts)))
+        return store
+
+    @classmethod
+    def open(cls, name: str, folder: Path) -> "TokenStore":
+        """A store on disk.
+
+        Raises:
+            DataError: a file has not the size it was written with.
+        """
+        meta = read_json(folder / META)
+        for file, size in meta["files"].items():
+            found = (folder / file).stat().st_size if (folder / file).is_file() else None
+            if found != size:
+                raise DataError(
+                    f"source {name!r}: the prepared tokens in {folder} are damaged ({file} has "
+                    f"{found} bytes, not {size}); remove that folder, and they are made anew."
+                )
+        if not meta["files"][IDS]:
+            raise DataError(f"source {name!r} holds no examples.")
+        # Plain views of the mapped files: slicing a `memmap` costs several times more.
+        ids = np.asarray(np.memmap(folder / IDS, dtype=meta["dtype"], mode="r"))
+        targets = np.asarray(np.memmap(folder / TARGETS, dtype=bool, mode="r"))
+        ends = np.asarray(_load(folder / ENDS, mmap_mode="r"))
+        index = None
+        if INDEX in meta["files"]:
+            index = np.asarray(_load(folder / INDEX, mmap_mode="r"))
+        store = cls(name, ids, targets, ends, index, meta["fingerprint"])
+        if STARTS in meta["files"]:
+            starts, starts_ends = _load(folder / STARTS), _load(folder / STARTS_ENDS)
+            store._starts = starts, starts_ends
+        store.folder = folder
+        store.stats = SourceStats(**meta["stats"])
+        store.phases = meta["phases"]
+        return store
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """What lies on disk is opened again in a worker process, not sent there."""
+        if self.folder is None:
+            return super().__reduce_ex__(protocol)
+        return TokenStore.open, (self.name, self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints mean equal examples."""
+        return self._fingerprint
+
+    @property
+    def vocabulary(self) -> int:
+        """A number that is above every token id."""
+        return int(np.iinfo(self._ids.dtype).max) + 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example (examples); computed anew, for a large store is not in memory."""
+        lengths = np.diff(self._ends, prepend=0)
+        return lengths if self._index is None else lengths[self._index]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return int(self._ends[-1]) if self._index is None else int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.num_rows or 0
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index` (0 <= index < len)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"source {self.name!r} has {len(self)} examples; there is no {index}.")
+        return self.examples([index])[0]
+
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at several places, each 0 <= place < len; quicker than one by one."""
+        places, starts, ends = self._bounds(indices)
+        made = []
+        for start, end, within in zip(
+            starts.tolist(), ends.tolist(), self._starts_at(places), strict=True
+        ):
+            ids = self._ids[start:end].astype(np.int32)
+            # The ids at targets, -100 elsewhere; quicker than to choose.
+            labels = ids - _IGNORED
+            labels *= self._targets[start:end]
+            labels += _IGNORED
+            made.append(Example(ids, labels, within))
+        return made
+
+    def _starts_at(self, places: NDArray[np.int64]) -> Iterable[NDArray[np.int32] | None]:
+        """Where the documents of slots begin; None where examples are documents."""
+        if self._starts is None:
+            return [None] * len(places)
+        within, ends = self._starts
+        firsts, lasts = _ranges(ends, places)
+        bounds = zip(firsts.tolist(), lasts.tolist(), strict=True)
+        return [within[first:last] for first, last in bounds]
+
+    def lengths_of(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of the examples at several places."""
+        _, starts, ends = self._bounds(indices)
+        return (ends - starts).tolist()
+
+    def _bounds(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+        """Places in the arrays, where these examples begin, and where they end."""
+        places = np.asarray(indices)
+        if self._index is not None:
+            places = self._index[places]
+        return places, *_ranges(self._ends, places)
+
+    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        """The one example of a block."""
+        if start == 0:
+            yield f"{self.name}[{block}]", self[block]
+
+
+class StoreWriter:
+    """Writes a store example by example, into a folder that only gets its name once it is whole.
+
+    Args:
+        folder: an empty folder.
+        vocabulary: number of token ids.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        self.folder = folder
+        self.dtype = "uint16" if vocabulary <= 2**16 else "int32"
+        self.lengths = array("q")
+        self._digest = blake2b(digest_size=16)
+        self._starts, self._starts_ends = array("i"), array("q")
+        self._ids = (folder / IDS).open("wb")
+        self._targets = (folder / TARGETS).open("wb")
+
+    def __enter__(self) -> "StoreWriter":
+        """The writer; its files are closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ids.close()
+        self._targets.close()
+
+    def write_all(self, examples: Iterable[Example]) -> int:
+        """Add examples, and count them."""
+        before = len(self.lengths)
+        for example in examples:
+            self.write(example)
+        return len(self.lengths) - before
+
+    def write(self, example: Example) -> None:
+        """Add an example."""
+        ids, targets = example.input_ids.astype(self.dtype), example.labels != IGNORE_INDEX
+        for file, values in ((self._ids, ids), (self._targets, targets)):
+            file.write(values.tobytes())
+            self._digest.update(values.tobytes())
+        self._digest.update(len(ids).to_bytes(8, "little"))
+        self.lengths.append(len(ids))
+        if example.starts is not None:
+            starts = example.starts.tobytes()
+            self._digest.update(starts)
+            self._starts.frombytes(starts)
+            self._starts_ends.append(len(self._starts))
+
+    def finish(
+        self,
+        stats: SourceStats,
+        index: NDArray[np.int64] | None = None,
+        phases: Sequence[int] | None = None,
+    ) -> None:
+        """Write what is known only at the end; the files are closed.
+
+        Args:
+            stats: what became of the rows.
+            index: the examples that take part, in order; None for all.
+            phases: how many of them each phase has.
+        """
+        self._ids.close()
+        self._targets.close()
+        np.save(self.folder / ENDS, np.cumsum(self.lengths, dtype=np.int64))
+        if self._starts_ends:
+            np.save(self.folder / STARTS, np.array(self._starts, dtype=np.int32))
+            np.save(self.folder / STARTS_ENDS, np.array(self._starts_ends, dtype=np.int64))
+        if index is not None:
+            np.save(self.folder / INDEX, index)
+            self._digest.update(index.tobytes())
+        files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
+        meta: Mapping[str, Any] = {
+            "dtype": self.dtype,
+            "files": files,
+            "fingerprint": self._digest.hexdigest(),
+            "phases": phases,
+            "stats": vars(stats),
+        }
+        write_json(self.folder / META, meta)
+
+
+def _ranges(
+    ends: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the parts at some places begin and end."""
+    return np.where(places > 0, ends[places - 1], 0), ends[places]
+
+
+def _starts_of(example: Example) -> NDArray[np.int32]:
+    return np.empty(0, np.int32) if example.starts is None else example.starts
+
+
+def _digest(*arrays: NDArray[np.generic]) -> str:
+    digest = blake2b(digest_size=16)
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

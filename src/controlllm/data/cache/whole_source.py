@@ -1,0 +1,127 @@
+"""What a source chooses once all its rows are known: no duplicates, so many rows, easy ones first.
+
+For each row 48 bytes are kept, not its tokens, so a pass over 20 million rows fits into memory.
+"""
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.config.column_errors import missing_column
+from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.examples.encode import Example, SourceStats
+
+__all__ = ["Selection"]
+
+
+class Selection:
+    """Notes of every row that has examples, and the choice among them.
+
+    Args:
+        source: its `deduplicate`, `sample_rows`, `difficulty` and `phases`.
+    """
+
+    def __init__(self, source: SourceConfig) -> None:
+        self.source = source
+        self._pieces = array("q")
+        self._hashes = array("Q")
+        self._difficulty = array("d")
+        self._lengths = array("q")
+        self._targets = array("q")
+        self._repeated_bos = array("q")
+
+    def add(self, row: Mapping[str, Any], examples: Sequence[Example]) -> None:
+        """Note a row with the examples that it became, at least one.
+
+        Raises:
+            DataError: its difficulty is not a number.
+        """
+        length = sum(map(len, examples))
+        difficulty = self._difficulty_of(row, length)
+        digest, targets = blake2b(digest_size=8), 0
+        for example in examples:
+            digest.update(example.input_ids.tobytes() + example.labels.tobytes())
+            targets += int((example.labels != IGNORE_INDEX).sum())
+        self._pieces.append(len(examples))
+        self._lengths.append(length)
+        self._targets.append(targets)
+        self._repeated_bos.append(sum(example.reopened for example in examples))
+        self._hashes.append(int.from_bytes(digest.digest(), "little"))
+        self._difficulty.append(difficulty)
+
+    def choose(self, stats: SourceStats) -> tuple[NDArray[np.int64] | None, list[int] | None]:
+        """The examples that take part in their order (None = all), and the sizes of phases.
+
+        Args:
+            stats: what was left out is added to its counts and taken off its sizes.
+        """
+        rows = np.arange(len(self._pieces))
+        hashes = np.frombuffer(self._hashes, dtype=np.uint64)
+        if self.source.deduplicate:
+            rows = np.sort(np.unique(hashes, return_index=True)[1])
+            stats.duplicates += len(hashes) - len(rows)
+        if self.source.sample_rows is not None and len(rows) > self.source.sample_rows:
+            # Equal rows have equal hashes: their places decide, so that the number is exact.
+            order = np.lexsort((rows, hashes[rows]))
+            stats.filtered += len(rows) - self.source.sample_rows
+            rows = np.sort(rows[order[: self.source.sample_rows]])
+        sizes = None
+        if self.source.difficulty:
+            rows, sizes = self._in_phases(rows)
+        elif len(rows) == len(hashes):
+            return None, None
+        pieces = np.frombuffer(self._pieces, dtype=np.int64)
+        if sizes is not None:
+            ends = np.cumsum(sizes)
+            sizes = [
+                int(pieces[rows[end - size : end]].sum())
+                for end, size in zip(ends, sizes, strict=True)
+            ]
+        stats.examples = int(pieces[rows].sum())
+        stats.tokens = int(np.frombuffer(self._lengths, dtype=np.int64)[rows].sum())
+        stats.targets = int(np.frombuffer(self._targets, dtype=np.int64)[rows].sum())
+        stats.repeated_bos = int(np.frombuffer(self._repeated_bos, dtype=np.int64)[rows].sum())
+        return _examples_of(rows, pieces), sizes
+
+    def _difficulty_of(self, row: Mapping[str, Any], length: int) -> float:
+        column = self.source.difficulty
+        if column is None or column == "length":
+            return float(length)
+        if column not in row:
+            raise missing_column(row, column, "named in `difficulty`")
+        value, number = row[column], math.nan
+        if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)  # CSV files hold numbers as text.
+        if math.isnan(number):
+            raise DataError(f"column {column!r}, named in `difficulty`, is {value!r}, not a number")
+        return number
+
+    def _in_phases(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
+        """Rows from easy to hard, cut where each phase has its part of all tokens."""
+        difficulty = np.frombuffer(self._difficulty, dtype=np.float64)[rows]
+        rows = rows[np.argsort(difficulty, kind="stable")]
+        mass = np.cumsum(np.frombuffer(self._lengths, dtype=np.int64)[rows])
+        phases = self.source.phases
+        cuts = (
+            np.searchsorted(mass, mass[-1] * np.arange(1, phases) / phases) + 1 if len(rows) else []
+        )
+        bounds = [0, *np.minimum(cuts, len(rows)), len(rows)]
+        return rows, [int(size) for size in np.diff(bounds) if size]
+
+
+def _examples_of(rows: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of the examples of rows: row r has `pieces[r]` of them, one after the other."""
+    starts = np.cumsum(pieces) - pieces
+    counts = pieces[rows]
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts[rows], counts) + inside

@@ -1,0 +1,395 @@
+"""What a user says about data: where rows lie, how they become tokens, how sources are mixed."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+from controlllm.common.settings.bounds import LARGEST
+from controlllm.common.settings.fields import RUNS_CODE
+from controlllm.common.settings.said import check_said
+from controlllm.data.config.columns import check_mapping
+from controlllm.data.config.naming import check_names, name_from_path
+from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, SOURCE_RULES
+
+__all__ = ["DataConfig", "SourceConfig", "StageConfig"]
+
+
+def _check_positive(name: str, value: float) -> None:
+    # No nan is in this range; an infinite temperature is one that evens out all shares.
+    if not (0 < value <= LARGEST or (name, value) == ("temperature", math.inf)):
+        raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")
+
+
+@dataclass
+class SourceConfig:
+    """One source of rows: files at any address, a `save_to_disk` folder or a Hub data set."""
+
+    path: str
+    """File, folder or glob (`data/**/*.jsonl.gz`), here or at any fsspec address (`hdfs://`,
+    `webhdfs://`, `s3://`, `gs://`, `https://`), a `save_to_disk` folder, or a Hub name."""
+
+    name: str | None = None
+    """How metrics and stages call this source, and no other one; by default the last part of the
+    path without its endings."""
+
+    weight: float = 1.0
+    """Share of this source among its siblings: its weight over the sum of their weights."""
+
+    format: str | None = None
+    """How a row becomes a text or a conversation; by default recognised from its columns."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """The format's column -> the row's column, e.g. `{prompt: question, completion: answer}`, or
+    several columns in one text: `{prompt: "{Body} {Question}"}`."""
+
+    numbers_as_text: bool = False
+    """Read numbers in the format's columns as the text that they are written as (`51.0`)."""
+
+    source_type: str | None = None
+    """What opens the path: `files`, `saved` (a `save_to_disk` folder), `hub`, or the name of a
+    plugin (see `register_source`); by default told from the path."""
+
+    file_type: str | None = None
+    """`jsonl | json | parquet | csv | text | arrow | avro`, or the name of a plugin (see
+    `register_reader`); by default told from each ending."""
+
+    text_unit: str = "file"
+    """One document of a text file: the `file`, a `paragraph` (between blank lines) or a `line`."""
+
+    subset: str | None = None
+    """Configuration of a Hub data set (`main` for `openai/gsm8k`)."""
+
+    split: str = "train"
+    """Split of a Hub data set or of a folder, whose files are told apart by their names
+    (`train.jsonl`, `data/train-00000-of-00002.parquet`, `test/...`); slices as `train[:10%]` are
+    known."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+
+    streaming: bool = False
+    """Read a Hub data set over the network while training, instead of downloading it first."""
+
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """What the file system of the address is given (`user`, `token`, `endpoint_url`, ...)."""
+
+    max_rows: int | None = None
+    """Read only this many rows from the start; by default all."""
+
+    max_row_bytes: int = 8 * 2**20
+    """A row with more bytes than this is a bad row (it guards memory, also from gzip bombs)."""
+
+    part: str | None = None
+    """Which side of a split by hash to take: `train` or `held_out`; by default every row."""
+
+    held_out: float = 0.05
+    """Share of rows (or groups) that is held out where `part` is set."""
+
+    group_by: str | None = None
+    """Column whose equal values stay on one side of the split; by default the whole row."""
+
+    where: dict[str, Any] = field(default_factory=dict)
+    """Keep only rows whose column has this value, or one of these, e.g. `{lang: [en, de]}`."""
+
+    filter: str | None = None
+    """Keep only rows for which the filter of this name (see `register_filter`) says so."""
+
+    deduplicate: bool = False
+    """Keep only the first of rows with the same content; reads the whole source once (cached)."""
+
+    sample: float = 1.0
+    """Below 1: the share of rows to keep, chosen by hash. Above 1: up-sampling, the source counts
+    as so many times larger."""
+
+    sample_rows: int | None = None
+    """Keep so many rows of the source, chosen by hash; reads the whole source once (cached)."""
+
+    epochs: float | None = None
+    """Leave the mix after so many passes, to the next whole block (a row of small sources, a file
+    of packed ones); by default the source goes round for ever."""
+
+    difficulty: str | None = None
+    """Draw easy rows first: by `length`, or by a column of numbers; reads the whole source once."""
+
+    phases: int = 4
+    """Where `difficulty` is set: how many phases of equal token mass, each shuffled in itself."""
+
+    postprocess: str | None = None
+    """Hook of this name (see `register_postprocess`) that rewrites the whole source, cached."""
+
+    on_bad_row: str = "error"
+    """`error` stops at the first row that cannot be used; `skip` leaves such rows out, counted."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: with the field and its value.
+        """
+        if not self.path.strip():
+            raise ConfigError(
+                f"path={self.path!r} is empty; give a file, folder, glob or Hub name."
+            )
+        _check_positive("weight", self.weight)
+        check_choice("text_unit", self.text_unit, ("file", "paragraph", "line"))
+        check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
+        if self.part is not None:
+            check_choice("part", self.part, ("train", "held_out"))
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out={self.held_out!r} must be above 0 and below 1.")
+        for name in ("max_rows", "max_row_bytes", "sample", "sample_rows", "epochs", "phases"):
+            if (value := getattr(self, name)) is not None:
+                _check_positive(name, value)
+        self.where = {
+            column: value if isinstance(value, list) else [value]
+            for column, value in self.where.items()
+        }
+        check_said(self, SOURCE_RULES)
+        check_mapping(self.columns)
+        if self.name is None:
+            self.name = name_from_path(self.path)
+
+
+def _place(source: SourceConfig) -> tuple[str | None, ...]:
+    """Where the rows of a source are, apart from its choices among them."""
+    return source.path, source.subset, source.split, source.revision
+
+
+@dataclass
+class StageConfig:
+    """Weights that hold until a number of tokens was given out (a curriculum over sources)."""
+
+    tokens: float
+    """Length of this stage in tokens, all ranks together (in rows where `mix_by: rows`)."""
+
+    weights: dict[str, float]
+    """Source -> weight in this stage; a source that is not named has weight 0."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: with the field and its value.
+        """
+        _check_positive("tokens", self.tokens)
+        in_range = all(0 <= weight <= LARGEST for weight in self.weights.values())
+        if not in_range or not sum(self.weights.values()):
+            raise ConfigError(f"weights={self.weights!r} must not be negative, nor all 0.")
+
+
+_POSITIVE = (
+    "packing_lookahead",
+    "prefetch_factor",
+    "max_tokens_per_batch",
+    "temperature",
+    "lanes",
+    "timeout",
+    "cache_timeout",
+    "max_eval_samples",
+    "max_eval_tokens",
+)
+
+
+@dataclass
+class DataConfig:
+    """Everything about data of one run: sources, rendering, packing, mixing."""
+
+    train: list[SourceConfig] = field(default_factory=list)
+    """Sources to learn from, mixed by their weights."""
+
+    replay: list[SourceConfig] = field(default_factory=list)
+    """Sources of the old domain, mixed in so that it is not forgotten."""
+
+    replay_share: float = 0.0
+    """Share of the training mix that comes from `replay` (0.05 to 0.125 is usual)."""
+
+    learn: list[SourceConfig] = field(default_factory=list)
+    """Held-out sets of the new domain: their loss says what was learned."""
+
+    retain: list[SourceConfig] = field(default_factory=list)
+    """Held-out sets of the old domain: their loss says what was forgotten."""
+
+    mix_by: str = "tokens"
+    """What weights and shares count: `tokens` or `rows` (each piece of a long text is a row)."""
+
+    max_length: int = 1024
+    """Longest row in tokens; also the length of a packed slot."""
+
+    packing: bool = True
+    """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
+
+    packing_strategy: str = "best_fit"
+    """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends, wasting nothing;
+    `fixed` fills slots once, when a source is prepared, and shuffles slots: the quickest to read,
+    but the same documents stay together in every epoch."""
+
+    packing_lookahead: int = 64
+    """How many rows the packer chooses from; more fills slots better and keeps the order less."""
+
+    group_by_length: bool = False
+    """Without packing: batches of rows of like length, in an order that is shuffled."""
+
+    max_tokens_per_batch: int | None = None
+    """Without packing: as many rows as fit into so many tokens, padding included, instead of
+    `per_device_train_batch_size` rows; never exceeded."""
+
+    collator: str | None = None
+    """Makes tensors of chosen rows; by default `packed` or `padded` (see `register_collator`)."""
+
+    temperature: float | None = None
+    """Shares by size: weight * size ** (1 / temperature); by default by weight alone. 1 is in
+    proportion to size, higher evens out."""
+
+    stages: list[StageConfig] = field(default_factory=list)
+    """Other weights at the beginning, stage by stage; the sources' own weights come last."""
+
+    shuffle: bool = True
+    """Draw rows in an order shuffled anew for each epoch, instead of as they lie."""
+
+    shuffle_buffer: int = 1024
+    """Rows of a large source that are mixed on top of the shuffled order of its blocks."""
+
+    num_workers: int = 0
+    """Processes that read, tokenize and pack ahead; 0 does it between the steps."""
+
+    prefetch_factor: int = 4
+    """Slots or batches that each worker process prepares ahead."""
+
+    lanes: int | None = None
+    """Independent streams the data is dealt into; by default ranks * workers. Set it to keep the
+    batches the same for any number of ranks and workers that divides it."""
+
+    cache_dir: str | None = None
+    """Where prepared tokens and whole-source passes are kept; by default
+    `~/.cache/controlllm/data`. What `controlllm data prepare` put there is used by itself."""
+
+    timeout: float = 60.0
+    """Seconds to wait for one answer of a remote file system before it counts as failed."""
+
+    cache_timeout: float = 3600.0
+    """Seconds to wait for another process that prepares the same cache."""
+
+    plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
+    """Python files that register formats, sources, filters, hooks or collators."""
+
+    chat_template: str | None = None
+    """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
+    the tokenizer's own, or else `plain`."""
+
+    max_eval_samples: int | None = None
+    """Measure only the first so many examples of each held-out set; null = all."""
+
+    max_eval_tokens: int | None = 65_536
+    """Measure only the first examples of a held-out set, of so many tokens in all; null = all. It
+    does not bound a set that `max_eval_samples` or the source's `max_rows` does."""
+
+    train_on: list[str] = field(default_factory=lambda: ["assistant"])
+    """Roles whose turns are targets; plain text is always a target as a whole."""
+
+    mixed_training: bool = False
+    """Train on every token of a conversation; evaluation still counts `train_on` alone."""
+
+    long_text: str = "split"
+    """Plain text longer than `max_length`: `split` into pieces, `truncate` or `drop`."""
+
+    long_chat: str = "truncate"
+    """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
+
+    special_tokens_in_text: bool = False
+    """Let `</s>`, `<|im_start|>` and the like inside rows become the tokens of that name, as rows
+    that were rendered by a chat template beforehand need it; by default they are text."""
+
+    piece_bos: bool = True
+    """Begin every piece of a document that begins with BOS with BOS, too: the further pieces of a
+    split one, and what `packing_strategy: concat` goes on with in the next slot. Most models
+    that were pretrained with BOS predict badly without it. It costs one token of such a piece."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: with the field and its value.
+        """
+        check_choice("mix_by", self.mix_by, ("tokens", "rows"))
+        check_choice("long_text", self.long_text, ("split", "truncate", "drop"))
+        check_choice("long_chat", self.long_chat, ("truncate", "split", "drop"))
+        check_choice("packing_strategy", self.packing_strategy, ("best_fit", "concat", "fixed"))
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) is not None:
+                _check_positive(name, value)
+        if self.num_workers < 0 or self.shuffle_buffer < 0:
+            raise ConfigError(
+                f"num_workers={self.num_workers!r} and shuffle_buffer={self.shuffle_buffer!r} "
+                "must be at least 0."
+            )
+        self._check_batches()
+        if self.max_length < 3:  # BOS, a token to go on from, and one to predict.
+            raise ConfigError(f"max_length={self.max_length!r} must be at least 3.")
+        if not self.train_on:
+            raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
+        self._check_replay()
+        check_names({"train": self.train, "replay": self.replay})
+        check_names({"learn": self.learn})
+        check_names({"retain": self.retain})
+        self._check_stages()
+        self._check_splits()
+        check_said(self, DATA_RULES, where="data")
+        for group in ("learn", "retain"):
+            for number, source in enumerate(getattr(self, group)):
+                check_said(source, HELD_OUT_RULES, where=f"data.{group}[{number}]")
+
+    @property
+    def has_fixed_slots(self) -> bool:
+        """Whether training reads slots that were filled beforehand."""
+        return self.packing and self.packing_strategy == "fixed"
+
+    def _check_batches(self) -> None:
+        budget = self.max_tokens_per_batch
+        if budget is not None and budget < self.max_length:
+            raise ConfigError(
+                f"max_tokens_per_batch={budget!r} cannot hold a row of max_length={self.max_length}"
+            )
+
+    def _check_splits(self) -> None:
+        """Both sides of a split must be cut in the same way, or rows would be on both."""
+        trained = [*self.train, *self.replay]
+        sources = [*trained, *self.learn, *self.retain]
+        cuts: dict[Any, SourceConfig] = {}
+        for source in sources:
+            if source.part is not None:
+                cuts.setdefault(_place(source), source)
+        for source in sources:
+            place = _place(source)
+            if source.part is None:
+                if place in cuts and any(source is other for other in trained):
+                    raise ConfigError(
+                        f"{source.path!r} is trained on as a whole by {source.name!r}, but split "
+                        f"for {cuts[place].name!r}; set `part: train` in the first, too."
+                    )
+                continue
+            other = cuts.setdefault(place, source)
+            if (source.held_out, source.group_by) != (other.held_out, other.group_by):
+                raise ConfigError(
+                    f"{source.path!r} is split in two ways: held_out={other.held_out!r}, "
+                    f"group_by={other.group_by!r} in {other.name!r}, held_out={source.held_out!r}, "
+                    f"group_by={source.group_by!r} in {source.name!r}; rows would be on both sides."
+                )
+
+    def _check_stages(self) -> None:
+        known = {str(source.name) for source in [*self.train, *self.replay]}
+        for number, stage in enumerate(self.stages):
+            if unknown := sorted(stage.weights.keys() - known):
+                raise ConfigError(
+                    f"stages[{number}].weights names {unknown}; the sources are {sorted(known)}."
+                )
+
+    def _check_replay(self) -> None:
+        if not 0 <= self.replay_share < 1:
+            raise ConfigError(f"replay_share={self.replay_share!r} must be at least 0 and below 1.")
+        if bool(self.replay) != (self.replay_share > 0):
+            raise ConfigError(
+                f"replay_share={self.replay_share!r} with {len(self.replay)} replay sources: "
+                "give both a share above 0 and at least one source, or neither."
+            )

@@ -1,0 +1,140 @@
+"""Step 4: documents -> texts by the chat template, and which of their characters are targets."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from controlllm.common.errors import DataError
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.skeleton import Skeleton, make_skeleton
+from controlllm.data.examples.spans import Span, role_spans
+from controlllm.data.examples.templates import resolve_chat_template
+from controlllm.data.examples.tokens import Prepared, TextTokenizer, Tokenized
+from controlllm.data.formats import Document, Message
+
+__all__ = ["Renderer"]
+
+MOST_SKELETONS = 256
+"""Sequences of roles that are remembered."""
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Renderer:
+    """Turns documents into tokens by the tokenizer and one chat template.
+
+    A conversation has exactly the ids of `tokenizer.apply_chat_template(messages)`; plain text has
+    the ids of `tokenizer(text)` and ends with EOS. But where contents or a text name special
+    tokens, those names are text, unless `special_tokens_in_text` says otherwise.
+
+    Args:
+        tokenizer: a fast tokenizer (spans of tokens come from it).
+        config: gives `chat_template` and `train_on`.
+        every_token: train on every token of a conversation, whoever speaks.
+
+    Raises:
+        DataError: the tokenizer is slow or has no EOS token.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: DataConfig, every_token: bool = False
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise DataError(
+                f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer."
+            )
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
+            )
+        self.tokenizer = tokenizer
+        self._tokens = TextTokenizer(tokenizer)
+        self.every_token = every_token
+        self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
+        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
+        self.train_on = frozenset(config.train_on)
+        self._names = None if config.special_tokens_in_text else self._tokens.names
+        self._special_tokens = frozenset(tokenizer.get_added_vocab())
+        self._has_marks = (
+            not every_token
+            and self.train_on == {"assistant"}
+            and bool(GENERATION_MARK.search(self.chat_template))
+        )
+
+    def prepare(self, document: Document) -> Prepared:
+        """Render one document to text.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        named = self._names is not None and self._names.stand_in(document)
+        if isinstance(document, str):
+            return Prepared(document, None, named)
+        if self._names is None or not named:
+            return self._fill_skeleton(document) or self._prepare_chat(document)
+        hidden = self._prepare_chat(self._names.hide(document))
+        return Prepared(*self._names.reveal(hidden.text, hidden.spans or ()), named=True)
+
+    def _fill_skeleton(self, document: list[Message]) -> Prepared | None:
+        """The quick way, for conversations of plain texts by a template that treats all alike."""
+        contents = [message.get("content") for message in document]
+        if any(len(message) != 2 for message in document) or any(
+            type(content) is not str for content in contents
+        ):
+            return None
+        roles = tuple(message["role"] for message in document)
+        if roles not in self._skeletons:
+            if len(self._skeletons) >= MOST_SKELETONS:
+                return None
+            self._skeletons[roles] = make_skeleton(roles, self._render_probes, self._probe_spans)
+        skeleton = self._skeletons[roles]
+        filled = skeleton.fill(cast(list[str], contents)) if skeleton is not None else None
+        return Prepared(*filled) if filled is not None else None
+
+    def _render_probes(self, messages: list[Message]) -> str:
+        """As `_render`, which would turn probes into plain texts."""
+        compiled = cast(Any, chat_template_utils)._compile_jinja_template(self.chat_template)
+        settings = {"tools": None, "documents": None, "add_generation_prompt": False}
+        text: str = compiled.render(
+            messages=messages, **settings, **self.tokenizer.special_tokens_map
+        )
+        return text
+
+    def _probe_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
+        prepared = self._prepare_chat(messages)
+        return prepared.text, prepared.spans or []
+
+    def _prepare_chat(self, document: list[Message]) -> Prepared:
+        if self._has_marks:
+            return Prepared(*self._render(document, False))
+        text = self._render_text(document, False)
+        if self.every_token:
+            return Prepared(text, [(0, len(text))])
+        spans = role_spans(text, document, self.train_on, self._render_text, self._special_tokens)
+        return Prepared(text, spans)
+
+    def tokenize(self, prepared: Sequence[Prepared]) -> list[Tokenized]:
+        """Tokenize many texts at once, which is several times faster than one by one."""
+        return self._tokens.tokenize(prepared)
+
+    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return self._render(messages, add_generation_prompt)[0]
+
+    def _render(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
+        """The text and the spans inside `{% generation %}` marks (none unless they decide)."""
+        try:
+            texts, spans = cast(Any, render_jinja_template)(
+                conversations=[list(messages)],
+                chat_template=self.chat_template,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self._has_marks,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+        return texts[0], [(start, end) for start, end in (spans[0] if spans else [])]

@@ -1,0 +1,141 @@
+"""The mix, looked at before training: shares by the plan, and how full the batcher's items are."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.inspect.report import SourceReport
+from controlllm.data.inspect.source import Survey
+from controlllm.data.loader.batchers import fill_ratio, item_tokens
+from controlllm.data.loader.lane import Lane, Pipeline
+from controlllm.data.loader.mixing import Plan, plan_shares
+from controlllm.data.loader.open_source import Size, store_feed
+
+__all__ = ["MixReport", "passes", "survey_mix", "train_size"]
+
+ITEMS = 256
+"""Slots or batches that the sample is made into."""
+
+
+@dataclass(frozen=True)
+class MixReport:
+    """How the sources of a run are mixed and batched."""
+
+    names: list[str]
+    """The sources: train, replay, then `rehearsal` if there is any."""
+    shares: list[list[float]]
+    """Share of each source, stage by stage."""
+    stage_lengths: list[float | None]
+    """Tokens (or rows) of each stage; None for the last, which does not end."""
+    items: int
+    """Slots (packed) or batches (padded) that were made of the sample."""
+    tokens_per_item: float
+    """Real tokens of one."""
+    rows_per_item: float
+    """Examples, or pieces of them, in one."""
+    fill: float
+    """Real tokens per token of the tensors: packing efficiency, or 1 - share of padding."""
+    repeated_bos: float
+    """BOS before the rests of documents that `concat` cut, per real token."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return asdict(self)
+
+
+def survey_mix(
+    config: DataConfig, surveys: Sequence[Survey], batch_size: int, rehearsal_share: float = 0.0
+) -> MixReport | None:
+    """Mix and batch the examples of a sample, with the parts that train uses.
+
+    Args:
+        config: shares, stages, packing or padding.
+        surveys: of all train sources, then of all replay sources.
+        batch_size: rows of a padded batch.
+        rehearsal_share: share of what the base is going to write.
+
+    Returns:
+        The report; None where a source has no example, or the temperature asks for a size that is
+        not known.
+
+    Raises:
+        ConfigError: the shares leave nothing for train.
+    """
+    sizes = [_size(survey.report, config) for survey in surveys]
+    unknown = config.temperature is not None and None in sizes
+    if unknown or not all(survey.examples for survey in surveys):
+        return None
+    known = [size or 0.0 for size in sizes] if config.temperature is not None else None
+    plan = plan_shares(config, known, rehearsal_share)
+    last = plan_shares(config, known)
+    last = Plan(last.origins, last.stages[-1:])
+    feeds = [
+        store_feed(survey.report.name, _store(survey), config, [0, number])
+        for number, survey in enumerate(surveys)
+    ]
+    lane = Lane(Pipeline(feeds, last, config, batch_size, 0, surveys[0].bos), 0, 1)
+    items = [lane.next() for _ in range(ITEMS)]
+    rows = sum(len(slot) for item in items for slot in item)
+    return MixReport(
+        names=[s.report.name for s in surveys] + ["rehearsal"] * (rehearsal_share > 0),
+        shares=[list(stage.shares) for stage in plan.stages],
+        stage_lengths=[*(stage.length for stage in plan.stages[:-1]), None],
+        items=ITEMS,
+        tokens_per_item=sum(map(item_tokens, items)) / ITEMS,
+        rows_per_item=rows / ITEMS,
+        fill=fill_ratio(items, config),
+        repeated_bos=lane.batcher.repeated_bos / sum(map(item_tokens, items)),
+    )
+
+
+def passes(
+    config: DataConfig, mix: MixReport, reports: Sequence[SourceReport], items: float
+) -> list[float | None]:
+    """How often a run goes through each source.
+
+    Args:
+        config: what shares count.
+        mix: the shares, stage by stage.
+        reports: of all train and replay sources.
+        items: slots or batches of the whole run.
+
+    Returns:
+        For each source; None where its size is not known.
+    """
+    left = items * (mix.tokens_per_item if config.mix_by == "tokens" else mix.rows_per_item)
+    drawn = np.zeros(len(mix.names))
+    for shares, length in zip(mix.shares, mix.stage_lengths, strict=True):
+        taken = left if length is None else min(left, length)
+        drawn += taken * np.array(shares)
+        left -= taken
+    sizes = [_size(report, config) for report in reports]
+    return [float(part / size) if size else None for part, size in zip(drawn, sizes, strict=False)]
+
+
+def train_size(config: DataConfig, reports: Sequence[SourceReport]) -> Size | None:
+    """Examples and tokens of one epoch of all train sources; None where one is not known."""
+    examples = tokens = 0.0
+    for source, report in zip(config.train, reports, strict=False):
+        if report.examples is None or report.tokens is None:
+            return None
+        examples += report.examples * max(source.sample, 1.0)
+        tokens += report.tokens * max(source.sample, 1.0)
+    return Size(examples, tokens, all(report.complete for report in reports))
+
+
+def _size(report: SourceReport, config: DataConfig) -> float | None:
+    return report.tokens if config.mix_by == "tokens" else report.examples
+
+
+def _store(survey: Survey) -> TokenStore:
+    examples: Sequence[Example] = survey.examples
+    ids = np.concatenate([example.input_ids for example in examples])
+    targets = np.concatenate([example.labels != IGNORE_INDEX for example in examples])
+    ends = np.cumsum([len(example) for example in examples])
+    return TokenStore(survey.report.name, ids, targets, ends, fingerprint="sample")

@@ -1,0 +1,277 @@
+"""One source, looked at before training: how its rows lie, and what becomes of a sample of them.
+
+A source of any size takes seconds: some thousand rows are read, out of blocks chosen by chance. A
+bad row never stops the survey.
+"""
+
+import math
+import random
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from controlllm.common.errors import DataError
+from controlllm.common.losses import IGNORE_INDEX
+from controlllm.common.storage.remote import shown
+from controlllm.data.cache.postprocess import hooked_rows
+from controlllm.data.cache.prepare import prepared_store, store_folder
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.cache.whole_source import Selection
+from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.examples.encode import Example, RowEncoder, piece_bos
+from controlllm.data.inspect.report import Lengths, Sample, SourceReport, mask_spans
+from controlllm.data.loader.open_source import check_source
+from controlllm.data.sources import Blocks, Located, open_blocks
+
+__all__ = ["Survey", "SurveyOptions", "count_rows", "survey_source"]
+
+ROWS_AT_ONCE = 64
+BLOCKS_READ, BLOCKS_COUNTED, BYTES_COUNTED = 64, 64, 64 * 2**20
+TOKENS_READ = 4 * 2**20
+"""A sample ends after so many tokens, however few rows they are."""
+EXAMPLES_KEPT = 2048
+
+
+@dataclass(frozen=True)
+class SurveyOptions:
+    """How closely to look."""
+
+    rows: int = 4096
+    """Rows to read; 0 = all."""
+    samples: int = 2
+    """Examples to show as text."""
+    tell: Callable[[int], None] = lambda rows: None
+    """Called with the number of rows read so far."""
+
+
+@dataclass
+class Survey:
+    """A source's report, and some of its examples for trying the batcher on."""
+
+    report: SourceReport
+    examples: list[Example] = field(default_factory=list)
+    bos: int | None = None
+    """What opens the pieces of documents that begin with it, see `piece_bos`."""
+
+
+def survey_source(
+    source: SourceConfig,
+    group: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    options: SurveyOptions,
+) -> Survey:
+    """Look at one source; what makes it unusable is told in the report, not raised.
+
+    Args:
+        source: where the rows lie.
+        group: `train`, `replay`, `learn` or `retain`.
+        tokenizer: a fast tokenizer.
+        config: how rows become examples.
+        options: how many rows to read and to show.
+
+    Raises:
+        ConfigError: the config names a format, column, filter or hook that is not known.
+    """
+    check_source(source)
+    place = shown(source.path)
+    survey = Survey(SourceReport(group, str(source.name), place), bos=piece_bos(tokenizer, config))
+    report = survey.report
+    encoder = _NotingEncoder(source, tokenizer, config, training=group in ("train", "replay"))
+    try:
+        blocks = open_blocks(source, config.timeout)
+        _describe(report, blocks)
+        store = prepared_store(encoder, blocks)
+        if store is not None:
+            report.prepared = str(store_folder(encoder, blocks))
+            kept = _from_store(report, store)
+        else:
+            kept = _Reading(report, encoder, blocks, options).run()
+    except DataError as error:
+        report.error = str(error)
+        return survey
+    survey.examples = [example for _, example in kept]
+    step = max(1, len(kept) // max(1, options.samples))
+    report.samples = [_sample(*kept[i], tokenizer) for i in range(0, len(kept), step)]
+    del report.samples[options.samples :]
+    return survey
+
+
+def count_rows(blocks: Blocks) -> int | None:
+    """About how many rows there are, from a few blocks; None where even those are large."""
+    if blocks.num_rows is not None or blocks.num_bytes is None:
+        return blocks.num_rows
+    most = BYTES_COUNTED * len(blocks) // max(1, blocks.num_bytes)
+    chosen = list(islice(_spread(len(blocks)), min(most, BLOCKS_COUNTED)))
+    if not chosen:
+        return None
+    return round(sum(map(blocks.count, chosen)) * len(blocks) / len(chosen))
+
+
+class _NotingEncoder(RowEncoder):
+    """Counts bad rows instead of stopping at one, and remembers the first."""
+
+    @contextmanager
+    def accounting(self, place: Any) -> Iterator[None]:
+        """A bad row inside the block is one more to the count."""
+        try:
+            yield
+        except DataError as error:
+            self.note_bad(place, error)
+
+
+class _Reading:
+    """Reads rows of a source and notes what becomes of them."""
+
+    def __init__(
+        self,
+        report: SourceReport,
+        encoder: _NotingEncoder,
+        blocks: Blocks,
+        options: SurveyOptions,
+    ) -> None:
+        self.report = report
+        self.encoder = encoder
+        self.blocks = blocks
+        self.most = options.rows
+        self.tell = options.tell
+        few = blocks.num_rows is not None and blocks.num_rows <= self.most
+        report.complete = self.most == 0 or few
+        self._lengths = array("q")
+        self._kept: list[tuple[str, Example]] = []
+        self._random = random.Random(0)
+
+    def run(self) -> list[tuple[str, Example]]:
+        """Fill in the report; (place, example) of some examples."""
+        report, source, stats = self.report, self.encoder.source, self.encoder.stats
+        if source.postprocess and (why := self._why_not_hooked(source.postprocess)):
+            report.notes.append(f"the hook {source.postprocess!r} {why}")
+            return []
+        # So many rows out of all are not so many out of a sample: that is a matter of scale.
+        selection = Selection(source if report.complete else replace(source, sample_rows=None))
+        selects = source.deduplicate or source.difficulty or source.sample_rows is not None
+        for (place, row), examples in self._encoded():
+            with self.encoder.accounting(place):
+                if examples and selects:
+                    selection.add(row, examples)
+                self._note(place, examples)
+        lengths = np.frombuffer(self._lengths, dtype=np.int64)
+        if selects:
+            index, _ = selection.choose(stats)
+            lengths = lengths if index is None else lengths[index]
+        self._conclude(source.sample_rows if selection.source is not source else None)
+        if len(lengths):
+            report.lengths = Lengths.of(lengths)
+        elif report.complete:
+            raise DataError(self.encoder.why_empty())
+        return self._kept
+
+    def _why_not_hooked(self, name: str) -> str | None:
+        if POSTPROCESS.get(name).uses_model:
+            return "needs the model: it runs at the start of `train`, and numbers are known there"
+        if not self.report.complete:
+            return "rewrites the whole source: see its numbers with --rows 0, or once prepared"
+        return None
+
+    def _encoded(self) -> Iterator[tuple[Located, list[Example]]]:
+        chosen = bool(self.encoder.source.postprocess)
+        rows = iter(self._rows())
+        if chosen:
+            rows = hooked_rows(self.encoder, rows, None)
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            yield from zip(chunk, self.encoder.encode(chunk, chosen), strict=True)
+            self.tell(self.encoder.stats.rows)
+            if not self.report.complete and self.encoder.stats.tokens >= TOKENS_READ:
+                return
+
+    def _rows(self) -> Iterable[Located]:
+        """All rows, or the first ones of blocks chosen by chance."""
+        if self.report.complete:
+            yield from self.blocks.rows()
+            return
+        blocks, left, ended = self.blocks, self.most, 0
+        each = -(-self.most // min(len(blocks), BLOCKS_READ))
+        for block in _spread(len(blocks)):
+            rows = iter(blocks.read(block))
+            for located in islice(rows, min(each, left)):
+                left -= 1
+                yield located
+            ended += next(rows, None) is None
+            if not left:
+                break
+        self.report.complete = ended == len(blocks)
+
+    def _note(self, place: Any, examples: list[Example]) -> None:
+        """Lengths of all, and every example with the same chance of being kept."""
+        for example in examples:
+            self._lengths.append(len(example))
+            if len(self._kept) < EXAMPLES_KEPT:
+                self._kept.append((str(place), example))
+            elif (slot := self._random.randrange(len(self._lengths))) < EXAMPLES_KEPT:
+                self._kept[slot] = str(place), example
+
+    def _conclude(self, sample_rows: int | None) -> None:
+        """Sizes of the whole source, from those of the rows read.
+
+        Args:
+            sample_rows: how many rows to keep, where that was not applied yet.
+        """
+        report, source, stats = self.report, self.encoder.source, self.encoder.stats
+        report.stats, report.bad_rows = stats, self.encoder.bad
+        report.stops = bool(stats.bad_rows) and source.on_bad_row == "error"
+        if report.complete:
+            report.rows, report.rows_exact = stats.rows, True
+        elif self.blocks.num_rows is None:
+            report.rows, report.rows_exact = count_rows(self.blocks), False
+        if not report.complete and source.deduplicate:
+            report.notes.append("duplicates are counted within the sample only")
+        if report.rows is None or not stats.rows:
+            return
+        scale = report.rows / stats.rows
+        if sample_rows is not None:
+            left_out = stats.filtered + stats.duplicates + stats.dropped + stats.bad_rows
+            kept = (stats.rows - left_out - stats.without_targets) * scale
+            scale *= min(1.0, sample_rows / max(1.0, kept))
+        sizes = (stats.examples, stats.tokens, stats.targets)
+        report.examples, report.tokens, report.targets = (size * scale for size in sizes)
+
+
+def _describe(report: SourceReport, blocks: Blocks) -> None:
+    files = getattr(blocks, "files", None)
+    report.files = len(files) if files is not None else None
+    report.blocks, report.by_row = len(blocks), blocks.by_row
+    report.bytes, report.rows = blocks.num_bytes, blocks.num_rows
+
+
+def _from_store(report: SourceReport, store: TokenStore) -> list[tuple[str, Example]]:
+    """What was counted as it was prepared; examples spread over all."""
+    stats = store.stats
+    report.complete, report.stats = True, stats
+    report.rows = stats.rows
+    report.examples, report.tokens, report.targets = stats.examples, stats.tokens, stats.targets
+    report.lengths = Lengths.of(store.lengths)
+    chosen = np.linspace(0, len(store) - 1, min(len(store), EXAMPLES_KEPT)).astype(int).tolist()
+    return [(f"prepared example {number}", store[number]) for number in chosen]
+
+
+def _sample(place: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    targets = int((example.labels != IGNORE_INDEX).sum())
+    return Sample(place, len(example), targets, mask_spans(example, tokenizer))
+
+
+def _spread(size: int) -> Iterator[int]:
+    """All numbers below `size`; the first of them are spread evenly, however many are taken.
+
+    Steps of the golden section: rows that change along a source are then told without chance.
+    """
+    step = max(1, round(size * (math.sqrt(5) - 1) / 2))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return (number * step % size for number in range(size))

@@ -1,0 +1,353 @@
+"""Step 7: draws -> items: a packed slot, or the rows of a padded batch.
+
+```
+best fit   whole documents in a slot: by age, then the longest that fits     waiting: rows
+concat     documents one after the other, cut at the slot's end              waiting: a rest
+fixed      a slot that was filled beforehand (`slots`)                        waiting: -
+rows       so many rows in the order drawn                                   waiting: -
+grouped    rows of like length, many at a time, up to a number of rows       waiting: batches
+           or a budget of padded tokens
+```
+What waits is kept as references in the state, and is read again on resume.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import padded_width
+from controlllm.data.loader.mixing import Picked
+from controlllm.data.loader.packing import choose_for_slot, window_is_full
+from controlllm.data.loader.shuffle import random_below
+
+__all__ = [
+    "Batcher",
+    "Item",
+    "Slot",
+    "Waiting",
+    "fill_ratio",
+    "item_capacity",
+    "item_tokens",
+    "make_batcher",
+    "redeal_batchers",
+]
+
+BATCHES, ROWS, TOKENS = 16, 2048, 2**19
+"""A pool has at least so many batches, and so many rows (or tokens, where a budget counts)."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A draw that has not been given out, or the rest of one."""
+
+    picked: Picked
+    """(source, reference, example)."""
+
+    start: int = 0
+    """Tokens of it that were given out already."""
+
+    bos: int | None = None
+    """What the rest of a document that begins with it begins with, too."""
+
+    @property
+    def reopens(self) -> bool:
+        """Whether BOS comes before what is left."""
+        return self.start > 0 and self.picked[2].reopens(self.bos)
+
+    def __len__(self) -> int:
+        """Tokens that are left, BOS before them included."""
+        return len(self.picked[2].input_ids) - self.start + self.reopens
+
+    def example(self, length: int | None = None) -> Example:
+        """What is left, or its first `length` tokens."""
+        if self.start == 0 and length is None:
+            return self.picked[2]
+        end = None if length is None else self.start + length - self.reopens
+        return self.picked[2].part(self.start, end, self.bos)
+
+    def rest(self, length: int) -> "Waiting":
+        """What waits once `length` tokens were given out: it begins with the last of them."""
+        return replace(self, start=self.start + length - self.reopens - 1)
+
+
+Slot = list[tuple[int, Example]]
+"""(source, example) of each document in a slot, or of the one row of a padded batch."""
+
+Item = list[Slot]
+"""One packed slot, or the rows of a padded batch; empty at the end of the data."""
+
+
+class Batcher(ABC):
+    """Makes items of the draws of a lane.
+
+    Args:
+        draw: gives the next draw, None at the end.
+        config: lengths, lookahead and budget.
+        batch_size: rows of a padded batch.
+        seed: of the order of grouped batches.
+    """
+
+    bos: int | None = None
+    """What the rests of documents that begin with it begin with, too."""
+
+    repeated_bos: int = 0
+    """BOS tokens before rests so far."""
+
+    def __init__(
+        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+    ) -> None:
+        self._draw = draw
+        self.config = config
+        self.batch_size = batch_size
+        self.seed = seed
+        self.waiting: list[Waiting] = []
+
+    @abstractmethod
+    def next(self) -> Item:
+        """The next item, empty at the end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that waits, as `[source, number, row, piece, start]`."""
+        return {"waiting": [[w.picked[0], *w.picked[1], w.start] for w in self.waiting]}
+
+    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
+        """Go on with what a state had waiting, read again by the caller."""
+        self.waiting = waiting
+
+    def _fill(self, rows: int) -> None:
+        """Let up to so many rows wait."""
+        while len(self.waiting) < rows and (picked := self._draw()) is not None:
+            self.waiting.append(Waiting(picked, bos=self.bos))
+
+
+class BestFit(Batcher):
+    """Slots of whole documents."""
+
+    def __init__(
+        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(draw, config, batch_size, seed)
+        self._lengths: list[int] = []
+
+    def next(self) -> Item:
+        """The next item, empty at the end."""
+        lengths = self._lengths_to_choose_from()
+        if not lengths:
+            return []
+        slot: Slot = []
+        # From the end, so that the places of those before stay as they are.
+        for place in reversed(choose_for_slot(lengths, self.config.max_length)):
+            waiting = self.waiting.pop(place)
+            del lengths[place]
+            slot.append((waiting.picked[0], waiting.example()))
+        return [slot[::-1]]
+
+    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
+        """Go on with what a state had waiting, read again by the caller."""
+        super().load_state_dict(state, waiting)
+        self._lengths = list(map(len, waiting))
+
+    def _lengths_to_choose_from(self) -> list[int]:
+        """Tokens of each waiting row, once enough of them wait."""
+        capacity, lookahead = self.config.max_length, self.config.packing_lookahead
+        lengths = self._lengths
+        tokens = sum(lengths)
+        while not window_is_full(len(lengths), tokens, capacity, lookahead):
+            if (picked := self._draw()) is None:
+                break
+            self.waiting.append(Waiting(picked))
+            lengths.append(len(picked[2]))
+            tokens += lengths[-1]
+        return lengths
+
+
+class Concat(Batcher):
+    """Slots filled to the end: a document that does not fit goes on in the next slot.
+
+    Its rest begins with the last token that was given out, so that every token is predicted once;
+    before that with BOS, where the document begins with it.
+    """
+
+    def next(self) -> Item:
+        """The next item, empty at the end."""
+        slot: Slot = []
+        room = self.config.max_length
+        while room >= 2:
+            self._fill(1)
+            if not self.waiting or room < 2 + self.waiting[0].reopens:
+                break
+            first = self.waiting[0]
+            length = len(first)
+            self.repeated_bos += first.reopens
+            if length > room:
+                slot.append((first.picked[0], first.example(room)))
+                self.waiting[0] = first.rest(room)
+                break
+            slot.append((first.picked[0], first.example()))
+            del self.waiting[0]
+            room -= length
+        return [slot] if slot else []
+
+
+class Rows(Batcher):
+    """Rows in the order drawn."""
+
+    def next(self) -> Item:
+        """The next item, empty at the end."""
+        self._fill(self.batch_size)
+        rows, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
+        return [[(w.picked[0], w.example())] for w in rows]
+
+
+class Grouped(Batcher):
+    """Batches of rows of like length, cut out of a sorted pool, in a shuffled order.
+
+    The order is the same in every lane: at any moment all lanes give out the same quantile of
+    lengths, so that ranks have equal work without talking to one another. The more rows a pool has,
+    the closer the quantiles of two lanes are.
+    """
+
+    def __init__(
+        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(draw, config, batch_size, seed)
+        self.pools = 0
+        self.sizes: list[int] = []
+
+    def next(self) -> Item:
+        """The next item, empty at the end."""
+        if not self.sizes:
+            self._make_pool()
+        if not self.sizes:
+            return []
+        size = self.sizes.pop(0)
+        rows, self.waiting = self.waiting[:size], self.waiting[size:]
+        return [[(w.picked[0], w.example())] for w in rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that waits, and how it is cut into batches."""
+        return {**super().state_dict(), "sizes": [*self.sizes], "pools": self.pools}
+
+    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
+        """Go on with the batches of a state; one that was dealt anew has none yet."""
+        super().load_state_dict(state, waiting)
+        self.sizes, self.pools = list(state.get("sizes", [])), state.get("pools", 0)
+
+    def _make_pool(self) -> None:
+        """Cut the oldest rows into batches; what waits is their rows in order, then all others."""
+        old = len(self.waiting)
+        count, ended = self._size_of_pool()
+        batches = self._cut(self._sorted(count))
+        # The last is seldom full. It goes into the next pool, but no row does so twice.
+        waits = len(batches) > 1 and not ended and min(batches[-1]) >= old
+        rest = batches.pop() if waits and self.config.max_tokens_per_batch else []
+        order = sorted(
+            range(len(batches)), key=lambda i: random_below(2**60, self.seed + self.pools, i)
+        )
+        self.pools += 1
+        self.sizes = [len(batches[i]) for i in order]
+        places = [place for i in order for place in batches[i]] + rest
+        self.waiting = [self.waiting[i] for i in [*places, *range(count, len(self.waiting))]]
+
+    def _size_of_pool(self) -> tuple[int, bool]:
+        """How many rows are in the next pool, and whether the draws have ended before it was full.
+
+        Without a budget all lanes have pools of equally many rows.
+        """
+        count = tokens = 0
+        while not self._is_full(count, tokens):
+            self._fill(count + 1)
+            if count == len(self.waiting):
+                return count, True
+            tokens += len(self.waiting[count])
+            count += 1
+        return count, False
+
+    def _is_full(self, rows: int, tokens: int) -> bool:
+        if budget := self.config.max_tokens_per_batch:
+            return tokens >= BATCHES * budget and (rows >= ROWS or tokens >= TOKENS)
+        return rows >= max(BATCHES, -(-ROWS // self.batch_size)) * self.batch_size
+
+    def _sorted(self, count: int) -> list[int]:
+        """The first so many places of `waiting`, by length: once falling, once rising."""
+        down = self.pools % 2 == 0
+        return sorted(range(count), key=lambda i: len(self.waiting[i]), reverse=down)
+
+    def _cut(self, places: Sequence[int]) -> list[list[int]]:
+        """Batches of at most so many rows, or padded tokens."""
+        budget, batches = self.config.max_tokens_per_batch, list[list[int]]()
+        longest = 0
+        for place in places:
+            longest = max(longest, len(self.waiting[place]))
+            count = len(batches[-1]) + 1 if batches else 1
+            width = padded_width(longest, self.config.max_length)
+            full = count * width > budget if budget else count > self.batch_size
+            if full or not batches:
+                batches.append([])
+                longest = len(self.waiting[place])
+            batches[-1].append(place)
+        return batches
+
+
+def item_capacity(item: Item, config: DataConfig) -> int:
+    """Tokens that the tensors of an item have room for, padding included."""
+    if config.packing:
+        return len(item) * config.max_length
+    longest = max((len(example) for row in item for _, example in row), default=0)
+    return len(item) * padded_width(longest, config.max_length)
+
+
+def item_tokens(item: Item) -> int:
+    """Tokens of an item."""
+    return sum(len(example) for slot in item for _, example in slot)
+
+
+def fill_ratio(items: Sequence[Item], config: DataConfig) -> float:
+    """Real tokens per token of the tensors."""
+    capacity = sum(item_capacity(item, config) for item in items)
+    return sum(map(item_tokens, items)) / capacity
+
+
+def redeal_batchers(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
+    """The states of the batchers of all lanes -> states for another number of lanes.
+
+    How a pool was cut into batches is forgotten: pools are made anew of all that waits.
+    """
+    # What waits longest stands first in each lane, so lanes take turns.
+    turns = zip_longest(*(state["waiting"] for state in states))
+    waiting = [reference for turn in turns for reference in turn if reference is not None]
+    return [{"waiting": waiting[lane::lanes]} for lane in range(lanes)]
+
+
+def make_batcher(
+    draw: Callable[[], Picked | None],
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    bos: int | None = None,
+) -> Batcher:
+    """The batcher that a config asks for.
+
+    Args:
+        draw: gives the next draw, None at the end.
+        config: lengths, lookahead and budget.
+        batch_size: rows of a padded batch.
+        seed: of the order of grouped batches.
+        bos: opens the rests of documents that begin with it; None where rests are as they lie.
+    """
+    kind: Callable[..., Batcher]
+    if config.has_fixed_slots:
+        return Rows(draw, config, 1, seed)
+    if config.packing:
+        kind = Concat if config.packing_strategy == "concat" else BestFit
+    elif config.group_by_length or config.max_tokens_per_batch is not None:
+        kind = Grouped
+    else:
+        kind = Rows
+    batcher = kind(draw, config, batch_size, seed)
+    batcher.bos = bos
+    return batcher

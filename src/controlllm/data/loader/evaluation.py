@@ -1,0 +1,117 @@
+"""The fixed batches of a held-out source: in order, each target exactly once."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from controlllm.common.errors import DataError
+from controlllm.data.cache.prepare import needs_pass, prepare_source, prepared_store
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.examples.encode import Example, RowEncoder, SourceStats, encode_rows
+from controlllm.data.loader.collate import TRAIN, Batch, Member, collate, pad_id
+from controlllm.data.loader.open_source import open_source
+from controlllm.data.loader.packing import fill_slots
+from controlllm.data.loader.plugins import load_plugins
+
+__all__ = ["eval_batches", "read_examples"]
+
+log = logging.getLogger(__name__)
+
+
+def read_examples(
+    source: SourceConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    limit: int | None = None,
+) -> tuple[list[Example], SourceStats]:
+    """The first examples of a held-out source, in order; no more rows are read than needed.
+
+    Args:
+        source: the source.
+        tokenizer: a fast tokenizer.
+        config: how rows become examples; and its `max_eval_tokens` bounds what nothing else does.
+        limit: the most examples; by default the config's `max_eval_samples`.
+
+    Raises:
+        DataError: the source is missing, empty or unreadable.
+    """
+    load_plugins(config)
+    limit = limit or config.max_eval_samples
+    bound = config.max_eval_tokens if limit is None and source.max_rows is None else None
+    encoder, blocks = RowEncoder(source, tokenizer, config), open_source(source, config)
+    if needs_pass(source):
+        store: TokenStore | None = prepare_source(encoder, blocks)
+    else:
+        store = prepared_store(encoder, blocks)
+    if store is not None:
+        every: Iterable[Example] = map(store.__getitem__, range(len(store)))
+        store.stats.warn_of_few_targets(source.name, config)
+        return _first(every, limit, bound, source), store.stats
+    rows = encode_rows(encoder, blocks.rows())
+    made = (example for _, examples in rows for example in examples)
+    kept = _first(made, limit, bound, source)
+    if not kept:
+        raise DataError(encoder.why_empty())
+    encoder.stats.warn_of_few_targets(source.name, config)
+    return kept, encoder.stats
+
+
+def _first(
+    examples: Iterable[Example], limit: int | None, bound: int | None, source: SourceConfig
+) -> list[Example]:
+    """The first examples: so many, or of so many tokens in all; a cut at the bound is told."""
+    kept: list[Example] = []
+    tokens = 0
+    for example in islice(examples, limit):
+        tokens += len(example)
+        if kept and bound is not None and tokens > bound:
+            log.warning(
+                "Held-out set %s: only its first %s examples are measured, which have %s tokens "
+                "(data.max_eval_tokens=%s; null measures all).",
+                source.name,
+                f"{len(kept):,}",
+                f"{tokens - len(example):,}",
+                bound,
+            )
+            break
+        kept.append(example)
+    return kept
+
+
+def eval_batches(
+    source: SourceConfig | Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    batch_size: int,
+    limit: int | None = None,
+) -> list[Batch]:
+    """All batches of a held-out source, in a fixed order; each target is in them exactly once.
+
+    Args:
+        source: a source, or its examples.
+        tokenizer: a fast tokenizer.
+        config: template, targets, `max_length`, packing.
+        batch_size: rows or slots of a batch; the last batch may have fewer.
+        limit: use only the first so many examples.
+
+    Raises:
+        DataError: the source is missing, empty or unreadable.
+    """
+    if isinstance(source, SourceConfig):
+        source, _ = read_examples(source, tokenizer, config, limit)
+    examples = source[:limit]
+    lengths = [len(example) for example in examples]
+    members: list[list[Member]]
+    if config.packing:
+        slots = fill_slots(lengths, config.max_length, config.packing_lookahead)
+        members = [[(examples[i], TRAIN) for i in slot] for slot in slots]
+    else:  # Rows of like length together: little padding.
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        members = [[(examples[i], TRAIN)] for i in order]
+    return [
+        collate(members[start : start + batch_size], config, pad_id(tokenizer))
+        for start in range(0, len(members), batch_size)
+    ]

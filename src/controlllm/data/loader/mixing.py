@@ -1,0 +1,247 @@
+"""Step 6: several streams -> one sequence of draws in which each source holds its share."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import REHEARSAL, REPLAY, TRAIN
+from controlllm.data.loader.stream import Drawn, Reference, Stream
+
+__all__ = ["Mixer", "Picked", "Plan", "Stage", "plan_shares", "redeal_counts"]
+
+Picked = tuple[int, Reference, Example]
+"""(source, reference, example): a draw from the mix."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shares that hold for a while."""
+
+    shares: tuple[float, ...]
+    """Share of each source; together 1."""
+
+    length: float
+    """Tokens (or rows) of the stage, all lanes together; infinite for the last."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How sources are mixed over a run: train, then replay, then rehearsal."""
+
+    origins: tuple[int, ...]
+    """`TRAIN`, `REPLAY` or `REHEARSAL` for each source."""
+
+    stages: tuple[Stage, ...]
+    """One after the other."""
+
+
+def plan_shares(
+    config: DataConfig, sizes: Sequence[float] | None, rehearsal_share: float = 0.0
+) -> Plan:
+    """Turn weights into shares of the whole mix.
+
+    Args:
+        config: its `train` and `replay` sources with their weights, `replay_share`, `temperature`
+            and `stages`.
+        sizes: tokens (or rows) of each train and replay source; only asked for with a temperature.
+        rehearsal_share: share of what the base wrote, 0 if there is none.
+
+    Raises:
+        ConfigError: there is no train source, or nothing is left for them.
+    """
+    if not config.train:
+        raise ConfigError("data.train=[] names no source; there is nothing to learn from.")
+    left = 1 - config.replay_share - rehearsal_share
+    if left <= 0:
+        raise ConfigError(
+            f"shares replay={config.replay_share!r} and rehearsal={rehearsal_share!r} leave "
+            "nothing for train."
+        )
+    groups = ((config.train, left), (config.replay, config.replay_share))
+    power = 1.0 if config.temperature is None else 1 / config.temperature
+    sources = [*config.train, *config.replay]
+    if sizes is None or config.temperature is None:
+        sizes = [1.0] * len(sources)  # Then sizes do not matter, only up-sampling does.
+    own = [  # A source that looks empty is still asked, so that it is found to be.
+        source.weight * (max(source.sample, 1.0) * max(size, 1.0)) ** power
+        for source, size in zip(sources, sizes, strict=True)
+    ]
+    stages = [
+        Stage(_shares(groups, _staged(groups, own, stage.weights), rehearsal_share), stage.tokens)
+        for stage in config.stages
+    ]
+    last = Stage(_shares(groups, own, rehearsal_share), float("inf"))
+    origins = [TRAIN] * len(config.train) + [REPLAY] * len(config.replay)
+    return Plan(tuple(origins + [REHEARSAL] * (rehearsal_share > 0)), (*stages, last))
+
+
+def _staged(groups: Any, own: Sequence[float], weights: dict[str, float]) -> list[float]:
+    """A stage's weights for each group that it names a source of; the others keep their own."""
+    result: list[float] = []
+    for sources, _ in groups:
+        named = [weights.get(str(source.name), 0.0) for source in sources]
+        result += named if any(named) else own[len(result) : len(result) + len(sources)]
+    return result
+
+
+def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[float, ...]:
+    shares: list[float] = []
+    for sources, share in groups:
+        part = weights[len(shares) : len(shares) + len(sources)]
+        shares += [share * weight / sum(part) for weight in part]
+    return tuple(shares + ([rehearsal] if rehearsal else []))
+
+
+class Mixer:
+    """Draws from streams so that each holds its share at every moment, up to one example.
+
+    No chance is involved in which stream is next. Of those that are not ahead of their share it is
+    the one whose next example is due first, each taken for as long as the longest so far (the quota
+    method of apportionment). So a few counters are the whole state.
+
+    Where a source leaves the mix after its epochs, the others of its kind (train, replay) take over
+    its share, so the share of replay stays what it was.
+
+    Args:
+        streams: what to draw from.
+        plan: their shares, stage by stage.
+        by: what shares count, `tokens` or `rows`.
+        lanes: number of lanes that go through the stages together.
+    """
+
+    def __init__(self, streams: Sequence[Stream], plan: Plan, by: str, lanes: int) -> None:
+        self.streams = list(streams)
+        self.plan = plan
+        self.by = by
+        self.lanes = lanes
+        self.stage = 0
+        self.given = [0] * len(self.streams)
+        self.drawn = [0] * len(self.streams)
+        self.before = [0] * len(self.streams)
+        self.longest = 1
+        self.ended = [False] * len(self.streams)
+        self._find_left()
+
+    def draw(self) -> Picked | None:
+        """The next draw; None once all train sources have left the mix after their epochs."""
+        while True:
+            stage, total = self.plan.stages[self.stage], sum(self.given)
+            if not self._trains and stage is self.plan.stages[-1]:
+                return None
+            if not self._trains or total * self.lanes >= stage.length:
+                self._enter_next_stage()
+                continue
+            source = self._due(total)
+            drawn = self.streams[source].draw()
+            if drawn is not None:
+                return self._count(source, drawn)
+            self._end(source)
+
+    def _due(self, total: int) -> int:
+        """The source whose next example is due first, of those that are not ahead."""
+        if len(self._left) == 1:
+            return self._left[0][0]
+        longest = self.longest
+        best, earliest = -1, math.inf
+        for source, share in self._left:
+            given = self.given[source]
+            if given < share * (total + longest) and (due := (given + longest) / share) < earliest:
+                best, earliest = source, due
+        return best
+
+    def _find_left(self) -> None:
+        """Note (source, share) of those that are in the mix now, together 1."""
+        shares, origins = self.plan.stages[self.stage].shares, self.plan.origins
+        whole, left = defaultdict[int, float](float), defaultdict[int, float](float)
+        for origin, share, ended in zip(origins, shares, self.ended, strict=True):
+            whole[origin] += share
+            left[origin] += 0.0 if ended else share
+        total = sum(whole[origin] for origin in whole if left[origin])
+        self._left = [
+            (s, share * whole[origins[s]] / left[origins[s]] / total)
+            for s, share in enumerate(shares)
+            if share and not self.ended[s]
+        ]
+        self._trains = any(origins[s] == TRAIN for s, _ in self._left)
+
+    def _enter_next_stage(self) -> None:
+        """Shares count anew in each stage: what was given before must not be made up for."""
+        self.before = [a + b for a, b in zip(self.before, self.given, strict=True)]
+        self.given = [0] * len(self.given)
+        self.stage += 1
+        self._find_left()
+
+    def _end(self, source: int) -> None:
+        """Go on without a source, as if the others had always had the shares they have now."""
+        self.ended[source] = True
+        self._find_left()
+        total = sum(self.given)
+        anew = [0] * len(self.given)
+        for s, share in self._left:
+            anew[s] = int(share * total)
+        if self._left:
+            anew[self._left[0][0]] += total - sum(anew)
+            self.before = [b + g - a for b, g, a in zip(self.before, self.given, anew, strict=True)]
+            self.given = anew
+
+    def _count(self, source: int, drawn: Drawn) -> Picked:
+        amount = len(drawn.example) if self.by == "tokens" else 1
+        self.given[source] += amount
+        self.longest = max(self.longest, amount)
+        self.drawn[source] += 1
+        return source, drawn.reference, drawn.example
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the state of each stream."""
+        return {
+            "stage": self.stage,
+            "longest": self.longest,
+            "given": [*self.given],
+            "drawn": [*self.drawn],
+            "before": [*self.before],
+            "ended": [*self.ended],
+            "streams": [stream.state_dict() for stream in self.streams],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the draws that a state has counted."""
+        self.stage, self.longest = state["stage"], state["longest"]
+        self.given, self.drawn = list(state["given"]), list(state["drawn"])
+        self.before, self.ended = list(state["before"]), list(state["ended"])
+        self._find_left()
+        for stream, values in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(values)
+
+
+def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
+    """The counters of the mixers of all lanes -> counters for another number of lanes.
+
+    Lanes that had not quite reached the last stage that any is in are taken to have; a source that
+    has left some lanes may have rows left in others, so it is asked again.
+
+    Args:
+        states: as `Mixer.state_dict` gives them.
+        lanes: how many lanes there are to be.
+    """
+    stage = max(state["stage"] for state in states)
+    sums = {name: [0] * len(states[0][name]) for name in ("given", "drawn", "before")}
+    for state in states:
+        for name in sums:
+            counted = "before" if name == "given" and state["stage"] < stage else name
+            sums[counted] = [a + b for a, b in zip(sums[counted], state[name], strict=True)]
+    return [
+        {
+            "stage": stage,
+            "longest": max(state["longest"] for state in states),
+            "ended": [False] * len(states[0]["ended"]),
+            **{
+                name: [(total + lane) // lanes for total in totals] for name, totals in sums.items()
+            },
+        }
+        for lane in range(lanes)
+    ]

@@ -1,0 +1,373 @@
+"""Step 5: one source, as one lane draws from it: shuffled, endless, and resumable.
+
+```
+numbers -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time, mixed -> queue
+ next      [unit, ...]            [reference, ...]                                [reference, ...]
+```
+
+What stands below is the state: plain numbers. A *reference* (number, row, piece) names an example
+for ever: the piece of a row of a block of an epoch. Whatever was read but not drawn is kept as
+references, and is read again on resume.
+"""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+from controlllm.common.errors import DataError
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.examples.encode import (
+    BAD_ROWS_TOLD,
+    Example,
+    RowEncoder,
+    SourceStats,
+    encode_rows,
+)
+from controlllm.data.loader.shuffle import Order, random_below
+from controlllm.data.sources import Blocks, Located
+
+__all__ = ["Drawn", "Feed", "Reference", "Stream", "Unit"]
+
+Reference: TypeAlias = tuple[int, int, int]
+"""(number, row, piece): the block by its number over all epochs, the row in it, the row's piece."""
+
+OPEN_BLOCKS = 16
+"""Blocks of a large source that are read side by side."""
+
+TOKENS_AT_ONCE, MOST_ROWS_AT_ONCE = 32_768, 256
+"""About how much is tokenized in one call: enough for the tokenizer's speed."""
+
+EXAMPLES_AT_ONCE = 64
+"""Examples of a store that are taken at once; there is nothing to gain from more."""
+
+
+class Drawn(NamedTuple):
+    """An example and its reference."""
+
+    reference: Reference
+    example: Example
+
+
+class Unit(NamedTuple):
+    """What is left of a block for a lane: its rows offset, offset + stride, ... from `taken` on."""
+
+    number: int
+    taken: int
+    stride: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where a stream's examples come from."""
+
+    name: str
+    """As metrics call it."""
+
+    blocks: Blocks
+    """Its rows (or examples, if they are prepared)."""
+
+    order: Order
+    """The order of its blocks."""
+
+    encoder: RowEncoder | None
+    """Turns rows into examples; None where the rows are examples already."""
+
+    numbers: int | None = None
+    """How many blocks to give out over all epochs; None = endless."""
+
+    buffer: int = 0
+    """Rows that are mixed on top of the order of blocks."""
+
+    key: str = ""
+    """Changes when the rows would become other examples (tokenizer, template, options)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the sequence of examples would."""
+        return f"{self.blocks.fingerprint}/{self.key}/{self.numbers}/{self.buffer}"
+
+    def with_encoder(self) -> "Feed":
+        """The same feed with counts of its own."""
+        return replace(self, encoder=self.encoder.fresh()) if self.encoder else self
+
+
+class Stream:
+    """Draws examples of one source for one lane.
+
+    Args:
+        feed: where they come from.
+        lane: which lane, 0 <= lane < lanes.
+        lanes: number of lanes.
+        seed: of mixing rows.
+    """
+
+    def __init__(self, feed: Feed, lane: int, lanes: int, seed: int) -> None:
+        self.feed = feed.with_encoder()
+        self.stats = self.feed.encoder.stats if self.feed.encoder else SourceStats()
+        # With few blocks per lane, lanes would run whole epochs apart: then each block is shared
+        # row by row.
+        self._by_block = feed.blocks.by_row or len(feed.blocks) >= 4 * OPEN_BLOCKS * lanes
+        self._prepared = isinstance(feed.blocks, TokenStore)
+        self._lane, self._lanes, self._seed = lane, lanes, seed
+        self._next = lane if self._by_block else 0
+        self._turn = 0
+        self._backlog: deque[Unit] = deque()
+        self._open: list[_OpenUnit] = []
+        self._buffer: list[tuple[Reference, Located]] = []
+        self._queue: deque[Drawn] = deque()
+        self._reached = 0
+        self._rows_at_once = 16
+        self._opened_in_vain = 0
+
+    def draw(self) -> Drawn | None:
+        """The next example; None where the source has left the mix after its epochs.
+
+        Raises:
+            DataError: a row or a block cannot be used, or a whole epoch held no example.
+        """
+        while not self._queue:
+            if not (self._take_examples() if self._prepared else self._encode_rows()):
+                return None
+        drawn = self._queue.popleft()
+        self._reached = max(self._reached, drawn.reference[0] + 1)
+        return drawn
+
+    def _take_examples(self) -> bool:
+        """Queue some examples of a store; whether there was any."""
+        assert isinstance(self.feed.blocks, TokenStore)
+        numbers = self._next_numbers(EXAMPLES_AT_ONCE)
+        if not numbers:
+            return False
+        examples = self.feed.blocks.examples([self.feed.order.block(n) for n in numbers])
+        self._queue += [
+            Drawn((number, 0, 0), example)
+            for number, example in zip(numbers, examples, strict=True)
+        ]
+        self.stats.rows += len(numbers)
+        return True
+
+    def _next_numbers(self, count: int) -> Sequence[int]:
+        """The next blocks of a store, where every block is one example."""
+        limit = self.feed.numbers if self.feed.numbers is not None else sys.maxsize
+        if self._backlog:
+            units = [self._backlog.popleft() for _ in range(min(count, len(self._backlog)))]
+            if numbers := [unit.number for unit in units if unit.number < limit]:
+                return numbers
+            return self._next_numbers(count)
+        step = self._lanes
+        numbers_left = range(self._next, min(self._next + count * step, limit), step)
+        self._next += len(numbers_left) * step
+        return numbers_left
+
+    def _encode_rows(self) -> bool:
+        """Tokenize some rows and queue their examples; whether there was any row."""
+        encoder, rows = self.feed.encoder, self._take_rows()
+        if encoder is None:
+            pieces = [[located[1]] for _, located in rows]
+            self.stats.rows += len(rows)
+        else:
+            pieces = encoder.encode([located for _, located in rows])
+        drawn = [
+            Drawn((*reference[:2], piece), example)
+            for (reference, _), examples in zip(rows, pieces, strict=True)
+            for piece, example in enumerate(examples)
+        ]
+        if self.feed.order.shuffled and len(drawn) > len(rows):
+            self._mix(drawn)
+        self._queue += drawn
+        tokens = sum(len(example) for _, example in drawn)
+        if tokens:
+            self._opened_in_vain = 0
+        wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
+        self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
+        return bool(rows)
+
+    def _mix(self, drawn: list[Drawn]) -> None:
+        """Mix the pieces of long rows: a batch of neighbours of one text is no random batch."""
+        for last in range(len(drawn) - 1, 0, -1):
+            other = self._random_below(last + 1)
+            drawn[last], drawn[other] = drawn[other], drawn[last]
+
+    def _take_rows(self) -> list[tuple[Reference, Located]]:
+        rows: list[tuple[Reference, Located]] = []
+        while len(rows) < self._rows_at_once and (row := self._take_row()):
+            rows.append(row)
+        return rows
+
+    def _take_row(self) -> tuple[Reference, Located] | None:
+        """A row at random out of the buffer, which is filled up first."""
+        while len(self._buffer) <= self.feed.buffer and (row := self._read_row()):
+            self._buffer.append(row)
+        if not self._buffer:
+            return None
+        chosen = self._random_below(len(self._buffer))
+        self._buffer[chosen], self._buffer[-1] = self._buffer[-1], self._buffer[chosen]
+        return self._buffer.pop()
+
+    def _read_row(self) -> tuple[Reference, Located] | None:
+        """The next row of one of the open blocks; None at the end of all epochs."""
+        most = 1 if self.feed.blocks.by_row or not self.feed.buffer else OPEN_BLOCKS
+        while True:
+            while len(self._open) < most and self._may_open() and (unit := self._next_unit()):
+                self._open.append(_OpenUnit(unit, self.feed))
+            if not self._open:
+                return None
+            chosen = self._random_below(len(self._open))
+            row = self._open[chosen].next_row()
+            if row is not None:
+                return row
+            del self._open[chosen]
+
+    def _may_open(self) -> bool:
+        """Not a block of a later epoch than those that are read: its rows would come too early."""
+        if not self._open:
+            return True
+        size = self.feed.order.size
+        number = self._backlog[0].number if self._backlog else self._next
+        return number // size <= min(unit.number for unit in self._open) // size
+
+    def _random_below(self, limit: int) -> int:
+        self._turn += 1
+        return random_below(limit, self._seed, self._turn)
+
+    def _next_unit(self) -> Unit | None:
+        limit = self.feed.numbers if self.feed.numbers is not None else math.inf
+        while self._backlog:
+            if (unit := self._backlog.popleft()).number < limit:
+                return unit
+        if self._next >= limit:
+            return None
+        self._opened_in_vain += 1
+        if self._opened_in_vain > len(self.feed.blocks) + OPEN_BLOCKS + MOST_ROWS_AT_ONCE:
+            self._require_example()
+        number = self._next
+        self._next += self._lanes if self._by_block else 1
+        if self._by_block:
+            return Unit(number, 0)
+        # Every lane begins with the first row once, or that of small blocks would have more.
+        return Unit(number, 0, self._lanes, (self._lane + number) % self._lanes)
+
+    def _require_example(self) -> None:
+        """A whole epoch was opened and gave no example: one must be among the rows that wait.
+
+        Few rows in many blocks (a huge row is in hundreds) wait long for the buffer to be full.
+
+        Raises:
+            DataError: there is none.
+        """
+        encoder = self.feed.encoder
+        waiting = [located for _, located in self._buffer]
+        self._opened_in_vain = 0
+        if encoder is None:
+            if not waiting:
+                raise DataError(f"source {self.feed.name!r} holds no example.")
+            return
+        trial = encoder.fresh()
+        if not any(made for _, made in encode_rows(trial, waiting)):
+            # What was encoded before was in vain, too.
+            encoder.stats.add(trial.stats)
+            encoder.bad += trial.bad[: BAD_ROWS_TOLD - len(encoder.bad)]
+            raise DataError(encoder.why_empty())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, see above."""
+        return {
+            "next": self._next,
+            "turn": self._turn,
+            "reached": self._reached,
+            "rows_at_once": self._rows_at_once,
+            "by_block": self._by_block,
+            "units": [list(unit.left()) for unit in self._open] + [list(u) for u in self._backlog],
+            "open": len(self._open),
+            "buffer": [list(reference) for reference, _ in self._buffer],
+            "queue": [list(drawn.reference) for drawn in self._queue],
+            "stats": vars(self.stats).copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind what a state has given out; its rows are read again."""
+        self._turn, self._rows_at_once = state["turn"], state["rows_at_once"]
+        self._reached = state["reached"]
+        if "frontier" in state:  # Dealt anew: the lanes begin side by side.
+            self._next = state["frontier"] + (self._lane if self._by_block else 0)
+        else:
+            self._next = state["next"]
+        units = [Unit(*unit) for unit in state["units"]]
+        self._open = [_OpenUnit(unit, self.feed) for unit in units[: state["open"]]]
+        self._backlog = deque(units[state["open"] :])
+        buffer, queue = ([tuple(r) for r in state[key]] for key in ("buffer", "queue"))
+        rows = _read_again(self.feed, buffer)
+        self._buffer = [(reference, rows[reference[:2]]) for reference in buffer]
+        self._queue = deque(self.recall(queue))
+        for name, count in state["stats"].items():
+            setattr(self.stats, name, count)
+
+    def recall(self, references: Sequence[Reference]) -> list[Drawn]:
+        """The examples of references, read and tokenized again; they are not counted again."""
+        rows = _read_again(self.feed, references)
+        located = list(rows.values())
+        encoder = self.feed.encoder
+        pieces = encoder.fresh().encode(located) if encoder else [[row] for _, row in located]
+        examples = dict(zip(rows, pieces, strict=True))
+        if lost := [ref for ref in references if ref[2] >= len(examples[ref[:2]])]:
+            raise DataError(
+                f"source {self.feed.name!r} has changed: row {lost[0][1]} of block "
+                f"{self.feed.order.block(lost[0][0])} is no longer what the run was reading."
+            )
+        return [Drawn(ref, examples[ref[:2]][ref[2]]) for ref in references]
+
+
+class _OpenUnit:
+    """A unit that is being read; the block is opened when its first row is asked for."""
+
+    def __init__(self, unit: Unit, feed: Feed) -> None:
+        self._unit = unit
+        self._feed = feed
+        self._taken = unit.taken
+        self._rows: Iterator[Located] | None = None
+
+    @property
+    def number(self) -> int:
+        """Of its block, over all epochs."""
+        return self._unit.number
+
+    def next_row(self) -> tuple[Reference, Located] | None:
+        """The next row of the unit, None at its end."""
+        unit = self._unit
+        if self._rows is None:
+            block = self._feed.order.block(unit.number)
+            self._rows = self._feed.blocks.read(block, self._taken)
+        for located in self._rows:
+            row = self._taken
+            self._taken += 1
+            if row % unit.stride == unit.offset:
+                return (unit.number, row, 0), located
+        return None
+
+    def left(self) -> Unit:
+        """What has not been read of it."""
+        return self._unit._replace(taken=self._taken)
+
+
+def _read_again(feed: Feed, references: Iterable[Reference]) -> dict[tuple[int, int], Located]:
+    """(number, row) -> row, each block read once."""
+    wanted: dict[int, set[int]] = {}
+    for number, row, _ in references:
+        wanted.setdefault(number, set()).add(row)
+    found: dict[tuple[int, int], Located] = {}
+    for number, rows in wanted.items():
+        first, last = min(rows), max(rows)
+        located = feed.blocks.read(feed.order.block(number), first)
+        for row, item in zip(range(first, last + 1), located, strict=False):
+            if row in rows:
+                found[number, row] = item
+        if missing := [row for row in rows if (number, row) not in found]:
+            raise DataError(
+                f"source {feed.name!r} has changed: block {feed.order.block(number)} no longer "
+                f"holds row {missing[0]}, which the run was reading."
+            )
+    return found

@@ -1,0 +1,329 @@
+"""Step 8: the training loader."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from controlllm.common.distributed import Ranks
+from controlllm.common.errors import CheckpointError, ConfigError, DataError
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import SourceStats, piece_bos
+from controlllm.data.loader.batchers import Item
+from controlllm.data.loader.collate import Batch, collate, pad_id
+from controlllm.data.loader.lane import Lane, Pipeline, redeal
+from controlllm.data.loader.mixing import plan_shares
+from controlllm.data.loader.open_source import Size, estimate_size, make_feed, store_feed
+from controlllm.data.loader.plugins import load_plugins
+from controlllm.data.loader.stream import Feed
+from controlllm.data.loader.workers import Serving, serve
+
+__all__ = ["TrainLoader"]
+
+log = logging.getLogger(__name__)
+
+_DECIDES = (
+    "mix_by",
+    "max_length",
+    "packing",
+    "packing_strategy",
+    "packing_lookahead",
+    "group_by_length",
+    "max_tokens_per_batch",
+    "shuffle",
+    "piece_bos",
+)
+"""Settings that decide what comes next, whatever the number of ranks and workers."""
+
+
+class TrainLoader:
+    """Training batches: a mix of all sources, shuffled anew each epoch, endless by default.
+
+    The same config, tokenizer, batch size and seed always give the same batches, and a loader that
+    loads the state of another goes on with exactly the batches that were left to it; with another
+    number of ranks or workers, with exactly the rows that were left.
+
+    Args:
+        config: the sources and how to treat them.
+        tokenizer: a fast tokenizer.
+        batch_size: rows (padded) or slots (packed) of a batch on this rank.
+        seed: of the shuffling.
+        rehearsal: (what the base wrote, its share of the mix), if any.
+        model: for `postprocess` hooks that ask for it.
+        ranks: the processes that share the data; by default the process group, if there is one.
+
+    Raises:
+        ConfigError: no train source, shares that leave it nothing, or lanes that cannot be shared.
+        DataError: a source is missing, empty or unreadable.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        seed: int,
+        rehearsal: tuple[TokenStore, float] | None = None,
+        model: Any = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size!r} must be at least 1.")
+        if rehearsal and rehearsal[0].lengths.max() > config.max_length:
+            raise DataError(f"rehearsal rows are longer than max_length={config.max_length}.")
+        load_plugins(config)
+        self.config = config
+        self.batch_size = batch_size
+        self.seed = seed
+        self.ranks = ranks or Ranks.current(config.cache_timeout)
+        self.batches = 0
+        self.lanes = _number_of_lanes(config, self.ranks)
+        self._pad_id = pad_id(tokenizer)
+        self._bos = piece_bos(tokenizer, config)
+        self.feeds = self._open(tokenizer, model)
+        sizes = None
+        if config.temperature is not None:
+            sizes = [_size(estimate_size(feed), config) for feed in self.feeds]
+        if rehearsal:
+            order_seed = [seed, len(self.feeds)]
+            self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
+        self.plan = plan_shares(config, sizes, rehearsal[1] if rehearsal else 0.0)
+        self._check_ranks()
+        self._states: dict[int, dict[str, Any]] = {}
+        self._serving: Serving | None = None
+
+    def _open(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> list[Feed]:
+        """The feeds of all sources; where one fails on any rank, all ranks fail with its name."""
+        feeds = []
+        for number, source in enumerate([*self.config.train, *self.config.replay]):
+            error: Exception | None = None
+            try:
+                seed = [self.seed, number]
+                feeds.append(make_feed(source, tokenizer, self.config, seed, model, self.ranks))
+            except Exception as failure:  # Told to all ranks, so that none waits for this one.
+                error = failure
+            self.ranks.agree(error)
+        return feeds
+
+    def _check_ranks(self) -> None:
+        """Ranks that see other data would draw other rows, some twice and some never."""
+        own = self.fingerprints()
+        for rank, other in enumerate(self.ranks.gather(own)):
+            if differing := sorted(key for key in own if own[key] != other[key]):
+                raise DataError(
+                    f"rank {rank} and rank {self.ranks.rank} see other data ({differing}): another "
+                    "copy of a source, or prepared tokens (`cache_dir`) on one of them only."
+                )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The loader itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch. Collective where there are several ranks: all stop together.
+
+        Raises:
+            StopIteration: the train sources have left the mix after their `epochs`.
+            DataError: a source failed, on this rank or another.
+        """
+        slots: Item = []
+        error: Exception | None = None
+        try:
+            slots = self._take()
+        except Exception as failure:  # Told to all ranks, so that none waits for this one.
+            error = failure
+        if self.ranks.agree(error, ended=not slots):
+            if not self.batches:
+                raise DataError("the train sources hold no examples: " + self.describe())
+            if slots:
+                log.warning(
+                    "Rank %d leaves out its last %d rows or slots: the data of another rank has "
+                    "come to its end.",
+                    self.ranks.rank,
+                    len(slots),
+                )
+            raise StopIteration
+        self.batches += 1
+        if self.batches == 1 and self.ranks.rank == 0:
+            self._warn_of_few_targets()
+        origins = self.plan.origins
+        groups = [[(example, origins[source]) for source, example in slot] for slot in slots]
+        return collate(groups, self.config, self._pad_id)
+
+    def _warn_of_few_targets(self) -> None:
+        """Before the first step: what of each source was read so far, or all that is prepared."""
+        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
+            blocks = feed.blocks
+            stats = blocks.stats if isinstance(blocks, TokenStore) else drawn["stats"]
+            stats.warn_of_few_targets(feed.name, self.config)
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """For each source, on this rank: what became of its rows, and how much was drawn."""
+        result: dict[str, dict[str, Any]] = {}
+        states = self._serve().states().values()
+        for number, feed in enumerate(self.feeds):
+            mixers = [state["mixer"] for state in states]
+            given = sum(mixer["given"][number] + mixer["before"][number] for mixer in mixers)
+            reached = max(mixer["streams"][number]["reached"] for mixer in mixers)
+            stats = SourceStats()
+            for mixer in mixers:
+                stats.add(SourceStats(**mixer["streams"][number]["stats"]))
+            result[f"{number}:{feed.name}"] = {
+                "examples": sum(mixer["drawn"][number] for mixer in mixers),
+                self.config.mix_by: given,
+                "epochs": reached / len(feed.blocks),
+                "stats": stats,
+            }
+        return result
+
+    def report(self) -> list[str]:
+        """One line for each source, on this rank: how much was drawn, and what became of rows.
+
+        Drawn is also what still waits to be packed; rows are read further ahead than that.
+        """
+        lines = []
+        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
+            line = f"{feed.name}: {drawn['examples']:,} examples, some of which still wait"
+            read = "" if feed.encoder is None else f"; read ahead: {drawn['stats'].describe()}"
+            lines.append(line + read)
+        return lines
+
+    def describe(self) -> str:
+        """One line for each source: how its rows lie, and how many there are if that is known."""
+        return "\n".join(f"{feed.name}: {_describe(feed)}" for feed in self.feeds)
+
+    def size(self) -> Size:
+        """Examples and tokens of one epoch of all train sources, with their up-sampling."""
+        return self._sum([max(source.sample, 1.0) for source in self.config.train])
+
+    def size_of_all_epochs(self) -> Size | None:
+        """What the train sources give before they have left the mix; None if one never does."""
+        epochs = []
+        for feed in self.feeds[: len(self.config.train)]:
+            if feed.numbers is None:
+                return None
+            epochs.append(feed.numbers / len(feed.blocks))
+        return self._sum(epochs)
+
+    def _sum(self, factors: Sequence[float]) -> Size:
+        """The size of all train sources, each times its factor."""
+        examples = tokens = 0.0
+        exact = True
+        for feed, factor in zip(self.feeds, factors, strict=False):
+            size = estimate_size(feed)
+            examples, tokens = examples + size.examples * factor, tokens + size.tokens * factor
+            exact = exact and size.exact
+        return Size(examples, tokens, exact)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and references of all lanes, as JSON takes them. Collective."""
+        states: dict[str, Any] = {}
+        for part in self.ranks.gather(self._serve().states()):
+            states |= {str(lane): state for lane, state in part.items()}
+        return {"batches": self.batches, "lanes": states, "data": self.fingerprints()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the loaders that gave this state stood, on any number of ranks and workers.
+
+        Raises:
+            CheckpointError: the state was written with other sources, shares or seed.
+        """
+        self._check(state["data"])
+        lanes = [state["lanes"][key] for key in sorted(state["lanes"], key=int)]
+        if len(lanes) != self.lanes:
+            log.warning(
+                "The data was dealt into %d lanes, now into %d: every row still comes once, but "
+                "not in the same batches; data.lanes=%d keeps them.",
+                len(lanes),
+                self.lanes,
+                len(lanes),
+            )
+            lanes = redeal(lanes, self.lanes)
+        self.close()
+        self._states = dict(enumerate(lanes))
+        self.batches = state["batches"]
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next batch starts them anew."""
+        if self._serving is not None:
+            self._states |= self._serving.states()
+            self._serving.close()
+            self._serving = None
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the sequence of batches depends on: each source, and how they are mixed."""
+        mix = repr((self.seed, self.plan, [getattr(self.config, name) for name in _DECIDES]))
+        sources = {f"{i}:{feed.name}": feed.fingerprint for i, feed in enumerate(self.feeds)}
+        return {"mix": blake2b(mix.encode(), digest_size=16).hexdigest(), **sources}
+
+    def _check(self, written: dict[str, str]) -> None:
+        own = self.fingerprints()
+        differing = sorted(key for key in own | written if own.get(key) != written.get(key))
+        if differing:
+            raise CheckpointError(
+                f"the data state belongs to other data: {differing} changed (mix = a share, the "
+                "seed, packing or lengths; a source = its files, its options, the tokenizer, or "
+                "whether it was prepared), so the run cannot go on exactly; restore them, or "
+                "start a new run."
+            )
+
+    def _serve(self) -> Serving:
+        if self._serving is None:
+            numbers = range(self.ranks.rank, self.lanes, self.ranks.world_size)
+            config = self.config
+            pipeline = Pipeline(
+                self.feeds, self.plan, config, self.batch_size, self.seed, self._bos
+            )
+            make = partial(_make_lane, pipeline, self.lanes, self._states)
+            self._serving = serve(numbers, make, config.num_workers, config.prefetch_factor)
+        return self._serving
+
+    def _take(self) -> Item:
+        """The slots (or rows) of the next batch; fewer at the end of the data."""
+        serving = self._serve()
+        if not self.config.packing:
+            return serving.next()
+        items = islice(iter(serving.next, []), self.batch_size)
+        return [slot for item in items for slot in item]
+
+
+def _make_lane(
+    pipeline: Pipeline, lanes: int, states: Mapping[int, dict[str, Any]], number: int
+) -> Lane:
+    load_plugins(pipeline.config)  # A spawned worker process has none yet.
+    lane = Lane(pipeline, number, lanes)
+    if number in states:
+        lane.load_state_dict(states[number])
+    return lane
+
+
+def _number_of_lanes(config: DataConfig, ranks: Ranks) -> int:
+    least = ranks.world_size * max(config.num_workers, 1)
+    lanes = config.lanes or least
+    if lanes % least:
+        raise ConfigError(
+            f"data.lanes={lanes} cannot be shared by {ranks.world_size} ranks with "
+            f"{config.num_workers} workers each; take a multiple of {least}."
+        )
+    return lanes
+
+
+def _size(size: Size, config: DataConfig) -> float:
+    return size.tokens if config.mix_by == "tokens" else size.examples
+
+
+def _describe(feed: Feed) -> str:
+    blocks = feed.blocks
+    parts = [f"{len(blocks):,} {'rows' if blocks.by_row else 'blocks'}"]
+    if blocks.num_rows is not None and not blocks.by_row:
+        parts.append(f"{blocks.num_rows:,} rows")
+    if blocks.num_bytes is not None:
+        parts.append(f"{blocks.num_bytes / 2**20:,.1f} MiB")
+    if isinstance(blocks, TokenStore):
+        parts.append(f"{blocks.tokens:,} tokens, prepared")
+    return ", ".join(parts)

@@ -1,0 +1,162 @@
+"""The model card (README.md) beside every saved form."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from controlllm.common.text.readable import readable
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.method.interpolators import INTERPOLATORS
+
+__all__ = ["model_card", "with_dial"]
+
+_HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
+_PLAIN = re.compile(r"(?!.*www\.)[\w.+, \[\]/-]+", re.ASCII)
+"""Text that is no Markdown, no HTML and no link."""
+_INTRO = {
+    "full": "The whole expanded model: base and trained parts in one.",
+    "sidecar": "The trained parts only; they are put beside the base model when loaded.",
+    "adapter": "The trained parts only, as an adapter of PEFT.",
+    "collapsed": "The trained parts folded into the base by interpolating weights: the original "
+    "architecture, no "
+    "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
+}
+
+_LIBRARIES = {"collapsed": "transformers", "adapter": "peft"}
+
+_SHOWN = (
+    *("structure", "num_blocks", "layers", "interpolator", "alpha"),
+    *("divergence", "divergence_weight", "expand_ends"),
+)
+
+
+def model_card(config: ControlLLMConfig, form: str) -> str:
+    """The card's Markdown, with the Hub's metadata on top.
+
+    Args:
+        config: the expanded model's config (its expansion and its base).
+        form: "full", "sidecar", "adapter" (of PEFT) or "collapsed".
+    """
+    base = _base_name(config) or "an unnamed base model"
+    return "\n".join(
+        [
+            _metadata(config, form),
+            f"# {_told(base.split('/')[-1])}, expanded by Control LLM ({form})",
+            "",
+            _INTRO[form],
+            "",
+            "## How it was made",
+            "",
+            _table(config),
+            "",
+            "## How to load it",
+            "",
+            "```python",
+            _loading(config, form),
+            "```",
+            "",
+            _dial_note(form, config),
+            "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base "
+            "model and of the "
+            "training data, which this card does not know: add them here.",
+            "",
+        ]
+    )
+
+
+def with_dial(card: str, dial: Any) -> str:
+    """A card whose table says where the dial stands now; all else is as its writers left it.
+
+    Args:
+        card: the card's Markdown.
+        dial: the dial, as the config has it.
+    """
+    return re.sub(r"^\| dial \| .* \|$", lambda row: _dial_row(dial), card, flags=re.MULTILINE)
+
+
+def _base_name(config: ControlLLMConfig) -> str:
+    """The base's name on the Hub; of a local folder only its own name, which gives nothing away."""
+    name = str(config.base.get("name_or_path") or "").rstrip("/")
+    return name if _is_hub_name(name) else name.rpartition("/")[2]
+
+
+def _is_hub_name(name: str) -> bool:
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _told(value: Any) -> str:
+    """What a folder says of itself, as text: a stranger's is code, not Markdown or HTML."""
+    text = readable(" ".join(str(value).split()))[:200]
+    if _PLAIN.fullmatch(text):
+        return text
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _metadata(config: ControlLLMConfig, form: str) -> str:
+    name = str(config.base.get("name_or_path") or "")
+    values: dict[str, Any] = {"library_name": _LIBRARIES.get(form, "controlllm")}
+    if _is_hub_name(name):
+        values["base_model"] = name
+    values["tags"] = ["control-llm", "continual-learning"]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
+
+
+def _table(config: ControlLLMConfig) -> str:
+    expansion, base = config.expansion, config.base
+    rows: dict[str, Any] = {
+        "base model": _base_name(config) or "not recorded",
+        "base revision": base.get("revision") or "not recorded",
+        "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
+        "layers of the base": base.get("num_hidden_layers"),
+    }
+    rows |= {key: expansion[key] for key in _SHOWN if expansion.get(key) is not None}
+    lines = (f"| {key} | {_told(value)} |" for key, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *lines, _dial_row(expansion.get("dial"))])
+
+
+def _dial_row(dial: Any) -> str:
+    return f"| dial | {'as trained' if dial is None else _told(dial)} |"
+
+
+def _loading(config: ControlLLMConfig, form: str) -> str:
+    if form == "sidecar":
+        base = json.dumps(_base_name(config) or "the-base-model")
+        return (
+            "from transformers import AutoModelForCausalLM\n"
+            "from controlllm import load_sidecar\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+            'model = load_sidecar(base, "this-folder")'
+        )
+    if form == "adapter":
+        base = json.dumps(_base_name(config) or "the-base-model")
+        return (
+            "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+            'model = PeftModel.from_pretrained(base, "this-folder")'
+        )
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    if form == "full":
+        imports = "import controlllm  # or pass trust_remote_code=True, twice\n" + imports
+    return imports + (
+        'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
+    )
+
+
+def _dial_note(form: str, config: ControlLLMConfig) -> str:
+    if form == "collapsed":
+        return ""
+    off = "disable_adapter" if form == "adapter" else "disable_expansion"
+    made = config.expansion_config()
+    gated = made.structure != "stack" and not INTERPOLATORS.get(made.interpolator).constant
+    full = "its token gates as they were trained" if gated else "the trained branch"
+    return (
+        "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and "
+        f"{full} (1); "
+        f"`with model.{off}():` is the base itself.\n"
+    )

@@ -1,0 +1,94 @@
+"""`expand`: a base model in, an expanded model out, with exactly the same outputs."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import ConfigError, ModelError
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.identity.base_record import origin
+from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.plan import plan_blocks
+from controlllm.expansion.method.unread import check_settings
+from controlllm.expansion.surgery.anatomy import Anatomy, examine
+from controlllm.expansion.surgery.install import refuse_expanded
+from controlllm.expansion.surgery.quantised import parameter_count, quantised_kind, quantised_layers
+
+__all__ = ["describe_base", "expand"]
+
+
+def expand(
+    model: PreTrainedModel, config: ExpansionConfig | None = None, **settings: Any
+) -> ControlLLMForCausalLM:
+    """Expand a decoder-only model by Control LLM.
+
+    The model is taken over: its blocks become the frozen branches, no weight is copied but those
+    that will train. Outputs do not change by a bit; `unload()` gives the model back.
+
+    A base may be quantised by bitsandbytes or torchao: the copies are of the numbers it computes
+    with, in the float type of what is not quantised. Outputs then change by what its kernels round
+    otherwise than plain ones (docs/training-options.md has the numbers).
+
+    Args:
+        model: any Hugging Face decoder-only model (`AutoModelForCausalLM`).
+        config: how to expand; or give its fields as keywords.
+        **settings: fields of `ExpansionConfig`, instead of `config`.
+
+    Returns:
+        The expanded model, a `PreTrainedModel`, in the same training mode.
+
+    Raises:
+        ModelError, ConfigError: if the model cannot be expanded so, or a setting would not be used;
+            it is then untouched.
+
+    >>> base = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")         # doctest: +SKIP
+    >>> model = expand(base, num_blocks=7)                                     # doctest: +SKIP
+    """
+    if config is not None and settings:
+        raise ConfigError(f"Give either a config or its fields {sorted(settings)}, not both.")
+    config = config or ExpansionConfig.from_dict(settings)
+    check_settings(config)
+    refuse_expanded(model)
+    _refuse_parts(model)
+    anatomy = examine(model)
+    plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
+    base = describe_base(model, anatomy)
+    if config.freeze is not None:  # parts of the base will change: know it while it is itself
+        base["fingerprint"] = fingerprint(model)
+    hf_config = ControlLLMConfig(text_config=model.config, expansion=config.to_dict(), base=base)
+    hf_config._attn_implementation = model.config._attn_implementation
+    # Tools look here for the tokenizer, and for the model that this one was made from.
+    hf_config.name_or_path = base["name_or_path"]
+    expanded = ControlLLMForCausalLM(hf_config, base=model)
+    expanded.generation_config = model.generation_config
+    return expanded.train(model.training)
+
+
+def _refuse_parts(model: PreTrainedModel) -> None:
+    """ZeRO-3 leaves nothing in a weight that could be copied."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ModelError(
+            "DeepSpeed ZeRO-3 has cut this model's weights already, so its blocks cannot be "
+            "copied. Load and expand it before TrainingArguments(deepspeed=...) is made; the "
+            "trainer then cuts base and copies."
+        )
+
+
+def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
+    """What a saved form says of the base that it belongs to, but for the fingerprint.
+
+    `quantised` lists how its layers were quantised when it was expanded (none: an empty list).
+
+    Args:
+        model: the base, not expanded.
+        anatomy: its parts.
+    """
+    return {
+        **origin(model),
+        "num_hidden_layers": anatomy.num_layers,
+        "vocab_size": getattr(anatomy.config, "vocab_size", None),
+        "quantised": sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}),
+        "num_parameters": parameter_count(model),
+    }

@@ -1,0 +1,147 @@
+"""What our JSON files and those of transformers may say: the schemas, with bounds.
+
+The bounds keep a number in somebody's file from costing time or memory. They are far above what any
+model has.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required, TypedDict
+
+from controlllm.common.storage.schema import OPEN, at_most, between, matching, read_record
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+
+__all__ = [
+    "BaseRecord",
+    "Dtype",
+    "IndexFile",
+    "ModelFile",
+    "PlainNames",
+    "SidecarFile",
+    "TensorPart",
+    "function_digest",
+    "read_model_file",
+]
+
+Text = Annotated[str, at_most(4096)]
+Layers = Annotated[int, between(0, 10_000)]
+Width = Annotated[int, between(0, 2**24)]
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+
+TensorPart = Annotated[str, matching(r"\w[\w.-]{0,499}", "a plain name, no pattern")]
+"""A part of the name of a tensor or module; no character of it means anything in a regex but `.`,
+which there means any character."""
+PlainNames = Annotated[list[TensorPart], at_most(50_000)]
+
+
+class BaseRecord(TypedDict, total=False):
+    """What is known of a base (`describe_base`, `base_record`)."""
+
+    name_or_path: Text | None
+    revision: Text | None
+    architecture: Text | None
+    num_hidden_layers: Layers
+    vocab_size: Width | None
+    grown_vocab_size: Width | None
+    quantised: Annotated[list[Text], at_most(100)]
+    num_parameters: Annotated[int, between(0, 2**50)]
+    dtype: Dtype
+    fingerprint: Text | None
+
+
+class _ExpandedBase(BaseRecord, total=False):
+    """Of an expanded model."""
+
+    num_hidden_layers: Required[Layers]  # type: ignore[misc]
+
+
+class SidecarFile(TypedDict, total=False):
+    """`sidecar_config.json`."""
+
+    format: Required[int]
+    expansion: Required[ExpansionConfig]
+    base: Required[_ExpandedBase]
+    peft: dict[str, Any]
+
+
+class _Sizes(TypedDict, total=False):
+    """Of a decoder, by the names that configs of transformers give them."""
+
+    num_hidden_layers: Layers | None
+    n_layer: Layers | None
+    n_layers: Layers | None
+    num_layers: Layers | None
+    vocab_size: Width | None
+    hidden_size: Width | None
+    n_embd: Width | None
+    intermediate_size: Annotated[int, between(0, 2**28)] | list[int] | None
+    num_attention_heads: Width | list[int] | None
+    num_key_value_heads: Width | list[int] | None
+    max_position_embeddings: Annotated[int, between(0, 2**34)] | None
+
+
+class ModelFile(_Sizes, total=False):
+    """`config.json`."""
+
+    model_type: Text
+    architectures: Annotated[list[Text], at_most(100)] | None
+    _name_or_path: Text | None
+    text_config: Annotated[_Sizes, OPEN] | None
+    quantization_config: dict[str, Any] | None
+
+
+class _ExpandedFile(ModelFile, total=False):
+    """`config.json` of a full expanded model."""
+
+    text_config: Required[Annotated[_Sizes, OPEN]]  # type: ignore[misc]
+    expansion: Required[ExpansionConfig]
+    base: Required[_ExpandedBase]
+
+
+class IndexFile(TypedDict, total=False):
+    """`model.safetensors.index.json`."""
+
+    metadata: dict[str, Any] | None
+    weight_map: Required[
+        dict[
+            str, Annotated[str, matching(r"[\w-][\w.-]{0,249}\.safetensors", "a safetensors file")]
+        ]
+    ]
+
+
+def read_model_file(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model of transformers, or of a full expanded one.
+
+    Returns:
+        Its values; `expansion`, where it has one, is checked, too.
+
+    Raises:
+        CheckpointError: it is missing, or a field does not fit.
+    """
+    path = folder / "config.json"
+    values = read_record(path, Annotated[ModelFile, OPEN])
+    if values.get("model_type") == "controlllm":
+        values = read_record(path, Annotated[_ExpandedFile, OPEN])
+        values["expansion"] = values["expansion"].to_dict()
+    return dict(values)
+
+
+def function_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 over what decides which function a sidecar's tensors make of its base.
+
+    All settings of the expansion and of adapters, and the base's weights; not the dial and measured
+    alphas, which are set afterwards, nor the base's name, which may move. No signature: whoever
+    changes the settings can make it anew.
+
+    Args:
+        values: as `sidecar_config` makes them, or as they stand in the file.
+    """
+    apart = ("dial", "mean_alpha")
+    parts = [values.get("expansion", {}), values.get("base", {}), values.get("peft")]
+    expansion, base, peft = json.loads(json.dumps(parts))  # as it will be read
+    settings = {key: value for key, value in expansion.items() if key not in apart}
+    names = ("fingerprint", "num_hidden_layers", "vocab_size", "grown_vocab_size")
+    record = [settings, {name: base.get(name) for name in names}, peft]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,4 @@
+"""Back to the original architecture.
+
+collapsing  `collapse` and `combine`: expanded models back into one, by interpolating weights
+"""

@@ -1,0 +1,243 @@
+"""`collapse` and `combine`: expanded models back into one, by interpolating weights.
+
+Interpolating weights is not interpolating outputs: always report a collapsed model's score beside
+the expanded one's. Only the ends are exact, being linear. Source: METHOD.md §5.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from controlllm.common.adapters import has_adapters, merge_adapters
+from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.registry import check_choice
+from controlllm.expansion.files.sidecar import base_fingerprint, sidecar_tensors
+from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.method.ends import ExpandedEnd, set_vocab_size
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.interpolators import INTERPOLATORS, Slerp
+from controlllm.expansion.surgery.anatomy import residual_projections
+from controlllm.expansion.surgery.install import Expansion
+from controlllm.expansion.surgery.quantised import quantised_layers
+
+__all__ = ["check_same_kind", "collapse", "combine", "fold", "interpolate", "weight_alphas"]
+
+
+@torch.no_grad()
+def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedModel:
+    """Fold the trained parts into the base: the original class and size again.
+
+    A block becomes the interpolation of its two branches' weights at its alpha (the dial, the
+    constant, or for a token gate the dial times the mean that `record_alpha` measured); `slerp`
+    interpolates row by row; a stacked block's change since it was inserted is added to its source.
+    Adapters are merged into the weights they were put around. Untrained expansions give the base,
+    bit for bit.
+
+    Args:
+        model: the expanded model.
+        inplace: reuse its memory; the expanded model and its base are then gone.
+
+    Returns:
+        A model of the base's class.
+
+    Raises:
+        ModelError: if the interpolator has no meaning for weights (moe, prog, proj), a token
+            gate's mean alpha was never measured, or the base is quantised.
+    """
+    if next(quantised_layers(model), None) is not None:
+        raise ModelError(
+            "The base of this model is quantised, and packed weights cannot be interpolated: load "
+            "the sidecar onto the base as it was, and collapse that."
+        )
+    alphas = weight_alphas(model.blocks, model.expansion)
+    if not inplace:
+        model = copy.deepcopy(model)
+    merge_adapters(model)
+    fold(model._expansion, model.expansion, alphas)
+    grown = model.config.base.get("grown_vocab_size")
+    base = model.unload()
+    if grown is not None:
+        set_vocab_size(base, grown)
+    return base
+
+
+def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) -> dict[int, float]:
+    """The alpha at which each block's weights are interpolated.
+
+    Args:
+        blocks: the expanded blocks by layer.
+        config: how they were expanded, with the mean alphas that were measured.
+
+    Raises:
+        ModelError: if the interpolator has no meaning for weights, or a token gate's mean alpha was
+            never measured.
+    """
+    if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
+        raise ModelError(
+            f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "
+            f"collapsed; keep the full or "
+            f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
+        )
+    return {layer: _weight_alpha(block, config) for layer, block in blocks.items()}
+
+
+def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, float]) -> None:
+    """Put what was trained into the pretrained blocks and ends, in place.
+
+    Args:
+        expansion: what was put into a model.
+        config: how it was expanded.
+        alphas: of each layer, by `weight_alphas`.
+    """
+    for layer, block in expansion.blocks.items():
+        if isinstance(block, StackBlock):
+            _fold_stack(block, alphas[layer], config.residual_projections)
+        else:
+            _fold_concat(block, alphas[layer])
+    _fold_ends(expansion.ends)
+
+
+def combine(
+    a: ControlLLMForCausalLM, b: ControlLLMForCausalLM, weight: float = 0.5, form: str = "expanded"
+) -> PreTrainedModel:
+    """Make one model of two that were expanded from the same base in the same way.
+
+    Args:
+        a: one model; not changed.
+        b: the other; not changed.
+        weight: what `b` counts, 0 to 1.
+        form: "expanded" blends the trained parts (interpolators too); "collapsed" collapses both
+            into the base and blends the results.
+
+    Returns:
+        An expanded model, or one of the base's class.
+
+    Raises:
+        ModelError: if their bases or their expansions differ, with what differs; or for adapters
+            in the form "expanded".
+    """
+    check_choice("form", form, ("expanded", "collapsed"))
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"weight={weight!r}; allowed: a number from 0 (only a) to 1 (only b).")
+    _check_same_kind(a, b)
+    if form == "collapsed":
+        collapsed, other = collapse(a), collapse(b)
+        with torch.no_grad():
+            for p, q in zip(collapsed.parameters(), other.parameters(), strict=True):
+                p.copy_(interpolate(p, q, weight))
+        return collapsed
+    if has_adapters(a):
+        raise ModelError(
+            "Adapters are products of matrices, which cannot be blended one by one: combine these "
+            "models in the form 'collapsed'."
+        )
+    one = copy.deepcopy(a)
+    with torch.no_grad():
+        ours, theirs = sidecar_tensors(one), sidecar_tensors(b)
+        for name, tensor in ours.items():
+            tensor.copy_(interpolate(tensor, theirs[name], weight))
+    one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
+    if a.expansion.dial != b.expansion.dial:
+        one.set_alpha(None)
+    return one
+
+
+def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None:
+    if base_fingerprint(a) != base_fingerprint(b):
+        raise ModelError(
+            f"Only models with the same base can be combined: weights {base_fingerprint(a)} "
+            f"against {base_fingerprint(b)}."
+        )
+    if list(a.blocks) != list(b.blocks):
+        raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
+    check_same_kind(a.expansion, b.expansion, sidecar_tensors(a), sidecar_tensors(b))
+
+
+def check_same_kind(
+    a: ExpansionConfig,
+    b: ExpansionConfig,
+    tensors: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+) -> None:
+    """Check that a blend of the trained tensors of two expansions means something.
+
+    Args:
+        a: how the one was expanded.
+        b: how the other was.
+        tensors: the trained tensors of the one, by the names that a sidecar gives them.
+        others: those of the other.
+
+    Raises:
+        ModelError: if it means nothing, with what differs.
+    """
+    for key in ("structure", "interpolator", "expand_ends", "relaxed_norm"):
+        ours, theirs = getattr(a, key), getattr(b, key)
+        if ours != theirs:
+            raise ModelError(f"Expansions differ in {key}: {ours!r} against {theirs!r}.")
+    shapes = [{n: t.shape for n, t in pair.items()} for pair in (tensors, others)]
+    different = [n for n in shapes[0] if shapes[0][n] != shapes[1].get(n)]
+    if different or shapes[0].keys() != shapes[1].keys():
+        raise ModelError(
+            f"Trained tensors differ in shape or name, first: {different[:3] or 'different sets'}."
+        )
+
+
+def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
+    """The alpha at which a block's weights are interpolated."""
+    if isinstance(block, ConcatBlock) and not block.interpolator.constant:
+        alpha = block.at_dial((config.mean_alpha or {}).get(block.layer))
+    else:
+        alpha = block.alpha()
+    if alpha is None:
+        raise ModelError(
+            f"interpolator={config.interpolator!r} decides alpha per token, and its mean "
+            f"was never measured for layer {block.layer}: evaluate inside `with "
+            f"model.record_alpha():` first."
+        )
+    return alpha
+
+
+def interpolate(p: Tensor, e: Tensor, alpha: float) -> Tensor:
+    """Interpolate weights in float32; equal ones come out unchanged."""
+    return torch.lerp(p.float(), e.float(), alpha).to(p.dtype)
+
+
+def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
+    assert isinstance(block, ConcatBlock)
+    arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
+    for p, e in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
+        if arc is None:
+            p.data.copy_(interpolate(p, e, alpha))
+        else:
+            p.data.copy_(arc.mix(p.float(), e.float(), torch.tensor([alpha], device=p.device)))
+
+
+def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> None:
+    """Add what the block has learned since it was inserted with zero residual projections."""
+    zeroed = {id(parameter) for parameter in residual_projections(block.expanded, names)}
+    for p, g in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
+        start = torch.zeros_like(p) if id(g) in zeroed else p
+        p.data.copy_(p.float() + alpha * (g.float() - start.float()))
+
+
+def _fold_ends(ends: dict[str, ExpandedEnd]) -> None:
+    """Put the joined weights into the base's own modules; a tied weight is joined once."""
+    if not ends:
+        return
+    joined: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    for end in ends.values():
+        for name, parameter in end.pretrained.named_parameters():
+            trained = end.expanded.get_parameter(name)
+            rows = parameter.shape[0]
+            folded = end.join(parameter.float(), trained[:rows].float()).to(parameter.dtype)
+            joined.setdefault(id(parameter), (parameter, torch.cat([folded, trained[rows:]])))
+    for parameter, value in joined.values():
+        parameter.data = value
+    embedding, head = ends["embedding"].pretrained, ends["head"].pretrained
+    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
+    embedding.num_embeddings = embedding.weight.shape[0]
+    head.out_features = head.weight.shape[0]

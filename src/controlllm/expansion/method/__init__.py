@@ -1,0 +1,14 @@
+"""The paper: blocks, gates, mixes, divergences.
+
+alignment         How the divergence reaches the gradient: by the loss where the loss holds it,
+                  else injected
+block             The block: a frozen branch, a trained branch on the same input, and what joins
+                  them
+divergence        Divergences: how far the trained branch has moved from its frozen twin, per token
+ends              Expanded ends: trainable copies of embedding, final norm and LM head, joined by a
+                  constant alpha
+expansion_config  What to expand and how: one dataclass, checked when it is made
+interpolators     Interpolators: how the pretrained and the expanded hidden state become one
+plan              Where the copies go: pure functions from a config and a depth to a plan
+unread            Said, so used: which settings of an expansion are read, depending on the others
+"""

@@ -1,0 +1,254 @@
+"""The block: a frozen branch, a trained branch on the same input, and what joins them.
+
+                  x (merged stream, B x T x D)
+                  |---------------------------.
+          pretrained f (frozen)        expanded g (trained copy)
+                  | p                          | e
+                  '------- interpolator -------'--> divergence d(p, e) per token
+                                |
+                         out = (1-alpha) p + alpha e
+
+Source: Control LLM (arXiv 2501.10979), section 3; `stack` is LLaMA-Pro (arXiv 2401.02415).
+"""
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlllm.common.errors import ModelError
+from controlllm.common.tensors import whole
+from controlllm.expansion.method.alignment import AlignmentState
+from controlllm.expansion.method.divergence import DIVERGENCES
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.interpolators import INTERPOLATORS, ConstantGate, Interpolator
+
+__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock", "attention_module", "norms_of"]
+
+
+class ExpandedBlock(nn.Module, ABC):
+    """A pretrained decoder block with a trainable copy, in the block's place in the decoder.
+
+    Attributes it does not have are the pretrained block's (decoder loops read `attention_type` and
+    the like).
+
+    Args:
+        pretrained: the frozen block.
+        expanded: its trainable copy, with its own `layer_idx` (its slot in the KV cache).
+        layer: the index of the block in the decoder.
+        state: what the blocks of one model share during a forward pass.
+    """
+
+    def __init__(
+        self, pretrained: nn.Module, expanded: nn.Module, layer: int, state: AlignmentState
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.expanded = expanded
+        self.layer = layer
+        self.state = state
+        self.dial: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "pretrained":  # not yet set: asking it for itself would never end
+                raise
+            return getattr(super().__getattr__("pretrained"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run both branches and join them; whatever else the pretrained block returns is kept."""
+        output = self.pretrained(hidden_states, *args, **kwargs)
+        return self.beside(output, hidden_states, *args, **kwargs)
+
+    def beside(self, output: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the expanded branch beside an output that the pretrained block has given already."""
+        if not self.state.enabled:
+            return output
+        merged = self.join(hidden_states, first(output), *args, **kwargs)
+        return (merged, *output[1:]) if isinstance(output, tuple) else merged
+
+    @abstractmethod
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the expanded branch and give the merged stream (B, T, D)."""
+
+    @abstractmethod
+    def alpha(self) -> float | None:
+        """Mean weight of the expanded branch now; None for a token gate that has not run yet."""
+
+
+class ConcatBlock(ExpandedBlock):
+    """The copy runs beside the block (the method)."""
+
+    interpolator: Interpolator
+
+    def __init__(
+        self,
+        pretrained: nn.Module,
+        expanded: nn.Module,
+        layer: int,
+        state: AlignmentState,
+        config: ExpansionConfig,
+        hidden_size: int,
+    ) -> None:
+        super().__init__(pretrained, expanded, layer, state)
+        make = INTERPOLATORS.get(config.interpolator)
+        self.interpolator = make(hidden_size, alpha=config.alpha, train_alpha=config.train_alpha)
+        self.weight = (
+            None if config.divergence_weight == "dynamic" else float(config.divergence_weight)
+        )
+        self.detach_pretrained = config.detach_pretrained
+        self.divergence = (
+            None if config.divergence == "none" else DIVERGENCES.get(config.divergence)
+        )
+        self.maps: AttentionMaps | None = None
+        if config.divergence == "attention":
+            self.maps = AttentionMaps(pretrained, expanded)
+        if config.relaxed_norm is not None:
+            RelaxedNorm(self, config.relaxed_norm).attach()
+
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The copy on the same input; its divergence counts in training."""
+        expanded = first(self.expanded(x, *args, **kwargs))
+        if self.dial == 0:  # the base, whatever g computes and the interpolator does to f's output
+            return pretrained
+        merged, alpha = self.interpolator(x, pretrained, expanded, self.dial)
+        gate = self.interpolator.last_gate
+        if gate is not None and not self.replaced:
+            self.state.observe_alpha(self.layer, gate, x[..., 0])
+        if self.divergence is None or not self.training or not self.state.wanted:
+            return merged
+        d_BT = self.distance(x, pretrained, expanded)
+        weight = self.weight if isinstance(self.weight, float) else alpha.squeeze(-1)
+        return self.state.align(self.layer, d_BT, weight, merged)
+
+    def distance(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
+        """d(p, e) per token (B, T), in float32 whatever the autocast."""
+        # Tensors without values (a plan of memory) know no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            if self.maps is not None:
+                pair = self.maps.take()
+            else:
+                pair = (self.interpolator.target(pretrained), expanded)
+            target = pair[0].detach() if self.detach_pretrained else pair[0]
+            return self.divergence(target, pair[1], x)  # type: ignore[misc]  # join has looked
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the dial stands in the place of the trained alpha, not beside it."""
+        return self.dial is not None and self.interpolator.constant
+
+    def alpha(self) -> float | None:
+        """The dial, the constant, or the dial times the mean gate of the last forward pass."""
+        if self.replaced:
+            return self.dial
+        if isinstance(self.interpolator, ConstantGate):
+            return whole(self.interpolator.alpha()).item()
+        gate = self.interpolator.last_gate
+        return self.at_dial(None if gate is None else gate.mean().item())
+
+    def at_dial(self, gate: float | None) -> float | None:
+        """Alpha where the gate gives so much; None where that is not known."""
+        if self.dial is None or self.dial == 0:
+            return gate if self.dial is None else 0.0
+        return None if gate is None else self.dial * gate
+
+
+class StackBlock(ExpandedBlock):
+    """The copy runs after the block and starts as the identity; the dial blends it in."""
+
+    def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The copy on the pretrained block's output."""
+        expanded = first(self.expanded(pretrained, *args, **kwargs))
+        if self.dial is None:
+            return expanded
+        alpha = torch.full((1,), self.dial, dtype=pretrained.dtype, device=pretrained.device)
+        return pretrained if self.dial == 0 else torch.lerp(pretrained, expanded, alpha)
+
+    def alpha(self) -> float | None:
+        """The dial; 1 where it is not turned."""
+        return 1.0 if self.dial is None else self.dial
+
+
+def first(output: Any) -> Tensor:
+    """The hidden state of a block's output, which some architectures return in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def norms_of(branch: nn.Module) -> list[nn.Module]:
+    """The norms that stand directly in a decoder block."""
+    return [one for one in branch.children() if "norm" in type(one).__name__.lower()]
+
+
+def attention_module(branch: nn.Module) -> nn.Module:
+    """The attention module of a decoder block.
+
+    Raises:
+        ModelError: if it has none.
+    """
+    for name, module in branch.named_children():
+        if ("attn" in name or "attention" in name) and any(True for _ in module.children()):
+            return module
+    raise ModelError(
+        f"divergence='attention' needs an attention module in {type(branch).__name__}, which has "
+        f"none; choose mse, nmse, cosine, dot or none."
+    )
+
+
+class AttentionMaps:
+    """Catches the attention maps of both branches of a block as they are computed.
+
+    Raises:
+        ModelError: if a block has no attention module, or its implementation does not return maps.
+    """
+
+    def __init__(self, pretrained: nn.Module, expanded: nn.Module) -> None:
+        self.caught: list[Tensor | None] = [None, None]
+        for index, branch in enumerate((pretrained, expanded)):
+            attention_module(branch).register_forward_hook(partial(self.catch, index))
+
+    def catch(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook: keep the second output, the attention map."""
+        has_map = isinstance(output, tuple) and len(output) > 1
+        self.caught[index] = output[1] if has_map else None
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """The two maps (B, H, T, S) of this forward pass; they are not kept."""
+        pretrained, expanded = self.caught
+        self.caught = [None, None]
+        if pretrained is None or expanded is None:
+            raise ModelError(
+                "divergence='attention' needs attention maps, which only the eager attention "
+                "gives: "
+                "load the model with attn_implementation='eager', or choose another divergence."
+            )
+        return pretrained, expanded
+
+
+class RelaxedNorm:
+    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x). Source: METHOD.md §4.
+
+    Args:
+        block: the block whose expanded branch is relaxed.
+        weight: w, or "dynamic" for clamp(2 alpha - 1, 0, 1).
+    """
+
+    def __init__(self, block: ConcatBlock, weight: float | str) -> None:
+        self.block = block
+        self.weight = weight
+
+    def attach(self) -> None:
+        """Hook the norms that stand directly in the expanded branch."""
+        for module in norms_of(self.block.expanded):
+            module.register_forward_hook(self.relax)
+
+    def relax(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The hook: blend the norm's input into its output."""
+        if self.weight != "dynamic":
+            return torch.lerp(output, args[0], float(self.weight))
+        alpha = self.block.alpha()
+        assert alpha is not None  # ExpansionConfig allows "dynamic" with a constant alpha only
+        return torch.lerp(output, args[0], min(max(2 * alpha - 1, 0.0), 1.0))

@@ -1,0 +1,147 @@
+"""The dial: reading and setting alpha, and switching the expansion off."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+from controlllm.common.adapters import switch_adapters, without_adapters
+from controlllm.expansion.method.alignment import AlignmentState
+from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
+from controlllm.expansion.method.ends import ExpandedEnd
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.plan import ENDS, check_layers
+from controlllm.expansion.surgery.install import Expansion
+
+__all__ = ["Dial"]
+
+
+class Dial:
+    """What an expanded model offers about its alphas; mixed into the model's class."""
+
+    config: Any
+    _expansion: Expansion
+
+    @property
+    def expansion(self) -> ExpansionConfig:
+        """How the base was expanded (a fresh object; the dial is changed by `set_alpha`)."""
+        return self.config.expansion_config()
+
+    @property
+    def blocks(self) -> dict[int, ExpandedBlock]:
+        """The expanded blocks by layer."""
+        return self._expansion.blocks
+
+    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
+        """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
+
+        It takes the place of a constant alpha, and multiplies what a token gate says: at 1 a gate
+        is as it was trained. Adapters (PEFT) on frozen blocks are not weighted: they are off at 0,
+        and on elsewhere.
+
+        Args:
+            alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not
+                named keeps its own); or None, the trained alphas again.
+
+        Raises:
+            ConfigError: for a value outside [0, 1] or a layer that is not expanded.
+        """
+        dial: Any = alpha
+        if isinstance(alpha, Mapping):
+            parts = self._parts_by_layer()
+            check_layers(alpha, parts)
+            before = {layer: part[0].dial for layer, part in parts.items()}
+            dial = {k: v for k, v in {**before, **alpha}.items() if v is not None}
+        self.config.expansion = ExpansionConfig.from_dict(
+            self.config.expansion | {"dial": dial}
+        ).to_dict()
+        self._apply_dial(alpha)
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether some block decides alpha for each token, which the dial then multiplies."""
+        return any(
+            isinstance(block, ConcatBlock) and not block.interpolator.constant
+            for block in self.blocks.values()
+        )
+
+    def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
+        if isinstance(alpha, Mapping):
+            for layer, value in alpha.items():
+                for part in self._parts_by_layer()[layer]:
+                    part.dial = value
+        else:
+            for part in self._expansion.parts():
+                part.dial = alpha
+        switch_adapters(self._module, on=alpha != 0)
+
+    def _parts_by_layer(self) -> dict[int, list[ExpandedBlock | ExpandedEnd]]:
+        """What one key of a dial by layer turns."""
+        parts: dict[int, list[ExpandedBlock | ExpandedEnd]] = {
+            layer: [block] for layer, block in self.blocks.items()
+        }
+        return parts | ({ENDS: [*self._expansion.ends.values()]} if self._expansion.ends else {})
+
+    def alphas(self) -> dict[int, float]:
+        """Mean alpha per layer: dial, constant, or the dial times a token gate's last mean."""
+        values = {layer: block.alpha() for layer, block in self.blocks.items()}
+        return {layer: value for layer, value in values.items() if value is not None}
+
+    @contextmanager
+    def record_alpha(self, gather: Callable[[Any], list[Any]] | None = None) -> Iterator[None]:
+        """Measure the mean gate of each block over the forwards inside; the config keeps it.
+
+        Collapsing a token gate needs it: `collapse` uses this mean, times the dial. A constant that
+        a dial stands in for has no gate to measure, and at dial 0 there is none, either.
+
+        Args:
+            gather: gives the values of all processes that measure rows of their own.
+        """
+        self._state.alpha_sums = {}
+        try:
+            yield
+            sums = self._state.alpha_sums
+            own = {layer: (s.item(), n.item()) for layer, (s, n) in sums.items()}
+            everyone = [own] if gather is None else gather(own)
+            means = {}
+            for layer in sorted({layer for sums in everyone for layer in sums}):
+                found = [sums[layer] for sums in everyone if layer in sums]
+                means[layer] = sum(s for s, _ in found) / max(sum(n for _, n in found), 1)
+            if means:
+                self.config.expansion["mean_alpha"] = means
+        finally:
+            self._state.alpha_sums = None
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Inside, `record_alpha` does not count."""
+        before, self._state.alpha_sums = self._state.alpha_sums, None
+        try:
+            yield
+        finally:
+            self._state.alpha_sums = before
+
+    @contextmanager
+    def disable_expansion(self) -> Iterator[None]:
+        """Inside, the model is the base: its function bit for bit, and its cost."""
+        before, self._state.enabled = self._state.enabled, False
+        try:
+            with without_adapters(self._module):
+                yield
+        finally:
+            self._state.enabled = before
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """`disable_expansion` under the name that PEFT's models and loops that use them know."""
+        return self.disable_expansion()
+
+    @property
+    def _module(self) -> nn.Module:
+        """The model that this is mixed into."""
+        assert isinstance(self, nn.Module)
+        return self
+
+    @property
+    def _state(self) -> AlignmentState:
+        return self._expansion.state

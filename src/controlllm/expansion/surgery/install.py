@@ -1,0 +1,396 @@
+"""Putting the expanded parts into a model, and taking them out again.
+
+Everything that can be refused is refused before anything is changed.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from controlllm.common.errors import ModelError
+from controlllm.expansion.method.alignment import AlignmentState
+from controlllm.expansion.method.block import (
+    ConcatBlock,
+    ExpandedBlock,
+    StackBlock,
+    attention_module,
+    norms_of,
+)
+from controlllm.expansion.method.ends import (
+    ExpandedEmbedding,
+    ExpandedEnd,
+    ExpandedHead,
+    ExpandedNorm,
+)
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.plan import (
+    ENDS,
+    BlockPlan,
+    check_layers,
+    extended_lists,
+    plan_blocks,
+)
+from controlllm.expansion.surgery.anatomy import (
+    Anatomy,
+    examine,
+    module_name,
+    own_config,
+    replace_module,
+    residual_projections,
+)
+from controlllm.expansion.surgery.quantised import (
+    quantised_kind,
+    quantised_layers,
+    refuse_unreadable,
+    settle,
+    trainable_twin,
+)
+
+__all__ = [
+    "Expansion",
+    "check_parts",
+    "ends_are_tied",
+    "expanded_list",
+    "freeze_again",
+    "install",
+    "make_block",
+    "make_ends",
+    "refuse_expanded",
+    "remove",
+    "rename_tied_keys",
+    "set_trainable",
+    "trainable_names",
+]
+
+
+@dataclass
+class Expansion:
+    """What was put into a model, and what is needed to take it out again.
+
+    Attributes:
+        plan: the expanded positions.
+        blocks: the expanded blocks by layer.
+        ends: the expanded ends by kind ("embedding", "norm", "head"); empty without `expand_ends`.
+        state: what they share during a forward pass.
+        config_before: the decoder config's values that were changed, as they were.
+        trainable_before: names of the base's parameters that required gradients.
+        trainable: names of the parameters that require gradients now.
+        tied_before: the base's map of tied weights.
+    """
+
+    plan: tuple[BlockPlan, ...]
+    state: AlignmentState
+    blocks: dict[int, ExpandedBlock] = field(default_factory=dict)
+    ends: dict[str, ExpandedEnd] = field(default_factory=dict)
+    config_before: dict[str, Any] = field(default_factory=dict)
+    trainable_before: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+    tied_before: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def planned(cls, plan: tuple[BlockPlan, ...], config: ExpansionConfig) -> "Expansion":
+        """An expansion of which no part has been made yet."""
+        concat = sum(block.kind == "concat" for block in plan)
+        state = AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
+        return cls(plan, state)
+
+    def parts(self) -> list[ExpandedBlock | ExpandedEnd]:
+        """All expanded blocks and ends."""
+        return [*self.blocks.values(), *self.ends.values()]
+
+
+def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
+    """Expand `model` in place.
+
+    Args:
+        model: a decoder-only model; its blocks become the frozen branches.
+        config: how to expand it.
+
+    Raises:
+        ModelError, ConfigError: if it cannot be expanded so; the model is then untouched.
+    """
+    refuse_expanded(model)
+    anatomy = examine(model)
+    plan = plan_blocks(config, anatomy.num_layers)
+    check_parts(model, anatomy, plan, config)
+    own_config(model)
+    anatomy = examine(model)
+    expansion = Expansion.planned(plan, config)
+    expansion.trainable_before = trainable_names(model)
+    settle(model)
+    _freeze(model, anatomy, config)
+    for block in plan:
+        expanded = make_block(anatomy, block, config, expansion.state)
+        expansion.blocks[block.layer] = expanded
+        anatomy.layers[block.layer] = expanded
+    if config.expand_ends:
+        _expand_ends(model, anatomy, config, expansion)
+    _extend_config(anatomy, expansion)
+    expansion.trainable = trainable_names(model)
+    return expansion
+
+
+def freeze_again(model: nn.Module, expansion: Expansion) -> None:
+    """Restore what trains and what is frozen, after a loader has made all parameters anew."""
+    set_trainable(model, expansion.trainable)
+
+
+def remove(model: PreTrainedModel, expansion: Expansion) -> None:
+    """Undo `install`: the model is again what it was, its frozen tensors untouched."""
+    layers = expanded_list(model, expansion)
+    for layer, block in expansion.blocks.items():
+        layers[layer] = block.pretrained
+    for end in expansion.ends.values():
+        replace_module(model, end, end.pretrained)
+    if expansion.ends:
+        vars(model).pop("_tied_weights_keys", None)
+        model.all_tied_weights_keys = expansion.tied_before
+    config = model.get_decoder().config
+    for key, value in expansion.config_before.items():
+        setattr(config, key, value)
+    set_trainable(model, expansion.trainable_before)
+
+
+def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
+    """The list of blocks of a model that is expanded already."""
+    block = next(iter(expansion.blocks.values()))
+    name = module_name(model, block).rpartition(".")[0]
+    layers = model.get_submodule(name)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"{type(model).__name__} no longer holds its expanded blocks in a list ({name})."
+        )
+    return layers
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that require gradients."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
+    """Let the named parameters require gradients, and no others."""
+    trainable = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def refuse_expanded(model: nn.Module) -> None:
+    """Check that a model is not expanded yet.
+
+    Raises:
+        ModelError: if it is.
+    """
+    if any(isinstance(module, ExpandedBlock) for module in model.modules()):
+        raise ModelError(
+            "This model is expanded already; take model.unload() first, or change its dial."
+        )
+
+
+def check_parts(
+    model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
+) -> None:
+    """Check that a model has the parts that a config needs.
+
+    Raises:
+        ModelError, ConfigError: if it has not.
+    """
+    refuse_unreadable(model, anatomy.layers)
+    _check_frozen(anatomy, config)
+    for block in plan:
+        if block.kind == "stack":
+            residual_projections(anatomy.layers[block.layer], config.residual_projections)
+            continue
+        if config.divergence == "attention":
+            attention_module(anatomy.layers[block.layer])
+        if config.relaxed_norm is not None and not norms_of(anatomy.layers[block.layer]):
+            raise ModelError(
+                f"relaxed_norm={config.relaxed_norm!r} would not be used: layer {block.layer} of "
+                f"{type(model).__name__} has no norm of its own; leave it out."
+            )
+    if isinstance(config.dial, dict):
+        ends = [ENDS] if config.expand_ends else []
+        check_layers(config.dial, [*(block.layer for block in plan), *ends])
+    if config.expand_ends:
+        wrong = [
+            what
+            for what, part, kind in (
+                ("token embedding", anatomy.embedding, nn.Embedding),
+                ("final norm", anatomy.norm, nn.Module),
+                ("LM head", anatomy.head, nn.Linear),
+            )
+            if not isinstance(part, kind)
+        ]
+        if wrong:
+            raise ModelError(
+                f"expand_ends=True, but {type(model).__name__} has no plain {', '.join(wrong)}."
+            )
+
+
+def ends_are_tied(anatomy: Anatomy) -> bool:
+    """Whether embedding and head are one weight."""
+    return getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
+
+
+def _check_frozen(anatomy: Anatomy, config: ExpansionConfig) -> None:
+    """Refuse to train, or to expand as ends, what is quantised."""
+    ends = {"embeddings": anatomy.embedding, "norm": anatomy.norm, "head": anatomy.head}
+    quantised = [name for name, end in ends.items() if end is not None and quantised_kind(end)]
+    if next(quantised_layers(anatomy.layers), None) is not None:
+        quantised.append("blocks")
+    absent = [n for n, end in ends.items() if n not in config.frozen_groups and end is None]
+    if absent:
+        raise ModelError(f"freeze={config.freeze} lets {absent} train, which this model lacks.")
+    both = {"embeddings", "head"} & set(config.frozen_groups)
+    if len(both) == 1 and ends_are_tied(anatomy):
+        raise ModelError(
+            f"freeze={config.freeze} freezes one of embeddings and head, which are one weight in "
+            "this model; name both, or neither."
+        )
+    trained = [name for name in quantised if name not in config.frozen_groups]
+    if trained:
+        raise ModelError(
+            f"expansion.freeze={config.freeze} lets {', '.join(trained)} of the base train, which "
+            "this base holds quantised; freeze them, or load the base unquantised."
+        )
+    if config.expand_ends and set(quantised) - {"blocks"}:
+        raise ModelError(
+            f"expand_ends=True, but the base's {', '.join(n for n in quantised if n != 'blocks')} "
+            "is quantised; leave it out when loading (llm_int8_skip_modules)."
+        )
+
+
+def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None:
+    """Freeze the base, but for the groups that are to train in place."""
+    groups = {
+        "blocks": anatomy.layers,
+        "embeddings": anatomy.embedding,
+        "norm": anatomy.norm,
+        "head": anatomy.head,
+    }
+    model.requires_grad_(False)
+    for group, module in groups.items():
+        if group not in config.frozen_groups and module is not None:
+            module.requires_grad_(True)
+
+
+def make_block(
+    anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
+) -> ExpandedBlock:
+    """Make the expanded block of one position; the model is not changed.
+
+    Args:
+        anatomy: the model's parts, not expanded.
+        plan: the position.
+        config: how to expand.
+        state: what the parts of this expansion share.
+    """
+    pretrained = anatomy.layers[plan.layer]
+    expanded = trainable_twin(pretrained)
+    for module in expanded.modules():
+        if getattr(module, "layer_idx", None) == plan.layer:
+            setattr(module, "layer_idx", plan.cache_index)  # noqa: B010  # mypy: modules have no such field
+    block: ExpandedBlock
+    if plan.kind == "stack":
+        with torch.no_grad():
+            for parameter in residual_projections(expanded, config.residual_projections):
+                parameter.zero_()
+        block = StackBlock(pretrained, expanded, plan.layer, state)
+    else:
+        block = ConcatBlock(
+            pretrained, expanded, plan.layer, state, config, anatomy.config.hidden_size
+        )
+        _to_like(block.interpolator, expanded)
+    return block.train(pretrained.training)
+
+
+def _to_like(module: nn.Module, like: nn.Module) -> None:
+    """Give new parameters the device and the float type of the block's own."""
+    reference = next((p for p in like.parameters() if p.is_floating_point()), None)
+    if reference is None:
+        return
+    # A base without weights gets them later; what is new has its values now.
+    device = None if reference.is_meta else reference.device
+    module.to(device=device, dtype=reference.dtype)
+
+
+def make_ends(
+    anatomy: Anatomy, config: ExpansionConfig, state: AlignmentState
+) -> dict[str, ExpandedEnd]:
+    """Make the expanded ends by kind; tied weights are tied in the copies, too.
+
+    The model is not changed.
+
+    Args:
+        anatomy: the model's parts, not expanded.
+        config: how to expand.
+        state: what the parts of this expansion share.
+    """
+    tied = ends_are_tied(anatomy)
+    kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {
+        "embedding": (anatomy.embedding, ExpandedEmbedding),
+        "norm": (anatomy.norm, ExpandedNorm),
+        "head": (anatomy.head, ExpandedHead),
+    }
+    ends = {}
+    for kind, (module, make) in kinds.items():
+        assert module is not None  # check_parts has looked
+        ends[kind] = make(module, trainable_twin(module), config, state)
+        _to_like(ends[kind].interpolator, module)
+        ends[kind].train(module.training)
+    if tied:
+        ends["head"].expanded.weight = ends["embedding"].expanded.weight
+    return ends
+
+
+def _expand_ends(
+    model: PreTrainedModel, anatomy: Anatomy, config: ExpansionConfig, expansion: Expansion
+) -> None:
+    """Replace embedding, final norm and head; weights that were tied stay tied, in both copies."""
+    expansion.ends = make_ends(anatomy, config, expansion.state)
+    names = [module_name(model, end.pretrained) for end in expansion.ends.values()]
+    for end in expansion.ends.values():
+        replace_module(model, end.pretrained, end)
+    expansion.tied_before = dict(getattr(model, "all_tied_weights_keys", {}) or {})
+    rename_tied_keys(model, names, expansion.tied_before, ("pretrained", "expanded"))
+
+
+def rename_tied_keys(
+    model: PreTrainedModel, modules: Sequence[str], tied: dict[str, str], branches: Sequence[str]
+) -> None:
+    """Tell transformers the new names of tied weights: a pair for each branch of the ends.
+
+    Args:
+        model: the model that holds the ends.
+        modules: the names of the ends in it.
+        tied: its map of tied weights before.
+        branches: where in an end the tied weights are now.
+    """
+
+    def inside(key: str, branch: str) -> str:
+        module, _, parameter = key.rpartition(".")
+        return f"{module}.{branch}.{parameter}" if module in modules else key
+
+    renamed = {
+        inside(target, branch): inside(source, branch)
+        for target, source in tied.items()
+        for branch in branches
+    }
+    # Instance attributes: other models of the same class keep theirs.
+    model._tied_weights_keys = renamed
+    model.all_tied_weights_keys = dict(renamed)
+
+
+def _extend_config(anatomy: Anatomy, expansion: Expansion) -> None:
+    """Caches and serving engines size themselves by the config: it counts L + n layers now."""
+    config, L = anatomy.config, anatomy.num_layers
+    changes: dict[str, Any] = {"num_hidden_layers": L + len(expansion.plan)}
+    changes |= extended_lists(config.to_dict(), expansion.plan, L)
+    expansion.config_before = {key: copy.copy(getattr(config, key)) for key in changes}
+    for key, value in changes.items():
+        setattr(config, key, value)

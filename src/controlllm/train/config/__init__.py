@@ -1,0 +1,14 @@
+"""What a run file may say, and what goes together.
+
+config_io        Between nested dicts, YAML and dataclasses: strict about names and types
+debug_config     What a run shows of itself when something is wrong with it
+method_config    The methods by name, and the settings that are a method's own
+parallel_config  How the processes of a run share the model
+presets          Presets: bundles of defaults that belong together
+run_config       The run config: one typed object that says everything about a run and can repeat it
+support          What works with what: the table that runs are checked by, and the page that is
+                 made of it
+training_config  How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets
+unread           Which settings of a run are read when: what is said and not read is refused, or
+                 warned of
+"""

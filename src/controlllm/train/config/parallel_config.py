@@ -1,0 +1,56 @@
+"""How the processes of a run share the model."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
+from controlllm.common.settings.bounds import LONGEST_SECONDS, check_numbers
+
+__all__ = ["ZERO", "ParallelConfig", "Strategy"]
+
+Strategy = Literal["fsdp", "hsdp", "ddp", "zero2", "zero3"]
+ZERO = ("zero2", "zero3")
+"""Strategies that DeepSpeed carries out."""
+_LEAST = {"shard_size": 1, "tensor_size": 1, "timeout": 1e-12}
+
+
+@dataclass
+class ParallelConfig:
+    """How several processes train one model; a single process needs none of it."""
+
+    strategy: Strategy = "fsdp"
+    """`fsdp`: each process holds a part of every weight; `hsdp`: so within a group of shard_size,
+    and the groups are copies of one another; `ddp`: each process holds all weights; `zero2`,
+    `zero3`: by DeepSpeed (training.backend=hf), gradients and moments in parts, or weights, too."""
+    shard_size: int | None = None
+    """hsdp: processes that hold one copy of the weights together; null = those of one machine."""
+    tensor_size: int = 1
+    """Processes that compute each block together, its matrices cut among them (tensor parallelism);
+    neighbours in rank, best within a machine. They see the same rows."""
+    reshard_after_forward: bool = True
+    """Give gathered weights back after the forward pass of a block: less memory, gathered twice."""
+    prefetch: int = 1
+    """Blocks whose weights are gathered ahead, explicitly; 0 = as torch decides by itself."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the CPU's memory (accelerators only); under
+    zero2 gradients and optimizer state, under zero3 also frozen weights."""
+    deepspeed: dict[str, Any] | str | None = None
+    """zero2, zero3: settings of DeepSpeed (or its JSON file) laid over those that the run makes,
+    such as `{zero_optimization: {zero_hpz_partition_size: 8}}`."""
+    timeout: float = 600.0
+    """Seconds that one process may keep the others waiting before the run fails."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("parallel.strategy", self.strategy, get_args(Strategy))
+        check_numbers(self, "parallel", _LEAST, {"timeout": LONGEST_SECONDS})
+        if self.shard_size is not None and self.strategy != "hsdp":
+            raise ConfigError(
+                f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
+                f"strategy={self.strategy!r} shards over all processes or none."
+            )
+        if self.deepspeed is not None and self.strategy not in ZERO:
+            raise ConfigError(
+                f"parallel.deepspeed is for strategy='zero2' or 'zero3', not {self.strategy!r}."
+            )

@@ -1,0 +1,305 @@
+"""The run config: one typed object that says everything about a run and can repeat it."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.packages.bitsandbytes import BnbKind
+from controlllm.common.registry import check_choice
+from controlllm.common.settings.bounds import check_numbers
+from controlllm.common.settings.fields import RUNS_CODE, value_at
+from controlllm.data import DataConfig
+from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets, write_yaml
+from controlllm.train.config.debug_config import DebugConfig
+from controlllm.train.config.method_config import (
+    FreezeConfig,
+    KLConfig,
+    Method,
+    adapters_of,
+    as_stack,
+    settled,
+)
+from controlllm.train.config.parallel_config import ParallelConfig
+from controlllm.train.config.presets import PRESETS, preset_values
+from controlllm.train.config.support import check_support
+from controlllm.train.config.training_config import TrainingConfig
+from controlllm.train.config.unread import refuse_unread
+
+__all__ = [
+    "AdapterConfig",
+    "DebugConfig",
+    "FreezeConfig",
+    "KLConfig",
+    "LoggingConfig",
+    "Method",
+    "ModelConfig",
+    "ParallelConfig",
+    "RehearsalConfig",
+    "RunConfig",
+    "TrainingConfig",
+]
+
+log = logging.getLogger(__name__)
+
+_WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
+_WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
+RehearsalLoss = Literal["kl", "ce"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizeBase = Literal["int8", "nf4", BnbKind]
+OWN_LOGGERS = ("console", "jsonl", "tensorboard", "wandb")
+
+
+@dataclass
+class ModelConfig:
+    """Which base model is taken, and how it is loaded."""
+
+    model_name_or_path: str | None = None
+    """Hub name or folder of the base model (or of an expanded one to train further)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Dtype = "float32"
+    """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
+    quantize_base: QuantizeBase | None = None
+    """Hold the linear layers of the frozen blocks in few bits: `int8` or `nf4` by torchao, once the
+    base is expanded; `bnb_int8`, `bnb_nf4` or `bnb_nf4_double` (scales quantised, too) by
+    bitsandbytes, while it is loaded. The run trains beside that base and measures against it."""
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
+    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
+    """Allow code that comes with the model to run."""
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer to use instead of the model's own."""
+    device: str = "auto"
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("model.dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base is not None:
+            check_choice("model.quantize_base", self.quantize_base, get_args(QuantizeBase))
+
+
+@dataclass
+class RehearsalConfig:
+    """Self-rehearsal: the base writes sequences, and a share of each batch rehearses them."""
+
+    num_sequences: int = 0
+    """How many sequences the base writes; 0 = no rehearsal."""
+    share: float = 0.125
+    """Share of the rows of each batch that are rehearsed."""
+    length: int | None = None
+    """Tokens of one sequence; null = data.max_length."""
+    loss: RehearsalLoss = "kl"
+    """`kl`: KL(base || model) on the rehearsed tokens; `ce`: they are ordinary training tokens."""
+    weight: float = 1.0
+    """Weight of the rehearsal KL in the loss (`ce` rows are weighted by their share alone)."""
+    temperature: float = 1.0
+    """Sampling temperature; 1 = the base's own distribution."""
+    prompts: str | None = None
+    """Text file, one prompt per line, to start sequences from; null = the BOS token."""
+    batch_size: int = 32
+    """Sequences sampled at a time."""
+    cache_dir: str | None = None
+    """Where sequences are cached; null = <output_dir>/rehearsal."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_choice("rehearsal.loss", self.loss, get_args(RehearsalLoss))
+        least = {"temperature": 1e-3, "batch_size": 1, "length": 2}
+        check_numbers(self, "rehearsal", least, {"share": 0.9})
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the run rehearses at all."""
+        return self.num_sequences > 0 and self.share > 0
+
+    @property
+    def uses_kl(self) -> bool:
+        """Whether rehearsed rows are held to the base's predictions."""
+        return self.enabled and self.loss == "kl"
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics go."""
+
+    logging_steps: int = 10
+    """Optimizer steps between training records."""
+    report_to: list[str] | str = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
+    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb; with
+    training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ... One
+    may stand without brackets; none = nowhere."""
+    run_name: str | None = None
+    """Name of the run in W&B; null = the name of output_dir."""
+    project: str = "controlllm"
+    """Project in W&B."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_numbers(self, "logging", {"logging_steps": 1})
+        if isinstance(self.report_to, str):
+            self.report_to = [] if self.report_to == "none" else [self.report_to]
+        for name in self.integrations:
+            # Asked only where one of them is meant: it looks for all of their packages.
+            from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+            names = dict.fromkeys([*OWN_LOGGERS, *INTEGRATION_TO_CALLBACK])
+            check_choice("logging.report_to", name, names)
+
+    @property
+    def integrations(self) -> list[str]:
+        """Loggers that `transformers.Trainer` brings."""
+        return [name for name in self.report_to if name not in OWN_LOGGERS]
+
+
+class _Laid(str):
+    """The name of a preset whose values were laid below those that were given."""
+
+    __slots__ = ()
+
+
+@dataclass
+class RunConfig:
+    """One run: a base model, how it learns, from what, for how long, and what is logged."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The base model."""
+    method: Method = "control"
+    """`control`: expand and train the copies. To compare with: `full` (train all weights), `lora`
+    (PEFT's adapters), `freeze` (train a few blocks), `stack` (LLaMA-Pro), `replay` (full tuning
+    with data.replay), `kl` (full tuning, held to the base). Docs: docs/baselines.md."""
+    preset: str | None = None
+    """`paper` (the authors' settings), `retain` (least forgetting without old data), or null. It
+    gives defaults only: every value given beside it counts more."""
+    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
+    """The expansion (methods `control` and `stack`)."""
+    peft: AdapterConfig = field(default_factory=AdapterConfig)
+    """Adapters: of the base (method `lora`), or of the blocks that are not expanded (`control`)."""
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    """What trains (method `freeze`)."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """The pull to the base (method `kl`)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training, replay, learn and retain data."""
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    """Self-rehearsal."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several processes share the model."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Metric loggers."""
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    """Profiles, the hunt for NaN, the watchdog."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns several sections (ConfigError)."""
+        check_choice("method", self.method, get_args(Method))
+        if self.preset is not None:
+            check_choice("preset", self.preset, PRESETS)
+            if not isinstance(self.preset, _Laid):
+                raise ConfigError(
+                    f"RunConfig(preset={self.preset!r}) cannot tell which values you gave beside "
+                    f"it; use RunConfig.from_dict({{'preset': {self.preset!r}, ...}})."
+                )
+        check_support(self)
+        if self.logging.integrations and self.training.backend != "hf":
+            raise ConfigError(
+                f"logging.report_to={self.logging.integrations} are loggers of "
+                "transformers.Trainer; set training.backend=hf, or take any of "
+                f"{', '.join(OWN_LOGGERS)}."
+            )
+        if self.training.alpha_sampling is not None and self.method not in _WITH_ALPHA:
+            raise ConfigError(
+                f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
+                f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
+                "Leave out the preset, or set training.alpha_sampling to null."
+            )
+        self._check_method()
+        refuse_unread(self)
+
+    @property
+    def adapters(self) -> str | None:
+        """The type of the adapters that the run trains, if any."""
+        return adapters_of(self.method, self.peft.type)
+
+    def _check_method(self) -> None:
+        """What is a method's own, and what does not go together with it."""
+        if self.method == "stack":
+            self.expansion = as_stack(self.expansion)
+        if self.method in _WITH_ALPHA:
+            below = preset_values(self.preset) if self.preset is not None else {}
+            self.expansion = settled(self.expansion, self.training, below.get("expansion", {}))
+        if self.method == "replay" and not self.data.replay:
+            raise ConfigError(
+                "method='replay' needs old data: name it under data.replay, and its share as "
+                "data.replay_share (0.05 to 0.125 is usual)."
+            )
+        if self.peft.type is not None and self.method not in _WITH_ADAPTERS:
+            raise ConfigError(
+                f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
+                f"top of an expanded model; method={self.method!r} has none. Set it to null."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from nested dicts, the preset (if named) laid under them.
+
+        >>> run = RunConfig.from_dict({"preset": "retain", "training": {"max_steps": 50}})
+        >>> run.training.alpha_sampling, run.training.max_steps
+        ([0.2, 0.8], 50)
+
+        Raises:
+            ConfigError: for an unknown key (with the nearest name), or a wrong type or value.
+        """
+        preset = values.get("preset")
+        if preset is None:
+            return build(cls, values)
+        laid = {"preset": _Laid(preset)} if isinstance(preset, str) else {}
+        below = preset_values(preset)
+        _tell_without_effect(preset, below, values)
+        return build(cls, merge(merge(below, values), laid))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as nested plain dicts; `from_dict` of it gives an equal config."""
+        return asdict(self) | {"preset": None if self.preset is None else str(self.preset)}
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML run file (`from_dict` says how it is understood and what it raises)."""
+        values = read_yaml(path)
+        require_secrets(values, str(path))
+        return cls.from_dict(values)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the resolved config, secrets included; the run can be repeated from this file."""
+        write_yaml(path, self.to_dict())
+
+
+def _tell_without_effect(preset: str, below: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Say it where a preset changes nothing, as over a run file that gives every setting."""
+    pairs = [(name, value, value_at(values, name)) for name, value in _leaves(below)]
+    if any(given is None for name, _, given in pairs if name != "preset"):
+        return
+    other = [f"{name}={given!r}" for name, value, given in pairs if given != value]
+    if other:
+        log.warning(
+            "The preset %r changes nothing, as each of its settings is given; otherwise than in "
+            "the preset are %s.",
+            preset,
+            ", ".join(other),
+        )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of settings and their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

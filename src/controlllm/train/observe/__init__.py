@@ -1,0 +1,15 @@
+"""What a run measures.
+
+debugging    Finding out what is wrong with a run: `debug` of the run config, made real
+flops        How many floating-point operations a training step takes, counted for what is really
+             computed
+instruments  What a run measures of itself: the time of each phase, FLOPs, memory; made into metrics
+metrics      The names of all metrics, written once, and how reports become metrics
+model_parts  What the parts of a model compute, read from its modules and its config
+peaks        The highest rate of a device: what MFU and HFU are a share of
+progress     How far a run is: counters, history and the averages since the last record
+retention    The forgetting meter inside a run, and the choice of the best checkpoint within a
+             budget
+swamped      A divergence that swamps the loss: noticed in the metrics, and told with what to set
+timing       Where the time of a step goes: one clock that is always in one phase
+"""

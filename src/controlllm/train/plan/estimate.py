@@ -1,0 +1,276 @@
+"""What a run will take, before anything runs: from its model's config, on the meta device.
+
+| part of memory | exact? |
+|---|---|
+| weights frozen and trained, gradients, optimizer | to the byte, for the process that holds most |
+| activations | what autograd keeps of one micro-batch (`activation_bytes`), no temporaries |
+| logits | as the loss makes them: themselves, in float32, and the gradients of both |
+| gathered | FSDP: the root and the blocks that are whole at a time |
+
+Allocators, CUDA and libraries take some GiB more.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
+from controlllm.checkpoint.training.kinds import KINDS, kind_in
+from controlllm.checkpoint.training.tensors import trained_tensors
+from controlllm.common.adapters import carries_base
+from controlllm.common.errors import ConfigError
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
+from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
+from controlllm.expansion.files.sidecar import read_sidecar_config
+from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.observe.flops import FlopCount, Flops
+from controlllm.train.observe.model_parts import parts_of
+from controlllm.train.parallel.mesh import MeshPlan
+from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.plan.activation_bytes import activation_bytes, kept_product_bytes
+from controlllm.train.plan.optimizer_bytes import StateBytes, optimizer_bytes
+from controlllm.train.setup.methods import METHODS, asks_base
+from controlllm.train.setup.model import tune_model
+from controlllm.train.setup.quantize import frozen_linears, packed_columns
+from controlllm.train.step.liger import fused_chunk
+
+__all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by part."""
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        blocks: expanded blocks; None for methods that do not expand.
+        parameters: numbers of the model.
+        trained: how many of them train.
+        memory: on the device that holds most.
+        flops: of one optimizer step, on all devices.
+        tokens: of one optimizer step, on all devices.
+        checkpoint: bytes of a training checkpoint's tensors.
+    """
+
+    blocks: int | None
+    parameters: int
+    trained: int
+    memory: Memory
+    flops: Flops
+    tokens: int
+    checkpoint: int
+
+
+def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
+    """The config of a run's base, and how it is expanded already.
+
+    Raises:
+        ConfigError: the run names no model.
+        CheckpointError: there is none where it says.
+    """
+    model = run.model
+    if model.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    location = locate(model.model_name_or_path)
+    name, revision, expansion = location.path, model.revision, None
+    kind = None if location.kind is Kind.HUB else kind_in(Path(name))
+    if kind is not None and kind.base_of is not None:
+        recorded = kind.base_of(Path(name))
+        if kind is KINDS["control"]:
+            expansion = ExpansionConfig.from_dict(read_sidecar_config(name)["expansion"])
+        base = locate_recorded(recorded.get("name_or_path"), name)
+        name, revision = base.path, recorded.get("revision")
+    config = AutoConfig.from_pretrained(
+        name, revision=revision, trust_remote_code=model.trust_remote_code
+    )
+    if isinstance(config, ControlLLMConfig):
+        return config.base_config(), config.expansion_config()
+    return config, expansion
+
+
+def model_without_weights(
+    run: RunConfig, config: Any, expansion: ExpansionConfig | None
+) -> PreTrainedModel:
+    """A run's model as it trains, on the meta device.
+
+    Args:
+        run: its `method` (with its settings), `model` and `training` are used.
+        config: of the base.
+        expansion: how to expand it; None for methods that do not.
+    """
+    config = copy.deepcopy(config)  # Expanding counts its layers anew.
+    dtype = config.dtype or torch.float32
+    if run.model.dtype != "auto":
+        dtype = getattr(torch, run.model.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=run.model.attn_implementation,
+            trust_remote_code=run.model.trust_remote_code,
+        )
+        if expansion is not None:
+            text = config.get_text_config(decoder=True)
+            known = {"num_hidden_layers": text.num_hidden_layers, "vocab_size": text.vocab_size}
+            settings = ControlLLMConfig(model.config, expansion.to_dict(), known)
+            model = ControlLLMForCausalLM(settings, base=model)
+        METHODS.get(run.method).train(model, run)
+        return tune_model(model, run.training)
+
+
+def estimate(
+    run: RunConfig, config: Any, expansion: ExpansionConfig | None, mesh: MeshPlan
+) -> Estimate:
+    """What a run takes.
+
+    Args:
+        run: the run config.
+        config: of the base (`model_config`).
+        expansion: how it is expanded; None for methods that do not expand.
+        mesh: how processes share the model.
+
+    Raises:
+        ConfigError, ModelError: the model cannot be expanded so.
+    """
+    training, length = run.training, run.data.max_length
+    model = model_without_weights(run, config, expansion)
+    rows = training.per_device_train_batch_size * training.micro_batches(mesh.world_size)
+    rows *= mesh.world_size
+    parts = parts_of(model)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    tensors = trained_tensors(model)
+    optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))
+    return Estimate(
+        blocks=len(model.blocks) if isinstance(model, ControlLLMForCausalLM) else None,
+        parameters=sum(size for size, _ in sizes),
+        trained=sum(size for size, trains in sizes if trains),
+        flops=FlopCount(parts).of(torch.full((rows,), length)),
+        tokens=rows * length,
+        checkpoint=sum(map(_bytes, tensors.values())) + optimizer,
+        memory=_memory(model, run, mesh),
+    )
+
+
+def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
+    """Last of all: the model is changed."""
+    training = run.training
+    packed = _packed(model, run.model.quantize_base)
+    local = [(_local(packed.get(p, p), mesh.parts), p) for p in model.parameters()]
+    frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
+    frozen += _scales(packed, run.model.quantize_base)
+    trained = sum(_bytes(t) for t, p in local if p.requires_grad)
+    moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
+    if not carries_base(model) and asks_base(run):
+        # The base is kept beside it, to be asked; one process has what is frozen only once.
+        frozen += trained + (frozen if mesh.world_size > 1 else 0)
+    compute = torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
+    rows, length = training.per_device_train_batch_size, run.data.max_length
+    gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0
+    activations = 0
+    if training.gradient_checkpointing_policy == "selective":
+        activations = kept_product_bytes(model, rows * length, compute.itemsize)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    chunk = training.loss_chunk_size
+    positions = rows * length if chunk is None else min(chunk, rows * length)
+    kept = 3 if METHODS.get(run.method).asks_base else 2  # logits, their gradient, the base's
+    if training.fuses_loss:
+        width = model.config.get_text_config(decoder=True).hidden_size
+        positions = fused_chunk(positions, vocabulary, width)
+    module: nn.Module = model
+    module.to(compute)
+    activations += activation_bytes(model, rows, length)
+    return Memory(
+        frozen=frozen,
+        trained=trained,
+        gradients=trained,
+        optimizer=moments,
+        activations=activations,
+        logits=kept * positions * vocabulary * (compute.itemsize + 4),
+        gathered=gathered,
+    )
+
+
+def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
+    """What `model.quantize_base` holds in place of weights of frozen linear layers."""
+    if kind is None or not isinstance(model, ControlLLMForCausalLM):
+        return {}
+    return {
+        linear.weight: linear.weight.new_empty(_packed_shape(linear, kind), dtype=torch.uint8)
+        for _, _, linear in frozen_linears(model)
+    }
+
+
+def _packed_shape(linear: nn.Linear, kind: str) -> tuple[int, int]:
+    rows, columns = linear.out_features, linear.in_features
+    if kind == "bnb_int8":
+        return (rows, columns)
+    if kind in BNB_KINDS:
+        return (-(-rows * columns // 2), 1)
+    return (rows, packed_columns(columns, kind))
+
+
+def _scales(packed: Mapping[Tensor, Tensor], kind: str | None) -> int:
+    """Bytes that bitsandbytes keeps beside the codes, whole on every process."""
+    if kind not in BNB_KINDS:
+        return 0
+    return sum(
+        packed_bytes(weight.shape[0], weight.shape[1], kind) - codes.numel()
+        for weight, codes in packed.items()
+    )
+
+
+def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:
+    """What FSDP has whole at a time: the root's own, and the largest units."""
+    units = list(sharding_units(model))
+    numbers = sorted((_numbers(unit) for unit in units), reverse=True)
+    at_once = len(units) if not run.parallel.reshard_after_forward else 2 + run.parallel.prefetch
+    root = _numbers(model) - sum(numbers)
+    return (root + sum(numbers[:at_once])) * compute.itemsize
+
+
+def _optimizer(model: nn.Module, name: str, parts: int) -> Iterator[StateBytes]:
+    """What the optimizer keeps of each parameter that trains."""
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            quantised = "interpolator" not in path.split(".")
+            yield optimizer_bytes(parameter, name, parts, quantised)
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _local(tensor: Tensor, parts: int) -> Tensor:
+    """What the first of so many processes holds of a tensor: FSDP cuts it along its first axis."""
+    if parts == 1:
+        return tensor
+    rows = -(-tensor.shape[0] // parts)
+    return tensor.new_empty(rows, *tensor.shape[1:])
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

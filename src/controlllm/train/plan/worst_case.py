@@ -1,0 +1,171 @@
+"""The largest batch first: a run that is to go out of memory does so in its first minute.
+
+Before step 1 one forward and backward pass runs on made-up batches as large as this config allows,
+beside as much memory as the optimizer will need. Gradients are thrown away, and nothing is changed:
+with and without it a run gives the same weights, bit for bit.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from controlllm.checkpoint import capture_rng, restore_rng
+from controlllm.common.errors import TrainingError
+from controlllm.data import REHEARSAL, TRAIN, Batch
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.collate import Member, collate, padded_width
+from controlllm.train.setup.bench import Bench
+
+__all__ = ["run_worst_case", "worst_shapes"]
+
+log = logging.getLogger(__name__)
+
+MOMENTS = 2
+"""Tensors that AdamW keeps for each trained one."""
+
+
+def run_worst_case(bench: Bench) -> None:
+    """Forward and backward of the largest batches, without a trace in the run.
+
+    Raises:
+        TrainingError: a batch does not fit into memory; its shape, and what to lower.
+    """
+    with _untouched(bench.model), _optimizer_memory(bench):
+        bench.model.train()
+        for rows, width in worst_shapes(bench.run.data, bench.loader.batch_size):
+            batch = _make_batch(bench, rows, width)
+            try:
+                _accumulate(bench, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise TrainingError(_advice(bench, rows, width)) from error
+            finally:
+                bench.optimizer.zero_grad(set_to_none=True)
+            log.info("The largest batch fits into memory: %s", _describe(bench, rows, width))
+
+
+def worst_shapes(config: DataConfig, batch_size: int) -> list[tuple[int, int]]:
+    """(rows, tokens of each) of the batches that need most memory.
+
+    With a budget of tokens there are three: the longest rows (attention costs most), the rows that
+    fill the budget best, and as many short rows as fit.
+    """
+    budget, length = config.max_tokens_per_batch, config.max_length
+    if config.packing or budget is None:
+        return [(batch_size, length)]
+    widths = sorted({padded_width(width, length) for width in range(2, length + 1)})
+    fullest = max(widths, key=lambda width: (budget // width * width, width))
+    chosen = sorted({widths[-1], fullest, widths[0]}, reverse=True)
+    return [(budget // width, width) for width in chosen]
+
+
+def _make_batch(bench: Bench, rows: int, width: int) -> Batch:
+    """Rows (or slots) of one document each, every token a target, by the run's own collator."""
+    config = bench.model.config.get_text_config(decoder=True)
+    vocabulary = min(len(bench.tokenizer), config.vocab_size)
+    ids = (np.arange(width) % vocabulary).astype(np.int32)
+    labels = ids.copy()
+    labels[0] = -100
+    example = Example(ids, labels)
+    rehearsed = 0
+    if bench.loss.rehearsal_weight is not None:  # Then the base computes these rows, too.
+        rehearsed = math.ceil(rows * bench.run.rehearsal.share)
+    groups: list[list[Member]] = [
+        [(example, REHEARSAL if row < rehearsed else TRAIN)] for row in range(rows)
+    ]
+    return collate(groups, bench.run.data, pad_id=0)
+
+
+def _accumulate(bench: Bench, batch: Batch) -> None:
+    """Forward and backward, twice where gradients of an earlier micro-batch are there already."""
+    counts = bench.loss.count([batch])
+    for _ in range(min(bench.micro_batches, 2)):
+        with bench.autocast():
+            loss = bench.loss.micro_batch(bench.to_device(batch), counts)
+        loss.backward()
+
+
+@contextmanager
+def _optimizer_memory(bench: Bench) -> Iterator[None]:
+    """Hold what the optimizer's state will take, as far as it is not there yet."""
+    groups = bench.optimizer.param_groups
+    missing = [p for group in groups for p in group["params"] if not bench.optimizer.state.get(p)]
+    try:
+        make = getattr(bench.optimizer, "moment_like", torch.empty_like)  # in few bits, or not
+        held = [make(p) for p in missing for _ in range(MOMENTS)]
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        count = sum(p.numel() for p in missing)
+        raise TrainingError(
+            f"the optimizer's state of {count:,} trained parameters does not fit into memory; "
+            "train fewer (expansion.num_blocks) or take a smaller base."
+        ) from error
+    try:
+        yield
+    finally:
+        held.clear()
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass may change: random states, buffers, modes, plain attributes."""
+    random_states = capture_rng()
+    before = [(module, _plain(module), _buffers(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, plain, buffers in before:
+            vars(module).update(plain)
+            for name, (buffer, values) in buffers.items():
+                module._buffers[name] = buffer
+                with torch.no_grad():
+                    buffer.copy_(values)
+        restore_rng(random_states)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Numbers and flags of a module: its mode, or the length that rotary embeddings last saw."""
+    kinds = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+
+
+def _buffers(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each buffer and a copy of its values."""
+    own = module.named_buffers(recurse=False)
+    return {name: (buffer, buffer.detach().clone()) for name, buffer in own}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it; the CPU allocator says so in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _describe(bench: Bench, rows: int, width: int) -> str:
+    what = "slots" if bench.run.data.packing else "rows"
+    return f"{rows:,} {what} of {width:,} tokens"
+
+
+def _advice(bench: Bench, rows: int, width: int) -> str:
+    data, training = bench.run.data, bench.run.training
+    lower = [f"data.max_length (now {data.max_length:,})"]
+    if not data.packing and data.max_tokens_per_batch is not None:
+        lower.insert(0, f"data.max_tokens_per_batch (now {data.max_tokens_per_batch:,})")
+    else:
+        size = training.per_device_train_batch_size
+        lower.insert(0, f"training.per_device_train_batch_size (now {size:,})")
+    more = "" if training.gradient_checkpointing else "; or set training.gradient_checkpointing"
+    return (
+        f"the largest batch of this run, {_describe(bench, rows, width)}, does not fit into memory "
+        f"on {bench.device}; lower {' or '.join(lower)}{more}."
+    )

@@ -1,0 +1,305 @@
+"""Where metrics go: console, JSON lines, TensorBoard, W&B.
+
+A logger is anything with `log(metrics, step)` and `close()`. Each is made with the step that the
+run starts from, and continues the curves of an earlier process: what that process logged beyond
+the checkpoint is dropped, so that no step appears twice.
+"""
+
+import importlib
+import json
+import math
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import Registry
+from controlllm.common.storage.files import read_json, write_json, write_text
+from controlllm.common.text.readable import readable, unguarded
+from controlllm.common.text.secrets import redacted
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.observe import metrics as names
+
+__all__ = ["LOGGERS", "JsonLinesLogger", "LoggerContext", "MetricLogger", "make_loggers"]
+
+
+class MetricLogger(Protocol):
+    """Takes metrics as they come."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record the metrics of one step."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+@dataclass(frozen=True)
+class LoggerContext:
+    """What a logger may know about its run.
+
+    Attributes:
+        run: the run config.
+        total_steps: length of the run in optimizer steps.
+        start_step: steps done before this process (0 = a new run).
+    """
+
+    run: RunConfig
+    total_steps: int
+    start_step: int
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.training.output_dir)
+
+
+LOGGERS: Registry[Callable[[LoggerContext], MetricLogger]] = Registry("logging.report_to")
+"""Loggers by the name used in `logging.report_to`."""
+
+
+class LoggerGroup:
+    """Several loggers as one."""
+
+    def __init__(self, loggers: list[MetricLogger]) -> None:
+        self.loggers = loggers
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Pass the metrics on to every logger."""
+        for logger in self.loggers:
+            logger.log(metrics, step)
+
+    def close(self) -> None:
+        """Close every logger."""
+        for logger in self.loggers:
+            logger.close()
+
+
+def make_loggers(context: LoggerContext, integrations: MetricLogger | None = None) -> LoggerGroup:
+    """All loggers that the run asks for.
+
+    Args:
+        context: what they may know of the run.
+        integrations: stands for those that are not of this package.
+
+    Raises:
+        ConfigError: for an unknown logger, or one whose package is not installed.
+    """
+    config = context.run.logging
+    asked = [name for name in dict.fromkeys(config.report_to) if name not in config.integrations]
+    loggers = [LOGGERS.get(name)(context) for name in asked]
+    return LoggerGroup(loggers if integrations is None else [*loggers, integrations])
+
+
+@LOGGERS.register("jsonl")
+class JsonLinesLogger:
+    """`metrics.jsonl`: one JSON object per record: `step`, `time` (Unix seconds), the metrics.
+
+    A value that is not finite is written as null, which every JSON reader understands.
+    """
+
+    def __init__(self, context: LoggerContext) -> None:
+        path = context.folder / "metrics.jsonl"
+        write_text(path, "".join(_kept_lines(path, context.start_step)))
+        self.file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one line and hand it to the operating system, where a kill cannot reach it."""
+        values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _kept_lines(path: Path, start_step: int) -> list[str]:
+    """The whole records up to the step that the run resumes from (none for a new run)."""
+    if start_step == 0 or not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # The last line of a killed process; its step is run again.
+    return kept
+
+
+@LOGGERS.register("tensorboard")
+class TensorBoardLogger:
+    """Scalars under `tensorboard/`; records beyond the resumed step are purged."""
+
+    def __init__(self, context: LoggerContext) -> None:
+        self.writer: Any = None
+        try:
+            module = importlib.import_module("torch.utils.tensorboard")
+        except ImportError:
+            # It is reported to by default, so a lean installation must be able to train.
+            warnings.warn(
+                "tensorboard is not installed, its curves are not written: `pip install "
+                "tensorboard`, or leave it out of logging.report_to.",
+                stacklevel=2,
+            )
+            return
+        folder = str(context.folder / "tensorboard")
+        self.writer = module.SummaryWriter(folder, purge_step=context.start_step + 1)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add every metric as a scalar."""
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+@LOGGERS.register("wandb")
+class WandbLogger:
+    """Weights & Biases; the run's id is kept in `wandb.json`, so that a resumed run continues it.
+
+    Raises:
+        ConfigError: if the package is not installed.
+    """
+
+    def __init__(self, context: LoggerContext) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ConfigError(
+                "logging.report_to names wandb, which is not installed: `pip install wandb`."
+            ) from error
+        logging, folder = context.run.logging, context.folder
+        self.run = wandb.init(
+            project=logging.project,
+            name=logging.run_name or folder.resolve().name,
+            id=_wandb_id(folder / "wandb.json", new=context.start_step == 0),
+            resume="allow",
+            dir=str(folder),
+            config=redacted(context.run.to_dict()),
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send the metrics."""
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the W&B run."""
+        self.run.finish()
+
+
+def _wandb_id(path: Path, new: bool) -> str:
+    if new or not path.is_file():
+        write_json(path, {"id": uuid.uuid4().hex[:12]})
+    return str(read_json(path)["id"])
+
+
+@LOGGERS.register("console")
+def _console(context: LoggerContext) -> MetricLogger:
+    """A progress bar on a terminal, plain lines elsewhere."""
+    return ProgressBarLogger(context) if sys.stdout.isatty() else PlainLogger(context)
+
+
+_PARTS_OF_THE_LOSS = (
+    names.LOSS,
+    names.CROSS_ENTROPY,
+    names.DIVERGENCE,
+    names.ANCHOR,
+    names.REHEARSAL,
+)
+
+
+class PlainLogger:
+    """One line per record."""
+
+    def __init__(self, context: LoggerContext) -> None:
+        self.total = context.total_steps
+        self.start = context.start_step
+        self.began = time.monotonic()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Print the record."""
+        print(
+            f"step {step:>{len(str(self.total))}}/{self.total}  {self.describe(metrics, step)}",
+            flush=True,
+        )
+
+    def describe(self, metrics: Mapping[str, float], step: int) -> str:
+        """The record as one readable line."""
+        if names.LOSS not in metrics:
+            return _describe_sets(metrics)
+        parts = [
+            f"{name.removeprefix('train/')} {metrics[name]:.4f}"
+            for name in _PARTS_OF_THE_LOSS
+            if name in metrics
+        ]
+        parts.append(f"lr {metrics[names.LEARNING_RATE]:.2e}")
+        parts.append(f"grad {metrics[names.GRAD_NORM]:.3f}")
+        parts.append(f"{metrics[names.TOKENS_PER_SECOND]:,.0f} tokens/s")
+        return "  ".join([*parts, f"ETA {self.remaining(step)}"])
+
+    def remaining(self, step: int) -> str:
+        """Time left at the pace so far, as h:mm:ss."""
+        pace = (time.monotonic() - self.began) / max(step - self.start, 1)
+        seconds = round(pace * (self.total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class ProgressBarLogger(PlainLogger):
+    """A bar with pace and time left; measurements of sets are printed above it."""
+
+    def __init__(self, context: LoggerContext) -> None:
+        super().__init__(context)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
+        self.bar = Progress(*columns, console=Console(file=unguarded(sys.stdout)))
+        self.task = self.bar.add_task("", total=self.total, completed=self.start)
+        self.bar.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Move the bar, or print the measurement."""
+        text = readable(self.describe(metrics, step))
+        if names.LOSS in metrics:
+            self.bar.update(self.task, completed=step, description=text)
+        else:
+            self.bar.console.print(f"step {step}  {text}", highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.stop()
+
+
+def _describe_sets(metrics: Mapping[str, float]) -> str:
+    """`learn/x 2.100 (gain +0.300)  retain/y 1.900 (forgetting +0.010, kl 0.020)`."""
+    parts = []
+    for name, value in metrics.items():
+        kind, _, rest = name.partition("/")
+        if not rest.endswith("/loss"):
+            continue
+        group = name.removesuffix("/loss")
+        if kind == "learn":
+            note = f"gain {metrics[f'{group}/gain']:+.3f}"
+        else:
+            note = (
+                f"forgetting {metrics[f'{group}/forgetting']:+.3f}, kl {metrics[f'{group}/kl']:.3f}"
+            )
+        parts.append(f"{group} {value:.3f} ({note})")
+    return "  ".join(parts)

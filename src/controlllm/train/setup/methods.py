@@ -1,0 +1,202 @@
+"""How a base model becomes one that trains, and who answers for its base afterwards.
+
+| method | what trains | the base stays available as |
+|---|---|---|
+| `control` | the expanded blocks, interpolators and ends | the same model, expansion disabled |
+| `control`, `peft.type` | these, and adapters on other blocks | the same model, both disabled |
+| `stack` | copies after their blocks (LLaMA-Pro) | the same model, expansion disabled |
+| `lora` | PEFT's adapters on the base | the same model, adapters disabled |
+| `full` | every weight | a frozen copy |
+| `replay` | every weight; old data is part of the mix | a frozen copy |
+| `kl` | every weight, held to the base's predictions | a frozen copy |
+| `freeze` | a few blocks | a frozen copy |
+
+A copy is kept only where something asks it; in a run of one process, frozen weights are common to
+model and copy. A new method is one more row of `METHODS`.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from controlllm.common.adapters import carries_base, has_adapters
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import Registry
+from controlllm.evaluate import Reference
+from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig, expand
+from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion.files.peft import add_adapters
+from controlllm.expansion.identity.base_record import forget_base
+from controlllm.expansion.surgery.anatomy import examine
+from controlllm.expansion.surgery.quantised import quantised_layers
+from controlllm.train.config.method_config import check_alphas
+from controlllm.train.config.run_config import RunConfig
+
+__all__ = ["METHODS", "Method", "Prepared", "asks_base", "prepare_model"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to train.
+
+    Attributes:
+        model: what trains; `requires_grad` says which of its parameters do.
+        reference: its base; None where nothing in the run asks it.
+    """
+
+    model: PreTrainedModel
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to learn.
+
+    Attributes:
+        train: sets up what trains, in place; gets the base, or what became of it by expansion.
+        expands: whether the base is expanded first.
+        continues: which trained models it takes besides a plain base, to train them further.
+        asks_base: whether each step asks the base.
+    """
+
+    train: Callable[[PreTrainedModel, RunConfig], object]
+    expands: bool = False
+    continues: Callable[[PreTrainedModel], bool] = lambda model: False
+    asks_base: bool = False
+
+
+METHODS: Registry[Method] = Registry("method")
+"""Methods by the name used in the run config."""
+
+
+def prepare_model(base: PreTrainedModel, run: RunConfig, world_size: int = 1) -> Prepared:
+    """Make `base` ready to train by `run.method`; it is taken over and changed in place.
+
+    Args:
+        base: a plain model, or a trained one to train further.
+        run: the run config.
+        world_size: processes that will share it.
+
+    Raises:
+        ConfigError: the method cannot train such a model.
+    """
+    method = METHODS.get(run.method)
+    _refuse_trained(base, method, run)
+    forget_base(base)
+    model = base
+    if method.expands and not isinstance(base, ControlLLMForCausalLM):
+        model = expand(base, run.expansion)
+    elif isinstance(base, ControlLLMForCausalLM) and method.expands:
+        _warn_of_unused(run)
+        check_alphas(base.expansion, run.training)
+    method.train(model, run)
+    if carries_base(model):
+        return Prepared(model, Reference(model))
+    if not asks_base(run):
+        return Prepared(model, None)
+    return Prepared(model, Reference(model, copy=_frozen_copy(model, shares=world_size == 1)))
+
+
+def _frozen_copy(model: PreTrainedModel, shares: bool) -> PreTrainedModel:
+    """A copy of what has not been trained yet; it may have the frozen weights in common with it."""
+    kept = [p for p in model.parameters() if not p.requires_grad] if shares else []
+    memo: dict[int, object] = {id(parameter): parameter for parameter in kept}
+    return copy.deepcopy(model, memo).requires_grad_(False).eval()
+
+
+def asks_base(run: RunConfig) -> bool:
+    """Whether anything in a run asks the base."""
+    sets = run.data.learn or run.data.retain
+    return bool(sets or run.rehearsal.uses_kl or METHODS.get(run.method).asks_base)
+
+
+def _refuse_trained(base: PreTrainedModel, method: Method, run: RunConfig) -> None:
+    """A model that carries another base would be taken for a base."""
+    if not carries_base(base) or method.continues(base):
+        return
+    what = "has adapters" if has_adapters(base) else "is an expanded model"
+    fitting = "lora" if has_adapters(base) and not _is_expanded(base) else "control"
+    raise ConfigError(
+        f"method={run.method!r} got {run.model.model_name_or_path or 'a model'}, which {what}; use "
+        f"method={fitting!r} to train it further, or make a plain model of it first "
+        "(`controlllm export`)."
+    )
+
+
+def _warn_of_unused(run: RunConfig) -> None:
+    """The settings of an expansion that is not made would otherwise be ignored in silence."""
+    plain = ExpansionConfig(structure=run.expansion.structure, divergence=run.expansion.divergence)
+    if run.expansion != (plain if run.method == "stack" else ExpansionConfig()):
+        _warn("is expanded already and is trained", "expansion", run)
+
+
+def _warn(what: str, section: str, run: RunConfig) -> None:
+    warnings.warn(
+        f"{run.model.model_name_or_path or 'the model'} {what} further as it is; the settings "
+        f"under `{section}` are not used.",
+        stacklevel=5,
+    )
+
+
+def _is_expanded(model: PreTrainedModel) -> bool:
+    return isinstance(model, ControlLLMForCausalLM)
+
+
+def _is_stacked(model: PreTrainedModel) -> bool:
+    return isinstance(model, ControlLLMForCausalLM) and model.expansion.structure == "stack"
+
+
+def _train_adapters(model: PreTrainedModel, run: RunConfig) -> None:
+    """Put adapters in; those that are there already are trained further as they are."""
+    if not has_adapters(model):
+        if run.adapters:
+            add_adapters(model, run.peft, run.training.seed)
+    elif run.peft != AdapterConfig(run.peft.type):
+        _warn("has adapters already, and trains them", "peft", run)
+
+
+def _refuse_quantised(model: PreTrainedModel, run: RunConfig) -> None:
+    if next(quantised_layers(model), None) is not None:
+        raise ConfigError(
+            f"method={run.method!r} trains the base, and "
+            f"{run.model.model_name_or_path or 'this one'} is quantised; load it unquantised, or "
+            "use method='control'."
+        )
+
+
+def _train_all(model: PreTrainedModel, run: RunConfig) -> None:
+    _refuse_quantised(model, run)
+    model.requires_grad_(True)
+
+
+def _train_blocks(model: PreTrainedModel, run: RunConfig) -> None:
+    _refuse_quantised(model, run)
+    anatomy = examine(model)
+    model.requires_grad_(False)
+    for layer in run.freeze.trained_layers(anatomy.num_layers):
+        anatomy.layers[layer].requires_grad_(True)
+    parts = {"embeddings": anatomy.embedding, "norm": anatomy.norm, "head": anatomy.head}
+    for group in run.freeze.also_train:
+        part = parts[group]
+        if part is None:
+            raise ConfigError(f"freeze.also_train names {group!r}, which the model does not have.")
+        part.requires_grad_(True)
+
+
+def _train_expanded(model: PreTrainedModel, run: RunConfig) -> None:
+    """`expand` has said what trains."""
+
+
+for _name, _method in {
+    "control": Method(_train_adapters, expands=True, continues=_is_expanded),
+    "stack": Method(_train_expanded, expands=True, continues=_is_stacked),
+    "lora": Method(_train_adapters, continues=lambda model: not _is_expanded(model)),
+    "full": Method(_train_all),
+    "replay": Method(_train_all),
+    "kl": Method(_train_all, asks_base=True),
+    "freeze": Method(_train_blocks),
+}.items():
+    METHODS.register(_name)(_method)

@@ -1,0 +1,111 @@
+"""The base model and its tokenizer, loaded and set up for training."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
+from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
+from controlllm.common.context import check_length
+from controlllm.common.errors import ConfigError
+from controlllm.common.packages.bitsandbytes import BNB_KINDS
+from controlllm.data import resolve_chat_template
+from controlllm.expansion.surgery.anatomy import own_config
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.training_config import TrainingConfig
+from controlllm.train.parallel.device import find_device
+from controlllm.train.parallel.loading import build_on_meta
+from controlllm.train.setup.activations import enable_checkpointing
+from controlllm.train.setup.quantize import quantise_by_bnb
+
+__all__ = ["Loaded", "load_base", "tune_model"]
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model and its tokenizer."""
+
+
+def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None = None) -> Loaded:
+    """The model on its device, with an attention that keeps packed documents apart.
+
+    Args:
+        run: its `model` and `data` are used.
+        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        files: where its weights lie, if they are to be read once it is sharded: then it comes on
+            the meta device, without weights.
+
+    Returns:
+        The model, and its tokenizer with the chat template that the run trains on.
+
+    Raises:
+        ConfigError: if the device is not there, or the tokenizer has no EOS token.
+        ModelError: if `data.max_length` is beyond the positions that the model can have.
+        CheckpointError: if the model cannot be loaded.
+    """
+    device = find_device(run.model.device)
+    empty = build_on_meta(files, run) if files is not None else None
+    if empty is not None:
+        model, tokenizer = empty, find_tokenizer(str(files), _options(run))
+    else:
+        model, tokenizer = loaded if loaded is not None else _load(run)
+        own_config(model)  # Its attention may become another one.
+        module: torch.nn.Module = model
+        module.to(device)
+        if run.model.quantize_base in BNB_KINDS:
+            quantise_by_bnb(model, run.model.quantize_base, compute_dtype(model, run.training))
+    _require_eos(tokenizer)
+    check_length("data.max_length", run.data.max_length, model)
+    # Whoever talks to the trained model must use the template it was trained with.
+    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
+    if run.data.packing:
+        _pack_attention(model)
+    return model, tokenizer
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Before anything is written by the base, or read to be trained on."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no eos_token, so that no text and no answer can end; name another "
+            "one (model.tokenizer_name_or_path), or write its eos_token into tokenizer_config.json."
+        )
+
+
+def _load(run: RunConfig) -> Loaded:
+    assert run.model.model_name_or_path is not None  # `train` has checked
+    return load_model(run.model.model_name_or_path, _options(run))
+
+
+def _options(run: RunConfig) -> LoadOptions:
+    config, kind = run.model, run.model.quantize_base
+    return LoadOptions(
+        revision=config.revision,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation=config.attn_implementation,
+        quantize_base=cast(Any, kind if kind in BNB_KINDS else None),
+        tokenizer=config.tokenizer_name_or_path,
+    )
+
+
+def _pack_attention(model: PreTrainedModel) -> None:
+    """Let attention keep packed documents apart."""
+    register_packed_attention()
+    current = model.config.get_text_config(decoder=True)._attn_implementation
+    model.set_attn_implementation(packed_attention_for(current))
+
+
+def compute_dtype(model: PreTrainedModel, training: TrainingConfig) -> torch.dtype:
+    """What a run computes in."""
+    return torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
+
+
+def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:
+    """Set precision and checkpointing for training, in place."""
+    if training.mixed_precision == "bf16":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    enable_checkpointing(model, training)
+    return model
