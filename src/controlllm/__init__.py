@@ -19,7 +19,7 @@ end_at_once()  # Where this is the command line: what follows takes seconds.
 from transformers import AutoConfig  # noqa: E402
 
 from controlllm.common.lazy import lazy_names  # noqa: E402
-from controlllm.expansion.hub.hf_config import ControlLLMConfig  # noqa: E402
+from controlllm.expansion.method.hf_config import ControlLLMConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from controlllm.expansion import (
@@ -42,6 +42,17 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+
+def _register_model() -> None:
+    """Not when the package is imported: the model code takes seconds to import."""
+    from transformers import AutoModelForCausalLM
+
+    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+
+    AutoModelForCausalLM.register(ControlLLMConfig, ControlLLMForCausalLM, exist_ok=True)
+
+
+ControlLLMConfig.register_model = staticmethod(_register_model)
 AutoConfig.register(ControlLLMConfig.model_type, ControlLLMConfig, exist_ok=True)
 
 __getattr__, __dir__ = lazy_names(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, SourceStats
 from controlllm.data.loader.lane import Lane, Pipeline, redeal
 from controlllm.data.loader.mixing import plan_shares

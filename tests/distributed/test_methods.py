@@ -8,10 +8,10 @@ import torch
 from tests.distributed.test_training import losses, run_of, train_by
 from tests.processes import run_ranks, values
 
-import controlllm.expansion.files.peft
+import controlllm.expansion.hub.peft
 import controlllm.train.setup.methods  # noqa: F401  # forked processes find them imported
 from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
-from controlllm.expansion.files.peft import require_peft
+from controlllm.expansion.hub.peft import require_peft
 from controlllm.train import train
 from controlllm.train.setup.bench import make_bench
 

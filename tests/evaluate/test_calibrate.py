@@ -110,7 +110,7 @@ def test_table_json_and_picture(tmp_path):
     assert saved["chosen"] == curve.chosen.alpha
     assert saved["points"][0]["retain"]["old"]["tokens"] == 4
     assert saved["points"][0]["forgetting"] == 0.0
-    curve.plot(tmp_path / "curve.png")
+    plot_curves({"one": curve}, tmp_path / "curve.png")
     plot_curves({"one": curve, "two": curve}, tmp_path / "two.png")
     for name in ("curve.png", "two.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

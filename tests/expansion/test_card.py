@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from controlllm import ExpansionConfig, expand
-from controlllm.expansion.hub.card import model_card
+from controlllm.expansion.files.card import model_card
 
 
 def card_of(pico_llama, form, **base):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from controlllm import expand
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
 
 
 def test_it_is_sixteen_hex_digits_and_stable(pico_llama):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from controlllm import collapse, expand, load_sidecar
 from controlllm.common.errors import CheckpointError, ModelError
 from controlllm.common.packages.torchao import require_torchao
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.surgery.quantised import (
     full_weight,
     quantised_kind,

@@ -6,7 +6,7 @@ import torch
 from controlllm import ExpansionConfig, expand, load_sidecar
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.files.peft import add_adapters
+from controlllm.expansion.hub.peft import add_adapters
 from controlllm.expansion.method.unread import (
     RULES,
     check_settings,

@@ -16,8 +16,8 @@ from controlllm.common.errors import ConfigError, ModelError
 from controlllm.evaluate import Reference
 from controlllm.expansion import combine
 from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.files.peft import add_adapters
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
+from controlllm.expansion.hub.peft import add_adapters
 from controlllm.train import train
 from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.quantize import QuantisedLinear

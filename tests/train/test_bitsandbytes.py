@@ -19,7 +19,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes, stored_bytes
 from controlllm.data import eval_batches, read_examples
 from controlllm.evaluate import evaluate_losses
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.surgery.quantised import full_weight, quantised_kind, quantised_layers
 from controlllm.train import train
 from controlllm.train.setup.bench import make_bench

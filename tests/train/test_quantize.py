@@ -12,7 +12,7 @@ from controlllm.common.packages.torchao import require_torchao
 from controlllm.data import eval_batches, read_examples
 from controlllm.evaluate import evaluate_losses
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.train import RunConfig, train
 from controlllm.train.setup.quantize import _PACKERS, QuantisedLinear, quantize_base
 

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from controlllm import ControlLLMForCausalLM, expand
 from controlllm.checkpoint import trained_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.files.peft import add_adapters
+from controlllm.expansion.hub.peft import add_adapters
 
 IDS = torch.tensor([[1, 40, 50, 60, 70, 80]])
 

@@ -87,7 +87,7 @@ from controlllm.evaluate import (
 )
 from controlllm.evaluate.retention import worst
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.hub.card import with_dial
+from controlllm.expansion.files.card import with_dial
 from controlllm.inference import GenerationSettings, Generator
 from controlllm.inference.generate import prompt_ids
 from controlllm.train import RunConfig, train

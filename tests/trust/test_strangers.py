@@ -63,8 +63,8 @@ from controlllm.data.cache import postprocess
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import format_table
 from controlllm.expansion import ExpansionConfig, expand
-from controlllm.expansion.hub.card import model_card
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.files.card import model_card
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.inference import Chat
 from controlllm.train import RunConfig
 from controlllm.train.record.folder import _changes as folder_changes

@@ -17,8 +17,9 @@ from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.evaluate.dial import check_budget, check_settings
+from controlllm.evaluate.plot import plot_curves
+from controlllm.expansion.files.card import with_dial
 from controlllm.expansion.files.sidecar import SIDECAR_CONFIG
-from controlllm.expansion.hub.card import with_dial
 
 __all__ = ["CalibrateOptions", "run"]
 
@@ -106,7 +107,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     else:
         export(model, target.folder, "sidecar", tokenizer, overwrite=options.overwrite)
     curve.save(target.folder / "calibration.json")
-    curve.plot(target.folder / "calibration.png")
+    plot_curves({curve.dial: curve}, target.folder / "calibration.png")
     print(f"alpha {curve.chosen.label} is written to {target.folder}")
 
 

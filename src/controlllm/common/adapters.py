@@ -5,24 +5,30 @@ that it holds is the adapter. A model that carries its base inside (an expanded 
 adapters) computes that base inside `as_base`.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
 from typing import Any
 
 from torch import nn
 
 __all__ = [
+    "ADAPTER_NAME",
     "BASE_LAYER",
     "adapter_names",
     "as_base",
     "carries_base",
     "has_adapters",
     "merge_adapters",
+    "peft_config",
     "remove_adapters",
     "switch_adapters",
     "without_adapters",
 ]
 
+ADAPTER_NAME = "default"
+"""What PEFT calls the only adapter of a model, in the names of its parameters."""
 BASE_LAYER = "base_layer"
 """What PEFT calls the layer that an adapter was put around."""
 
@@ -95,3 +101,17 @@ def remove_adapters(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base_layer)
     vars(model).pop("peft_config", None)
+
+
+def peft_config(model: nn.Module) -> dict[str, Any]:
+    """The config of a model's adapters as PEFT writes it, in plain JSON."""
+    configs: Any = vars(model)["peft_config"]
+    values: dict[str, Any] = configs[ADAPTER_NAME].to_dict()
+    plain = {key: _plain(value) for key, value in values.items()}
+    return json.loads(json.dumps(plain)) | {"inference_mode": True}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value

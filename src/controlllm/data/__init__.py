@@ -30,8 +30,9 @@ templates join by name (docs/extending).
 """
 
 from controlllm.data.cache.store import TokenStore
-from controlllm.data.config.data_config import DataConfig, SourceConfig, StageConfig
+from controlllm.data.config.data_config import DataConfig, StageConfig
 from controlllm.data.config.hooks import PostprocessContext, register_collator, register_postprocess
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, SourceStats
 from controlllm.data.examples.row_filters import register_filter
 from controlllm.data.examples.templates import resolve_chat_template

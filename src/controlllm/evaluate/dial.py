@@ -152,12 +152,6 @@ class DialCurve:
         """Write the curve as JSON, atomically."""
         write_json(path, self.to_dict())
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the curve in the plane of learning and forgetting, as a PNG."""
-        from controlllm.evaluate.plot import plot_curves
-
-        plot_curves({self.dial: self}, path)
-
 
 def trace_curve(
     dial: Dial,

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from controlllm.common.storage.files import atomic_file
-
-if TYPE_CHECKING:
-    from controlllm.evaluate.dial import DialCurve, DialPoint
+from controlllm.evaluate.dial import DialCurve, DialPoint
 
 __all__ = ["plot_curves"]
 
@@ -15,7 +13,7 @@ LABEL_PIXELS = (34, 15)
 """Width and height of the room that a label needs, at 100 pixels per inch."""
 
 
-def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
+def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
 
     Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
@@ -48,7 +46,7 @@ def plot_curves(curves: "Mapping[str, DialCurve]", path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw_curve(axes: Any, label: str, curve: "DialCurve", color: str) -> None:
+def _draw_curve(axes: Any, label: str, curve: DialCurve, color: str) -> None:
     dialled = [point for point in curve.points if point.alpha is not None]
     axes.plot(*_xy(dialled), marker="o", markersize=3, color=color, label=label)
     trained = [point for point in curve.points if point.alpha is None]
@@ -56,7 +54,7 @@ def _draw_curve(axes: Any, label: str, curve: "DialCurve", color: str) -> None:
     axes.plot(*_xy([curve.chosen]), marker="*", markersize=13, linestyle="none", color=color)
 
 
-def _label_points(axes: Any, curve: "DialCurve") -> None:
+def _label_points(axes: Any, curve: DialCurve) -> None:
     """Settings beside their points: the chosen one first, none where it would cover another."""
     taken: list[Any] = []
     for point in (curve.chosen, *curve.points):
@@ -70,5 +68,5 @@ def _label_points(axes: Any, curve: "DialCurve") -> None:
         )
 
 
-def _xy(points: "list[DialPoint]") -> tuple[list[float], list[float]]:
+def _xy(points: list[DialPoint]) -> tuple[list[float], list[float]]:
     return [point.forgetting for point in points], [point.learn_loss for point in points]

@@ -36,13 +36,14 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from controlllm.expansion.files.sidecar import load_sidecar, save_sidecar
+    from controlllm.expansion.files.sidecar import save_sidecar
     from controlllm.expansion.hub.expand import expand
-    from controlllm.expansion.hub.hf_config import ControlLLMConfig
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+    from controlllm.expansion.hub.sidecar_loading import load_sidecar
     from controlllm.expansion.merge.collapsing import collapse, combine
     from controlllm.expansion.method.divergence import DIVERGENCES
     from controlllm.expansion.method.expansion_config import ExpansionConfig
+    from controlllm.expansion.method.hf_config import ControlLLMConfig
     from controlllm.expansion.method.interpolators import INTERPOLATORS, Interpolator
 
 __all__ = [
@@ -62,14 +63,14 @@ __all__ = [
 _HOMES = {
     "DIVERGENCES": "method.divergence",
     "INTERPOLATORS": "method.interpolators",
-    "ControlLLMConfig": "hub.hf_config",
+    "ControlLLMConfig": "method.hf_config",
     "ControlLLMForCausalLM": "hub.modeling",
     "ExpansionConfig": "method.expansion_config",
     "Interpolator": "method.interpolators",
     "collapse": "merge.collapsing",
     "combine": "merge.collapsing",
     "expand": "hub.expand",
-    "load_sidecar": "files.sidecar",
+    "load_sidecar": "hub.sidecar_loading",
     "save_sidecar": "files.sidecar",
 }
 __getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

@@ -1,7 +1,7 @@
 """A callback for `transformers.Trainer` and the trainers built on it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,13 +11,16 @@ from controlllm.common.tensors import whole
 from controlllm.expansion.files.sidecar import base_fingerprint, save_sidecar, sidecar_tensors
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
-if TYPE_CHECKING:
-    from controlllm.integrations.peft import Adapters
-
 __all__ = ["ADAPTERS", "ControlLLMCallback"]
 
 ADAPTERS = "controlllm_adapters"
 """The attribute of a base that keeps its adapters: PEFT's wrapper is not always there."""
+
+
+class Accumulates(Protocol):
+    """What is told over how many micro-batches a loss is averaged."""
+
+    gradient_accumulation_steps: int | None
 
 
 class ControlLLMCallback(TrainerCallback):
@@ -80,7 +83,7 @@ class ControlLLMCallback(TrainerCallback):
             save_sidecar(expanded, folder, overwrite=True, tensors=tensors)
 
     @staticmethod
-    def find(model: nn.Module | None) -> "ControlLLMForCausalLM | Adapters":
+    def find(model: nn.Module | None) -> ControlLLMForCausalLM | Accumulates:
         """The expanded model or the adapters, wherever wrappers (DDP, PEFT) hold them.
 
         Raises:

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.common.errors import ControlLLMError, ModelError
 from controlllm.common.storage.files import write_text
+from controlllm.expansion.files.fingerprint import base_name
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.identity.fingerprint import base_name
 from controlllm.expansion.merge.collapsing import weight_alphas
 from controlllm.expansion.method.interpolators import INTERPOLATORS, Slerp
 

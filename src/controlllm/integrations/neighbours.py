@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
+from controlllm.common.tensor_copies import copy_tensors
 from controlllm.expansion import ExpansionConfig, expand, load_sidecar
 from controlllm.expansion.files.sidecar import (
     SIDECAR_CONFIG,
     base_fingerprint,
-    copy_tensors,
     read_sidecar_config,
     read_sidecar_tensors,
     save_sidecar,

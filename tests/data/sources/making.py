@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks
 
 __all__ = ["ROWS", "WRITERS", "block_rows", "flat", "jsonl", "many", "rows_of", "write"]

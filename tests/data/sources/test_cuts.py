@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.sources.making import flat, many, write_avro
 
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.avro import AvroBlocks
 from controlllm.data.sources.finding import find_files, with_types
 from controlllm.data.sources.lines import LineBlocks

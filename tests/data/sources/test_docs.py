@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.data.sources import open_blocks, register_reader
 from controlllm.data.sources.registry import known_endings

@@ -7,7 +7,7 @@ import pytest
 from tests.data.sources.making import many, rows_of, write_parquet
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks
 from controlllm.data.sources.hub import DatasetBlocks, ShardBlocks
 

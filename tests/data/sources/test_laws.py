@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.data.sources.making import WRITERS, flat, many, write
 
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import Blocks, dataset_blocks, open_blocks, opening, ranges
 
 ROWS = many(300)

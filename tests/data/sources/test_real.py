@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.data.sources.making import block_rows, flat, rows_of
 
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks, opening
 
 FILES = {

@@ -18,7 +18,7 @@ from tests.data.sources.making import (
 from tests.data.sources.serving_files import WebFiles
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import MemoryBlocks, open_blocks, opening
 from controlllm.data.sources.lines import LineBlocks
 from controlllm.data.sources.parquet import RowGroupBlocks

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.data.sources.making import many, rows_of
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks
 from controlllm.data.sources.slices import parse_split
 

@@ -8,7 +8,7 @@ import pytest
 from tests.data.sources.making import ROWS, WRITERS, block_rows, flat, many, rows_of, write
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import MemoryBlocks, open_blocks, opening
 from controlllm.data.sources.ranges import LEAST_BYTES
 
@@ -162,7 +162,7 @@ def test_local_files_need_no_optional_package(tmp_path: Path, repository: Path) 
 import sys
 for name in ("datasets", "fastavro", "fsspec"):
     sys.modules[name] = None
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks
 def rows(path): return list(open_blocks(SourceConfig(path)).rows())
 assert len(rows({str(tmp_path / "a.jsonl")!r})) == 3

@@ -11,7 +11,7 @@ from tests.data.sources.making import WRITERS, block_rows, flat, many, rows_of, 
 from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_blocks, opening
 from controlllm.data.sources.trouble import describe
 

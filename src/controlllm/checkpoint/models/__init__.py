@@ -5,6 +5,7 @@ inspection  What a saved model consists of, read from configs and file headers: 
             loaded
 loading     Any folder or name to a model and its tokenizer
 locate      What a path or name is: one small pure look at file names, before anything is loaded
+options     How a saved model is loaded, whatever form it has
 vocabulary  Whether a tokenizer's ids are rows of a model's embedding
 whole       A whole model by transformers, of which nothing is missing: a folder's or a name's on
             the Hub

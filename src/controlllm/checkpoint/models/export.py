@@ -28,8 +28,8 @@ from controlllm.common.storage.files import (
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.text.progress import Progress, progress
 from controlllm.expansion import collapse
+from controlllm.expansion.files.card import model_card
 from controlllm.expansion.files.sidecar import save_sidecar
-from controlllm.expansion.hub.card import model_card
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["FORMS", "export", "require_free"]

@@ -13,8 +13,8 @@ from controlllm.checkpoint.training.optimizer import PREFIX
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import read_header
+from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.files.sidecar import read_sidecar_config
-from controlllm.expansion.identity.records import read_model_file
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import INTERPOLATORS
 from controlllm.expansion.method.plan import ENDS, plan_blocks

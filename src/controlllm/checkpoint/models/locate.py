@@ -18,7 +18,7 @@ from controlllm.checkpoint.training.state import (
 )
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.remote import is_remote, shown
-from controlllm.expansion.identity.records import read_model_file
+from controlllm.expansion.files.records import read_model_file
 
 __all__ = ["Kind", "Location", "locate", "locate_recorded"]
 

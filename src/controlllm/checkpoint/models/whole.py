@@ -6,23 +6,21 @@ the tensor's name, as is a weight that is not a number.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from controlllm.checkpoint.models.options import LoadOptions
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.bitsandbytes import bnb_config
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.text.names import DATA_PATTERNS
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
-from controlllm.expansion.identity.records import read_model_file
+from controlllm.expansion.files.records import read_model_file
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.quantised import settle
-
-if TYPE_CHECKING:
-    from controlllm.checkpoint.models.loading import LoadOptions
 
 __all__ = ["check_files", "download", "file_on_hub", "from_pretrained", "load_whole"]
 
@@ -31,7 +29,7 @@ _MOST_BYTES = 2**30
 _READ_WHOLE = (".json", ".jinja", ".model", ".txt", ".yaml")
 
 
-def load_whole(name: str, options: "LoadOptions") -> PreTrainedModel:
+def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
     """A model with all of its weights; safetensors only.
 
     Args:
@@ -119,7 +117,7 @@ def download(name: str, revision: str | None = None, code: bool = False) -> Path
 
 
 def from_pretrained(
-    load: Callable[..., Any], name: str, options: "LoadOptions", **settings: Any
+    load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any
 ) -> Any:
     """Call a `from_pretrained`, its errors told as ours.
 
@@ -155,7 +153,7 @@ def _require_all(found: dict[str, Any], name: str) -> None:
         )
 
 
-def _refuse_expanded(name: str, options: "LoadOptions") -> None:
+def _refuse_expanded(name: str, options: LoadOptions) -> None:
     config = from_pretrained(AutoConfig.from_pretrained, name, options)
     if isinstance(config, ControlLLMConfig):
         raise ConfigError(

@@ -20,33 +20,32 @@ from typing import Any, Required, TypedDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from controlllm.common.adapters import has_adapters
+from controlllm.common.adapters import has_adapters, peft_config
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.schema import read_record
 from controlllm.common.storage.tensor_files import read_tensors, require_numbers
+from controlllm.common.tensor_copies import copy_tensors
 from controlllm.expansion import load_sidecar
-from controlllm.expansion.files.peft import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    adapter_tensors,
-    peft_config,
-    put_adapters,
-    read_peft_config,
-)
+from controlllm.expansion.files.base_record import architecture_of, base_record, check_base
+from controlllm.expansion.files.records import BaseRecord
 from controlllm.expansion.files.sidecar import (
     SIDECAR_CONFIG,
     SIDECAR_WEIGHTS,
     adapters_config,
     base_fingerprint,
-    copy_tensors,
     read_sidecar_config,
     sidecar_config,
     sidecar_tensors,
 )
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.identity.base_record import architecture_of, base_record, check_base
-from controlllm.expansion.identity.records import BaseRecord
+from controlllm.expansion.hub.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_tensors,
+    put_adapters,
+    read_peft_config,
+)
 
 __all__ = ["BASE_RECORD", "KINDS", "SavedKind", "kind_in", "kind_of"]
 

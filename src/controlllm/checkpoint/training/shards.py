@@ -20,8 +20,8 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import read_json, save_tensors, write_json
 from controlllm.common.storage.tensor_files import read_header
-from controlllm.expansion.files.sidecar import require_same
-from controlllm.expansion.identity.base_files import INDEX
+from controlllm.common.tensor_copies import require_same
+from controlllm.expansion.files.base_files import INDEX
 
 __all__ = [
     "fill_some",

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.checkpoint.training.kinds import kind_of
-from controlllm.expansion.files.sidecar import copy_tensors
+from controlllm.common.tensor_copies import copy_tensors
 
 __all__ = ["describe_model", "restore_tensors", "trained_tensors"]
 

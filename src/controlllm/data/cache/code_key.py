@@ -18,8 +18,8 @@ from threading import Lock
 from types import CodeType, ModuleType
 from typing import Any
 
-from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.row_filters import FILTERS
 from controlllm.data.formats import FORMATS
 from controlllm.data.sources.registry import READERS, SOURCES

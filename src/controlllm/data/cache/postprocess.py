@@ -14,8 +14,8 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.storage.files import atomic_file
 from controlllm.data.cache.rowcodec import decode_row, encode_row
-from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.config.hooks import POSTPROCESS, PostprocessContext
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.sources import Located
 

@@ -30,8 +30,8 @@ from controlllm.data.cache.code_key import code_key
 from controlllm.data.cache.postprocess import hooked_rows, is_shared, share_hooked_rows
 from controlllm.data.cache.store import META, StoreWriter, TokenStore
 from controlllm.data.cache.whole_source import Selection
-from controlllm.data.config.data_config import SourceConfig
 from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder, encode_rows
 from controlllm.data.sources import Blocks, Located
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.config.column_errors import missing_column
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, SourceStats
 
 __all__ = ["Selection"]

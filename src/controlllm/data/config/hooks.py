@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.common.registry import Registry
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 
 __all__ = [
     "COLLATORS",

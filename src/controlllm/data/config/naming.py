@@ -1,26 +1,16 @@
-"""What sources are called: names come from paths, and none means two sources."""
+"""What sources are called: no name means two of them."""
 
 import re
 from collections.abc import Container, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
 
 from controlllm.common.errors import ConfigError
+from controlllm.data.config.source_config import SourceConfig
 
-if TYPE_CHECKING:
-    from controlllm.data.config.data_config import SourceConfig
-
-__all__ = ["check_names", "name_from_path"]
+__all__ = ["check_names"]
 
 
-def name_from_path(path: str) -> str:
-    """`data/gsm8k/train.jsonl.gz` -> `train`, `data/poems/**/*.json` -> `poems`."""
-    plain = [part for part in path.split("/") if part and not re.search(r"[*?\[]", part)]
-    last = plain[-1] if plain else "source"
-    return last.split(".", 1)[0] or last
-
-
-def check_names(groups: "Mapping[str, Sequence[SourceConfig]]") -> None:
+def check_names(groups: Mapping[str, Sequence[SourceConfig]]) -> None:
     """Check that no two sources have one name: stages, metrics and tables go by names.
 
     Args:
@@ -42,7 +32,7 @@ def check_names(groups: "Mapping[str, Sequence[SourceConfig]]") -> None:
             known[name] = _described(group, source)
 
 
-def _described(group: str, source: "SourceConfig") -> str:
+def _described(group: str, source: SourceConfig) -> str:
     """A source in the words of its config, without its name."""
     more = {key: getattr(source, key) for key in ("subset", "part") if getattr(source, key)}
     if source.split != "train":
@@ -50,7 +40,7 @@ def _described(group: str, source: "SourceConfig") -> str:
     return f"data.{group} {source.path!r}" + "".join(f" {key}={v!r}" for key, v in more.items())
 
 
-def _another(source: "SourceConfig", taken: Container[str]) -> str:
+def _another(source: SourceConfig, taken: Container[str]) -> str:
     """A name that tells the source from one that is called as it is."""
     folder = source.path.rstrip("/").rpartition("/")[0].rpartition("/")[2]
     split = source.split if source.split != "train" else None

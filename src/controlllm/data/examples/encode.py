@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.config.column_errors import MissingColumnError
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.render import Renderer
 from controlllm.data.examples.row_filters import keeps_row
 from controlllm.data.examples.tokens import Prepared, Tokenized

@@ -18,7 +18,7 @@ import numpy as np
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.registry import Registry
 from controlllm.data.config.column_errors import failure_of, missing_column
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 
 __all__ = ["FILTERS", "content_hash", "keeps_row", "register_filter"]
 

@@ -12,7 +12,8 @@ from itertools import combinations
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.row_filters import content_hash, keeps_row
 from controlllm.data.formats import to_document
 from controlllm.data.loader.open_source import open_source

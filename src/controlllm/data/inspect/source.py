@@ -23,8 +23,9 @@ from controlllm.data.cache.postprocess import hooked_rows
 from controlllm.data.cache.prepare import prepared_store, store_folder
 from controlllm.data.cache.store import TokenStore
 from controlllm.data.cache.whole_source import Selection
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, piece_bos
 from controlllm.data.inspect.report import Lengths, Sample, SourceReport, mask_spans
 from controlllm.data.loader.open_source import check_source

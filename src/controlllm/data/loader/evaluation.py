@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import DataError
 from controlllm.data.cache.prepare import needs_pass, prepare_source, prepared_store
 from controlllm.data.cache.store import TokenStore
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, SourceStats, encode_rows
 from controlllm.data.loader.collate import TRAIN, Batch, Member, collate, pad_id
 from controlllm.data.loader.open_source import open_source

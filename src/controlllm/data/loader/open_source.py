@@ -20,7 +20,8 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.cache.cache_key import options_key
 from controlllm.data.cache.prepare import needs_pass, prepare_source, prepared_store
 from controlllm.data.cache.store import TokenStore
-from controlllm.data.config.data_config import DataConfig, SourceConfig
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.formats import check_columns
 from controlllm.data.loader.packed_store import slot_store

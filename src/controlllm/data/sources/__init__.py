@@ -15,6 +15,7 @@ saved      folders of `save_to_disk`;  hub: data sets of the Hub, and `datasets.
 from controlllm.data.sources import avro, lines, parquet, tables, text
 from controlllm.data.sources.blocks import Blocks, Located, MemoryBlocks, RowBlocks
 from controlllm.data.sources.files import SourceFile
+from controlllm.data.sources.filewise import register_reader
 from controlllm.data.sources.hub import dataset_blocks
 from controlllm.data.sources.jsonlist import read_json
 from controlllm.data.sources.opening import open_blocks
@@ -23,7 +24,6 @@ from controlllm.data.sources.registry import (
     READERS,
     SOURCES,
     register_blocks,
-    register_reader,
     register_source,
 )
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowmessages import (
     MAGIC,
     CheckedStream,

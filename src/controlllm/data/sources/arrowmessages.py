@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.unpacking import check_unpacked
 
 __all__ = ["MAGIC", "CheckedStream", "Message", "messages_of_file", "messages_of_stream"]

@@ -1,18 +1,18 @@
 """Blocks made of files: what all kinds share, and the plainest kind, where a file is a block."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.identity import identify
-from controlllm.data.sources.registry import READERS
+from controlllm.data.sources.registry import READ_BY_TYPE, READERS, Reader, register_blocks
 from controlllm.data.sources.trouble import reading
 
-__all__ = ["FileBlocks", "FilesBlocks"]
+__all__ = ["FileBlocks", "FilesBlocks", "register_reader"]
 
 
 class FilesBlocks(Blocks):
@@ -73,3 +73,26 @@ class FileBlocks(FilesBlocks):
         reader = READERS.get(file.file_type)
         with reading(file.address):
             yield from islice(reader(file, self.source), start, None)
+
+
+def register_reader(
+    file_type: str, *endings: str, reads: Collection[str] = ()
+) -> Callable[[Reader], Reader]:
+    """Decorate a reader of one file, to make a file type known. Each file is one block.
+
+    Args:
+        file_type: its name, as `file_type` in a config.
+        *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
+        reads: fields of a source that it reads and readers of other types do not (`text_unit`).
+
+    Raises:
+        ConfigError: the name or an ending is taken.
+    """
+
+    def keep(reader: Reader) -> Reader:
+        READERS.register(file_type)(reader)
+        register_blocks(file_type, *endings)(FileBlocks)
+        READ_BY_TYPE[file_type] = frozenset(reads)
+        return reader
+
+    return keep

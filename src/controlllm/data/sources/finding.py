@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from controlllm.common.errors import DataError
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.remote import is_remote, open_filesystem, shown
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.registry import FILE_BLOCKS, known_endings, type_of_ending
 from controlllm.data.sources.trouble import reading

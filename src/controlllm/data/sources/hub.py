@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import DataError
 from controlllm.common.text.secrets import hidden
-from controlllm.data.config.data_config import SourceConfig
-from controlllm.data.config.rules import require_read
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Blocks, Located, RowBlocks
 from controlllm.data.sources.identity import digest
 from controlllm.data.sources.lines import too_long
 from controlllm.data.sources.registry import register_source
+from controlllm.data.sources.unread import require_read
 from controlllm.data.sources.weight import weight
 
 if TYPE_CHECKING:

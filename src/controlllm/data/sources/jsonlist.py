@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.combine import Chained
 from controlllm.data.sources.files import SourceFile

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote, shown
-from controlllm.data.config.data_config import SourceConfig
-from controlllm.data.config.rules import require_read
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, MemoryBlocks
 from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
 from controlllm.data.sources.files import SourceFile
@@ -24,6 +23,7 @@ from controlllm.data.sources.registry import (
 )
 from controlllm.data.sources.saved import is_saved, saved_blocks
 from controlllm.data.sources.splits import choose_split, files_by_split
+from controlllm.data.sources.unread import require_read
 
 __all__ = ["SMALL_BYTES", "open_blocks", "open_files"]
 

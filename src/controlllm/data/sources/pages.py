@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.unpacking import check_unpacked
 
 __all__ = ["CheckedPages", "Column", "columns_of"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.filewise import FilesBlocks

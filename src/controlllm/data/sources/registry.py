@@ -7,12 +7,12 @@ register_blocks(file_type, *endings)  (files, source) -> Blocks             the 
 ```
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Blocks, Located
 from controlllm.data.sources.files import SourceFile, ending
 
@@ -26,7 +26,6 @@ __all__ = [
     "Reader",
     "known_endings",
     "register_blocks",
-    "register_reader",
     "register_source",
     "type_of_ending",
 ]
@@ -61,30 +60,6 @@ _ENDINGS: dict[str, str] = {}
 T = TypeVar("T", bound=BlockMaker)
 
 register_source = SOURCES.register
-
-
-def register_reader(
-    file_type: str, *endings: str, reads: Collection[str] = ()
-) -> Callable[[Reader], Reader]:
-    """Decorate a reader of one file, to make a file type known. Each file is one block.
-
-    Args:
-        file_type: its name, as `file_type` in a config.
-        *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
-        reads: fields of a source that it reads and readers of other types do not (`text_unit`).
-
-    Raises:
-        ConfigError: the name or an ending is taken.
-    """
-    from controlllm.data.sources.filewise import FileBlocks
-
-    def keep(reader: Reader) -> Reader:
-        READERS.register(file_type)(reader)
-        register_blocks(file_type, *endings)(FileBlocks)
-        READ_BY_TYPE[file_type] = frozenset(reads)
-        return reader
-
-    return keep
 
 
 def register_blocks(file_type: str, *endings: str) -> Callable[[T], T]:

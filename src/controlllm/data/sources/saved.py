@@ -7,14 +7,14 @@ from typing import Any
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote, shown
-from controlllm.data.config.data_config import SourceConfig
-from controlllm.data.config.rules import require_read
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrow import arrow_blocks
 from controlllm.data.sources.blocks import Blocks
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import SAVED_MARKS, Folder, list_folder
 from controlllm.data.sources.registry import register_source
 from controlllm.data.sources.splits import choose_split
+from controlllm.data.sources.unread import require_read
 
 __all__ = ["is_saved", "open_saved", "saved_blocks"]
 

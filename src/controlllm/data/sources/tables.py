@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.blocks import Located
 from controlllm.data.sources.files import SourceFile, ending
+from controlllm.data.sources.filewise import register_reader
 from controlllm.data.sources.lines import bounded_lines
-from controlllm.data.sources.registry import register_reader
 
 __all__ = ["read_csv"]
 

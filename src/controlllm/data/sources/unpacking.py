@@ -1,7 +1,7 @@
 """How much may be unpacked at once: files from anywhere hold blocks that grow a million times."""
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.data_config import SourceConfig
+from controlllm.data.config.source_config import SourceConfig
 
 __all__ = ["check_unpacked", "most_unpacked"]
 

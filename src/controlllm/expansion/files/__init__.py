@@ -1,8 +1,11 @@
-"""Sidecars and adapters: what trained, saved apart from its base.
+"""What is written beside weights: sidecars, the identity of a base, the card.
 
 adapter_config  Which adapters are put where: one dataclass, checked when it is made
 adapter_file    What the config of a PEFT adapter may say to be loaded here: `adapter_config.json`
-peft            Adapters by PEFT: LoRA, DoRA or OFT on a base, or on the frozen blocks of an
-                expanded model
+base_files      The safetensors files that a model was loaded from, read one tensor at a time
+base_record     Which base a model trains on, noted while that base is still itself
+card            The model card (README.md) beside every saved form
+fingerprint     Which base was it? A fingerprint of a model's frozen weights
+records         What our JSON files and those of transformers may say: the schemas, with bounds
 sidecar         The sidecar: all trained tensors of an expanded model, saved apart from its base
 """

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict, get_type_hints
 
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.schema import OPEN, at_most, between, check_record
-from controlllm.expansion.identity.records import Layers, PlainNames, TensorPart, Text
+from controlllm.expansion.files.records import Layers, PlainNames, TensorPart, Text
 
 __all__ = ["adapter_settings", "check_adapter", "require_ranks"]
 

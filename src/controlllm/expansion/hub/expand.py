@@ -5,11 +5,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.files.base_record import origin
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.identity.base_record import origin
-from controlllm.expansion.identity.fingerprint import fingerprint
 from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.plan import plan_blocks
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import Anatomy, examine

@@ -4,13 +4,10 @@ import ast
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from controlllm.common.storage.files import write_text
-from controlllm.expansion.hub.card import model_card
-
-if TYPE_CHECKING:
-    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.files.card import model_card
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 
 __all__ = ["complete_folder", "remote_code"]
 
@@ -31,7 +28,7 @@ BUNDLED = (
     "expansion/method/ends.py",
     "expansion/surgery/quantised.py",
     "expansion/surgery/install.py",
-    "expansion/hub/hf_config.py",
+    "expansion/method/hf_config.py",
     "expansion/hub/outputs.py",
     "expansion/surgery/dial.py",
     "expansion/hub/modeling.py",
@@ -39,10 +36,10 @@ BUNDLED = (
 """The modules that the expanded model consists of, each after those that it imports."""
 
 
-def complete_folder(model: "ControlLLMForCausalLM", folder: str | os.PathLike[str]) -> None:
+def complete_folder(config: ControlLLMConfig, folder: str | os.PathLike[str]) -> None:
     """Write the modelling file and the model card into a folder of `save_pretrained`."""
     write_text(Path(folder) / "modeling_controlllm.py", remote_code())
-    write_text(Path(folder) / "README.md", model_card(model.config, "full"))
+    write_text(Path(folder) / "README.md", model_card(config, "full"))
 
 
 def remote_code() -> str:

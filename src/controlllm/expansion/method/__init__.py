@@ -8,6 +8,7 @@ divergence        Divergences: how far the trained branch has moved from its fro
 ends              Expanded ends: trainable copies of embedding, final norm and LM head, joined by a
                   constant alpha
 expansion_config  What to expand and how: one dataclass, checked when it is made
+hf_config         The expanded model's config, as `transformers` knows it
 interpolators     Interpolators: how the pretrained and the expanded hidden state become one
 plan              Where the copies go: pure functions from a config and a depth to a plan
 unread            Said, so used: which settings of an expansion are read, depending on the others

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
+from controlllm.expansion.files.base_record import require_base
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.hub.expand import describe_base
-from controlllm.expansion.identity.base_record import require_base
-from controlllm.expansion.identity.fingerprint import fingerprint
 from controlllm.expansion.method.plan import BlockPlan, extended_lists, plan_blocks
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import examine, module_name, own_config

@@ -10,9 +10,9 @@ from peft import PeftConfig, TaskType
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import write_text
-from controlllm.expansion.hub.card import model_card
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.files.card import model_card
 from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.integrations.peft.names import PEFT_TYPE
 
 __all__ = ["ControlLLMPeftConfig"]

@@ -11,7 +11,7 @@ it: it is registered once, as PEFT's `base_layer`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -21,10 +21,14 @@ from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.integrations.peft.names import PARTS
 
-if TYPE_CHECKING:
-    from controlllm.integrations.peft.adapters import Adapters
-
 __all__ = ["AdaptedBlock", "AdaptedEnd", "AdaptedLayer"]
+
+
+class KnowsAdapters(Protocol):
+    """Knows all adapters of a base, by name."""
+
+    def without(self, name: str) -> list[str]:
+        """Forget one; the names of the others, sorted."""
 
 
 class AdaptedLayer(nn.Module, BaseTunerLayer):
@@ -39,7 +43,7 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = (PARTS,)
 
-    def __init__(self, base_layer: nn.Module, adapters: "Adapters") -> None:
+    def __init__(self, base_layer: nn.Module, adapters: KnowsAdapters) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.controlllm_parts = nn.ModuleDict()

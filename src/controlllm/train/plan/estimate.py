@@ -28,7 +28,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.files.sidecar import read_sidecar_config
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.flops import FlopCount, Flops
 from controlllm.train.observe.model_parts import parts_of

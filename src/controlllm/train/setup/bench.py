@@ -27,7 +27,7 @@ from controlllm.common.packages.torchao import require_torchao
 from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.data.inspect.overlap import warn_of_overlaps
 from controlllm.evaluate import Reference
-from controlllm.expansion.files.peft import require_peft
+from controlllm.expansion.hub.peft import require_peft
 from controlllm.expansion.surgery.quantised import parameter_count
 from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.config.run_config import RunConfig

@@ -28,8 +28,8 @@ from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig, expand
 from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.files.peft import add_adapters
-from controlllm.expansion.identity.base_record import forget_base
+from controlllm.expansion.files.base_record import forget_base
+from controlllm.expansion.hub.peft import add_adapters
 from controlllm.expansion.surgery.anatomy import examine
 from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train.config.method_config import check_alphas

@@ -34,9 +34,9 @@ from controlllm.common.packages.bitsandbytes import (
 from controlllm.common.packages.torchao import require_torchao
 from controlllm.common.registry import check_choice
 from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion.files.fingerprint import remember_fingerprint
 from controlllm.expansion.files.sidecar import base_fingerprint
 from controlllm.expansion.hub.decoder import decoder_blocks
-from controlllm.expansion.identity.fingerprint import remember_fingerprint
 from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.surgery.quantised import quantised_kind, quantised_layers
 from controlllm.train.config.parallel_config import ParallelConfig

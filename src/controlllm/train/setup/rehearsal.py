@@ -32,7 +32,7 @@ from controlllm.common.storage.files import read_json, write_text
 from controlllm.common.text.progress import Progress, progress
 from controlllm.data import TokenStore
 from controlllm.evaluate import evaluating
-from controlllm.expansion.identity.fingerprint import fingerprint
+from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["SamplingPlan", "rehearsal_source", "sample_sequences"]

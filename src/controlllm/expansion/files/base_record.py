@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import CheckpointError
-from controlllm.expansion.identity.fingerprint import base_tensors, fingerprint
+from controlllm.expansion.files.fingerprint import base_tensors, fingerprint
 
 __all__ = ["architecture_of", "base_record", "check_base", "forget_base", "origin", "require_base"]
 

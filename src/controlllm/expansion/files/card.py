@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from controlllm.common.text.readable import readable
-from controlllm.expansion.hub.hf_config import ControlLLMConfig
+from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.interpolators import INTERPOLATORS
 
 __all__ = ["model_card", "with_dial"]

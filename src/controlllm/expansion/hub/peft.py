@@ -8,10 +8,8 @@ as PEFT saves it, so `PeftModel.from_pretrained(base, folder)` reads it; adapter
 model are part of its sidecar. This is the only module below the integrations that imports PEFT.
 """
 
-import json
 import math
 import os
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from controlllm.common.adapters import adapter_names, has_adapters, remove_adapters
+from controlllm.common.adapters import ADAPTER_NAME, adapter_names, has_adapters, remove_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.packages.torchao import quiet_torchao
 from controlllm.common.storage.files import read_json
+from controlllm.common.tensor_copies import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.adapter_file import adapter_settings, check_adapter, require_ranks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
@@ -35,7 +34,6 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "adapter_tensors",
     "add_adapters",
-    "peft_config",
     "put_adapters",
     "read_peft_config",
     "require_peft",
@@ -44,8 +42,6 @@ __all__ = [
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT calls the files of an adapter."""
 
-_NAME = "default"
-"""What PEFT calls the only adapter of a model, in the names of its parameters."""
 _PREFIX = "base_model.model."
 """What PEFT writes before the names of a base's modules."""
 
@@ -96,14 +92,6 @@ def add_adapters(model: PreTrainedModel, config: AdapterConfig, seed: int = 0) -
         _inject(model, values)
 
 
-def peft_config(model: PreTrainedModel) -> dict[str, Any]:
-    """The config of a model's adapters as PEFT writes it, in plain JSON."""
-    configs: Any = vars(model)["peft_config"]
-    values: dict[str, Any] = configs[_NAME].to_dict()
-    plain = {key: _plain(value) for key, value in values.items()}
-    return json.loads(json.dumps(plain)) | {"inference_mode": True}
-
-
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The parameters of a model's adapters, by the names that PEFT saves them by (not copies)."""
     own = adapter_names(model)
@@ -130,8 +118,6 @@ def put_adapters(
         ConfigError: PEFT is not installed.
         CheckpointError: they do not fit the model, which is then unchanged.
     """
-    from controlllm.expansion.files.sidecar import copy_tensors
-
     settings = adapter_settings(config, _defaults(config), where)
     require_ranks(settings, (tensor.shape for tensor in tensors.values()), where)
     _inject(model, {**settings, "inference_mode": False})
@@ -170,7 +156,7 @@ def _inject(model: PreTrainedModel, values: dict[str, Any]) -> None:
     expanded = isinstance(model, ControlLLMForCausalLM)
     trained = [p for p in model.parameters() if p.requires_grad] if expanded else []
     try:
-        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**values), model, _NAME)
+        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**values), model, ADAPTER_NAME)
     except (ValueError, TypeError) as error:
         remove_adapters(model)
         raise ConfigError(f"PEFT cannot put these adapters in: {error}") from error
@@ -265,13 +251,7 @@ def _saved_name(name: str) -> str:
     >>> _saved_name("model.layers.0.self_attn.q_proj.lora_A.default.weight")
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     """
-    parts = [part for part in name.split(".") if part != _NAME]
+    parts = [part for part in name.split(".") if part != ADAPTER_NAME]
     if parts[-2] == "lora_magnitude_vector":  # DoRA's is a module here, a tensor in its files
         parts.pop()
     return _PREFIX + ".".join(parts)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    return value.value if isinstance(value, Enum) else value

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from controlllm.common.storage.schema import read_record
-from controlllm.expansion.identity.records import IndexFile
+from controlllm.expansion.files.records import IndexFile
 
 __all__ = ["INDEX", "BaseFiles"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from controlllm.common.adapters import BASE_LAYER, adapter_names
 from controlllm.common.tensors import whole, whole_shape
-from controlllm.expansion.identity.base_files import BaseFiles
+from controlllm.expansion.files.base_files import BaseFiles
 from controlllm.expansion.surgery.quantised import full_weight, quantised_kind, quantised_layers
 
 __all__ = ["BRANCHES", "base_name", "base_tensors", "fingerprint", "remember_fingerprint"]

@@ -1,9 +1,10 @@
 """The expanded model's config, as `transformers` knows it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion.method.expansion_config import ExpansionConfig
@@ -25,6 +26,9 @@ class ControlLLMConfig(PreTrainedConfig):
 
     model_type = "controlllm"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    register_model: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    """Lets `AutoModelForCausalLM` know the model's class, once a config could ask for it; the
+    package sets it. As remote code there is nothing to do: transformers has found the class."""
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class ControlLLMConfig(PreTrainedConfig):
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(key, getattr(text_config, key, None))
         super().__init__(**kwargs)
-        _register_model()
+        type(self).register_model()
         # After super(), which would reset the attention implementation of every sub-config.
         self.text_config = text_config
         if text_config is not None and self._attn_implementation is not None:
@@ -91,19 +95,3 @@ class ControlLLMConfig(PreTrainedConfig):
                 setattr(decoder, key, values[:depth])
         decoder.vocab_size = self.base.get("vocab_size", decoder.vocab_size)
         return config
-
-
-def _register_model() -> None:
-    """Let `AutoModelForCausalLM` know the model's class, once a config could ask for it.
-
-    Not when the package is imported: the model code takes seconds to import.
-    """
-    try:
-        from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-    except (
-        ImportError
-    ):  # this class runs as remote code: transformers has found the model's class itself
-        return
-    AutoModelForCausalLM.register(
-        ControlLLMForCausalLM.config_class, ControlLLMForCausalLM, exist_ok=True
-    )
