@@ -1,17 +1,8 @@
 """Floor 2: what is kept on disk, and how it comes back.
 
-| module | what it holds |
-|---|---|
-| `state` | the training checkpoint: write, list, verify, load, prune, best |
-| `shards`, `writer`, `optimizer` | tensors in parts, written by all processes in the background |
-| `manifest`, `codec`, `rng` | its completion mark, its encoding without pickles, random states |
-| `kinds` | the kinds of models that are saved, and the files of each |
-| `tensors` | what of a model is trained, what model it is, and putting the tensors back |
-| `locate`, `loading` | any folder or name to a model and its tokenizer |
-| `remote`, `upload`, `fetch` | run folders elsewhere (HDFS, S3, ...), to there and from there |
-| `copies` | what is loaded from elsewhere, on the disk of this machine |
-| `inspection` | what a saved model consists of, without loading it |
-| `export` | full, sidecar, adapter and collapsed forms |
+training  The checkpoint that a run goes on from
+mirror    Runs on remote storage: written there, and copied here
+models    Any saved form becomes a model: found, looked at, loaded, exported
 """
 
 from controlllm.checkpoint.models.export import export, require_free

@@ -1,21 +1,29 @@
 """Floor 1: rows of any source -> batches of tokens.
 
 ```
-step  module       function or class     input -> output
-----  -----------  --------------------  ----------------------------------------------------------
- 1    sources      open_blocks           SourceConfig -> numbered blocks of rows, opened when needed
- 2    choose       keeps_row             row -> whether it takes part (split, filter, sample)
- 3    formats      to_document           row -> a text, or a list of messages
- 4    render       Renderer              documents -> token ids, and which are targets
- 5    encode       RowEncoder            2-4 and `max_length` -> examples, every row counted
- 6    stream       Stream                blocks, shuffled and endless -> examples, as one lane draws
- 7    mixing       Mixer                 several streams with shares -> one sequence of draws
- 8    batching     Batcher               draws -> items: a packed slot, or rows to be padded
- 9    batches      collate               items -> a dict of tensors
-10    loader       TrainLoader           1-9 in lanes, on all ranks and workers -> batches
- -    prepare      prepare_source        1-5 over a whole source -> tokens on disk
- -    evaluation   eval_batches          a held-out source -> fixed batches, each target once
+step  room      function or class     input -> output
+----  --------  --------------------  -------------------------------------------------------------
+ 1    sources   open_blocks           SourceConfig -> numbered blocks of rows, opened when needed
+ 2    examples  keeps_row             row -> whether it takes part (split, filter, sample)
+ 3    formats   to_document           row -> a text, or a list of messages
+ 4    examples  Renderer              documents -> token ids, and which are targets
+ 5    examples  RowEncoder            2-4 and `max_length` -> examples, every row counted
+ 6    loader    Stream                blocks, shuffled and endless -> examples, as one lane draws
+ 7    loader    Mixer                 several streams with shares -> one sequence of draws
+ 8    loader    Batcher               draws -> items: a packed slot, or rows to be padded
+ 9    loader    collate               items -> a dict of tensors
+10    loader    TrainLoader           1-9 in lanes, on all ranks and workers -> batches
+ -    cache     prepare_source        1-5 over a whole source -> tokens on disk
+ -    loader    eval_batches          a held-out source -> fixed batches, each target once
 ```
+
+config    What the data section may say, and the names by which users' own code joins
+sources   Any path becomes numbered blocks of rows; nothing is read before it is asked for
+formats   A row becomes a text or a list of messages
+examples  A document becomes token ids and labels
+cache     A whole source tokenised once, under a key of all that it depends on
+loader    Which example comes next, on which rank, and the state to resume it
+inspect   The same parts on a sample, to be looked at
 
 ```
 lane 0:  source a -> stream --.

@@ -11,7 +11,9 @@
       |
     results     one table, results.json      picture     the plane of forgetting and learning
 
-`run(DemoConfig(output_dir=...))` tells it; `controlllm demo` calls that. Only public faces of the
+`story` tells it by `config`; `domains` holds texts and batches, `threads` the threads of a CPU.
+
+`run(DemoConfig(output_dir=...))` is what `controlllm demo` calls. Only public faces of the
 library are used, so the demo is also an example of how to use them.
 """
 

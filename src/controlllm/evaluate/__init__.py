@@ -7,6 +7,7 @@
 | `retention` | how far did it move: forgetting, gain, KL(base || trained) per token |
 | `dial`, `calibrate` | which alpha learns most within a budget of forgetting? |
 | `averaging` | the same curve for full tuning: weights averaged with the base |
+| `expanded` | which alpha did an expanded model use, token by token? |
 | `harness` | lm-evaluation-harness tasks, base and trained side by side |
 | `report`, `plot` | tables and pictures of these |
 

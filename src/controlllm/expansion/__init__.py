@@ -11,24 +11,15 @@
 
     from controlllm import ExpansionConfig, expand
 
-    model = expand(base, ExpansionConfig(num_blocks=8))   # outputs are still the base's, bit for
-    bit model(input_ids=ids, labels=ids).loss.backward()      # cross-entropy + divergence
-    model.set_alpha(0.3)                                  # the dial: 0 is the base
+    model = expand(base, ExpansionConfig(num_blocks=8))  # its outputs are the base's, bit for bit
+    model(input_ids=ids, labels=ids).loss.backward()     # cross-entropy + divergence
+    model.set_alpha(0.3)                                 # the dial: 0 is the base
 
-| module | what it holds | kind |
-|---|---|---|
-| `config` | `ExpansionConfig`: what to expand and how | data |
-| `plan` | where the copies go | pure |
-| `interpolators` | gate x mix: lerp, dlerp, dlerpin, slerp, moe, prog, proj | modules |
-| `divergence` | mse, nmse, cosine, dot, attention | pure |
-| `block` | the block above, and the stacked one | modules |
-| `ends` | embedding, final norm and LM head, expanded likewise | modules |
-| `alignment` | how the divergence reaches the gradient, whichever loop trains | state |
-| `anatomy`, `surgery` | finding the parts of any decoder, putting copies in, taking them out |
-surgery |
-| `hf_config`, `modeling`, `dial`, `outputs` | the `PreTrainedModel` | Hugging Face |
-| `expanding`, `collapsing` | in, and back out: `expand`, `collapse`, `combine` | faces |
-| `sidecar`, `full`, `card`, `fingerprint` | what is saved | files |
+method   The paper: blocks, gates, mixes, divergences
+surgery  Putting the method into any decoder, turning its dial, and taking it out
+files    What is written beside weights: sidecars, the identity of a base, the card
+hub      The Hugging Face model and its folders: `expand`, `load_sidecar`
+merge    Back to the original architecture: `collapse`, `combine`
 """
 
 from typing import TYPE_CHECKING

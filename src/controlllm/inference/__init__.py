@@ -1,4 +1,8 @@
-"""Floor 3: use a model: streaming generation, and a conversation with the dial at hand."""
+"""Floor 3: use a model.
+
+chat      A conversation with a model, the dial at hand
+generate  Text from a model, piece by piece as it comes
+"""
 
 from controlllm.inference.chat import Chat
 from controlllm.inference.generate import GenerationSettings, Generator

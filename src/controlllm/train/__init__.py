@@ -26,21 +26,15 @@ Best(step=900, learn_loss=0.81, forgetting=0.02)
 
 Killed at any moment, the same call goes on from the newest checkpoint as if nothing had happened.
 
-| module | what it holds | to add one |
-|---|---|---|
-| `config`, `training_config`, `presets`, `config_io` | the run config and its YAML | a field |
-| `run`, `folder`, `bench`, `keeper`, `progress` | the picture above | |
-| `methods` | `control`, `full` | a function under `@METHODS.register` |
-| `backends`, `native`, `hf` | the loops | a function under `@BACKENDS.register` |
-| `losses`, `head`, `rows`, `alpha` | one step: its loss, its alpha | |
-| `optim`, `schedules` | parameter groups, decay, rates | a function under `@SCHEDULES.register` |
-| `parallel`, `parallel_config` | several processes: mesh, sharding, weights in parts | |
-| `activations` | what is kept for backward; compiled blocks | |
-| `rehearsal`, `retention` | what the base writes; what the model learned and forgot | |
-| `flops`, `model_parts`, `peaks`, `timing`, `instruments` | what a step computes; its time | |
-| `estimate`, `activation_bytes`, `optimizer_bytes` | what a run will take (`controlllm plan`) | |
-| `debug_config`, `debugging` | profiles, the hunt for NaN, the watchdog | |
-| `metrics`, `loggers` | names of metrics; where they go | a class under `@LOGGERS.register` |
+config    What a run file may say, and what goes together
+parallel  Who the processes are, and which tensors each of them holds
+step      One step's loss and update
+observe   What a run measures
+setup     From a config to things that stand ready
+plan      Will it fit, before anything runs
+record    Logs, checkpoints, and when to stop
+loops     Who makes the steps
+run       `train`: all of it in order
 """
 
 from typing import TYPE_CHECKING

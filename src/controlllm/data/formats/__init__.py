@@ -1,19 +1,17 @@
 """Step 2: a row of a known shape -> a document: a text (`str`) or a conversation (messages).
 
-```
-module     formats
----------  -------------------------------------------------------------------------------------
-base       the registry, recognition by columns
-reading    helpers to read columns;  roles: who may speak
-standard   messages, sharegpt, alpaca, prompt_completion, preference, text (recognised)
-maths      openmathinstruct_2, gsm8k, ultrainteract
-coding     opc_sft_stage1, opc_sft_stage2, opc_annealing, mbpp
-chinese    alpaca_zh, alpaca_gpt4_zh, ruozhiba, stem_zh, llama_3_syne
-chats      ultrachat_200k, ultrafeedback, openorca, openhermes_2_5, magpie, samsum, redpajama
-oasst      oasst, and the postprocess hooks oasst_threads, oasst_best_threads
-```
+base      What a format is, and how one is chosen for a row
+chats     General chat, instruction and summary data sets, and web text, each chosen by its name
+chinese   Chinese instructions, and the bilingual corpus of Llama-3-SynE, each chosen by its name
+coding    Data sets of programs, each chosen by its name
+maths     Data sets of mathematics and reasoning, each chosen by its name
+oasst     OpenAssistant's message trees, as nested rows or as single messages that a hook joins
+reading   Helpers to read the columns of a row; whatever is odd is refused with the column's name
+roles     Who speaks in a conversation: the roles that are known, and what others call them
+standard  Formats that are recognised by their columns: shapes that many data sets share
 
-All but the standard ones are used only where a source names them (`format: gsm8k`).
+The standard formats are recognised from columns; all others are used only where a source names them
+(`format: gsm8k`).
 """
 
 # Importing a module registers its formats.

@@ -1,10 +1,8 @@
 """`transformers.Trainer` as the loop, on the same run config.
 
-| module | what it holds |
-|---|---|
-| `trainer` | `ControlLLMTrainer`: batches, loss and books are ours, the loop is the Trainer's |
-| `arguments` | what the Trainer is told of a run config |
-| `zero` | the trained state of DeepSpeed's engine |
+arguments  What `transformers.Trainer` is told of a run config
+trainer    `transformers.Trainer` on the same run config
+zero       The trained state of DeepSpeed's ZeRO engine, which holds it in parts
 """
 
 from controlllm.train.loops.hf.trainer import ControlLLMTrainer, train_with_hf

@@ -1,11 +1,13 @@
 """Finding out what is wrong with a run: `debug` of the run config, made real.
 
-| module | what it does |
-|---|---|
-| `profiling` | traces of chosen steps, snapshots of GPU memory |
-| `anomaly` | finds the first module whose output or gradient is not finite |
-| `watchdog`, `hangs` | tells which process hangs, and where |
-| `recorder` | torch's own record of collectives |
+anomaly    The first module whose output or gradient is not finite
+debugger   What `debug` asks for, behind one face: the keeper tells it when training begins, steps,
+           ends
+hangs      Where processes are when nothing goes on, and which of them the others wait for
+profiling  Traces of chosen steps, and snapshots of GPU memory
+recorder   Torch's flight recorder: the last collectives of each process, written where one times
+           out
+watchdog   A thread that tells which process hangs, and where, instead of waiting for hours
 """
 
 from controlllm.train.observe.debugging.debugger import Debugger
