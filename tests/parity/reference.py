@@ -1,4 +1,4 @@
-"""Values of every interpolator and divergence, worked out from METHOD.md's formulas in float64.
+"""Values of every interpolator and divergence in float64, by the formulas of docs/method.md.
 
 Independent of the package: plain numpy, token by token, the formulas as written down. Run it to
 write `values.json` anew:

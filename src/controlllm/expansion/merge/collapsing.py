@@ -1,7 +1,7 @@
 """`collapse` and `combine`: expanded models back into one, by interpolating weights.
 
 Interpolating weights is not interpolating outputs: always report a collapsed model's score beside
-the expanded one's. Only the ends are exact, being linear. Source: METHOD.md §5.
+the expanded one's. Only the ends are exact, being linear. Source: docs/method.md §7.
 """
 
 import copy

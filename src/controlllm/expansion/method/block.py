@@ -229,7 +229,9 @@ class AttentionMaps:
 
 
 class RelaxedNorm:
-    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x). Source: METHOD.md §4.
+    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x).
+
+    Source: docs/method.md §4.
 
     Args:
         block: the block whose expanded branch is relaxed.

@@ -3,8 +3,7 @@
 Each is a pure function of the two branches; it is >= 0, and 0 where they are equal. All are
 computed in float32. Shapes: B batch, T tokens, D hidden width, H attention heads, S keys.
 
-Source: Control LLM (arXiv 2501.10979), section 3.3, and METHOD.md §4; `nmse` is ours (METHOD.md
-§8).
+Source: Control LLM (arXiv 2501.10979), section 3.3, and docs/method.md §4; `nmse` is ours.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ the base. Rows of added tokens exist in the copies only. At alpha 0, where the m
 added token keeps its trained embedding (the base has none to offer) and can never be predicted
 (logit -inf), so that the base's distribution over its own vocabulary is untouched.
 
-Source: METHOD.md §8 ("expand the ends too"); not in the paper.
+Source: docs/method.md §6; not in the paper.
 Shapes: B batch, T tokens, D hidden width, V base vocabulary, W >= V grown vocabulary.
 """
 

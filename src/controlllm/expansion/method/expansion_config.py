@@ -18,7 +18,7 @@ DIVERGENCE_TOKENS = ("all", "target")
 
 @dataclass
 class ExpansionConfig:
-    """How a base model is expanded by Control LLM (arXiv 2501.10979; `shared/METHOD.md` §2-4).
+    """How a base model is expanded by Control LLM (arXiv 2501.10979; docs/method.md §2 to §6).
 
     Raises:
         ConfigError: for every value that cannot work, with the value, what is allowed and, for

@@ -13,7 +13,7 @@ An interpolator is a *gate* (where does alpha come from?) times a *mix* (what is
 | `proj` | one constant per block | straight line; the divergence compares with A·pretrained |
 
 Shapes: B batch, T tokens, D hidden width. Source: Control LLM (arXiv 2501.10979), section 3;
-`shared/METHOD.md` §3 lists where the released code differs.
+docs/method.md §3 has the formulas, §10 where the released code differs.
 """
 
 import math
@@ -177,7 +177,7 @@ class Slerp(ConstantGate):
     the two agree to about θ² = 1e-6. So do tokens whose branches are almost opposite, between which
     no arc is distinguished.
 
-    Source: Shoemake 1985, and METHOD.md §3.
+    Source: Shoemake 1985, and docs/method.md §3.
     """
 
     min_sine = 1e-3

@@ -30,7 +30,7 @@ class BlockPlan:
 
 
 def default_layers(num_layers: int, num_blocks: int) -> list[int]:
-    """The first n layers l with (l + 1) divisible by s = max(L // n, 1). Source: METHOD.md §2.
+    """The first n layers l with (l + 1) divisible by s = max(L // n, 1). Source: docs/method.md §2.
 
     >>> default_layers(32, 8)
     [3, 7, 11, 15, 19, 23, 27, 31]

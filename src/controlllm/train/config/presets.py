@@ -13,7 +13,7 @@ from controlllm.common.registry import check_choice
 __all__ = ["PRESETS", "preset_values"]
 
 _PAPER = {
-    # METHOD.md section 6: the SFT settings of arXiv 2501.10979.
+    # The SFT settings of arXiv 2501.10979: docs/method.md §8.
     "method": "control",
     "expansion": {
         "structure": "concat",
@@ -34,7 +34,7 @@ _PAPER = {
 }
 
 _RETAIN = {
-    # METHOD.md section 8: at a small budget of forgetting the relative divergence (nmse 0.3)
+    # docs/method.md §9: at a small budget of forgetting the relative divergence (nmse 0.3)
     # learned a little more than none (GSM8K 2.183 at +0.043; none, between its two nearest points,
     # 2.20), and it is the row that was measured with a second seed.
     "method": "control",

@@ -5,7 +5,7 @@
     TrainLoader(..., rehearsal=(source, share)) mixes them into each batch <--'
 
 During training they are rehearsed by KL to the base's own predictions, or as ordinary training rows
-(METHOD.md section 8). Sampling has its own seed and leaves the process's random state alone.
+(docs/method.md §9). Sampling has its own seed and leaves the process's random state alone.
 """
 
 import hashlib
