@@ -199,15 +199,15 @@ def loop_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, An
     """Our loop, its code as it is; with a plain step after each of its own, if asked for."""
     from controlllm.train import train
     from controlllm.train.loops.native import NativeLoop
-    from controlllm.train.record.keeper import RunKeeper
+    from controlllm.train.record.recorder import Recorder
 
     times, plain, batches = list[float](), list[float](), list[Any]()
     begin = 0.0
-    start, after_step, step = RunKeeper.start, RunKeeper.after_step, NativeLoop.step
+    start, after_step, step = Recorder.start, Recorder.after_step, NativeLoop.step
 
-    def watched_start(self: Any) -> None:
+    def watched_start(self: Any, ready: Any) -> None:
         nonlocal begin
-        start(self)
+        start(self, ready)
         begin = time.process_time()
 
     def watched_step(self: Any, given: list[Any]) -> Any:
@@ -220,13 +220,13 @@ def loop_steps(run: Any, base: Any, tokenizer: Any, pairs: bool) -> dict[str, An
         times.append(time.process_time() - begin)
         if pairs:
             begin = time.process_time()
-            plain_step(self.bench.model, batches[0], self.bench.optimizer)
+            plain_step(self.state.model, batches[0], self.state.ready.optimizer)
             plain.append(time.process_time() - begin)
         begin = time.process_time()
 
     watched = {
-        (RunKeeper, "start"): watched_start,
-        (RunKeeper, "after_step"): watched_after_step,
+        (Recorder, "start"): watched_start,
+        (Recorder, "after_step"): watched_after_step,
         (NativeLoop, "step"): watched_step,
     }
     with ExitStack() as patches:

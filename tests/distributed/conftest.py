@@ -14,7 +14,7 @@ from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # n
 
 import controlllm.train.loops.native
 import controlllm.train.parallel.loading
-import controlllm.train.record.keeper
+import controlllm.train.record.recorder
 import controlllm.train.run  # noqa: F401
 
 

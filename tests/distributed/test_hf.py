@@ -12,8 +12,8 @@ from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.train import train
 from controlllm.train.loops.hf import ControlLLMTrainer
 from controlllm.train.parallel import open_world
-from controlllm.train.record.keeper import RunKeeper
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.record.recorder import Recorder
+from controlllm.train.setup.ready import set_up
 
 FSDP, DDP = {"strategy": "fsdp"}, {"strategy": "ddp"}
 HSDP = {"strategy": "hsdp", "shard_size": 2}
@@ -202,19 +202,19 @@ def test_each_process_holds_its_part(
             parallel={"strategy": strategy, "deepspeed": PARTS},
         )
         with open_world(run.parallel, "cpu") as world:
-            bench = make_bench(run, loaded(), world)
+            ready = set_up(run, loaded(), world)
             whole = {True: 0, False: 0}
-            for parameter in bench.model.parameters():
+            for parameter in ready.model.parameters():
                 whole[parameter.requires_grad] += parameter.numel()
-            trainer = ControlLLMTrainer(bench, RunKeeper(bench, None))
+            trainer = ControlLLMTrainer(ready, Recorder(ready, None))
             trainer.train()
-            bench.loader.close()
+            ready.loader.close()
             engine = trainer.model_wrapped
             found = {"frozen of all": whole[False], "trained of all": whole[True]}
             for trains, name in ((True, "trained"), (False, "frozen")):
                 found[name] = sum(
                     getattr(p, "ds_tensor", p).numel()
-                    for p in bench.model.parameters()
+                    for p in ready.model.parameters()
                     if p.requires_grad == trains
                 )
             state = engine.optimizer.optimizer.state

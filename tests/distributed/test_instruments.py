@@ -30,19 +30,19 @@ def test_memory_is_the_largest_of_any(run_config: Any, loaded: Any, tmp_path: Pa
     from controlllm.train.observe.instruments import Instruments
     from controlllm.train.observe.progress import Window
     from controlllm.train.parallel import open_world
-    from controlllm.train.setup.bench import make_bench
+    from controlllm.train.setup.ready import set_up
 
     run = run_config()
 
     def work(rank: int) -> tuple[float, float]:
         with open_world(run.parallel, "cpu") as world:
-            bench = make_bench(run, loaded(), world)
-            instruments = Instruments(run, bench.loss, world)
+            ready = set_up(run, loaded(), world)
+            instruments = Instruments(run, ready.loss, world)
             ballast = b"x" * (300 * 2**20 if rank else 0)
-            own = names.memory_gib(bench.device)[names.MEMORY_ALLOCATED]
+            own = names.memory_gib(ready.device)[names.MEMORY_ALLOCATED]
             said = instruments.metrics(Window(steps=1, seconds=1.0))[names.MEMORY_ALLOCATED]
             del ballast
-            bench.loader.close()
+            ready.loader.close()
             return own, said
 
     (own_0, said_0), (own_1, said_1) = values(run_ranks(work, 2, tmp_path / "ranks"))

@@ -138,8 +138,8 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, failures: dict[int, Any]
     original = NativeLoop.step
 
     def step_or_fail(self: NativeLoop, batches: Any) -> Any:
-        rank = self.bench.world.ranks.rank
-        if self.keeper.progress.step == step and rank in failures:
+        rank = self.ready.world.ranks.rank
+        if self.recorder.state.progress.step == step and rank in failures:
             failures[rank]()
         return original(self, batches)
 
@@ -277,7 +277,7 @@ def test_before_the_first_step_there_is_nothing_to_save(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(running, "make_bench", asked)
+    monkeypatch.setattr(running, "set_up", asked)
     codes, printed = run_ranks(run_file("run"), tmp_path / "logs")
     assert codes == [75, 75]
     assert "Traceback" not in "".join(printed)

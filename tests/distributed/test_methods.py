@@ -13,7 +13,7 @@ import controlllm.train.setup.methods  # noqa: F401  # forked processes find the
 from controlllm.checkpoint import load_checkpoint, load_model, newest_checkpoint
 from controlllm.expansion.hub.peft import require_peft
 from controlllm.train import train
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 
 KL = {"num_sequences": 4, "share": 0.25}
 METHODS: dict[str, dict[str, Any]] = {
@@ -67,10 +67,10 @@ def test_what_two_saved_one_loads_and_goes_on_with(
     require_peft()
     history = values(run_ranks(train_half, 2, tmp_path / "processes", timeout=100))[0]
     model, _ = load_model(newest_checkpoint(tmp_path / "two"))
-    bench = make_bench(run("eval", 6))
-    bench.loader.close()
-    bench.meter.model = model
-    measured = bench.meter.measure().metrics
+    ready = set_up(run("eval", 6))
+    ready.loader.close()
+    ready.meter.model = model
+    measured = ready.meter.measure().metrics
     for name in ("learn/new/loss",):
         assert measured[name] == pytest.approx(history[-1][name], rel=1e-3)
     again = train(run("two", 6), None)  # by one process: there is nothing left to do

@@ -20,8 +20,8 @@ from controlllm.train import train
 from controlllm.train.loops.native import NativeLoop
 from controlllm.train.parallel import open_world
 from controlllm.train.parallel.sharding import sharding_units
-from controlllm.train.record.keeper import RunKeeper
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.record.recorder import Recorder
+from controlllm.train.setup.ready import set_up
 
 
 def local_bytes(tensors: Any) -> int:
@@ -37,20 +37,20 @@ def test_gradients_and_optimizer_state_exist_for_what_trains_only(
     def count(rank: int) -> dict[str, int]:
         run = run_of(run_config, tmp_path / "run")
         with open_world(run.parallel, "cpu") as world:
-            bench = make_bench(run, loaded(), world)
-            loop = NativeLoop(bench, RunKeeper(bench, None))
-            loop.accumulate(bench.next_batches())
-            parameters = list(bench.model.parameters())
+            ready = set_up(run, loaded(), world)
+            loop = NativeLoop(ready, Recorder(ready, None))
+            loop.accumulate(ready.next_batches())
+            parameters = list(ready.model.parameters())
             trained = [p for p in parameters if p.requires_grad]
             gradients = [p.grad for p in parameters if p.grad is not None]
-            bench.optimizer.step()
+            ready.optimizer.step()
             state = [
                 value
-                for values in bench.optimizer.state.values()
+                for values in ready.optimizer.state.values()
                 for value in values.values()
                 if value.ndim
             ]
-            units = len(list(sharding_units(bench.model)))
+            units = len(list(sharding_units(ready.model)))
             return {
                 "all": local_bytes(parameters),
                 "trained": local_bytes(trained),
@@ -206,7 +206,7 @@ def test_no_process_ever_holds_the_whole_model(
             # Without a first forward pass, which gathers what it needs.
             run = run_of(run_config, tmp_path / "run", model=model, data=UNPACKED, **over)
             with open_world(run.parallel, "cpu") as world, peak_memory() as peak:
-                make_bench(run, None, world)
+                set_up(run, None, world)
             return peak[0] / size
 
         added("small")  # Once for what is imported and set up.

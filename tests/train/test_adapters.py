@@ -19,8 +19,8 @@ from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.hub.peft import add_adapters
 from controlllm.train import train
-from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.quantize import QuantisedLinear
+from controlllm.train.setup.ready import set_up
 
 
 def test_peft_reads_what_method_lora_saves(run_config: Any, loaded: Any, tmp_path: Path) -> None:
@@ -88,21 +88,19 @@ def test_alpha_0_is_the_base_and_any_other_keeps_the_adapters(
 
 
 def test_adapters_go_on_frozen_blocks_alone(run_config: Any, loaded: Any) -> None:
-    bench = make_bench(run_config(**ON_TOP), loaded())
-    adapted = {name for name, p in bench.model.named_parameters() if "lora_" in name}
-    bench.loader.close()
+    ready = set_up(run_config(**ON_TOP), loaded())
+    adapted = {name for name, p in ready.model.named_parameters() if "lora_" in name}
+    ready.loader.close()
     assert adapted and not any(".1." in name.split("layers")[1][:3] for name in adapted)
     for layers, words in (([1], "not among them"), ([7], "not among them")):
         with pytest.raises(ConfigError, match=words):
-            make_bench(
-                run_config(**{**ON_TOP, "peft": {"type": "lora", "layers": layers}}), loaded()
-            )
+            set_up(run_config(**{**ON_TOP, "peft": {"type": "lora", "layers": layers}}), loaded())
     with pytest.raises(ConfigError, match="not expanded, which are"):
-        make_bench(run_config(peft={"type": "lora"}, expansion={"num_blocks": 4}), loaded())
+        set_up(run_config(peft={"type": "lora"}, expansion={"num_blocks": 4}), loaded())
     with pytest.raises(ConfigError, match="no linear layer"):
-        make_bench(run_config(method="lora", peft={"target_modules": ["q"]}), loaded())
+        set_up(run_config(method="lora", peft={"target_modules": ["q"]}), loaded())
     with pytest.raises(ConfigError, match="does not divide"):
-        make_bench(run_config(method="lora", peft={"type": "oft", "block_size": 7}), loaded())
+        set_up(run_config(method="lora", peft={"type": "oft", "block_size": 7}), loaded())
 
 
 def test_the_first_values_of_adapters_are_the_seeds_alone() -> None:

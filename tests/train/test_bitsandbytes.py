@@ -22,8 +22,8 @@ from controlllm.evaluate import evaluate_losses
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.surgery.quantised import full_weight, quantised_kind, quantised_layers
 from controlllm.train import train
-from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.quantize import quantise_by_bnb, quantize_base
+from controlllm.train.setup.ready import set_up
 
 pytest.importorskip("bitsandbytes")
 
@@ -112,10 +112,10 @@ def test_a_run_learns_resumes_exactly_and_goes_to_other_bases(
 
 def test_bfloat16_runs_compute_in_it(folder: Path, run_config: Any) -> None:
     model = {"quantize_base": "bnb_nf4", "device": "cpu", "model_name_or_path": str(folder)}
-    bench = make_bench(run_config(model=model, training={"mixed_precision": "bf16"}))
-    layers = [layer for _, layer in quantised_layers(bench.model)]
+    ready = set_up(run_config(model=model, training={"mixed_precision": "bf16"}))
+    layers = [layer for _, layer in quantised_layers(ready.model)]
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
-    assert {p.dtype for p in bench.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in ready.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_a_base_that_was_saved_quantised_is_trained_beside(

@@ -21,8 +21,8 @@ from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.plan.activation_bytes import activation_bytes
 from controlllm.train.plan.estimate import estimate, model_without_weights
-from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.methods import METHODS
+from controlllm.train.setup.ready import set_up
 
 ALONE = MeshPlan(1, 1)
 EXPANSIONS = [
@@ -49,21 +49,21 @@ def made_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [getattr(tensor, name) for name in names] or [tensor]
 
 
-def taken(bench: Any) -> dict[str, int]:
+def taken(ready: Any) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state after a step, on this process."""
-    counts = bench.loss.count(batches := bench.next_batches()).over(bench.world)
+    counts = ready.loss.count(batches := ready.next_batches()).over(ready.world)
     for batch in batches:
-        bench.loss.micro_batch(batch, counts).backward()
-    bench.optimizer.step()
-    parameters = list(bench.model.parameters())
-    state = [t for s in bench.optimizer.state.values() for t in map(held, s.values())]
+        ready.loss.micro_batch(batch, counts).backward()
+    ready.optimizer.step()
+    parameters = list(ready.model.parameters())
+    state = [t for s in ready.optimizer.state.values() for t in map(held, s.values())]
     sizes = {
         "frozen": bytes_of(held(p) for p in parameters if not p.requires_grad),
         "trained": bytes_of(held(p) for p in parameters if p.requires_grad),
         "gradients": bytes_of(held(p.grad) for p in parameters if p.grad is not None),
         "optimizer": bytes_of(part for t in state for part in made_of(t)),
     }
-    bench.loader.close()
+    ready.loader.close()
     return sizes
 
 
@@ -90,10 +90,10 @@ def test_memory_of_every_method_is_exact(run_config: Any, loaded: Any, over: Any
     run = run_config(**over)
     model, tokenizer = loaded()
     plan = planned(run, model.config, ALONE)
-    bench = make_bench(run, (model, tokenizer))
-    copied = bench.meter.reference.copy
-    sizes = taken(bench)
-    own = {p.data_ptr() for p in bench.model.parameters()}
+    ready = set_up(run, (model, tokenizer))
+    copied = ready.meter.reference.copy
+    sizes = taken(ready)
+    own = {p.data_ptr() for p in ready.model.parameters()}
     if copied is not None:
         sizes["frozen"] += bytes_of(p for p in copied.parameters() if p.data_ptr() not in own)
     assert plan == sizes
@@ -106,7 +106,7 @@ def test_memory_of_one_process_is_exact(
     run = run_config(expansion=expansion)
     model, tokenizer = loaded()
     plan = planned(run, model.config, ALONE)
-    assert plan == taken(make_bench(run, (model, tokenizer)))
+    assert plan == taken(set_up(run, (model, tokenizer)))
 
 
 LOW_BIT = ["adamw_8bit", "adamw_4bit", "adamw_fp8"]
@@ -137,7 +137,7 @@ def test_moments_in_few_bits_are_exact(
         from controlllm.train.parallel import open_world
 
         with open_world(run.parallel, "cpu") as world:
-            return taken(make_bench(run, wide(), world))
+            return taken(set_up(run, wide(), world))
 
     found = values(run_ranks(work, ranks, tmp_path / "ranks"))[0]
     assert found == plan
@@ -151,7 +151,7 @@ def test_a_quantised_base_is_exact(run_config: Any, wide: Any, pico_llama: Any, 
     plan = planned(run, model.config, ALONE)
     whole = planned(run_config(expansion={"num_blocks": 2}), model.config, ALONE)
     assert plan["frozen"] < whole["frozen"]
-    assert plan == taken(make_bench(run, (model, tokenizer)))
+    assert plan == taken(set_up(run, (model, tokenizer)))
 
 
 @pytest.mark.parametrize("kind", ["bnb_int8", "bnb_nf4", "bnb_nf4_double"])
@@ -162,10 +162,10 @@ def test_a_base_quantised_by_bitsandbytes_counts_with_its_scales(
     run = run_config(model={"quantize_base": kind}, expansion={"num_blocks": 2})
     model, tokenizer = wide()
     plan = planned(run, model.config, ALONE)
-    bench = make_bench(run, (model, tokenizer))
-    layers = [layer for _, layer in quantised_layers(bench.model)]
+    ready = set_up(run, (model, tokenizer))
+    layers = [layer for _, layer in quantised_layers(ready.model)]
     codes = bytes_of(layer.weight for layer in layers)
-    found = taken(bench)
+    found = taken(ready)
     assert plan == found | {"frozen": found["frozen"] - codes + sum(map(stored_bytes, layers))}
 
 
@@ -178,9 +178,9 @@ def test_full_keeps_its_base_where_something_asks_it(
         run.data.learn = run.data.retain = []
     model, tokenizer = loaded()
     plan = planned(run, model.config, ALONE)
-    bench = make_bench(run, (model, tokenizer))
-    copied = [p for ref in [bench.loss.reference] if ref for p in ref.copy.parameters()]
-    assert plan == taken(bench) | {"frozen": bytes_of(copied)}
+    ready = set_up(run, (model, tokenizer))
+    copied = [p for ref in [ready.loss.reference] if ref for p in ref.copy.parameters()]
+    assert plan == taken(ready) | {"frozen": bytes_of(copied)}
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
@@ -197,7 +197,7 @@ def test_memory_of_the_first_of_several_processes_is_exact(
         from controlllm.train.parallel import open_world
 
         with open_world(run.parallel, "cpu") as world:
-            return taken(make_bench(run, loaded(), world))
+            return taken(set_up(run, loaded(), world))
 
     assert values(run_ranks(work, 2, tmp_path / "ranks"))[0] == plan
 

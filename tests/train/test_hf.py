@@ -5,7 +5,7 @@ import torch
 from tests.train.helpers import losses_of
 
 from controlllm.train import train
-from controlllm.train.record.keeper import RunKeeper
+from controlllm.train.record.recorder import Recorder
 
 OVERS = {
     "control": {"data": {"packing": False}},
@@ -45,15 +45,15 @@ def test_a_run_begun_by_one_loop_is_finished_by_the_other(
     class Stopped(Exception):
         pass
 
-    after_step = RunKeeper.after_step
+    after_step = Recorder.after_step
 
     def dying(self, *args):
-        if self.progress.step == 4:
+        if self.state.step == 4:
             raise Stopped
         after_step(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(RunKeeper, "after_step", dying)
+        patch.setattr(Recorder, "after_step", dying)
         run_with("hf", run_config, loaded, tmp_path, over)
     training = {
         "backend": "native",
@@ -71,15 +71,15 @@ def test_resuming_with_the_trainer_equals_the_straight_run(
     over = {"training": {"backend": "hf", "output_dir": str(tmp_path / "a")}}
     straight = train(run_config(**over), loaded())
     over["training"]["output_dir"] = str(tmp_path / "b")
-    after_step = RunKeeper.after_step
+    after_step = Recorder.after_step
 
     def dying(self, *args):
-        if self.progress.step == 3:
+        if self.state.step == 3:
             raise KeyboardInterrupt
         after_step(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunKeeper, "after_step", dying)
+        patch.setattr(Recorder, "after_step", dying)
         train(run_config(**over), loaded())
     resumed = train(run_config(**over), loaded())
     assert losses_of(resumed.history) == losses_of(straight.history)

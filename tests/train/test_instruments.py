@@ -16,7 +16,7 @@ from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.observe.peaks import measured_peak
 from controlllm.train.observe.progress import Window
 from controlllm.train.observe.timing import BACKWARD, DATA, FORWARD, STEP_PHASES, PhaseClock
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 
 CPU = torch.device("cpu")
 
@@ -58,15 +58,15 @@ def test_every_record_splits_the_step(run_config: Any, loaded: Any, backend: str
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_flops_are_those_of_the_batches(run_config: Any, loaded: Any, packing: bool) -> None:
-    bench = make_bench(run_config(data={"packing": packing}), loaded())
+    ready = set_up(run_config(data={"packing": packing}), loaded())
     instruments, window = (
-        Instruments(bench.run, bench.loss, bench.world),
+        Instruments(ready.run, ready.loss, ready.world),
         Window(steps=1, seconds=2.0),
     )
-    batches = bench.next_batches()
+    batches = ready.next_batches()
     instruments.count(batches)
     metrics = instruments.metrics(window)
-    count = FlopCount(parts_of(bench.model))
+    count = FlopCount(parts_of(ready.model))
     if packing:
         lengths = torch.cat([batch["cu_seq_lens_q"].diff().long() for batch in batches])
     else:
@@ -77,39 +77,38 @@ def test_flops_are_those_of_the_batches(run_config: Any, loaded: Any, packing: b
     assert metrics[names.TFLOPS] == pytest.approx(flops.model / 2.0 / 1e12)
     assert metrics[names.MFU] == pytest.approx(flops.model / 2.0 / peak)
     assert metrics[names.HFU] == pytest.approx(flops.hardware / 2.0 / peak)
-    bench.loader.close()
+    ready.loader.close()
 
 
 def test_a_loss_in_chunks_is_counted_as_torch_counts(run_config: Any, loaded: Any) -> None:
     model, tokenizer = loaded()
     model.set_attn_implementation("eager")
     run = run_config(training={"loss_chunk_size": 5}, data={"packing": False})
-    bench = make_bench(run, (model, tokenizer))
-    batches = bench.next_batches()
-    instruments, window = Instruments(bench.run, bench.loss, bench.world), Window()
+    ready = set_up(run, (model, tokenizer))
+    batches = ready.next_batches()
+    instruments, window = Instruments(ready.run, ready.loss, ready.world), Window()
     instruments.count(batches)
     instruments.take(window)
-    counts = bench.loss.count(batches)
+    counts = ready.loss.count(batches)
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
-            bench.loss.micro_batch(batch, counts).backward()
+            ready.loss.micro_batch(batch, counts).backward()
     assert window.hardware_flops == counter.get_total_flops()
-    bench.loader.close()
+    ready.loader.close()
 
 
 def test_the_base_is_counted_where_rehearsal_asks_it(run_config: Any, loaded: Any) -> None:
     settings = {"num_sequences": 8, "length": 16, "share": 0.5}
     asked, plain = (
-        make_bench(run_config(rehearsal={**settings, "loss": loss}), loaded())
-        for loss in ("kl", "ce")
+        set_up(run_config(rehearsal={**settings, "loss": loss}), loaded()) for loss in ("kl", "ce")
     )
     windows = []
-    for bench in (asked, plain):
-        instruments, window = Instruments(bench.run, bench.loss, bench.world), Window()
-        instruments.count(bench.next_batches())
+    for ready in (asked, plain):
+        instruments, window = Instruments(ready.run, ready.loss, ready.world), Window()
+        instruments.count(ready.next_batches())
         instruments.take(window)
         windows.append(window)
-        bench.loader.close()
+        ready.loader.close()
     assert windows[0].model_flops > windows[1].model_flops
 
 

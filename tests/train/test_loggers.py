@@ -6,7 +6,7 @@ import pytest
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
 from controlllm.train.record.loggers import LOGGERS, JsonLinesLogger, LoggerContext, make_loggers
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_loggers_of_the_trainer_get_our_metrics(run_config, loaded, monkeypatch)
 def test_a_logger_without_its_package_is_refused_before_anything_is_loaded(run_config):
     run = run_config(logging={"report_to": ["mlflow"]}, training={"backend": "hf"})
     with pytest.raises(ConfigError, match="pip install mlflow"):
-        make_bench(run)
+        set_up(run)
 
 
 def test_loggers_of_the_trainer_need_the_trainer(run_config):

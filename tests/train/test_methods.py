@@ -21,7 +21,7 @@ from controlllm.cli.compare import summary_of
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import RunConfig, train
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -171,20 +171,20 @@ def test_the_kl_holds_the_model_to_its_base(run_config: Any, loaded: Any, tmp_pa
 def test_the_loss_of_kl_worked_out_by_hand(run_config: Any, loaded: Any, dft: bool) -> None:
     """ASFT: mean of p(y) CE(y) + weight * KL(base || model) over the targets."""
     run = run_config(method="kl", kl={"weight": 0.3, "dft": dft}, data={"packing": False})
-    bench = make_bench(run, loaded())
+    ready = set_up(run, loaded())
     base = loaded()[0]
     with torch.no_grad():
-        for parameter in bench.model.parameters():
+        for parameter in ready.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    batches = bench.next_batches()
-    counts = bench.loss.count(batches)
-    loss = sum(bench.loss.micro_batch(batch, counts).item() for batch in batches)
-    bench.loader.close()
+    batches = ready.next_batches()
+    counts = ready.loss.count(batches)
+    loss = sum(ready.loss.micro_batch(batch, counts).item() for batch in batches)
+    ready.loader.close()
     expected = 0.0
     for batch in batches:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            q, p = (m(**inputs).logits.log_softmax(-1) for m in (base, bench.model))
+            q, p = (m(**inputs).logits.log_softmax(-1) for m in (base, ready.model))
         for row, labels in enumerate(batch["labels"]):
             for place in range(len(labels) - 1):
                 target = int(labels[place + 1])
@@ -198,9 +198,9 @@ def test_the_loss_of_kl_worked_out_by_hand(run_config: Any, loaded: Any, dft: bo
 
 def test_freeze_trains_what_it_says(run_config: Any, loaded: Any) -> None:
     def trained(**freeze: Any) -> set[str]:
-        bench = make_bench(run_config(method="freeze", freeze=freeze), loaded())
-        bench.loader.close()
-        names = {n for n, p in bench.model.named_parameters() if p.requires_grad}
+        ready = set_up(run_config(method="freeze", freeze=freeze), loaded())
+        ready.loader.close()
+        names = {n for n, p in ready.model.named_parameters() if p.requires_grad}
         return {".".join(name.split(".")[:3]) if "layers" in name else name for name in names}
 
     assert trained() == {"model.layers.3"}  # a quarter of four
@@ -237,4 +237,4 @@ def test_an_expanded_model_is_no_base(
 
     model, tokenizer = loaded()
     with pytest.raises(ConfigError, match="is an expanded model; use method='control'"):
-        make_bench(run_of(run_config, texts, method), (expand(model, num_blocks=1), tokenizer))
+        set_up(run_of(run_config, texts, method), (expand(model, num_blocks=1), tokenizer))

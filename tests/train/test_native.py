@@ -5,8 +5,9 @@ from controlllm.checkpoint import best_checkpoint, load_checkpoint, newest_check
 from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train import train
 from controlllm.train.loops.native import NativeLoop
-from controlllm.train.record.keeper import RunKeeper
-from controlllm.train.setup.bench import Bench, make_bench
+from controlllm.train.record.recorder import Recorder
+from controlllm.train.setup.ready import set_up
+from controlllm.train.setup.stages import Ready
 
 
 def test_frozen_tensors_stay_bit_identical_and_have_no_gradients(run_config, loaded):
@@ -77,32 +78,32 @@ def test_alpha_is_drawn_each_step_and_never_left_behind(run_config, loaded, monk
     run = run_config(
         training={"alpha_sampling": [0.2, 0.8]}, expansion={"dial": {1: 0.3}, "num_blocks": 2}
     )
-    bench = make_bench(run, loaded())
-    keeper = RunKeeper(bench, None)
+    ready = set_up(run, loaded())
+    recorder = Recorder(ready, None)
     seen = []
-    forward = bench.loss.micro_batch
+    forward = ready.loss.micro_batch
     monkeypatch.setattr(
-        bench.loss,
+        ready.loss,
         "micro_batch",
-        lambda *a: (seen.append(bench.model.alphas()), forward(*a))[1],
+        lambda *a: (seen.append(ready.model.alphas()), forward(*a))[1],
     )
-    NativeLoop(bench, keeper).run()
+    NativeLoop(ready, recorder).run()
     alphas = [alpha[1] for alpha in seen]
     assert all(set(alpha.values()) == {alpha[1]} for alpha in seen)  # one for all layers
     assert alphas[0::2] == alphas[1::2]  # both micro-batches of a step
     assert len(set(alphas)) == 6 and all(0.2 <= alpha <= 0.8 for alpha in alphas)
-    assert bench.model.expansion.dial == {1: 0.3}
-    assert bench.model.alphas() == {1: 0.3, 3: 0.5}
-    saved = load_checkpoint(keeper.folder / "checkpoint-6").model
+    assert ready.model.expansion.dial == {1: 0.3}
+    assert ready.model.alphas() == {1: 0.3, 3: 0.5}
+    saved = load_checkpoint(recorder.state.folder / "checkpoint-6").model
     assert saved["config"]["expansion"]["dial"] == {"1": 0.3}
 
 
 def test_alpha_sampling_draws_do_not_depend_on_the_global_seed(run_config, loaded, tmp_path):
     def draws(consume):
         training = {"alpha_sampling": [0, 1], "output_dir": str(tmp_path / str(consume))}
-        bench = make_bench(run_config(training=training), loaded())
+        ready = set_up(run_config(training=training), loaded())
         torch.rand(consume)
-        return [bench.alphas.draw() for _ in range(4)]
+        return [ready.alphas.draw() for _ in range(4)]
 
     assert draws(0) == draws(5)
 
@@ -143,7 +144,7 @@ def test_the_best_step_keeps_to_the_budget(run_config, loaded):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     run_config, loaded, monkeypatch, backend
 ):
-    to_device = Bench.to_device
+    to_device = Ready.to_device
     calls = []
 
     def poisoned(self, batch):
@@ -155,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
     run = run_config(training={"backend": backend})
     if backend == "native":
-        monkeypatch.setattr(Bench, "to_device", poisoned)
+        monkeypatch.setattr(Ready, "to_device", poisoned)
     else:
         from controlllm.train.loops.hf import ControlLLMTrainer
 
@@ -163,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         monkeypatch.setattr(
             ControlLLMTrainer,
             "_prepare_inputs",
-            lambda self, batch: prepare(self, poisoned(self.bench, batch)),
+            lambda self, batch: prepare(self, poisoned(self.ready, batch)),
         )
     with pytest.raises(TrainingError, match=r"step 3: .*nan.*checkpoint-2"):
         train(run, loaded())
@@ -200,9 +201,9 @@ def test_gradient_checkpointing_changes_nothing(run_config, loaded, tmp_path):
 
 def test_epochs_become_steps(run_config, loaded):
     run = run_config(training={"num_train_epochs": 2}, data={"packing": False})
-    bench = make_bench(run, loaded())
-    rows = bench.loader.size().examples
-    assert bench.total_steps == -(-2 * rows // 4)
+    ready = set_up(run, loaded())
+    rows = ready.loader.size().examples
+    assert ready.total_steps == -(-2 * rows // 4)
 
 
 def test_a_run_without_a_model_or_data_says_so(run_config, loaded):
@@ -233,5 +234,5 @@ def test_an_expanded_model_is_trained_further_as_it_is(run_config, loaded, tmp_p
 
 def test_full_tuning_keeps_no_copy_that_nobody_asks(run_config, loaded):
     data = {"learn": [], "retain": []}
-    assert make_bench(run_config(method="full", data=data), loaded()).loss.reference is None
-    assert make_bench(run_config(method="full"), loaded()).loss.reference is not None
+    assert set_up(run_config(method="full", data=data), loaded()).loss.reference is None
+    assert set_up(run_config(method="full"), loaded()).loss.reference is not None

@@ -6,7 +6,7 @@ import torch
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train.setup import rehearsal as room
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.rehearsal import rehearsal_source
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_work_is_said(run, loaded, tmp_path):
 
 
 def test_batches_carry_rehearsed_rows(run, loaded):
-    bench = make_bench(run, loaded())
-    counts = [bench.loss.count([next(bench.loader)]) for _ in range(20)]
+    ready = set_up(run, loaded())
+    counts = [ready.loss.count([next(ready.loader)]) for _ in range(20)]
     rehearsed, targets = sum(c.rehearsed for c in counts), sum(c.targets for c in counts)
     assert 0.2 < rehearsed / (rehearsed + targets) < 0.3

@@ -17,8 +17,8 @@ from controlllm.checkpoint.training.manifest import write_manifest
 from controlllm.checkpoint.training.state import STATE
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
-from controlllm.train.record.keeper import RunKeeper
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.record.recorder import Recorder
+from controlllm.train.setup.ready import set_up
 
 RETAIN = {
     "preset": "retain",
@@ -59,14 +59,14 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch, step):
     """Let the run die right after the given step was made, before anything is written."""
-    after_step = RunKeeper.after_step
+    after_step = Recorder.after_step
 
     def dying(self, *args):
-        if self.progress.step == step:
+        if self.state.step == step:
             raise Stopped
         after_step(self, *args)
 
-    monkeypatch.setattr(RunKeeper, "after_step", dying)
+    monkeypatch.setattr(Recorder, "after_step", dying)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
@@ -159,9 +159,9 @@ def test_the_best_checkpoint_of_another_run_is_gone_on_from(run_config, loaded, 
 def test_another_number_of_rows_a_step_is_told(run_config, loaded, tmp_path):
     """As on another number of processes, where the config is the same."""
     run = run_config(training={"max_tokens": 200})
-    bench = make_bench(run, loaded())
-    assert bench.rows_of_a_step == 4
-    bench.loader.close()
+    ready = set_up(run, loaded())
+    assert ready.rows_of_a_step == 4
+    ready.loader.close()
     train(run, loaded())
     checkpoint = newest_checkpoint(run.training.output_dir)
     state = json.loads((checkpoint / STATE).read_text())

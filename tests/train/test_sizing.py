@@ -9,15 +9,15 @@ import pytest
 
 from controlllm.data.loader.open_source import Size
 from controlllm.train import train
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.sizing import steps_per_epoch
 
 
 def warned(run: Any, loaded: Any) -> list[str]:
-    """What the bench of a run warns of."""
+    """What setting a run up warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make_bench(run, loaded())
+        set_up(run, loaded())
     return [str(w.message) for w in caught if "`epochs`" in str(w.message)]
 
 

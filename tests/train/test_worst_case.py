@@ -18,7 +18,7 @@ from controlllm.data import DataConfig
 from controlllm.data.loader.collate import padded_width
 from controlllm.train.loops.native import clip_gradients
 from controlllm.train.plan.worst_case import run_worst_case, worst_shapes
-from controlllm.train.setup.bench import make_bench
+from controlllm.train.setup.ready import set_up
 
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {},
@@ -29,25 +29,25 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def step(bench: Any) -> float:
+def step(ready: Any) -> float:
     """One optimizer step as the native loop makes it."""
-    batches = bench.next_batches()
-    counts = bench.loss.count(batches)
+    batches = ready.next_batches()
+    counts = ready.loss.count(batches)
     total = 0.0
-    with bench.alphas.step():
+    with ready.alphas.step():
         for batch in batches:
-            loss = bench.loss.micro_batch(bench.to_device(batch), counts)
+            loss = ready.loss.micro_batch(ready.to_device(batch), counts)
             loss.backward()
             total += loss.item()
-    clip_gradients(bench.model, 1.0)
-    bench.optimizer.step()
-    bench.scheduler.step()
-    bench.optimizer.zero_grad(set_to_none=True)
+    clip_gradients(ready.model, 1.0)
+    ready.optimizer.step()
+    ready.scheduler.step()
+    ready.optimizer.zero_grad(set_to_none=True)
     return total
 
 
-def weights(bench: Any) -> dict[str, Any]:
-    return {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+def weights(ready: Any) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in ready.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,17 +65,17 @@ def test_training_is_the_same_bit_for_bit(run_config, loaded, kind):
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.3
-        bench = make_bench(run, (model, tokenizer))
-        bench.model.train()
-        before = weights(bench)
+        ready = set_up(run, (model, tokenizer))
+        ready.model.train()
+        before = weights(ready)
         if first:
-            run_worst_case(bench)
-            assert all(p.grad is None for p in bench.model.parameters())
-            assert not bench.optimizer.state
-            assert all(torch.equal(v, before[k]) for k, v in weights(bench).items())
-        losses = [step(bench) for _ in range(3)]
+            run_worst_case(ready)
+            assert all(p.grad is None for p in ready.model.parameters())
+            assert not ready.optimizer.state
+            assert all(torch.equal(v, before[k]) for k, v in weights(ready).items())
+        losses = [step(ready) for _ in range(3)]
         draws = (random.random(), np.random.random(), torch.rand(()).item())
-        results.append((losses, draws, weights(bench)))
+        results.append((losses, draws, weights(ready)))
     assert results[0][:2] == results[1][:2]
     for name, tensor in results[0][2].items():
         assert torch.equal(tensor, results[1][2][name]), name
@@ -83,14 +83,14 @@ def test_training_is_the_same_bit_for_bit(run_config, loaded, kind):
 
 def test_it_can_run_again_in_the_middle_of_a_run(run_config, loaded):
     """The optimizer's state, there by now, stays as it is; so does the model's mode."""
-    bench = make_bench(run_config(), loaded())
-    bench.model.eval()
-    step(bench)
-    before, state = weights(bench), copy.deepcopy(bench.optimizer.state_dict())
-    run_worst_case(bench)
-    assert all(torch.equal(v, before[k]) for k, v in weights(bench).items())
-    assert not any(module.training for module in bench.model.modules())
-    after = bench.optimizer.state_dict()
+    ready = set_up(run_config(), loaded())
+    ready.model.eval()
+    step(ready)
+    before, state = weights(ready), copy.deepcopy(ready.optimizer.state_dict())
+    run_worst_case(ready)
+    assert all(torch.equal(v, before[k]) for k, v in weights(ready).items())
+    assert not any(module.training for module in ready.model.modules())
+    after = ready.optimizer.state_dict()
     assert after["param_groups"] == state["param_groups"]
     for number, values in state["state"].items():
         assert all(torch.equal(v, after["state"][number][k]) for k, v in values.items())
@@ -109,15 +109,15 @@ def test_rotary_embeddings_that_grow_are_as_before(run_config, pico_tokenizer):
         rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
     )
     run = run_config(data={"packing": False}, expansion={"num_blocks": 1})
-    bench = make_bench(run, (LlamaForCausalLM(config), copy.deepcopy(pico_tokenizer)))
-    rotary = [m for m in bench.model.modules() if hasattr(m, "max_seq_len_cached")]
+    ready = set_up(run, (LlamaForCausalLM(config), copy.deepcopy(pico_tokenizer)))
+    rotary = [m for m in ready.model.modules() if hasattr(m, "max_seq_len_cached")]
     before = [(m.max_seq_len_cached, m.inv_freq.clone()) for m in rotary]
     stretched = []
     hooks = [
         m.register_forward_hook(lambda m, *_: stretched.append(m.max_seq_len_cached))
         for m in rotary
     ]
-    run_worst_case(bench)
+    run_worst_case(ready)
     for hook in hooks:
         hook.remove()
     assert max(stretched) == 32
@@ -129,8 +129,8 @@ def test_rotary_embeddings_that_grow_are_as_before(run_config, pico_tokenizer):
 
 def test_buffers_that_count_are_as_before(run_config, loaded):
     """As routers that balance their experts keep counts, changed in place by each forward."""
-    bench = make_bench(run_config(), loaded())
-    head = bench.model.get_output_embeddings()
+    ready = set_up(run_config(), loaded())
+    head = ready.model.get_output_embeddings()
     head.register_buffer("seen", torch.zeros((), dtype=torch.int64))
     most = []
 
@@ -139,7 +139,7 @@ def test_buffers_that_count_are_as_before(run_config, loaded):
         most.append(int(module.seen))
 
     head.register_forward_hook(count)
-    run_worst_case(bench)
+    run_worst_case(ready)
     assert most == [1, 2]
     assert head.seen == 0
 
@@ -147,20 +147,20 @@ def test_buffers_that_count_are_as_before(run_config, loaded):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_batch_of_the_run_is_larger(run_config, loaded, kind, monkeypatch):
     """What the passes saw against 40 batches of the loader."""
-    bench = make_bench(run_config(data=KINDS[kind]), loaded())
+    ready = set_up(run_config(data=KINDS[kind]), loaded())
     seen = []
-    plain = type(bench.loss).micro_batch
+    plain = type(ready.loss).micro_batch
     monkeypatch.setattr(
-        type(bench.loss),
+        type(ready.loss),
         "micro_batch",
         lambda self, batch, *rest: seen.append(batch) or plain(self, batch, *rest),
     )
-    run_worst_case(bench)
+    run_worst_case(ready)
     worst_tokens = max(batch["input_ids"].numel() for batch in seen)
     worst_attention = max(attention_cost(batch) for batch in seen)
     assert all((batch["labels"][batch["origin"] >= 0] != -100).sum() > 0 for batch in seen)
     for _ in range(40):
-        batch = next(bench.loader)
+        batch = next(ready.loader)
         assert batch["input_ids"].numel() <= worst_tokens
         assert attention_cost(batch) <= worst_attention
 
@@ -200,21 +200,21 @@ def little_memory() -> Iterator[None]:
 def test_too_large_a_batch_is_told_with_what_to_lower(run_config, loaded, little_memory):
     """A real allocation fails: 100,000 rows of 32 tokens have 3.3 GB of logits."""
     training = {"per_device_train_batch_size": 100_000}
-    bench = make_bench(run_config(data={"packing": False}, training=training), loaded())
-    before = weights(bench)
+    ready = set_up(run_config(data={"packing": False}, training=training), loaded())
+    before = weights(ready)
     with pytest.raises(TrainingError) as caught:
-        run_worst_case(bench)
+        run_worst_case(ready)
     text = str(caught.value)
     assert "100,000 rows of 32 tokens" in text
     assert "training.per_device_train_batch_size (now 100,000)" in text
     assert "data.max_length (now 32)" in text
-    assert all(torch.equal(v, before[k]) for k, v in weights(bench).items())
-    assert all(p.grad is None for p in bench.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in weights(ready).items())
+    assert all(p.grad is None for p in ready.model.parameters())
 
 
 def test_other_errors_are_not_called_memory(run_config, loaded):
-    bench = make_bench(run_config(), loaded())
+    ready = set_up(run_config(), loaded())
     with torch.no_grad():
-        bench.model.get_input_embeddings().weight.set_(torch.zeros(3, 32))
+        ready.model.get_input_embeddings().weight.set_(torch.zeros(3, 32))
     with pytest.raises(IndexError):
-        run_worst_case(bench)
+        run_worst_case(ready)

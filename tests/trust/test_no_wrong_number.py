@@ -93,8 +93,8 @@ from controlllm.inference.generate import prompt_ids
 from controlllm.train import RunConfig, train
 from controlllm.train.config.unread import warn_of_unread
 from controlllm.train.record.folder import _changes as folder_changes
-from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.model import load_base
+from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.rehearsal import SamplingPlan, sample_sequences
 
 # ---- bos: pieces of a long text begin with BOS ----
@@ -368,9 +368,9 @@ def test_models_that_share_a_config_are_left_alone(pico_llama, make, settings):
 def test_a_run_leaves_a_shared_config_alone(run_config, loaded):
     model, tokenizer = loaded()
     config, before = model.config, copy.deepcopy(model.config.to_dict())
-    bench = make_bench(run_config(), (model, tokenizer))
+    ready = set_up(run_config(), (model, tokenizer))
     assert config.to_dict() == before and config._attn_implementation == "sdpa"
-    assert bench.model.config.text_config._attn_implementation != "sdpa"
+    assert ready.model.config.text_config._attn_implementation != "sdpa"
 
 
 # ---- fields: fields that a source, a structure, packing or a verb does not read ----
@@ -1069,7 +1069,7 @@ def test_rows_that_are_trained_on_and_measured_are_told_before_the_first_step(
         max_length=32,
     )
     with pytest.warns(UserWarning) as told:
-        make_bench(run, loaded())
+        set_up(run, loaded())
     words = "\n".join(str(one.message) for one in told)
     assert "all 20 rows of data.learn 'same' are in data.train 'rows', too: its loss is no" in words
     assert "all 20 rows of data.learn 'same' are in data.train 'link', too" in words

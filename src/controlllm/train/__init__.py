@@ -2,9 +2,9 @@
 
     RunConfig --open_run_folder--> checkpoint or None
         |
-    make_bench      model on its device -> rehearsal (the base writes) -> method (expand, ...)
-        |           -> loader, loss, forgetting meter, alpha sampler, optimizer, schedule
-    RunKeeper       the books: logs, measures forgetting, saves, resumes, says when to stop
+    set_up          stages: Base -> Prepared -> Sharded -> Ready
+        |
+    Recorder        hooks that log, measure forgetting, save and resume; your callbacks
         |
     BACKENDS        native | hf: who makes the optimizer steps
         |
@@ -51,15 +51,18 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from controlllm.train.observe.retention import Best
-    from controlllm.train.record.keeper import TrainResult
+    from controlllm.train.record.hooks import Callback, RunState
+    from controlllm.train.record.recorder import TrainResult
     from controlllm.train.run import train
 
 __all__ = [
     "Best",
+    "Callback",
     "LoggingConfig",
     "ModelConfig",
     "RehearsalConfig",
     "RunConfig",
+    "RunState",
     "TrainResult",
     "TrainingConfig",
     "preset_values",
@@ -68,11 +71,13 @@ __all__ = [
 
 _HOMES = {
     "Best": "observe.retention",
+    "Callback": "record.hooks",
+    "RunState": "record.hooks",
     "LoggingConfig": "config.run_config",
     "ModelConfig": "config.run_config",
     "RehearsalConfig": "config.run_config",
     "RunConfig": "config.run_config",
-    "TrainResult": "record.keeper",
+    "TrainResult": "record.recorder",
     "TrainingConfig": "config.run_config",
     "preset_values": "config.presets",
     "train": "run",

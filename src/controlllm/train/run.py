@@ -1,5 +1,6 @@
 """`train(run)`: the whole way from a run config to a trained model."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -12,15 +13,18 @@ from controlllm.train.observe.debugging import prepare_recorder
 from controlllm.train.parallel import World, open_world
 from controlllm.train.plan.worst_case import run_worst_case
 from controlllm.train.record.folder import open_run_folder, save_tokenizer
-from controlllm.train.record.keeper import RunKeeper, TrainResult
+from controlllm.train.record.hooks import Callback
+from controlllm.train.record.recorder import Recorder, TrainResult
 from controlllm.train.record.signals import StopSignals
-from controlllm.train.setup.bench import make_bench
 from controlllm.train.setup.model import Loaded
+from controlllm.train.setup.ready import set_up
 
 __all__ = ["train"]
 
 
-def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
+def train(
+    run: RunConfig, loaded: Loaded | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainResult:
     """Train as `run` says; resumes by itself where an earlier process was stopped.
 
     Where a launcher (torchrun, srun) started several processes, each calls this, and they train one
@@ -32,6 +36,7 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     Args:
         run: the run config.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        callbacks: what else is to happen while it trains, in both back ends.
 
     Returns:
         Where the run lies, its history, its best step, why it stopped, and the model as it is now
@@ -48,7 +53,7 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
     with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
         with ExitStack() as stack:
             world.ranks.first(lambda: stack.enter_context(_own_folder(run)))
-            result = _train(run, loaded, world, signals)
+            result = _train(run, loaded, world, signals, callbacks)
         # They leave together: a launcher that sees one end may end the others.
         world.ranks.agree(None)
         signals.leave()
@@ -56,22 +61,26 @@ def train(run: RunConfig, loaded: Loaded | None = None) -> TrainResult:
 
 
 def _train(
-    run: RunConfig, loaded: Loaded | None, world: World, signals: StopSignals
+    run: RunConfig,
+    loaded: Loaded | None,
+    world: World,
+    signals: StopSignals,
+    callbacks: Sequence[Callback],
 ) -> TrainResult:
     if world.is_first:
         warn_of_unread(run, world.size)
     checkpoint = world.ranks.first(lambda: open_run_folder(run))
-    bench = make_bench(run, loaded, world)
-    world.ranks.first(lambda: save_tokenizer(bench.tokenizer, run.training.output_dir))
-    keeper = RunKeeper(bench, checkpoint, signals)
+    ready = set_up(run, loaded, world)
+    world.ranks.first(lambda: save_tokenizer(ready.tokenizer, run.training.output_dir))
+    recorder = Recorder(ready, checkpoint, signals, callbacks)
     try:
         if run.training.worst_case_first:
-            run_worst_case(bench)
-        return BACKENDS.get(run.training.backend)(bench, keeper)
+            run_worst_case(ready)
+        return BACKENDS.get(run.training.backend)(ready, recorder)
     finally:
-        bench.alphas.release()
-        bench.loader.close()
-        keeper.close()
+        ready.alphas.release()
+        ready.loader.close()
+        recorder.close()
 
 
 def _own_folder(run: RunConfig) -> AbstractContextManager[None]:

@@ -1,26 +1,26 @@
-"""Which loop trains. A back end is a function `(bench, keeper) -> TrainResult`."""
+"""Which loop trains. A back end is a function `(ready, recorder) -> TrainResult`."""
 
 from collections.abc import Callable
 
 from controlllm.common.registry import Registry
-from controlllm.train.record.keeper import RunKeeper, TrainResult
-from controlllm.train.setup.bench import Bench
+from controlllm.train.record.recorder import Recorder, TrainResult
+from controlllm.train.setup.stages import Ready
 
 __all__ = ["BACKENDS"]
 
-BACKENDS: Registry[Callable[[Bench, RunKeeper], TrainResult]] = Registry("training.backend")
+BACKENDS: Registry[Callable[[Ready, Recorder], TrainResult]] = Registry("training.backend")
 """Back ends by the name used in the run config."""
 
 
 @BACKENDS.register("native")
-def _native(bench: Bench, keeper: RunKeeper) -> TrainResult:
+def _native(ready: Ready, recorder: Recorder) -> TrainResult:
     from controlllm.train.loops.native import NativeLoop
 
-    return NativeLoop(bench, keeper).run()
+    return NativeLoop(ready, recorder).run()
 
 
 @BACKENDS.register("hf")
-def _hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
+def _hf(ready: Ready, recorder: Recorder) -> TrainResult:
     from controlllm.train.loops.hf import train_with_hf
 
-    return train_with_hf(bench, keeper)
+    return train_with_hf(ready, recorder)

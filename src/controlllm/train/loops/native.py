@@ -2,7 +2,7 @@
 
 One optimizer step is: take k micro-batches, count their targets on all processes, run forward and
 backward of each micro-batch's *share* of the loss, clip, check, step. How processes share the model
-is decided in `make_bench`; the loop is the same.
+is decided as the run is set up; the loop is the same.
 """
 
 from collections import defaultdict
@@ -14,26 +14,26 @@ from torch import nn
 from controlllm.common.tensors import whole
 from controlllm.data import Batch
 from controlllm.train.observe.timing import BACKWARD, COMMUNICATION, DATA, FORWARD, OPTIMIZER
-from controlllm.train.record.keeper import RunKeeper, TrainResult
-from controlllm.train.setup.bench import Bench
+from controlllm.train.record.recorder import Recorder, TrainResult
+from controlllm.train.setup.stages import Ready
 from controlllm.train.step.losses import StepReport
 
 __all__ = ["NativeLoop", "clip_gradients"]
 
 
 class NativeLoop:
-    """Trains the model of a bench.
+    """The native loop.
 
     Args:
-        bench: the run's model, data, optimizer and the like.
-        keeper: the run's books.
+        ready: what trains.
+        recorder: logs, measures and saves.
     """
 
-    def __init__(self, bench: Bench, keeper: RunKeeper) -> None:
-        self.bench = bench
-        self.keeper = keeper
-        self.clock = keeper.instruments.clock
-        self.max_grad_norm = bench.run.training.max_grad_norm
+    def __init__(self, ready: Ready, recorder: Recorder) -> None:
+        self.ready = ready
+        self.recorder = recorder
+        self.clock = recorder.instruments.clock
+        self.max_grad_norm = ready.run.training.max_grad_norm
 
     def run(self) -> TrainResult:
         """Train until the run's end or a budget.
@@ -41,42 +41,42 @@ class NativeLoop:
         Raises:
             TrainingError: if a loss or a gradient is not finite.
         """
-        self.keeper.start()
-        self.bench.model.train()
-        while self.keeper.stopped is None:
+        self.recorder.start(self.ready)
+        self.ready.model.train()
+        while self.recorder.stopped is None:
             with self.clock.phase(DATA):
-                batches = self.bench.next_batches()
+                batches = self.ready.next_batches()
             if batches:
-                self.keeper.after_step(*self.step(batches))
+                self.recorder.after_step(*self.step(batches))
             else:
-                self.keeper.end_of_data()
-        return self.keeper.finish()
+                self.recorder.end_of_data()
+        return self.recorder.finish()
 
     def step(self, batches: list[Batch]) -> tuple[StepReport, float]:
         """One optimizer step; what it measured, and the gradient norm before clipping."""
-        bench = self.bench
+        ready = self.ready
         report = self.accumulate(batches)
-        self.keeper.debugger.after_backward()
+        self.recorder.debugger.after_backward()
         with self.clock.phase(OPTIMIZER):
-            grad_norm = clip_gradients(bench.model, self.max_grad_norm)
-            self.keeper.check_finite(report, grad_norm)
-            bench.optimizer.step()
-            bench.scheduler.step()
-            bench.optimizer.zero_grad(set_to_none=True)
-        self.keeper.instruments.count(batches)
+            grad_norm = clip_gradients(ready.model, self.max_grad_norm)
+            self.recorder.check_finite(report, grad_norm)
+            ready.optimizer.step()
+            ready.scheduler.step()
+            ready.optimizer.zero_grad(set_to_none=True)
+        self.recorder.instruments.count(batches)
         return report, grad_norm
 
     def accumulate(self, batches: list[Batch]) -> StepReport:
         """Forward and backward of all micro-batches of a step; what all processes measured."""
-        bench, world, clock = self.bench, self.bench.world, self.clock
+        ready, world, clock = self.ready, self.ready.world, self.clock
         with clock.phase(COMMUNICATION):
-            counts = bench.loss.count(batches).over(world)
+            counts = ready.loss.count(batches).over(world)
         report = StepReport.of(counts)
-        with bench.alphas.step():
+        with ready.alphas.step():
             for number, batch in enumerate(batches, start=1):
-                world.synchronize_gradients(bench.model, on=number == len(batches))
-                with clock.phase(FORWARD), bench.autocast():
-                    loss = bench.loss.micro_batch(bench.to_device(batch), counts, report)
+                world.synchronize_gradients(ready.model, on=number == len(batches))
+                with clock.phase(FORWARD), ready.autocast():
+                    loss = ready.loss.micro_batch(ready.to_device(batch), counts, report)
                 # FSDP takes the mean of the processes' gradients, but shares add up.
                 with clock.phase(BACKWARD):
                     (loss * world.data_size).backward()

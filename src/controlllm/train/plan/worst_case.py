@@ -21,7 +21,7 @@ from controlllm.data import REHEARSAL, TRAIN, Batch
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.examples.encode import Example
 from controlllm.data.loader.collate import Member, collate, padded_width
-from controlllm.train.setup.bench import Bench
+from controlllm.train.setup.stages import Ready
 
 __all__ = ["run_worst_case", "worst_shapes"]
 
@@ -31,25 +31,25 @@ MOMENTS = 2
 """Tensors that AdamW keeps for each trained one."""
 
 
-def run_worst_case(bench: Bench) -> None:
+def run_worst_case(ready: Ready) -> None:
     """Forward and backward of the largest batches, without a trace in the run.
 
     Raises:
         TrainingError: a batch does not fit into memory; its shape, and what to lower.
     """
-    with _untouched(bench.model), _optimizer_memory(bench):
-        bench.model.train()
-        for rows, width in worst_shapes(bench.run.data, bench.loader.batch_size):
-            batch = _make_batch(bench, rows, width)
+    with _untouched(ready.model), _optimizer_memory(ready):
+        ready.model.train()
+        for rows, width in worst_shapes(ready.run.data, ready.loader.batch_size):
+            batch = _make_batch(ready, rows, width)
             try:
-                _accumulate(bench, batch)
+                _accumulate(ready, batch)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                raise TrainingError(_advice(bench, rows, width)) from error
+                raise TrainingError(_advice(ready, rows, width)) from error
             finally:
-                bench.optimizer.zero_grad(set_to_none=True)
-            log.info("The largest batch fits into memory: %s", _describe(bench, rows, width))
+                ready.optimizer.zero_grad(set_to_none=True)
+            log.info("The largest batch fits into memory: %s", _describe(ready, rows, width))
 
 
 def worst_shapes(config: DataConfig, batch_size: int) -> list[tuple[int, int]]:
@@ -67,39 +67,39 @@ def worst_shapes(config: DataConfig, batch_size: int) -> list[tuple[int, int]]:
     return [(budget // width, width) for width in chosen]
 
 
-def _make_batch(bench: Bench, rows: int, width: int) -> Batch:
+def _make_batch(ready: Ready, rows: int, width: int) -> Batch:
     """Rows (or slots) of one document each, every token a target, by the run's own collator."""
-    config = bench.model.config.get_text_config(decoder=True)
-    vocabulary = min(len(bench.tokenizer), config.vocab_size)
+    config = ready.model.config.get_text_config(decoder=True)
+    vocabulary = min(len(ready.tokenizer), config.vocab_size)
     ids = (np.arange(width) % vocabulary).astype(np.int32)
     labels = ids.copy()
     labels[0] = -100
     example = Example(ids, labels)
     rehearsed = 0
-    if bench.loss.rehearsal_weight is not None:  # Then the base computes these rows, too.
-        rehearsed = math.ceil(rows * bench.run.rehearsal.share)
+    if ready.loss.rehearsal_weight is not None:  # Then the base computes these rows, too.
+        rehearsed = math.ceil(rows * ready.run.rehearsal.share)
     groups: list[list[Member]] = [
         [(example, REHEARSAL if row < rehearsed else TRAIN)] for row in range(rows)
     ]
-    return collate(groups, bench.run.data, pad_id=0)
+    return collate(groups, ready.run.data, pad_id=0)
 
 
-def _accumulate(bench: Bench, batch: Batch) -> None:
+def _accumulate(ready: Ready, batch: Batch) -> None:
     """Forward and backward, twice where gradients of an earlier micro-batch are there already."""
-    counts = bench.loss.count([batch])
-    for _ in range(min(bench.micro_batches, 2)):
-        with bench.autocast():
-            loss = bench.loss.micro_batch(bench.to_device(batch), counts)
+    counts = ready.loss.count([batch])
+    for _ in range(min(ready.micro_batches, 2)):
+        with ready.autocast():
+            loss = ready.loss.micro_batch(ready.to_device(batch), counts)
         loss.backward()
 
 
 @contextmanager
-def _optimizer_memory(bench: Bench) -> Iterator[None]:
+def _optimizer_memory(ready: Ready) -> Iterator[None]:
     """Hold what the optimizer's state will take, as far as it is not there yet."""
-    groups = bench.optimizer.param_groups
-    missing = [p for group in groups for p in group["params"] if not bench.optimizer.state.get(p)]
+    groups = ready.optimizer.param_groups
+    missing = [p for group in groups for p in group["params"] if not ready.optimizer.state.get(p)]
     try:
-        make = getattr(bench.optimizer, "moment_like", torch.empty_like)  # in few bits, or not
+        make = getattr(ready.optimizer, "moment_like", torch.empty_like)  # in few bits, or not
         held = [make(p) for p in missing for _ in range(MOMENTS)]
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -151,13 +151,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def _describe(bench: Bench, rows: int, width: int) -> str:
-    what = "slots" if bench.run.data.packing else "rows"
+def _describe(ready: Ready, rows: int, width: int) -> str:
+    what = "slots" if ready.run.data.packing else "rows"
     return f"{rows:,} {what} of {width:,} tokens"
 
 
-def _advice(bench: Bench, rows: int, width: int) -> str:
-    data, training = bench.run.data, bench.run.training
+def _advice(ready: Ready, rows: int, width: int) -> str:
+    data, training = ready.run.data, ready.run.training
     lower = [f"data.max_length (now {data.max_length:,})"]
     if not data.packing and data.max_tokens_per_batch is not None:
         lower.insert(0, f"data.max_tokens_per_batch (now {data.max_tokens_per_batch:,})")
@@ -166,6 +166,6 @@ def _advice(bench: Bench, rows: int, width: int) -> str:
         lower.insert(0, f"training.per_device_train_batch_size (now {size:,})")
     more = "" if training.gradient_checkpointing else "; or set training.gradient_checkpointing"
     return (
-        f"the largest batch of this run, {_describe(bench, rows, width)}, does not fit into memory "
-        f"on {bench.device}; lower {' or '.join(lower)}{more}."
+        f"the largest batch of this run, {_describe(ready, rows, width)}, does not fit into memory "
+        f"on {ready.device}; lower {' or '.join(lower)}{more}."
     )

@@ -35,20 +35,7 @@ from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train.config.method_config import check_alphas
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = ["METHODS", "Method", "Prepared", "asks_base", "prepare_model"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model ready to train.
-
-    Attributes:
-        model: what trains; `requires_grad` says which of its parameters do.
-        reference: its base; None where nothing in the run asks it.
-    """
-
-    model: PreTrainedModel
-    reference: Reference | None
+__all__ = ["METHODS", "Method", "asks_base", "prepare_model"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +59,19 @@ METHODS: Registry[Method] = Registry("method")
 """Methods by the name used in the run config."""
 
 
-def prepare_model(base: PreTrainedModel, run: RunConfig, world_size: int = 1) -> Prepared:
+def prepare_model(
+    base: PreTrainedModel, run: RunConfig, world_size: int = 1
+) -> tuple[PreTrainedModel, Reference | None]:
     """Make `base` ready to train by `run.method`; it is taken over and changed in place.
 
     Args:
         base: a plain model, or a trained one to train further.
         run: the run config.
         world_size: processes that will share it.
+
+    Returns:
+        What trains (`requires_grad` says which of its parameters do), and its base; None where
+        nothing in the run asks the base.
 
     Raises:
         ConfigError: the method cannot train such a model.
@@ -94,10 +87,10 @@ def prepare_model(base: PreTrainedModel, run: RunConfig, world_size: int = 1) ->
         check_alphas(base.expansion, run.training)
     method.train(model, run)
     if carries_base(model):
-        return Prepared(model, Reference(model))
+        return model, Reference(model)
     if not asks_base(run):
-        return Prepared(model, None)
-    return Prepared(model, Reference(model, copy=_frozen_copy(model, shares=world_size == 1)))
+        return model, None
+    return model, Reference(model, copy=_frozen_copy(model, shares=world_size == 1))
 
 
 def _frozen_copy(model: PreTrainedModel, shares: bool) -> PreTrainedModel:

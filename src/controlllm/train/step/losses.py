@@ -18,6 +18,7 @@ processes, nor how rows are cut into batches changes anything.
 Shapes: B batch, T tokens, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field, replace
@@ -153,6 +154,12 @@ class StepLoss:
         """What is called instead of the model: an engine that wraps it, say."""
         self.reference = reference
         self.rehearsal_weight = rehearsal_weight
+
+    def called_by(self, engine: nn.Module) -> "StepLoss":
+        """The same loss, where an engine that wraps the model is called instead of it."""
+        wrapped = copy.copy(self)
+        wrapped.caller = engine
+        return wrapped
 
     @property
     def in_parts(self) -> bool:

@@ -5,18 +5,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from controlllm.train.config.parallel_config import ZERO
-from controlllm.train.setup.bench import Bench
+from controlllm.train.setup.stages import Ready
 
 __all__ = ["training_arguments"]
 
 
-def training_arguments(bench: Bench) -> TrainingArguments:
+def training_arguments(ready: Ready) -> TrainingArguments:
     """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
-    run, training = bench.run, bench.run.training
+    run, training = ready.run, ready.run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
     if run.parallel.strategy in ZERO:
         sharing = {
-            "deepspeed": bench.engine_settings,
+            "deepspeed": ready.engine_settings,
             "accelerator_config": {"use_configured_state": True},
             # The engine clips, and computes in its own precision.
             "max_grad_norm": training.max_grad_norm,
@@ -24,11 +24,11 @@ def training_arguments(bench: Bench) -> TrainingArguments:
         }
     return TrainingArguments(
         output_dir=training.output_dir,
-        max_steps=bench.total_steps,
+        max_steps=ready.total_steps,
         per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=bench.micro_batches,
+        gradient_accumulation_steps=ready.micro_batches,
         seed=training.seed,
-        use_cpu=bench.device.type == "cpu",
+        use_cpu=ready.device.type == "cpu",
         logging_strategy="no",
         save_strategy="no",
         eval_strategy="no",

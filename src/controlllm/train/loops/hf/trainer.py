@@ -21,66 +21,65 @@ from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.common.errors import ConfigError
 from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.loops.hf.arguments import training_arguments
-from controlllm.train.loops.hf.zero import ZeroStorage
+from controlllm.train.loops.hf.zero import with_engine
 from controlllm.train.loops.native import clip_gradients
 from controlllm.train.observe.timing import BACKWARD, COMMUNICATION, DATA, FORWARD, OPTIMIZER
-from controlllm.train.record.keeper import RunKeeper, TrainResult
-from controlllm.train.setup.bench import Bench
+from controlllm.train.record.recorder import Recorder, TrainResult
+from controlllm.train.setup.stages import Ready
 from controlllm.train.step.losses import Counts, StepReport
-from controlllm.train.step.optim import make_scheduler
 
 __all__ = ["ControlLLMTrainer", "train_with_hf"]
 
 
-def train_with_hf(bench: Bench, keeper: RunKeeper) -> TrainResult:
-    """Train the model of a bench by `transformers.Trainer`.
+def train_with_hf(ready: Ready, recorder: Recorder) -> TrainResult:
+    """Train by `transformers.Trainer`.
 
     Raises:
         ConfigError: if DeepSpeed refuses its settings.
         TrainingError: if a loss or a gradient is not finite.
     """
     try:
-        ControlLLMTrainer(bench, keeper).train()
+        ControlLLMTrainer(ready, recorder).train()
     except _EndOfData:
-        keeper.end_of_data()
+        recorder.end_of_data()
     except _NothingToDo:
         pass
-    return keeper.finish()
+    return recorder.finish()
 
 
 class ControlLLMTrainer(Trainer):
-    """A Trainer whose batches, loss and books are ours.
+    """A Trainer whose batches, loss and records are ours.
 
     Args:
-        bench: the run's model, data, optimizer and the like.
-        keeper: the run's books.
+        ready: what trains.
+        recorder: logs, measures and saves.
     """
 
-    def __init__(self, bench: Bench, keeper: RunKeeper) -> None:
-        self.bench = bench
-        self.keeper = keeper
+    def __init__(self, ready: Ready, recorder: Recorder) -> None:
+        self.ready = ready
+        self.recorder = recorder
         self.counts = Counts()
         self.report = StepReport()
-        self.uses_zero = bench.run.parallel.strategy in ZERO
+        self.uses_zero = ready.run.parallel.strategy in ZERO
         self._random_states = capture_rng()
         super().__init__(
-            model=bench.model,
-            args=training_arguments(bench),
-            optimizers=(bench.optimizer, bench.scheduler),
-            callbacks=[_Books(self)],
+            model=ready.model,
+            args=training_arguments(ready),
+            optimizers=(ready.optimizer, ready.scheduler),
+            callbacks=[_Steps(self)],
         )
         self.remove_callback(PrinterCallback)
         # The loss is a share of the accumulated batch's; it must not be divided again.
         self.model_accepts_loss_kwargs = True
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The bench's; DeepSpeed's set-up asks for it anew."""
-        self.optimizer = self.bench.optimizer
+        """The run's; DeepSpeed's set-up asks for it anew."""
+        self.optimizer = self.ready.optimizer
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """The bench's, likewise."""
-        self.lr_scheduler = self.bench.scheduler
+        """The run's, likewise."""
+        self.lr_scheduler = self.ready.scheduler
         return self.lr_scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
@@ -97,46 +96,36 @@ class ControlLLMTrainer(Trainer):
                     f"DeepSpeed does not take its settings ({error}); see parallel.deepspeed, or "
                     "take parallel.strategy=fsdp."
                 ) from error
-            self._adopt(prepared[0])
+            self.ready = with_engine(self.ready, prepared[0])
+            self.lr_scheduler = self.ready.scheduler
         else:
-            prepared = self.bench.model, self.get_train_dataloader()
-        if self.bench.run.logging.integrations:
-            self.keeper.integrations = _Integrations(self)
+            prepared = self.ready.model, self.get_train_dataloader()
+        if self.ready.run.logging.integrations:
+            self.recorder.metrics.integrations = _Integrations(self)
         restore_rng(self._random_states)  # The Trainer has seeded everything anew.
-        self.keeper.start()
-        if self.keeper.stopped is not None:
+        self.recorder.start(self.ready)
+        if self.recorder.stopped is not None:
             raise _NothingToDo
         return prepared
 
-    def _adopt(self, engine: Any) -> None:
-        """Let the books know what DeepSpeed has put in the place of model and optimizer."""
-        bench = self.bench
-        bench.loss.caller = engine
-        bench.check_model()
-        bench.storage = ZeroStorage(engine, bench.storage)
-        if bench.storage.optimizer is not bench.optimizer:  # It has one of its own for offload.
-            bench.optimizer = bench.storage.optimizer
-            bench.scheduler = make_scheduler(bench.optimizer, bench.run.training, bench.total_steps)
-            self.lr_scheduler = bench.scheduler
-
     def get_train_dataloader(self) -> Any:
-        """The bench's batches; no worker reads ahead, so the loader's state is exact."""
-        return _Batches(self.bench)
+        """The run's batches; no worker reads ahead, so the loader's state is exact."""
+        return _Batches(self.ready)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step; counts them and draws the step's alpha."""
-        instruments = self.keeper.instruments
+        instruments = self.recorder.instruments
         with instruments.clock.phase(DATA):
-            batches = self.bench.next_batches()
+            batches = self.ready.next_batches()
         if not batches:
             raise _EndOfData
         instruments.count(batches)
         with instruments.clock.phase(COMMUNICATION):
-            self.counts = self.bench.loss.count(batches).over(self.bench.world)
+            self.counts = self.ready.loss.count(batches).over(self.ready.world)
         self.report = StepReport.of(self.counts)
-        self.bench.alphas.draw()
+        self.ready.alphas.draw()
         return batches, self.counts.targets
 
     def compute_loss(
@@ -147,19 +136,19 @@ class ControlLLMTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """One micro-batch's share of the step's loss."""
-        with self.keeper.instruments.clock.phase(FORWARD), self.bench.autocast():
-            loss = self.bench.loss.micro_batch(inputs, self.counts, self.report)
+        with self.recorder.instruments.clock.phase(FORWARD), self.ready.autocast():
+            loss = self.ready.loss.micro_batch(inputs, self.counts, self.report)
         if self.uses_zero and self.accelerator.sync_gradients:
             # The engine's backward pass ends with the optimizer's step.
-            self.keeper.check_finite(self.report, 0.0)
+            self.recorder.check_finite(self.report, 0.0)
         # Gradients are averaged over processes, but shares add up.
-        return loss * self.bench.world.data_size
+        return loss * self.ready.world.data_size
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one micro-batch; what is not the former counts as the latter."""
-        world, last = self.bench.world, self.accelerator.sync_gradients
-        world.synchronize_gradients(self.bench.model, on=last)
-        with self.keeper.instruments.clock.phase(BACKWARD):
+        world, last = self.ready.world, self.accelerator.sync_gradients
+        world.synchronize_gradients(self.ready.model, on=last)
+        with self.recorder.instruments.clock.phase(BACKWARD):
             return super().training_step(*args, **kwargs)
 
     def grad_norm(self) -> float:
@@ -167,7 +156,7 @@ class ControlLLMTrainer(Trainer):
         if self.uses_zero:
             engine: Any = self.model_wrapped
             return float(engine.get_global_grad_norm())
-        return clip_gradients(self.bench.model, self.bench.run.training.max_grad_norm)
+        return clip_gradients(self.ready.model, self.ready.run.training.max_grad_norm)
 
 
 class _NothingToDo(Exception):
@@ -178,8 +167,8 @@ class _EndOfData(Exception):
     """The sources have left the mix; the Trainer knows no other way to stop between steps."""
 
 
-class _Books(TrainerCallback):
-    """Tells the keeper of each step, and the Trainer when to stop."""
+class _Steps(TrainerCallback):
+    """Tells the recorder of each step, and the Trainer when to stop."""
 
     def __init__(self, trainer: ControlLLMTrainer) -> None:
         self.trainer = trainer
@@ -187,25 +176,25 @@ class _Books(TrainerCallback):
         self.optimizing = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.global_step = self.trainer.keeper.progress.step
-        self.trainer.keeper.start_clock()
+        state.global_step = self.trainer.recorder.state.step
+        self.trainer.recorder.start_clock()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer, clock = self.trainer, self.trainer.keeper.instruments.clock
+        trainer, clock = self.trainer, self.trainer.recorder.instruments.clock
         with clock.phase(COMMUNICATION):
-            trainer.report = trainer.report.over(trainer.bench.world)
-        trainer.keeper.debugger.after_backward()
+            trainer.report = trainer.report.over(trainer.ready.world)
+        trainer.recorder.debugger.after_backward()
         self.optimizing.enter_context(clock.phase(OPTIMIZER))
         self.grad_norm = trainer.grad_norm()
-        trainer.keeper.check_finite(trainer.report, self.grad_norm)
+        trainer.recorder.check_finite(trainer.report, self.grad_norm)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.optimizing.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.bench.alphas.release()
-        self.trainer.keeper.after_step(self.trainer.report, self.grad_norm)
-        control.should_training_stop = self.trainer.keeper.stopped is not None
+        self.trainer.ready.alphas.release()
+        self.trainer.recorder.after_step(self.trainer.report, self.grad_norm)
+        control.should_training_stop = self.trainer.recorder.stopped is not None
 
 
 class _Integrations:
@@ -230,8 +219,8 @@ class _Integrations:
 class _Batches:
     """The loader as the Trainer wants it: an iterable without a length."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, ready: Ready) -> None:
+        self.ready = ready
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.bench.loader)
+        return iter(self.ready.loader)

@@ -1,4 +1,4 @@
-"""The trained state of DeepSpeed's ZeRO engine, which holds it in parts.
+"""The last stage under ZeRO: DeepSpeed's engine takes model and optimizer, in parts.
 
 | strategy | in parts |
 |---|---|
@@ -10,6 +10,7 @@ is resumed by FSDP, by one process, or by ZeRO on another number of processes.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,31 @@ from controlllm.checkpoint.training.shards import fill_tensors
 from controlllm.checkpoint.training.tensors import trained_tensors
 from controlllm.common.tensors import whole, whole_shape
 from controlllm.train.parallel.storage import Storage
+from controlllm.train.setup.stages import Ready
+from controlllm.train.step.optim import make_scheduler
 
-__all__ = ["ZeroStorage"]
+__all__ = ["ZeroStorage", "with_engine"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def with_engine(ready: Ready, engine: Any) -> Ready:
+    """What stands ready once DeepSpeed has taken model and optimizer.
+
+    Args:
+        ready: the stage before.
+        engine: DeepSpeed's.
+
+    Raises:
+        ModelError: the model does not compute as the run relies on.
+    """
+    storage = ZeroStorage(engine, ready.storage)
+    ready = replace(ready, loss=ready.loss.called_by(engine), storage=storage)
+    if storage.optimizer is not ready.optimizer:  # For offload it has one of its own.
+        scheduler = make_scheduler(storage.optimizer, ready.run.training, ready.total_steps)
+        ready = replace(ready, optimizer=storage.optimizer, scheduler=scheduler)
+    ready.check_model()
+    return ready
 
 
 class ZeroStorage(Storage):

@@ -1,0 +1,52 @@
+"""The hook that measures: learning and forgetting on the held-out sets."""
+
+from collections.abc import Callable, Mapping
+
+from controlllm.train.observe.retention import Measurement, better
+from controlllm.train.observe.timing import EVALUATION, PhaseClock
+from controlllm.train.record.hooks import Callback, RunState
+
+__all__ = ["Evaluation"]
+
+
+class Evaluation(Callback):
+    """Measures before the first step, every `training.eval_steps`, and after the last step.
+
+    Args:
+        clock: of the run.
+        announce: told the metrics of each measurement.
+
+    Attributes:
+        improved: whether the last step is the best one so far.
+    """
+
+    def __init__(self, clock: PhaseClock, announce: Callable[[Mapping[str, float]], None]) -> None:
+        self.clock, self.announce = clock, announce
+        self.improved = False
+
+    def begin(self, state: RunState) -> None:
+        """Measure the model that is not trained yet."""
+        if state.step == 0 and state.ready.meter.enabled:
+            self._measure(state)
+
+    def after_step(self, state: RunState) -> None:
+        """Measure where it is time to, and note whether this step is the best one so far."""
+        self.improved = False
+        due = state.stopped or state.step % state.run.training.eval_steps == 0
+        if not (due and state.ready.meter.enabled):
+            return
+        measurement = self._measure(state)
+        progress, budget = state.progress, state.run.training.max_forgetting
+        best = better(state.step, measurement, progress.best, budget)
+        self.improved = best is not None
+        progress.best = best or progress.best
+        self.announce(measurement.metrics)
+
+    def _measure(self, state: RunState) -> Measurement:
+        ready = state.ready
+        with self.clock.phase(EVALUATION), ready.autocast():
+            measurement = ready.meter.measure()
+        state.world.reshard(state.model)
+        state.progress.forgetting = measurement.forgetting
+        state.log(measurement.metrics)
+        return measurement

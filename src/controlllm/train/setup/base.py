@@ -1,0 +1,79 @@
+"""Stage 1: the base model on its device, and the data that it will learn from."""
+
+import logging
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from controlllm.common.distributed import Ranks
+from controlllm.data import TrainLoader
+from controlllm.data.inspect.overlap import warn_of_overlaps
+from controlllm.train.config.parallel_config import ZERO
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.support import check_quantised
+from controlllm.train.parallel import World
+from controlllm.train.parallel.deepspeed_config import deepspeed_config, prepare_deepspeed
+from controlllm.train.parallel.device import find_device
+from controlllm.train.parallel.loading import weights_to_shard
+from controlllm.train.setup.model import Loaded, load_base
+from controlllm.train.setup.rehearsal import rehearsal_source
+from controlllm.train.setup.requirements import require_packages
+from controlllm.train.setup.stages import Base
+
+__all__ = ["make_base", "seed_everything"]
+
+log = logging.getLogger(__name__)
+
+
+def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None = None) -> Base:
+    """Load the base, let it write what is rehearsed, and open the data.
+
+    Args:
+        run: the run config.
+        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        world: the processes of the run; by default this one alone.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError: for what the config names.
+    """
+    world = world or World(Ranks(), run.parallel)
+    require_packages(run)
+    if run.model.quantize_base is not None and world.shares:
+        check_quantised({run.model.quantize_base}, run.parallel.strategy)
+    engine_settings = _prepare_deepspeed(run, world) if run.parallel.strategy in ZERO else {}
+    seed_everything(run.training.seed)
+    files = weights_to_shard(run, world) if loaded is None else None
+    if loaded is None:
+        log.info("Loading %s", run.model.model_name_or_path)
+    model, tokenizer = load_base(run, loaded, files)
+    rehearsal = None
+    if run.rehearsal.enabled:
+        store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run))
+        rehearsal = (store, run.rehearsal.share)
+    loader = TrainLoader(
+        run.data,
+        tokenizer,
+        run.training.per_device_train_batch_size,
+        run.training.seed,
+        rehearsal,
+        model,
+        world.loader_ranks(run.data.cache_timeout),
+    )
+    world.ranks.first(lambda: warn_of_overlaps(run.data))
+    return Base(run, world, model, tokenizer, loader, files, engine_settings)
+
+
+def _prepare_deepspeed(run: RunConfig, world: World) -> dict[str, Any]:
+    """Set DeepSpeed up; the settings of its engine, seen to before anything is loaded."""
+    on_cpu = find_device(run.model.device).type == "cpu"
+    prepare_deepspeed(on_cpu, world.local_rank)
+    return deepspeed_config(run, run.training.micro_batches(world.data_size), on_cpu)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,41 @@
+"""Packages that a run needs are asked for before anything is loaded."""
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, require_bitsandbytes
+from controlllm.common.packages.torchao import require_torchao
+from controlllm.expansion.hub.peft import require_peft
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.parallel.device import find_device
+from controlllm.train.step.liger import require_liger
+from controlllm.train.step.low_bit import LOW_BIT
+
+__all__ = ["require_packages"]
+
+
+def require_packages(run: RunConfig) -> None:
+    """Check that every package is there that the run needs (ConfigError)."""
+    if run.adapters:
+        require_peft()
+    if run.training.optimizer in LOW_BIT:
+        require_torchao("torchao.optim", f"training.optimizer={run.training.optimizer}")
+    if run.model.quantize_base is not None:
+        setting = f"model.quantize_base={run.model.quantize_base}"
+        if run.model.quantize_base in BNB_KINDS:
+            require_bitsandbytes(setting)
+        else:
+            require_torchao("torchao.quantization", setting)
+    for name in run.logging.integrations:
+        _require_integration(name)
+    if run.training.use_liger_kernel:
+        require_liger(find_device(run.model.device))
+
+
+def _require_integration(name: str) -> None:
+    from transformers.integrations import integration_utils
+
+    short = name.removesuffix("_ml")
+    is_available = getattr(integration_utils, f"is_{short}_available", None)
+    if is_available is not None and not is_available():
+        raise ConfigError(
+            f"logging.report_to={name} needs a package that is not installed: pip install {name}."
+        )

@@ -1,0 +1,60 @@
+"""Stage 3: the model in parts on its processes, with all of its weights."""
+
+from transformers import PreTrainedModel
+
+from controlllm.checkpoint import describe_model
+from controlllm.common.packages.bitsandbytes import BNB_KINDS
+from controlllm.evaluate import Reference
+from controlllm.train.config.parallel_config import ZERO
+from controlllm.train.parallel import shard_model
+from controlllm.train.parallel.deepspeed_config import check_precision, engine_dtype, zero3_cutter
+from controlllm.train.parallel.device import find_device
+from controlllm.train.parallel.loading import fill_by_units, fill_from, is_without_weights
+from controlllm.train.parallel.sharding import sharding_units
+from controlllm.train.setup.activations import compile_blocks
+from controlllm.train.setup.model import tune_model
+from controlllm.train.setup.quantize import check_shared, quantize_base
+from controlllm.train.setup.stages import Prepared, Sharded, fields_of
+from controlllm.train.step.liger import apply_liger_kernels
+
+__all__ = ["shard"]
+
+
+def shard(prepared: Prepared) -> Sharded:
+    """Quantise, shard and compile the model, and a frozen copy of its base; read their weights.
+
+    Collective where there are several processes.
+    """
+    run, world, training = prepared.run, prepared.world, prepared.run.training
+    if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
+        quantize_base(prepared.model, run.model.quantize_base)
+    check_shared(prepared.model, run.parallel if world.shares else None)
+    model, reference = tune_model(prepared.model, training), prepared.reference
+    if training.use_liger_kernel:
+        for module in [model, *_copies(reference)]:
+            apply_liger_kernels(module, training)
+    precision, files = training.mixed_precision, prepared.files
+    if run.parallel.strategy in ZERO:
+        check_precision(model, precision)
+    if run.training.torch_compile:
+        compile_blocks(list(sharding_units(model)))
+    for module in [model, *_copies(reference)]:
+        shard_model(module, world, precision)
+        if files is None or not is_without_weights(module):
+            continue
+        device = find_device(run.model.device)
+        if world.mesh is not None:
+            fill_from(files, module, world, device)
+        elif module is model:
+            cut = zero3_cutter(prepared.engine_settings)
+            dtype = engine_dtype(precision)
+            fill_by_units(files, module, world, device, dtype, cut)
+        else:  # No engine will have it, so it stays whole.
+            fill_by_units(files, module, world, device)
+    describe_model(model)  # Notes which base it is, before anything trains. Collective.
+    return Sharded(**fields_of(prepared))
+
+
+def _copies(reference: Reference | None) -> list[PreTrainedModel]:
+    """The frozen copy of the base, where there is one."""
+    return [] if reference is None or reference.copy is None else [reference.copy]
