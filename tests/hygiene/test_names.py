@@ -53,10 +53,12 @@ def exists(dotted: str) -> bool:
     file = module_file(".".join(parts[:number]))
     assert file is not None
     body = ast.parse(file.read_text()).body
-    for name in parts[number:]:
+    for place, name in enumerate(parts[number:], start=number + 1):
         node = dict(defined(body)).get(name)
         if node is None:
             return False
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("controlllm."):
+            return exists(".".join([str(node.module), name, *parts[place:]]))
         body = node.body if isinstance(node, ast.ClassDef) else []
     return True
 
@@ -84,9 +86,8 @@ def test_files_exist(path):
     """A path in backticks lies in the repository or in the package."""
     text = FENCE.sub("", path.read_text())
     named = {quoted for quoted in QUOTED.findall(text) if FILE.fullmatch(quoted)} - OF_OTHERS
-    assert {
-        name for name in named if not (ROOT / name).exists() | (PACKAGE / name).exists()
-    } == set()
+    roots = (ROOT, ROOT / "src", PACKAGE)
+    assert {name for name in named if not any((root / name).exists() for root in roots)} == set()
 
 
 def test_pages_and_sections_that_are_cited_exist():
@@ -108,6 +109,7 @@ def test_pages_and_sections_that_are_cited_exist():
         ("controlllm.expansion.method.plan.default_layers", True),
         ("controlllm.expansion.method.interpolators.Interpolator.gate", True),
         ("controlllm.expansion.method.interpolators.Interpolator.collapse_alpha", False),
+        ("controlllm.train.parallel.World.reshard", True),
         ("controlllm.expansion.interpolators", False),
     ],
 )
