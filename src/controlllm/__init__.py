@@ -12,17 +12,14 @@ quick: what needs the model code of `transformers` is imported when it is first 
 
 from typing import TYPE_CHECKING
 
-from controlllm.common.interrupts import end_at_once
+from controlllm.common.interrupts import end_at_once, is_command
+from controlllm.common.lazy import lazy_names
 
 end_at_once()  # Where this is the command line: what follows takes seconds.
 
-from transformers import AutoConfig  # noqa: E402
-
-from controlllm.common.lazy import lazy_names  # noqa: E402
-from controlllm.expansion.method.hf_config import ControlLLMConfig  # noqa: E402
-
 if TYPE_CHECKING:
     from controlllm.expansion import (
+        ControlLLMConfig,
         ControlLLMForCausalLM,
         ExpansionConfig,
         collapse,
@@ -43,18 +40,30 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+def register() -> None:
+    """Let `AutoConfig` and `AutoModelForCausalLM` know expanded models.
+
+    Importing the package does so, but for the command line, where `--help` shall not take seconds.
+    """
+    from transformers import AutoConfig
+
+    from controlllm.expansion.method.hf_config import ControlLLMConfig
+
+    ControlLLMConfig.register_model = staticmethod(_register_model)
+    AutoConfig.register(ControlLLMConfig.model_type, ControlLLMConfig, exist_ok=True)
+
+
 def _register_model() -> None:
     """Not when the package is imported: the model code takes seconds to import."""
     from transformers import AutoModelForCausalLM
 
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+    from controlllm.expansion.method.hf_config import ControlLLMConfig
 
     AutoModelForCausalLM.register(ControlLLMConfig, ControlLLMForCausalLM, exist_ok=True)
 
 
-ControlLLMConfig.register_model = staticmethod(_register_model)
-AutoConfig.register(ControlLLMConfig.model_type, ControlLLMConfig, exist_ok=True)
+if not is_command():
+    register()
 
-__getattr__, __dir__ = lazy_names(
-    __name__, {name: "controlllm.expansion" for name in __all__ if name != "ControlLLMConfig"}
-)
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "controlllm.expansion"))

@@ -5,27 +5,36 @@ mirror    Runs on remote storage: written there, and copied here
 models    Any saved form becomes a model: found, looked at, loaded, exported
 """
 
-from controlllm.checkpoint.models.export import export, require_free
-from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
-from controlllm.checkpoint.models.loading import (
-    LoadOptions,
-    find_tokenizer,
-    load_model,
-    load_tokenizer,
-)
-from controlllm.checkpoint.models.locate import Kind, Location, locate
-from controlllm.checkpoint.training.rng import capture_rng, restore_rng
-from controlllm.checkpoint.training.state import (
-    TrainingState,
-    best_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    mark_best,
-    newest_checkpoint,
-    resolve_checkpoint,
-    save_checkpoint,
-)
-from controlllm.checkpoint.training.tensors import describe_model, restore_tensors, trained_tensors
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.checkpoint.models.export import export, require_free
+    from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
+    from controlllm.checkpoint.models.loading import (
+        LoadOptions,
+        find_tokenizer,
+        load_model,
+        load_tokenizer,
+    )
+    from controlllm.checkpoint.models.locate import Kind, Location, locate
+    from controlllm.checkpoint.training.rng import capture_rng, restore_rng
+    from controlllm.checkpoint.training.state import (
+        TrainingState,
+        best_checkpoint,
+        list_checkpoints,
+        load_checkpoint,
+        mark_best,
+        newest_checkpoint,
+        resolve_checkpoint,
+        save_checkpoint,
+    )
+    from controlllm.checkpoint.training.tensors import (
+        describe_model,
+        restore_tensors,
+        trained_tensors,
+    )
 
 __all__ = [
     "Inspection",
@@ -53,3 +62,31 @@ __all__ = [
     "save_checkpoint",
     "trained_tensors",
 ]
+
+_HOMES = {
+    "Inspection": "models.inspection",
+    "Kind": "models.locate",
+    "LoadOptions": "models.loading",
+    "Location": "models.locate",
+    "TrainingState": "training.state",
+    "best_checkpoint": "training.state",
+    "capture_rng": "training.rng",
+    "describe_model": "training.tensors",
+    "export": "models.export",
+    "find_tokenizer": "models.loading",
+    "inspect_folder": "models.inspection",
+    "list_checkpoints": "training.state",
+    "load_checkpoint": "training.state",
+    "load_model": "models.loading",
+    "load_tokenizer": "models.loading",
+    "locate": "models.locate",
+    "mark_best": "training.state",
+    "newest_checkpoint": "training.state",
+    "require_free": "models.export",
+    "resolve_checkpoint": "training.state",
+    "restore_rng": "training.rng",
+    "restore_tensors": "training.tensors",
+    "save_checkpoint": "training.state",
+    "trained_tensors": "training.tensors",
+}
+__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

@@ -63,6 +63,7 @@ def _main(words: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str], debug: bool) -> int:
+    import controlllm
     from controlllm.cli.kit.terminal import plain_warnings, quiet_progress_bars
     from controlllm.common.errors import ControlLLMError, noted_outcome
     from controlllm.common.registry import check_choice
@@ -71,6 +72,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
     try:
         check_choice("command", verb, VERBS)
         with plain_warnings():
+            controlllm.register()
             module = import_module(_MODULES[verb])
             quiet_progress_bars()
             raise_once()

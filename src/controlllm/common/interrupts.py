@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "end_at_once", "raise_once", "was_interrupted"]
+__all__ = ["INTERRUPTED", "end_at_once", "is_command", "raise_once", "was_interrupted"]
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -35,11 +35,11 @@ def was_interrupted() -> bool:
 
 
 def _listen(handler: "signal._HANDLER") -> None:
-    if _is_command() and threading.current_thread() is threading.main_thread():
+    if is_command() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Whether this process was started as `controlllm` or as `python -m controlllm.cli`."""
     words = sys.orig_argv
     module = words[words.index("-m") + 1 :][:1] if "-m" in words else []

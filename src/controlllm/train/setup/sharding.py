@@ -1,6 +1,6 @@
 """Stage 3: the model in parts on its processes, with all of its weights."""
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from controlllm.checkpoint import describe_model
 from controlllm.common.packages.bitsandbytes import BNB_KINDS
@@ -55,6 +55,6 @@ def shard(prepared: Prepared) -> Sharded:
     return Sharded(**fields_of(prepared))
 
 
-def _copies(reference: Reference | None) -> list[PreTrainedModel]:
+def _copies(reference: Reference | None) -> list[nn.Module]:
     """The frozen copy of the base, where there is one."""
     return [] if reference is None or reference.copy is None else [reference.copy]
