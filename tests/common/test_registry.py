@@ -32,3 +32,11 @@ def test_a_choice_without_a_near_name_gets_no_hint():
         check_choice("mode", 7, ["fast", "slow"])
     assert str(caught.value) == "mode=7 is not known; allowed: fast, slow."
     assert isinstance(caught.value, ControlLLMError) and isinstance(caught.value, ValueError)
+
+
+def test_reserved_names_are_known_before_they_are_registered():
+    registry: Registry[type] = Registry("colour", ["red"])
+    registry.register("blue")(int)
+    assert registry.names() == ["blue", "red"]
+    registry.register("red")(str)
+    assert registry.names() == ["blue", "red"] and registry.get("red") is str

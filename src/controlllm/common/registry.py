@@ -51,10 +51,12 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the things are, as error messages call it ("interpolator").
+        reserved: names that are known before the module that registers them is imported.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, reserved: Iterable[str] = ()) -> None:
         self.kind = kind
+        self.reserved = tuple(reserved)
         self._things: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -84,4 +86,4 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All known names, sorted."""
-        return sorted(self._things)
+        return sorted({*self.reserved, *self._things})

@@ -52,10 +52,14 @@ if TYPE_CHECKING:
     )
     from controlllm.train.observe.retention import Best
     from controlllm.train.record.hooks import Callback, RunState
+    from controlllm.train.record.loggers import LOGGERS
     from controlllm.train.record.recorder import TrainResult
     from controlllm.train.run import train
+    from controlllm.train.step.schedules import SCHEDULES
 
 __all__ = [
+    "LOGGERS",
+    "SCHEDULES",
     "Best",
     "Callback",
     "LoggingConfig",
@@ -70,6 +74,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LOGGERS": "record.loggers",
+    "SCHEDULES": "step.schedules",
     "Best": "observe.retention",
     "Callback": "record.hooks",
     "RunState": "record.hooks",

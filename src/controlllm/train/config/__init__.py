@@ -5,6 +5,8 @@ debug_config     What a run shows of itself when something is wrong with it
 method_config    The methods by name, and the settings that are a method's own
 parallel_config  How the processes of a run share the model
 presets          Presets: bundles of defaults that belong together
+registries       Names that a run file uses and that users' own code may add to: schedules and
+                 loggers
 run_config       The run config: one typed object that says everything about a run and can repeat it
 support          What works with what: the table that runs are checked by, and the page that is
                  made of it

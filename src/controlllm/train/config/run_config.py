@@ -26,6 +26,7 @@ from controlllm.train.config.method_config import (
 )
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.presets import PRESETS, preset_values
+from controlllm.train.config.registries import LOGGERS
 from controlllm.train.config.support import check_support
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.config.unread import refuse_unread
@@ -51,7 +52,6 @@ _WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizeBase = Literal["int8", "nf4", BnbKind]
-OWN_LOGGERS = ("console", "jsonl", "tensorboard", "wandb")
 
 
 @dataclass
@@ -131,9 +131,9 @@ class LoggingConfig:
     logging_steps: int = 10
     """Optimizer steps between training records."""
     report_to: list[str] | str = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
-    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb; with
-    training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab, ... One
-    may stand without brackets; none = nowhere."""
+    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb, or a registered
+    name; with training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab,
+    ... One may stand without brackets; none = nowhere."""
     run_name: str | None = None
     """Name of the run in W&B; null = the name of output_dir."""
     project: str = "controlllm"
@@ -148,13 +148,13 @@ class LoggingConfig:
             # Asked only where one of them is meant: it looks for all of their packages.
             from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-            names = dict.fromkeys([*OWN_LOGGERS, *INTEGRATION_TO_CALLBACK])
+            names = dict.fromkeys([*LOGGERS.names(), *INTEGRATION_TO_CALLBACK])
             check_choice("logging.report_to", name, names)
 
     @property
     def integrations(self) -> list[str]:
         """Loggers that `transformers.Trainer` brings."""
-        return [name for name in self.report_to if name not in OWN_LOGGERS]
+        return [name for name in self.report_to if name not in LOGGERS.names()]
 
 
 class _Laid(str):
@@ -212,7 +212,7 @@ class RunConfig:
             raise ConfigError(
                 f"logging.report_to={self.logging.integrations} are loggers of "
                 "transformers.Trainer; set training.backend=hf, or take any of "
-                f"{', '.join(OWN_LOGGERS)}."
+                f"{', '.join(LOGGERS.names())}."
             )
         if self.training.alpha_sampling is not None and self.method not in _WITH_ALPHA:
             raise ConfigError(

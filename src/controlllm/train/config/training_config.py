@@ -7,19 +7,18 @@ from typing import Any, Literal, get_args
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.common.settings.bounds import LARGEST_SEED, LONGEST_SECONDS, check_numbers
+from controlllm.train.config.registries import OWN_SCHEDULES, SCHEDULES
 
 __all__ = [
     "Backend",
     "DecayName",
     "MixedPrecision",
     "OptimizerName",
-    "SchedulerName",
     "TrainingConfig",
 ]
 
 Backend = Literal["native", "hf"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_4bit", "adamw_fp8"]
-SchedulerName = Literal["cosine", "linear", "constant", "wsd", "step"]
 DecayName = Literal["linear", "cosine", "1-sqrt"]
 MixedPrecision = Literal["no", "bf16"]
 CheckpointingPolicy = Literal["full", "selective"]
@@ -92,8 +91,9 @@ class TrainingConfig:
     """Peak learning rate of the interpolators; null = learning_rate."""
     warmup_steps: float = 0.05
     """Linear warm-up: a number of steps, or (below 1) a share of all steps."""
-    lr_scheduler_type: SchedulerName = "cosine"
-    """After the warm-up: cosine, linear, constant, wsd (warm-up, stable, decay) or step."""
+    lr_scheduler_type: str = "cosine"
+    """After the warm-up: cosine, linear, constant, wsd (warm-up, stable, decay), step, or a
+    registered name."""
     lr_decay_steps: float = 0.2
     """wsd: the last so many steps decay, or (below 1) that share of all steps."""
     lr_decay_type: DecayName = "linear"
@@ -237,7 +237,7 @@ class TrainingConfig:
     def _check_choices(self) -> None:
         check_choice("training.backend", self.backend, get_args(Backend))
         check_choice("training.optimizer", self.optimizer, get_args(OptimizerName))
-        check_choice("training.lr_scheduler_type", self.lr_scheduler_type, get_args(SchedulerName))
+        check_choice("training.lr_scheduler_type", self.lr_scheduler_type, SCHEDULES.names())
         check_choice("training.lr_decay_type", self.lr_decay_type, get_args(DecayName))
         check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))
         policy, policies = self.gradient_checkpointing_policy, get_args(CheckpointingPolicy)
@@ -260,7 +260,7 @@ class TrainingConfig:
                 f"{self.weight_decay_ratio} exclude one another; leave one of them out."
             )
         milestones, name = self.lr_milestones, self.lr_scheduler_type
-        if bool(milestones) != (name == "step"):
+        if name in OWN_SCHEDULES and bool(milestones) != (name == "step"):
             raise ConfigError(
                 f"training.lr_milestones={milestones!r} and training.lr_scheduler_type={name!r} do "
                 "not fit: step needs milestones, such as [0.8, 0.9], and no other schedule has any."

@@ -13,6 +13,7 @@ from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.method.unread import trains_interpolators
 from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.config.presets import PRESETS
+from controlllm.train.config.registries import OWN_SCHEDULES
 
 __all__ = ["REFUSED", "WARNED", "refuse_unread", "warn_of_unread"]
 
@@ -33,7 +34,9 @@ def _resumes_elsewhere(run: Any) -> bool:
 
 
 def _is_by(*names: str) -> Callable[[Any], bool]:
-    return lambda run: run.training.lr_scheduler_type in names
+    """Whether the schedule is one of these, or not ours: what that reads is not known."""
+    others = set(OWN_SCHEDULES) - set(names)
+    return lambda run: run.training.lr_scheduler_type not in others
 
 
 def _has_method(*names: str) -> Callable[[Any], bool]:

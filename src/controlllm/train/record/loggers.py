@@ -12,16 +12,16 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import Registry
 from controlllm.common.storage.files import read_json, write_json, write_text
 from controlllm.common.text.readable import readable, unguarded
 from controlllm.common.text.secrets import redacted
+from controlllm.train.config.registries import LOGGERS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe import metrics as names
 
@@ -56,10 +56,6 @@ class LoggerContext:
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.run.training.output_dir)
-
-
-LOGGERS: Registry[Callable[[LoggerContext], MetricLogger]] = Registry("logging.report_to")
-"""Loggers by the name used in `logging.report_to`."""
 
 
 class LoggerGroup:

@@ -17,8 +17,7 @@ with d = `lr_decay_steps`, gamma = `lr_gamma` and h by `lr_decay_type`: `linear`
 Sources: `wsd` is MiniCPM's (arXiv 2404.06395), `1-sqrt` from arXiv 2405.18392. DeepSeek LLM (arXiv
 2401.02954) used `step` with milestones 0.8 and 0.9 and gamma 0.316.
 
-A new schedule is one more function under `@SCHEDULES.register("name")`, and its name in
-`training_config`.
+A new schedule is one more function under `@SCHEDULES.register("name")`: docs/extending/schedule.md.
 """
 
 import math
@@ -26,15 +25,10 @@ import warnings
 from collections.abc import Callable
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import Registry
+from controlllm.train.config.registries import SCHEDULES
 from controlllm.train.config.training_config import TrainingConfig
 
 __all__ = ["SCHEDULES", "check_schedule", "in_steps", "learning_rate_factor", "warmup_steps"]
-
-SCHEDULES: Registry[Callable[[int, TrainingConfig, int], float]] = Registry(
-    "training.lr_scheduler_type"
-)
-"""What follows the warm-up, by name: share of the peak from (step, config, total steps)."""
 
 _FALLS: dict[str, Callable[[float], float]] = {
     "linear": lambda q: 1 - q,

@@ -1,0 +1,128 @@
+"""The pages of docs/extending run as they stand (those of data do in tests/data)."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from controlllm import ExpansionConfig, expand
+from controlllm.expansion import DIVERGENCES, INTERPOLATORS
+from controlllm.train import LOGGERS, SCHEDULES
+
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is known in its test only."""
+    for registry in (DIVERGENCES, INTERPOLATORS, LOGGERS, SCHEDULES):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+
+
+@pytest.fixture
+def run_page(repository: Path) -> Callable[..., dict[str, Any]]:
+    """`run_page(name)`: runs the Python of a page; what its last block leaves behind."""
+
+    def run(name: str) -> dict[str, Any]:
+        text = (repository / "docs" / "extending" / f"{name}.md").read_text("utf-8")
+        blocks = BLOCK.findall(text)
+        assert blocks
+        names: dict[str, Any] = {}
+        for block in blocks:
+            names = {"__name__": "__main__"}
+            exec(compile(block, f"{name}.md", "exec"), names)
+        return names
+
+    return run
+
+
+@pytest.fixture
+def history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pico_llama: Any, pico_tokenizer: Any
+) -> Callable[[], list[dict[str, float]]]:
+    """`my-run.yaml` lies in the working folder; `history()`: the metrics of its run."""
+    monkeypatch.chdir(tmp_path)
+    pico_llama().save_pretrained("base")
+    pico_tokenizer.save_pretrained("base")
+    Path("text.txt").write_text("the cat sat on the mat. " * 30)
+    Path("heldout.txt").write_text("the dog lay by the fire. " * 3)
+    run = {
+        "model": {"model_name_or_path": "base", "device": "cpu"},
+        "expansion": {"num_blocks": 1},
+        "data": {
+            "train": [{"path": "text.txt"}],
+            "learn": [{"path": "heldout.txt", "name": "new"}],
+            "max_length": 32,
+        },
+        "training": {
+            "output_dir": "run",
+            "max_steps": 8,
+            "learning_rate": 1e-2,
+            "min_learning_rate_ratio": 0.1,
+            "warmup_steps": 2,
+            "per_device_train_batch_size": 1,
+            "eval_steps": 1,
+        },
+        "logging": {"logging_steps": 1, "report_to": ["jsonl"]},
+    }
+    Path("my-run.yaml").write_text(yaml.safe_dump(run))
+    return lambda: [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+
+
+def set_in_run_file(section: str, key: str, value: Any) -> None:
+    values = yaml.safe_load(Path("my-run.yaml").read_text())
+    values[section][key] = value
+    Path("my-run.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_logger(run_page, history):
+    set_in_run_file("logging", "report_to", ["jsonl", "slowest"])
+    run_page("logger")
+    key = "train/step_seconds"
+    seconds = {row["step"]: row[key] for row in history() if key in row}
+    step = max(seconds, key=lambda one: seconds[one])
+    assert Path("run/slowest.txt").read_text() == f"step {step}: {seconds[step]:.3f} s\n"
+
+
+def test_schedule(run_page, history, capsys):
+    set_in_run_file("training", "lr_scheduler_type", "rex")
+    run_page("schedule")
+    shares = [100 * row["train/learning_rate"] for row in history() if "train/loss" in row]
+    expected = [1 / 3, 2 / 3] + [
+        0.1 + 0.9 * (1 - p) / (1 - p / 2) for p in (k / 6 for k in range(6))
+    ]
+    assert shares == pytest.approx(expected)
+    said = (Path(__file__).parents[2] / "docs/extending/schedule.md").read_text()
+    assert f"# {capsys.readouterr().out.splitlines()[-1]}" in said
+
+
+def test_callback(run_page, history):
+    set_in_run_file("training", "learning_rate", 1e-30)  # so that nothing is learned
+    assert run_page("callback")["result"].stopped_because == "patience"
+    assert [row["mine/evaluations_since_best"] for row in history() if len(row) == 3] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_interpolator(run_page, pico_llama):
+    run_page("interpolator")
+    base, ids = pico_llama(), torch.arange(3, 11)[None]
+    before = base(ids).logits
+    model = expand(base, ExpansionConfig(interpolator="norm_gate"))
+    assert torch.equal(model(ids).logits, before)
+    assert all(alpha == 0.5 for alpha in model.alphas().values())
+
+
+def test_divergence(run_page):
+    run_page("divergence")
+    x, p = torch.randn(2, 1, 3, 4)
+    assert torch.equal(DIVERGENCES.get("l1")(p, p, x), torch.zeros(1, 3))
+    assert torch.allclose(DIVERGENCES.get("l1")(p, p + 2, x), torch.full((1, 3), 2.0))
