@@ -1,11 +1,13 @@
 """Callbacks: what else happens while a run trains, in both back ends.
 
-class SaveMemory(Callback):
-def after_step(self, state):
-if state.step % 100 == 0:
-state.log({"mine/gigabytes": torch.cuda.max_memory_allocated() / 1e9})
+    class Memory(Callback):
+        def after_step(self, state):
+            if state.step % 100 == 0:
+                state.log({"mine/gigabytes": torch.cuda.max_memory_allocated() / 1e9})
 
-train(run, callbacks=[SaveMemory()])
+    train(run, callbacks=[Memory()])
+
+How to write one: docs/extending/callback.md.
 """
 
 from collections.abc import Callable, Mapping

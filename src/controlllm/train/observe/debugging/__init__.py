@@ -1,8 +1,7 @@
 """Finding out what is wrong with a run: `debug` of the run config, made real.
 
 anomaly    The first module whose output or gradient is not finite
-debugger   What `debug` asks for, behind one face: the keeper tells it when training begins, steps,
-           ends
+debugger   What `debug` asks for, behind one face: it is told when training begins, steps, ends
 hangs      Where processes are when nothing goes on, and which of them the others wait for
 profiling  Traces of chosen steps, and snapshots of GPU memory
 recorder   Torch's flight recorder: the last collectives of each process, written where one times

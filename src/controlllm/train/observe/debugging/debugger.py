@@ -1,4 +1,4 @@
-"""What `debug` asks for, behind one face: the keeper tells it when training begins, steps, ends."""
+"""What `debug` asks for, behind one face: it is told when training begins, steps, ends."""
 
 from contextlib import ExitStack
 from pathlib import Path
