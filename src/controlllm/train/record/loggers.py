@@ -205,13 +205,7 @@ def _console(context: LoggerContext) -> MetricLogger:
     return ProgressBarLogger(context) if sys.stdout.isatty() else PlainLogger(context)
 
 
-_PARTS_OF_THE_LOSS = (
-    names.LOSS,
-    names.CROSS_ENTROPY,
-    names.DIVERGENCE,
-    names.ANCHOR,
-    names.REHEARSAL,
-)
+_LOSSES = (names.LOSS, names.CROSS_ENTROPY, names.DIVERGENCE, names.ANCHOR, names.REHEARSAL)
 
 
 class PlainLogger:
@@ -235,7 +229,7 @@ class PlainLogger:
             return _describe_sets(metrics)
         parts = [
             f"{name.removeprefix('train/')} {metrics[name]:.4f}"
-            for name in _PARTS_OF_THE_LOSS
+            for name in _LOSSES
             if name in metrics
         ]
         parts.append(f"lr {metrics[names.LEARNING_RATE]:.2e}")
