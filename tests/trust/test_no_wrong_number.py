@@ -85,6 +85,7 @@ from controlllm.evaluate import (
     calibrate,
     worst_forgetting,
 )
+from controlllm.evaluate.losses import perplexity, warn_if_not_finite
 from controlllm.evaluate.retention import worst
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.card import with_dial
@@ -1627,3 +1628,17 @@ def test_rows_without_targets_of_a_held_out_set_are_told(
 ) -> None:
     read_examples(chats_of(tmp_path, 4, 16), pico_tokenizer, DataConfig(max_length=64))
     assert re.search(TOLD, caplog.text)
+
+
+# ---- what a second reader found: a model that diverged, a model without a name ----
+
+
+def test_losses_that_are_not_numbers_are_warned_of():
+    with pytest.warns(UserWarning, match="the loss on old is not a number"):
+        warn_if_not_finite({"new": 2.0, "old": float("nan")}, "step 3")
+    assert math.isnan(perplexity(float("nan")))
+
+
+def test_a_model_without_a_name_is_not_the_working_folder():
+    with pytest.raises(ConfigError, match="model_name_or_path is empty"):
+        RunConfig.from_dict({"model": {"model_name_or_path": " "}})

@@ -60,12 +60,14 @@ from controlllm.common.storage.remote import open_filesystem
 from controlllm.common.text.secrets import redacted
 from controlllm.data import DataConfig, SourceConfig, TrainLoader
 from controlllm.data.cache import postprocess
+from controlllm.data.examples.render import Renderer
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import format_table
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.expansion.files.card import model_card
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.inference import Chat
+from controlllm.inference.generate import prompt_ids
 from controlllm.train import RunConfig
 from controlllm.train.record.folder import _changes as folder_changes
 from controlllm.train.record.folder import open_run_folder
@@ -1057,4 +1059,60 @@ def test_a_base_that_is_its_own_base_is_refused(tmp_path, base):
     (sidecar / "checksums.json").unlink()
     edit(sidecar / "sidecar_config.json", _set("base", "name_or_path", to=str(sidecar)))
     with pytest.raises(CheckpointError, match="said to be its own base"):
+        load_model(sidecar)
+
+
+# ---- what a second reader found: names, templates, links and pipes ----
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("http://user:word@localhost:8799/x.jsonl?token=abc", "x"),
+        ("http://user:word@localhost:8799/?token=abc", "localhost:8799"),
+        ("s3://key:word@bucket", "bucket"),
+        ("webhdfs://alice:word@host:9870/data/part-*.jsonl", "data"),
+    ],
+)
+def test_names_of_sources_hold_no_secret(path: str, name: str) -> None:
+    assert SourceConfig(path=path).name == name
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1/0 }}",
+        "{% if",
+        "{{ raise_exception('no') }}",
+        "{{ messages[5].content }}",
+        "{% for a in range(999999) %}x{% endfor %}",
+        "{{ ().__class__.__mro__ }}",
+    ],
+)
+def test_whatever_a_template_raises_is_one_sentence(
+    template: str, pico_llama: Any, pico_tokenizer: Any
+) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    tokenizer = pico_tokenizer
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="chat template refuses"):
+        prompt_ids(tokenizer, messages)
+    with pytest.raises(DataError, match="chat template refuses"):
+        Renderer(tokenizer, DataConfig(chat_template=template)).prepare(messages)
+
+
+def test_a_template_that_is_a_link_says_no_other_file(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "mine").write_text("a secret")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    (base / "chat_template.jinja").symlink_to(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="link to a file outside"):
+        load_model(base)
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path: Path, base: Path) -> None:
+    sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
+    (sidecar / "checksums.json").unlink()
+    (sidecar / "sidecar.safetensors").unlink()
+    os.mkfifo(sidecar / "sidecar.safetensors")
+    with pytest.raises(CheckpointError, match="no file"):
         load_model(sidecar)

@@ -100,7 +100,7 @@ def _tell_interrupted(verb: str) -> int:
     from controlllm.cli.kit.processes import speaks
 
     if speaks():
-        hint = " Run the same command again to go on from the newest checkpoint."
+        hint = " Run the same command again: it goes on from the newest checkpoint, if any."
         print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
     return INTERRUPTED
 

@@ -17,6 +17,7 @@ from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
 from controlllm.evaluate.dial import check_budget, check_settings
+from controlllm.evaluate.losses import warn_if_not_finite
 from controlllm.evaluate.plot import plot_curves
 from controlllm.expansion.files.card import with_dial
 from controlllm.expansion.files.sidecar import SIDECAR_CONFIG
@@ -102,6 +103,11 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         options.refine_steps,
     )
     print(curve.table())
+    for point in curve.points:
+        warn_if_not_finite(
+            {name: report.loss for name, report in {**point.learn, **point.retain}.items()},
+            f"alpha {point.label}",
+        )
     if target.in_place:
         _write_dial(target.folder, model.config.expansion)
     else:

@@ -67,14 +67,23 @@ class RunSummary:
     seconds: float
 
 
+class NoBestStepError(ConfigError):
+    """The best step is asked for, and a run has none."""
+
+
 def run(argv: list[str]) -> None:
     """Print the table."""
     options = parse_options(CompareOptions, argv, "compare")
     if options.output is not None:
         require_writable(options.output)
-    runs = [summary_of(folder, options.best) for folder in _run_folders(Path(options.folder))]
+    runs = []
+    for folder in _run_folders(Path(options.folder)):
+        try:
+            runs.append(summary_of(folder, options.best))
+        except NoBestStepError as error:
+            print(f"left out: {error}")
     if not runs:
-        raise CheckpointError(f"no run in {options.folder} has a checkpoint yet.")
+        raise CheckpointError(f"no run in {options.folder} can be compared.")
     runs.sort(key=lambda row: (row.learn_loss is None, worst([row.learn_loss or 0.0])))
     columns = {
         "run": "name",
@@ -105,7 +114,8 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
 
     Raises:
         CheckpointError: it has no whole checkpoint, or one that is no run's.
-        ConfigError: the best step is asked for, and there is none; or its config is no run's.
+        NoBestStepError: the best step is asked for, and there is none.
+        ConfigError: its config is no run's.
     """
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
@@ -125,8 +135,9 @@ def _summary(run: RunConfig, checkpoint: Path, best: bool) -> RunSummary:
     folder, state = checkpoint.parent, load_values(checkpoint)
     progress = state.extra["progress"]
     if best and progress["best"] is None:
-        raise ConfigError(
-            f"{folder} has no best step: no learn set, or none within its budget; leave out --best."
+        raise NoBestStepError(
+            f"{folder} has no best step: no learn set, no step within its budget, or losses that "
+            "are not numbers."
         )
     step, measured = _measured(state.history, progress["best"]["step"] if best else None)
     losses = _values(measured, "learn", "loss")
@@ -157,7 +168,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         if list_checkpoints(path):
             yield path
         else:
-            print(f"{path}: no checkpoint yet")
+            print(f"left out: {path} has no checkpoint")
 
 
 def _measured(history: list[dict[str, Any]], step: int | None) -> tuple[int, dict[str, Any]]:

@@ -27,6 +27,7 @@ from controlllm.evaluate import (
     run_tasks,
 )
 from controlllm.evaluate.dial import check_settings
+from controlllm.evaluate.losses import warn_if_not_finite
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["EvalOptions", "run"]
@@ -155,8 +156,11 @@ def _measure_losses(
     with progress("measuring", "batches", sum(map(len, sets.values()))):
         if reference is None:
             losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
+            found = {name: report.loss for name, report in losses.items()}
         else:
             reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}
+            found = {name: report.loss for name, report in reports.items()}
+    warn_if_not_finite(found, "the model")
     if reference is not None:
         print(losses_table(reports))
         return {name: asdict(report) for name, report in reports.items()}

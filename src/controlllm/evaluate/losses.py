@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "per_token",
     "perplexity",
     "split_batch",
+    "warn_if_not_finite",
 ]
 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
@@ -131,7 +133,23 @@ def model_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 def perplexity(loss: float) -> float:
     """`exp(loss)`; inf where that is beyond a float."""
-    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
+    return math.inf if loss >= _LARGEST_EXPONENT else math.exp(loss)
+
+
+def warn_if_not_finite(losses: Mapping[str, float], what: str) -> None:
+    """Warn of a model whose losses are not numbers, as after a training that diverged.
+
+    Args:
+        losses: by the name of their set.
+        what: whose losses they are, for the message.
+    """
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if bad:
+        warnings.warn(
+            f"{what}: the loss on {', '.join(bad)} is not a number, so the model is of no use. "
+            "Train it again with a lower training.learning_rate, or use an earlier checkpoint.",
+            stacklevel=2,
+        )
 
 
 def per_token(total: float, tokens: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.errors import ConfigError, DataError, ModelError
 from controlllm.common.settings.bounds import LARGEST_SEED, check_range
 from controlllm.common.settings.said import Rule, check_said
 from controlllm.common.text.progress import progress
@@ -87,7 +87,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
 
     Raises:
         ModelError: the tokenizer is slow.
-        DataError: the tokenizer cannot take the name of a special token as text.
+        DataError: the template refuses the conversation, or the tokenizer cannot take the name of
+            a special token as text.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -99,7 +100,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     is_chat = bool(tokenizer.chat_template)
     if is_chat:
         shown: Any = names.hide(messages) if named else list(messages)
-        text = str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
+        try:
+            rendered = tokenizer.apply_chat_template(
+                shown, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # A template is somebody's program, and may raise anything.
+            raise DataError(
+                f"the chat template refuses the conversation ({type(error).__name__}: {error}); "
+                "name another one by --chat_template, or none."
+            ) from error
+        text = str(rendered)
         text = names.reveal(text)[0] if named else text
     else:
         text = "".join(message["content"] for message in messages)

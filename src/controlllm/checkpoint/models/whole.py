@@ -74,6 +74,8 @@ def check_files(name: str, revision: str | None = None) -> None:
     if config is None:
         return
     for file in config.parent.iterdir():
+        if file.suffix == ".jinja":
+            _refuse_link(file)
         if file.suffix in _READ_WHOLE and file.is_file() and file.stat().st_size > _MOST_BYTES:
             raise CheckpointError(
                 f"{file} has {file.stat().st_size:,} bytes, more than such a file ever needs; it "
@@ -81,6 +83,17 @@ def check_files(name: str, revision: str | None = None) -> None:
             )
     if config.is_file():
         read_model_file(config.parent)
+
+
+def _refuse_link(template: Path) -> None:
+    """A chat template that is a link could say any file of this machine to the model."""
+    folder, target = template.parent.resolve(), template.resolve()
+    blobs = folder.parent.parent / "blobs"  # Where the Hub's cache has the files of a snapshot.
+    if template.is_symlink() and not (target.is_relative_to(folder) or target.parent == blobs):
+        raise CheckpointError(
+            f"{template} is a link to a file outside of its folder, and is not read; put a copy of "
+            "the template in its place."
+        )
 
 
 def file_on_hub(name: str, file: str, revision: str | None = None) -> Path | None:

@@ -83,7 +83,9 @@ def read_json(path: str | Path, most_bytes: int = MOST_JSON) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as JSON: {error}; write, export or download it again."
+        ) from error
 
 
 def save_tensors(

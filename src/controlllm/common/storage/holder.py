@@ -36,7 +36,8 @@ class Holder:
     def this(cls) -> "Holder":
         """This process, now."""
         host = socket.gethostname()
-        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        name = Path(sys.argv[0]).name
+        words = ["controlllm" if name == "__main__.py" else name, *sys.argv[1:]]
         if words[1:2] == ["--config"]:
             del words[1]
         return cls(

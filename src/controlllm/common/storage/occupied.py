@@ -40,7 +40,7 @@ def _enter(folder: Path, named: str) -> Held:
     except TakenError as error:
         raise ConfigError(
             f"{named} is in use by {error.holder or 'another process'}; wait until it has ended, "
-            "or choose another folder."
+            "end it, or choose another folder."
         ) from None
     except OSError as error:
         raise ConfigError(

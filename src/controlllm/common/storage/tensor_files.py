@@ -39,6 +39,7 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: if it is missing, broken or truncated.
     """
+    _require_file(path)
     try:
         with safe_open(path, "pt") as tensors:  # checks all of the header before it is parsed here
             metadata = dict(tensors.metadata() or {})
@@ -65,6 +66,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
+    _require_file(path)
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -104,9 +106,13 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
-def _broken(path: Path, error: Exception) -> CheckpointError:
+def _require_file(path: Path) -> None:
+    """A pipe, say, would be waited for."""
     if not path.is_file():
-        return CheckpointError(f"{path} is missing.")
+        raise CheckpointError(f"{path} is missing, or no file; download or export it again.")
+
+
+def _broken(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is broken or truncated, or no safetensors file ({error}); copy, download or "
         "export it again."

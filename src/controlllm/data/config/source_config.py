@@ -153,7 +153,15 @@ class SourceConfig:
 
 
 def name_from_path(path: str) -> str:
-    """`data/gsm8k/train.jsonl.gz` -> `train`, `data/poems/**/*.json` -> `poems`."""
+    """`data/gsm8k/train.jsonl.gz` -> `train`, `data/poems/**/*.json` -> `poems`.
+
+    A name is shown and stored, so it holds no query and no `user:password@` of an address.
+    """
+    scheme, is_address, rest = path.rpartition("://")
+    if is_address:
+        host, slash, below = rest.partition("/")
+        path = host.rpartition("@")[2] + slash + below
+        path = path.partition("?")[0] if scheme.startswith("http") else path
     plain = [part for part in path.split("/") if part and not re.search(r"[*?\[]", part)]
     last = plain[-1] if plain else "source"
     return last.split(".", 1)[0] or last

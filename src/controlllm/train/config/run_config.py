@@ -79,6 +79,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
+        if self.model_name_or_path is not None and not self.model_name_or_path.strip():
+            raise ConfigError("model.model_name_or_path is empty; name a model or a folder.")
         check_choice("model.dtype", self.dtype, get_args(Dtype))
         if self.quantize_base is not None:
             check_choice("model.quantize_base", self.quantize_base, get_args(QuantizeBase))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from controlllm.evaluate.losses import warn_if_not_finite
 from controlllm.train.observe.retention import Measurement, better
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
 from controlllm.train.record.hooks import Callback, RunState
@@ -49,4 +50,8 @@ class Evaluation(Callback):
         state.world.reshard(state.model)
         state.progress.forgetting = measurement.forgetting
         state.log(measurement.metrics)
+        if state.is_first:
+            reports = {**measurement.learn, **measurement.retain}
+            losses = {name: report.loss for name, report in reports.items()}
+            warn_if_not_finite(losses, f"step {state.step}")
         return measurement
