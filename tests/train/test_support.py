@@ -7,8 +7,9 @@ import pytest
 from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
-from controlllm.train.config.parallel_config import ParallelConfig, Strategy
+from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.strategies import STRATEGIES
 from controlllm.train.config.support import MARKS, REFUSED, WAYS, Setting, page
 from controlllm.train.config.training_config import Backend
 from controlllm.train.parallel.deepspeed_config import check_precision, deepspeed_config
@@ -58,7 +59,7 @@ def test_each_row_of_the_table_is_refused(row: Any) -> None:
 
 def test_the_back_ends_and_strategies_of_the_table_are_all_there_are() -> None:
     for backend in get_args(Backend):
-        for strategy in get_args(Strategy):
+        for strategy in STRATEGIES.names():
             values = nested({"training.backend": backend, "parallel.strategy": strategy})
             if (backend, strategy) in WAYS:
                 RunConfig.from_dict(values)

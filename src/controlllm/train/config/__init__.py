@@ -8,6 +8,7 @@ presets          Presets: bundles of defaults that belong together
 registries       Names that a run file uses and that users' own code may add to: schedules and
                  loggers
 run_config       The run config: one typed object that says everything about a run and can repeat it
+strategies       The ways in which processes share a model, each with all that is known of it
 support          What works with what: the table that runs are checked by, and the page that is
                  made of it
 training_config  How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets

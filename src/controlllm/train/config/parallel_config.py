@@ -1,17 +1,14 @@
 """How the processes of a run share the model."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import check_choice
 from controlllm.common.settings.bounds import LONGEST_SECONDS, check_numbers
+from controlllm.train.config.strategies import STRATEGIES, Strategy
 
-__all__ = ["ZERO", "ParallelConfig", "Strategy"]
+__all__ = ["ParallelConfig"]
 
-Strategy = Literal["fsdp", "hsdp", "ddp", "zero2", "zero3"]
-ZERO = ("zero2", "zero3")
-"""Strategies that DeepSpeed carries out."""
 _LEAST = {"shard_size": 1, "tensor_size": 1, "timeout": 1e-12}
 
 
@@ -19,7 +16,7 @@ _LEAST = {"shard_size": 1, "tensor_size": 1, "timeout": 1e-12}
 class ParallelConfig:
     """How several processes train one model; a single process needs none of it."""
 
-    strategy: Strategy = "fsdp"
+    strategy: str = "fsdp"
     """`fsdp`: each process holds a part of every weight; `hsdp`: so within a group of shard_size,
     and the groups are copies of one another; `ddp`: each process holds all weights; `zero2`,
     `zero3`: by DeepSpeed (training.backend=hf), gradients and moments in parts, or weights, too."""
@@ -43,14 +40,19 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        check_choice("parallel.strategy", self.strategy, get_args(Strategy))
+        strategy = STRATEGIES.get(self.strategy)
         check_numbers(self, "parallel", _LEAST, {"timeout": LONGEST_SECONDS})
-        if self.shard_size is not None and self.strategy != "hsdp":
+        if self.shard_size is not None and not strategy.has_groups:
             raise ConfigError(
                 f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
                 f"strategy={self.strategy!r} shards over all processes or none."
             )
-        if self.deepspeed is not None and self.strategy not in ZERO:
+        if self.deepspeed is not None and not strategy.by_deepspeed:
             raise ConfigError(
                 f"parallel.deepspeed is for strategy='zero2' or 'zero3', not {self.strategy!r}."
             )
+
+    @property
+    def way(self) -> Strategy:
+        """What is known of the strategy."""
+        return STRATEGIES.get(self.strategy)

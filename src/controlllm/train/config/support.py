@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS
-from controlllm.train.config.parallel_config import ZERO, Strategy
+from controlllm.train.config.strategies import STRATEGIES
 
 __all__ = [
     "QUANTISED",
@@ -27,22 +27,17 @@ __all__ = [
     "page",
 ]
 
-_BOTH = "tested with 2 and 4 gloo processes; NCCL not run"
-_TWO = "tested with 2 gloo processes; NCCL not run"
 WAYS: dict[tuple[str, str], str] = {
-    ("native", "fsdp"): _BOTH,
-    ("native", "hsdp"): "tested with 2x2 gloo processes; NCCL not run",
-    ("native", "ddp"): _TWO,
-    ("hf", "fsdp"): _TWO,
-    ("hf", "hsdp"): "tested with 2x2 gloo processes; NCCL not run",
-    ("hf", "ddp"): _TWO,
-    ("hf", "zero2"): f"{_TWO}; DeepSpeed 0.19.8",
-    ("hf", "zero3"): f"{_BOTH}; DeepSpeed 0.19.8",
+    (backend, name): STRATEGIES.get(name).backends[backend]
+    for backend in ("native", "hf")
+    for name in STRATEGIES.names()
+    if backend in STRATEGIES.get(name).backends
 }
 """(training.backend, parallel.strategy) -> what is known of it; anything else is refused."""
 
-_EVERY = get_args(Strategy)
-_BY_TORCH = tuple(strategy for strategy in _EVERY if strategy not in ZERO)
+_EVERY = tuple(STRATEGIES.names())
+_ZERO = tuple(name for name in _EVERY if STRATEGIES.get(name).by_deepspeed)
+_BY_TORCH = tuple(name for name in _EVERY if name not in _ZERO)
 QUANTISED: dict[str, tuple[str, ...]] = {
     "int8": _EVERY,
     "nf4": _EVERY,
@@ -104,7 +99,7 @@ class Refused:
     instead: str
 
 
-_BY_ZERO = Setting("parallel.strategy", ZERO)
+_BY_ZERO = Setting("parallel.strategy", _ZERO)
 _BY_ZERO3 = Setting("parallel.strategy", ("zero3",))
 _LOW_BIT = Setting("training.optimizer", ("adamw_8bit", "adamw_4bit", "adamw_fp8"))
 _TENSOR = Setting("parallel.tensor_size")
@@ -262,7 +257,9 @@ def check_quantised(kinds: Collection[str], strategy: str) -> None:
         if not any(kind.startswith(k) and strategy in ways for k, ways in QUANTISED.items())
     ]
     if wrong:
-        why = "was never run" if strategy in ZERO else "fails: they can be neither cut nor gathered"
+        why = (
+            "was never run" if strategy in _ZERO else "fails: they can be neither cut nor gathered"
+        )
         raise ConfigError(
             f"Sharing weights quantised as {', '.join(wrong)} among several processes by "
             f"parallel.strategy={strategy} {why}. Take a base in full with "

@@ -11,7 +11,6 @@ from typing import Any
 from controlllm.common.settings.said import Rule, check_said
 from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.method.unread import trains_interpolators
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.config.presets import PRESETS
 from controlllm.train.config.registries import OWN_SCHEDULES
 
@@ -159,7 +158,7 @@ WARNED = (
 _ALONE = Rule(
     "parallel",
     # DeepSpeed holds even a single process's moments and weights.
-    lambda run: run.parallel.strategy in ZERO,
+    lambda run: run.parallel.way.by_deepspeed,
     "one process trains, which shares the model with none",
     False,
 )

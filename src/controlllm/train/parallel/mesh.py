@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from controlllm.common.errors import ConfigError
-from controlllm.train.config.parallel_config import ZERO, ParallelConfig
+from controlllm.train.config.parallel_config import ParallelConfig
 
 __all__ = ["MeshPlan", "plan_mesh"]
 
@@ -49,13 +49,10 @@ def plan_mesh(config: ParallelConfig, world_size: int, local_world_size: int) ->
     tensor = config.tensor_size
     _require_divisor("tensor_size", tensor, world_size, local_world_size)
     groups = world_size // tensor
-    if config.strategy == "ddp":
-        return MeshPlan(groups, 1, tensor)
-    if config.strategy in ("fsdp", *ZERO):
-        return MeshPlan(1, groups, tensor)
     parts = config.shard_size or max(local_world_size // tensor, 1)
-    _require_divisor("shard_size", parts, groups, local_world_size)
-    return MeshPlan(groups // parts, parts, tensor)
+    if config.way.has_groups:
+        _require_divisor("shard_size", parts, groups, local_world_size)
+    return MeshPlan(*config.way.shape(groups, parts), tensor)
 
 
 def _require_divisor(name: str, size: int, of: int, local_world_size: int) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import ConfigError, TrainingError
-from controlllm.train.config.parallel_config import ZERO, ParallelConfig
+from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
 from controlllm.train.parallel.mesh import plan_mesh
@@ -67,12 +67,12 @@ class World:
     @property
     def shares(self) -> bool:
         """Whether the model is shared, and so computes in the precision that it is shared in."""
-        return self.mesh is not None or self.config.strategy in ZERO
+        return self.mesh is not None or self.config.way.by_deepspeed
 
     @property
     def cuts_weights(self) -> bool:
         """Whether each process keeps a part of the weights only."""
-        return self.mesh is not None or (self.config.strategy == "zero3" and self.size > 1)
+        return self.mesh is not None or (self.config.way.cuts_weights and self.size > 1)
 
     @property
     def sharding_mesh(self) -> Any:
@@ -138,12 +138,12 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
         local_rank = place.local_rank if place else dist.get_rank()
         yield _world(config, device, Ranks.current(config.timeout), (local_rank, local))
         return
-    if config.strategy in ZERO and place is None:
+    if config.way.by_deepspeed and place is None:
         raise ConfigError(
             f"parallel.strategy={config.strategy} needs processes that a launcher starts: "
             "torchrun --nproc-per-node N -m controlllm.cli train ..., or --nproc N for several."
         )
-    if place is None or (place.world_size == 1 and config.strategy not in ZERO):
+    if place is None or (place.world_size == 1 and not config.way.by_deepspeed):
         yield _world(config, device, ALONE, (0, 1))
         return
     on_gpu = find_device(device).type == "cuda"
@@ -220,7 +220,7 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
         local: rank and number of processes on this machine.
     """
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
-    if ranks.world_size == 1 or config.strategy in ZERO:
+    if ranks.world_size == 1 or config.way.by_deepspeed:
         return World(ranks, config, local_rank=local[0], data_ranks=ranks)
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -229,7 +229,7 @@ def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, 
         raise ConfigError("parallel.cpu_offload=true needs an accelerator; this run is on the CPU.")
     sizes = {"replicate": plan.copies, "shard": plan.parts, TENSOR: plan.tensor}
     kept = {name: size for name, size in sizes.items() if name == "shard" or size > 1}
-    if config.strategy == "ddp":
+    if not config.way.cuts_weights:
         kept = {"replicate": plan.copies, **kept}
     mesh = init_device_mesh(kind, tuple(kept.values()), mesh_dim_names=tuple(kept))
     return World(ranks, config, mesh, local[0], _data_ranks(ranks, plan.tensor))
@@ -251,7 +251,7 @@ def _data_ranks(ranks: Ranks, tensor: int) -> Ranks:
 def _same_everywhere(config: ParallelConfig, ranks: Ranks, local_world_size: int) -> int:
     """The number of processes on each machine; that they differ matters only to a default."""
     sizes = ranks.gather(local_world_size)
-    if config.strategy == "hsdp" and config.shard_size is None and len(set(sizes)) > 1:
+    if config.way.has_groups and config.shard_size is None and len(set(sizes)) > 1:
         raise ConfigError(
             f"parallel.shard_size=null means the processes of one machine, and the machines have "
             f"{sorted(set(sizes))} of them; give a number."

@@ -10,7 +10,6 @@ import torch
 from controlllm.common.distributed import Ranks
 from controlllm.data import TrainLoader
 from controlllm.data.inspect.overlap import warn_of_overlaps
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.support import check_quantised
 from controlllm.train.parallel import World
@@ -42,7 +41,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     require_packages(run)
     if run.model.quantize_base is not None and world.shares:
         check_quantised({run.model.quantize_base}, run.parallel.strategy)
-    engine_settings = _prepare_deepspeed(run, world) if run.parallel.strategy in ZERO else {}
+    engine_settings = _prepare_deepspeed(run, world) if run.parallel.way.by_deepspeed else {}
     seed_everything(run.training.seed)
     files = weights_to_shard(run, world) if loaded is None else None
     if loaded is None:

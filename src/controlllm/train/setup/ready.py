@@ -6,7 +6,6 @@ from transformers import PreTrainedModel
 
 from controlllm.data import TrainLoader
 from controlllm.expansion.surgery.quantised import parameter_count
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
@@ -77,7 +76,7 @@ def make_ready(sharded: Sharded) -> Ready:
         total_steps=total_steps,
         storage=Storage(model, optimizer, world.ranks),
     )
-    if run.parallel.strategy not in ZERO:  # Under ZeRO it computes once it is an engine's.
+    if not run.parallel.way.by_deepspeed:  # Under ZeRO it computes once it is an engine's.
         ready.check_model()
     return ready
 

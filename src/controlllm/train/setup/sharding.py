@@ -5,7 +5,6 @@ from torch import nn
 from controlllm.checkpoint import describe_model
 from controlllm.common.packages.bitsandbytes import BNB_KINDS
 from controlllm.evaluate import Reference
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.parallel import shard_model
 from controlllm.train.parallel.deepspeed_config import check_precision, engine_dtype, zero3_cutter
 from controlllm.train.parallel.device import find_device
@@ -34,7 +33,7 @@ def shard(prepared: Prepared) -> Sharded:
         for module in [model, *_copies(reference)]:
             apply_liger_kernels(module, training)
     precision, files = training.mixed_precision, prepared.files
-    if run.parallel.strategy in ZERO:
+    if run.parallel.way.by_deepspeed:
         check_precision(model, precision)
     if run.training.torch_compile:
         compile_blocks(list(sharding_units(model)))

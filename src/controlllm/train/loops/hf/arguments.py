@@ -4,7 +4,6 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.setup.stages import Ready
 
 __all__ = ["training_arguments"]
@@ -14,7 +13,7 @@ def training_arguments(ready: Ready) -> TrainingArguments:
     """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
     run, training = ready.run, ready.run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
-    if run.parallel.strategy in ZERO:
+    if run.parallel.way.by_deepspeed:
         sharing = {
             "deepspeed": ready.engine_settings,
             "accelerator_config": {"use_configured_state": True},

@@ -19,7 +19,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.common.errors import ConfigError
-from controlllm.train.config.parallel_config import ZERO
 from controlllm.train.loops.hf.arguments import training_arguments
 from controlllm.train.loops.hf.zero import with_engine
 from controlllm.train.loops.native import clip_gradients
@@ -60,7 +59,7 @@ class ControlLLMTrainer(Trainer):
         self.recorder = recorder
         self.counts = Counts()
         self.report = StepReport()
-        self.uses_zero = ready.run.parallel.strategy in ZERO
+        self.uses_zero = ready.run.parallel.way.by_deepspeed
         self._random_states = capture_rng()
         super().__init__(
             model=ready.model,
