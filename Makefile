@@ -7,12 +7,13 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # One thread per process: the tests run side by side, and small models are slower with more.
-test: export OMP_NUM_THREADS = 1
+quick test test-all: export OMP_NUM_THREADS = 1
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup checks format test demo docs clean
+.PHONY: help setup checks format quick test test-all demo docs clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/.dev ## Create .venv with all that tests and checks need
 
@@ -41,8 +42,14 @@ format: $(VENV)/.dev ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.dev ## The whole test suite (at most 10 minutes on two cores)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+quick: $(VENV)/.dev ## The method and the units of the data engine, on three architectures
+	$(PYTEST) -m "not slow" tests/expansion tests/data tests/laws -k "not laws or llama or gpt2 or gemma" $(ARGS)
+
+test: $(VENV)/.dev ## Every law and every feature, each at least once
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev ## And every case: all matrices, kills, launchers, real weights
+	$(PYTEST) $(ARGS)
 
 demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a small base model
 	$(BIN)/controlllm demo --output_dir $(OUT)
