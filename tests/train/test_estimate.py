@@ -16,12 +16,12 @@ from controlllm.common.packages.bitsandbytes import stored_bytes
 from controlllm.expansion import expand
 from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train import RunConfig, train
+from controlllm.train.config.methods import METHODS
 from controlllm.train.observe.flops import FlopCount
 from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.plan.activation_bytes import activation_bytes
 from controlllm.train.plan.estimate import estimate, model_without_weights
-from controlllm.train.setup.methods import METHODS
 from controlllm.train.setup.ready import set_up
 
 ALONE = MeshPlan(1, 1)

@@ -6,8 +6,9 @@ import pytest
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import ExpansionConfig
-from controlllm.train import RunConfig
-from controlllm.train.setup.methods import METHODS
+from controlllm.train import RunConfig, train
+from controlllm.train.config.methods import METHODS, Method
+from controlllm.train.setup.methods import SETUPS, Setup, register_method
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "stack", "expansion": {"divergence": "cosine"}}, "divergence='cosine' does not go"),
@@ -51,11 +52,21 @@ def test_what_does_not_go_together_is_refused(run_config: Any, over: Any, words:
 
 
 def test_every_method_of_the_config_is_there() -> None:
-    from typing import get_args
+    assert METHODS.names() == SETUPS.names()
 
-    from controlllm.train.config.method_config import Method
 
-    assert METHODS.names() == sorted(get_args(Method))
+def test_a_method_of_ones_own_trains(run_config: Any, loaded: Any, monkeypatch: Any) -> None:
+    for registry in (METHODS, SETUPS):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+
+    def train_norm(model: Any, run: RunConfig) -> None:
+        model.requires_grad_(False)
+        model.model.norm.requires_grad_(True)
+
+    register_method("norm_only", Method(trains_base=True), Setup(train_norm))
+    result = train(run_config(method="norm_only"), loaded())
+    trained = [name for name, p in result.model.named_parameters() if p.requires_grad]
+    assert trained == ["model.norm.weight"] and result.stopped_because == "max_steps"
 
 
 def test_the_default_stack_needs_no_settings() -> None:

@@ -13,7 +13,7 @@ from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMErr
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
 from controlllm.evaluate.retention import worst
-from controlllm.train.config.method_config import adapters_of
+from controlllm.train.config.methods import adapters_of
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]

@@ -10,11 +10,11 @@ from controlllm.common.storage.files import require_writable, write_json
 from controlllm.evaluate.report import format_table
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.method.plan import plan_blocks
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.peaks import required_peak
 from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
 from controlllm.train.plan.estimate import Estimate, estimate, model_config
-from controlllm.train.setup.methods import METHODS
 
 __all__ = ["PlanOptions", "run"]
 

@@ -2,7 +2,9 @@
 
 config_io        Between nested dicts, YAML and dataclasses: strict about names and types
 debug_config     What a run shows of itself when something is wrong with it
-method_config    The methods by name, and the settings that are a method's own
+method_config    The settings that are a method's own
+methods          The methods, each with what a run config has to know of it; `setup.methods` holds
+                 what they do
 parallel_config  How the processes of a run share the model
 presets          Presets: bundles of defaults that belong together
 registries       Names that a run file uses and that users' own code may add to: schedules and

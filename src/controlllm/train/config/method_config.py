@@ -1,4 +1,4 @@
-"""The methods by name, and the settings that are a method's own."""
+"""The settings that are a method's own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,14 +18,11 @@ from controlllm.train.config.training_config import TrainingConfig
 __all__ = [
     "FreezeConfig",
     "KLConfig",
-    "Method",
-    "adapters_of",
     "as_stack",
     "check_alphas",
     "settled",
 ]
 
-Method = Literal["control", "full", "lora", "freeze", "stack", "replay", "kl"]
 FreezeGroup = Literal["embeddings", "norm", "head"]
 
 _STACK = {"structure": "stack", "divergence": "none"}
@@ -90,15 +87,6 @@ class KLConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_numbers(self, "kl", {})
-
-
-def adapters_of(method: str, peft_type: str | None) -> str | None:
-    """The type of the adapters that a run trains, if any.
-
-    >>> adapters_of("lora", None), adapters_of("control", "oft"), adapters_of("full", None)
-    ('lora', 'oft', None)
-    """
-    return peft_type or ("lora" if method == "lora" else None)
 
 
 def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:

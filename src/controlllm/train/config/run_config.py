@@ -16,14 +16,8 @@ from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets, write_yaml
 from controlllm.train.config.debug_config import DebugConfig
-from controlllm.train.config.method_config import (
-    FreezeConfig,
-    KLConfig,
-    Method,
-    adapters_of,
-    as_stack,
-    settled,
-)
+from controlllm.train.config.method_config import FreezeConfig, KLConfig, settled
+from controlllm.train.config.methods import METHODS, adapters_of
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.presets import PRESETS, preset_values
 from controlllm.train.config.registries import LOGGERS
@@ -37,7 +31,6 @@ __all__ = [
     "FreezeConfig",
     "KLConfig",
     "LoggingConfig",
-    "Method",
     "ModelConfig",
     "ParallelConfig",
     "RehearsalConfig",
@@ -47,8 +40,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_WITH_ALPHA: tuple[Method, ...] = ("control", "stack")
-_WITH_ADAPTERS: tuple[Method, ...] = ("control", "lora")
 RehearsalLoss = Literal["kl", "ce"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizeBase = Literal["int8", "nf4", BnbKind]
@@ -171,7 +162,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The base model."""
-    method: Method = "control"
+    method: str = "control"
     """`control`: expand and train the copies. To compare with: `full` (train all weights), `lora`
     (PEFT's adapters), `freeze` (train a few blocks), `stack` (LLaMA-Pro), `replay` (full tuning
     with data.replay), `kl` (full tuning, held to the base). Docs: docs/baselines.md."""
@@ -201,7 +192,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check what concerns several sections (ConfigError)."""
-        check_choice("method", self.method, get_args(Method))
+        method = METHODS.get(self.method)
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
             if not isinstance(self.preset, _Laid):
@@ -216,7 +207,7 @@ class RunConfig:
                 "transformers.Trainer; set training.backend=hf, or take any of "
                 f"{', '.join(LOGGERS.names())}."
             )
-        if self.training.alpha_sampling is not None and self.method not in _WITH_ALPHA:
+        if self.training.alpha_sampling is not None and not method.expands:
             raise ConfigError(
                 f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
                 f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
@@ -232,17 +223,12 @@ class RunConfig:
 
     def _check_method(self) -> None:
         """What is a method's own, and what does not go together with it."""
-        if self.method == "stack":
-            self.expansion = as_stack(self.expansion)
-        if self.method in _WITH_ALPHA:
+        method = METHODS.get(self.method)
+        method.check(self)
+        if method.expands:
             below = preset_values(self.preset) if self.preset is not None else {}
             self.expansion = settled(self.expansion, self.training, below.get("expansion", {}))
-        if self.method == "replay" and not self.data.replay:
-            raise ConfigError(
-                "method='replay' needs old data: name it under data.replay, and its share as "
-                "data.replay_share (0.05 to 0.125 is usual)."
-            )
-        if self.peft.type is not None and self.method not in _WITH_ADAPTERS:
+        if self.peft.type is not None and not method.takes_adapters:
             raise ConfigError(
                 f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
                 f"top of an expanded model; method={self.method!r} has none. Set it to null."

@@ -14,6 +14,7 @@ from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.strategies import STRATEGIES
 
 __all__ = [
@@ -99,6 +100,7 @@ class Refused:
     instead: str
 
 
+_TRAIN_BASE = tuple(name for name in METHODS.names() if METHODS.get(name).trains_base)
 _BY_ZERO = Setting("parallel.strategy", _ZERO)
 _BY_ZERO3 = Setting("parallel.strategy", ("zero3",))
 _LOW_BIT = Setting("training.optimizer", ("adamw_8bit", "adamw_4bit", "adamw_fp8"))
@@ -151,7 +153,7 @@ REFUSED = (
     ),
     Refused(
         Setting("model.quantize_base"),
-        Setting("method", ("full", "freeze", "replay", "kl")),
+        Setting("method", _TRAIN_BASE),
         "it trains weights of the base, and what trains is not quantised",
         "set method=control or stack",
     ),

@@ -11,6 +11,7 @@ from typing import Any
 from controlllm.common.settings.said import Rule, check_said
 from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.method.unread import trains_interpolators
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.presets import PRESETS
 from controlllm.train.config.registries import OWN_SCHEDULES
 
@@ -24,7 +25,7 @@ def _measures(run: Any) -> bool:
 
 
 def _trains_interpolator(run: Any) -> bool:
-    return run.method == "control" and trains_interpolators(run.expansion)
+    return METHODS.get(run.method).expands and trains_interpolators(run.expansion)
 
 
 def _resumes_elsewhere(run: Any) -> bool:
@@ -38,8 +39,8 @@ def _is_by(*names: str) -> Callable[[Any], bool]:
     return lambda run: run.training.lr_scheduler_type not in others
 
 
-def _has_method(*names: str) -> Callable[[Any], bool]:
-    return lambda run: run.method in names
+def _is_read(section: str) -> Callable[[Any], bool]:
+    return lambda run: METHODS.get(run.method).section == section
 
 
 _REHEARSES = "rehearsal.num_sequences and rehearsal.share are above 0"
@@ -72,9 +73,21 @@ REFUSED = (
 """Errors when a run config is made."""
 
 WARNED = (
-    Rule("expansion", _has_method("control", "stack"), "it is of method=control or stack", False),
-    Rule("freeze", _has_method("freeze"), "it is of method=freeze", False),
-    Rule("kl", _has_method("kl"), "it is of method=kl", False),
+    Rule(
+        "expansion",
+        lambda run: METHODS.get(run.method).expands,
+        "it is of method=control or stack",
+        False,
+    ),
+    *(
+        Rule(
+            section,
+            _is_read(section),
+            f"it is of method={section}",
+            False,
+        )
+        for section in ("freeze", "kl")
+    ),
     Rule(
         "peft",
         lambda run: run.adapters is not None,

@@ -29,6 +29,7 @@ from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.files.sidecar import read_sidecar_config
 from controlllm.expansion.method.hf_config import ControlLLMConfig
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.flops import FlopCount, Flops
 from controlllm.train.observe.model_parts import parts_of
@@ -36,7 +37,7 @@ from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.plan.activation_bytes import activation_bytes, kept_product_bytes
 from controlllm.train.plan.optimizer_bytes import StateBytes, optimizer_bytes
-from controlllm.train.setup.methods import METHODS, asks_base
+from controlllm.train.setup.methods import SETUPS, asks_base
 from controlllm.train.setup.model import tune_model
 from controlllm.train.setup.quantize import frozen_linears, packed_columns
 from controlllm.train.step.liger import fused_chunk
@@ -138,7 +139,7 @@ def model_without_weights(
             known = {"num_hidden_layers": text.num_hidden_layers, "vocab_size": text.vocab_size}
             settings = ControlLLMConfig(model.config, expansion.to_dict(), known)
             model = ControlLLMForCausalLM(settings, base=model)
-        METHODS.get(run.method).train(model, run)
+        SETUPS.get(run.method).train(model, run)
         return tune_model(model, run.training)
 
 

@@ -12,7 +12,7 @@
 | `freeze` | a few blocks | a frozen copy |
 
 A copy is kept only where something asks it; in a run of one process, frozen weights are common to
-model and copy. A new method is one more row of `METHODS`.
+model and copy. A method of your own joins by `register_method`.
 """
 
 import copy
@@ -33,30 +33,42 @@ from controlllm.expansion.hub.peft import add_adapters
 from controlllm.expansion.surgery.anatomy import examine
 from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train.config.method_config import check_alphas
+from controlllm.train.config.methods import METHODS, Method
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = ["METHODS", "Method", "asks_base", "prepare_model"]
+__all__ = ["SETUPS", "Setup", "asks_base", "prepare_model", "register_method"]
 
 
 @dataclass(frozen=True)
-class Method:
-    """One way to learn.
+class Setup:
+    """What a method does to a model.
 
     Attributes:
         train: sets up what trains, in place; gets the base, or what became of it by expansion.
-        expands: whether the base is expanded first.
         continues: which trained models it takes besides a plain base, to train them further.
-        asks_base: whether each step asks the base.
     """
 
     train: Callable[[PreTrainedModel, RunConfig], object]
-    expands: bool = False
     continues: Callable[[PreTrainedModel], bool] = lambda model: False
-    asks_base: bool = False
 
 
-METHODS: Registry[Method] = Registry("method")
-"""Methods by the name used in the run config."""
+SETUPS: Registry[Setup] = Registry("method")
+"""What each of `METHODS` does, by its name."""
+
+
+def register_method(name: str, method: Method, setup: Setup) -> None:
+    """Make a method known.
+
+    Args:
+        name: as run files call it.
+        method: what a run config has to know of it.
+        setup: what it does.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    METHODS.register(name)(method)
+    SETUPS.register(name)(setup)
 
 
 def prepare_model(
@@ -76,8 +88,8 @@ def prepare_model(
     Raises:
         ConfigError: the method cannot train such a model.
     """
-    method = METHODS.get(run.method)
-    _refuse_trained(base, method, run)
+    method, setup = METHODS.get(run.method), SETUPS.get(run.method)
+    _refuse_trained(base, setup, run)
     forget_base(base)
     model = base
     if method.expands and not isinstance(base, ControlLLMForCausalLM):
@@ -85,7 +97,7 @@ def prepare_model(
     elif isinstance(base, ControlLLMForCausalLM) and method.expands:
         _warn_of_unused(run)
         check_alphas(base.expansion, run.training)
-    method.train(model, run)
+    setup.train(model, run)
     if carries_base(model):
         return model, Reference(model)
     if not asks_base(run):
@@ -106,9 +118,9 @@ def asks_base(run: RunConfig) -> bool:
     return bool(sets or run.rehearsal.uses_kl or METHODS.get(run.method).asks_base)
 
 
-def _refuse_trained(base: PreTrainedModel, method: Method, run: RunConfig) -> None:
+def _refuse_trained(base: PreTrainedModel, setup: Setup, run: RunConfig) -> None:
     """A model that carries another base would be taken for a base."""
-    if not carries_base(base) or method.continues(base):
+    if not carries_base(base) or setup.continues(base):
         return
     what = "has adapters" if has_adapters(base) else "is an expanded model"
     fitting = "lora" if has_adapters(base) and not _is_expanded(base) else "control"
@@ -183,13 +195,13 @@ def _train_expanded(model: PreTrainedModel, run: RunConfig) -> None:
     """`expand` has said what trains."""
 
 
-for _name, _method in {
-    "control": Method(_train_adapters, expands=True, continues=_is_expanded),
-    "stack": Method(_train_expanded, expands=True, continues=_is_stacked),
-    "lora": Method(_train_adapters, continues=lambda model: not _is_expanded(model)),
-    "full": Method(_train_all),
-    "replay": Method(_train_all),
-    "kl": Method(_train_all, asks_base=True),
-    "freeze": Method(_train_blocks),
+for _name, _setup in {
+    "control": Setup(_train_adapters, continues=_is_expanded),
+    "stack": Setup(_train_expanded, continues=_is_stacked),
+    "lora": Setup(_train_adapters, continues=lambda model: not _is_expanded(model)),
+    "full": Setup(_train_all),
+    "replay": Setup(_train_all),
+    "kl": Setup(_train_all),
+    "freeze": Setup(_train_blocks),
 }.items():
-    METHODS.register(_name)(_method)
+    SETUPS.register(_name)(_setup)

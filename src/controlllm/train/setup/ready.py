@@ -6,12 +6,13 @@ from transformers import PreTrainedModel
 
 from controlllm.data import TrainLoader
 from controlllm.expansion.surgery.quantised import parameter_count
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.base import make_base, seed_everything
 from controlllm.train.setup.evaluation import make_meter
-from controlllm.train.setup.methods import METHODS, prepare_model
+from controlllm.train.setup.methods import prepare_model
 from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.sharding import shard
 from controlllm.train.setup.sizing import count_steps, warn_of_short_data

@@ -1,0 +1,74 @@
+"""The methods, each with what a run config has to know of it; `setup.methods` holds what they do.
+
+A method of your own is made known by `controlllm.train.setup.methods.register_method`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.registry import Registry
+from controlllm.train.config.method_config import as_stack
+
+__all__ = ["METHODS", "Method", "adapters_of"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of one way to learn.
+
+    Attributes:
+        expands: whether the base is expanded first, so that there is an alpha.
+        takes_adapters: whether it may train adapters of PEFT.
+        adapters: their type where `peft.type` names none.
+        trains_base: whether weights of the base train.
+        asks_base: whether each step asks the base.
+        section: the section of the run config that it alone reads.
+        check: checks what is its own in a run config, and may settle it (ConfigError).
+    """
+
+    expands: bool = False
+    takes_adapters: bool = False
+    adapters: str | None = None
+    trains_base: bool = False
+    asks_base: bool = False
+    section: str | None = None
+    check: Callable[[Any], None] = lambda run: None
+
+
+METHODS: Registry[Method] = Registry("method")
+"""Methods by the name used in the run config."""
+
+
+def adapters_of(method: str, peft_type: str | None) -> str | None:
+    """The type of the adapters that a run trains, if any.
+
+    >>> adapters_of("lora", None), adapters_of("control", "oft"), adapters_of("full", None)
+    ('lora', 'oft', None)
+    """
+    return peft_type or METHODS.get(method).adapters
+
+
+def _settle_stack(run: Any) -> None:
+    run.expansion = as_stack(run.expansion)
+
+
+def _require_replay(run: Any) -> None:
+    if not run.data.replay:
+        raise ConfigError(
+            "method='replay' needs old data: name it under data.replay, and its share as "
+            "data.replay_share (0.05 to 0.125 is usual)."
+        )
+
+
+for _name, _method in {
+    "control": Method(expands=True, takes_adapters=True),
+    "stack": Method(expands=True, check=_settle_stack),
+    "lora": Method(takes_adapters=True, adapters="lora"),
+    "full": Method(trains_base=True),
+    "replay": Method(trains_base=True, check=_require_replay),
+    "kl": Method(trains_base=True, asks_base=True, section="kl"),
+    "freeze": Method(trains_base=True, section="freeze"),
+}.items():
+    METHODS.register(_name)(_method)
