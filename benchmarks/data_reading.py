@@ -76,12 +76,12 @@ def prepare(options: argparse.Namespace) -> int:
 
     from controlllm.data.cache.prepare import prepare_source
     from controlllm.data.examples.encode import RowEncoder
-    from controlllm.data.sources import open_blocks
+    from controlllm.data.sources import open_chunks
 
     config, tokenizer = loader_config(options, "best_fit"), load_tokenizer(options)
     source = config.train[0]
     encoder = RowEncoder(source, tokenizer, config, training=True)
-    store = prepare_source(encoder, open_blocks(source, config.timeout))
+    store = prepare_source(encoder, open_chunks(source, config.timeout))
     np.save(options.tokens / "ends.npy", np.cumsum(store.lengths))
     examples = [store[i].input_ids for i in range(len(store))]
     np.save(options.tokens / "ids.npy", np.concatenate(examples))
@@ -98,7 +98,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = loader_config(options, options.strategy)
     loader = TrainLoader(config, load_tokenizer(options), options.batch, seed=0)
-    assert isinstance(loader.feeds[0].blocks, TokenStore), "the rows are not prepared"
+    assert isinstance(loader.feeds[0].chunks, TokenStore), "the rows are not prepared"
     for _ in range(WARM):
         batch = next(loader)
     assert batch["input_ids"].dtype == torch.int64

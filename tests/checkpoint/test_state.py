@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from controlllm.checkpoint.training import state as checkpoints
-from controlllm.checkpoint.training.rng import capture_rng, restore_rng
+from controlllm.checkpoint.training.codec import capture_rng, restore_rng
 from controlllm.checkpoint.training.state import TrainingState, save_checkpoint
 from controlllm.common.errors import CheckpointError
 

@@ -47,8 +47,8 @@ def run_file(workplace: Path, folder: Path, **data: Any) -> Path:
 # --- inspect ---
 
 SAME_FILE = (
-    "warning: the only row of data.learn 'new' is in data.train 'new', too: its loss is no "
-    "held-out loss; hold rows out with `part`, or take other rows.\n"
+    "warning: the only row of data.learn 'new' is in data.train 'new', too: its loss is not "
+    "held out; hold rows out with `part`, or use other rows.\n"
 )
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage import files, held
-from controlllm.common.storage.holder import Holder
+from controlllm.common.storage.held import Holder
 
 SLOW_WRITER = """
 import sys, time

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import Rule, check_said
 
 
 @dataclass

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example
+from controlllm.data.loader import batchers as batching
 from controlllm.data.loader.batchers import (
     Batcher,
     Item,
@@ -27,7 +28,6 @@ from controlllm.data.loader.batchers import (
 from controlllm.data.loader.collate import collate
 from controlllm.data.loader.evaluation import read_examples
 from controlllm.data.loader.mixing import Picked
-from controlllm.data.loader.train_loader import batchers as batching
 
 POOLS = {name: getattr(batching, name) for name in ("BATCHES", "ROWS", "TOKENS")}
 CAPACITY = 32

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, eval_batches
 from controlllm.data.examples.row_filters import FILTERS, content_hash, keeps_row, register_filter
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 Row = dict[str, Any]
 
@@ -90,7 +90,7 @@ def test_sides_do_not_depend_on_how_files_are_laid_out(tmp_path: Path) -> None:
         sides = []
         for folder in layouts.values():
             source = SourceConfig(str(folder), part=part, held_out=0.3)
-            kept = [row for _, row in open_blocks(source).rows() if keeps_row(row, source)]
+            kept = [row for _, row in open_chunks(source).rows() if keeps_row(row, source)]
             sides.append(sorted(row["text"] for row in kept))
         assert sides[0] == sides[1] == sides[2]
         assert 50 < len(sides[0]) < 350

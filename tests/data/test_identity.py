@@ -21,7 +21,7 @@ from controlllm.data.cache.store import TokenStore
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.examples.row_filters import register_filter
 from controlllm.data.loader.plugins import load_plugins
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 OF_SOURCES: dict[str, Any] = {
     # Another value makes other rows or examples, or might.
@@ -151,7 +151,7 @@ def key(rows: Path, tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase) -> 
         encoder = RowEncoder(of_rows, tokenizer, whole, training=True)
         # Openers refuse fields that they do not read; these are looked at all the same.
         plain = replace(of_rows, **NOT_OF_LINES) if path.is_file() else of_rows
-        return store_folder(encoder, open_blocks(plain), model).name.rpartition("-")[2]
+        return store_folder(encoder, open_chunks(plain), model).name.rpartition("-")[2]
 
     return make
 
@@ -294,11 +294,11 @@ def read(file, source):
             yield f"{file}:{number}", {"text": WORD + line.decode().strip()}
 """,
     "source_type": """
-from controlllm.data.sources import MemoryBlocks
+from controlllm.data.sources import MemoryChunks
 
 @register_source("test_plugin")
 def open_it(source, timeout):
-    return MemoryBlocks([("0", {"text": WORD + "a"}), ("1", {"text": WORD + "b"})], "the same")
+    return MemoryChunks([("0", {"text": WORD + "a"}), ("1", {"text": WORD + "b"})], "the same")
 """,
 }
 PARTS["ending"] = PARTS["file_type"]
@@ -324,10 +324,10 @@ def test_code_that_was_edited_makes_another_cache(
 
         sys.path.insert(0, str(tmp_path))
         load_plugins(config)
-        encoder, blocks = RowEncoder(source, pico_tokenizer, config), open_blocks(source)
-        known = prepared_store(encoder, blocks) is not None
-        store = prepare_source(encoder, blocks)
-        return store_folder(encoder, blocks).name, known, texts_of(store, pico_tokenizer)
+        encoder, chunks = RowEncoder(source, pico_tokenizer, config), open_chunks(source)
+        known = prepared_store(encoder, chunks) is not None
+        store = prepare_source(encoder, chunks)
+        return store_folder(encoder, chunks).name, known, texts_of(store, pico_tokenizer)
 
     def in_a_process() -> tuple[str, bool, list[str]]:
         (result,) = values(run_processes([run], tmp_path / "outcomes"))
@@ -365,7 +365,7 @@ def test_values_that_a_filter_was_made_with_count(key: Key) -> None:
     for name in ("test_identity.1", "test_identity.2"):
         assert key({"filter": name}) == key({"filter": name})
     # Apart from its name each has the same code.
-    from controlllm.data.cache.code_key import code_key
+    from controlllm.data.cache.cache_key import code_key
 
     one, two = (code_key(SourceConfig("x", filter=f"test_identity.{i}")) for i in (1, 2))
     assert one != two
@@ -373,7 +373,7 @@ def test_values_that_a_filter_was_made_with_count(key: Key) -> None:
 
 def test_code_without_a_file_counts_by_what_it_does(key: Key) -> None:
     """As typed into a notebook: another body is other code."""
-    from controlllm.data.cache.code_key import code_key
+    from controlllm.data.cache.cache_key import code_key
 
     keys = []
     for number, body in enumerate(("row['text'] > 'a'", "row['text'] > 'b'", "row['text'] < 'a'")):

@@ -19,7 +19,7 @@ from controlllm.data.loader.lane import Lane, Pipeline, redeal
 from controlllm.data.loader.mixing import plan_shares
 from controlllm.data.loader.shuffle import Shuffled
 from controlllm.data.loader.stream import Feed
-from controlllm.data.sources import Blocks, Located, MemoryBlocks
+from controlllm.data.sources import Chunks, Located, MemoryChunks
 
 LIMIT = 16
 
@@ -33,8 +33,8 @@ def small_pools() -> Iterator[None]:
         yield
 
 
-class Numbered(Blocks):
-    """Blocks of given sizes whose rows are examples that tell their block and row."""
+class Numbered(Chunks):
+    """Chunks of given sizes whose rows are examples that tell their chunk and row."""
 
     def __init__(self, sizes: list[int], rows_known: bool) -> None:
         self.sizes = sizes
@@ -46,20 +46,20 @@ class Numbered(Blocks):
         return repr(self.sizes)
 
     def __len__(self) -> int:
-        """Number of blocks."""
+        """Number of chunks."""
         return len(self.sizes)
 
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
-        """Rows `[block, row]`, longer with the row's number."""
-        for row in range(start, self.sizes[block]):
-            ids = np.array([block, row] + [0] * (row % 7), dtype=np.int32)
-            yield f"{block}:{row}", Example(ids, ids)
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """Rows `[chunk, row]`, longer with the row's number."""
+        for row in range(start, self.sizes[chunk]):
+            ids = np.array([chunk, row] + [0] * (row % 7), dtype=np.int32)
+            yield f"{chunk}:{row}", Example(ids, ids)
 
 
 def make_feed(sizes: list[int], epochs: int | None, buffer: int, name: str = "a") -> Feed:
-    blocks = Numbered(sizes, rows_known=max(sizes) == 1)
+    chunks = Numbered(sizes, rows_known=max(sizes) == 1)
     numbers = None if epochs is None else epochs * len(sizes)
-    return Feed(name, blocks, Shuffled(len(sizes), [3]), None, numbers, buffer)
+    return Feed(name, chunks, Shuffled(len(sizes), [3]), None, numbers, buffer)
 
 
 def make_lanes(
@@ -77,7 +77,7 @@ def make_lanes(
 
 
 def rows_of(item: Any) -> list[tuple[int, int, int]]:
-    """(source, block, row) of everything in an item."""
+    """(source, chunk, row) of everything in an item."""
     return [(source, *example.input_ids[:2].tolist()) for slot in item for source, example in slot]
 
 
@@ -120,7 +120,7 @@ def test_each_row_of_each_epoch_once_whatever_the_lanes(
     for lane in make_lanes(3, feeds, redeal(states or [], 3), **batching):
         while item := lane.next():
             given_out.update(rows_of(item))
-    wanted = {(0, block, row) for block, size in enumerate(sizes) for row in range(size)}
+    wanted = {(0, chunk, row) for chunk, size in enumerate(sizes) for row in range(size)}
     assert given_out == Counter(dict.fromkeys(wanted, 2))
 
 
@@ -173,8 +173,8 @@ def test_counts_stay_whole_whatever_the_lanes(
     for number, size in enumerate((60, 23)):
         source = SourceConfig("ab"[number], on_bad_row="skip")
         encoder = RowEncoder(source, pico_tokenizer, DataConfig(max_length=LIMIT), training=True)
-        blocks = MemoryBlocks(rows[:size], str(number))
-        feeds.append(Feed(source.path, blocks, Shuffled(size, [number]), encoder, 2 * size, 0))
+        chunks = MemoryChunks(rows[:size], str(number))
+        feeds.append(Feed(source.path, chunks, Shuffled(size, [number]), encoder, 2 * size, 0))
     states: list[Any] | None = None
     for count, step in zip(counts, steps, strict=False):
         dealt = redeal(states, count) if states else None
@@ -212,8 +212,8 @@ def test_lanes_of_one_epoch_share_the_rows() -> None:
     assert len(seen) == len(set(seen)) > 80
 
 
-def test_few_blocks_are_shared_row_by_row() -> None:
-    """One block and 4 lanes: all lanes are in the first epoch, not each in one of its own."""
+def test_few_chunks_are_shared_row_by_row() -> None:
+    """One chunk and 4 lanes: all lanes are in the first epoch, not each in one of its own."""
     feeds = [make_feed([400], 1, 0)]
     lanes = make_lanes(4, feeds)
     seen = Counter(row for lane in lanes for _ in range(10) for row in rows_of(lane.next()))
@@ -232,9 +232,9 @@ def test_shares_hold_in_every_lane() -> None:
 
 def test_a_source_without_examples_is_named() -> None:
     class Empty(Numbered):
-        """Blocks whose rows have all gone."""
+        """Chunks whose rows have all gone."""
 
-        def read(self, block: int, start: int = 0) -> Iterator[Located]:
+        def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
             """Nothing."""
             return iter(())
 
@@ -252,7 +252,7 @@ def test_the_state_is_small() -> None:
     assert len(json.dumps(lane.state_dict())) < 40_000
 
 
-def test_a_file_that_is_one_block_is_not_read_many_times_at_once() -> None:
+def test_a_file_that_is_one_chunk_is_not_read_many_times_at_once() -> None:
     """Its next epoch begins when this one has been read."""
     (lane,) = make_lanes(1, [make_feed([400], None, 5)])
     seen: list[tuple[int, int, int]] = []
@@ -261,8 +261,8 @@ def test_a_file_that_is_one_block_is_not_read_many_times_at_once() -> None:
     assert len(set(seen)) > 290
 
 
-def test_small_blocks_shared_by_lanes_give_each_as_much() -> None:
-    """Blocks of 5 rows on 2 lanes: 3 and 2 by turns."""
+def test_small_chunks_shared_by_lanes_give_each_as_much() -> None:
+    """Chunks of 5 rows on 2 lanes: 3 and 2 by turns."""
     lanes = make_lanes(2, [make_feed([5] * 8, 2, 0)], packing=False)
     counts = []
     for lane in lanes:

@@ -1,4 +1,4 @@
-"""Orders of blocks: permutations in constant memory, the same however they are asked for."""
+"""Orders of chunks: permutations in constant memory, the same however they are asked for."""
 
 from itertools import pairwise
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlllm.data.loader.shuffle import (
-    InOrder,
     Order,
     Permutation,
     Phased,
@@ -23,18 +22,18 @@ def test_a_permutation_has_every_element_once(size: int, seed: list[int]) -> Non
 
 
 @given(size=st.integers(1, 5000), epochs=st.integers(1, 3), data=st.data())
-def test_each_epoch_has_every_block_once_in_any_order_of_asking(
+def test_each_epoch_has_every_chunk_once_in_any_order_of_asking(
     size: int, epochs: int, data: st.DataObject
 ) -> None:
     order = Shuffled(size, [7])
     numbers = list(range(size * epochs))
     some = data.draw(st.permutations(numbers[: 50 * epochs]))
-    asked = {number: order.block(number) for number in some}
-    straight = [Shuffled(size, [7]).block(number) for number in some]
+    asked = {number: order.chunk(number) for number in some}
+    straight = [Shuffled(size, [7]).chunk(number) for number in some]
     assert list(asked.values()) == straight
     for epoch in range(epochs):
-        blocks = [order.at(epoch, position) for position in range(size)]
-        assert sorted(blocks) == list(range(size))
+        chunks = [order.at(epoch, position) for position in range(size)]
+        assert sorted(chunks) == list(range(size))
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -57,17 +56,17 @@ def test_every_element_is_equally_often_at_every_place() -> None:
 
 def test_neighbours_do_not_stay_neighbours() -> None:
     order = Shuffled(1_000_000, [3])
-    blocks = [order.block(number) for number in range(2000)]
-    near = sum(abs(a - b) < 1000 for a, b in pairwise(blocks))
+    chunks = [order.chunk(number) for number in range(2000)]
+    near = sum(abs(a - b) < 1000 for a, b in pairwise(chunks))
     assert near < 20  # about 4 are expected by chance
 
 
-def test_twenty_million_blocks_need_no_more_memory_than_twenty() -> None:
+def test_twenty_million_chunks_need_no_more_memory_than_twenty() -> None:
     import tracemalloc
 
     tracemalloc.start()
     order = Shuffled(20_000_000, [0])
-    assert len({order.block(number) for number in range(3000)}) == 3000
+    assert len({order.chunk(number) for number in range(3000)}) == 3000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
@@ -76,13 +75,13 @@ def test_twenty_million_blocks_need_no_more_memory_than_twenty() -> None:
 def test_phases_come_in_order_and_are_shuffled_inside() -> None:
     order: Order = Phased([3, 0, 4], [1])
     for epoch in range(3):
-        blocks = [order.at(epoch, position) for position in range(order.size)]
-        assert sorted(blocks[:3]) == [0, 1, 2]
-        assert sorted(blocks[3:]) == [3, 4, 5, 6]
+        chunks = [order.at(epoch, position) for position in range(order.size)]
+        assert sorted(chunks[:3]) == [0, 1, 2]
+        assert sorted(chunks[3:]) == [3, 4, 5, 6]
 
 
 def test_in_order_is_in_order() -> None:
-    assert [InOrder(3).block(number) for number in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [Order(3).chunk(number) for number in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 1000])

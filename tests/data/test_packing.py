@@ -12,9 +12,9 @@ from transformers.data.data_collator import DataCollatorWithFlattening
 from controlllm.common.errors import DataError
 from controlllm.common.losses import token_mask
 from controlllm.data.examples.encode import Example
+from controlllm.data.loader import packing
 from controlllm.data.loader.collate import PADDING, model_inputs, packed_batch, padded_batch
 from controlllm.data.loader.packing import choose_for_slot, fill_slots
-from controlllm.data.loader.train_loader import packing
 
 CAPACITY = 32
 LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=1, max_size=60)

@@ -19,7 +19,7 @@ PLUGIN = '''
 """A format and a source of one idea."""
 
 from controlllm.data import register_format
-from controlllm.data.sources import MemoryBlocks, register_source
+from controlllm.data.sources import MemoryChunks, register_source
 
 
 @register_format("shout")
@@ -30,7 +30,7 @@ def shout(row):
 @register_source("counting")
 def counting(source, timeout):
     rows = [(f"{source.path} {i}", {"said": f"number {i}"}) for i in range(int(source.path))]
-    return MemoryBlocks(rows, f"counting {source.path}")
+    return MemoryChunks(rows, f"counting {source.path}")
 '''
 
 

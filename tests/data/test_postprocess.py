@@ -20,7 +20,7 @@ from controlllm.data import (
 )
 from controlllm.data.cache.prepare import prepare_source
 from controlllm.data.examples.encode import RowEncoder
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 Rows = Iterator[Any]
 
@@ -75,7 +75,7 @@ def store_of(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, model: Any = None
 ) -> TokenStore:
     encoder = RowEncoder(config.train[0], tokenizer, config, training=True)
-    return prepare_source(encoder, open_blocks(config.train[0]), model)
+    return prepare_source(encoder, open_chunks(config.train[0]), model)
 
 
 def texts(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> list[str]:

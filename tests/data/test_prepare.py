@@ -19,7 +19,7 @@ from controlllm.data import DataConfig, SourceConfig, TokenStore, TrainLoader, e
 from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.examples.row_filters import register_filter
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 ROWS = 600
@@ -71,7 +71,7 @@ class Place:
 
     def store(self, **options: Any) -> TokenStore:
         encoder = self.encoder(**options)
-        return prepare_source(encoder, open_blocks(encoder.source))
+        return prepare_source(encoder, open_chunks(encoder.source))
 
     def content(self, **options: Any) -> tuple[str, list[list[int]], list[list[int]]]:
         """Fingerprint, ids and labels."""
@@ -85,12 +85,12 @@ class Place:
 
     def known(self) -> bool:
         encoder = self.encoder()
-        return prepared_store(encoder, open_blocks(encoder.source)) is not None
+        return prepared_store(encoder, open_chunks(encoder.source)) is not None
 
     @property
     def store_folder(self) -> Path:
         encoder = self.encoder()
-        return store_folder(encoder, open_blocks(encoder.source))
+        return store_folder(encoder, open_chunks(encoder.source))
 
     def sign(self, name: str) -> None:
         (self.folder / name).touch()
@@ -201,12 +201,12 @@ def test_a_full_disk(place: Place, small_disk: Path, tmp_path: Path) -> None:
     config = DataConfig([big], **cache)
     encoder = RowEncoder(big, place.tokenizer, config)
     with pytest.raises(DataError, match=r"source 'big': cannot write .*big-.*No space left"):
-        prepare_source(encoder, open_blocks(big))
+        prepare_source(encoder, open_chunks(big))
     left = [p.name for p in (small_disk / "cache" / "data").iterdir()]
     assert not [name for name in left if ".writing-" in name or "holder" in name]
     assert place.content(**cache) == content
     big.max_rows = 100  # What fits is prepared all the same.
-    assert len(prepare_source(encoder, open_blocks(big))) == 100
+    assert len(prepare_source(encoder, open_chunks(big))) == 100
 
 
 def damage_size(folder: Path) -> None:
@@ -251,16 +251,16 @@ def test_names_are_made_fit_for_files(place: Place, tmp_path: Path) -> None:
     place.sign("go")
     encoder = place.encoder()
     encoder.source.name = "../a/b:c " + "x" * 300
-    folder = store_folder(encoder, open_blocks(encoder.source))
+    folder = store_folder(encoder, open_chunks(encoder.source))
     assert folder.parent == tmp_path / "cache" / "data"
-    assert len(prepare_source(encoder, open_blocks(encoder.source))) == ROWS
+    assert len(prepare_source(encoder, open_chunks(encoder.source))) == ROWS
 
 
 def test_a_source_without_examples_is_refused_and_not_kept(place: Place) -> None:
     encoder = place.encoder()
     encoder.source.where = {"id": [-5]}
     with pytest.raises(DataError, match="source 'rows' holds no example"):
-        prepare_source(encoder, open_blocks(encoder.source))
+        prepare_source(encoder, open_chunks(encoder.source))
     assert not [name for name in place.in_cache() if not name.endswith(".failed")]
 
 

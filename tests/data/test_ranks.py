@@ -24,8 +24,8 @@ from controlllm.data import (
 )
 from controlllm.data.cache.prepare import store_folder
 from controlllm.data.examples.encode import RowEncoder
-from controlllm.data.sources import open_blocks
-from controlllm.data.sources.ranges import RangeBlocks
+from controlllm.data.sources import open_chunks
+from controlllm.data.sources.ranges import RangeChunks
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or not dist.is_available(), reason="needs fork and torch.distributed"
@@ -34,12 +34,12 @@ pytestmark = pytest.mark.skipif(
 SIZES = {"a": 120, "b": 40}
 
 
-@pytest.fixture(params=["in memory", "in blocks"])
+@pytest.fixture(params=["in memory", "in chunks"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Rows held in memory, or ranges of a file as of one that is too large for that."""
-    if request.param == "in blocks":
+    if request.param == "in chunks":
         monkeypatch.setattr("controlllm.data.sources.opening.SMALL_BYTES", 0)
-        monkeypatch.setattr(RangeBlocks.__init__, "__defaults__", (128,))
+        monkeypatch.setattr(RangeChunks.__init__, "__defaults__", (128,))
     return str(request.param)
 
 
@@ -107,15 +107,15 @@ def test_two_ranks_share_each_epoch(folder: Path, layout: str, pico_tokenizer: T
         assert not set(first[:half]) & set(second[:half])
     else:
         # A step is taken by all ranks together, so the end comes for all with the first that has
-        # no row left: what the other has more of is the price, and all of it. (22 blocks of 5 or 6
+        # no row left: what the other has more of is the price, and all of it. (22 chunks of 5 or 6
         # rows are dealt row by row, the odd one by turns.)
         feed = TrainLoader(config, pico_tokenizer, 1, seed=0).feeds[0]
-        sizes = [feed.blocks.count(feed.order.block(number)) for number in range(2 * 22)]
+        sizes = [feed.chunks.count(feed.order.chunk(number)) for number in range(2 * 22)]
         shares = [
             sum(len(range((rank + number) % 2, size, 2)) for number, size in enumerate(sizes))
             for rank in (0, 1)
         ]
-        assert len(feed.blocks) == 22 and sum(shares) == 2 * SIZES["a"]
+        assert len(feed.chunks) == 22 and sum(shares) == 2 * SIZES["a"]
         assert len(first) == min(shares) >= 116
 
 
@@ -123,7 +123,7 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(
     folder: Path, layout: str, pico_tokenizer: Tokenizer
 ) -> None:
     """With `lanes` set: byte for byte, for every number of ranks and workers that divides them."""
-    strategy = "concat" if layout == "in blocks" else "best_fit"
+    strategy = "concat" if layout == "in chunks" else "best_fit"
 
     def draw(ranks: int, workers: int) -> list[list[str]]:
         config = make_config(folder, lanes=4, num_workers=workers, packing_strategy=strategy)
@@ -289,7 +289,7 @@ def hooked(folder: Path, tokenizer: Tokenizer, name: str, **options: Any) -> Cal
     def load(rank: int) -> list[str]:
         source = SourceConfig(f"{folder}/a.jsonl", postprocess=name, max_rows=30)
         config = make_config(folder, train=[source])
-        store: Any = TrainLoader(config, tokenizer, 1, seed=0, **options).feeds[0].blocks
+        store: Any = TrainLoader(config, tokenizer, 1, seed=0, **options).feeds[0].chunks
         assert store.stats.rows == 30
         texts = [tokenizer.decode(store[i].input_ids) for i in range(len(store))]
         return sorted(text.removeprefix("<s>").removesuffix("</s>") for text in texts)
@@ -360,4 +360,4 @@ def test_ranks_wait_while_another_run_prepares(folder: Path, pico_tokenizer: Tok
     source = SourceConfig(f"{folder}/a.jsonl", postprocess="test_ranks.shared", max_rows=30)
     config = make_config(folder, train=[source])
     encoder = RowEncoder(source, pico_tokenizer, config, training=True)
-    assert store_folder(encoder, open_blocks(source)).is_dir()
+    assert store_folder(encoder, open_chunks(source)).is_dir()

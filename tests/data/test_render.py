@@ -35,7 +35,7 @@ LLAMA2 = (
     "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
     "{% if turns | length == 0 %}{{ raise_exception('no turns') }}{% endif %}"
 )
-# Writes an empty reasoning block before the last answer only, so earlier turns change later on.
+# Writes an empty reasoning chunk before the last answer only, so earlier turns change later on.
 REASONING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"

@@ -24,7 +24,7 @@ from controlllm.data.inspect.source import (
     count_rows,
     survey_source,
 )
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 
 def example(ids: list[int], targets: list[int]) -> Example:
@@ -146,7 +146,7 @@ def test_a_small_source_is_counted_exactly(
     source = SourceConfig(write_rows(tmp_path / "a.jsonl", rows), sample=1.0)
     report = look(source, pico_tokenizer).report
     encoder = RowEncoder(source, pico_tokenizer, DataConfig(max_length=64), training=True)
-    encoder.encode(list(open_blocks(source).rows()))
+    encoder.encode(list(open_chunks(source).rows()))
     assert report.complete and report.error is None
     assert (report.rows, report.stats) == (4, encoder.stats)
     assert (report.examples, report.tokens) == (4, encoder.stats.tokens)
@@ -237,18 +237,18 @@ def test_rows_0_reads_all(
 def test_a_sample_reads_few_of_many_bytes(
     large: tuple[str, int, int], pico_tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
 ) -> None:
-    from controlllm.data.sources.lines import LineBlocks
+    from controlllm.data.sources.lines import LineChunks
 
-    given, read = [0], LineBlocks.read_range
+    given, read = [0], LineChunks.read_range
 
-    def counting(self: LineBlocks, *arguments: Any) -> Any:
+    def counting(self: LineChunks, *arguments: Any) -> Any:
         for located in read(self, *arguments):
             given[0] += 1
             yield located
 
-    monkeypatch.setattr(LineBlocks, "read_range", counting)
+    monkeypatch.setattr(LineChunks, "read_range", counting)
     look(SourceConfig(large[0]), pico_tokenizer, rows=100)
-    assert 100 <= given[0] < 200  # one row more of each block tells whether it has ended
+    assert 100 <= given[0] < 200  # one row more of each chunk tells whether it has ended
 
 
 def test_rows_of_a_packed_file_are_not_guessed(tmp_path: Path, pico_tokenizer: Any) -> None:
@@ -257,9 +257,9 @@ def test_rows_of_a_packed_file_are_not_guessed(tmp_path: Path, pico_tokenizer: A
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.writelines(f'{{"text": "{"ab" * 400} {number}"}}\n' for number in range(25_000))
-    blocks = open_blocks(SourceConfig(str(path)))
-    assert blocks.num_rows is None
-    assert count_rows(blocks) == 25_000  # Small enough to be counted.
+    chunks = open_chunks(SourceConfig(str(path)))
+    assert chunks.num_rows is None
+    assert count_rows(chunks) == 25_000  # Small enough to be counted.
     report = look(SourceConfig(str(path)), pico_tokenizer, rows=50).report
     assert (report.rows, report.rows_exact, report.stats.rows) == (25_000, False, 50)
 
@@ -294,7 +294,7 @@ def test_prepared_tokens_tell_exact_numbers(
     source = SourceConfig(path)
     config = DataConfig(max_length=128, cache_dir=str(tmp_path))
     encoder = RowEncoder(source, pico_tokenizer, config, training=True)
-    prepare_source(encoder, open_blocks(source))
+    prepare_source(encoder, open_chunks(source))
     survey = survey_source(source, "train", pico_tokenizer, config, SurveyOptions(rows=10))
     assert survey.report.prepared is not None and survey.report.complete
     assert (survey.report.examples, survey.report.tokens) == (rows, tokens)

@@ -15,7 +15,7 @@ from tests.processes import run_processes, start, values
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.data import Batch, TrainLoader
-from controlllm.data.sources.ranges import RangeBlocks
+from controlllm.data.sources.ranges import RangeChunks
 from controlllm.train import RunConfig, train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_byte_for_byte(
 ) -> None:
     # The texts as ranges of a file that is too large to be held in memory.
     monkeypatch.setattr("controlllm.data.sources.opening.SMALL_BYTES", 4000)
-    monkeypatch.setattr(RangeBlocks.__init__, "__defaults__", (256,))
+    monkeypatch.setattr(RangeChunks.__init__, "__defaults__", (256,))
     monkeypatch.setattr("controlllm.data.loader.batchers.ROWS", 8)
     pico_llama().save_pretrained(folder / "base")
     pico_tokenizer.save_pretrained(folder / "base")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlllm.common.errors import DataError
-from controlllm.data.cache.rowcodec import decode_row, encode_row
+from controlllm.data.cache.postprocess import decode_row, encode_row
 
 
 def unfolded(moment: Any) -> Any:

@@ -18,7 +18,7 @@ from controlllm.data.cache.prepare import prepare_source
 from controlllm.data.cache.whole_source import Selection
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.loader.stream import Stream
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
 Prepare = Any
 
@@ -37,7 +37,7 @@ def prepare(tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase) -> Prepare:
             **{"max_length": 32, **(config or {})},
         )
         encoder = RowEncoder(source, pico_tokenizer, whole, training=True)
-        return prepare_source(encoder, open_blocks(source))
+        return prepare_source(encoder, open_chunks(source))
 
     return make
 
@@ -140,7 +140,7 @@ def test_easy_rows_are_drawn_first_anew_in_each_epoch(
     loader = TrainLoader(config, pico_tokenizer, 1, seed=0)
     stream = Stream(loader.feeds[0], lane=0, lanes=1, seed=0)
     epochs = [[stream.draw() for _ in range(200)] for _ in range(2)]
-    sizes = loader.feeds[0].blocks.phases  # type: ignore[attr-defined]
+    sizes = loader.feeds[0].chunks.phases  # type: ignore[attr-defined]
     orders = []
     for drawn in epochs:
         seen = [len(draw.example) for draw in drawn if draw is not None]
@@ -218,7 +218,7 @@ def test_every_row_is_accounted_for(
     config = DataConfig(max_length=32, long_text=long_text, cache_dir=str(folder / "cache"))
     encoder = RowEncoder(source, pico_tokenizer, config)
     try:
-        store = prepare_source(encoder, open_blocks(source))
+        store = prepare_source(encoder, open_chunks(source))
     except DataError as error:
         assert "holds no example" in str(error)
         return

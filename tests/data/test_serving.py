@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data import Batch, DataConfig, SourceConfig, TrainLoader, register_format
-from controlllm.data.sources.ranges import RangeBlocks
+from controlllm.data.sources.ranges import RangeChunks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -201,7 +201,7 @@ def test_workers_read_from_hdfs_by_connections_of_their_own(
 
     with pytest.MonkeyPatch.context() as patch, WebHdfs(tmp_path / "hdfs") as hdfs:
         patch.setattr("controlllm.data.sources.opening.SMALL_BYTES", 0)
-        patch.setattr(RangeBlocks.__init__, "__defaults__", (4096,))
+        patch.setattr(RangeChunks.__init__, "__defaults__", (4096,))
         path = hdfs.folder / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         wanted = draw(str(path), 0)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.data import DataConfig, Example, SourceConfig, SourceStats, TokenStore, TrainLoader
 from controlllm.data.cache.store import StoreWriter
-from controlllm.data.loader.packed_store import slot_store
+from controlllm.data.loader.packing import slot_store
 
 CAPACITY = 32
 LENGTHS = st.lists(st.integers(2, CAPACITY), min_size=1, max_size=60)

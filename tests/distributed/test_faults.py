@@ -23,7 +23,7 @@ from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import folder_bytes
-from controlllm.common.storage.holder import Holder
+from controlllm.common.storage.held import Holder
 from controlllm.train import RunConfig, train
 
 KILLS = 5

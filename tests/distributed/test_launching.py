@@ -205,7 +205,7 @@ def test_where_one_is_killed_another_says_so(
     codes, printed = run_ranks(run_file("run"), tmp_path / "logs", 3)
     assert codes == [1, 1, -signal.SIGKILL]
     text = "".join(printed)
-    assert text.count("waited for the others in vain: one of them died") == 1
+    assert text.count("lost another rank, which died") == 1
     assert "Traceback" not in text
 
 

@@ -159,7 +159,7 @@ from pathlib import Path
 import pyarrow.compute, pyarrow.parquet, fastavro
 from controlllm.common.errors import DataError
 from controlllm.data import SourceConfig
-from controlllm.data.sources import open_blocks, opening
+from controlllm.data.sources import open_chunks, opening
 
 def peak():
     # Of this program alone: what `getrusage` tells begins with its parent's.
@@ -171,7 +171,7 @@ before = peak()
 # Small files are read at once, large ones row by row.
 for path, opening.SMALL_BYTES in [(path, size) for path in sys.argv[2:] for size in (2**23, -1)]:
     try:
-        blocks = open_blocks(SourceConfig(path, max_row_bytes=int(sys.argv[1])))
+        blocks = open_chunks(SourceConfig(path, max_row_bytes=int(sys.argv[1])))
         told = next(str(row) for _, row in blocks.rows())
         for _ in blocks.rows():
             pass

@@ -73,7 +73,7 @@ from controlllm.data.inspect.mix import survey_mix
 from controlllm.data.inspect.overlap import measure_overlaps
 from controlllm.data.inspect.source import SurveyOptions, survey_source
 from controlllm.data.loader.collate import packed_batch
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 from controlllm.demo import DemoConfig
 from controlllm.evaluate import (
     DialCurve,
@@ -402,7 +402,7 @@ def test_a_run_brings_only_what_is_read(tmp_path):
 
 
 def _texts(path: Path, **fields: Any) -> list[str]:
-    return [row["text"] for _, row in open_blocks(SourceConfig(str(path), **fields)).rows()]
+    return [row["text"] for _, row in open_chunks(SourceConfig(str(path), **fields)).rows()]
 
 
 def _write(path: Path, *texts: str) -> Path:
@@ -473,7 +473,7 @@ def test_fields_that_a_file_has_no_use_for_are_refused_by_name(
 def test_fields_that_the_hub_has_no_use_for_are_refused_by_name() -> None:
     source = SourceConfig("nobody/nothing", file_type="csv")
     with pytest.raises(ConfigError, match=r"file_type='csv' would not be used"):
-        open_blocks(source)
+        open_chunks(source)
 
 
 @pytest.mark.parametrize(

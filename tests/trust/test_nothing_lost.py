@@ -25,10 +25,10 @@ from controlllm.checkpoint.mirror.remote import RemoteRun
 from controlllm.checkpoint.mirror.upload import Uploader
 from controlllm.cli import main
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
-from controlllm.common.storage import disk, files, held
+from controlllm.common.storage import files, held, workplace
 from controlllm.common.storage.files import file_digest
-from controlllm.common.storage.holder import Holder
-from controlllm.common.storage.occupied import occupied
+from controlllm.common.storage.held import Holder
+from controlllm.common.storage.lock import occupied
 from controlllm.train import train
 from controlllm.train.config.config_io import read_yaml
 
@@ -225,7 +225,7 @@ def test_a_writer_killed_anywhere_loses_nothing(
 ) -> None:
     """Under the name lies the old folder or the new one, whole; cleaning leaves nothing else."""
     if not swaps:
-        monkeypatch.setattr(disk, "exchange", lambda one, other: False)
+        monkeypatch.setattr(workplace, "exchange", lambda one, other: False)
     seen, target = [], tmp_path / "checkpoint-1"
     files.write_text(target / "old.txt", "old")
     for _ in die_everywhere(lambda: replace_folder(target)):
@@ -255,7 +255,7 @@ def test_a_cleaner_leaves_a_living_writer_alone_between_two_renames(tmp_path: Pa
         os.read(go_on, 1)
 
     def write() -> None:
-        disk.exchange = lambda one, other: False
+        workplace.exchange = lambda one, other: False
         os.rename = rename_and_wait
         replace_folder(target)
 

@@ -430,7 +430,7 @@ def _prepared(folder: Path, tokenizer: PreTrainedTokenizerBase) -> object:
     (folder / "a.jsonl").write_text('{"text": "a row"}\n')
     source = SourceConfig(f"{folder}/a.jsonl", deduplicate=True)
     config = DataConfig([source], cache_dir=str(folder / "cache"))
-    return TrainLoader(config, tokenizer, 1, seed=0).feeds[0].blocks
+    return TrainLoader(config, tokenizer, 1, seed=0).feeds[0].chunks
 
 
 def test_a_cache_is_made_for_its_owner_and_one_of_others_is_refused(
@@ -865,7 +865,7 @@ def test_redirects_within_a_server_keep_the_headers(web):
 def test_no_server_of_the_network_leads_into_this_machine(web, cluster, own_address):
     """The typed host is another address of this machine, which counts as a private one."""
     web.to = f"http://127.0.0.1:{web.other}/a"
-    with pytest.raises((OSError, DataError), match="a loopback address, which is further inside"):
+    with pytest.raises((OSError, DataError), match="a loopback address: redirects may not"):
         read_web(f"http://{own_address}:{web.typed}/go")
     assert web.told["other"] == []
 
@@ -875,7 +875,7 @@ def test_no_name_node_of_the_network_leads_into_this_machine(tmp_path, own_addre
         (hdfs.folder / "a.txt").write_text("hello")
         address = f"webhdfs://{own_address}:{hdfs.port('name')}/a.txt"
         filesystem, path = open_filesystem(address)
-        with pytest.raises(OSError, match="a loopback address, which is further inside"):
+        with pytest.raises(OSError, match="a loopback address: redirects may not"):
             filesystem.cat_file(path)
         assert hdfs.ops("data") == []
         outer = {"data_proxy": {f"127.0.0.1:{hdfs.port('data')}": f"localhost:{hdfs.port('data')}"}}

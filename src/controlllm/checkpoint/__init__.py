@@ -19,7 +19,12 @@ if TYPE_CHECKING:
         load_tokenizer,
     )
     from controlllm.checkpoint.models.locate import Kind, Location, locate
-    from controlllm.checkpoint.training.rng import capture_rng, restore_rng
+    from controlllm.checkpoint.training.codec import capture_rng, restore_rng
+    from controlllm.checkpoint.training.kinds import (
+        describe_model,
+        restore_tensors,
+        trained_tensors,
+    )
     from controlllm.checkpoint.training.state import (
         TrainingState,
         best_checkpoint,
@@ -29,11 +34,6 @@ if TYPE_CHECKING:
         newest_checkpoint,
         resolve_checkpoint,
         save_checkpoint,
-    )
-    from controlllm.checkpoint.training.tensors import (
-        describe_model,
-        restore_tensors,
-        trained_tensors,
     )
 
 __all__ = [
@@ -70,8 +70,8 @@ _HOMES = {
     "Location": "models.locate",
     "TrainingState": "training.state",
     "best_checkpoint": "training.state",
-    "capture_rng": "training.rng",
-    "describe_model": "training.tensors",
+    "capture_rng": "training.codec",
+    "describe_model": "training.kinds",
     "export": "models.export",
     "find_tokenizer": "models.loading",
     "inspect_folder": "models.inspection",
@@ -84,9 +84,9 @@ _HOMES = {
     "newest_checkpoint": "training.state",
     "require_free": "models.export",
     "resolve_checkpoint": "training.state",
-    "restore_rng": "training.rng",
-    "restore_tensors": "training.tensors",
+    "restore_rng": "training.codec",
+    "restore_tensors": "training.kinds",
     "save_checkpoint": "training.state",
-    "trained_tensors": "training.tensors",
+    "trained_tensors": "training.kinds",
 }
 __getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

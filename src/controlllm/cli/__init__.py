@@ -97,7 +97,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
 
 
 def _tell_interrupted(verb: str) -> int:
-    from controlllm.cli.kit.processes import speaks
+    from controlllm.cli.kit.terminal import speaks
 
     if speaks():
         hint = " Run the same command again: it goes on from the newest checkpoint, if any."
@@ -107,7 +107,7 @@ def _tell_interrupted(verb: str) -> int:
 
 def _tell(error: Exception, debug: bool) -> int:
     """Show an error, unless another process of the run does; the exit code."""
-    from controlllm.cli.kit.processes import record, speaks
+    from controlllm.cli.kit.terminal import record, speaks
     from controlllm.common.errors import Outcome, noted_outcome
     from controlllm.common.text.readable import readable
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
 from controlllm.cli.kit.parsing import parse_options
@@ -11,7 +11,7 @@ from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.checksums import resealed
 from controlllm.common.storage.files import read_json, require_writable, write_json, write_text
-from controlllm.common.storage.occupied import occupied
+from controlllm.common.storage.lock import occupied
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
@@ -35,28 +35,20 @@ class CalibrateOptions:
 
     model: str
     """Run folder, checkpoint, sidecar or full expanded model."""
-
     max_forgetting: float = 0.05
     """Budget: how many nats per token each retain set may lose."""
-
     alphas: list[float] = field(default_factory=lambda: list(DEFAULT_ALPHAS))
     """Alphas to measure."""
-
     refine_steps: int = 2
     """How often the gap above the best alpha is halved and measured again."""
-
     data: DataConfig = field(default_factory=DataConfig)
     """data.learn and data.retain; a run folder brings its own."""
-
     batch_size: int = 8
     """Rows of one batch."""
-
     output: str | None = None
     """Folder for a calibrated sidecar; null = in place, or <run>/calibrated for a run."""
-
     overwrite: bool = False
     """Replace an output folder that holds a saved model."""
-
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
@@ -117,21 +109,14 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     print(f"alpha {curve.chosen.label} is written to {target.folder}")
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Where the chosen alpha goes.
-
-    Attributes:
-        folder: the folder.
-        in_place: whether an existing config gets it, instead of a new sidecar.
-    """
-
+class _Target(NamedTuple):
     folder: Path
     in_place: bool
+    """Whether an existing config gets the chosen alpha, instead of a new sidecar."""
 
 
 def _target(options: CalibrateOptions) -> _Target:
-    """Decide before hours of measuring whether the result can be written."""
+    """Where the result goes; found out before hours of measuring, if it cannot be written."""
     location = locate(options.model, options.load.storage_options)
     if options.output is None and is_remote(options.model):
         raise ConfigError(f"{shown(options.model)} is elsewhere; say where to write: --output.")

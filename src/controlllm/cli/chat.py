@@ -25,20 +25,15 @@ class ChatOptions:
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
-
     alpha: float | None = None
     """Alpha to begin with; null = as it was saved."""
-
     system: str | None = None
     """System message."""
-
     chat_template: str | None = None
     """plain, chatml, a Jinja file or text; none = no chat, the text is simply continued;
     null = the one saved with the model, or none."""
-
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How text is sampled."""
-
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 

@@ -20,22 +20,16 @@ class CombineOptions:
 
     a: str
     """Run folder, checkpoint, sidecar or full expanded model."""
-
     b: str
     """The other one."""
-
     folder: str
     """Where to write; absent or empty."""
-
     weight: float = 0.5
     """What b counts: 0 = only a, 1 = only b."""
-
     form: Literal["sidecar", "full", "collapsed"] = "sidecar"
     """sidecar or full (expanded blocks blended), or collapsed (both folded into the base)."""
-
     overwrite: bool = False
     """Replace a folder that holds a saved model."""
-
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the models are loaded."""
 

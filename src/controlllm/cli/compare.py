@@ -25,10 +25,8 @@ class CompareOptions:
 
     folder: str
     """A run folder, or a folder of run folders."""
-
     best: bool = False
     """Losses of the best step within the run's budget (training.max_forgetting), not the last."""
-
     output: str | None = None
     """JSON file to write the numbers to."""
 
@@ -107,10 +105,6 @@ def run(argv: list[str]) -> None:
 
 def summary_of(folder: Path, best: bool = False) -> RunSummary:
     """What a run came to.
-
-    Args:
-        folder: the run folder.
-        best: whether losses are those of its best step.
 
     Raises:
         CheckpointError: it has no whole checkpoint, or one that is no run's.

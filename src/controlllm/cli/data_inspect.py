@@ -16,7 +16,6 @@ from controlllm.common.text.progress import progress
 from controlllm.common.text.readable import unguarded
 from controlllm.data.inspect.mix import MixReport, passes, survey_mix, train_size
 from controlllm.data.inspect.overlap import warn_of_overlaps
-from controlllm.data.inspect.report import SourceReport
 from controlllm.data.inspect.source import Survey, SurveyOptions, survey_source
 from controlllm.data.loader.open_source import Size
 from controlllm.train.config.run_config import RunConfig
@@ -33,11 +32,9 @@ class InspectData(RunConfig):
     """
 
     rows: int = 4096
-    """Rows to read of each source, from blocks spread over it; 0 = all."""
-
+    """Rows to read of each source, from chunks spread over it; 0 = all."""
     samples: int = 2
     """Examples of each source to show, with what is trained on."""
-
     output: str | None = None
     """JSON file to write the numbers to."""
 
@@ -60,11 +57,12 @@ def run(argv: list[str]) -> None:
         require_writable(options.output)
     sources = list(groups(options))
     tokenizer = load_run_tokenizer(options)
-    paper = Paper(_console())
+    out = unguarded(sys.stdout)  # `Paper` makes texts readable by itself, and has colours.
+    paper = Paper(Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True))
     surveys: list[Survey] = []
     for group, source in sources:
-        with progress(f"reading {source.name}", "rows") as line:
-            closely = SurveyOptions(options.rows, options.samples, line.show)
+        with progress(f"reading {source.name}", "rows"):
+            closely = SurveyOptions(options.rows, options.samples)
             surveys.append(survey_source(source, group, tokenizer, options.data, closely))
         paper.source(surveys[-1].report, options.data.max_length)
     mix = _mix(options, surveys)
@@ -74,12 +72,8 @@ def run(argv: list[str]) -> None:
     if options.output is not None:
         found = {"sources": [r.to_dict() for r in reports], "mix": mix, "overlaps": overlaps}
         write_json(options.output, found)
-    _refuse_failed(reports)
-
-
-def _console() -> Console:
-    out = unguarded(sys.stdout)  # `Paper` makes texts readable by itself, and has colours.
-    return Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if failed := [report.name for report in reports if report.error]:
+        raise DataError(f"{len(failed)} of {len(reports)} sources cannot be used: {failed}.")
 
 
 def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | None:
@@ -127,9 +121,3 @@ def _items(options: InspectData) -> int:
     training = options.training
     slots = training.per_device_train_batch_size if options.data.packing else 1
     return slots * training.micro_batches()
-
-
-def _refuse_failed(reports: Sequence[SourceReport]) -> None:
-    failed = [report.name for report in reports if report.error]
-    if failed:
-        raise DataError(f"{len(failed)} of {len(reports)} sources cannot be used: {failed}.")

@@ -1,7 +1,6 @@
 """`controlllm data prepare`: every source of a run is tokenized once, into the cache."""
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +16,7 @@ from controlllm.data.cache.prepare import prepare_source, prepared_store, store_
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.inspect.source import count_rows
 from controlllm.data.loader.open_source import open_source
-from controlllm.data.loader.packed_store import slot_store
-from controlllm.data.sources import Blocks, Located
+from controlllm.data.loader.packing import slot_store
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["PrepareData", "run"]
@@ -48,17 +46,16 @@ def _prepare(
     options: PrepareData, group: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """Prepare a source as its group is going to read it; a few lines for people."""
-    blocks = open_source(source, options.data)
+    chunks = open_source(source, options.data)
     # As `train` makes them: held-out sets count the targets of `train_on` alone.
     encoder = RowEncoder(source, tokenizer, options.data, training=group in TRAINING)
-    folder = store_folder(encoder, blocks)
-    store, took = prepared_store(encoder, blocks), "was there already"
+    folder = store_folder(encoder, chunks)
+    store, took = prepared_store(encoder, chunks), "was there already"
     if store is None:
         started = time.monotonic()
-        with progress(f"preparing {source.name}", "rows", count_rows(blocks)) as line:
-            watched = _Watched(blocks, line.show)
-            store = prepare_source(encoder, watched)
-        what = "prepared in" if watched.used else "another process prepared it; waited"
+        with progress(f"preparing {source.name}", "rows", count_rows(chunks)) as line:
+            store = prepare_source(encoder, chunks)
+        what = "prepared in" if line.done else "another process prepared it; waited"
         took = f"{what} {time.monotonic() - started:.1f} s"
     size = bytes_text(folder_bytes(folder))
     lines = [f"{group} {source.name}: {took}, {size}", store.stats.describe(), str(folder)]
@@ -67,33 +64,3 @@ def _prepare(
         filled = slots.tokens / (len(slots) * options.data.max_length)
         lines += [f"{len(slots):,} slots, {filled:.2%} filled", str(slots.folder)]
     return "\n  ".join(lines)
-
-
-class _Watched(Blocks):
-    """Blocks that tell how many of their rows were read."""
-
-    def __init__(self, blocks: Blocks, tell: Callable[[int], None]) -> None:
-        self._blocks = blocks
-        self._tell = tell
-        self.used = False
-        self.num_rows, self.num_bytes = blocks.num_rows, blocks.num_bytes
-
-    @property
-    def fingerprint(self) -> str:
-        return self._blocks.fingerprint
-
-    @property
-    def stamp(self) -> str:
-        return self._blocks.stamp
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
-        return self._blocks.read(block, start)
-
-    def rows(self) -> Iterator[Located]:
-        self.used = True
-        for number, located in enumerate(self._blocks.rows(), start=1):
-            yield located
-            self._tell(number)

@@ -29,8 +29,7 @@ _CUT = {"split": "split into pieces", "truncated": "truncated"}
 class Paper:
     """Prints reports.
 
-    Args:
-        console: where to; without colour, targets of samples stand in brackets.
+    Without colour, targets of samples stand in brackets.
     """
 
     def __init__(self, console: Console) -> None:
@@ -157,14 +156,14 @@ class Paper:
 
 
 def _layout(report: SourceReport) -> str:
-    """How many rows, in how many files and blocks."""
+    """How many rows, in how many files and chunks."""
     parts = [f"{'' if report.rows_exact else 'about '}{report.rows:,}"] if report.rows else []
     if not parts:
         parts.append("not known without reading all (--rows 0)")
     if report.files is not None and not report.by_row:
         parts.append(f"{report.files:,} {'file' if report.files == 1 else 'files'}")
     if not report.by_row:
-        parts.append(f"{report.blocks:,} {'block' if report.blocks == 1 else 'blocks'}")
+        parts.append(f"{report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}")
     if report.bytes is not None:
         parts.append(bytes_text(report.bytes))
     return ", ".join(parts)

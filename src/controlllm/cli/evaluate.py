@@ -10,8 +10,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.fields import RUNS_CODE
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import RUNS_CODE, Rule, check_said
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import shown
 from controlllm.common.text.progress import progress, stage
@@ -47,40 +46,28 @@ class EvalOptions:
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
-
     files: str | list[str] = field(default_factory=list)
     """Files to measure the loss on, with commas between them (or a list)."""
-
     data: DataConfig = field(default_factory=DataConfig)
     """How files are read; data.learn and data.retain are measured too."""
-
     tasks: str | list[str] = field(default_factory=list)
     """Tasks of lm-evaluation-harness, with commas between them (or a list)."""
-
     include_path: str | list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Folders with further task files."""
-
     num_fewshot: int | None = None
     """Examples before each question; null = as the task says."""
-
     limit: int | None = None
     """Questions of each task; null = all."""
-
     apply_chat_template: bool = False
     """Put the questions of tasks as chat messages."""
-
     batch_size: int = 8
     """Rows of one batch."""
-
     alpha: float | None = None
     """Alpha to measure at; null = as it was saved."""
-
     reference: str | None = None
     """Base to compare a model with that does not carry it (no expansion, no adapters)."""
-
     output: str | None = None
     """JSON file to write all numbers to."""
-
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 

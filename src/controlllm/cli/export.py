@@ -7,7 +7,7 @@ from typing import Literal
 from controlllm.checkpoint import LoadOptions, export, list_checkpoints, load_model, require_free
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
 from controlllm.evaluate.dial import check_settings
@@ -22,24 +22,18 @@ class ExportOptions:
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
-
     folder: str
     """Where to write; absent or empty."""
-
     form: Literal["full", "sidecar", "adapter", "collapsed"] = "full"
     """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
     base with adapters, for PEFT), collapsed (an approximation)."""
-
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
-
     all_checkpoints: bool = False
     """Write every whole checkpoint of a run, each into `folder/checkpoint-N`; those that are there
     already are left as they are, unless `overwrite`."""
-
     overwrite: bool = False
     """Replace a folder that holds a saved model."""
-
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the model is loaded."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from controlllm.checkpoint.models.inspection import Inspection, Part, inspect_folder
+from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.readable import readable
@@ -17,7 +17,6 @@ class InspectOptions:
 
     model: str
     """Run folder, checkpoint, sidecar, full expanded model or plain model folder."""
-
     output: str | None = None
     """JSON file to write the numbers to."""
 
@@ -58,8 +57,8 @@ def _head(found: Inspection) -> list[str]:
 
 def _table(found: Inspection) -> str:
     headers = ["part", "kind", "trained", "frozen", "alpha", "weights in MB"]
-    return format_table(headers, [_row(part) for part in [*found.parts, found.total]])
-
-
-def _row(part: Part) -> list[str | int | float | None]:
-    return [part.name, part.kind, part.trained, part.frozen, part.alpha, part.bytes / 1e6]
+    rows: list[list[object]] = [
+        [part.name, part.kind, part.trained, part.frozen, part.alpha, part.bytes / 1e6]
+        for part in [*found.parts, found.total]
+    ]
+    return format_table(headers, rows)

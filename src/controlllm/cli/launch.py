@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from controlllm.cli.kit.processes import SAVED
+from controlllm.cli.kit.terminal import SAVED
 from controlllm.common.errors import ConfigError
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
@@ -54,11 +54,6 @@ def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
 
 def launch(argv: list[str], count: int, max_restarts: int) -> int:
     """Train in so many processes of this machine.
-
-    Args:
-        argv: the words after `train`.
-        count: how many.
-        max_restarts: how often they are started again after one was lost.
 
     Returns:
         The exit code of the run.

@@ -31,19 +31,14 @@ class PlanOptions(RunConfig):
 
     num_blocks: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     """Numbers of expanded blocks to plan for, beside the run's own."""
-
     world_size: int = 1
     """Processes of the run, one on each device."""
-
     local_world_size: int | None = None
     """Processes on each machine (for hsdp); null = all on one."""
-
     device_name: str = "H100"
     """Which device: A100, H100, 'H100 PCIe', 'H100 NVL', H200, 'H200 NVL', B200, L40S, MI300X."""
-
     mfu: float = 0.4
     """Share of the device's peak rate that the run is believed to reach, 0 to 1."""
-
     output: str | None = None
     """JSON file to write the numbers to."""
 
@@ -54,8 +49,8 @@ class PlanOptions(RunConfig):
             raise ConfigError("world_size, local_world_size and num_blocks must be at least 1.")
         if self.parallel.tensor_size > 1:
             raise ConfigError(
-                f"parallel.tensor_size={self.parallel.tensor_size}: a plan does not reckon with "
-                "tensor groups; set 1 to see one without them."
+                f"parallel.tensor_size={self.parallel.tensor_size}: `plan` does not support "
+                "tensor groups; set 1."
             )
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"mfu={self.mfu!r} is out of range; allowed: above 0, at most 1.")

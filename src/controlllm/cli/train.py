@@ -4,10 +4,9 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.processes import be_silent, is_first, note_saved
-from controlllm.cli.kit.terminal import tell_log
+from controlllm.cli.kit.terminal import be_silent, is_first, note_saved, tell_log
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.bounds import check_numbers
+from controlllm.common.settings import check_numbers
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["TrainOptions", "parse_run", "run"]
@@ -43,11 +42,6 @@ class TrainOptions(RunConfig):
 
 def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
     """Parse a run file and the words after it; `run.yaml` in front needs no --config.
-
-    Args:
-        cls: `RunConfig`, or a subclass with options of its own.
-        argv: the words after the verb.
-        verb: the command, for `--help`.
 
     Raises:
         ConfigError: see `parse_options`.

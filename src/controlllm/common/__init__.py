@@ -5,13 +5,12 @@ registry       Names to things, with the nearest name for a wrong one
 lazy           Public faces of packages whose modules are imported when they are first used
 losses         The only place that masks or reduces
 tensors        Tensors that lie in parts on several processes
-tensor_copies  Saved tensors into a model's own: the same names and shapes, or nothing is copied
 adapters       Adapters that PEFT has put into a model, known by their structure
 context        How many positions a model knows
 distributed    Several processes agree: gather, reduce, one first
 interrupts     Ctrl-C in the first seconds, and later
 text           Text for people: readable, without secrets, with progress
-settings       Settings that are out of bounds, or said and not read
+settings       Bounds of settings, facts of their fields, and those that would not be read
 storage        Files here and elsewhere: whole or not at all, and never those of others
 packages       Optional packages, by one door each
 attention      Attention that keeps packed documents apart

@@ -26,11 +26,6 @@ def check_length(setting: str, length: int, model: PreTrainedModel) -> None:
 
     Rotary and like positions go on beyond it, though the base has seen none; a table ends there.
 
-    Args:
-        setting: the name of what says the length.
-        length: the longest row, in tokens.
-        model: the model that computes it.
-
     Raises:
         ModelError: its positions are a table, which has no row for them.
     """

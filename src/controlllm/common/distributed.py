@@ -46,9 +46,6 @@ class Ranks:
 
         Collective where there is one: every rank must call it. NCCL moves only what lies on its
         devices, so plain values get a gloo group.
-
-        Args:
-            timeout: seconds that one rank may keep the others waiting.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
@@ -157,8 +154,8 @@ class Ranks:
         """What it means that a collective broke off."""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return LostRankError(
-            f"rank {self.rank} of {self.world_size} waited for the others in vain: one of them "
-            f"died or did not answer in time; its own messages say why ({reason})."
+            f"rank {self.rank} of {self.world_size} lost another rank, which died or did not "
+            f"answer in time; the messages of that rank say why ({reason})."
         )
 
     @staticmethod

@@ -58,7 +58,7 @@ class Outcome:
 
 
 def note_outcome(error: BaseException, outcome: Outcome) -> None:
-    """Write on an error how its process is to end, for whoever catches it last."""
+    """Write on an error how its process is to end, for the code that catches it last."""
     vars(error)["outcome"] = outcome
 
 

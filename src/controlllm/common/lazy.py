@@ -15,10 +15,6 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make `__getattr__` and `__dir__` for a package.
 
-    Args:
-        package: the package's `__name__`.
-        homes: which module each public name lives in.
-
     Returns:
         The two functions, to be assigned at module level.
     """

@@ -55,10 +55,6 @@ def dft_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
     The factor has no gradient: tokens that the model finds unlikely pull less (dynamic fine-tuning,
     arXiv 2508.05629).
-
-    Args:
-        logits_BTV: logits at each position, any float type; the sum is taken in float32.
-        labels_BT: unshifted labels, -100 = no target.
     """
     logits, labels = _next_tokens(logits_BTV, labels_BT)
     # What is no target gives 0.

@@ -36,22 +36,14 @@ def nearest(value: object, names: Iterable[str]) -> str:
 
 
 def nearest_name(value: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The name that is most like a value; None where none is.
-
-    Args:
-        value: what was written.
-        names: those that are known.
-        likeness: at least so much of both is the same, 0 to 1.
-    """
+    """The name that is most like a value; None where none is."""
     return next(iter(difflib.get_close_matches(value, list(names), n=1, cutoff=likeness)), None)
 
 
 class Registry(Generic[T]):
     """A dict from names to things of one kind, filled by a decorator.
 
-    Args:
-        kind: what the things are, as error messages call it ("interpolator").
-        reserved: names that are known before the module that registers them is imported.
+    The names `reserved` are known before the module that registers them is imported.
     """
 
     def __init__(self, kind: str, reserved: Iterable[str] = ()) -> None:

@@ -1,11 +1,14 @@
-"""Tensors that lie in parts on several processes: a `DTensor`, or what ZeRO-3 has cut."""
+"""Tensors in parts (a `DTensor`, or what ZeRO-3 has cut), and saved ones copied into a model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["own_part", "whole", "whole_shape"]
+from controlllm.common.errors import CheckpointError
+
+__all__ = ["copy_tensors", "own_part", "require_same", "whole", "whole_shape"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -42,3 +45,47 @@ def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor in parts (a `DTensor`); any other as it is."""
     local = getattr(tensor, "to_local", None)
     return tensor if local is None else local()
+
+
+def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+    """Copy saved tensors into a model's own, in place.
+
+    Raises:
+        CheckpointError: if names or shapes differ; nothing is copied then.
+    """
+    require_same(_shapes(own), _shapes(tensors), where)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def require_same(
+    own: Mapping[str, Sequence[int]], saved: Mapping[str, Sequence[int]], where: str
+) -> None:
+    """Check that saved tensors are those of a model.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
+    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where} does not fit this model: missing {_few(missing)}, left over {_few(extra)}; "
+            "set the model up as it was when it was saved."
+        )
+    for name, shape in own.items():
+        if tuple(shape) != tuple(saved[name]):
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(saved[name])}, the model {tuple(shape)}; set "
+                "the model up as it was when it was saved."
+            )
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _few(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more or "none"

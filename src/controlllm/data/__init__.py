@@ -3,12 +3,12 @@
 ```
 step  room      function or class     input -> output
 ----  --------  --------------------  -------------------------------------------------------------
- 1    sources   open_blocks           SourceConfig -> numbered blocks of rows, opened when needed
+ 1    sources   open_chunks           SourceConfig -> numbered chunks of rows, opened when needed
  2    examples  keeps_row             row -> whether it takes part (split, filter, sample)
  3    formats   to_document           row -> a text, or a list of messages
  4    examples  Renderer              documents -> token ids, and which are targets
  5    examples  RowEncoder            2-4 and `max_length` -> examples, every row counted
- 6    loader    Stream                blocks, shuffled and endless -> examples, as one lane draws
+ 6    loader    Stream                chunks, shuffled and endless -> examples, as one lane draws
  7    loader    Mixer                 several streams with shares -> one sequence of draws
  8    loader    Batcher               draws -> items: a packed slot, or rows to be padded
  9    loader    collate               items -> a dict of tensors
@@ -18,7 +18,7 @@ step  room      function or class     input -> output
 ```
 
 config    What the data section may say, and the names by which users' own code joins
-sources   Any path becomes numbered blocks of rows; nothing is read before it is asked for
+sources   Any path becomes numbered chunks of rows; nothing is read before it is asked for
 formats   A row becomes a text or a list of messages
 examples  A document becomes token ids and labels
 cache     A whole source tokenised once, under a key of all that it depends on

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.bounds import LARGEST_SEED, check_range
+from controlllm.common.settings import LARGEST_SEED, check_range
 
 __all__ = ["DemoConfig", "base_model_path"]
 

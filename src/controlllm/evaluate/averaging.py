@@ -27,13 +27,8 @@ def averaging_curve(
     Neither model is changed; a third one of the same size is held meanwhile. Put the chosen
     weight to use with `average_weights`.
 
-    Args:
-        models: (base, tuned), with the same parameters.
-        learn: held-out batches of the new domain, by name of the set.
-        retain: held-out batches of what must not be forgotten, by name of the set.
-        max_forgetting: the budget for each retain set, in nats per token.
-        weights: the weights w of the tuned model to measure, each in [0, 1].
-        refine_steps: how often the gap above the best weight is halved and measured again.
+    `models` is (base, tuned); `weights` are those of the tuned model, the rest is as in
+    `calibrate`.
 
     Raises:
         ConfigError: if the budget or a weight cannot be.

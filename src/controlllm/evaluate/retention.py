@@ -86,12 +86,8 @@ def measure_settings(
 ) -> list[RetentionReport]:
     """Measure the model under several settings, asking the base only once per batch.
 
-    Args:
-        model: the model that the settings act on.
-        batches: padded or packed batches with `labels`.
-        settings: each is called before the forward pass that it is measured by.
-        reference: as in `measure_retention`.
-        ranks: as in `measure_retention`.
+    Each setting is called before the forward pass that it is measured by; the rest is as in
+    `measure_retention`.
 
     Returns:
         One report per setting. The last setting stays in force.

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from controlllm.common.errors import ConfigError, DataError, ModelError
-from controlllm.common.settings.bounds import LARGEST_SEED, check_range
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import LARGEST_SEED, Rule, check_range, check_said
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion import ExpansionConfig, expand, load_sidecar
 from controlllm.expansion.files.sidecar import (
     SIDECAR_CONFIG,

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.storage.occupied import occupied
+from controlllm.common.storage.lock import occupied
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.unread import warn_of_unread
 from controlllm.train.loops.backends import BACKENDS

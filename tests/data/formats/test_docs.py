@@ -30,10 +30,8 @@ def test_the_page_lists_every_format(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_every_data_set_has_its_hub_id_in_docstring_and_page(repository: Path, name: str) -> None:
-    documented = HUB_ID.findall(FORMATS.get(name).convert.__doc__ or "")
-    assert documented, f"{name} has no hub id in its docstring"
-    assert documented[0] in HUB_ID.findall(table_rows(repository)[name])
+def test_every_data_set_has_its_hub_id_in_the_page(repository: Path, name: str) -> None:
+    assert HUB_ID.findall(table_rows(repository)[name])
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks
+from controlllm.data.sources import open_chunks
 
-__all__ = ["ROWS", "WRITERS", "block_rows", "flat", "jsonl", "many", "rows_of", "write"]
+__all__ = ["ROWS", "WRITERS", "chunk_rows", "flat", "jsonl", "many", "rows_of", "write"]
 
 ROWS = [{"text": "one"}, {"text": "twö 二"}, {"text": "three, with\nbreak"}]
 SCHEMA = {
@@ -30,13 +30,13 @@ def many(count: int, size: int = 40) -> list[dict[str, Any]]:
 
 def rows_of(path: object, **settings: Any) -> list[Any]:
     """All rows of a source, in order, without their places."""
-    return [row for _, row in open_blocks(SourceConfig(str(path), **settings)).rows()]
+    return [row for _, row in open_chunks(SourceConfig(str(path), **settings)).rows()]
 
 
-def block_rows(path: object, **settings: Any) -> list[list[Any]]:
-    """The rows of each block."""
-    blocks = open_blocks(SourceConfig(str(path), **settings), 60.0)
-    return [[row for _, row in blocks.read(block)] for block in range(len(blocks))]
+def chunk_rows(path: object, **settings: Any) -> list[list[Any]]:
+    """The rows of each chunk."""
+    chunks = open_chunks(SourceConfig(str(path), **settings), 60.0)
+    return [[row for _, row in chunks.read(chunk)] for chunk in range(len(chunks))]
 
 
 def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""However a file is cut, each row is in exactly one block, and a block can be entered anywhere."""
+"""However a file is cut, each row is in exactly one chunk, and a chunk can be entered anywhere."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tests.data.sources.making import flat, many, write_avro
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.avro import AvroBlocks
+from controlllm.data.sources.avro import AvroChunks
 from controlllm.data.sources.finding import find_files, with_types
-from controlllm.data.sources.lines import LineBlocks
-from controlllm.data.sources.ranges import RangeBlocks
+from controlllm.data.sources.lines import LineChunks
+from controlllm.data.sources.ranges import RangeChunks
 
 TEXTS = st.text(st.sampled_from('aé二\U0001f600 \\"\t\n'), max_size=30)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r\n \t\r\n", b"\n \n\n"])
@@ -24,13 +24,13 @@ QUICK = settings(
 )
 
 
-def cut(kind: type[RangeBlocks], path: Path, range_bytes: int, **options: Any) -> RangeBlocks:
+def cut(kind: type[RangeChunks], path: Path, range_bytes: int, **options: Any) -> RangeChunks:
     source = SourceConfig(str(path), **options)
     return kind(with_types(find_files(source, 60.0), source), source, range_bytes)
 
 
-def read(blocks: RangeBlocks, block: int, start: int = 0) -> list[Any]:
-    return [row for _, row in blocks.read(block, start)]
+def read(chunks: RangeChunks, chunk: int, start: int = 0) -> list[Any]:
+    return [row for _, row in chunks.read(chunk, start)]
 
 
 @QUICK
@@ -40,7 +40,7 @@ def read(blocks: RangeBlocks, block: int, start: int = 0) -> list[Any]:
     last_line_ends=st.booleans(),
     range_bytes=st.integers(1, 200),
 )
-def test_lines_are_in_exactly_one_block(
+def test_lines_are_in_exactly_one_chunk(
     tmp_path: Path,
     lines: list[tuple[str, bytes]],
     before: bytes,
@@ -52,14 +52,14 @@ def test_lines_are_in_exactly_one_block(
     spelt = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
     path = tmp_path / "a.jsonl"
     path.write_bytes(before + b"".join(a + b for a, b in zip(spelt, ends, strict=True)))
-    blocks = cut(LineBlocks, path, range_bytes)
-    by_block = [read(blocks, block) for block in range(len(blocks))]
-    assert len(blocks) == -(-path.stat().st_size // range_bytes)
-    assert flat(by_block) == rows == [row for _, row in blocks.rows()]
-    for block, expected in enumerate(by_block):
-        assert blocks.count(block) == len(expected)
+    chunks = cut(LineChunks, path, range_bytes)
+    by_chunk = [read(chunks, chunk) for chunk in range(len(chunks))]
+    assert len(chunks) == -(-path.stat().st_size // range_bytes)
+    assert flat(by_chunk) == rows == [row for _, row in chunks.rows()]
+    for chunk, expected in enumerate(by_chunk):
+        assert chunks.count(chunk) == len(expected)
         for start in range(len(expected) + 2):
-            assert read(blocks, block, start) == expected[start:]
+            assert read(chunks, chunk, start) == expected[start:]
 
 
 @QUICK
@@ -74,8 +74,8 @@ def test_overlong_lines_count_as_one_bad_row_wherever_the_cuts_are(
     lines = [json.dumps({"text": "x" * size}).encode() for size in sizes]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
-    blocks = cut(LineBlocks, path, range_bytes, max_row_bytes=limit)
-    found = [row for block in range(len(blocks)) for row in read(blocks, block)]
+    chunks = cut(LineChunks, path, range_bytes, max_row_bytes=limit)
+    found = [row for chunk in range(len(chunks)) for row in read(chunks, chunk)]
     assert [isinstance(row, dict) for row in found] == [len(line) <= limit for line in lines]
     for line, row in zip(lines, found, strict=True):
         if len(line) > limit:
@@ -85,20 +85,20 @@ def test_overlong_lines_count_as_one_bad_row_wherever_the_cuts_are(
 def test_the_place_of_a_row_far_into_a_file_is_its_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": "\xc3\xa9"}\n\n{"a": 2}\n{"a": 3}\n')
-    blocks = cut(LineBlocks, path, 13)
-    places = [place for block in range(len(blocks)) for place, _ in blocks.read(block)]
+    chunks = cut(LineChunks, path, 13)
+    places = [place for chunk in range(len(chunks)) for place, _ in chunks.read(chunk)]
     assert places == [f"{path}:1", f"{path}, byte 13", f"{path}, byte 22"]
 
 
 def test_a_line_over_many_ranges_is_not_read_once_for_each_of_them(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "' + b"x" * 3_000_000 + b'"}\n{"text": "end"}\n')
-    blocks = cut(LineBlocks, path, 100_000, max_row_bytes=1000)
+    chunks = cut(LineChunks, path, 100_000, max_row_bytes=1000)
     opened: list[int] = []
-    kinds = [[type(row).__name__ for row in read(blocks, block)] for block in range(len(blocks))]
+    kinds = [[type(row).__name__ for row in read(chunks, chunk)] for chunk in range(len(chunks))]
     assert kinds == [["DataError"], *[[]] * 29, ["dict"]]
-    file = blocks.files[0]
-    part = blocks.range(5)
+    file = chunks.files[0]
+    part = chunks.range(5)
     from controlllm.data.sources.lines import _first_line
 
     with file.open_raw(2**16) as raw:
@@ -109,7 +109,7 @@ def test_a_line_over_many_ranges_is_not_read_once_for_each_of_them(tmp_path: Pat
 
 @pytest.mark.parametrize("codec", ["null", "deflate", "bzip2"])
 @pytest.mark.parametrize("range_bytes", [1, 100, 999, 1000, 4321, 10**6])
-def test_avro_records_are_in_exactly_one_block(
+def test_avro_records_are_in_exactly_one_chunk(
     tmp_path: Path, codec: str, range_bytes: int
 ) -> None:
     rows = many(200)
@@ -118,14 +118,14 @@ def test_avro_records_are_in_exactly_one_block(
     if range_bytes == 1:  # A range for each byte: a shorter file shows as much.
         rows = rows[:45]
         write_avro(path, rows, codec)
-    blocks = cut(AvroBlocks, path, range_bytes)
-    by_block = [read(blocks, block) for block in range(len(blocks))]
-    assert flat(by_block) == rows
-    for block, expected in enumerate(by_block):
+    chunks = cut(AvroChunks, path, range_bytes)
+    by_chunk = [read(chunks, chunk) for chunk in range(len(chunks))]
+    assert flat(by_chunk) == rows
+    for chunk, expected in enumerate(by_chunk):
         if expected:
-            assert blocks.count(block) == len(expected)
+            assert chunks.count(chunk) == len(expected)
             for start in (1, len(expected) - 1, len(expected), len(expected) + 5):
-                assert read(blocks, block, start) == expected[start:]
-    places = [place for block in range(len(blocks)) for place, _ in blocks.read(block)]
+                assert read(chunks, chunk, start) == expected[start:]
+    places = [place for chunk in range(len(chunks)) for place, _ in chunks.read(chunk)]
     assert len(set(places)) == len(rows)
-    assert places == [place for place, _ in blocks.rows()]
+    assert places == [place for place, _ in chunks.rows()]

@@ -13,7 +13,7 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.loader.plugins import load_plugins
-from controlllm.data.sources import open_blocks, register_reader
+from controlllm.data.sources import open_chunks, register_reader
 from controlllm.data.sources.registry import known_endings
 
 
@@ -39,7 +39,7 @@ def test_the_reader_of_the_page(shop: Path) -> None:
     text = "Tea\nBoil water.\n---\nCaf\xe9\nGrind.\nPour.\n"
     (shop / "kitchen" / "a.recipe").write_text(text, "utf-8")
     (shop / "kitchen" / "b.recipe").write_bytes(b"Caf\xe9\n---\nSoup\nStir.\n")
-    located = list(open_blocks(_source(shop, 0)).rows())
+    located = list(open_chunks(_source(shop, 0)).rows())
     assert located[1] == (
         f"{shop}/kitchen/a.recipe:4",
         {"prompt": "How do I make Caf\xe9?", "completion": "Grind.\nPour.\n"},
@@ -54,15 +54,15 @@ def test_the_opener_of_the_page(shop: Path) -> None:
         database.execute("CREATE TABLE orders (question, answer)")
         database.executemany("INSERT INTO orders VALUES (?, ?)", rows)
     source = _source(shop, 1)
-    blocks = pickle.loads(pickle.dumps(open_blocks(source)))
-    assert len(blocks) == 3 and blocks.num_rows == 2500
-    assert [row["answer"] for _, row in blocks.read(2, 498)] == ["answer 2498", "answer 2499"]
-    assert [tuple(row.values()) for _, row in open_blocks(source).rows()] == rows
+    chunks = pickle.loads(pickle.dumps(open_chunks(source)))
+    assert len(chunks) == 3 and chunks.num_rows == 2500
+    assert [row["answer"] for _, row in chunks.read(2, 498)] == ["answer 2498", "answer 2499"]
+    assert [tuple(row.values()) for _, row in open_chunks(source).rows()] == rows
     source.max_rows = 7
-    assert [tuple(row.values()) for _, row in open_blocks(source).rows()] == rows[:7]
+    assert [tuple(row.values()) for _, row in open_chunks(source).rows()] == rows[:7]
     source.subset = "nothing"
     with pytest.raises(DataError, match="table 'nothing' cannot be read"):
-        open_blocks(source)
+        open_chunks(source)
 
 
 def test_names_and_endings_that_are_taken(shop: Path) -> None:

@@ -8,8 +8,8 @@ from tests.data.sources.making import many, rows_of, write_parquet
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks
-from controlllm.data.sources.hub import DatasetBlocks, ShardBlocks
+from controlllm.data.sources import open_chunks
+from controlllm.data.sources.hub import DatasetChunks, ShardChunks
 
 pytest.importorskip("datasets")
 ROWS = many(90)
@@ -56,24 +56,24 @@ def test_subsets_splits_and_slices(folder: str) -> None:
 
 def test_downloaded_rows_are_read_in_any_order(folder: str) -> None:
     source = SourceConfig(folder, source_type="hub", subset="main")
-    blocks = open_blocks(source, 60.0)
-    assert isinstance(blocks, DatasetBlocks) and blocks.by_row and len(blocks) == 90
-    other = pickle.loads(pickle.dumps(blocks))
+    chunks = open_chunks(source, 60.0)
+    assert isinstance(chunks, DatasetChunks) and chunks.by_row and len(chunks) == 90
+    other = pickle.loads(pickle.dumps(chunks))
     assert [next(other.read(row))[1] for row in (89, 0, 45)] == [ROWS[89], ROWS[0], ROWS[45]]
     assert next(other.read(45))[0] == f"{folder}[train], row 45"
 
 
 def test_shards_are_streamed(folder: str) -> None:
     source = SourceConfig(folder, source_type="hub", subset="main", streaming=True)
-    blocks = open_blocks(source, 60.0)
-    assert isinstance(blocks, ShardBlocks) and len(blocks) == 3 and blocks.num_rows is None
-    assert [row for _, row in blocks.read(1, 28)] == ROWS[58:60]
-    assert [place for place, _ in blocks.read(1, 28)] == [
+    chunks = open_chunks(source, 60.0)
+    assert isinstance(chunks, ShardChunks) and len(chunks) == 3 and chunks.num_rows is None
+    assert [row for _, row in chunks.read(1, 28)] == ROWS[58:60]
+    assert [place for place, _ in chunks.read(1, 28)] == [
         f"{folder}[train], shard 1, row {row}" for row in (28, 29)
     ]
-    assert [row for _, row in open_blocks(source).rows()] == ROWS
+    assert [row for _, row in open_chunks(source).rows()] == ROWS
     source.max_rows = 40
-    assert [row for _, row in open_blocks(source, 60.0).rows()] == ROWS[:40]
+    assert [row for _, row in open_chunks(source, 60.0).rows()] == ROWS[:40]
 
 
 def test_what_cannot_be_streamed_or_found(folder: str) -> None:
@@ -93,8 +93,8 @@ def test_a_hub_name_that_cannot_be_loaded(streaming: bool) -> None:
 
 def test_a_shard_that_breaks_is_named(folder: str) -> None:
     source = SourceConfig(folder, source_type="hub", subset="main", streaming=True)
-    blocks = open_blocks(source, 60.0)
+    chunks = open_chunks(source, 60.0)
     broken = Path(folder) / "data" / "train-00002-of-00003.parquet"
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(DataError, match=r"\[train\], shard 2 cannot be read"):
-        list(blocks.read(2))
+        list(chunks.read(2))

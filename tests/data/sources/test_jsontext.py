@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlllm.common.errors import DataError
-from controlllm.data.sources import jsontext
-from controlllm.data.sources.jsontext import JsonText
+from controlllm.data.sources import jsonlist
+from controlllm.data.sources.jsonlist import JsonText
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -19,10 +19,10 @@ VALUES = st.recursive(
 )
 
 
-def elements(data: bytes, chunk: int, most: int = 10**6) -> list[Any]:
+def elements(data: bytes, piece: int, most: int = 10**6) -> list[Any]:
     """The elements of a list, read in pieces of so many bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsontext, "_CHUNK", chunk)
+        patch.setattr(jsonlist, "_PIECE", piece)
         text, found = JsonText(io.BytesIO(data), most), []
         text.take("[")
         while text.peek() != "]":
@@ -37,18 +37,18 @@ def elements(data: bytes, chunk: int, most: int = 10**6) -> list[Any]:
 
 @given(st.lists(VALUES, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
 def test_elements_are_those_of_json(
-    values: list[Any], chunk: int, indent: int | None, ascii_only: bool
+    values: list[Any], piece: int, indent: int | None, ascii_only: bool
 ) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     assert (
-        elements(data.encode(errors="surrogatepass" if ascii_only else "strict"), chunk) == values
+        elements(data.encode(errors="surrogatepass" if ascii_only else "strict"), piece) == values
     )
 
 
 @given(st.lists(VALUES, min_size=1, max_size=6), st.integers(1, 9))
-def test_what_is_too_long_is_left_out_and_the_rest_is_read(values: list[Any], chunk: int) -> None:
+def test_what_is_too_long_is_left_out_and_the_rest_is_read(values: list[Any], piece: int) -> None:
     spelt = [json.dumps(value) for value in values]
-    found = elements(f"[{', '.join(spelt)}]".encode(), chunk, most=20)
+    found = elements(f"[{', '.join(spelt)}]".encode(), piece, most=20)
     for value, spelling, element in zip(values, spelt, found, strict=True):
         assert element == value or (element == "left out" and len(spelling) > 20 - 9)
 

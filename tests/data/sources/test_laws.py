@@ -1,4 +1,4 @@
-"""What every kind of blocks promises, whatever lies behind it."""
+"""What every kind of chunks promises, whatever lies behind it."""
 
 import pickle
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from tests.data.sources.making import WRITERS, flat, many, write
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import Blocks, dataset_blocks, open_blocks, opening, ranges
+from controlllm.data.sources import Chunks, dataset_chunks, open_chunks, opening, ranges
 
 ROWS = many(300)
 Make = Callable[[Path, list[dict[str, Any]]], SourceConfig]
@@ -81,29 +81,29 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if not request.param.startswith("small"):
         monkeypatch.setattr(opening, "SMALL_BYTES", -1)
     if request.param.startswith("first of"):
-        from controlllm.data.sources import combine
+        from controlllm.data.sources import chunks
 
-        monkeypatch.setattr(combine, "MEMORY_BYTES", 0)
-    init = ranges.RangeBlocks.__init__
+        monkeypatch.setattr(chunks, "MEMORY_BYTES", 0)
+    init = ranges.RangeChunks.__init__
     monkeypatch.setattr(
-        ranges.RangeBlocks, "__init__", lambda self, files, source: init(self, files, source, 999)
+        ranges.RangeChunks, "__init__", lambda self, files, source: init(self, files, source, 999)
     )
     return request.param
 
 
-def _opened(folder: Path, kind: str, rows: list[dict[str, Any]] = ROWS) -> Blocks:
+def _opened(folder: Path, kind: str, rows: list[dict[str, Any]] = ROWS) -> Chunks:
     folder.mkdir()
-    return open_blocks(KINDS[kind](folder, rows), 60.0)
+    return open_chunks(KINDS[kind](folder, rows), 60.0)
 
 
-def _read(blocks: Blocks, block: int, start: int = 0) -> list[Any]:
-    return [row for _, row in blocks.read(block, start)]
+def _read(chunks: Chunks, chunk: int, start: int = 0) -> list[Any]:
+    return [row for _, row in chunks.read(chunk, start)]
 
 
-def test_the_laws_of_blocks(tmp_path: Path, kind: str) -> None:
-    blocks = _opened(tmp_path / "a", kind)
-    by_block = [_read(blocks, block) for block in range(len(blocks))]
-    rows = flat(by_block)
+def test_the_laws_of_chunks(tmp_path: Path, kind: str) -> None:
+    chunks = _opened(tmp_path / "a", kind)
+    by_chunk = [_read(chunks, chunk) for chunk in range(len(chunks))]
+    rows = flat(by_chunk)
 
     # Rows: all of them, in order, the same whichever way they are read.
     texts = [row["text"] for row in rows]
@@ -112,63 +112,63 @@ def test_the_laws_of_blocks(tmp_path: Path, kind: str) -> None:
         wanted = [text for part in range(3) for text in wanted[part::3]]
     first = {"first few": 7, "saved slice": None}.get(kind, 250 if "first of" in kind else None)
     assert texts == (wanted[30:] if kind == "saved slice" else wanted[:first])
-    assert [row for _, row in blocks.rows()] == rows
-    assert blocks.num_rows in (None, len(rows))
-    assert blocks.by_row == all(len(part) == 1 for part in by_block) or len(blocks) == 1
-    assert [blocks.count(block) for block in range(len(blocks))] == [len(p) for p in by_block]
+    assert [row for _, row in chunks.rows()] == rows
+    assert chunks.num_rows in (None, len(rows))
+    assert chunks.by_row == all(len(part) == 1 for part in by_chunk) or len(chunks) == 1
+    assert [chunks.count(chunk) for chunk in range(len(chunks))] == [len(p) for p in by_chunk]
 
-    # Entering a block anywhere.
-    for block in {0, len(blocks) // 2, len(blocks) - 1}:
-        size = len(by_block[block])
+    # Entering a chunk anywhere.
+    for chunk in {0, len(chunks) // 2, len(chunks) - 1}:
+        size = len(by_chunk[chunk])
         for start in {0, 1, size // 2, max(0, size - 1), size, size + 3}:
-            assert _read(blocks, block, start) == by_block[block][start:]
+            assert _read(chunks, chunk, start) == by_chunk[chunk][start:]
 
     # Places tell rows apart.
-    places = [str(place) for block in range(len(blocks)) for place, _ in blocks.read(block)]
+    places = [str(place) for chunk in range(len(chunks)) for place, _ in chunks.read(chunk)]
     assert len(set(places)) == len(rows)
 
     # Another process sees the same.
-    other = pickle.loads(pickle.dumps(blocks))
+    other = pickle.loads(pickle.dumps(chunks))
     assert (len(other), other.num_rows, other.num_bytes) == (
-        len(blocks),
-        blocks.num_rows,
-        blocks.num_bytes,
+        len(chunks),
+        chunks.num_rows,
+        chunks.num_bytes,
     )
-    assert (other.fingerprint, other.stamp) == (blocks.fingerprint, blocks.stamp)
-    assert _read(other, len(other) - 1) == by_block[-1]
+    assert (other.fingerprint, other.stamp) == (chunks.fingerprint, chunks.stamp)
+    assert _read(other, len(other) - 1) == by_chunk[-1]
 
 
 def test_fingerprints_tell_content_apart_not_places(tmp_path: Path, kind: str) -> None:
-    blocks = _opened(tmp_path / "a", kind)
+    chunks = _opened(tmp_path / "a", kind)
     same = _opened(tmp_path / "b", kind)
     changed = [dict(row) for row in ROWS]
     changed[0]["text"] = changed[0]["text"].replace("x", "y", 1)
     other = _opened(tmp_path / "c", kind, changed)
-    assert blocks.fingerprint == same.fingerprint != other.fingerprint
-    assert blocks.fingerprint == open_again(tmp_path / "a", kind).fingerprint
+    assert chunks.fingerprint == same.fingerprint != other.fingerprint
+    assert chunks.fingerprint == open_again(tmp_path / "a", kind).fingerprint
 
 
-def open_again(folder: Path, kind: str) -> Blocks:
+def open_again(folder: Path, kind: str) -> Chunks:
     shutil.rmtree(folder)
     return _opened(folder, kind)
 
 
-def test_no_such_block(tmp_path: Path, kind: str) -> None:
+def test_no_such_chunk(tmp_path: Path, kind: str) -> None:
     from controlllm.common.errors import DataError
 
-    blocks = _opened(tmp_path / "a", kind)
-    for block in (-1, len(blocks)):
+    chunks = _opened(tmp_path / "a", kind)
+    for chunk in (-1, len(chunks)):
         with pytest.raises(DataError, match="there is no"):
-            list(blocks.read(block))
+            list(chunks.read(chunk))
 
 
 def test_touching_a_file_changes_the_stamp_only(tmp_path: Path) -> None:
     import os
 
     source = _file("a.jsonl")(tmp_path, ROWS)
-    before = open_blocks(source, 60.0)
+    before = open_chunks(source, 60.0)
     os.utime(source.path, (1, 1))
-    after = open_blocks(source, 60.0)
+    after = open_chunks(source, 60.0)
     assert before.fingerprint == after.fingerprint and before.stamp != after.stamp
 
 
@@ -176,30 +176,30 @@ def test_options_that_change_rows_change_the_fingerprint(tmp_path: Path) -> None
     path = tmp_path / "a.txt"
     path.write_text("one\n\ntwo\n")
     variants = [{}, {"text_unit": "line"}, {"max_row_bytes": 100}, {"text_unit": "paragraph"}]
-    found = [open_blocks(SourceConfig(str(path), **options), 60.0) for options in variants]
-    assert len({blocks.fingerprint for blocks in found}) == len(variants)
+    found = [open_chunks(SourceConfig(str(path), **options), 60.0) for options in variants]
+    assert len({chunks.fingerprint for chunks in found}) == len(variants)
 
 
 def test_a_change_in_the_middle_of_a_large_file_of_the_same_size(tmp_path: Path) -> None:
     source = _file("a.jsonl")(tmp_path, many(40_000, 150))
-    before = open_blocks(source, 60.0).fingerprint
+    before = open_chunks(source, 60.0).fingerprint
     size = Path(source.path).stat().st_size
     with open(source.path, "r+b") as file:
         file.seek(size // 2)
         file.write(b"?")
-    assert open_blocks(source, 60.0).fingerprint != before
+    assert open_chunks(source, 60.0).fingerprint != before
 
 
-def test_blocks_of_a_dataset_object() -> None:
+def test_chunks_of_a_dataset_object() -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_list(ROWS)
-    blocks = dataset_blocks(data, "mine")
-    assert blocks.by_row and len(blocks) == 300
-    assert [row for _, row in blocks.rows()] == ROWS
-    assert list(blocks.read(7)) == [("mine, row 7", ROWS[7])]
-    shuffled = dataset_blocks(data.shuffle(seed=1).select(range(50)).with_format("numpy"))
+    chunks = dataset_chunks(data, "mine")
+    assert chunks.by_row and len(chunks) == 300
+    assert [row for _, row in chunks.rows()] == ROWS
+    assert list(chunks.read(7)) == [("mine, row 7", ROWS[7])]
+    shuffled = dataset_chunks(data.shuffle(seed=1).select(range(50)).with_format("numpy"))
     assert sorted(row["number"] for _, row in shuffled.rows()) != list(range(50))
     assert all(isinstance(row["number"], int) for _, row in shuffled.rows())
-    again = dataset_blocks(datasets.Dataset.from_list(ROWS))
-    assert again.fingerprint == blocks.fingerprint != shuffled.fingerprint
+    again = dataset_chunks(datasets.Dataset.from_list(ROWS))
+    assert again.fingerprint == chunks.fingerprint != shuffled.fingerprint
     assert pickle.loads(pickle.dumps(shuffled)).fingerprint == shuffled.fingerprint

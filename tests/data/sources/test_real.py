@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.data.sources.making import block_rows, flat, rows_of
+from tests.data.sources.making import chunk_rows, flat, rows_of
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks, opening
+from controlllm.data.sources import open_chunks, opening
 
 FILES = {
     "sft/gsm8k/train.jsonl.gz": 7473,
@@ -32,7 +32,7 @@ def test_every_row_of_real_files(
     rows = rows_of(shared_data / name)
     assert len(rows) == FILES[name] and all(isinstance(row, dict) for row in rows)
     monkeypatch.setattr(opening, "SMALL_BYTES", -1)
-    assert flat(block_rows(shared_data / name)) == rows
+    assert flat(chunk_rows(shared_data / name)) == rows
 
 
 def test_gsm8k_as_it_is(shared_data: Path) -> None:
@@ -53,7 +53,7 @@ def test_arrow_files_are_mapped_row_by_row(
     shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "SMALL_BYTES", -1)
-    blocks = open_blocks(
+    chunks = open_chunks(
         SourceConfig(str(shared_data / "eval" / "mmlu20"), split="test+validation"), 60.0
     )
-    assert blocks.by_row and len(blocks) == 4795
+    assert chunks.by_row and len(chunks) == 4795

@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 from tests.data.sources.making import (
     WRITERS,
-    block_rows,
+    chunk_rows,
     flat,
     many,
     rows_of,
     write,
-    write_arrow,
 )
 from tests.data.sources.serving_files import WebFiles
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import MemoryBlocks, open_blocks, opening
-from controlllm.data.sources.lines import LineBlocks
-from controlllm.data.sources.parquet import RowGroupBlocks
+from controlllm.data.sources import MemoryChunks, open_chunks, opening
+from controlllm.data.sources.lines import LineChunks
+from controlllm.data.sources.parquet import RowGroupChunks
 
 ROWS = many(300)
 
@@ -54,9 +53,9 @@ def test_every_type_elsewhere(
     if not small:
         monkeypatch.setattr(opening, "SMALL_BYTES", -1)
     path = f"{in_memory}all/{name}"
-    assert rows_of(path) == flat(block_rows(path)) == expected(name)
+    assert rows_of(path) == flat(chunk_rows(path)) == expected(name)
     assert rows_of(path, max_rows=7) == expected(name)[:7]
-    place, _ = next(open_blocks(SourceConfig(path)).rows())
+    place, _ = next(open_chunks(SourceConfig(path)).rows())
     assert str(place).startswith(f"memory://files/all/{name}")
 
 
@@ -91,8 +90,8 @@ def test_a_saved_data_set_elsewhere(tmp_path: Path) -> None:
 
 
 def test_fingerprints_do_not_depend_on_the_place(in_memory: str, tmp_path: Path) -> None:
-    here = open_blocks(SourceConfig(str(tmp_path / "a.jsonl")), 60.0)
-    there = open_blocks(SourceConfig(f"{in_memory}all/a.jsonl"), 60.0)
+    here = open_chunks(SourceConfig(str(tmp_path / "a.jsonl")), 60.0)
+    there = open_chunks(SourceConfig(f"{in_memory}all/a.jsonl"), 60.0)
     assert here.fingerprint == there.fingerprint and here.stamp != there.stamp
 
 
@@ -110,7 +109,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "SMALL_BYTES", 1000)
 
 
-NEEDS_RANGES = ("a.parquet", "file.arrow", "lz4.feather")
+NEEDS_RANGES = ("a.parquet",)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -121,13 +120,13 @@ def test_every_type_from_the_web(site: WebFiles, name: str, large: None) -> None
         with pytest.raises(DataError, match=r"no HTTP ranges.*download the file"):
             rows_of(path)
         return
-    assert rows_of(path) == flat(block_rows(path)) == expected(name)
+    assert rows_of(path) == flat(chunk_rows(path)) == expected(name)
 
 
 @pytest.mark.parametrize("name", NEEDS_RANGES)
 def test_small_files_from_the_web_need_no_ranges(site: WebFiles, name: str) -> None:
     write(site.folder / name, ROWS)
-    assert isinstance(open_blocks(SourceConfig(site.address + name), 60.0), MemoryBlocks)
+    assert isinstance(open_chunks(SourceConfig(site.address + name), 60.0), MemoryChunks)
     assert rows_of(site.address + name) == expected(name)
 
 
@@ -142,14 +141,14 @@ def test_a_listing_of_links_is_a_folder_and_takes_globs(site: WebFiles) -> None:
 def test_json_lines_are_read_by_ranges_where_the_server_can(site: WebFiles) -> None:
     rows = many(30_000, 150)
     path = write(site.folder / "a.jsonl", rows)
-    blocks = open_blocks(SourceConfig(site.address + "a.jsonl"), 60.0)
-    assert isinstance(blocks, LineBlocks)
-    assert len(blocks) == (-(-path.stat().st_size // 2**20) if site.ranges else 1)
+    chunks = open_chunks(SourceConfig(site.address + "a.jsonl"), 60.0)
+    assert isinstance(chunks, LineChunks)
+    assert len(chunks) == (-(-path.stat().st_size // 2**20) if site.ranges else 1)
     site.requests.clear()
-    part = [row for _, row in pickle.loads(pickle.dumps(blocks)).read(len(blocks) - 1)]
+    part = [row for _, row in pickle.loads(pickle.dumps(chunks)).read(len(chunks) - 1)]
     assert part == rows[-len(part) :]
     if site.ranges:
-        first = (len(blocks) - 1) * 2**20 - 1
+        first = (len(chunks) - 1) * 2**20 - 1
         assert [request[2] for request in site.requests] == [
             f"bytes={first}-{path.stat().st_size - 1}"
         ]
@@ -163,12 +162,12 @@ def test_row_groups_are_read_by_ranges(tmp_path: Path) -> None:
     rows = [{"text": f"{noise.getrandbits(8000):x}", "number": i} for i in range(3000)]
     path = write(tmp_path / "a.parquet", rows)
     with WebFiles(tmp_path, ranges=True) as site:
-        blocks = open_blocks(SourceConfig(site.address + "a.parquet"), 60.0)
-        assert isinstance(blocks, RowGroupBlocks) and len(blocks) == 5 and blocks.num_rows == 3000
+        chunks = open_chunks(SourceConfig(site.address + "a.parquet"), 60.0)
+        assert isinstance(chunks, RowGroupChunks) and len(chunks) == 5 and chunks.num_rows == 3000
         asked = [request[2] for request in site.requests if request[0] == "GET" and request[2]]
         assert sum(_length(span) for span in asked) < path.stat().st_size / 4
-        assert [row for _, row in blocks.read(3, 100)] == rows[1900:2400]
-        place, _ = next(blocks.read(3, 100))
+        assert [row for _, row in chunks.read(3, 100)] == rows[1900:2400]
+        place, _ = next(chunks.read(3, 100))
         assert place == f"{site.address}a.parquet, row 1900"
 
 
@@ -182,24 +181,24 @@ def test_a_read_that_breaks_off_goes_on_where_it_stood(tmp_path: Path) -> None:
     rows = many(30_000, 150)
     write(tmp_path / "a.jsonl", rows)
     with WebFiles(tmp_path, ranges=True) as site:
-        blocks = open_blocks(SourceConfig(site.address + "a.jsonl"), 60.0)
-        whole = [row for _, row in blocks.read(1)]
+        chunks = open_chunks(SourceConfig(site.address + "a.jsonl"), 60.0)
+        whole = [row for _, row in chunks.read(1)]
         site.cuts = 2
-        assert [row for _, row in blocks.read(1)] == whole
+        assert [row for _, row in chunks.read(1)] == whole
         assert site.cuts == 0
         site.cuts = 100
         with pytest.raises(DataError, match=r"a\.jsonl cannot be read to its end"):
-            list(blocks.read(1))
+            list(chunks.read(1))
 
 
 def test_a_stream_that_breaks_off_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     write(tmp_path / "a.jsonl", many(30_000, 150))
     with WebFiles(tmp_path, ranges=False) as site:
-        blocks = open_blocks(SourceConfig(site.address + "a.jsonl"), 60.0)
+        chunks = open_chunks(SourceConfig(site.address + "a.jsonl"), 60.0)
         site.cuts = 1
         with pytest.raises(DataError, match=r"a\.jsonl cannot be read to its end"):
-            list(blocks.read(0))
+            list(chunks.read(0))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_nobody_listens(scheme: str) -> None:
 
 
 def rows_of_within(path: str, timeout: float) -> list:
-    return list(open_blocks(SourceConfig(path), timeout).rows())
+    return list(open_chunks(SourceConfig(path), timeout).rows())
 
 
 def test_an_unknown_scheme_and_a_missing_client() -> None:
@@ -240,9 +239,8 @@ def test_many_files_elsewhere_open_with_their_footers_only(in_memory: str, tmp_p
     import fsspec
 
     filesystem = fsspec.filesystem("memory")
-    write_arrow(tmp_path / "x.arrow", ROWS, stream=False, codec="lz4")
     for number in range(20):
         filesystem.pipe(f"/files/many/{number:02}.parquet", (tmp_path / "a.parquet").read_bytes())
-    blocks = open_blocks(SourceConfig(f"{in_memory}many", max_rows=5950), 60.0)
-    assert blocks.num_rows == 5950
-    assert [row["number"] for _, row in blocks.rows()] == [*range(300)] * 19 + [*range(250)]
+    chunks = open_chunks(SourceConfig(f"{in_memory}many", max_rows=5950), 60.0)
+    assert chunks.num_rows == 5950
+    assert [row["number"] for _, row in chunks.rows()] == [*range(300)] * 19 + [*range(250)]

@@ -10,8 +10,8 @@ from tests.data.sources.making import many, rows_of
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks
-from controlllm.data.sources.slices import parse_split
+from controlllm.data.sources import open_chunks
+from controlllm.data.sources.splits import parse_split
 
 datasets = pytest.importorskip("datasets")
 ROWS = many(120)
@@ -38,12 +38,12 @@ def saved(tmp_path: Path) -> Path:
 )
 def test_splits_and_slices(saved: Path, split: str, expected: list[Any]) -> None:
     assert rows_of(saved, split=split) == expected
-    blocks = open_blocks(SourceConfig(str(saved), split=split, max_rows=7), 60.0)
-    assert blocks.by_row and [row for _, row in blocks.rows()] == expected[:7]
+    chunks = open_chunks(SourceConfig(str(saved), split=split, max_rows=7), 60.0)
+    assert chunks.by_row and [row for _, row in chunks.rows()] == expected[:7]
 
 
 def test_places_are_those_of_the_files(saved: Path) -> None:
-    places = [str(place) for place, _ in open_blocks(SourceConfig(str(saved))).rows()]
+    places = [str(place) for place, _ in open_chunks(SourceConfig(str(saved))).rows()]
     assert places[0] == f"{saved}/train/data-00000-of-00003.arrow, row 0"
     assert places[119] == f"{saved}/train/data-00002-of-00003.arrow, row 39"
     assert len(set(places)) == 120

@@ -1,15 +1,15 @@
-"""Every type of file gives the same rows, small (held in memory) and large (cut into blocks)."""
+"""Every type of file gives the same rows, small (held in memory) and large (cut into chunks)."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.data.sources.making import ROWS, WRITERS, block_rows, flat, many, rows_of, write
+from tests.data.sources.making import ROWS, WRITERS, chunk_rows, flat, many, rows_of, write
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import MemoryBlocks, open_blocks, opening
+from controlllm.data.sources import MemoryChunks, open_chunks, opening
 from controlllm.data.sources.ranges import LEAST_BYTES
 
 TEXTS = [{"text": row["text"], "number": i} for i, row in enumerate(ROWS)]
@@ -31,7 +31,7 @@ def expected(name: str, rows: list[dict]) -> list[dict]:
 def test_every_type_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, TEXTS)
     wanted = expected(name, TEXTS)
-    assert isinstance(open_blocks(SourceConfig(str(path)), 60.0), MemoryBlocks)
+    assert isinstance(open_chunks(SourceConfig(str(path)), 60.0), MemoryChunks)
     assert rows_of(path) == wanted
     assert rows_of(path, max_rows=2) == wanted[:2]
     assert rows_of(tmp_path) == wanted
@@ -41,14 +41,14 @@ def test_every_type_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_type_gives_the_same_rows_block_by_block(tmp_path: Path, name: str) -> None:
+def test_every_type_gives_the_same_rows_chunk_by_chunk(tmp_path: Path, name: str) -> None:
     rows = many(300)
     path = write(tmp_path / name, rows)
     wanted = expected(name, rows)
-    blocks = block_rows(path)
-    assert flat(blocks) == wanted
+    chunks = chunk_rows(path)
+    assert flat(chunks) == wanted
     assert rows_of(path) == wanted
-    assert not isinstance(open_blocks(SourceConfig(str(path)), 60.0), MemoryBlocks)
+    assert not isinstance(open_chunks(SourceConfig(str(path)), 60.0), MemoryChunks)
 
 
 @pytest.mark.usefixtures("all_large")
@@ -56,29 +56,29 @@ def test_how_each_type_is_cut(tmp_path: Path) -> None:
     rows = many(300)
     for name in WRITERS:
         write(tmp_path / name, rows)
-    cuts = {name: len(block_rows(tmp_path / name)) for name in WRITERS}
+    cuts = {name: len(chunk_rows(tmp_path / name)) for name in WRITERS}
     assert cuts["a.parquet"] == 5
-    assert cuts["file.arrow"] == cuts["stream.arrow"] == 300  # Mapped: block = row.
-    assert cuts["lz4.feather"] == 5  # Record batches.
-    assert {cuts[name] for name in ("zstd-stream.arrow", "a.csv", "a.json", "a.jsonl.gz")} == {1}
+    assert cuts["file.arrow"] == cuts["stream.arrow"] == 300  # Mapped: chunk = row.
+    in_order = ("lz4.feather", "zstd-stream.arrow", "a.csv", "a.json", "a.jsonl.gz")
+    assert {cuts[name] for name in in_order} == {1}
 
 
 def test_a_file_of_several_ranges_is_read_in_order(tmp_path: Path) -> None:
     rows = many(30_000, 150)
     path = write(tmp_path / "a.jsonl", rows)
-    blocks = block_rows(path)
+    chunks = chunk_rows(path)
     assert path.stat().st_size > opening.SMALL_BYTES
-    # Files of this machine are cut finely, so that shuffling blocks mixes well.
-    assert len(blocks) == -(-path.stat().st_size // LEAST_BYTES) > 100
-    assert flat(blocks) == rows
-    places = [place for place, _ in open_blocks(SourceConfig(str(path))).rows()]
+    # Files of this machine are cut finely, so that shuffling chunks mixes well.
+    assert len(chunks) == -(-path.stat().st_size // LEAST_BYTES) > 100
+    assert flat(chunks) == rows
+    places = [place for place, _ in open_chunks(SourceConfig(str(path))).rows()]
     assert places == [f"{path}:{line}" for line in range(1, len(rows) + 1)]
 
 
 def test_json_lines_in_json_files_are_cut_like_json_lines(tmp_path: Path) -> None:
     rows = many(30_000, 150)
     path = write(tmp_path / "lines.json", rows)
-    assert len(block_rows(path)) > 4
+    assert len(chunk_rows(path)) > 4
     assert rows_of(path) == rows
 
 
@@ -87,9 +87,9 @@ def test_text_by_file_paragraph_and_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf\r\none\r\ntwo\r\n \r\n\r\n  three\r\n")
     assert rows_of(path) == [{"text": "\none\ntwo\n \n\n  three\n"}]
     path.write_bytes(b"\r\none\r\ntwo\r\n \r\n\r\n  three\r\n")
-    located = list(open_blocks(SourceConfig(str(path), text_unit="paragraph")).rows())
+    located = list(open_chunks(SourceConfig(str(path), text_unit="paragraph")).rows())
     assert located == [(f"{path}:2", {"text": "one\ntwo"}), (f"{path}:6", {"text": "  three"})]
-    located = list(open_blocks(SourceConfig(str(path), text_unit="line")).rows())
+    located = list(open_chunks(SourceConfig(str(path), text_unit="line")).rows())
     assert [place for place, _ in located] == [f"{path}:{line}" for line in (2, 3, 6)]
     assert [row["text"] for _, row in located] == ["one", "two", "  three"]
 
@@ -97,9 +97,9 @@ def test_text_by_file_paragraph_and_line(tmp_path: Path) -> None:
 def test_each_of_many_text_files_is_a_row(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(f"text {number}\n" + "x" * 2**20)
-    blocks = open_blocks(SourceConfig(str(tmp_path)), 60.0)
-    assert blocks.by_row and len(blocks) == 5 and not isinstance(blocks, MemoryBlocks)
-    assert [next(blocks.read(b))[1]["text"][:6] for b in (3, 0)] == ["text 3", "text 0"]
+    chunks = open_chunks(SourceConfig(str(tmp_path)), 60.0)
+    assert chunks.by_row and len(chunks) == 5 and not isinstance(chunks, MemoryChunks)
+    assert [next(chunks.read(b))[1]["text"][:6] for b in (3, 0)] == ["text 3", "text 0"]
 
 
 def test_globs_and_folders_are_sorted_and_deep(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_folder_without_data_says_what_would_count(tmp_path: Path) -> None:
 
 def test_code_files_by_file_type(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("print()\n")
-    with pytest.raises(DataError, match=r"'\.py' tells no type; set `file_type` to one of arrow"):
+    with pytest.raises(DataError, match=r"'\.py' belongs to no file type; set `file_type` to"):
         rows_of(tmp_path / "a.py")
     assert rows_of(f"{tmp_path}/*.py", file_type="text") == [{"text": "print()\n"}]
 
@@ -163,8 +163,8 @@ import sys
 for name in ("datasets", "fastavro", "fsspec"):
     sys.modules[name] = None
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks
-def rows(path): return list(open_blocks(SourceConfig(path)).rows())
+from controlllm.data.sources import open_chunks
+def rows(path): return list(open_chunks(SourceConfig(path)).rows())
 assert len(rows({str(tmp_path / "a.jsonl")!r})) == 3
 for path, hint in (("some/data", "datasets"), ({str(tmp_path / "a.avro")!r}, "fastavro")):
     try: rows(path)

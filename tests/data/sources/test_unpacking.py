@@ -21,7 +21,7 @@ from tests.data.sources.making import many, rows_of
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import opening
-from controlllm.data.sources.avroblocks import check_schema, unpack
+from controlllm.data.sources.avro import check_schema, unpack
 from controlllm.data.sources.pages import CheckedPages, columns_of
 
 TEXT = b"a text that is long enough to be packed, " * 50

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.sources.making import WRITERS, block_rows, flat, many, rows_of, write, write_avro
+from tests.data.sources.making import WRITERS, chunk_rows, flat, many, rows_of, write, write_avro
 from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
+from controlllm.common.storage.remote import describe
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources import open_blocks, opening
-from controlllm.data.sources.trouble import describe
+from controlllm.data.sources import open_chunks, opening
 
 requests = pytest.importorskip("requests")
 
@@ -33,7 +33,7 @@ def big(hdfs: WebHdfs) -> tuple[str, list[dict[str, Any]]]:
 
 
 def opened(path: str, timeout: float = 60.0, **options: Any) -> Any:
-    return open_blocks(SourceConfig(path, **options), timeout)
+    return open_chunks(SourceConfig(path, **options), timeout)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -43,18 +43,18 @@ def test_every_type_from_hdfs(hdfs: WebHdfs, name: str, monkeypatch: pytest.Monk
     write(hdfs.folder / name, rows)
     as_text = name.endswith((".csv", ".tsv"))
     wanted = [{k: str(v) if as_text else v for k, v in row.items()} for row in rows]
-    assert rows_of(hdfs.address + name) == flat(block_rows(hdfs.address + name)) == wanted
+    assert rows_of(hdfs.address + name) == flat(chunk_rows(hdfs.address + name)) == wanted
 
 
-def test_a_block_of_json_lines_is_one_ranged_read(
+def test_a_chunk_of_json_lines_is_one_ranged_read(
     hdfs: WebHdfs, big: tuple[str, list[dict[str, Any]]]
 ) -> None:
     path, rows = big
-    blocks = opened(path)
-    assert len(blocks) == -(-(hdfs.folder / "a.jsonl").stat().st_size // 2**20)
+    chunks = opened(path)
+    assert len(chunks) == -(-(hdfs.folder / "a.jsonl").stat().st_size // 2**20)
     assert len(hdfs.requests) < 12  # Opening costs a few questions, however large the file is.
     hdfs.requests.clear()
-    part = [row for _, row in pickle.loads(pickle.dumps(blocks)).read(2)]
+    part = [row for _, row in pickle.loads(pickle.dumps(chunks)).read(2)]
     assert part == rows[rows.index(part[0]) :][: len(part)]
     reads = [request.params for request in hdfs.requests if request.node == "data"]
     assert [int(read["offset"]) for read in reads] == [2 * 2**20 - 1]
@@ -66,14 +66,14 @@ def test_row_groups_and_avro_ranges(hdfs: WebHdfs, monkeypatch: pytest.MonkeyPat
     noise = random.Random(0)
     rows = [{"text": f"{noise.getrandbits(8000):x}", "number": i} for i in range(2000)]
     size = write(hdfs.folder / "a.parquet", rows).stat().st_size
-    blocks = opened(hdfs.address + "a.parquet")
+    chunks = opened(hdfs.address + "a.parquet")
     asked = [int(r.params["length"]) for r in hdfs.requests if r.node == "data"]
-    assert len(blocks) == 5 and sum(asked) < size / 2
-    assert [row["number"] for _, row in blocks.read(4, 399)] == [1999]
+    assert len(chunks) == 5 and sum(asked) < size / 2
+    assert [row["number"] for _, row in chunks.read(4, 399)] == [1999]
     write_avro(hdfs.folder / "a.avro", rows, "null")
-    blocks = opened(hdfs.address + "a.avro")
-    assert len(blocks) == -(-(hdfs.folder / "a.avro").stat().st_size // 2**20) > 1
-    assert [row for block in range(len(blocks)) for _, row in blocks.read(block)] == rows
+    chunks = opened(hdfs.address + "a.avro")
+    assert len(chunks) == -(-(hdfs.folder / "a.avro").stat().st_size // 2**20) > 1
+    assert [row for chunk in range(len(chunks)) for _, row in chunks.read(chunk)] == rows
 
 
 def test_globs_and_folders(hdfs: WebHdfs) -> None:
@@ -85,7 +85,7 @@ def test_globs_and_folders(hdfs: WebHdfs) -> None:
     assert rows_of(hdfs.address + "logs") == rows * 2
     assert rows_of(hdfs.address + "logs/day=*/*.jsonl") == rows * 2
     assert rows_of(hdfs.address + "**/part-0.jsonl", max_rows=21) == [*rows, rows[0]]
-    place, _ = next(open_blocks(SourceConfig(hdfs.address + "logs")).rows())
+    place, _ = next(open_chunks(SourceConfig(hdfs.address + "logs")).rows())
     assert place == f"{hdfs.address}logs/day=1/part-0.jsonl:1"
     with pytest.raises(DataError, match="no file matches"):
         rows_of(hdfs.address + "logs/*.parquet")
@@ -94,7 +94,7 @@ def test_globs_and_folders(hdfs: WebHdfs) -> None:
 def test_the_user_is_told_and_not_shown(hdfs: WebHdfs) -> None:
     write(hdfs.folder / "a.jsonl", many(3))
     address = hdfs.address.replace("webhdfs://", "webhdfs://alice@") + "a.jsonl"
-    place, _ = next(open_blocks(SourceConfig(address)).rows())
+    place, _ = next(open_chunks(SourceConfig(address)).rows())
     assert place == f"{hdfs.address}a.jsonl:1"
     assert {request.params["user.name"] for request in hdfs.requests} == {"alice"}
     hdfs.requests.clear()
@@ -109,9 +109,9 @@ def test_a_data_node_that_dies_once_in_the_middle_of_a_read(
     monkeypatch.setattr(opening, "SMALL_BYTES", -1)
     rows = many(2000)
     write(hdfs.folder / name, rows)
-    blocks = opened(hdfs.address + name)
+    chunks = opened(hdfs.address + name)
     hdfs.faults.cut_read, hdfs.faults.times = 5000, 2
-    found = [row for block in range(len(blocks)) for _, row in blocks.read(block)]
+    found = [row for chunk in range(len(chunks)) for _, row in chunks.read(chunk)]
     assert hdfs.faults.times == 0  # It did die, twice,
     assert found == rows  # and nothing is lost or comes twice.
 
@@ -122,10 +122,10 @@ def test_a_data_node_that_dies_at_every_read(
 ) -> None:
     monkeypatch.setattr(opening, "SMALL_BYTES", -1)
     write(hdfs.folder / name, many(2000))
-    blocks = opened(hdfs.address + name)
+    chunks = opened(hdfs.address + name)
     hdfs.faults.cut_read = 20
     with pytest.raises(DataError, match=rf"webhdfs://127.0.0.1:\d+/{name} cannot be read"):
-        list(blocks.read(0))
+        list(chunks.read(0))
 
 
 @pytest.mark.parametrize("node", ["name", "data"])
@@ -133,10 +133,10 @@ def test_a_node_that_never_answers(
     hdfs: WebHdfs, node: str, big: tuple[str, list[dict[str, Any]]]
 ) -> None:
     path, _ = big
-    blocks = opened(path, timeout=1.0)
+    chunks = opened(path, timeout=1.0)
     hdfs.faults.hang = node
     with pytest.raises(DataError, match=r"a\.jsonl did not answer in time"):
-        list(blocks.read(1))
+        list(chunks.read(1))
     with pytest.raises(DataError, match=r"(time|answer|reached)"):
         opened(path, timeout=1.0)
 
@@ -145,16 +145,16 @@ def test_what_the_name_node_refuses(hdfs: WebHdfs, big: tuple[str, list[dict[str
     path, _ = big
     with pytest.raises(DataError, match=rf"{hdfs.address}none.jsonl is not there"):
         opened(hdfs.address + "none.jsonl")
-    blocks = opened(path)
+    chunks = opened(path)
     hdfs.faults.forbidden.add("/a.jsonl")
     with pytest.raises(DataError, match=r"a\.jsonl may not be read .*Permission denied"):
-        list(blocks.read(1))
+        list(chunks.read(1))
     with pytest.raises(DataError, match=r"a\.jsonl may not be read.*Permission denied"):
         opened(path)
     hdfs.faults.clear()
     hdfs.faults.standby = True
     with pytest.raises(DataError, match=r"name node is on standby; give .* the active one"):
-        list(blocks.read(1))
+        list(chunks.read(1))
     with pytest.raises(DataError, match=r"standby"):
         opened(path)
 
@@ -163,14 +163,14 @@ def test_what_a_data_node_says_is_never_taken_for_data(
     hdfs: WebHdfs, big: tuple[str, list[dict[str, Any]]]
 ) -> None:
     path, _ = big
-    blocks = opened(path)
+    chunks = opened(path)
     hdfs.faults.fail = True
     with pytest.raises(DataError, match=r"a\.jsonl cannot be read to its end .*500"):
-        list(blocks.read(1))
+        list(chunks.read(1))
     hdfs.faults.clear()
     hdfs.faults.refuse = True
     with pytest.raises(DataError, match=r"a\.jsonl cannot be re"):
-        list(blocks.read(1))
+        list(chunks.read(1))
 
 
 def test_a_page_that_says_not_found_is_no_server_that_is_not_there() -> None:

@@ -12,7 +12,7 @@ from tests.laws.models import base_logits, batch, greedy, logits, make_expanded
 
 from controlllm import collapse, combine, expand
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.peft import ControlLLMPeftConfig, adapters_of
 

@@ -20,7 +20,7 @@ from tests.parity.test_trainers import (
 
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import cross_entropy_sum, token_mask
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations import ControlLLMCallback
 from controlllm.integrations.peft import ControlLLMPeftConfig, adapters_of

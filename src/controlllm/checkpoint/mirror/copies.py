@@ -34,7 +34,7 @@ from controlllm.checkpoint.training.kinds import KINDS
 from controlllm.checkpoint.training.manifest import MANIFEST
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_folder
-from controlllm.common.storage.private import own_folder
+from controlllm.common.storage.lock import own_folder
 from controlllm.common.text.names import is_checkpoint, is_plain
 
 __all__ = ["local_copy"]

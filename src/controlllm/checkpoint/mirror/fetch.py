@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from controlllm.checkpoint.mirror.remote import FOLDERS, RemoteRun
 from controlllm.checkpoint.training.manifest import MANIFEST, parse_manifest, verify_manifest
@@ -88,10 +87,7 @@ def fetch_checkpoint(remote: RemoteRun, name: str, folder: Path) -> Path:
 def fetch_files(remote: RemoteRun, folder: Path, inner: Iterable[str] = FOLDERS) -> None:
     """Bring the files that lie directly in the remote folder.
 
-    Args:
-        remote: the folder elsewhere.
-        folder: the local one.
-        inner: folders within, whose files come as well; by default the rehearsal texts of a run.
+    The files of the folders `inner` come as well: by default the rehearsal texts of a run.
 
     Raises:
         CheckpointError: if the server, or the local disk, fails on the way.
@@ -149,15 +145,12 @@ def _data_among(names: Iterable[str], where: str) -> list[str]:
 
 
 def _receive(remote: RemoteRun, relative: str, target: Path) -> None:
-    source = remote.open(relative)
-    with source, target.open("wb") as file:
-        while data := _piece(remote, source):
+    with remote.open(relative) as source, target.open("wb") as file:
+        data = b"..."
+        while data:
+            with remote.asking():
+                data = source.read(_PIECE_BYTES)
             file.write(data)
-
-
-def _piece(remote: RemoteRun, source: Any) -> bytes:
-    with remote.asking():
-        return bytes(source.read(_PIECE_BYTES))
 
 
 def _fetch_best(remote: RemoteRun, folder: Path) -> None:

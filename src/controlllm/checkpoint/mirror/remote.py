@@ -16,23 +16,11 @@ from typing import Any
 from controlllm.checkpoint.training.manifest import MANIFEST
 from controlllm.checkpoint.training.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError, DataError
-from controlllm.common.storage.remote import open_filesystem, shown
+from controlllm.common.storage.remote import STAMPS, open_filesystem, shown
 from controlllm.common.text.names import is_checkpoint, is_plain
 from controlllm.common.text.secrets import hidden
 
 __all__ = ["FOLDERS", "RemoteRun"]
-
-_STAMPS = (
-    "modificationTime",
-    "modification_time",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "ETag",
-    "etag",
-)
-"""Where listings of the various clients tell that a file has changed."""
 
 FOLDERS = ("rehearsal",)
 """What belongs to a run, besides checkpoints and the files that lie directly in its folder."""
@@ -82,8 +70,7 @@ class RemoteRun:
     def checkpoints(self, whole: bool = True) -> list[str]:
         """The names `checkpoint-N` by rising step.
 
-        Args:
-            whole: leave out those that were not copied to their end.
+        With `whole`, those that were not copied to their end are left out.
 
         Raises:
             CheckpointError: if the server cannot say.
@@ -234,5 +221,5 @@ def _old(relative: str) -> str:
 
 
 def _stamp(entry: dict[str, Any]) -> str | None:
-    known = [f"{key}={entry[key]}" for key in _STAMPS if entry.get(key) is not None]
+    known = [f"{key}={entry[key]}" for key in STAMPS if entry.get(key) is not None]
     return f"{entry['size']} {' '.join(known)}" if known else None

@@ -26,12 +26,7 @@ _PAUSE_SECONDS = 1.0
 
 
 class Uploader:
-    """Copies a local run folder to a remote one, as it grows.
-
-    Args:
-        remote: where to.
-        save_total_limit: how many checkpoints to keep there; None keeps all.
-    """
+    """Copies a local run folder to a remote one, as it grows."""
 
     def __init__(self, remote: RemoteRun, save_total_limit: int | None = None) -> None:
         self.remote = remote
@@ -43,9 +38,6 @@ class Uploader:
 
         What is there already, whole, is not copied again. The best checkpoint (of the local
         `best.json`) and this one are never removed.
-
-        Args:
-            checkpoint: `run/checkpoint-N` on the local disk.
 
         Raises:
             CheckpointError: if it could not be copied. It is whole on the local disk, and no half

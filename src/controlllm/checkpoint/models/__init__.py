@@ -1,12 +1,8 @@
 """Any saved form becomes a model: found, looked at, loaded, exported.
 
 export      Take a trained model away: as a sidecar or adapter, in full, or collapsed into the base
-inspection  What a saved model consists of, read from configs and file headers: no weights are
-            loaded
+inspection  What a saved model consists of, read from configs and file headers
 loading     Any folder or name to a model and its tokenizer
 locate      What a path or name is: one small pure look at file names, before anything is loaded
-options     How a saved model is loaded, whatever form it has
-vocabulary  Whether a tokenizer's ids are rows of a model's embedding
-whole       A whole model by transformers, of which nothing is missing: a folder's or a name's on
-            the Hub
+whole       A whole model by transformers, of which nothing is missing
 """

@@ -21,21 +21,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
-from controlllm.checkpoint.models.options import LoadOptions
-from controlllm.checkpoint.models.vocabulary import require_rows
 from controlllm.checkpoint.models.whole import (
+    Dtype,
+    LoadOptions,
     check_files,
     download,
     file_on_hub,
     from_pretrained,
     load_whole,
+    require_rows,
 )
 from controlllm.checkpoint.training.kinds import KINDS, SavedKind, kind_in
 from controlllm.checkpoint.training.manifest import verify_manifest
@@ -46,8 +47,6 @@ from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.files.sidecar import SIDECAR_WEIGHTS
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def load_model(
@@ -195,7 +194,7 @@ def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTr
     if _saved_apart(location, options) is None and location.kind is not Kind.CHECKPOINT:
         return load_whole(location.path, options)
     if location.path in above:
-        raise CheckpointError(f"{name} is said to be its own base; say which it is (`base`).")
+        raise CheckpointError(f"{name} names itself as its base; name the base (`base`).")
     return _load(location, replace(options, device="cpu"), above)[0]
 
 

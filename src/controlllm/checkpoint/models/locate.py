@@ -1,7 +1,6 @@
 """What a path or name is: one small pure look at file names, before anything is loaded."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,10 +55,6 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
     A run folder means its best checkpoint, else its newest whole one; `run/best` the best one.
     What lies at an address (`hdfs://...`) is copied to this machine first.
 
-    Args:
-        path_or_name: a folder, an address, or a name on the Hub.
-        storage_options: for the client of an address (docs/hdfs.md).
-
     Raises:
         CheckpointError: if it is a path and nothing that can be loaded lies there.
     """
@@ -82,12 +77,8 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
 def locate_recorded(name: object, where: object) -> Location:
     """Find out what the base is that a saved model names, as `locate` does.
 
-    Whoever made the folder wrote that name. So it leads to this machine's disk or to the Hub, never
+    The maker of the folder wrote that name. So it leads to this machine's disk or to the Hub, never
     to another server, which would be told who asks and shown the user's token.
-
-    Args:
-        name: the recorded name.
-        where: the folder it is recorded in, for messages.
 
     Raises:
         CheckpointError: if none is recorded, it is an address, or nothing lies there.
@@ -112,7 +103,7 @@ def _look_into(folder: Path) -> Location:
         return Location(Kind.CHECKPOINT, str(folder))
     saved = kind_in(folder)
     if saved is not None:
-        return Location(_FORMS[saved.name](folder), str(folder))
+        return Location(_FORMS.get(saved.name) or _form_of_whole(folder), str(folder))
     if list_checkpoints(folder):
         checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
         if checkpoint is None:
@@ -127,10 +118,5 @@ def _form_of_whole(folder: Path) -> Kind:
     return Kind.EXPANDED if expanded else Kind.PLAIN
 
 
-_FORMS: dict[str, Callable[[Path], Kind]] = {
-    "control": lambda folder: Kind.SIDECAR,
-    "adapters": lambda folder: Kind.ADAPTER,
-    "part": lambda folder: Kind.PART,
-    "full": _form_of_whole,
-}
-"""The form of a folder by the kind of the model that lies in it."""
+_FORMS = {"control": Kind.SIDECAR, "adapters": Kind.ADAPTER, "part": Kind.PART}
+"""The form of a folder by the kind of what lies in it, if that is not a whole model."""

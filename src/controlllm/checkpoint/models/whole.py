@@ -5,16 +5,18 @@ the tensor's name, as is a weight that is not a number.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint.models.options import LoadOptions
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.packages.bitsandbytes import bnb_config
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
+from controlllm.common.registry import check_choice
+from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.text.names import DATA_PATTERNS
@@ -22,7 +24,63 @@ from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.quantised import settle
 
-__all__ = ["check_files", "download", "file_on_hub", "from_pretrained", "load_whole"]
+__all__ = [
+    "LoadOptions",
+    "check_files",
+    "download",
+    "file_on_hub",
+    "from_pretrained",
+    "load_whole",
+    "require_rows",
+]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class LoadOptions:
+    """How a model is loaded."""
+
+    base: str | None = None
+    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
+    dtype: Dtype = "auto"
+    """float32, bfloat16, float16, or auto = as it was saved."""
+    quantize_base: BnbKind | None = None
+    """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
+    device: str = "cpu"
+    """Where to put the model: cpu, cuda, cuda:1, or auto = a GPU if there is one."""
+    check_base: bool = True
+    """Refuse a base whose fingerprint is not the recorded one."""
+    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
+    """Allow code that comes with the model to run."""
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention; null = what transformers chooses."""
+    tokenizer: str | None = None
+    """Tokenizer to use instead of the model's own."""
+    scratch_dir: str | None = None
+    """Where the parts that several processes wrote are joined for a while; null = the system's
+    folder for temporary files (TMPDIR)."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: for an unknown dtype or kind.
+        """
+        check_choice("dtype", self.dtype, get_args(Dtype))
+        if self.quantize_base in ("int8", "nf4"):
+            raise ConfigError(
+                f"quantize_base={self.quantize_base!r} is made of a model that is there: leave it "
+                "out here, and call controlllm.train.setup.quantize.quantize_base(model, "
+                f"{self.quantize_base!r})."
+            )
+        if self.quantize_base is not None:
+            check_choice("quantize_base", self.quantize_base, BNB_KINDS)
+
 
 _MOST_BYTES = 2**30
 """Of a file that transformers reads as a whole: tokenizers of 260,000 tokens have some 40 MB."""
@@ -31,10 +89,6 @@ _READ_WHOLE = (".json", ".jinja", ".model", ".txt", ".yaml")
 
 def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
     """A model with all of its weights; safetensors only.
-
-    Args:
-        name: a folder, or a name on the Hub.
-        options: how to load it.
 
     Raises:
         CheckpointError: it cannot be loaded, a weight is missing, damaged or not a number.
@@ -60,10 +114,6 @@ def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
 
 def check_files(name: str, revision: str | None = None) -> None:
     """Check, before transformers reads them, a model's config and the sizes of its small files.
-
-    Args:
-        name: a folder, or a name on the Hub.
-        revision: of the latter.
 
     Raises:
         CheckpointError: a field of the config does not fit, or a file is absurdly large.
@@ -173,3 +223,28 @@ def _refuse_expanded(name: str, options: LoadOptions) -> None:
             f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
             "has learned would be quantised, too. Load its sidecar onto the base instead."
         )
+
+
+def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with tokens that the model has no row for.
+
+    Tokens that were added and that no text becomes pass (a placeholder of images, say): those of no
+    chat template that are not BOS, EOS, PAD or the like.
+
+    Raises:
+        CheckpointError: with the token, its id and the model's rows.
+    """
+    rows = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+    if rows is None:
+        return
+    beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
+    named = {str(value) for value in tokenizer.special_tokens_map.values()}
+    added, template = tokenizer.get_added_vocab() if beyond else {}, str(tokenizer.chat_template)
+    for token, id_ in sorted(beyond.items(), key=lambda item: item[1]):
+        if token not in added or token in template or token in named:
+            name = model.config.name_or_path or type(model).__name__
+            raise CheckpointError(
+                f"the tokenizer's token {token!r} has id {id_}, but the embedding of {name} has "
+                f"rows 0 to {rows - 1} only: use the tokenizer that the model was made with "
+                "(`tokenizer`), or resize the model first (model.resize_token_embeddings)."
+            )

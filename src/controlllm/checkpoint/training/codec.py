@@ -9,6 +9,7 @@ pickled: loading a checkpoint can therefore run no code.
         ->  {"$dict": [["step", {"$tensor": "0"}], [0, {"$tuple": [1, 2]}]]}, {"0": tensor(3.)}
 """
 
+import random
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
 
-__all__ = ["pack", "unpack"]
+__all__ = ["capture_rng", "pack", "restore_rng", "unpack"]
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -103,3 +104,22 @@ def _is_pairs(inner: Any) -> bool:
     return isinstance(inner, list) and all(
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], _PLAIN) for pair in inner
     )
+
+
+def capture_rng() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators, on every device in use."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_rng(states: dict[str, Any]) -> None:
+    """Set every generator to what `capture_rng` returned; devices absent here are left alone."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"].cpu())
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state.cpu(), device)

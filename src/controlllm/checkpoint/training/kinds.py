@@ -25,7 +25,7 @@ from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.schema import read_record
 from controlllm.common.storage.tensor_files import read_tensors, require_numbers
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.base_record import architecture_of, base_record, check_base
 from controlllm.expansion.files.records import BaseRecord
@@ -47,7 +47,16 @@ from controlllm.expansion.hub.peft import (
     read_peft_config,
 )
 
-__all__ = ["BASE_RECORD", "KINDS", "SavedKind", "kind_in", "kind_of"]
+__all__ = [
+    "BASE_RECORD",
+    "KINDS",
+    "SavedKind",
+    "describe_model",
+    "kind_in",
+    "kind_of",
+    "restore_tensors",
+    "trained_tensors",
+]
 
 BASE_RECORD = "base.json"
 """Beside an adapter: which base it was trained on, more than PEFT notes of it."""
@@ -102,21 +111,6 @@ def kind_in(folder: Path) -> SavedKind | None:
 def _describe_expanded(model: ControlLLMForCausalLM) -> dict[str, Any]:
     base_fingerprint(model)
     return {"config": sidecar_config(model.config, adapters_config(model))}
-
-
-def _base_of_sidecar(folder: Path) -> dict[str, Any]:
-    base: dict[str, Any] = read_sidecar_config(folder)["base"]
-    return base
-
-
-def _put_sidecar(
-    base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None, check: bool
-) -> PreTrainedModel:
-    return load_sidecar(base, folder, check_base=check, tensors=tensors)
-
-
-def _describe_adapters(model: PreTrainedModel) -> dict[str, Any]:
-    return {"config": peft_config(model), "base": base_record(model)}
 
 
 def _base_of_adapters(folder: Path) -> dict[str, Any]:
@@ -185,10 +179,6 @@ def _describe_full(model: PreTrainedModel) -> dict[str, Any]:
     return {"config": config}
 
 
-def _all_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
-    return dict(model.named_parameters())
-
-
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a folder, once they are known to be whole, and numbers."""
     verify_checksums(folder)
@@ -205,8 +195,10 @@ _ROWS = (
         holds=lambda model: isinstance(model, ControlLLMForCausalLM),
         tensors=sidecar_tensors,
         describe=_describe_expanded,
-        base_of=_base_of_sidecar,
-        put_on=_put_sidecar,
+        base_of=lambda folder: read_sidecar_config(folder)["base"],
+        put_on=lambda base, folder, tensors, check: load_sidecar(
+            base, folder, check_base=check, tensors=tensors
+        ),
     ),
     SavedKind(
         "adapters",
@@ -214,7 +206,7 @@ _ROWS = (
         ADAPTER_CONFIG,
         holds=has_adapters,
         tensors=adapter_tensors,
-        describe=_describe_adapters,
+        describe=lambda model: {"config": peft_config(model), "base": base_record(model)},
         base_of=_base_of_adapters,
         put_on=_put_adapters,
     ),
@@ -233,10 +225,43 @@ _ROWS = (
         "model.safetensors",
         "config.json",
         holds=lambda model: True,
-        tensors=_all_parameters,
+        tensors=lambda model: dict(model.named_parameters()),
         describe=_describe_full,
     ),
 )
 
 KINDS = {kind.name: kind for kind in _ROWS}
 """All kinds by name; the first that fits counts."""
+
+
+def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model, by name (the model's own tensors, not copies).
+
+    Of an expanded model these are the tensors of its sidecar, of one with adapters those, of any
+    other all parameters that train (`kinds`).
+    """
+    return kind_of(model).tensors(model)
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """What is needed to build the model again around its trained tensors, as plain JSON.
+
+    Which base it is is noted when this is first called: do so before anything trains. Collective
+    where the model lies in parts.
+
+    Returns:
+        `method` (the name of its row in `kinds`), `config` (the sidecar's, PEFT's, the model's own,
+        ...), and for adapters `base`.
+    """
+    kind = kind_of(model)
+    return {"method": kind.name, **kind.describe(model)}
+
+
+def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into the model, in place.
+
+    Raises:
+        CheckpointError: if names or shapes differ: the model was set up in another way than the
+            one that was saved. Nothing is copied then.
+    """
+    copy_tensors(trained_tensors(model), tensors, "the checkpoint")

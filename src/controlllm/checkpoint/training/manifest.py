@@ -2,7 +2,7 @@
 
 The manifest is written last. A folder whose files do not fit its manifest, or that has none, is
 not loaded, and the error says which file and why: one that is not listed, too. The manifest tells
-what is whole. It is no signature: whoever can change the files can write it anew.
+what is whole. It is no signature: who can change the files can write it anew.
 """
 
 import json
@@ -58,10 +58,6 @@ def verify_manifest(folder: str | Path) -> None:
 
 def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
     """What a manifest says.
-
-    Args:
-        content: the file's content.
-        where: the file, for messages.
 
     Raises:
         CheckpointError: if it is damaged, foreign, or of a newer format.

@@ -1,4 +1,4 @@
-"""The optimizer's state by the names of parameters, so that it fits however they are sharded.
+"""The optimizer's state by the names of parameters, however they are sharded.
 
 A moment in 8 or 4 bits (`train/step/low_bit.py`) is saved as what it is made of, `.../codes` and
 `.../scale`, each with one row for each row of the parameter.
@@ -37,9 +37,7 @@ def optimizer_state(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state as tensors by name, and the rest.
 
-    Args:
-        model: whose parameters it optimizes.
-        optimizer: any whose state is a dict for each parameter; the state may be in parts.
+    The state is a dict for each parameter, and may be in parts.
 
     Returns:
         `optimizer/{parameter}/{key}` -> tensor (its own memory, not a copy); and `groups` (their

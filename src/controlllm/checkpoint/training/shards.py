@@ -1,7 +1,7 @@
 """Tensors that are saved in parts, by `torch.distributed.checkpoint`; read by any number of ranks.
 
 Each rank writes the parts that it holds into one file, `shard-00001-model-00001-of-00001
-.safetensors`; the headers say where each part belongs. Whoever reads gives tensors to be filled, in
+.safetensors`; the headers say where each part belongs. A reader gives tensors to be filled, in
 parts or whole, and reads no more than those need. Files that one process wrote in one piece are
 read in the same way.
 """
@@ -20,7 +20,7 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import read_json, save_tensors, write_json
 from controlllm.common.storage.tensor_files import read_header
-from controlllm.common.tensor_copies import require_same
+from controlllm.common.tensors import require_same
 from controlllm.expansion.files.base_files import INDEX
 
 __all__ = [
@@ -73,11 +73,6 @@ def fill_tensors(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> s
 
     An optimizer's may be missing there: it has no state of a parameter that never had a gradient.
 
-    Args:
-        folder: a verified checkpoint.
-        targets: what to fill, by name.
-        ranks: the processes that read.
-
     Returns:
         The names of those that were filled.
 
@@ -99,9 +94,7 @@ def fill_tensors(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> s
 def read_shards(folder: Path, without: str | None = None) -> dict[str, Tensor]:
     """The tensors that several processes wrote, whole, in the memory of this one.
 
-    Args:
-        folder: a verified checkpoint.
-        without: how names begin of those that are left out.
+    Names that begin with `without` are left out.
     """
     tensors: dict[str, Tensor] = {}
     for some in _read_some(folder, without):
@@ -112,10 +105,8 @@ def read_shards(folder: Path, without: str | None = None) -> dict[str, Tensor]:
 def join_shards(folder: Path, target: Path, without: str | None = None) -> None:
     """Write whole what several processes wrote in parts, holding about a GiB at a time.
 
-    Args:
-        folder: a verified checkpoint.
-        target: an empty folder; gets files of the Hugging Face form, with an index.
-        without: how names begin of those that are left out.
+    The files have the Hugging Face form, with an index; names that begin with `without` are
+    left out.
 
     Raises:
         OSError: the disk is full, say.
@@ -201,11 +192,6 @@ def _entries(folder: Path) -> dict[str, Any]:
 
 def fill_some(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Read some tensors of a folder of safetensors files into given ones. Collective.
-
-    Args:
-        folder: any, of ours or of others.
-        targets: what to fill, in parts or whole, by the names of the files.
-        ranks: the processes that read.
 
     Raises:
         CheckpointError: one is not there.

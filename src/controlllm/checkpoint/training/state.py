@@ -99,31 +99,22 @@ class TrainingState:
 
     step: int
     """Optimizer steps done."""
-
     tensors: dict[str, Tensor]
     """The model's trained tensors by name (`trained_tensors(model)`)."""
-
     model: dict[str, Any]
     """What model they belong to: `method`, `config`, `base` (`describe_model(model)`)."""
-
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What is not in tensors of the optimizer's state (`optimizer_state`)."""
-
     optimizer_tensors: dict[str, Tensor] = field(default_factory=dict)
     """The tensors of the optimizer's state by name (`optimizer_state`)."""
-
     scheduler: dict[str, Any] = field(default_factory=dict)
     """`scheduler.state_dict()` as it is."""
-
     loader: dict[str, Any] = field(default_factory=dict)
     """The data loader's position."""
-
     rng: list[dict[str, Any]] = field(default_factory=list)
     """The random states of each rank (`capture_rng()`)."""
-
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per logged step."""
-
     extra: dict[str, Any] = field(default_factory=dict)
     """Anything else the loop must remember."""
 
@@ -282,10 +273,6 @@ def best_checkpoint(output_dir: str | Path) -> Path | None:
 
 def best_named(mark: Any, where: object) -> str:
     """The name of the checkpoint that a `best.json` marks.
-
-    Args:
-        mark: what the file holds.
-        where: the file, for messages.
 
     Raises:
         CheckpointError: if that is not the name of a checkpoint of the same run.

@@ -1,4 +1,4 @@
-"""Writing the checkpoints of a run, by one process, or by all of them while training goes on."""
+"""Writing the checkpoints of a run: by one process, or by all while training goes on."""
 
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -24,11 +24,6 @@ class CheckpointWriter:
     """Writes checkpoints; of several processes each writes its own parts, in the background.
 
     A checkpoint gets its name only once every part of it is on the disk, which `finish` waits for.
-
-    Args:
-        output_dir: the run folder, on a disk that all processes see.
-        save_total_limit: how many checkpoints to keep; None keeps all.
-        ranks: the processes of the run. Collective where there are several.
     """
 
     def __init__(self, output_dir: Path, save_total_limit: int | None, ranks: Ranks) -> None:

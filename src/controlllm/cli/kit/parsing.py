@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from controlllm.cli.kit.processes import speaks
+from controlllm.cli.kit.terminal import speaks
 from controlllm.cli.kit.words import (
     Words,
     dataclass_in,
@@ -27,7 +27,7 @@ from controlllm.cli.kit.words import (
     setting_names,
 )
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.fields import RUNS_CODE, settings_with, value_at
+from controlllm.common.settings import RUNS_CODE, settings_with, value_at
 from controlllm.common.text.secrets import hidden, redacted
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets
 

@@ -16,7 +16,7 @@ from controlllm.checkpoint.training.state import checkpoint_step
 from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.fields import value_at
+from controlllm.common.settings import value_at
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.common.text.readable import readable
@@ -55,10 +55,6 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
 
     The run folder may be a stranger's: code and addresses that its config names, options for their
     servers, and places of this machine are left out, and told, unless the user trusts it.
-
-    Args:
-        given: what words and files say; `model` decides.
-        trusts: whether everything of the run's config is taken.
     """
     values = _config_of(given)
     if values is None:
@@ -157,9 +153,7 @@ def load_sets(
 def tell_size(sets: Sets, settings: int) -> None:
     """Say before it starts what is going to be measured, where that may take a while.
 
-    Args:
-        sets: all of them.
-        settings: how often the model computes each batch, beside its base.
+    `settings` is how often the model computes each batch, beside its base.
     """
     tokens = {
         name: sum(batch["input_ids"].numel() for batch in batches) for name, batches in sets.items()

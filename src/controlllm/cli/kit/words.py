@@ -43,10 +43,6 @@ class Words:
 def parse_words(cls: type, argv: list[str]) -> Words:
     """Read the words after a verb.
 
-    Args:
-        cls: dataclass of the options; fields without a default are positional.
-        argv: the words.
-
     Raises:
         ConfigError: an option is not known (with the nearest), has no value, or is given twice.
     """

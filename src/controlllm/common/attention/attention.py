@@ -28,11 +28,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from controlllm.common.attention.documents import IN_CHUNKS
 from controlllm.common.errors import ModelError
 
-__all__ = [
-    "PackedMask",
-    "packed_attention_for",
-    "register_packed_attention",
-]
+__all__ = ["PackedMask", "packed_attention_for", "register_packed_attention"]
 
 PACKED_NAMES = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 
@@ -187,7 +183,7 @@ def _eager_forward(
     unknown = [name for name in UNKNOWN_TO_EAGER if kwargs.get(name) is not None]
     if unknown:
         raise ModelError(
-            f"packed attention knows no {unknown[0]!r}; set data.packing=false for this model."
+            f"packed attention does not support {unknown[0]!r}; set data.packing=false."
         )
     groups = getattr(module, "num_key_value_groups", 1)
     scores = query @ repeat_kv(key, groups).transpose(2, 3)

@@ -55,9 +55,6 @@ def check_packing(model: Any) -> None:
     Two documents are packed, the first once with other tokens; then the second runs alone. Call it
     in the precision of training, with the attention of training.
 
-    Args:
-        model: a causal language model of transformers.
-
     Raises:
         ModelError: the second document comes out otherwise, so packing would train on mixed text;
             or what comes out are no numbers at all.
@@ -80,7 +77,7 @@ def check_packing(model: Any) -> None:
         )
         alone = model(second, use_cache=False).logits
     except TypeError as error:
-        raise ModelError(f"{name} takes no packed rows ({error}); {REMEDY}") from error
+        raise ModelError(f"{name} does not accept packed rows ({error}); {REMEDY}") from error
     finally:
         for module, training in modes:
             module.training = training
@@ -102,8 +99,8 @@ def _check_numbers(model: Any, logits: Tensor) -> None:
     first = next((name for name, weight in plain if not weight.isfinite().all()), None)
     cause = "its precision may be too narrow" if first is None else f"neither are those of {first}"
     raise ModelError(
-        f"{type(model).__name__} computes values that are not numbers (nan): {cause}. Take a "
-        "sound base model, or another dtype or mixed_precision."
+        f"{type(model).__name__} computes values that are not numbers (nan): {cause}. Use an "
+        "intact base model, or another dtype or mixed_precision."
     )
 
 

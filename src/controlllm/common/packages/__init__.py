@@ -1,6 +1,5 @@
 """Optional packages by one door each.
 
-bitsandbytes  The optional package bitsandbytes: linear layers in 8 or 4 bits, made, told apart and
-              read
+bitsandbytes  The optional package bitsandbytes
 torchao       The optional package torchao: asked for in words, and imported without its own
 """

@@ -44,9 +44,6 @@ _LOUD = "bitsandbytes.autograd._functions"
 def require_bitsandbytes(setting: str) -> Any:
     """Import bitsandbytes.
 
-    Args:
-        setting: what of the run asks for it, for the error.
-
     Raises:
         ConfigError: it is not installed.
     """
@@ -61,10 +58,6 @@ def require_bitsandbytes(setting: str) -> Any:
 
 def bnb_config(kind: str, compute_dtype: torch.dtype) -> Any:
     """What makes `from_pretrained` quantise weights as it reads them.
-
-    Args:
-        kind: one of `BNB_KINDS`.
-        compute_dtype: what 4-bit layers compute in.
 
     Returns:
         A `transformers.BitsAndBytesConfig`.
@@ -88,10 +81,7 @@ def bnb_config(kind: str, compute_dtype: torch.dtype) -> Any:
 def bnb_linear(linear: nn.Linear, kind: str, compute_dtype: torch.dtype) -> nn.Module:
     """A quantised layer with the weight and the bias of `linear`, as `bnb_config` would load it.
 
-    Args:
-        linear: a layer with floating-point weights; not changed, its bias is kept.
-        kind: one of `BNB_KINDS`.
-        compute_dtype: what a 4-bit layer computes in.
+    `linear` is not changed, and its bias is kept.
     """
     nn_ = require_bitsandbytes(f"quantize_base={kind}").nn
     weight, has_bias = linear.weight.detach(), linear.bias is not None

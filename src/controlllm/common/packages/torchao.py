@@ -16,10 +16,6 @@ _LOUD = ("torchao", "torch.utils._pytree", "bitsandbytes")
 def require_torchao(module: str, setting: str) -> Any:
     """Import a module of torchao.
 
-    Args:
-        module: such as `torchao.optim`.
-        setting: what of the run asks for it, for the error.
-
     Raises:
         ConfigError: torchao is not installed.
     """

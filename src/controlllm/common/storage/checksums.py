@@ -1,6 +1,6 @@
 """Which files were written together: `checksums.json` beside an exported model.
 
-It tells truncated, damaged and half-copied files. It is no signature: whoever can change the files
+It tells truncated, damaged and half-copied files. It is no signature: who can change the files
 can change the sums as well.
 """
 
@@ -92,8 +92,8 @@ def verify_checksums(folder: str | os.PathLike[str], ours: bool = False) -> None
     if not path.is_file():
         if ours and not path.with_name("manifest.json").is_file():
             warnings.warn(
-                f"{folder} has no {CHECKSUMS}, which every export has: nothing tells whether its "
-                "files are whole, and as they were written.",
+                f"{folder} has no {CHECKSUMS}, which every export has: its files may be "
+                "incomplete or changed.",
                 stacklevel=2,
             )
         return
@@ -103,19 +103,12 @@ def verify_checksums(folder: str | os.PathLike[str], ours: bool = False) -> None
     for other in sorted(Path(folder).iterdir()):
         if other.name.endswith(_FOUND) and other.name not in files:
             raise CheckpointError(
-                f"{other} is not in {CHECKSUMS}, and would be loaded with or for what is; "
-                "remove it."
+                f"{other} is not in {CHECKSUMS}, but loaders would read it; remove it."
             )
 
 
 def compare_files(folder: Path, files: dict[str, Any], note: str, advice: str) -> None:
     """Compare files with their sizes and SHA-256.
-
-    Args:
-        folder: where they lie.
-        files: as `list_files` gives them.
-        note: where that was written down.
-        advice: what to do where one does not fit.
 
     Raises:
         CheckpointError: with the first that does not.

@@ -18,12 +18,7 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """Runs calls that must show progress at least every `seconds` seconds.
-
-    Args:
-        server: whom the calls talk to, for the message.
-        seconds: the longest time without progress.
-    """
+    """Runs calls that must show progress at least every `seconds` seconds."""
 
     def __init__(self, server: str, seconds: float) -> None:
         self.server = server

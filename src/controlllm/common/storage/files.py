@@ -17,8 +17,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from controlllm.common.errors import CheckpointError
-from controlllm.common.storage.disk import sync, sync_tree
-from controlllm.common.storage.workplace import clean_leftovers, final_path, swap_in, workplace
+from controlllm.common.storage.workplace import (
+    clean_leftovers,
+    final_path,
+    swap_in,
+    sync,
+    sync_tree,
+    workplace,
+)
 
 __all__ = [
     "as_usual",
@@ -65,10 +71,6 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, most_bytes: int = MOST_JSON) -> Any:
     """Read a JSON file.
-
-    Args:
-        path: the file.
-        most_bytes: a larger one is refused before it is read.
 
     Raises:
         CheckpointError: if it is missing, too large, unreadable, nested too deep or not JSON.
@@ -164,10 +166,6 @@ def require_empty(folder: str | Path) -> None:
 
 def require_writable(path: str | Path, folder: bool = False) -> None:
     """Check before long work that its result can be written; nothing is left behind.
-
-    Args:
-        path: where the result is going to be; it and the folders above it need not exist.
-        folder: whether it is a folder, instead of a file.
 
     Raises:
         CheckpointError: nothing can be written there.

@@ -24,15 +24,17 @@ _INHERITED: list[AbstractFileSystem] = []
 destructor that waits for these would wait for ever."""
 
 
-class GuardedFileSystem(AbstractFileSystem):
-    """Another file system behind deadlines.
+def _with_deadline(name: str) -> Any:
+    """A method that calls the client's, with a deadline."""
 
-    Args:
-        scheme: which one, by its scheme.
-        options: its own options.
-        timeout: the longest wait in seconds.
-        server: how messages name it.
-    """
+    def call(self: "GuardedFileSystem", *args: Any, **kwargs: Any) -> Any:
+        return self._run(name, *args, **kwargs)
+
+    return call
+
+
+class GuardedFileSystem(AbstractFileSystem):
+    """Another file system behind deadlines."""
 
     cachable = False
 
@@ -72,17 +74,7 @@ class GuardedFileSystem(AbstractFileSystem):
         """What tells this file system from others of its kind."""
         return f"{self.protocol}-{self.deadline.server}"
 
-    def check_client(self) -> None:
-        """Make the client, so that wrong options are told now.
-
-        Raises:
-            OSError, TypeError, ValueError: as the client says.
-        """
-        self.client  # noqa: B018
-
-    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """See fsspec."""
-        return self._run("info", path, **kwargs)
+    info = _with_deadline("info")
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
         """See fsspec."""
@@ -110,45 +102,12 @@ class GuardedFileSystem(AbstractFileSystem):
             return self._run("glob", path, maxdepth=maxdepth, **kwargs)
         return super().glob(path, maxdepth=maxdepth, **kwargs)
 
-    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
-        """See fsspec."""
-        self._run("mkdir", path, create_parents=create_parents, **kwargs)
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """See fsspec."""
-        self._run("makedirs", path, exist_ok=exist_ok)
-
-    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """See fsspec."""
-        self._run("mv", path1, path2, **kwargs)
-
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """See fsspec."""
-        self._run("rm", path, recursive=recursive)
-
-    def rm_file(self, path: str) -> None:
-        """See fsspec."""
-        self._run("rm_file", path)
-
-    def rmdir(self, path: str) -> None:
-        """See fsspec."""
-        self._run("rmdir", path)
-
-    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """See fsspec."""
-        self._run("cp_file", path1, path2, **kwargs)
-
-    def created(self, path: str) -> Any:
-        """See fsspec."""
-        return self._run("created", path)
-
-    def modified(self, path: str) -> Any:
-        """See fsspec."""
-        return self._run("modified", path)
-
-    def ukey(self, path: str) -> Any:
-        """See fsspec."""
-        return self._run("ukey", path)
+    mkdir, makedirs, mv, rm, rm_file, rmdir = map(
+        _with_deadline, ("mkdir", "makedirs", "mv", "rm", "rm_file", "rmdir")
+    )
+    cp_file, created, modified, ukey = map(
+        _with_deadline, ("cp_file", "created", "modified", "ukey")
+    )
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """See fsspec."""
@@ -300,7 +259,7 @@ def _client_class(scheme: str) -> type[AbstractFileSystem]:
 
     Raises:
         ImportError: if its package is not installed.
-        ValueError: if nobody knows the scheme.
+        ValueError: if the scheme is not known.
     """
     if scheme == "webhdfs":
         from controlllm.common.storage.webhdfs import WebHdfsClient

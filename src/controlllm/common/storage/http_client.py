@@ -24,9 +24,7 @@ _TOLD_TO_ALL = {"host", "accept", "accept-encoding", "connection", "range", "use
 def client_of(server: str, proxied: bool) -> Callable[..., Awaitable[ClientSession]]:
     """What makes the sessions of fsspec's HTTP client.
 
-    Args:
-        server: scheme and host that the user typed.
-        proxied: whether a proxy connects; it alone then says where to.
+    With a proxy, the proxy alone says where to connect.
     """
 
     async def get_client(**settings: Any) -> ClientSession:
@@ -48,7 +46,7 @@ def _discreet(server: str) -> Callable[[ClientRequest, ClientHandlerType], Any]:
         if other != own:
             if (own[0], other[0]) == ("https", "http"):
                 raise PermissionError(
-                    errno.EACCES, f"{server} leads to {request.url.origin()}, which is not secure"
+                    errno.EACCES, f"{server} redirects to {request.url.origin()}: not secure"
                 )
             for name in {name for name in request.headers if name.lower() not in _TOLD_TO_ALL}:
                 request.headers.popall(name, None)

@@ -1,20 +1,75 @@
-"""One process does the work, the others wait for it: locks and failures on a shared disk."""
+"""One process at a time: one makes what the others wait for, one writes into a folder."""
 
 import logging
 import os
 import socket
+import stat
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from controlllm.common.errors import ControlLLMError, DataError
+from controlllm.common.errors import ConfigError, ControlLLMError, DataError
 from controlllm.common.storage.files import write_text
-from controlllm.common.storage.private import read_note, write_note
+from controlllm.common.storage.held import LOCK, Held, TakenError, hold
+from controlllm.common.storage.workplace import make_folder
 
-__all__ = ["make_once"]
+__all__ = ["make_once", "occupied", "own_folder", "read_note", "write_note"]
+
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NOTE_BYTES = 2**16
+
+
+def own_folder(path: Path, option: str) -> Path:
+    """Make a folder that this user alone may use, or check that an existing one is this user's.
+
+    Raises:
+        ConfigError: it belongs to another user, or others may write to it.
+        OSError: it cannot be made.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not hasattr(os, "geteuid"):
+        return path  # Windows: folders in a user's profile are that user's.
+    # A link counts as its owner's word: one of this user's may lead to another disk. What the
+    # administrator made (in an image, say) could not be kept from this process anyway.
+    for found in (path.lstat(), path.stat()):
+        if found.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(
+                f"{path} belongs to another user (id {found.st_uid}, this process runs as "
+                f"{os.geteuid()}), who could have put anything there; choose another folder with "
+                f"`{option}`, or make it yours with `chown`."
+            )
+    if path.stat().st_mode & _OTHERS:
+        raise ConfigError(
+            f"other users may write to {path}; run `chmod go-w {path}` if nobody did, or choose "
+            f"another folder with `{option}`."
+        )
+    return path
+
+
+def write_note(path: Path, text: str) -> None:
+    """Write a small text file in place, for this user's eyes, unless its name is a link.
+
+    Raises:
+        OSError: it is a link, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NOFOLLOW
+    with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read_note(path: Path) -> str:
+    """A small text file; empty where there is none, or only a link."""
+    try:
+        with open(os.open(path, os.O_RDONLY | _NOFOLLOW), encoding="utf-8", errors="replace") as f:
+            return f.read(_NOTE_BYTES)
+    except OSError:
+        return ""
+
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +120,12 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
     lock = FileLock(lock_file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(
-            lock, lambda: f"{read_note(holder) or 'another process'}, which makes {target}", timeout
-        )
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # Said before the wait, which may be long.
+            by = read_note(holder) or "another process"
+            log.info("Waiting up to %g s for %s, which makes %s", timeout, by, target)
+            lock.acquire(timeout=timeout)
     except Timeout:
         raise DataError(
             f"waited {timeout:g} s for another process ({read_note(holder) or 'unknown'}) that "
@@ -90,14 +148,60 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(lock: FileLock, holder: Callable[[], str], timeout: float) -> None:
-    """Take a lock; where another process has it, say so before the wait, which may be long."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Waiting up to %g s for %s", timeout, holder())
-        lock.acquire(timeout=timeout)
-
-
 def _beside(target: Path, ending: str) -> Path:
     return target.with_name(f"{target.name}.{ending}")
+
+
+@contextmanager
+def occupied(folder: Path, setting: str) -> Iterator[None]:
+    """Keep other writers out of a folder, which is made if need be; readers are not kept out.
+
+    Raises:
+        ConfigError: another process is at work there (which one is said), or the folder is a file
+            or cannot be written.
+    """
+    held = _enter(folder, f"{setting}={str(folder)!r}")
+    try:
+        yield
+    finally:
+        held.release(remove=True)
+
+
+def _enter(folder: Path, named: str) -> Held:
+    if folder.is_file():
+        raise ConfigError(f"{named} is a file; choose a folder.")
+    try:
+        make_folder(folder)
+        held = _hold(folder)
+    except TakenError as error:
+        raise ConfigError(
+            f"{named} is in use by {error.holder or 'another process'}; wait until it has ended, "
+            "end it, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{named} cannot be written: {error.strerror or error}. Choose another folder, or make "
+            "room there."
+        ) from error
+    if not held.is_locked:
+        warnings.warn(
+            f"{named} lies on a disk without locks: nothing keeps a second run out of it.",
+            stacklevel=4,
+        )
+    elif held.before is not None and not held.before.is_on_this_machine:
+        warnings.warn(
+            f"{named} was last held by {held.before}, which was ended from outside. Some shared "
+            "disks do not share locks: make sure that it is gone.",
+            stacklevel=4,
+        )
+    return held
+
+
+def _hold(folder: Path) -> Held:
+    held = hold(folder / LOCK)
+    try:
+        held.note()
+    except OSError:
+        held.release(remove=True)
+        raise
+    return held

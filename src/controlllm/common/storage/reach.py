@@ -1,7 +1,7 @@
 """How far a server may send its clients on.
 
 A server that the user typed may answer "look over there": at a data node, at a CDN. Over there may
-also be a service of this machine or of its network, which trusts whoever asks from within. So a
+also be a service of this machine or of its network, which trusts every client from within. So a
 redirect leads no further inwards than what was typed:
 
 | the typed host is | redirects may lead to |
@@ -41,9 +41,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
 class Reach:
     """Which addresses may be connected to on behalf of a typed host.
 
-    Args:
-        host: the typed host.
-        also: further hosts that the user typed, which are never refused.
+    `also` names further hosts that the user typed, which are never refused.
     """
 
     def __init__(self, host: str, also: Collection[str] = ()) -> None:
@@ -51,20 +49,15 @@ class Reach:
         self.also = {name.lower() for name in also}
 
     def refusal(self, address: str, host: str | None = None) -> str | None:
-        """Why an address may not be connected to; None if it may.
-
-        Args:
-            address: the IP address, as it was resolved.
-            host: the name it was resolved from, where it is known.
-        """
+        """Why an address may not be connected to; None if it may."""
         if (host or "").lower() in {self.host.lower(), *self.also}:
             return None
         kind = _kind(address)
         if kind in self._kinds:
             return None
         return (
-            f"{self.host} leads to {host or address}, a {kind} address, which is further inside "
-            "than what was asked for; if that is meant, name that server yourself (docs/hdfs.md)"
+            f"{self.host} redirects to {host or address}, a {kind} address: redirects may not lead "
+            "further inside. If you mean that server, give its address yourself (docs/hdfs.md)"
         )
 
     @cached_property

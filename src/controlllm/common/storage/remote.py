@@ -15,6 +15,7 @@ What comes back is an fsspec file system, so pyarrow reads through it as well
 
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,7 +25,22 @@ from controlllm.common.text.secrets import hidden
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["allow_scheme", "http_status", "is_remote", "open_filesystem", "shown"]
+__all__ = [
+    "STAMPS",
+    "allow_scheme",
+    "causes",
+    "describe",
+    "http_status",
+    "is_remote",
+    "open_filesystem",
+    "shown",
+]
+
+STAMPS = (
+    *("ETag", "etag", "checksum", "Last-Modified", "LastModified", "last_modified"),
+    *("mtime", "modificationTime", "modification_time", "updated", "created"),
+)
+"""What file systems call the time, or the version, of a file in their listings."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CHAINED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(://[^:]*)?::")
@@ -59,9 +75,6 @@ def allow_scheme(scheme: str) -> None:
 
     For your own clients (`fsspec.register_implementation`). It holds for this process, so call it
     in a plugin (`data.plugins`), which every process runs.
-
-    Args:
-        scheme: what stands before `://`.
     """
     _allowed.add(scheme.lower())
 
@@ -97,7 +110,7 @@ def open_filesystem(
         options = _with_hadoop_user(options)
     try:
         filesystem = GuardedFileSystem(scheme, options, timeout, _server(address))
-        filesystem.check_client()
+        filesystem.client  # noqa: B018 - so that wrong options are told now
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         remedy = f"install it with `pip install {package}`" if package else str(error)
@@ -122,14 +135,53 @@ def shown(address: object) -> str:
 
 def http_status(error: BaseException) -> int | None:
     """The HTTP status that a client tells with an error, or with what led to it."""
-    found: BaseException | None = error
-    while found is not None:
+    for found in causes(error):
         # As aiohttp tells it, and as requests does.
         for holder, name in ((found, "status"), (getattr(found, "response", None), "status_code")):
             if isinstance(status := getattr(holder, name, None), int):
                 return status
-        found = found.__cause__ or found.__context__
     return None
+
+
+def describe(error: BaseException, address: str, begun: bool = True) -> str:
+    """One sentence: the address, what happened, what to do.
+
+    Once reading has `begun`, an unknown error means that it broke off; before, that the server
+    cannot be reached.
+    """
+    name, text = shown(address), " ".join(hidden(error).split()) or type(error).__name__
+    if "standby" in text.lower():
+        return f"{name}: the name node is on standby; give the address of the active one ({text})."
+    status = http_status(error)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return (
+            f"{name} may not be read ({text}); ask for access, or say who asks in "
+            "`storage_options` (user, token, keys)."
+        )
+    missing = isinstance(error, FileNotFoundError) or status == 404
+    if missing and not _is_unreachable(error):
+        return f"{name} is not there ({text}); check path, host and port."
+    if isinstance(error, TimeoutError):
+        return f"{name} did not answer in time ({text}); `data.timeout` is how long to wait."
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder, where a file is expected."
+    if not begun or _is_unreachable(error):
+        return f"{name} cannot be reached ({text}); check host and port, and that the server runs."
+    remedy = "check the server and run again." if is_remote(address) else "is it complete?"
+    return f"{name} cannot be read to its end ({text}); {remedy}"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    names = ("ClientConnectorError", "ConnectionRefusedError", "ServerDisconnectedError")
+    return any(type(cause).__name__ in names for cause in causes(error))
 
 
 def _is_chained(address: str) -> bool:
@@ -211,19 +263,5 @@ def _probe(filesystem: "AbstractFileSystem", path: str, address: str) -> None:
         filesystem.info(place)
     except FileNotFoundError:
         return
-    except PermissionError as error:
-        raise DataError(
-            f"{shown(address)} may not be read: {hidden(error)}; ask for access, or say who asks "
-            "(user, token or keys in the storage options; docs/hdfs.md)."
-        ) from error
     except OSError as error:
-        if http_status(error) == 404:  # Not in the words of a file system that it serves.
-            raise DataError(
-                f"{shown(address)} was not found: {hidden(error)}; a server answers there, but "
-                "knows no such file or path. Check the path, and that host and port are those of "
-                f"{_scheme(address)} (docs/hdfs.md)."
-            ) from error
-        raise DataError(
-            f"{shown(address)} cannot be reached: {hidden(error)}; check host and port, and that "
-            "the server runs."
-        ) from error
+        raise DataError(describe(error, address, begun=False)) from error

@@ -88,10 +88,6 @@ def fitting(holds: Callable[[Any], bool], what: str) -> _Bound:
 def read_record(path: str | Path, schema: Any) -> Any:
     """Read a JSON file that is as a schema says.
 
-    Args:
-        path: the file.
-        schema: a `TypedDict`, `Annotated` with `OPEN` or not.
-
     Returns:
         Its values, as the schema types them.
 

@@ -78,9 +78,7 @@ def require_numbers(
 ) -> None:
     """Check that no value is infinite or not a number.
 
-    Args:
-        tensors: by name; each is read once. Integers and 8-bit floats (quantised) pass.
-        where: what holds them, for messages.
+    Integers and 8-bit floats (quantised) pass.
 
     Raises:
         CheckpointError: with the name of the first that holds one.

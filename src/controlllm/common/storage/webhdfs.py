@@ -70,16 +70,14 @@ class WebHdfsClient(WebHDFS):
     def put_stream(self, stream: Any, path: str) -> None:
         """Create a file from a stream: one request to the name node, one to a data node.
 
-        Args:
-            stream: has `read(size)` and a length.
-            path: the file's place; an older one is replaced.
+        The stream has `read(size)` and a length; an older file is replaced.
 
         Raises:
             OSError: if it was not taken whole.
         """
         asked = self._call("CREATE", method="put", path=path, redirect=False, overwrite="true")
         if "Location" not in asked.headers:
-            raise OSError(f"{path}: the name node told no data node to write to")
+            raise OSError(f"{path}: the name node named no data node to write to")
         answer = self.session.put(
             self._apply_proxy(asked.headers["Location"]),
             data=stream,
@@ -111,11 +109,8 @@ class _File(WebHDFile):
 class _Session(requests.Session):
     """Tells who asks to one origin only, and follows no redirects by itself.
 
-    Args:
-        made: a session with the proof of who asks, which only the name node gets.
-        url: the name node (or gateway).
-        timeout: the longest wait, in seconds.
-        reach: where the name node may send its clients; None = anywhere.
+    `made` is a session with the proof of who asks, which only the name node gets; `reach` is where
+    the name node may send its clients (None: anywhere).
     """
 
     def __init__(
@@ -143,7 +138,7 @@ class _Session(requests.Session):
         settings["allow_redirects"] = False
         own, other = origin(self.url), origin(str(url))
         if (own[0], other[0]) == ("https", "http"):
-            raise DataError(f"{self.url} leads to http://{other[1]}, which is not secure")
+            raise DataError(f"{self.url} redirects to http://{other[1]}, which is not secure")
         send = super().request if own == other else self.others.request
         answer = send(method, url, *args, **settings)
         if answer.is_redirect and not expected:

@@ -6,22 +6,105 @@
         .controlllm.old       the old one, where two names cannot be swapped at once
 
 Readers pass it over. It is left over once nobody holds the lock: the kernel sees to that, so that
-neither process numbers nor host names, which containers share, decide what is removed.
+neither process numbers nor host names, which containers share, decide what is removed. What is
+written is flushed to the disk, so that its name outlives a power cut.
 """
 
+import ctypes
+import errno
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from controlllm.common.storage import disk
 from controlllm.common.storage.held import LOCK, Held, TakenError, hold
 
-__all__ = ["clean_leftovers", "final_path", "swap_in", "workplace"]
+__all__ = [
+    "clean_leftovers",
+    "exchange",
+    "final_path",
+    "make_folder",
+    "swap_in",
+    "sync",
+    "sync_tree",
+    "workplace",
+]
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # File systems over a network may know no flushing of names; they do it by themselves.
+        if error.errno not in _CANNOT or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush everything in a folder, and the folder."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, in such a way that a power cut does not take them back."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths swap their names, so that at no moment one of them names nothing.
+
+    Returns:
+        False, with nothing changed, where the system or the file system cannot do it.
+
+    Raises:
+        OSError: it can, but not with these.
+    """
+    function = _renameat2()
+    if function is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if function(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@cache
+def _renameat2() -> Any:
+    """The system's call, by its C library; None where there is none."""
+    if sys.platform != "linux":
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (
+            *(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p),
+            ctypes.c_uint,
+        )
+    return function
+
 
 _NAME = re.compile(r"^\.(?P<target>.+)\.controlllm\.writing-[0-9a-f]{12}$")
 _OLD = ".controlllm.old"
@@ -35,7 +118,7 @@ def workplace(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the place cannot be written.
     """
-    disk.make_folder(target.parent)
+    make_folder(target.parent)
     clean_leftovers(target.parent)
     held = _open(target)
     folder = held.path.parent
@@ -55,9 +138,9 @@ def swap_in(temporary: Path, target: Path) -> None:
     """
     if not os.path.lexists(target):
         os.rename(temporary, target)
-    elif not disk.exchange(temporary, target):
+    elif not exchange(temporary, target):
         _rename_twice(temporary, target)
-    disk.sync(target.parent)
+    sync(target.parent)
 
 
 def clean_leftovers(folder: str | Path) -> list[Path]:
@@ -141,4 +224,4 @@ def _finish_swap(folder: Path) -> None:
     if not os.path.lexists(old) or os.path.lexists(target):
         return
     os.rename(new if os.path.lexists(new) else old, target)
-    disk.sync(target.parent)
+    sync(target.parent)

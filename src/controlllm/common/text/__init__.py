@@ -1,10 +1,8 @@
 """Text for people: readable, without secrets, with progress; and YAML that runs no code.
 
-names     The names that a stranger's folder may use: plain ones, for files that hold data and not
-          code
+names     The names that a stranger's folder may use
 progress  How far long work is: one line that is rewritten on a terminal, sparse lines in a log
-readable  Text of strangers on a terminal: what would steer it is made visible, wherever it comes
-          from
+readable  Text of strangers on a terminal
 secrets   What must not be shown: tokens, passwords, keys; told by the names they stand under
 yamls     YAML that somebody else may have written: read within bounds, and nothing in it said twice
 """

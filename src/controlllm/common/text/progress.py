@@ -31,13 +31,7 @@ def show_progress(on: bool) -> None:
 
 
 class Progress:
-    """How many of some things are done, and the time left where their number is known.
-
-    Args:
-        label: what is shown before the numbers.
-        things: what is counted ("rows").
-        total: how many there are, if that is known.
-    """
+    """How many of some things are done, and the time left where their number is known."""
 
     def __init__(self, label: str, things: str, total: float | None = None) -> None:
         self.label, self.things, self.total = readable(label), things, total

@@ -23,15 +23,8 @@ _OPTIONS = re.compile(r"(^|_)storage_options$")
 _HARMLESS = (
     # Of what clients are given; any other text there may be a secret under an unlikely name.
     *("user", "username", "host", "port", "protocol", "endpoint_url", "endpoint", "region"),
-    *(
-        "region_name",
-        "project",
-        "account_name",
-        "proxy_to",
-        "data_proxy",
-        "proxies",
-        "client_kwargs",
-    ),
+    *("region_name", "project", "account_name", "proxy_to", "data_proxy", "proxies"),
+    "client_kwargs",
 )
 _USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)([^/@\s:]*)(:[^/@\s]*)?@")
 _QUERY = re.compile(
@@ -51,12 +44,7 @@ def hidden(text: object) -> str:
 
 
 def redacted(value: Any, key: str = "") -> Any:
-    """Nested settings without the secrets in them.
-
-    Args:
-        value: dicts and lists of plain values.
-        key: the name it stands under.
-    """
+    """Nested settings without the secrets in them."""
     options = _OPTIONS.search(key) is not None
     if (_is_secret(key) or (options and not isinstance(value, Mapping))) and value:
         return REDACTED

@@ -23,10 +23,6 @@ _CHARACTERS = 100
 def parse_yaml(content: bytes | str, name: str) -> Any:
     """The value that a YAML text stands for.
 
-    Args:
-        content: the text, or UTF-8.
-        name: of the file or option, for messages.
-
     Raises:
         ConfigError: it is no YAML, too large, too deep or too many values, or a key is given twice.
     """
@@ -81,11 +77,7 @@ def _bound(name: str, count: int, depth: int, mark: Any) -> None:
 
 
 class _Measure:
-    """Counts values with aliases expanded, and looks for keys given twice.
-
-    Args:
-        name: of the file, for messages.
-    """
+    """Counts values with aliases expanded, and looks for keys given twice."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -3,14 +3,23 @@
 ```
 options_key   the tokenizer's content, the template, every option   resume: is it the same run?
 model_key     the content of a model that a hook asks for           caches: all of them, together
-code_key      the code of formats, filters and hooks (`codekey`)    with the rows' identity, stamps
+code_key      the code of formats, filters and hooks               with the rows' identity, stamps
 ```
 """
 
+import ast
+import inspect
 import json
-from collections.abc import Iterator
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache, partial
 from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from types import CodeType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,9 +27,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
+from controlllm.data.examples.row_filters import FILTERS
+from controlllm.data.formats import FORMATS
+from controlllm.data.sources.registry import READERS, SOURCES
 
-__all__ = ["NOT_OF_ROWS", "OF_ENCODING", "model_key", "options_key"]
+__all__ = [
+    "NOT_OF_ROWS",
+    "OF_ENCODING",
+    "code_key",
+    "file_digest",
+    "forget_file",
+    "model_key",
+    "options_key",
+]
 
 NOT_OF_ROWS = {"path", "name", "weight", "streaming", "epochs", "split", "subset", "revision"}
 """Fields of a source that change no row, or that the identity of its rows tells already."""
@@ -57,9 +79,6 @@ def model_key(model: Any) -> str:
     """Changes when a model's config or any of its weights does, wherever it was loaded from.
 
     Sums of bits are exact on every device, so the key does not depend on where the model lies.
-
-    Args:
-        model: a `torch.nn.Module`.
     """
     config = getattr(model, "config", None)
     parts = [json.dumps(config.to_dict(), sort_keys=True, default=str)] if config else []
@@ -105,3 +124,136 @@ def _hash(*parts: str) -> str:
         data = part.encode("utf-8", "surrogatepass")
         hasher.update(len(data).to_bytes(8, "big") + data)
     return hasher.hexdigest()
+
+
+VERSION = 1
+"""Raise it with every change of this library by which the same rows become other tokens: then no
+cache of an earlier release is used."""
+
+TOKENIZING = ("tokenizers", "transformers", "jinja2")
+"""Packages whose release may change tokens."""
+
+_seen: dict[str, str] = {}
+
+_parsing = Lock()  # Python 3.11's parser counts its depth for all threads together.
+
+
+def code_key(source: SourceConfig) -> str:
+    """Changes when the code that reads, renders or filters rows does, a user's own included.
+
+    Raises:
+        ConfigError: a format, filter or hook that the source names is not known.
+    """
+    own = [part for function in _functions(source) for part in _parts(_plain(function))]
+    return _hash(f"{VERSION}", *map(version, TOKENIZING), *own)
+
+
+def file_digest(path: str, content: bytes | None = None) -> str:
+    """A hash of a file as this process first saw it, which is the code that it runs."""
+    if path not in _seen:
+        content = Path(path).read_bytes() if content is None else content
+        _seen[path] = blake2b(content, digest_size=16).hexdigest()
+    return _seen[path]
+
+
+def forget_file(path: str) -> None:
+    """Let a file that could not be loaded be looked at again."""
+    _seen.pop(path, None)
+
+
+def _functions(source: SourceConfig) -> Iterator[Any]:
+    """All that may have a say in what the rows become, in a fixed order."""
+    for name in [source.format] if source.format else FORMATS.names():
+        yield FORMATS.get(name).convert
+    for name in [source.file_type] if source.file_type in READERS.names() else READERS.names():
+        yield READERS.get(str(name))
+    for name in [source.source_type] if source.source_type else SOURCES.names():
+        yield SOURCES.get(name)
+    if source.filter:
+        yield FILTERS.get(source.filter)
+    if source.postprocess:
+        yield POSTPROCESS.get(source.postprocess).function
+
+
+def _plain(thing: Any) -> Callable[..., Any]:
+    """The function or class behind a wrapper or a callable object."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    plain = inspect.unwrap(thing)
+    is_code = inspect.isroutine(plain) or inspect.isclass(plain)
+    return plain if is_code else type(plain)
+
+
+def _parts(function: Callable[..., Any]) -> Iterator[str]:
+    """Hashes of the files that a function depends on; of its own code where it has no file."""
+    module = sys.modules.get(function.__module__)
+    if module is not None and (file := _file(module)):
+        own_package = module.__name__.partition(".")[0]
+        if own_package != __name__.partition(".")[0]:
+            yield file_digest(file)
+            yield from sorted(map(file_digest, _imported(module, own_package, {file})))
+    elif isinstance(code := getattr(function, "__code__", None), CodeType):
+        yield repr(_content(code))
+    yield from _enclosed(function)
+
+
+def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[str]:
+    """The files of the user's own modules that a module imports, and those that these import."""
+    for name in _import_names(module):
+        other = sys.modules.get(name)
+        file = _file(other) if other is not None else None
+        if other is None or file is None or file in seen:
+            continue
+        top = name.partition(".")[0]
+        if top == own_package or not (_is_installed(file) or top == __name__.partition(".")[0]):
+            seen.add(file)
+            yield file
+            yield from _imported(other, own_package, seen)
+
+
+def _import_names(module: ModuleType) -> Iterator[str]:
+    """What its source says that it imports: modules, and names that may be modules."""
+    try:
+        with _parsing:
+            tree = ast.parse(Path(str(module.__file__)).read_bytes())
+    except (SyntaxError, ValueError):  # Edited since; then its own hash tells.
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
+        elif isinstance(node, ast.ImportFrom):
+            package = (module.__package__ or "").split(".")
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield start
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def _file(module: ModuleType) -> str | None:
+    file = getattr(module, "__file__", None)
+    return file if file and file.endswith(".py") and Path(file).is_file() else None
+
+
+def _is_installed(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(place) for place in _installed_places())
+
+
+@cache
+def _installed_places() -> frozenset[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return frozenset(Path(sysconfig.get_path(name)).resolve() for name in names)
+
+
+def _content(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, of one that was typed into a session or a notebook."""
+    constants = [_content(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code.hex(), code.co_names, constants
+
+
+def _enclosed(function: Any) -> Iterator[str]:
+    """Plain values that a function was made with: `shorter_than(10)` is not `shorter_than(20)`."""
+    for cell in getattr(function, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, str | int | float | bool | tuple | frozenset):
+            yield repr(cell.cell_contents)

@@ -4,22 +4,103 @@ Ranks write what the hook made of their share beside the cache folder; the rank 
 reads all parts. So the ranks need a shared disk.
 """
 
+import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import numpy as np
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.storage.files import atomic_file
-from controlllm.data.cache.rowcodec import decode_row, encode_row
 from controlllm.data.config.hooks import POSTPROCESS, PostprocessContext
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.sources import Located
 
-__all__ = ["hooked_rows", "is_shared", "share_hooked_rows"]
+__all__ = ["decode_row", "encode_row", "hooked_rows", "is_shared", "share_hooked_rows"]
+
+_PLAIN = (type(None), bool, int, float, str)
+
+_WRITE: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bytes: ("bytes", bytes.hex),
+    tuple: ("tuple", lambda value: [_written(item) for item in value]),
+    datetime: ("datetime", datetime.isoformat),
+    date: ("date", date.isoformat),
+    time: ("time", time.isoformat),
+    timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    Decimal: ("decimal", str),
+    UUID: ("uuid", str),
+}
+"""Type -> its key, and its value as JSON takes it."""
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "bytes": bytes.fromhex,
+    "tuple": lambda value: tuple(_read(item) for item in value),
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timedelta": lambda value: timedelta(*value),
+    "decimal": Decimal,
+    "uuid": UUID,
+    "dict": lambda value: {_read(key): _read(item) for key, item in value},
+    "array": lambda value: np.array(value[1], dtype=np.dtype(value[0])),
+    "number": lambda value: np.dtype(value[0]).type(value[1]),
+}
+"""Key -> what makes the value again."""
+
+
+def encode_row(row: Any) -> str:
+    """A row as one line of JSON.
+
+    Raises:
+        DataError: it holds a value that is not plain; says of which type.
+    """
+    return json.dumps(_written(row))
+
+
+def decode_row(line: str | bytes) -> Any:
+    """The row that `encode_row` wrote.
+
+    Raises:
+        ValueError, TypeError or KeyError: it did not write this line.
+    """
+    return _read(json.loads(line))
+
+
+def _written(value: Any) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return [_written(item) for item in value]
+    if isinstance(value, dict):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: _written(item) for key, item in value.items()}
+        return {"$dict": [[_written(key), _written(item)] for key, item in value.items()]}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufU":
+        name = "$array" if isinstance(value, np.ndarray) else "$number"
+        return {name: [value.dtype.str, value.tolist()]}
+    if kind not in _WRITE:
+        raise DataError(f"a {kind.__name__} is no plain value (text, number, date, list, ...)")
+    name, write = _WRITE[kind]
+    return {f"${name}": write(value)}
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and (key := next(iter(value))).startswith("$"):
+        return _READ[key[1:]](value[key])
+    return {key: _read(item) for key, item in value.items()}
 
 
 def is_shared(source: SourceConfig, ranks: Ranks) -> bool:
@@ -31,11 +112,6 @@ def is_shared(source: SourceConfig, ranks: Ranks) -> bool:
 
 def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Iterator[Located]:
     """The rows that the source's hook makes of those that take part.
-
-    Args:
-        encoder: chooses rows before the hook sees them; counts them.
-        rows: rows of the source.
-        model: what the hook may ask for.
 
     Raises:
         DataError: the hook fails, or a row cannot be used.
@@ -69,13 +145,6 @@ def share_hooked_rows(
     encoder: RowEncoder, rows: Iterable[Located], parts: Path, model: Any, ranks: Ranks
 ) -> Iterator[Located]:
     """Let each rank run the hook over its share. Collective.
-
-    Args:
-        encoder: as `hooked_rows`; its counts are then those of all ranks.
-        rows: all rows of the source.
-        parts: folder for what each rank makes; removed once the rows were read.
-        model: what the hook may ask for.
-        ranks: who shares the work.
 
     Returns:
         The rows of all ranks, in the order of ranks.
@@ -111,8 +180,8 @@ def _read_parts(folder: Path, count: int) -> Iterator[Located]:
         path = folder / str(rank)
         if not path.is_file():
             raise DataError(
-                f"{path}, which rank {rank} has written, is not to be seen here; `cache_dir` must "
-                "lie on a disk that all ranks share."
+                f"rank {rank} wrote {path}, but this rank does not see it; put `cache_dir` on a "
+                "disk that all ranks share."
             )
         with path.open("rb") as file:
             for number, line in enumerate(file):

@@ -8,7 +8,7 @@ difficulty    easy first, in phases of equal mass   |
 ```
 A folder is named by all that its content depends on: the rows, their time stamps, the tokenizer,
 the template, every option, the code, and the model where a hook uses it. So nothing stale is ever
-served, and whoever finds a folder whole may use it.
+served, and a folder that is whole may be used by any run.
 """
 
 import os
@@ -23,17 +23,16 @@ from typing import Any
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError, DataError
 from controlllm.common.storage.files import atomic_folder
-from controlllm.common.storage.lock import make_once
-from controlllm.common.storage.private import own_folder
-from controlllm.data.cache.cache_key import model_key, options_key
-from controlllm.data.cache.code_key import code_key
+from controlllm.common.storage.lock import make_once, own_folder
+from controlllm.common.text.progress import tick
+from controlllm.data.cache.cache_key import code_key, model_key, options_key
 from controlllm.data.cache.postprocess import hooked_rows, is_shared, share_hooked_rows
 from controlllm.data.cache.store import META, StoreWriter, TokenStore
 from controlllm.data.cache.whole_source import Selection
 from controlllm.data.config.hooks import POSTPROCESS
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder, encode_rows
-from controlllm.data.sources import Blocks, Located
+from controlllm.data.sources import Chunks, Located
 
 __all__ = ["needs_pass", "prepare_source", "prepared_store", "store_folder"]
 
@@ -43,16 +42,13 @@ def needs_pass(source: SourceConfig) -> bool:
     return bool(source.postprocess or source.deduplicate or source.difficulty or source.sample_rows)
 
 
-def store_folder(encoder: RowEncoder, blocks: Blocks, model: Any = None) -> Path:
+def store_folder(encoder: RowEncoder, chunks: Chunks, model: Any = None) -> Path:
     """Where the prepared tokens of a source lie, whether they are there or not.
 
-    Args:
-        encoder: how rows become examples.
-        blocks: the rows.
-        model: counts only where the source's hook uses it.
+    The model counts only where the hook of the source uses it.
     """
     source = encoder.source
-    parts = [blocks.fingerprint, blocks.stamp, options_key(encoder), code_key(source)]
+    parts = [chunks.fingerprint, chunks.stamp, options_key(encoder), code_key(source)]
     if source.postprocess and POSTPROCESS.get(source.postprocess).uses_model:
         parts.append("none" if model is None else model_key(model))
     key = blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
@@ -62,34 +58,28 @@ def store_folder(encoder: RowEncoder, blocks: Blocks, model: Any = None) -> Path
     return Path(root).expanduser() / "data" / f"{name}-{key}"
 
 
-def prepared_store(encoder: RowEncoder, blocks: Blocks) -> TokenStore | None:
+def prepared_store(encoder: RowEncoder, chunks: Chunks) -> TokenStore | None:
     """The prepared tokens of a source, if somebody has prepared exactly them.
 
     Raises:
         ConfigError: the cache folder belongs to another user, or others may write to it.
         DataError: they are damaged.
     """
-    folder = store_folder(encoder, blocks)
+    folder = store_folder(encoder, chunks)
     return _open(encoder.source, folder) if _is_whole(folder) else None
 
 
 def prepare_source(
-    encoder: RowEncoder, blocks: Blocks, model: Any = None, ranks: Ranks | None = None
+    encoder: RowEncoder, chunks: Chunks, model: Any = None, ranks: Ranks | None = None
 ) -> TokenStore:
     """Read, choose and tokenize a whole source, once; of several processes one does the work.
 
     Collective where ranks share the work of a `postprocess` hook.
 
-    Args:
-        encoder: how rows become examples.
-        blocks: the rows.
-        model: for a `postprocess` hook that asks for it.
-        ranks: the processes that share a `postprocess` hook's work.
-
     Raises:
         DataError: a row cannot be used, nothing is left, or another process did not finish.
     """
-    work = _Pass(encoder.fresh(), blocks, store_folder(encoder, blocks, model), model)
+    work = _Pass(encoder.fresh(), chunks, store_folder(encoder, chunks, model), model)
     if ranks is not None and is_shared(encoder.source, ranks):
         _make_together(work, ranks)
     else:
@@ -102,7 +92,7 @@ class _Pass:
     """One pass over a source, into a folder."""
 
     encoder: RowEncoder
-    blocks: Blocks
+    chunks: Chunks
     folder: Path
     model: Any
 
@@ -131,14 +121,14 @@ class _Pass:
 
     def make(self) -> None:
         """The pass by this process alone."""
-        rows: Iterable[Located] = self.blocks.rows()
+        rows: Iterable[Located] = self.chunks.rows()
         if self.encoder.source.postprocess:
             rows = hooked_rows(self.encoder, rows, self.model)
         self.write(rows)
 
     def share(self, ranks: Ranks) -> Iterable[Located]:
         """What the hook makes of all rows, each rank of its share. Collective."""
-        return share_hooked_rows(self.encoder, self.blocks.rows(), self.parts, self.model, ranks)
+        return share_hooked_rows(self.encoder, self.chunks.rows(), self.parts, self.model, ranks)
 
     def write(self, rows: Iterable[Located]) -> None:
         """Every row to examples, then what the source chooses among them.
@@ -158,6 +148,7 @@ class _Pass:
         selection, chosen = Selection(source), bool(source.postprocess)
         with StoreWriter(temporary, len(encoder.renderer.tokenizer)) as writer:
             for (place, row), examples in encode_rows(encoder, rows, chosen):
+                tick()
                 with encoder.accounting(place):
                     if examples:
                         selection.add(row, examples)

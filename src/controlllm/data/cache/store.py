@@ -22,7 +22,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.files import read_json, write_json
 from controlllm.data.examples.encode import Example, SourceStats
-from controlllm.data.sources import Blocks, Located
+from controlllm.data.sources import Chunks, Located
 
 __all__ = ["StoreWriter", "TokenStore"]
 
@@ -34,8 +34,8 @@ _IGNORED = np.int32(IGNORE_INDEX)
 _load = partial(np.load, allow_pickle=False)
 
 
-class TokenStore(Blocks):
-    """Examples in flat arrays, each a block of its own: `store[i] -> Example`.
+class TokenStore(Chunks):
+    """Examples in flat arrays, each a chunk of its own: `store[i] -> Example`.
 
     Args:
         name: of the source, for messages.
@@ -51,10 +51,8 @@ class TokenStore(Blocks):
 
     phases: Sequence[int] | None = None
     """Where the examples come in phases, easy ones first: how many each phase has."""
-
     folder: Path | None = None
     """Where it lies on disk."""
-
     _starts: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
     """Where the documents of slots begin: `Example.starts` of all, and where each one's end."""
 
@@ -76,7 +74,7 @@ class TokenStore(Blocks):
         self._targets = targets
         self._ends = ends
         self._index = index
-        self._fingerprint = fingerprint or _digest(input_ids, targets, ends)
+        self.fingerprint = fingerprint or _digest(input_ids, targets, ends)
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
@@ -90,18 +88,18 @@ class TokenStore(Blocks):
         return cls(name, np.concatenate(kept), targets, ends)
 
     @classmethod
-    def from_slots(cls, name: str, slots: Iterable[Example]) -> "TokenStore":
-        """Examples of several documents each; held in memory."""
-        kept = list(slots)
-        labels = np.concatenate([slot.labels for slot in kept])
-        starts = [_starts_of(slot) for slot in kept]
+    def from_examples(cls, name: str, examples: Sequence[Example]) -> "TokenStore":
+        """Documents, or slots of several documents each; held in memory."""
+        none = np.empty(0, np.int32)
+        starts = [none if example.starts is None else example.starts for example in examples]
         store = cls(
             name,
-            np.concatenate([slot.input_ids for slot in kept]),
-            labels != IGNORE_INDEX,
-            np.cumsum(list(map(len, kept))),
+            np.concatenate([example.input_ids for example in examples]),
+            np.concatenate([example.labels for example in examples]) != IGNORE_INDEX,
+            np.cumsum(list(map(len, examples))),
         )
-        store._starts = np.concatenate(starts), np.cumsum(list(map(len, starts)))
+        if any(example.starts is not None for example in examples):
+            store._starts = np.concatenate(starts), np.cumsum(list(map(len, starts)))
         return store
 
     @classmethod
@@ -142,11 +140,6 @@ class TokenStore(Blocks):
         if self.folder is None:
             return super().__reduce_ex__(protocol)
         return TokenStore.open, (self.name, self.folder)
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal fingerprints mean equal examples."""
-        return self._fingerprint
 
     @property
     def vocabulary(self) -> int:
@@ -210,19 +203,14 @@ class TokenStore(Blocks):
             places = self._index[places]
         return places, *_ranges(self._ends, places)
 
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
-        """The one example of a block."""
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The one example of a chunk."""
         if start == 0:
-            yield f"{self.name}[{block}]", self[block]
+            yield f"{self.name}[{chunk}]", self[chunk]
 
 
 class StoreWriter:
-    """Writes a store example by example, into a folder that only gets its name once it is whole.
-
-    Args:
-        folder: an empty folder.
-        vocabulary: number of token ids.
-    """
+    """Writes a store example by example, into a folder that only gets its name once it is whole."""
 
     def __init__(self, folder: Path, vocabulary: int) -> None:
         self.folder = folder
@@ -273,13 +261,7 @@ class StoreWriter:
         index: NDArray[np.int64] | None = None,
         phases: Sequence[int] | None = None,
     ) -> None:
-        """Write what is known only at the end; the files are closed.
-
-        Args:
-            stats: what became of the rows.
-            index: the examples that take part, in order; None for all.
-            phases: how many of them each phase has.
-        """
+        """Write what is known only at the end; the files are closed."""
         self._ids.close()
         self._targets.close()
         np.save(self.folder / ENDS, np.cumsum(self.lengths, dtype=np.int64))
@@ -305,10 +287,6 @@ def _ranges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the parts at some places begin and end."""
     return np.where(places > 0, ends[places - 1], 0), ends[places]
-
-
-def _starts_of(example: Example) -> NDArray[np.int32]:
-    return np.empty(0, np.int32) if example.starts is None else example.starts
 
 
 def _digest(*arrays: NDArray[np.generic]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
-from controlllm.data.config.column_errors import missing_column
+from controlllm.data.config.columns import value_of
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, SourceStats
 
@@ -24,20 +24,14 @@ __all__ = ["Selection"]
 
 
 class Selection:
-    """Notes of every row that has examples, and the choice among them.
-
-    Args:
-        source: its `deduplicate`, `sample_rows`, `difficulty` and `phases`.
-    """
+    """Notes of every row that has examples, and the choice among them."""
 
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
-        self._pieces = array("q")
         self._hashes = array("Q")
         self._difficulty = array("d")
-        self._lengths = array("q")
-        self._targets = array("q")
-        self._repeated_bos = array("q")
+        self._counts = array("q")
+        """Examples, tokens, targets and repeated BOS of each row."""
 
     def add(self, row: Mapping[str, Any], examples: Sequence[Example]) -> None:
         """Note a row with the examples that it became, at least one.
@@ -51,20 +45,17 @@ class Selection:
         for example in examples:
             digest.update(example.input_ids.tobytes() + example.labels.tobytes())
             targets += int((example.labels != IGNORE_INDEX).sum())
-        self._pieces.append(len(examples))
-        self._lengths.append(length)
-        self._targets.append(targets)
-        self._repeated_bos.append(sum(example.reopened for example in examples))
+        repeated_bos = sum(example.reopened for example in examples)
+        self._counts.extend((len(examples), length, targets, repeated_bos))
         self._hashes.append(int.from_bytes(digest.digest(), "little"))
         self._difficulty.append(difficulty)
 
     def choose(self, stats: SourceStats) -> tuple[NDArray[np.int64] | None, list[int] | None]:
         """The examples that take part in their order (None = all), and the sizes of phases.
 
-        Args:
-            stats: what was left out is added to its counts and taken off its sizes.
+        Adds what is left out to the counts of `stats`, and takes it off its sizes.
         """
-        rows = np.arange(len(self._pieces))
+        rows = np.arange(len(self._hashes))
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         if self.source.deduplicate:
             rows = np.sort(np.unique(hashes, return_index=True)[1])
@@ -79,26 +70,26 @@ class Selection:
             rows, sizes = self._in_phases(rows)
         elif len(rows) == len(hashes):
             return None, None
-        pieces = np.frombuffer(self._pieces, dtype=np.int64)
+        counts = self._columns()
+        pieces = counts[0]
         if sizes is not None:
             ends = np.cumsum(sizes)
             sizes = [
                 int(pieces[rows[end - size : end]].sum())
                 for end, size in zip(ends, sizes, strict=True)
             ]
-        stats.examples = int(pieces[rows].sum())
-        stats.tokens = int(np.frombuffer(self._lengths, dtype=np.int64)[rows].sum())
-        stats.targets = int(np.frombuffer(self._targets, dtype=np.int64)[rows].sum())
-        stats.repeated_bos = int(np.frombuffer(self._repeated_bos, dtype=np.int64)[rows].sum())
+        sums = counts[:, rows].sum(axis=1).tolist()
+        stats.examples, stats.tokens, stats.targets, stats.repeated_bos = sums
         return _examples_of(rows, pieces), sizes
+
+    def _columns(self) -> NDArray[np.int64]:
+        return np.frombuffer(self._counts, dtype=np.int64).reshape(-1, 4).T
 
     def _difficulty_of(self, row: Mapping[str, Any], length: int) -> float:
         column = self.source.difficulty
         if column is None or column == "length":
             return float(length)
-        if column not in row:
-            raise missing_column(row, column, "named in `difficulty`")
-        value, number = row[column], math.nan
+        value, number = value_of(row, column, "difficulty"), math.nan
         if isinstance(value, int | float | Decimal | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
                 number = float(value)  # CSV files hold numbers as text.
@@ -110,7 +101,7 @@ class Selection:
         """Rows from easy to hard, cut where each phase has its part of all tokens."""
         difficulty = np.frombuffer(self._difficulty, dtype=np.float64)[rows]
         rows = rows[np.argsort(difficulty, kind="stable")]
-        mass = np.cumsum(np.frombuffer(self._lengths, dtype=np.int64)[rows])
+        mass = np.cumsum(self._columns()[1][rows])
         phases = self.source.phases
         cuts = (
             np.searchsorted(mass, mass[-1] * np.arange(1, phases) / phases) + 1 if len(rows) else []

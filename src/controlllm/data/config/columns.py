@@ -4,19 +4,68 @@
 prompt: question               the row's column
 prompt: "{Body} {Question}"    several in one text: names in braces and nothing else
 ```
+A column that is missing is an error with the columns that are there and the nearest name.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice
 from string import Formatter
 from typing import Any
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.config.column_errors import missing_column
+from controlllm.common.registry import nearest_name
 
-__all__ = ["check_mapping", "column_told", "kind_of", "map_row"]
+__all__ = [
+    "MissingColumnError",
+    "check_mapping",
+    "column_told",
+    "failure_of",
+    "kind_of",
+    "listed",
+    "map_row",
+    "missing_column",
+    "not_text",
+    "value_of",
+]
+
+LISTED = 20
+"""The most names that a message lists."""
+
+
+class MissingColumnError(DataError):
+    """A row has no such column. Mostly no row of the source has: then a name is misspelt."""
+
+
+def missing_column(row: Mapping[str, Any], column: str, named: str = "") -> MissingColumnError:
+    """The error to raise for a column that is missing."""
+    asked = f", {named}," if named else ""
+    return MissingColumnError(f"column {column!r}{asked} is missing {_beside(row, column)}")
+
+
+def failure_of(what: str, error: Exception, row: Mapping[str, Any]) -> DataError:
+    """The error to raise where a user's own function fails on a row."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if isinstance(key, str) and key not in row:
+        return MissingColumnError(f"{what} fails: {error!r} {_beside(row, key)}")
+    return DataError(f"{what} fails: {error!r}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, not too many of them."""
+    left = iter(names)
+    shown = [repr(name) for name in islice(left, LISTED)]
+    more = sum(1 for _ in left)
+    return (", ".join(shown) or "none") + (f" and {more:,} more" if more else "")
+
+
+def _beside(row: Mapping[str, Any], column: str) -> str:
+    """What the row has instead."""
+    near = nearest_name(column, map(str, row))
+    hint = "" if near is None else f"; did you mean {near!r}?"
+    return f"(the row has {listed(row)}{hint})"
 
 
 class _Mapped(dict[str, Any]):
@@ -42,12 +91,6 @@ def map_row(
     reads: Collection[str] | None = None,
 ) -> Mapping[str, Any]:
     """The row with the format's columns.
-
-    Args:
-        row: column -> value.
-        columns: the format's column -> the row's column, or a template of several.
-        numbers_as_text: write numbers out, in the columns that the format reads.
-        reads: those columns; None: all.
 
     Raises:
         DataError: a column is missing, or one that is to be joined holds no text.
@@ -75,8 +118,24 @@ def kind_of(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "null"
     name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
+def not_text(value: Any) -> str:
+    """What a value is where a text is expected, for messages."""
     hint = " (`numbers_as_text: true` reads it as one)" if _written(value) is not value else ""
-    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}, not text{hint}"
+    return f"{kind_of(value)}, not text{hint}"
+
+
+def value_of(row: Mapping[str, Any], column: str, field: str) -> Any:
+    """What is in a column that a field of the source names.
+
+    Raises:
+        MissingColumnError: there is none of this name.
+    """
+    if column not in row:
+        raise missing_column(row, column, f"named in `{field}`")
+    return row[column]
 
 
 def _value(row: Mapping[str, Any], source: str) -> Any:
@@ -90,11 +149,9 @@ def _value(row: Mapping[str, Any], source: str) -> Any:
 
 
 def _joined(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        raise missing_column(row, name, "named in `columns`")
-    if not isinstance(row[name], str):
-        raise DataError(f"column {name!r} holds {kind_of(row[name])}")
-    text: str = row[name]
+    text = value_of(row, name, "columns")
+    if not isinstance(text, str):
+        raise DataError(f"column {name!r} holds {not_text(text)}")
     return text
 
 

@@ -5,11 +5,8 @@ from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.common.settings.bounds import LARGEST
-from controlllm.common.settings.fields import RUNS_CODE
-from controlllm.common.settings.said import check_said
-from controlllm.data.config.naming import check_names
-from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES
+from controlllm.common.settings import LARGEST, RUNS_CODE, check_said
+from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, check_names
 from controlllm.data.config.source_config import SourceConfig, check_positive
 
 __all__ = ["DataConfig", "StageConfig"]
@@ -26,7 +23,6 @@ class StageConfig:
 
     tokens: float
     """Length of this stage in tokens, all ranks together (in rows where `mix_by: rows`)."""
-
     weights: dict[str, float]
     """Source -> weight in this stage; a source that is not named has weight 0."""
 
@@ -61,109 +57,77 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     """Sources to learn from, mixed by their weights."""
-
     replay: list[SourceConfig] = field(default_factory=list)
     """Sources of the old domain, mixed in so that it is not forgotten."""
-
     replay_share: float = 0.0
     """Share of the training mix that comes from `replay` (0.05 to 0.125 is usual)."""
-
     learn: list[SourceConfig] = field(default_factory=list)
     """Held-out sets of the new domain: their loss says what was learned."""
-
     retain: list[SourceConfig] = field(default_factory=list)
     """Held-out sets of the old domain: their loss says what was forgotten."""
-
     mix_by: str = "tokens"
     """What weights and shares count: `tokens` or `rows` (each piece of a long text is a row)."""
-
     max_length: int = 1024
     """Longest row in tokens; also the length of a packed slot."""
-
     packing: bool = True
     """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
-
     packing_strategy: str = "best_fit"
     """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends, wasting nothing;
     `fixed` fills slots once, when a source is prepared, and shuffles slots: the quickest to read,
     but the same documents stay together in every epoch."""
-
     packing_lookahead: int = 64
     """How many rows the packer chooses from; more fills slots better and keeps the order less."""
-
     group_by_length: bool = False
     """Without packing: batches of rows of like length, in an order that is shuffled."""
-
     max_tokens_per_batch: int | None = None
     """Without packing: as many rows as fit into so many tokens, padding included, instead of
     `per_device_train_batch_size` rows; never exceeded."""
-
     collator: str | None = None
     """Makes tensors of chosen rows; by default `packed` or `padded` (see `register_collator`)."""
-
     temperature: float | None = None
     """Shares by size: weight * size ** (1 / temperature); by default by weight alone. 1 is in
     proportion to size, higher evens out."""
-
     stages: list[StageConfig] = field(default_factory=list)
     """Other weights at the beginning, stage by stage; the sources' own weights come last."""
-
     shuffle: bool = True
     """Draw rows in an order shuffled anew for each epoch, instead of as they lie."""
-
     shuffle_buffer: int = 1024
-    """Rows of a large source that are mixed on top of the shuffled order of its blocks."""
-
+    """Rows of a large source that are mixed on top of the shuffled order of its chunks."""
     num_workers: int = 0
     """Processes that read, tokenize and pack ahead; 0 does it between the steps."""
-
     prefetch_factor: int = 4
     """Slots or batches that each worker process prepares ahead."""
-
     lanes: int | None = None
     """Independent streams the data is dealt into; by default ranks * workers. Set it to keep the
     batches the same for any number of ranks and workers that divides it."""
-
     cache_dir: str | None = None
     """Where prepared tokens and whole-source passes are kept; by default
     `~/.cache/controlllm/data`. What `controlllm data prepare` put there is used by itself."""
-
     timeout: float = 60.0
     """Seconds to wait for one answer of a remote file system before it counts as failed."""
-
     cache_timeout: float = 3600.0
     """Seconds to wait for another process that prepares the same cache."""
-
     plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Python files that register formats, sources, filters, hooks or collators."""
-
     chat_template: str | None = None
     """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
     the tokenizer's own, or else `plain`."""
-
     max_eval_samples: int | None = None
     """Measure only the first so many examples of each held-out set; null = all."""
-
     max_eval_tokens: int | None = 65_536
     """Measure only the first examples of a held-out set, of so many tokens in all; null = all. It
     does not bound a set that `max_eval_samples` or the source's `max_rows` does."""
-
     train_on: list[str] = field(default_factory=lambda: ["assistant"])
     """Roles whose turns are targets; plain text is always a target as a whole."""
-
     mixed_training: bool = False
     """Train on every token of a conversation; evaluation still counts `train_on` alone."""
-
     long_text: str = "split"
     """Plain text longer than `max_length`: `split` into pieces, `truncate` or `drop`."""
-
     long_chat: str = "truncate"
     """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
-
     special_tokens_in_text: bool = False
     """Let `</s>`, `<|im_start|>` and the like inside rows become the tokens of that name, as rows
     that were rendered by a chat template beforehand need it; by default they are text."""
-
     piece_bos: bool = True
     """Begin every piece of a document that begins with BOS with BOS, too: the further pieces of a
     split one, and what `packing_strategy: concat` goes on with in the next slot. Most models

@@ -39,10 +39,8 @@ class PostprocessContext:
 
     source: SourceConfig
     """The source whose rows it gets."""
-
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer of the run."""
-
     loaded_model: Any = None
     """The model of the run before it is expanded, if there is one; `model` is the careful way."""
 
@@ -78,10 +76,8 @@ class Postprocess:
 
     function: Callable[[Rows, PostprocessContext], Rows]
     """Rows -> rows; may drop, change, join or write rows."""
-
     sharded: bool
     """Whether each rank may be given a share of the rows, or one process must see them all."""
-
     uses_model: bool = False
     """Whether it asks for the model, on whose content its cache then depends."""
 

@@ -1,41 +1,31 @@
-"""Fields of the data section that another one switches off: said, so used (`common/said`)."""
+"""What goes together in a data section: names, and fields that another one switches off."""
 
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Container, Mapping, Sequence
+from itertools import count
+from typing import Any
 
-from controlllm.common.settings.said import Rule
+from controlllm.common.errors import ConfigError
+from controlllm.common.settings import Rule
+from controlllm.data.config.source_config import SourceConfig
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["DATA_RULES", "HELD_OUT_RULES", "SOURCE_RULES"]
+__all__ = ["DATA_RULES", "HELD_OUT_RULES", "check_names"]
 
 
 def _shares(data: Any) -> bool:
-    """Whether there are shares to be had; a section without train sources is not judged."""
+    """Whether several sources share the mix; a section without train sources is not judged."""
     return not data.train or max(len(data.train), len(data.replay)) > 1
 
 
+_OF_PACKING = "it says how packed slots are filled; set packing=true, or leave it out"
+_OF_PADDING = "it shapes padded batches; set packing=false, or leave it out"
+_OF_SHARES = "there is one source, which has the whole share; leave it out"
+
 DATA_RULES = (
-    Rule(
-        "packing_strategy",
-        lambda data: data.packing,
-        "it says how packed slots are filled; set packing=true, or leave it out",
-    ),
-    Rule(
-        "packing_lookahead",
-        lambda data: data.packing,
-        "it says how packed slots are filled; set packing=true, or leave it out",
-    ),
-    Rule(
-        "group_by_length",
-        lambda data: not data.packing,
-        "it shapes padded batches; set packing=false, or leave it out",
-    ),
-    Rule(
-        "max_tokens_per_batch",
-        lambda data: not data.packing,
-        "it shapes padded batches; set packing=false, or leave it out",
-    ),
+    Rule("packing_strategy", lambda data: data.packing, _OF_PACKING),
+    Rule("packing_lookahead", lambda data: data.packing, _OF_PACKING),
+    Rule("group_by_length", lambda data: not data.packing, _OF_PADDING),
+    Rule("max_tokens_per_batch", lambda data: not data.packing, _OF_PADDING),
     Rule(
         "group_by_length",
         lambda data: data.max_tokens_per_batch is None,
@@ -51,21 +41,10 @@ DATA_RULES = (
         lambda data: data.shuffle,
         "rows come as they lie with shuffle=false; leave it out",
     ),
-    Rule("temperature", _shares, "there is one source, which has the whole share; leave it out"),
-    Rule("stages", _shares, "there is one source, which has the whole share; leave them out"),
+    Rule("temperature", _shares, _OF_SHARES),
+    Rule("stages", _shares, _OF_SHARES),
 )
 """Of the data section as a whole."""
-
-SOURCE_RULES = (
-    Rule("held_out", lambda source: source.part is not None, "it does nothing without `part`"),
-    Rule("group_by", lambda source: source.part is not None, "it does nothing without `part`"),
-    Rule(
-        "phases",
-        lambda source: source.difficulty is not None,
-        "it does nothing without `difficulty`",
-    ),
-)
-"""Of every source."""
 
 _ONCE = "each row of a held-out set is measured once, in order; leave it out"
 
@@ -77,3 +56,40 @@ HELD_OUT_RULES = (
     Rule("phases", lambda source: False, _ONCE),
 )
 """Of sources of `learn` and `retain`."""
+
+
+def check_names(groups: Mapping[str, Sequence[SourceConfig]]) -> None:
+    """Check that no two sources have one name: stages, metrics and tables go by names.
+
+    Raises:
+        ConfigError: with both sources, and a name to give to one of them.
+    """
+    known: dict[str, str] = {}
+    for group, sources in groups.items():
+        for source in sources:
+            name = str(source.name)
+            if name in known:
+                raise ConfigError(
+                    f"{name!r} is the name of two sources: {known[name]}, and "
+                    f"{_described(group, source)}. Stages and metrics go by names: set `name` of "
+                    f"one of them, e.g. `name: {_another(source, known)}`."
+                )
+            known[name] = _described(group, source)
+
+
+def _described(group: str, source: SourceConfig) -> str:
+    """A source in the words of its config, without its name."""
+    more = {key: getattr(source, key) for key in ("subset", "part") if getattr(source, key)}
+    if source.split != "train":
+        more["split"] = source.split
+    return f"data.{group} {source.path!r}" + "".join(f" {key}={v!r}" for key, v in more.items())
+
+
+def _another(source: SourceConfig, taken: Container[str]) -> str:
+    """A name that tells the source from one that is called as it is."""
+    folder = source.path.rstrip("/").rpartition("/")[0].rpartition("/")[2]
+    split = source.split if source.split != "train" else None
+    for more in (source.subset, split, re.sub(r"[^\w-]+", "", folder)):
+        if more and (name := f"{source.name}-{more}") not in taken:
+            return name
+    return next(name for i in count(2) if (name := f"{source.name}-{i}") not in taken)

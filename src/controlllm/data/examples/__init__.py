@@ -1,16 +1,12 @@
 """A document becomes token ids and labels.
 
-encode       Step 4: rows -> examples of at most `max_length` tokens, every row accounted for
+encode       Rows -> examples of at most `max_length` tokens, every row accounted for
 offsets      How many bytes of its text each token stands for, told from the tokenizer alone
-render       Step 4: documents -> texts by the chat template, and which of their characters are
-             targets
+render       Documents -> texts by the chat template, and which of their characters are targets
 row_filters  Which rows of a source take part: a split by hash, wanted values, filters, a sample
-skeleton     Conversations of the same roles differ only in their contents: render the template
-             once for them
-spans        Which characters of a rendered conversation belong to which turn, and which tokens
-             those are
-special      Special tokens by name: a template's are tokens; those in rows and in users' words are
-             text
+skeleton     Conversations of the same roles differ only in their contents
+spans        Which characters of a rendered conversation belong to which turn
+special      Special tokens by name: a template's are tokens
 templates    Chat templates: the tokenizer's own, one of ours by name, a file, or a text
-tokens       Step 4b: rendered texts -> token ids, and which of them are targets; many texts at once
+tokens       Rendered texts -> token ids, and which of them are targets; many texts at once
 """

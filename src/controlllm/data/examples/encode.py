@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
-from controlllm.data.config.column_errors import MissingColumnError
+from controlllm.data.config.columns import MissingColumnError
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.render import Renderer
@@ -43,13 +43,10 @@ class Example:
 
     input_ids: NDArray[np.int32]
     """Token ids (T)."""
-
     labels: NDArray[np.int32]
     """The ids where they are targets, -100 elsewhere and at the first token (T)."""
-
     starts: NDArray[np.int32] | None = None
     """Where the second and further documents begin, if this is a slot of several."""
-
     reopened: bool = False
     """Whether its first token is a BOS that was put before the rest of a document."""
 
@@ -58,11 +55,7 @@ class Example:
         return len(self.input_ids)
 
     def reopens(self, bos: int | None) -> bool:
-        """Whether parts that begin later begin with BOS again: the document does, and it is asked.
-
-        Args:
-            bos: the BOS token, None where parts are to begin as they lie.
-        """
+        """Whether parts that begin later begin with BOS, as the document does."""
         return len(self.input_ids) > 0 and self.input_ids[0] == bos
 
     def part(self, start: int, end: int | None, bos: int | None) -> "Example":
@@ -70,10 +63,7 @@ class Example:
 
         Neither BOS nor the part's own first token is a target: the part before predicts that one.
 
-        Args:
-            start: the first token of the part.
-            end: the one behind its last; None for all that is left.
-            bos: see `reopens`.
+        `bos` is None where parts begin as they lie.
         """
         ids, labels = self.input_ids[start:end], self.labels[start:end].copy()
         labels[:1] = IGNORE_INDEX
@@ -189,9 +179,7 @@ class RowEncoder:
 
         Tokenizing many rows at once is several times faster than one by one.
 
-        Args:
-            rows: (place, row) pairs.
-            chosen: whether `choose` has counted and chosen them already.
+        With `chosen`, `choose` has counted and chosen the rows already.
 
         Raises:
             DataError: a row cannot be used (named by source, file and row).
@@ -311,13 +299,7 @@ def piece_bos(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> int | N
 def encode_rows(
     encoder: RowEncoder, rows: Iterable[Located], chosen: bool = False
 ) -> Iterator[tuple[Located, list[Example]]]:
-    """Every row with its examples, some rows at a time.
-
-    Args:
-        encoder: how rows become examples.
-        rows: (place, row) pairs.
-        chosen: whether `RowEncoder.choose` has counted and chosen them already.
-    """
+    """Every row with its examples, some rows at a time."""
     upcoming = iter(rows)
-    while chunk := list(islice(upcoming, ROWS_AT_ONCE)):
-        yield from zip(chunk, encoder.encode(chunk, chosen), strict=True)
+    while some := list(islice(upcoming, ROWS_AT_ONCE)):
+        yield from zip(some, encoder.encode(some, chosen), strict=True)

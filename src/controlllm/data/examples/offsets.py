@@ -31,11 +31,9 @@ class TokenWidths:
 
     widths: NDArray[np.int64]
     """Bytes of each id (V)."""
-
     added: NDArray[np.bool_] | None
     """Which ids are added tokens (V), where the normalizer puts a space before whatever follows
     one (or begins the text); None where it does not."""
-
     nfc: bool
     """Whether texts are brought to the form NFC before."""
 
@@ -72,11 +70,7 @@ def byte_length(text: str, characters: int) -> int:
 
 
 def token_widths(backend: Any) -> TokenWidths | None:
-    """The widths of a tokenizer's tokens; None where its kind is not one of the two.
-
-    Args:
-        backend: a `tokenizers.Tokenizer`.
-    """
+    """The widths of a tokenizer's tokens; None where its kind is not one of the two."""
     parts = json.loads(backend.to_str())
     model, normalizer = parts["model"], _steps(parts["normalizer"], "normalizers")
     affixes = ("continuing_subword_prefix", "end_of_word_suffix")

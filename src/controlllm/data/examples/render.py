@@ -31,11 +31,6 @@ class Renderer:
     the ids of `tokenizer(text)` and ends with EOS. But where contents or a text name special
     tokens, those names are text, unless `special_tokens_in_text` says otherwise.
 
-    Args:
-        tokenizer: a fast tokenizer (spans of tokens come from it).
-        config: gives `chat_template` and `train_on`.
-        every_token: train on every token of a conversation, whoever speaks.
-
     Raises:
         DataError: the tokenizer is slow or has no EOS token.
     """

@@ -17,7 +17,7 @@ import numpy as np
 
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.common.registry import Registry
-from controlllm.data.config.column_errors import failure_of, missing_column
+from controlllm.data.config.columns import failure_of, value_of
 from controlllm.data.config.source_config import SourceConfig
 
 __all__ = ["FILTERS", "content_hash", "keeps_row", "register_filter"]
@@ -31,27 +31,23 @@ register_filter = FILTERS.register
 def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
     """Whether a row takes part in a source.
 
-    Args:
-        row: column -> value.
-        source: its `part` (with `held_out`, `group_by`), `where`, `filter` and `sample`.
-
     Raises:
         MissingColumnError: there is no column that the config names, or that the filter asks for.
         DataError: the filter fails.
     """
     if source.part is not None:
-        group = row if source.group_by is None else _value(row, source.group_by, "group_by")
+        group = row if source.group_by is None else value_of(row, source.group_by, "group_by")
         is_held_out = _fraction(group, "split") < source.held_out
         if is_held_out != (source.part == "held_out"):
             return False
-    if any(_value(row, column, "where") not in wanted for column, wanted in source.where.items()):
+    if any(value_of(row, column, "where") not in wanted for column, wanted in source.where.items()):
         return False
     if source.filter is not None and not _passes(row, source.filter):
         return False
     if source.sample < 1 and _fraction(row, "sample") >= source.sample:
         return False
     if source.difficulty not in (None, "length") and not source.postprocess:
-        _value(row, str(source.difficulty), "difficulty")  # Told before anything is tokenized.
+        value_of(row, str(source.difficulty), "difficulty")  # Told before anything is tokenized.
     return True
 
 
@@ -102,9 +98,3 @@ def _passes(row: Mapping[str, Any], name: str) -> bool:
     # Whatever a user's own function raises means that the row cannot be judged.
     except Exception as error:
         raise failure_of(f"the filter {name!r}", error, row) from error
-
-
-def _value(row: Mapping[str, Any], column: str, field: str) -> Any:
-    if column not in row:
-        raise missing_column(row, column, f"named in `{field}`")
-    return row[column]

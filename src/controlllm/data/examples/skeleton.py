@@ -136,10 +136,8 @@ class Skeleton:
 
     parts: tuple[str | _Content, ...]
     """Constant texts, and contents."""
-
     ends: tuple[tuple[int, int], ...]
     """For each start and end of a span: the part it lies in, and where in it."""
-
     questions: tuple[Question, ...]
     """What must be answered "no" of the contents."""
 

@@ -34,11 +34,7 @@ _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, "SpecialNames"]] =
 
 
 class SpecialNames:
-    """The names of a tokenizer's special tokens, and how to keep texts from being taken for them.
-
-    Args:
-        backend: a `tokenizers.Tokenizer`.
-    """
+    """The names of a tokenizer's special tokens, and how texts are kept from becoming them."""
 
     def __init__(self, backend: Any) -> None:
         added = backend.get_added_tokens_decoder()
@@ -79,10 +75,6 @@ class SpecialNames:
 
     def reveal(self, text: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
         """A rendered text, and its spans, as `backend` takes it.
-
-        Args:
-            text: rendered from what `hide` gave.
-            spans: characters [start, end) of it.
 
         Raises:
             DataError: the template wrote a part of a placeholder.

@@ -30,10 +30,8 @@ class Prepared:
 
     text: str
     """The text; for a conversation as its template renders it."""
-
     spans: list[Span] | None
     """The characters that are targets; None for plain text, where all are."""
-
     named: bool = False
     """Whether it names special tokens as text (see `special`)."""
 
@@ -44,24 +42,17 @@ class Tokenized:
 
     input_ids: NDArray[np.int32]
     """Token ids (T)."""
-
     labels: NDArray[np.int32]
     """The ids where they are targets, -100 elsewhere and at the first token, which nothing
     predicts (T)."""
-
     targets: int
     """How many are targets."""
-
     is_text: bool
     """Plain text, which may be split."""
 
 
 class TextTokenizer:
-    """Tokenizes by the `tokenizers` library itself: quicker than `tokenizer(...)`, the same ids.
-
-    Args:
-        tokenizer: a fast tokenizer.
-    """
+    """Tokenizes by the `tokenizers` library itself: quicker than `tokenizer(...)`, the same ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -179,13 +170,7 @@ def _by_widths(
 def _ranges(
     texts: Iterable[tuple[Prepared, int]], begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[list[int], list[int]]:
-    """The first token of each span of some texts, and the one behind its last.
-
-    Args:
-        texts: each with the bytes before it.
-        begins: where each token begins.
-        ends: where each token ends.
-    """
+    """The first token of each span of some texts, and the one behind its last."""
     spans = [
         (base + byte_length(item.text, start), base + byte_length(item.text, end))
         for item, base in texts

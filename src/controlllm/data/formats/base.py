@@ -7,8 +7,7 @@ from typing import TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import Registry, nearest
-from controlllm.data.config.column_errors import MissingColumnError, failure_of, listed
-from controlllm.data.config.columns import map_row
+from controlllm.data.config.columns import MissingColumnError, failure_of, listed, map_row
 from controlllm.data.formats.reading import Document, Row, require
 
 __all__ = ["FORMATS", "Format", "check_columns", "register_format", "to_document"]
@@ -23,13 +22,11 @@ class Format:
 
     columns: tuple[str, ...]
     """The columns by which it is recognised; none: it is only used where it is named."""
-
     convert: Convert
     """Row -> a text, a conversation, or None to leave the row out on purpose; raises `DataError`
     saying which column is wrong and how."""
-
     reads: tuple[str, ...] | None = None
-    """Every column that it may read; None: nobody knows (a user's own format did not say)."""
+    """Every column that it may read; None: unknown (a user's own format did not declare it)."""
 
 
 FORMATS: Registry[Format] = Registry("format")
@@ -64,10 +61,6 @@ def register_format(
 
 def check_columns(format: str | None, columns: Mapping[str, str]) -> None:
     """Check what a source says of its format before any row is there.
-
-    Args:
-        format: name of the format, None to recognise it.
-        columns: the format's column -> the row's column.
 
     Raises:
         ConfigError: the format is not known, or no column that it reads has such a name.

@@ -1,4 +1,4 @@
-"""Helpers to read the columns of a row; whatever is odd is refused with the column's name."""
+"""Helpers to read the columns of a row; an odd value is an error with the column's name."""
 
 import json
 import math
@@ -6,14 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from controlllm.common.errors import DataError
-from controlllm.data.config.column_errors import missing_column
-from controlllm.data.config.columns import column_told, kind_of
-from controlllm.data.formats.roles import ROLES, check_role
+from controlllm.common.registry import nearest_name
+from controlllm.data.config.columns import column_told, kind_of, missing_column, not_text
 
 __all__ = [
+    "ROLES",
     "Document",
     "Message",
     "Row",
+    "check_role",
     "message_content",
     "read_list",
     "read_messages",
@@ -22,6 +23,32 @@ __all__ = [
     "require",
     "turn",
 ]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""The roles of messages, as chat templates know them (`ipython` is Llama 3's for tools)."""
+
+_ELSEWHERE = {
+    **dict.fromkeys(("human", "prompter", "customer", "question"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "chatbot", "model", "ai", "answer"), "assistant"),
+    "function_call": "assistant",
+    "observation": "tool",
+}
+"""Names that other data sets give them; only for advice, never for a guess."""
+
+
+def check_role(role: str, roles: Collection[str], where: str) -> None:
+    """Check who speaks: nothing would ever be learned from the turns of a misspelt role.
+
+    Raises:
+        DataError: it is none of them; with the nearest.
+    """
+    if role in roles:
+        return
+    plain = role.strip().lower()
+    near = _ELSEWHERE.get(plain) or nearest_name(plain, roles)
+    hint = f" Did you mean {near!r}?" if near in roles else ""
+    raise DataError(f"{where}: the role {role!r} is not known; known: {', '.join(roles)}.{hint}")
+
 
 Row: TypeAlias = Mapping[str, Any]
 Message: TypeAlias = dict[str, Any]
@@ -59,7 +86,7 @@ def read_text(row: Row, column: str, optional: bool = False) -> str:
             return ""
         raise DataError(f"{column_told(row, column)} is {'null' if value is None else 'empty'}")
     if not isinstance(value, str):
-        raise DataError(f"{column_told(row, column)} holds {kind_of(value)}")
+        raise DataError(f"{column_told(row, column)} holds {not_text(value)}")
     if not optional and not value.strip():
         raise DataError(f"{column_told(row, column)} holds only white space")
     return value
@@ -78,7 +105,7 @@ def read_list(row: Row, column: str) -> list[Any]:
         except json.JSONDecodeError as error:
             raise DataError(f"{column_told(row, column)} is not valid JSON: {error}") from None
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"{column_told(row, column)} holds {_kind(value)}, not a list")
+        raise DataError(f"{column_told(row, column)} holds {kind_of(value)}, not a list")
     if not value:
         raise DataError(f"{column_told(row, column)} is an empty list")
     return list(value)
@@ -124,11 +151,6 @@ def read_turns(row: Row, column: str, role: str) -> list[Message]:
 def message_content(message: Mapping[str, Any], key: str, where: str) -> str:
     """The text of a message: a text, or a list of `{"type": "text", "text": ...}` parts.
 
-    Args:
-        message: one message or turn.
-        key: where its text is kept.
-        where: how errors call its place.
-
     Raises:
         DataError: it is no text; only a message with tool calls may have none.
     """
@@ -141,16 +163,8 @@ def message_content(message: Mapping[str, Any], key: str, where: str) -> str:
             raise DataError(f"{where}: {key!r} has parts that are no text; only text is trained")
         content = "".join(str(part) for part in parts)
     if not isinstance(content, str):
-        raise DataError(f"{where}: {key!r} is {_kind(content)}, not text")
+        raise DataError(f"{where}: {key!r} is {kind_of(content)}, not text")
     return content
-
-
-def _kind(value: Any) -> str:
-    """The type of a value with its article, for messages."""
-    if value is None:
-        return "null"
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def turn(question: str, answer: str, system: str = "") -> list[Message]:

@@ -6,9 +6,11 @@ from controlllm.common.errors import DataError
 from controlllm.data.config.columns import column_told
 from controlllm.data.formats.base import register_format
 from controlllm.data.formats.reading import (
+    ROLES,
     Document,
     Message,
     Row,
+    check_role,
     message_content,
     read_list,
     read_messages,
@@ -16,7 +18,6 @@ from controlllm.data.formats.reading import (
     read_turns,
     turn,
 )
-from controlllm.data.formats.roles import ROLES, check_role
 
 __all__ = [
     "ALPACA_COLUMNS",

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.cache.store import TokenStore
 from controlllm.data.config.data_config import DataConfig
-from controlllm.data.examples.encode import Example
 from controlllm.data.inspect.report import SourceReport
 from controlllm.data.inspect.source import Survey
 from controlllm.data.loader.batchers import fill_ratio, item_tokens
@@ -54,12 +52,6 @@ def survey_mix(
 ) -> MixReport | None:
     """Mix and batch the examples of a sample, with the parts that train uses.
 
-    Args:
-        config: shares, stages, packing or padding.
-        surveys: of all train sources, then of all replay sources.
-        batch_size: rows of a padded batch.
-        rehearsal_share: share of what the base is going to write.
-
     Returns:
         The report; None where a source has no example, or the temperature asks for a size that is
         not known.
@@ -76,7 +68,12 @@ def survey_mix(
     last = plan_shares(config, known)
     last = Plan(last.origins, last.stages[-1:])
     feeds = [
-        store_feed(survey.report.name, _store(survey), config, [0, number])
+        store_feed(
+            survey.report.name,
+            TokenStore.from_examples(survey.report.name, survey.examples),
+            config,
+            [0, number],
+        )
         for number, survey in enumerate(surveys)
     ]
     lane = Lane(Pipeline(feeds, last, config, batch_size, 0, surveys[0].bos), 0, 1)
@@ -98,12 +95,6 @@ def passes(
     config: DataConfig, mix: MixReport, reports: Sequence[SourceReport], items: float
 ) -> list[float | None]:
     """How often a run goes through each source.
-
-    Args:
-        config: what shares count.
-        mix: the shares, stage by stage.
-        reports: of all train and replay sources.
-        items: slots or batches of the whole run.
 
     Returns:
         For each source; None where its size is not known.
@@ -131,11 +122,3 @@ def train_size(config: DataConfig, reports: Sequence[SourceReport]) -> Size | No
 
 def _size(report: SourceReport, config: DataConfig) -> float | None:
     return report.tokens if config.mix_by == "tokens" else report.examples
-
-
-def _store(survey: Survey) -> TokenStore:
-    examples: Sequence[Example] = survey.examples
-    ids = np.concatenate([example.input_ids for example in examples])
-    targets = np.concatenate([example.labels != IGNORE_INDEX for example in examples])
-    ends = np.cumsum([len(example) for example in examples])
-    return TokenStore(survey.report.name, ids, targets, ends, fingerprint="sample")

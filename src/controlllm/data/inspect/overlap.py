@@ -17,7 +17,7 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.row_filters import content_hash, keeps_row
 from controlllm.data.formats import to_document
 from controlllm.data.loader.open_source import open_source
-from controlllm.data.sources.weight import weight
+from controlllm.data.sources.limits import weight
 
 __all__ = ["Overlap", "measure_overlaps", "warn_of_overlaps"]
 
@@ -91,7 +91,7 @@ def measure_overlaps(config: DataConfig) -> list[Overlap]:
     sources = [(g, source) for g, those in groups for source in those if not source.postprocess]
     looked = []
     for group, source in sources if len(sources) > 1 else ():
-        # What cannot be opened is told by whoever is going to read it.
+        # What cannot be opened is an error where it is read for training or evaluation.
         with suppress(DataError):
             looked.append(_look(group, source, config))
     return [found for a, b in combinations(looked, 2) if (found := _common(a, b)) is not None]
@@ -104,7 +104,7 @@ def _common(first: _Rows, second: _Rows) -> Overlap | None:
         return None  # Two sets of one kind are two numbers.
     meaning = "they are drawn by both, so more often than their weights say"
     if not first.trained:
-        meaning = "its loss is no held-out loss; hold rows out with `part`, or take other rows"
+        meaning = "its loss is not held out; hold rows out with `part`, or use other rows"
     if not second.trained:
         meaning = "what is learned and what is forgotten is measured on the same rows"
     complete = first.complete and second.complete
@@ -121,7 +121,7 @@ def _look(group: str, source: SourceConfig, config: DataConfig) -> _Rows:
             complete = False
             break
         left -= weight(row)
-        # Bad rows are told, or counted, by whoever reads them for training or evaluation.
+        # So are bad rows, which training and evaluation count.
         with suppress(DataError):
             if isinstance(row, dict) and keeps_row(row, source):
                 document = to_document(row, source.format, source.columns, source.numbers_as_text)

@@ -14,16 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.examples.encode import Example, SourceStats
 
-__all__ = [
-    "Kind",
-    "Lengths",
-    "Sample",
-    "SourceReport",
-    "Span",
-    "bars",
-    "mask_spans",
-    "shorten",
-]
+__all__ = ["Kind", "Lengths", "Sample", "SourceReport", "Span", "bars", "mask_spans", "shorten"]
 
 BINS = 40
 """The most bars of a histogram."""
@@ -101,17 +92,17 @@ class SourceReport:
     path: str
     """Where it lies, without a password."""
     files: int | None = None
-    """Files, where blocks are parts of files."""
-    blocks: int = 0
-    """Blocks that shuffling, lanes and resuming work with."""
+    """Files, where chunks are parts of files."""
+    chunks: int = 0
+    """Chunks that shuffling, lanes and resuming work with."""
     by_row: bool = False
-    """Whether each block is one row."""
+    """Whether each chunk is one row."""
     bytes: int | None = None
     """Bytes as stored, where known."""
     rows: int | None = None
     """Rows of the source; None where only reading all would tell."""
     rows_exact: bool = True
-    """Whether `rows` was counted, or estimated from some blocks."""
+    """Whether `rows` was counted, or estimated from some chunks."""
     complete: bool = False
     """Whether every row was read, so that all numbers are exact."""
     stats: SourceStats = field(default_factory=SourceStats)
@@ -146,12 +137,7 @@ class SourceReport:
 
 
 def bars(counts: Sequence[int], plain: bool = False) -> str:
-    """One character for each count: a bar as high as the count, blank for 0.
-
-    Args:
-        counts: what is drawn.
-        plain: only use ASCII characters.
-    """
+    """One character for each count: a bar as high as the count, blank for 0."""
     marks, highest = _PLAIN_BARS if plain else _BARS, max(counts, default=0)
     return "".join(
         marks[-(-count * len(marks) // highest) - 1] if count else " " for count in counts
@@ -192,12 +178,7 @@ def _shared(text: str, whole: str) -> int:
 
 
 def shorten(spans: Sequence[Span], most: int) -> list[Span]:
-    """Spans of at most about `most` characters each, with remarks on what was left out.
-
-    Args:
-        spans: of a sample.
-        most: characters of one span.
-    """
+    """Spans of at most about `most` characters each, with remarks on what was left out."""
     shown = list(spans[:_SPANS_SHOWN])
     if left := len(spans) - len(shown):
         shown.append(Span(f"[... {left:,} more parts ...]", "note"))

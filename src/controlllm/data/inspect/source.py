@@ -1,13 +1,13 @@
 """One source, looked at before training: how its rows lie, and what becomes of a sample of them.
 
-A source of any size takes seconds: some thousand rows are read, out of blocks chosen by chance. A
+A source of any size takes seconds: some thousand rows are read, out of chunks chosen by chance. A
 bad row never stops the survey.
 """
 
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.remote import shown
+from controlllm.common.text.progress import tick
 from controlllm.data.cache.postprocess import hooked_rows
 from controlllm.data.cache.prepare import prepared_store, store_folder
 from controlllm.data.cache.store import TokenStore
@@ -29,12 +30,12 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, piece_bos
 from controlllm.data.inspect.report import Lengths, Sample, SourceReport, mask_spans
 from controlllm.data.loader.open_source import check_source
-from controlllm.data.sources import Blocks, Located, open_blocks
+from controlllm.data.sources import Chunks, Located, open_chunks
 
 __all__ = ["Survey", "SurveyOptions", "count_rows", "survey_source"]
 
 ROWS_AT_ONCE = 64
-BLOCKS_READ, BLOCKS_COUNTED, BYTES_COUNTED = 64, 64, 64 * 2**20
+CHUNKS_READ, CHUNKS_COUNTED, BYTES_COUNTED = 64, 64, 64 * 2**20
 TOKENS_READ = 4 * 2**20
 """A sample ends after so many tokens, however few rows they are."""
 EXAMPLES_KEPT = 2048
@@ -48,8 +49,6 @@ class SurveyOptions:
     """Rows to read; 0 = all."""
     samples: int = 2
     """Examples to show as text."""
-    tell: Callable[[int], None] = lambda rows: None
-    """Called with the number of rows read so far."""
 
 
 @dataclass
@@ -71,13 +70,6 @@ def survey_source(
 ) -> Survey:
     """Look at one source; what makes it unusable is told in the report, not raised.
 
-    Args:
-        source: where the rows lie.
-        group: `train`, `replay`, `learn` or `retain`.
-        tokenizer: a fast tokenizer.
-        config: how rows become examples.
-        options: how many rows to read and to show.
-
     Raises:
         ConfigError: the config names a format, column, filter or hook that is not known.
     """
@@ -87,14 +79,14 @@ def survey_source(
     report = survey.report
     encoder = _NotingEncoder(source, tokenizer, config, training=group in ("train", "replay"))
     try:
-        blocks = open_blocks(source, config.timeout)
-        _describe(report, blocks)
-        store = prepared_store(encoder, blocks)
+        chunks = open_chunks(source, config.timeout)
+        _describe(report, chunks)
+        store = prepared_store(encoder, chunks)
         if store is not None:
-            report.prepared = str(store_folder(encoder, blocks))
+            report.prepared = str(store_folder(encoder, chunks))
             kept = _from_store(report, store)
         else:
-            kept = _Reading(report, encoder, blocks, options).run()
+            kept = _Reading(report, encoder, chunks, options).run()
     except DataError as error:
         report.error = str(error)
         return survey
@@ -105,15 +97,15 @@ def survey_source(
     return survey
 
 
-def count_rows(blocks: Blocks) -> int | None:
-    """About how many rows there are, from a few blocks; None where even those are large."""
-    if blocks.num_rows is not None or blocks.num_bytes is None:
-        return blocks.num_rows
-    most = BYTES_COUNTED * len(blocks) // max(1, blocks.num_bytes)
-    chosen = list(islice(_spread(len(blocks)), min(most, BLOCKS_COUNTED)))
+def count_rows(chunks: Chunks) -> int | None:
+    """About how many rows there are, from a few chunks; None where even those are large."""
+    if chunks.num_rows is not None or chunks.num_bytes is None:
+        return chunks.num_rows
+    most = BYTES_COUNTED * len(chunks) // max(1, chunks.num_bytes)
+    chosen = list(islice(_spread(len(chunks)), min(most, CHUNKS_COUNTED)))
     if not chosen:
         return None
-    return round(sum(map(blocks.count, chosen)) * len(blocks) / len(chosen))
+    return round(sum(map(chunks.count, chosen)) * len(chunks) / len(chosen))
 
 
 class _NotingEncoder(RowEncoder):
@@ -135,15 +127,14 @@ class _Reading:
         self,
         report: SourceReport,
         encoder: _NotingEncoder,
-        blocks: Blocks,
+        chunks: Chunks,
         options: SurveyOptions,
     ) -> None:
         self.report = report
         self.encoder = encoder
-        self.blocks = blocks
+        self.chunks = chunks
         self.most = options.rows
-        self.tell = options.tell
-        few = blocks.num_rows is not None and blocks.num_rows <= self.most
+        few = chunks.num_rows is not None and chunks.num_rows <= self.most
         report.complete = self.most == 0 or few
         self._lengths = array("q")
         self._kept: list[tuple[str, Example]] = []
@@ -186,28 +177,28 @@ class _Reading:
         rows = iter(self._rows())
         if chosen:
             rows = hooked_rows(self.encoder, rows, None)
-        while chunk := list(islice(rows, ROWS_AT_ONCE)):
-            yield from zip(chunk, self.encoder.encode(chunk, chosen), strict=True)
-            self.tell(self.encoder.stats.rows)
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            yield from zip(some, self.encoder.encode(some, chosen), strict=True)
+            tick(len(some))
             if not self.report.complete and self.encoder.stats.tokens >= TOKENS_READ:
                 return
 
     def _rows(self) -> Iterable[Located]:
-        """All rows, or the first ones of blocks chosen by chance."""
+        """All rows, or the first ones of chunks chosen by chance."""
         if self.report.complete:
-            yield from self.blocks.rows()
+            yield from self.chunks.rows()
             return
-        blocks, left, ended = self.blocks, self.most, 0
-        each = -(-self.most // min(len(blocks), BLOCKS_READ))
-        for block in _spread(len(blocks)):
-            rows = iter(blocks.read(block))
+        chunks, left, ended = self.chunks, self.most, 0
+        each = -(-self.most // min(len(chunks), CHUNKS_READ))
+        for chunk in _spread(len(chunks)):
+            rows = iter(chunks.read(chunk))
             for located in islice(rows, min(each, left)):
                 left -= 1
                 yield located
             ended += next(rows, None) is None
             if not left:
                 break
-        self.report.complete = ended == len(blocks)
+        self.report.complete = ended == len(chunks)
 
     def _note(self, place: Any, examples: list[Example]) -> None:
         """Lengths of all, and every example with the same chance of being kept."""
@@ -219,18 +210,14 @@ class _Reading:
                 self._kept[slot] = str(place), example
 
     def _conclude(self, sample_rows: int | None) -> None:
-        """Sizes of the whole source, from those of the rows read.
-
-        Args:
-            sample_rows: how many rows to keep, where that was not applied yet.
-        """
+        """Sizes of the whole source, from those of the rows read."""
         report, source, stats = self.report, self.encoder.source, self.encoder.stats
         report.stats, report.bad_rows = stats, self.encoder.bad
         report.stops = bool(stats.bad_rows) and source.on_bad_row == "error"
         if report.complete:
             report.rows, report.rows_exact = stats.rows, True
-        elif self.blocks.num_rows is None:
-            report.rows, report.rows_exact = count_rows(self.blocks), False
+        elif self.chunks.num_rows is None:
+            report.rows, report.rows_exact = count_rows(self.chunks), False
         if not report.complete and source.deduplicate:
             report.notes.append("duplicates are counted within the sample only")
         if report.rows is None or not stats.rows:
@@ -244,11 +231,11 @@ class _Reading:
         report.examples, report.tokens, report.targets = (size * scale for size in sizes)
 
 
-def _describe(report: SourceReport, blocks: Blocks) -> None:
-    files = getattr(blocks, "files", None)
+def _describe(report: SourceReport, chunks: Chunks) -> None:
+    files = getattr(chunks, "files", None)
     report.files = len(files) if files is not None else None
-    report.blocks, report.by_row = len(blocks), blocks.by_row
-    report.bytes, report.rows = blocks.num_bytes, blocks.num_rows
+    report.chunks, report.by_row = len(chunks), chunks.by_row
+    report.bytes, report.rows = chunks.num_bytes, chunks.num_rows
 
 
 def _from_store(report: SourceReport, store: TokenStore) -> list[tuple[str, Example]]:

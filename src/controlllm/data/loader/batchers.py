@@ -46,10 +46,8 @@ class Waiting:
 
     picked: Picked
     """(source, reference, example)."""
-
     start: int = 0
     """Tokens of it that were given out already."""
-
     bos: int | None = None
     """What the rest of a document that begins with it begins with, too."""
 
@@ -82,18 +80,10 @@ Item = list[Slot]
 
 
 class Batcher(ABC):
-    """Makes items of the draws of a lane.
-
-    Args:
-        draw: gives the next draw, None at the end.
-        config: lengths, lookahead and budget.
-        batch_size: rows of a padded batch.
-        seed: of the order of grouped batches.
-    """
+    """Makes items of the draws of a lane."""
 
     bos: int | None = None
     """What the rests of documents that begin with it begin with, too."""
-
     repeated_bos: int = 0
     """BOS tokens before rests so far."""
 
@@ -127,12 +117,6 @@ class Batcher(ABC):
 class BestFit(Batcher):
     """Slots of whole documents."""
 
-    def __init__(
-        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
-    ) -> None:
-        super().__init__(draw, config, batch_size, seed)
-        self._lengths: list[int] = []
-
     def next(self) -> Item:
         """The next item, empty at the end."""
         lengths = self._lengths_to_choose_from()
@@ -142,19 +126,13 @@ class BestFit(Batcher):
         # From the end, so that the places of those before stay as they are.
         for place in reversed(choose_for_slot(lengths, self.config.max_length)):
             waiting = self.waiting.pop(place)
-            del lengths[place]
             slot.append((waiting.picked[0], waiting.example()))
         return [slot[::-1]]
-
-    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
-        """Go on with what a state had waiting, read again by the caller."""
-        super().load_state_dict(state, waiting)
-        self._lengths = list(map(len, waiting))
 
     def _lengths_to_choose_from(self) -> list[int]:
         """Tokens of each waiting row, once enough of them wait."""
         capacity, lookahead = self.config.max_length, self.config.packing_lookahead
-        lengths = self._lengths
+        lengths = list(map(len, self.waiting))
         tokens = sum(lengths)
         while not window_is_full(len(lengths), tokens, capacity, lookahead):
             if (picked := self._draw()) is None:
@@ -211,12 +189,11 @@ class Grouped(Batcher):
     the closer the quantiles of two lanes are.
     """
 
-    def __init__(
-        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
-    ) -> None:
-        super().__init__(draw, config, batch_size, seed)
-        self.pools = 0
-        self.sizes: list[int] = []
+    pools = 0
+    """How many pools were cut so far."""
+
+    sizes: Sequence[int] = ()
+    """Rows of the batches that are left of the present pool."""
 
     def next(self) -> Item:
         """The next item, empty at the end."""
@@ -224,7 +201,7 @@ class Grouped(Batcher):
             self._make_pool()
         if not self.sizes:
             return []
-        size = self.sizes.pop(0)
+        size, *self.sizes = self.sizes
         rows, self.waiting = self.waiting[:size], self.waiting[size:]
         return [[(w.picked[0], w.example())] for w in rows]
 
@@ -330,15 +307,7 @@ def make_batcher(
     seed: int,
     bos: int | None = None,
 ) -> Batcher:
-    """The batcher that a config asks for.
-
-    Args:
-        draw: gives the next draw, None at the end.
-        config: lengths, lookahead and budget.
-        batch_size: rows of a padded batch.
-        seed: of the order of grouped batches.
-        bos: opens the rests of documents that begin with it; None where rests are as they lie.
-    """
+    """The batcher that a config asks for."""
     kind: Callable[..., Batcher]
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)

@@ -42,16 +42,16 @@ def read_examples(
     load_plugins(config)
     limit = limit or config.max_eval_samples
     bound = config.max_eval_tokens if limit is None and source.max_rows is None else None
-    encoder, blocks = RowEncoder(source, tokenizer, config), open_source(source, config)
+    encoder, chunks = RowEncoder(source, tokenizer, config), open_source(source, config)
     if needs_pass(source):
-        store: TokenStore | None = prepare_source(encoder, blocks)
+        store: TokenStore | None = prepare_source(encoder, chunks)
     else:
-        store = prepared_store(encoder, blocks)
+        store = prepared_store(encoder, chunks)
     if store is not None:
         every: Iterable[Example] = map(store.__getitem__, range(len(store)))
         store.stats.warn_of_few_targets(source.name, config)
         return _first(every, limit, bound, source), store.stats
-    rows = encode_rows(encoder, blocks.rows())
+    rows = encode_rows(encoder, chunks.rows())
     made = (example for _, examples in rows for example in examples)
     kept = _first(made, limit, bound, source)
     if not kept:

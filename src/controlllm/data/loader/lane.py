@@ -25,31 +25,20 @@ class Pipeline:
 
     feeds: Sequence[Feed]
     """All sources."""
-
     plan: Plan
     """How they are mixed."""
-
     config: DataConfig
     """Packing or padding."""
-
     batch_size: int
     """Rows of a padded batch."""
-
     seed: int
     """Of the run."""
-
     bos: int | None = None
     """What opens the rests of documents that begin with it, see `piece_bos`."""
 
 
 class Lane:
-    """Draws from every source, mixes, and gives out items.
-
-    Args:
-        pipeline: what it has in common with the others.
-        number: which lane, 0 <= number < lanes.
-        lanes: how many there are.
-    """
+    """Draws from every source, mixes, and gives out items."""
 
     def __init__(self, pipeline: Pipeline, number: int, lanes: int) -> None:
         self.number = number
@@ -93,12 +82,7 @@ class Lane:
 
 
 def redeal(states: Sequence[State], lanes: int) -> list[State]:
-    """The states of all lanes -> states for another number of lanes.
-
-    Args:
-        states: one for each lane that there was.
-        lanes: how many there are to be.
-    """
+    """The states of all lanes -> states for another number of lanes."""
     mixers = [state["mixer"] for state in states]
     counts = redeal_counts(mixers, lanes)
     sources = range(len(mixers[0]["streams"]))

@@ -24,7 +24,6 @@ class Stage:
 
     shares: tuple[float, ...]
     """Share of each source; together 1."""
-
     length: float
     """Tokens (or rows) of the stage, all lanes together; infinite for the last."""
 
@@ -35,7 +34,6 @@ class Plan:
 
     origins: tuple[int, ...]
     """`TRAIN`, `REPLAY` or `REHEARSAL` for each source."""
-
     stages: tuple[Stage, ...]
     """One after the other."""
 
@@ -107,11 +105,7 @@ class Mixer:
     Where a source leaves the mix after its epochs, the others of its kind (train, replay) take over
     its share, so the share of replay stays what it was.
 
-    Args:
-        streams: what to draw from.
-        plan: their shares, stage by stage.
-        by: what shares count, `tokens` or `rows`.
-        lanes: number of lanes that go through the stages together.
+    The lanes go through the stages together.
     """
 
     def __init__(self, streams: Sequence[Stream], plan: Plan, by: str, lanes: int) -> None:
@@ -223,10 +217,6 @@ def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[
 
     Lanes that had not quite reached the last stage that any is in are taken to have; a source that
     has left some lanes may have rows left in others, so it is asked again.
-
-    Args:
-        states: as `Mixer.state_dict` gives them.
-        lanes: how many lanes there are to be.
     """
     stage = max(state["stage"] for state in states)
     sums = {name: [0] * len(states[0][name]) for name in ("given", "drawn", "before")}

@@ -3,7 +3,7 @@
 ```
 prepared tokens, if there are any ------------------.
 whole-source passes (deduplicate, difficulty, ...) --+--> TokenStore --.
-rows as they lie ------------------------------------> Blocks + RowEncoder --> Feed
+rows as they lie ------------------------------------> Chunks + RowEncoder --> Feed
 ```
 """
 
@@ -24,10 +24,10 @@ from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.formats import check_columns
-from controlllm.data.loader.packed_store import slot_store
+from controlllm.data.loader.packing import slot_store
 from controlllm.data.loader.shuffle import order_of
 from controlllm.data.loader.stream import Feed
-from controlllm.data.sources import Blocks, Located, open_blocks
+from controlllm.data.sources import Chunks, Located, open_chunks
 
 __all__ = ["Size", "check_source", "estimate_size", "make_feed", "open_source", "store_feed"]
 
@@ -45,32 +45,24 @@ def make_feed(
 ) -> Feed:
     """Open a source for training.
 
-    Args:
-        source: where the rows lie.
-        tokenizer: a fast tokenizer.
-        config: how rows become examples.
-        seed: of the order of its blocks.
-        model: for `postprocess` hooks that ask for one.
-        ranks: the processes that share the work of a whole-source pass.
-
     Raises:
         DataError: the source is missing, empty or unreadable.
     """
-    blocks = open_source(source, config)
+    chunks = open_source(source, config)
     encoder = RowEncoder(source, tokenizer, config, training=True)
     if needs_pass(source) or config.has_fixed_slots:
-        store: TokenStore | None = prepare_source(encoder, blocks, model, ranks)
+        store: TokenStore | None = prepare_source(encoder, chunks, model, ranks)
     else:
-        store = prepared_store(encoder, blocks)
+        store = prepared_store(encoder, chunks)
     if store is not None:
         return store_feed(str(source.name), store, config, seed, source.epochs)
     return Feed(
         name=str(source.name),
-        blocks=blocks,
-        order=order_of(len(blocks), config.shuffle, seed),
+        chunks=chunks,
+        order=order_of(len(chunks), config.shuffle, seed),
         encoder=encoder,
-        numbers=_numbers(blocks, source.epochs),
-        buffer=0 if blocks.by_row or not config.shuffle else config.shuffle_buffer,
+        numbers=_numbers(chunks, source.epochs),
+        buffer=0 if chunks.by_row or not config.shuffle else config.shuffle_buffer,
         key=options_key(encoder),
     )
 
@@ -87,8 +79,8 @@ def check_source(source: SourceConfig) -> None:
         raise ConfigError(f"source {source.name!r}: {error}") from error
 
 
-def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
-    """The blocks of a source.
+def open_source(source: SourceConfig, config: DataConfig) -> Chunks:
+    """The chunks of a source.
 
     Raises:
         ConfigError: see `check_source`.
@@ -96,7 +88,7 @@ def open_source(source: SourceConfig, config: DataConfig) -> Blocks:
     """
     check_source(source)
     try:
-        return open_blocks(source, config.timeout)
+        return open_chunks(source, config.timeout)
     except DataError as error:
         raise DataError(f"source {source.name!r}: {error}") from error
 
@@ -115,8 +107,8 @@ def store_feed(
     return Feed(name, store, order, None, _numbers(store, epochs), key="tokens")
 
 
-def _numbers(blocks: Blocks, epochs: float | None) -> int | None:
-    return None if epochs is None else math.ceil(epochs * len(blocks))
+def _numbers(chunks: Chunks, epochs: float | None) -> int | None:
+    return None if epochs is None else math.ceil(epochs * len(chunks))
 
 
 @dataclass(frozen=True)
@@ -125,10 +117,8 @@ class Size:
 
     examples: float
     """Examples."""
-
     tokens: float
     """Tokens of all examples."""
-
     exact: bool
     """Whether all of it was counted, or estimated from a sample."""
 
@@ -137,37 +127,37 @@ def estimate_size(feed: Feed) -> Size:
     """Examples and tokens of one epoch, from a sample where counting would take long.
 
     Raises:
-        ConfigError: the source is a stream whose size nobody knows.
+        ConfigError: the size of a streamed source is not known.
         DataError: the sample cannot be read.
     """
-    blocks = feed.blocks
-    if isinstance(blocks, TokenStore):
-        return Size(len(blocks), float(blocks.tokens), exact=True)
-    if blocks.num_rows is None and blocks.num_bytes is None:
+    chunks = feed.chunks
+    if isinstance(chunks, TokenStore):
+        return Size(len(chunks), float(chunks.tokens), exact=True)
+    if chunks.num_rows is None and chunks.num_bytes is None:
         raise ConfigError(
             f"source {feed.name!r} is a stream of unknown size; give `max_steps` and weights "
             "instead of `num_train_epochs` and `temperature`."
         )
     assert feed.encoder is not None
     encoder = feed.encoder.fresh()
-    chosen = range(0, len(blocks), max(1, len(blocks) // (SAMPLED_ROWS if blocks.by_row else 8)))
-    sampled, rows_in_chosen = _sample(blocks, chosen)
+    chosen = range(0, len(chunks), max(1, len(chunks) // (SAMPLED_ROWS if chunks.by_row else 8)))
+    sampled, rows_in_chosen = _sample(chunks, chosen)
     encoder.encode(sampled)
-    rows = blocks.num_rows or round(rows_in_chosen * len(blocks) / len(chosen))
+    rows = chunks.num_rows or round(rows_in_chosen * len(chunks) / len(chosen))
     factor = rows / max(len(sampled), 1)
     stats = encoder.stats
     return Size(stats.examples * factor, stats.tokens * factor, exact=len(sampled) == rows)
 
 
-def _sample(blocks: Blocks, chosen: Sequence[int]) -> tuple[list[Located], int]:
-    """Rows from the beginnings of chosen blocks, and how many rows all of these blocks have."""
+def _sample(chunks: Chunks, chosen: Sequence[int]) -> tuple[list[Located], int]:
+    """Rows from the beginnings of chosen chunks, and how many rows all of these chunks have."""
     sampled: list[Located] = []
     rows = 0
     most = max(1, SAMPLED_ROWS // len(chosen))
-    for block in chosen:
-        located = blocks.read(block)
+    for chunk in chosen:
+        located = chunks.read(chunk)
         part = list(islice(located, most))
         sampled += part
-        if blocks.num_rows is None:
-            rows += blocks.count(block)
+        if chunks.num_rows is None:
+            rows += chunks.count(chunk)
     return sampled, rows

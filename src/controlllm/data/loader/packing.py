@@ -1,8 +1,23 @@
-"""Step 7a: which waiting rows go together into a slot. Pure: lengths in, positions out."""
+"""Step 7a: which waiting rows go together into a slot.
+
+`slot_store` fills the slots of a whole source beforehand (`packing_strategy: fixed`): a slot is an
+`Example` of several documents. A run then shuffles slots, which is the least work for a step; the
+documents of a slot stay together in every epoch.
+"""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, pairwise
 
-__all__ = ["choose_for_slot", "fill_slots", "window_is_full"]
+import numpy as np
+
+from controlllm.common.storage.files import atomic_folder
+from controlllm.common.storage.lock import make_once
+from controlllm.data.cache.store import META, StoreWriter, TokenStore
+from controlllm.data.config.data_config import DataConfig
+from controlllm.data.examples.encode import Example
+from controlllm.data.loader.shuffle import Order, order_of
+
+__all__ = ["choose_for_slot", "fill_slots", "slot_store", "window_is_full"]
 
 CHOICE = 8192
 """Tokens of a slot that are chosen for the best sum; what a slot has beyond them goes by age."""
@@ -63,13 +78,7 @@ def _sums_of_last(lengths: Sequence[int], limit: int) -> list[int]:
 
 
 def fill_slots(lengths: Sequence[int], capacity: int, lookahead: int) -> Iterator[list[int]]:
-    """Pack a finite sequence: each position goes into exactly one slot.
-
-    Args:
-        lengths: tokens of each row; each at most `capacity`.
-        capacity: tokens of a slot.
-        lookahead: how many rows may be chosen from, at least.
-    """
+    """Pack a finite sequence: each position goes into exactly one slot."""
     waiting: list[int] = []
     tokens = upcoming = 0
     while waiting or upcoming < len(lengths):
@@ -85,3 +94,56 @@ def fill_slots(lengths: Sequence[int], capacity: int, lookahead: int) -> Iterato
         tokens -= sum(lengths[position] for position in slot)
         taken = set(slot)
         waiting = [position for position in waiting if position not in taken]
+
+
+AT_ONCE = 65_536
+"""Documents whose slots are filled together; the last slot of each such part may have room left."""
+
+
+def slot_store(store: TokenStore, config: DataConfig) -> TokenStore:
+    """The slots of a store's documents; made once, beside the store if it lies on disk.
+
+    Raises:
+        DataError: the disk is full, or another process did not finish them.
+    """
+    if store.folder is None:
+        slots = chain.from_iterable(_slots(store, config))
+        return TokenStore.from_examples(store.name, list(slots))
+    settings = f"{config.max_length}-{config.packing_lookahead}-{config.shuffle:d}"
+    folder = store.folder.with_name(f"{store.folder.name}-slots-{settings}")
+
+    def make() -> None:
+        with atomic_folder(folder, overwrite=True) as temporary:
+            with StoreWriter(temporary, store.vocabulary) as writer:
+                phases = [writer.write_all(slots) for slots in _slots(store, config)]
+            writer.finish(store.stats, phases=phases if store.phases else None)
+
+    make_once(folder, (folder / META).is_file, make, config.cache_timeout)
+    return TokenStore.open(store.name, folder)
+
+
+def _slots(store: TokenStore, config: DataConfig) -> Iterator[Iterator[Example]]:
+    """The slots of each phase of the documents."""
+    order = order_of(len(store), config.shuffle, [0], store.phases)
+    sizes = store.phases or [len(store)]
+    for start, end in pairwise([0, *accumulate(sizes)]):
+        yield _fill(store, order, range(start, end), config)
+
+
+def _fill(
+    store: TokenStore, order: Order, positions: range, config: DataConfig
+) -> Iterator[Example]:
+    for start in range(0, len(positions), AT_ONCE):
+        places = [order.at(0, position) for position in positions[start : start + AT_ONCE]]
+        lengths = store.lengths_of(places)
+        for chosen in fill_slots(lengths, config.max_length, config.packing_lookahead):
+            yield _join(store.examples([places[i] for i in chosen]))
+
+
+def _join(documents: Sequence[Example]) -> Example:
+    lengths = [len(document) for document in documents]
+    return Example(
+        np.concatenate([document.input_ids for document in documents]),
+        np.concatenate([document.labels for document in documents]),
+        np.cumsum(lengths[:-1], dtype=np.int32),
+    )

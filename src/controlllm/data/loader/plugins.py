@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError, ControlLLMError
-from controlllm.data.cache.code_key import file_digest, forget_file
+from controlllm.data.cache.cache_key import file_digest, forget_file
 from controlllm.data.config.data_config import DataConfig
 
 __all__ = ["ENTRY_POINT_GROUPS", "load_plugins"]
@@ -20,9 +20,6 @@ ENTRY_POINT_GROUPS = ("controlllm.formats", "controlllm.sources")
 
 def load_plugins(config: DataConfig) -> None:
     """Run every plugin once per process, so that what it registers is known by name.
-
-    Args:
-        config: its `plugins` are Python files.
 
     Raises:
         ConfigError: a plugin is missing or fails, or was edited since it was loaded; says which

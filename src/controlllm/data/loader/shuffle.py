@@ -1,17 +1,15 @@
-"""In which order the blocks of a source come, epoch after epoch, in constant memory.
+"""In which order the chunks of a source come, epoch after epoch, in constant memory.
 
-A *number* counts blocks over all epochs: number = epoch * size + position. Every number is computed
+A *number* counts chunks over all epochs: number = epoch * size + position. Every number is computed
 by itself, so 20 million rows cost as much as twenty, and any lane can take any number.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "InOrder",
     "Order",
     "Permutation",
     "Phased",
@@ -22,7 +20,7 @@ __all__ = [
 ]
 
 _ROUNDS = 6
-_CHUNK = 1024
+_PART = 1024
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -32,10 +30,6 @@ class Permutation:
 
     A Feistel network permutes the next power of four; what falls outside is sent through again
     until it falls inside ("cycle walking", Black and Rogaway 2002), which keeps it a permutation.
-
-    Args:
-        size: how many elements.
-        seed: numbers that the permutation depends on.
     """
 
     def __init__(self, size: int, seed: Sequence[int]) -> None:
@@ -78,78 +72,61 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class Order(ABC):
-    """Which block each number is.
+class Order:
+    """Which chunk each number is: as they lie, if no subclass shuffles them."""
 
-    Args:
-        size: blocks of the source.
-    """
-
-    shuffled = True
-    """Whether what is read comes in a random order; if not, as it lies."""
+    shuffled = False
+    """Whether what is read comes in a random order."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def block(self, number: int) -> int:
-        """The block that `number` (0, 1, 2, ... over all epochs) stands for."""
+    def chunk(self, number: int) -> int:
+        """The chunk that `number` (0, 1, 2, ... over all epochs) stands for."""
         epoch, position = divmod(number, self.size)
         return self.at(epoch, position)
 
-    @abstractmethod
     def at(self, epoch: int, position: int) -> int:
-        """The block at a position of an epoch."""
-
-
-class InOrder(Order):
-    """Block after block, as they lie."""
-
-    shuffled = False
-
-    def at(self, epoch: int, position: int) -> int:
-        """The block of that position."""
+        """The chunk at a position of an epoch."""
         return position
 
 
 class Shuffled(Order):
-    """Another random permutation of all blocks in every epoch.
+    """Another random permutation of all chunks in every epoch."""
 
-    Args:
-        size: blocks of the source.
-        seed: numbers that the permutations depend on.
-    """
+    shuffled = True
 
     def __init__(self, size: int, seed: Sequence[int]) -> None:
         super().__init__(size)
         self._seed = list(seed)
-        self._chunks: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._parts: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def at(self, epoch: int, position: int) -> int:
-        """The block at a position of the epoch's permutation."""
-        chunk, offset = divmod(position, _CHUNK)
-        values = self._chunks.get((epoch, chunk))
+        """The chunk at a position of the epoch's permutation."""
+        part, offset = divmod(position, _PART)
+        values = self._parts.get((epoch, part))
         if values is None:
-            values = self._compute(epoch, chunk)
+            values = self._compute(epoch, part)
         return int(values[offset])
 
-    def _compute(self, epoch: int, chunk: int) -> NDArray[np.int64]:
-        """Positions are asked for nearly in order, so a few chunks of them are kept."""
-        start = chunk * _CHUNK
-        positions = np.arange(start, min(start + _CHUNK, self.size))
+    def _compute(self, epoch: int, part: int) -> NDArray[np.int64]:
+        """Positions are asked for nearly in order, so a few parts of them are kept."""
+        start = part * _PART
+        positions = np.arange(start, min(start + _PART, self.size))
         values = Permutation(self.size, [*self._seed, epoch])(positions)
-        if len(self._chunks) >= 4:
-            del self._chunks[next(iter(self._chunks))]
-        self._chunks[epoch, chunk] = values
+        if len(self._parts) >= 4:
+            del self._parts[next(iter(self._parts))]
+        self._parts[epoch, part] = values
         return values
 
 
 class Phased(Order):
     """Phase after phase (easy rows first), each shuffled in itself, anew in every epoch.
 
-    Args:
-        sizes: how many blocks each phase has; the blocks lie in the order of the phases.
-        seed: numbers that the permutations depend on.
+    The chunks lie in the order of the phases.
     """
+
+    shuffled = True
 
     def __init__(self, sizes: Sequence[int], seed: Sequence[int]) -> None:
         super().__init__(sum(sizes))
@@ -159,7 +136,7 @@ class Phased(Order):
         ]
 
     def at(self, epoch: int, position: int) -> int:
-        """The block at a position: of its phase, the one that the phase's permutation says."""
+        """The chunk at a position: of its phase, the one that the phase's permutation says."""
         phase = int(np.searchsorted(self._starts, position, side="right")) - 1
         start = int(self._starts[phase])
         return start + self._orders[phase].at(epoch, position - start)
@@ -168,14 +145,7 @@ class Phased(Order):
 def order_of(
     size: int, shuffle: bool, seed: Sequence[int], phases: Sequence[int] | None = None
 ) -> Order:
-    """The order that a config asks for.
-
-    Args:
-        size: blocks of the source.
-        shuffle: whether they are, or come as they lie.
-        seed: numbers that the permutations depend on.
-        phases: how many blocks each phase has, where they come in phases.
-    """
+    """The order that a config asks for."""
     if not shuffle:
-        return InOrder(size)
+        return Order(size)
     return Phased(phases, seed) if phases is not None else Shuffled(size, seed)

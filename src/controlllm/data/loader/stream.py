@@ -1,12 +1,12 @@
 """Step 5: one source, as one lane draws from it: shuffled, endless, and resumable.
 
 ```
-numbers -> open blocks -> rows -> shuffle buffer -> tokenized a few at a time, mixed -> queue
+numbers -> open chunks -> rows -> shuffle buffer -> tokenized a few at a time, mixed -> queue
  next      [unit, ...]            [reference, ...]                                [reference, ...]
 ```
 
 What stands below is the state: plain numbers. A *reference* (number, row, piece) names an example
-for ever: the piece of a row of a block of an epoch. Whatever was read but not drawn is kept as
+for ever: the piece of a row of a chunk of an epoch. Whatever was read but not drawn is kept as
 references, and is read again on resume.
 """
 
@@ -27,15 +27,15 @@ from controlllm.data.examples.encode import (
     encode_rows,
 )
 from controlllm.data.loader.shuffle import Order, random_below
-from controlllm.data.sources import Blocks, Located
+from controlllm.data.sources import Chunks, Located
 
 __all__ = ["Drawn", "Feed", "Reference", "Stream", "Unit"]
 
 Reference: TypeAlias = tuple[int, int, int]
-"""(number, row, piece): the block by its number over all epochs, the row in it, the row's piece."""
+"""(number, row, piece): the chunk by its number over all epochs, the row in it, the row's piece."""
 
-OPEN_BLOCKS = 16
-"""Blocks of a large source that are read side by side."""
+OPEN_CHUNKS = 16
+"""Chunks of a large source that are read side by side."""
 
 TOKENS_AT_ONCE, MOST_ROWS_AT_ONCE = 32_768, 256
 """About how much is tokenized in one call: enough for the tokenizer's speed."""
@@ -52,7 +52,7 @@ class Drawn(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is left of a block for a lane: its rows offset, offset + stride, ... from `taken` on."""
+    """What is left of a chunk for a lane: its rows offset, offset + stride, ... from `taken` on."""
 
     number: int
     taken: int
@@ -66,29 +66,23 @@ class Feed:
 
     name: str
     """As metrics call it."""
-
-    blocks: Blocks
+    chunks: Chunks
     """Its rows (or examples, if they are prepared)."""
-
     order: Order
-    """The order of its blocks."""
-
+    """The order of its chunks."""
     encoder: RowEncoder | None
     """Turns rows into examples; None where the rows are examples already."""
-
     numbers: int | None = None
-    """How many blocks to give out over all epochs; None = endless."""
-
+    """How many chunks to give out over all epochs; None = endless."""
     buffer: int = 0
-    """Rows that are mixed on top of the order of blocks."""
-
+    """Rows that are mixed on top of the order of chunks."""
     key: str = ""
     """Changes when the rows would become other examples (tokenizer, template, options)."""
 
     @property
     def fingerprint(self) -> str:
         """Changes when the sequence of examples would."""
-        return f"{self.blocks.fingerprint}/{self.key}/{self.numbers}/{self.buffer}"
+        return f"{self.chunks.fingerprint}/{self.key}/{self.numbers}/{self.buffer}"
 
     def with_encoder(self) -> "Feed":
         """The same feed with counts of its own."""
@@ -96,24 +90,17 @@ class Feed:
 
 
 class Stream:
-    """Draws examples of one source for one lane.
-
-    Args:
-        feed: where they come from.
-        lane: which lane, 0 <= lane < lanes.
-        lanes: number of lanes.
-        seed: of mixing rows.
-    """
+    """Draws examples of one source for one lane."""
 
     def __init__(self, feed: Feed, lane: int, lanes: int, seed: int) -> None:
         self.feed = feed.with_encoder()
         self.stats = self.feed.encoder.stats if self.feed.encoder else SourceStats()
-        # With few blocks per lane, lanes would run whole epochs apart: then each block is shared
+        # With few chunks per lane, lanes would run whole epochs apart: then each chunk is shared
         # row by row.
-        self._by_block = feed.blocks.by_row or len(feed.blocks) >= 4 * OPEN_BLOCKS * lanes
-        self._prepared = isinstance(feed.blocks, TokenStore)
+        self._by_chunk = feed.chunks.by_row or len(feed.chunks) >= 4 * OPEN_CHUNKS * lanes
+        self._prepared = isinstance(feed.chunks, TokenStore)
         self._lane, self._lanes, self._seed = lane, lanes, seed
-        self._next = lane if self._by_block else 0
+        self._next = lane if self._by_chunk else 0
         self._turn = 0
         self._backlog: deque[Unit] = deque()
         self._open: list[_OpenUnit] = []
@@ -127,7 +114,7 @@ class Stream:
         """The next example; None where the source has left the mix after its epochs.
 
         Raises:
-            DataError: a row or a block cannot be used, or a whole epoch held no example.
+            DataError: a row or a chunk cannot be used, or a whole epoch held no example.
         """
         while not self._queue:
             if not (self._take_examples() if self._prepared else self._encode_rows()):
@@ -138,11 +125,11 @@ class Stream:
 
     def _take_examples(self) -> bool:
         """Queue some examples of a store; whether there was any."""
-        assert isinstance(self.feed.blocks, TokenStore)
+        assert isinstance(self.feed.chunks, TokenStore)
         numbers = self._next_numbers(EXAMPLES_AT_ONCE)
         if not numbers:
             return False
-        examples = self.feed.blocks.examples([self.feed.order.block(n) for n in numbers])
+        examples = self.feed.chunks.examples([self.feed.order.chunk(n) for n in numbers])
         self._queue += [
             Drawn((number, 0, 0), example)
             for number, example in zip(numbers, examples, strict=True)
@@ -151,7 +138,7 @@ class Stream:
         return True
 
     def _next_numbers(self, count: int) -> Sequence[int]:
-        """The next blocks of a store, where every block is one example."""
+        """The next chunks of a store, where every chunk is one example."""
         limit = self.feed.numbers if self.feed.numbers is not None else sys.maxsize
         if self._backlog:
             units = [self._backlog.popleft() for _ in range(min(count, len(self._backlog)))]
@@ -209,8 +196,8 @@ class Stream:
         return self._buffer.pop()
 
     def _read_row(self) -> tuple[Reference, Located] | None:
-        """The next row of one of the open blocks; None at the end of all epochs."""
-        most = 1 if self.feed.blocks.by_row or not self.feed.buffer else OPEN_BLOCKS
+        """The next row of one of the open chunks; None at the end of all epochs."""
+        most = 1 if self.feed.chunks.by_row or not self.feed.buffer else OPEN_CHUNKS
         while True:
             while len(self._open) < most and self._may_open() and (unit := self._next_unit()):
                 self._open.append(_OpenUnit(unit, self.feed))
@@ -223,7 +210,7 @@ class Stream:
             del self._open[chosen]
 
     def _may_open(self) -> bool:
-        """Not a block of a later epoch than those that are read: its rows would come too early."""
+        """Not a chunk of a later epoch than those that are read: its rows would come too early."""
         if not self._open:
             return True
         size = self.feed.order.size
@@ -242,19 +229,19 @@ class Stream:
         if self._next >= limit:
             return None
         self._opened_in_vain += 1
-        if self._opened_in_vain > len(self.feed.blocks) + OPEN_BLOCKS + MOST_ROWS_AT_ONCE:
+        if self._opened_in_vain > len(self.feed.chunks) + OPEN_CHUNKS + MOST_ROWS_AT_ONCE:
             self._require_example()
         number = self._next
-        self._next += self._lanes if self._by_block else 1
-        if self._by_block:
+        self._next += self._lanes if self._by_chunk else 1
+        if self._by_chunk:
             return Unit(number, 0)
-        # Every lane begins with the first row once, or that of small blocks would have more.
+        # Every lane begins with the first row once, or that of small chunks would have more.
         return Unit(number, 0, self._lanes, (self._lane + number) % self._lanes)
 
     def _require_example(self) -> None:
         """A whole epoch was opened and gave no example: one must be among the rows that wait.
 
-        Few rows in many blocks (a huge row is in hundreds) wait long for the buffer to be full.
+        Few rows in many chunks (a huge row is in hundreds) wait long for the buffer to be full.
 
         Raises:
             DataError: there is none.
@@ -268,7 +255,7 @@ class Stream:
             return
         trial = encoder.fresh()
         if not any(made for _, made in encode_rows(trial, waiting)):
-            # What was encoded before was in vain, too.
+            # What was encoded before gave no example either.
             encoder.stats.add(trial.stats)
             encoder.bad += trial.bad[: BAD_ROWS_TOLD - len(encoder.bad)]
             raise DataError(encoder.why_empty())
@@ -280,7 +267,7 @@ class Stream:
             "turn": self._turn,
             "reached": self._reached,
             "rows_at_once": self._rows_at_once,
-            "by_block": self._by_block,
+            "by_block": self._by_chunk,
             "units": [list(unit.left()) for unit in self._open] + [list(u) for u in self._backlog],
             "open": len(self._open),
             "buffer": [list(reference) for reference, _ in self._buffer],
@@ -293,7 +280,7 @@ class Stream:
         self._turn, self._rows_at_once = state["turn"], state["rows_at_once"]
         self._reached = state["reached"]
         if "frontier" in state:  # Dealt anew: the lanes begin side by side.
-            self._next = state["frontier"] + (self._lane if self._by_block else 0)
+            self._next = state["frontier"] + (self._lane if self._by_chunk else 0)
         else:
             self._next = state["next"]
         units = [Unit(*unit) for unit in state["units"]]
@@ -315,14 +302,14 @@ class Stream:
         examples = dict(zip(rows, pieces, strict=True))
         if lost := [ref for ref in references if ref[2] >= len(examples[ref[:2]])]:
             raise DataError(
-                f"source {self.feed.name!r} has changed: row {lost[0][1]} of block "
-                f"{self.feed.order.block(lost[0][0])} is no longer what the run was reading."
+                f"source {self.feed.name!r} has changed: row {lost[0][1]} of chunk "
+                f"{self.feed.order.chunk(lost[0][0])} is no longer what the run was reading."
             )
         return [Drawn(ref, examples[ref[:2]][ref[2]]) for ref in references]
 
 
 class _OpenUnit:
-    """A unit that is being read; the block is opened when its first row is asked for."""
+    """A unit that is being read; the chunk is opened when its first row is asked for."""
 
     def __init__(self, unit: Unit, feed: Feed) -> None:
         self._unit = unit
@@ -332,15 +319,15 @@ class _OpenUnit:
 
     @property
     def number(self) -> int:
-        """Of its block, over all epochs."""
+        """Of its chunk, over all epochs."""
         return self._unit.number
 
     def next_row(self) -> tuple[Reference, Located] | None:
         """The next row of the unit, None at its end."""
         unit = self._unit
         if self._rows is None:
-            block = self._feed.order.block(unit.number)
-            self._rows = self._feed.blocks.read(block, self._taken)
+            chunk = self._feed.order.chunk(unit.number)
+            self._rows = self._feed.chunks.read(chunk, self._taken)
         for located in self._rows:
             row = self._taken
             self._taken += 1
@@ -354,20 +341,20 @@ class _OpenUnit:
 
 
 def _read_again(feed: Feed, references: Iterable[Reference]) -> dict[tuple[int, int], Located]:
-    """(number, row) -> row, each block read once."""
+    """(number, row) -> row, each chunk read once."""
     wanted: dict[int, set[int]] = {}
     for number, row, _ in references:
         wanted.setdefault(number, set()).add(row)
     found: dict[tuple[int, int], Located] = {}
     for number, rows in wanted.items():
         first, last = min(rows), max(rows)
-        located = feed.blocks.read(feed.order.block(number), first)
+        located = feed.chunks.read(feed.order.chunk(number), first)
         for row, item in zip(range(first, last + 1), located, strict=False):
             if row in rows:
                 found[number, row] = item
         if missing := [row for row in rows if (number, row) not in found]:
             raise DataError(
-                f"source {feed.name!r} has changed: block {feed.order.block(number)} no longer "
+                f"source {feed.name!r} has changed: chunk {feed.order.chunk(number)} no longer "
                 f"holds row {missing[0]}, which the run was reading."
             )
     return found

@@ -158,8 +158,8 @@ class TrainLoader:
     def _warn_of_few_targets(self) -> None:
         """Before the first step: what of each source was read so far, or all that is prepared."""
         for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
-            blocks = feed.blocks
-            stats = blocks.stats if isinstance(blocks, TokenStore) else drawn["stats"]
+            chunks = feed.chunks
+            stats = chunks.stats if isinstance(chunks, TokenStore) else drawn["stats"]
             stats.warn_of_few_targets(feed.name, self.config)
 
     def progress(self) -> dict[str, dict[str, Any]]:
@@ -176,7 +176,7 @@ class TrainLoader:
             result[f"{number}:{feed.name}"] = {
                 "examples": sum(mixer["drawn"][number] for mixer in mixers),
                 self.config.mix_by: given,
-                "epochs": reached / len(feed.blocks),
+                "epochs": reached / len(feed.chunks),
                 "stats": stats,
             }
         return result
@@ -207,7 +207,7 @@ class TrainLoader:
         for feed in self.feeds[: len(self.config.train)]:
             if feed.numbers is None:
                 return None
-            epochs.append(feed.numbers / len(feed.blocks))
+            epochs.append(feed.numbers / len(feed.chunks))
         return self._sum(epochs)
 
     def _sum(self, factors: Sequence[float]) -> Size:
@@ -318,12 +318,12 @@ def _size(size: Size, config: DataConfig) -> float:
 
 
 def _describe(feed: Feed) -> str:
-    blocks = feed.blocks
-    parts = [f"{len(blocks):,} {'rows' if blocks.by_row else 'blocks'}"]
-    if blocks.num_rows is not None and not blocks.by_row:
-        parts.append(f"{blocks.num_rows:,} rows")
-    if blocks.num_bytes is not None:
-        parts.append(f"{blocks.num_bytes / 2**20:,.1f} MiB")
-    if isinstance(blocks, TokenStore):
-        parts.append(f"{blocks.tokens:,} tokens, prepared")
+    chunks = feed.chunks
+    parts = [f"{len(chunks):,} {'rows' if chunks.by_row else 'chunks'}"]
+    if chunks.num_rows is not None and not chunks.by_row:
+        parts.append(f"{chunks.num_rows:,} rows")
+    if chunks.num_bytes is not None:
+        parts.append(f"{chunks.num_bytes / 2**20:,.1f} MiB")
+    if isinstance(chunks, TokenStore):
+        parts.append(f"{chunks.tokens:,} tokens, prepared")
     return ", ".join(parts)

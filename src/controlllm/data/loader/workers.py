@@ -60,11 +60,7 @@ def serve(
 ) -> Serving:
     """Serve lanes, beginning with the one that has given out least.
 
-    Args:
-        numbers: the lanes of this rank.
-        make: makes a lane.
-        num_workers: processes, a divisor of the number of lanes; 0 = this process.
-        prefetch_factor: items that each worker prepares ahead.
+    `num_workers` is a divisor of the number of lanes; 0 = this process.
     """
     lanes = sorted((make(number) for number in numbers), key=lambda lane: (lane.items, lane.number))
     if num_workers == 0:

@@ -11,15 +11,15 @@ from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.unpacking import check_unpacked
+from controlllm.data.sources.limits import check_unpacked
 
-__all__ = ["MAGIC", "CheckedStream", "Message", "messages_of_file", "messages_of_stream"]
+__all__ = ["MAGIC", "CheckedStream", "Message", "messages_of"]
 
 MAGIC = b"ARROW1"
 _CONTINUES = 0xFFFFFFFF
 _DICTIONARY, _BATCH = 2, 3
 _MOST_DESCRIBED = 2**26
-_BUFFER, _BLOCK = struct.Struct("<qq"), struct.Struct("<qi4xq")
+_BUFFER = struct.Struct("<qq")
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Message:
 def read_message(file: IO[bytes], start: int) -> tuple[Message, bytes] | None:
     """The message that comes next, and the bytes of its head; None at the end.
 
+    The file form is a mark of 8 bytes, then a stream, then a footer behind the end of the stream.
+
     Raises:
         DataError: it is broken.
     """
     head = file.read(4)
-    if head == MAGIC[:4]:
-        raise DataError(
-            "an Arrow file of the IPC file form cannot be read from its beginning; unpack or "
-            "download it"
-        )
+    if not start and head == MAGIC[:4]:
+        file.read(4)
+        start, head = 8, file.read(4)
     if len(head) == 4 and struct.unpack("<I", head)[0] == _CONTINUES:
         head += file.read(4)
     if len(head) < 4 or not (length := struct.unpack("<i", head[-4:])[0]):
@@ -93,53 +93,17 @@ def _message(start: int, head: bytes, description: bytes) -> Message:
     return Message(start, len(head) + len(description), body, buffers)
 
 
-def messages_of_stream(file: IO[bytes]) -> Iterator[Message]:
-    """All messages of a stream that can be sought in, from its beginning."""
+def messages_of(file: IO[bytes]) -> Iterator[Message]:
+    """All messages of a file that can be sought in, from its beginning."""
     start = 0
     while (found := read_message(file, start)) is not None:
         yield found[0]
-        start += found[0].head + found[0].body
+        start = found[0].start + found[0].head + found[0].body
         file.seek(start)
 
 
-def messages_of_file(file: IO[bytes], size: int) -> tuple[list[Message], list[Message]]:
-    """The dictionaries and the record batches of a file of the IPC file form.
-
-    Raises:
-        DataError: it is broken.
-    """
-    try:
-        file.seek(max(0, size - 10))
-        (length,) = struct.unpack("<i", file.read(10)[:4])
-        if not 0 < length <= size:
-            raise IndexError
-        file.seek(size - 10 - length)
-        footer = _Table.root(file.read(length))
-        blocks = [list(footer.structs(field, _BLOCK)) for field in (2, 3)]
-    except (struct.error, IndexError):
-        raise DataError("broken Arrow (its end is missing); is it complete?") from None
-    return _found(file, blocks[0]), _found(file, blocks[1])
-
-
-def _found(file: IO[bytes], blocks: list[tuple[int, ...]]) -> list[Message]:
-    messages = []
-    for start, _, _ in blocks:
-        file.seek(max(0, start))
-        if (found := read_message(file, start)) is None:
-            raise DataError(f"broken Arrow (message at byte {start}); is it complete?")
-        messages.append(found[0])
-    return messages
-
-
 class CheckedStream:
-    """A stream of messages for Arrow to read, each of which is checked before Arrow gets it.
-
-    Args:
-        file: what is read, from its beginning.
-        name: of the file, for messages.
-        most: bytes of a message's body.
-        source: its `max_row_bytes`.
-    """
+    """A stream of messages for Arrow to read, each of which is checked before Arrow gets it."""
 
     closed = False
 
@@ -171,7 +135,7 @@ class CheckedStream:
         body = self._file.read(message.body)
         message.check(what, body, self._source)
         self._ready = memoryview(head + body)
-        self._start += message.head + message.body
+        self._start = message.start + message.head + message.body
         return True
 
 

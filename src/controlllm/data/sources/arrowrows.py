@@ -18,12 +18,7 @@ _VALUE = 8
 
 
 def batch_rows(batch: Any, limit: int) -> Iterator[Any]:
-    """The rows of a `RecordBatch` as dicts; a row that cannot be had is a `DataError`.
-
-    Args:
-        batch: a `pyarrow.RecordBatch`, from anywhere.
-        limit: the most bytes of a row.
-    """
+    """The rows of a `RecordBatch` as dicts; a row that cannot be read is a `DataError`."""
     if not batch.num_rows:
         return
     if batch.num_rows == 1:
@@ -59,7 +54,7 @@ def _values(batch: Any) -> list[Any]:
     """The rows of a batch whose values were counted, once nothing in it points outside of it.
 
     Raises:
-        ValueError or OverflowError: a row cannot be had.
+        ValueError or OverflowError: a row cannot be read.
     """
     import pyarrow as pa
 

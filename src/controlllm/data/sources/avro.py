@@ -1,27 +1,138 @@
-"""Avro: container files cut at the sync markers that stand between their blocks of records."""
+"""Avro container files, cut at the sync markers between their blocks of records."""
 
-from collections.abc import Iterator
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.sources.avroblocks import check_schema, records, unpack
-from controlllm.data.sources.blocks import Located
+from controlllm.data.sources.chunks import Located
+from controlllm.data.sources.limits import check_unpacked, most_unpacked, weight
 from controlllm.data.sources.lines import too_long
-from controlllm.data.sources.ranges import Range, RangeBlocks
-from controlllm.data.sources.registry import register_blocks
-from controlllm.data.sources.unpacking import check_unpacked, most_unpacked
-from controlllm.data.sources.weight import weight
+from controlllm.data.sources.ranges import Range, RangeChunks
+from controlllm.data.sources.registry import register_chunks
 
-__all__ = ["AvroBlocks"]
+__all__ = ["AvroChunks", "check_schema", "unpack"]
+
+
+def unpack(codec: str, data: bytes, most: int) -> bytes:
+    """The bytes of a block; one more than `most` where there are more than that.
+
+    Raises:
+        ValueError: the codec is not known, or the data is broken.
+    """
+    if codec not in _CODECS:
+        raise ValueError(f"the codec {codec!r} is not known; known: {', '.join(_CODECS)}")
+    return _CODECS[codec](data, most + 1)
+
+
+def _stream(make: Callable[[], Any]) -> Callable[[bytes, int], bytes]:
+    """A codec by a decompressor of Python's, which stops at `most` bytes."""
+
+    def unpacked(data: bytes, most: int) -> bytes:
+        stream = make()
+        found: bytes = stream.decompress(data, most)
+        if not stream.eof and len(found) < most:
+            raise ValueError("its data ends too early")
+        return found
+
+    return unpacked
+
+
+def _unzstd(data: bytes, most: int) -> bytes:
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
+        return bytes(stream.read(most))
+
+
+def _unsnappy(data: bytes, most: int) -> bytes:
+    """The block, then the big-endian CRC of what it holds; its size stands at its beginning."""
+    import pyarrow as pa
+
+    size = 0
+    for number, byte in enumerate(data[:5]):
+        size |= (byte & 127) << (7 * number)
+        if byte < 128:
+            break
+    if size >= most:
+        return bytes(most)
+    unpacked = pa.decompress(data[:-4], size, codec="snappy", asbytes=True)
+    if zlib.crc32(unpacked) != int.from_bytes(data[-4:], "big"):
+        raise ValueError("its check sum is wrong")
+    return bytes(unpacked)
+
+
+def _unlz4(data: bytes, most: int) -> bytes:
+    """The size, then the block."""
+    import pyarrow as pa
+
+    size = int.from_bytes(data[:4], "little")
+    if size >= most:
+        return bytes(most)
+    return bytes(pa.decompress(data[4:], size, codec="lz4_raw", asbytes=True))
+
+
+_CODECS: dict[str, Callable[[bytes, int], bytes]] = {
+    "null": lambda data, most: data,
+    "deflate": _stream(lambda: zlib.decompressobj(-15)),
+    "bzip2": _stream(bz2.BZ2Decompressor),
+    "snappy": _unsnappy,
+    "zstandard": _unzstd,
+    "xz": _stream(lambda: lzma.LZMADecompressor(memlimit=2**28)),
+    "lz4": _unlz4,
+}
+
+
+def check_schema(schema: Any) -> Any:
+    """A schema whose records cannot be more than their bytes, parsed.
+
+    Raises:
+        DataError: it allows records without bytes, lists of them, or types within themselves.
+    """
+    from fastavro import parse_schema
+
+    parsed = parse_schema(schema)
+    if not _least_bytes(parsed, {}, []):
+        raise DataError("its records hold nothing (a record without fields, null)")
+    return parsed
+
+
+def _least_bytes(schema: Any, known: dict[str, Any], above: list[str]) -> int:
+    """The least bytes that a value of a type takes."""
+    if isinstance(schema, list):
+        return 1 + min(_least_bytes(item, known, above) for item in schema)
+    if isinstance(schema, str):
+        if schema in above:
+            raise DataError(f"its type {schema!r} is a part of itself, which is not read")
+        return _least_bytes(known[schema], known, above) if schema in known else schema != "null"
+    kind = schema["type"]
+    if kind in ("record", "error", "fixed", "enum"):
+        known[schema["name"]] = schema
+        above = [*above, schema["name"]]
+    if kind in ("record", "error"):
+        return sum(_least_bytes(field["type"], known, above) for field in schema["fields"])
+    if kind == "fixed":
+        return int(schema["size"])
+    if kind == "array" and not _least_bytes(schema["items"], known, above):
+        raise DataError("it has lists of elements without any bytes (null, empty records)")
+    if kind == "map":
+        _least_bytes(schema["values"], known, above)
+    if kind in ("array", "map", "enum"):
+        return 1
+    return _least_bytes(kind, known, above)
+
 
 _MARKER_BYTES = 16
 _MOST_BYTES = 2**30
 _SCAN_BYTES = 2**16
 
 
-@register_blocks("avro", ".avro")
-class AvroBlocks(RangeBlocks):
+@register_chunks("avro", ".avro")
+class AvroChunks(RangeChunks):
     """Avro files (any codec of the format), cut at the first block of each range."""
 
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:
@@ -57,7 +168,8 @@ class AvroBlocks(RangeBlocks):
         with part.file.open(part.bytes(_SCAN_BYTES)) as file:
             spliced = _Spliced(file, most)
             with _told(part, 0):
-                head = _head(part, spliced)
+                reader = _fastavro(part).block_reader(spliced)
+                head = _Head(reader.codec, check_schema(reader.writer_schema))
             if part.start and not spliced.jump(part):
                 return
             while not part.ends_before(position := spliced.position):
@@ -76,19 +188,11 @@ class _Head:
     schema: Any
 
 
-def _head(part: Range, spliced: "_Spliced") -> _Head:
-    reader = _fastavro(part).block_reader(spliced)
-    return _Head(reader.codec, check_schema(reader.writer_schema))
-
-
 def _records(part: Range, position: int, data: bytes, count: int, schema: Any) -> Iterator[Any]:
-    rows = records(data, count, schema)
-    while True:
+    stream, read = io.BytesIO(data), _fastavro(part).schemaless_reader
+    for _ in range(count):
         with _told(part, position):
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
+            row = read(stream, schema, None)
         yield row
 
 

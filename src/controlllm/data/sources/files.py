@@ -3,27 +3,48 @@
 import gzip
 import io
 import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from controlllm.common.errors import DataError
-from controlllm.common.storage.remote import shown
-from controlllm.data.sources.trouble import reading
+from controlllm.common.storage.remote import describe
+from controlllm.data.config.source_config import SourceConfig
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["COMPRESSED", "SourceFile", "ending"]
+__all__ = [
+    "COMPRESSED",
+    "SourceFile",
+    "digest",
+    "ending",
+    "identify",
+    "reading",
+]
 
 COMPRESSED = (".gz", ".zst")
-GZIP_MARK = b"\x1f\x8b"
 BUFFER_BYTES, REMOTE_BUFFER_BYTES = 2**17, 2**20
 """How much of a file is fetched at once, here and elsewhere, if nothing else is said."""
 
 TRIES = 3
 """How often a read that breaks off is tried, each time from where it stood."""
+
+
+@contextmanager
+def reading(address: str) -> Iterator[None]:
+    """Turn the errors of disks, networks and unpackers into a `DataError` that names `address`."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, ArrowException) as error:
+        raise DataError(describe(error, address)) from error
 
 
 def ending(name: str) -> str:
@@ -38,25 +59,18 @@ class SourceFile:
 
     address: str
     """As messages name it: a path, or the whole address."""
-
     path: str
     """Where it lies on its file system."""
-
     file_type: str
     """Which reader reads it."""
-
     size: int | None
     """Bytes as stored; None where a web server does not tell."""
-
     stamp: str = ""
     """When it was touched: a time, an ETag, a checksum."""
-
     filesystem: "AbstractFileSystem | None" = None
     """Where it lies; None = on this machine."""
-
     ranged: bool = True
     """Whether it can be read from anywhere (some web servers only read from the beginning)."""
-
     content: bytes | None = None
     """Its bytes as stored, where they are held in memory."""
 
@@ -85,11 +99,7 @@ class SourceFile:
         return self.ranged and not self.packed and self.size is not None and not in_memory
 
     def open_raw(self, buffer_bytes: int | None = None) -> IO[bytes]:
-        """Its bytes as stored; can be sought in if `ranged`.
-
-        Args:
-            buffer_bytes: how much is fetched at once.
-        """
+        """Its bytes as stored; can be sought in if `ranged`."""
         buffer_bytes = buffer_bytes or (BUFFER_BYTES if self.is_local else REMOTE_BUFFER_BYTES)
         if self.content is not None:
             return io.BytesIO(self.content)
@@ -100,14 +110,10 @@ class SourceFile:
         return cast(IO[bytes], self.filesystem.open(self.path, "rb"))
 
     def open(self, buffer_bytes: int | None = None) -> IO[bytes]:
-        """Its bytes, unpacked.
-
-        Args:
-            buffer_bytes: how much is fetched at once.
-        """
+        """Its bytes, unpacked."""
         raw = self.open_raw(buffer_bytes)
         if self.name.endswith(".gz"):
-            unpacked = gzip.GzipFile(fileobj=cast(Any, _Marked(raw, self.address)))
+            unpacked = gzip.GzipFile(fileobj=cast(Any, raw))
             unpacked.myfileobj = cast(Any, raw)  # Closed with it.
             return io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
         if self.name.endswith(".zst"):
@@ -136,9 +142,6 @@ class SourceFile:
     def load(self, most_bytes: int) -> "SourceFile":
         """The same file with its bytes held in memory.
 
-        Args:
-            most_bytes: the most that it may hold, whatever its server says of its size.
-
         Raises:
             DataError: it cannot be read, or holds more.
         """
@@ -159,29 +162,6 @@ class SourceFile:
                 f"{self.address}: the server does not read parts of files (no HTTP ranges), which "
                 f"{self.file_type} needs; download the file and give its path."
             )
-
-
-class _Marked:
-    """A file as stored that is named `.gz`; it is refused if it does not begin as such files do."""
-
-    def __init__(self, raw: IO[bytes], address: str) -> None:
-        self._raw = raw
-        self._address = address
-        self._begun = False
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._raw.read(size)
-        if not self._begun and data and data[:2] != GZIP_MARK:
-            raise DataError(
-                f"{shown(self._address)} is named .gz, but does not begin with gzip's mark "
-                f"({GZIP_MARK.hex(' ')}): it begins with {data[:2]!r}. Is it not packed, or a "
-                "page that a server sent instead? Rename it, or fetch it again."
-            )
-        self._begun = True
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
 
 
 class _Resumed(io.RawIOBase):
@@ -242,3 +222,66 @@ class _Resumed(io.RawIOBase):
             self._inner.close()
             self._inner = None
         super().close()
+
+
+SAMPLE_BYTES = 2**16
+"""Size of the samples of a large file that are hashed."""
+
+SAMPLED_FILES, SAMPLED_REMOTE_FILES = 32, 2
+"""Files of a large source of which samples are hashed; of all others the sizes count."""
+
+
+def digest(*parts: Any) -> str:
+    """A hash of texts, numbers and bytes."""
+    hasher = blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "big"))
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
+def identify(files: Sequence[SourceFile], source: SourceConfig, *more: Any) -> tuple[str, str]:
+    """Fingerprint and stamp of files that are read with the options of a source (see `Chunks`).
+
+    Files in memory are hashed whole. Of others the sizes are, and samples of some of them: their
+    start, middle and end.
+
+    Args:
+        files: in order.
+        source: `text_unit` and `max_row_bytes` change the rows.
+        *more: whatever else the rows and the cuts between chunks depend on.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    options = (source.text_unit, source.max_row_bytes, *more)
+    sizes = [(file.file_type, file.size, file.packed) for file in files]
+    content = digest(options, sizes, *(piece for file in _chosen(files) for piece in _pieces(file)))
+    return content, digest([(file.address, file.size, file.stamp) for file in files])
+
+
+def _chosen(files: Sequence[SourceFile]) -> Sequence[SourceFile]:
+    """All files that are in memory, else the first, the last and some between them."""
+    if all(file.content is not None for file in files):
+        return files
+    most = SAMPLED_FILES if files[0].filesystem is None else SAMPLED_REMOTE_FILES
+    if len(files) <= most:
+        return files
+    last = len(files) - 1
+    return [files[last * i // (most - 1)] for i in range(most)]
+
+
+def _pieces(file: SourceFile) -> Iterator[bytes]:
+    if file.content is not None:
+        yield file.content
+        return
+    if not file.ranged or file.size is None:
+        return
+    starts = {0, max(0, file.size - SAMPLE_BYTES)}
+    if file.is_local:
+        starts.add(max(0, file.size // 2 - SAMPLE_BYTES // 2))
+    with reading(file.address), file.open_raw(SAMPLE_BYTES) as opened:
+        for start in sorted(starts):
+            opened.seek(start)
+            yield opened.read(SAMPLE_BYTES)

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 
 from controlllm.common.errors import DataError
 from controlllm.common.registry import check_choice
-from controlllm.common.storage.remote import is_remote, open_filesystem, shown
+from controlllm.common.storage.remote import STAMPS, is_remote, open_filesystem, shown
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.files import SourceFile
-from controlllm.data.sources.registry import FILE_BLOCKS, known_endings, type_of_ending
-from controlllm.data.sources.trouble import reading
+from controlllm.data.sources.files import SourceFile, reading
+from controlllm.data.sources.registry import FILE_CHUNKS, known_endings, type_of_ending
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -30,19 +29,12 @@ __all__ = [
     "Folder",
     "find_files",
     "is_glob",
-    "list_folder",
     "local_path",
     "with_types",
 ]
 
 SAVED_MARKS = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes into its folders."""
-
-_TOUCHED = (
-    *("ETag", "etag", "checksum", "Last-Modified", "LastModified", "last_modified"),
-    *("mtime", "modificationTime", "modification_time", "updated", "created"),
-)
-"""What file systems call the time, or the version, of a file."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +47,6 @@ class Folder:
     def join(self, name: str) -> str:
         """The path of a name in it."""
         return posixpath.join(self.path, name)
-
-
-def list_folder(source: SourceConfig, timeout: float) -> Folder | None:
-    """The folder that a source's path is; None where it is a file or a glob.
-
-    Raises:
-        DataError: nothing is there or may be read.
-    """
-    with reading(source.path):
-        found = _list(source, timeout)
-    return found if isinstance(found, Folder) else None
 
 
 def find_files(source: SourceConfig, timeout: float) -> Folder | list[SourceFile]:
@@ -89,7 +70,7 @@ def with_types(found: Folder | list[SourceFile], source: SourceConfig) -> list[S
         DataError: it is a mixture of types, or a type is not known.
     """
     if source.file_type is not None:
-        check_choice("file_type", source.file_type, FILE_BLOCKS.names())
+        check_choice("file_type", source.file_type, FILE_CHUNKS.names())
     if isinstance(found, Folder):
         return _of_one_type(found.files, source)
     return [_typed(file, source) for file in found]
@@ -169,7 +150,7 @@ def _remote(
 ) -> SourceFile:
     if info.get("size") is None:
         info = filesystem.info(path)  # Listings of web pages tell no sizes.
-    touched = next((str(info[key]) for key in _TOUCHED if info.get(key) is not None), "")
+    touched = next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
     ranged = bool(info.get("partial", True))
     address = _address(path, source.path)
     file_type = source.file_type or ""
@@ -239,7 +220,7 @@ def _typed(file: SourceFile, source: SourceConfig) -> SourceFile:
     if kind is None:
         suffix = PurePosixPath(file.name).suffix
         raise DataError(
-            f"{file}: the ending {suffix!r} tells no type; set `file_type` to one of "
-            f"{', '.join(FILE_BLOCKS.names())}."
+            f"{file}: the ending {suffix!r} belongs to no file type; set `file_type` to one of "
+            f"{', '.join(FILE_CHUNKS.names())}."
         )
     return replace(file, file_type=kind)

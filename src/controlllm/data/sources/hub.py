@@ -1,8 +1,8 @@
 """Data sets of the Hugging Face Hub, and those that `datasets` holds already.
 
 ```
-load_dataset(...)                   downloaded first, then mapped: block = one row
-load_dataset(..., streaming=True)   read over the network: block = shard (a file, mostly)
+load_dataset(...)                   downloaded first, then mapped: chunk = one row
+load_dataset(..., streaming=True)   read over the network: chunk = shard (a file, mostly)
 ```
 """
 
@@ -14,17 +14,16 @@ from controlllm.common.errors import DataError
 from controlllm.common.text.secrets import hidden
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
-from controlllm.data.sources.blocks import Blocks, Located, RowBlocks
-from controlllm.data.sources.identity import digest
+from controlllm.data.sources.chunks import Chunks, Located, RowChunks
+from controlllm.data.sources.files import digest
+from controlllm.data.sources.limits import weight
 from controlllm.data.sources.lines import too_long
-from controlllm.data.sources.registry import register_source
-from controlllm.data.sources.unread import require_read
-from controlllm.data.sources.weight import weight
+from controlllm.data.sources.registry import register_source, require_read
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["DatasetBlocks", "ShardBlocks", "dataset_blocks", "open_hub"]
+__all__ = ["DatasetChunks", "ShardChunks", "dataset_chunks", "open_hub"]
 
 SAMPLED_ROWS = 64
 """Rows of a large data set that its fingerprint is made of."""
@@ -35,8 +34,8 @@ _READS = ("subset", "split", "revision", "streaming", "storage_options")
 
 
 @register_source("hub")
-def open_hub(source: SourceConfig, timeout: float) -> Blocks:
-    """Blocks of a data set that `datasets.load_dataset` loads; the path is its name on the Hub.
+def open_hub(source: SourceConfig, timeout: float) -> Chunks:
+    """Chunks of a data set that `datasets.load_dataset` loads; the path is its name on the Hub.
 
     Args:
         source: `subset`, `split` (with slices), `revision`, `streaming`; `storage_options` may hold
@@ -45,7 +44,7 @@ def open_hub(source: SourceConfig, timeout: float) -> Blocks:
 
     Raises:
         ConfigError: a field is given that only files have.
-        DataError: the package is missing, or the data set cannot be had.
+        DataError: the package is missing, or the data set cannot be loaded.
     """
     require_read(source, _READS)
     options = dict(source.storage_options)
@@ -56,8 +55,8 @@ def open_hub(source: SourceConfig, timeout: float) -> Blocks:
     data = _load(source, wanted)
     if source.streaming:
         chosen = (source.subset, source.split, source.revision)
-        return ShardBlocks(data, f"{source.path}[{source.split}]", chosen, source.max_row_bytes)
-    return dataset_blocks(data, f"{source.path}[{source.split}]", source.max_row_bytes)
+        return ShardChunks(data, f"{source.path}[{source.split}]", chosen, source.max_row_bytes)
+    return dataset_chunks(data, f"{source.path}[{source.split}]", source.max_row_bytes)
 
 
 def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
@@ -74,7 +73,7 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
         )
     try:
         return datasets.load_dataset(source.path, split=source.split, **wanted)
-    # The library raises whatever its many back ends raise; each means that it cannot be had.
+    # The library raises whatever its many back ends raise; each means that it cannot be loaded.
     except Exception as error:
         guessed = "" if source.source_type else " is no local file, and as a Hub name it"
         raise DataError(
@@ -83,10 +82,10 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
         ) from error
 
 
-def dataset_blocks(
+def dataset_chunks(
     dataset: "Dataset", name: str = "dataset", max_row_bytes: int = SourceConfig.max_row_bytes
-) -> Blocks:
-    """Blocks of a `datasets.Dataset`: each row one, in the order it has (`select`, `shuffle`, ...).
+) -> Chunks:
+    """Chunks of a `datasets.Dataset`: each row one, in the order it has (`select`, `shuffle`, ...).
 
     Args:
         dataset: of any origin; a set format (`with_format`) is not applied.
@@ -98,19 +97,14 @@ def dataset_blocks(
     """
     if not len(dataset):
         raise DataError(f"{name} holds no rows.")
-    return DatasetBlocks(dataset, name, max_row_bytes)
+    return DatasetChunks(dataset, name, max_row_bytes)
 
 
-class DatasetBlocks(RowBlocks):
+class DatasetChunks(RowChunks):
     """The rows of a `datasets.Dataset`.
 
     Its fingerprint is of the columns, the number of rows, and all or some of them; its stamp is the
     fingerprint that `datasets` gave it, of its origin and of what was done to it.
-
-    Args:
-        dataset: whose Arrow table is read.
-        name: as messages call it.
-        max_row_bytes: a row with more bytes is a bad row.
     """
 
     def __init__(self, dataset: "Dataset", name: str, max_row_bytes: int) -> None:
@@ -118,7 +112,7 @@ class DatasetBlocks(RowBlocks):
         self._name = name
         self._limit = max_row_bytes
         super().__init__(len(dataset), "", str(dataset._fingerprint))
-        self._fingerprint = self._hash()
+        self.fingerprint = self._hash()
 
     def row(self, number: int) -> Located:
         """One row."""
@@ -146,14 +140,8 @@ class DatasetBlocks(RowBlocks):
         return digest(columns, size, *(repr(row) for _, row in rows))
 
 
-class ShardBlocks(Blocks):
+class ShardChunks(Chunks):
     """The shards of a streamed data set.
-
-    Args:
-        dataset: that is iterated; only its first row is read now.
-        name: as messages call it.
-        chosen: what else tells which part of the data it is.
-        max_row_bytes: a row with more bytes is a bad row.
 
     Raises:
         DataError: it has no rows, or its first row cannot be read.
@@ -169,30 +157,21 @@ class ShardBlocks(Blocks):
         first = next(self.read(0), None)
         if first is None and self._size == 1:
             raise DataError(f"{name} holds no rows.")
-        self._fingerprint = digest(*chosen, self._size, str(dataset.features), first and first[1])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what was chosen, the columns, the number of shards and the first row."""
-        return self._fingerprint
-
-    @property
-    def stamp(self) -> str:
-        """Of the name as well: a stream tells no more."""
-        return digest(self._name, self._fingerprint)
+        self.fingerprint = digest(*chosen, self._size, str(dataset.features), first and first[1])
+        self.stamp = digest(name, self.fingerprint)  # A stream tells no more.
 
     def __len__(self) -> int:
         """Number of shards."""
         return self._size
 
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows of a shard."""
-        self.require(block)
-        shard = self._dataset.shard(num_shards=self._size, index=block)
+        self.require(chunk)
+        shard = self._dataset.shard(num_shards=self._size, index=chunk)
         try:
             for row, item in enumerate(islice(iter(shard), start, None), start=start):
                 length = weight(item)
                 checked = too_long(length, self._limit) if length > self._limit else item
-                yield f"{self._name}, shard {block}, row {row}", checked
+                yield f"{self._name}, shard {chunk}, row {row}", checked
         except Exception as error:
-            raise DataError(f"{self._name}, shard {block} cannot be read ({error}).") from error
+            raise DataError(f"{self._name}, shard {chunk} cannot be read ({error}).") from error

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
-from controlllm.data.sources.blocks import Located
-from controlllm.data.sources.ranges import Range, RangeBlocks
-from controlllm.data.sources.registry import register_blocks
+from controlllm.data.sources.chunks import Located
+from controlllm.data.sources.ranges import Range, RangeChunks
+from controlllm.data.sources.registry import register_chunks
 
-__all__ = ["LineBlocks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
+__all__ = ["LineChunks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
 
 _BOM = b"\xef\xbb\xbf"
-_CHUNK = 2**16
+_PIECE = 2**16
 _SLACK = 2**14
 DEPTH = 128
 """The most levels of a row."""
@@ -29,7 +29,7 @@ def bounded_lines(file: IO[bytes], limit: int) -> Iterator[tuple[bytes | None, i
             yield line, len(line)
             continue
         length = len(line)
-        while not line.endswith(b"\n") and (line := file.readline(_CHUNK)):
+        while not line.endswith(b"\n") and (line := file.readline(_PIECE)):
             length += len(line)
         yield None, length
 
@@ -72,7 +72,7 @@ def check_row(row: Any, data: bytes) -> Any:
     """
     if not isinstance(row, dict):
         return DataError(f"a row must map columns to values; this is a {type(row).__name__}")
-    # Whoever walks through a row, by functions that call themselves, must come to its end.
+    # Recursive functions must be able to walk through a row.
     if data.count(b"[") + data.count(b"{") > DEPTH and _depth(row) > DEPTH:
         return DataError(f"JSON nested too deeply (more than {DEPTH} levels)")
     if b"\\ud" in data or b"\\uD" in data:
@@ -94,8 +94,8 @@ def _depth(row: Any) -> int:
     return depth
 
 
-@register_blocks("jsonl", ".jsonl", ".ndjson")
-class LineBlocks(RangeBlocks):
+@register_chunks("jsonl", ".jsonl", ".ndjson")
+class LineChunks(RangeChunks):
     """JSON lines, cut at the first line that begins in each range of bytes."""
 
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:
@@ -135,7 +135,7 @@ def _first_line(file: IO[bytes], part: Range) -> int:
         return 0
     position = part.start - 1
     file.seek(position)
-    while piece := file.readline(_CHUNK):
+    while piece := file.readline(_PIECE):
         position += len(piece)
         if piece.endswith(b"\n") or part.ends_before(position):
             return position

@@ -1,4 +1,4 @@
-"""Step 1: a source config -> its blocks, by whatever opener reads sources of its kind."""
+"""Step 1: a source config -> its chunks, by whatever opener reads sources of its kind."""
 
 import itertools
 import os
@@ -10,22 +10,28 @@ from dataclasses import replace
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.blocks import Blocks, MemoryBlocks
-from controlllm.data.sources.combine import MEMORY_BYTES, Chained, first_rows, take
+from controlllm.data.sources.chunks import (
+    MEMORY_BYTES,
+    Chained,
+    Chunks,
+    MemoryChunks,
+    first_rows,
+    take,
+)
 from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import Folder, find_files, is_glob, local_path, with_types
 from controlllm.data.sources.registry import (
-    FILE_BLOCKS,
+    FILE_CHUNKS,
     READ_BY_TYPE,
     SOURCES,
     register_source,
+    require_read,
     type_of_ending,
 )
-from controlllm.data.sources.saved import is_saved, saved_blocks
+from controlllm.data.sources.saved import is_saved, saved_chunks
 from controlllm.data.sources.splits import choose_split, files_by_split
-from controlllm.data.sources.unread import require_read
 
-__all__ = ["SMALL_BYTES", "open_blocks", "open_files"]
+__all__ = ["SMALL_BYTES", "open_chunks", "open_files"]
 
 SMALL_BYTES = 8 * 2**20
 """Files of at most so many bytes in all are held in memory, so that their shuffle is perfect."""
@@ -33,12 +39,8 @@ SMALL_BYTES = 8 * 2**20
 _LOADED_AT_ONCE = 8
 
 
-def open_blocks(source: SourceConfig, timeout: float = 60.0) -> Blocks:
+def open_chunks(source: SourceConfig, timeout: float = 60.0) -> Chunks:
     """Open a source.
-
-    Args:
-        source: where the rows lie.
-        timeout: seconds to wait for each answer of a remote file system.
 
     Raises:
         ConfigError: `source_type` or `file_type` is not known, or a field is given that the opener
@@ -59,8 +61,8 @@ def _type_of(source: SourceConfig) -> str:
 
 
 @register_source("files")
-def open_files(source: SourceConfig, timeout: float) -> Blocks:
-    """Blocks of files, by their types; a folder that `save_to_disk` wrote is one data set.
+def open_files(source: SourceConfig, timeout: float) -> Chunks:
+    """Chunks of files, by their types; a folder that `save_to_disk` wrote is one data set.
 
     Raises:
         ConfigError: `file_type` is not known, or a field is given that is not read.
@@ -68,7 +70,7 @@ def open_files(source: SourceConfig, timeout: float) -> Blocks:
     """
     found = find_files(source, timeout)
     if isinstance(found, Folder) and source.file_type is None and is_saved(found):
-        return saved_blocks(found, source)
+        return saved_chunks(found, source)
     files = with_types(found, source)
     reads = {"file_type"}.union(*(READ_BY_TYPE.get(file.file_type, ()) for file in files))
     reads |= {"storage_options"} if is_remote(source.path) else set()
@@ -86,14 +88,14 @@ def open_files(source: SourceConfig, timeout: float) -> Blocks:
     )
 
 
-def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -> Blocks:
-    return _in_memory(files, source, most) or _blocks(files, source)
+def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -> Chunks:
+    return _in_memory(files, source, most) or _chunks(files, source)
 
 
-def _blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
-    """Blocks of files; a glob may match several types."""
+def _chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
+    """Chunks of files; a glob may match several types."""
     parts = [
-        FILE_BLOCKS.get(file_type)(list(group), source)
+        FILE_CHUNKS.get(file_type)(list(group), source)
         for file_type, group in itertools.groupby(files, key=lambda file: file.file_type)
     ]
     return Chained(parts) if len(parts) > 1 else parts[0]
@@ -101,16 +103,16 @@ def _blocks(files: Sequence[SourceFile], source: SourceConfig) -> Blocks:
 
 def _in_memory(
     files: Sequence[SourceFile], source: SourceConfig, most: int | None
-) -> Blocks | None:
+) -> Chunks | None:
     """All rows of small files; None where they are many, or more than their packed size tells."""
     if sum(SMALL_BYTES + 1 if file.size is None else file.size for file in files) > SMALL_BYTES:
         return None
     with ThreadPoolExecutor(_LOADED_AT_ONCE) as pool:
         loaded = list(pool.map(lambda file: file.load(SMALL_BYTES), files))
-    blocks = _blocks([replace(file, ranged=True) for file in loaded], source)
-    rows = take(itertools.islice(blocks.rows(), most), MEMORY_BYTES)
+    chunks = _chunks([replace(file, ranged=True) for file in loaded], source)
+    rows = take(itertools.islice(chunks.rows(), most), MEMORY_BYTES)
     if rows is None:
         return None
     if not rows:
         raise DataError(f"{shown(source.path)} holds no rows.")
-    return MemoryBlocks(rows, blocks.fingerprint, blocks.stamp)
+    return MemoryChunks(rows, chunks.fingerprint, chunks.stamp)

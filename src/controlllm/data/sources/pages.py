@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.unpacking import check_unpacked
+from controlllm.data.sources.limits import check_unpacked
 
 __all__ = ["CheckedPages", "Column", "columns_of"]
 
@@ -51,31 +51,26 @@ class Column:
 
 
 def columns_of(footer: Any, group: int) -> list[Column]:
-    """The columns of a row group.
-
-    Args:
-        footer: a `pyarrow.parquet.FileMetaData`.
-        group: number of the row group.
-    """
+    """The columns of a row group."""
     found = []
     for number in range(footer.num_columns):
-        chunk, kind = footer.row_group(group).column(number), footer.schema.column(number)
-        start, first = chunk.data_page_offset, chunk.dictionary_page_offset
-        has_dictionary = chunk.has_dictionary_page or any(
-            "DICTIONARY" in encoding for encoding in chunk.encodings
+        column_chunk, kind = footer.row_group(group).column(number), footer.schema.column(number)
+        start, first = column_chunk.data_page_offset, column_chunk.dictionary_page_offset
+        has_dictionary = column_chunk.has_dictionary_page or any(
+            "DICTIONARY" in encoding for encoding in column_chunk.encodings
         )
         is_bytes = kind.physical_type == "BYTE_ARRAY" and kind.logical_type.type != "DECIMAL"
         spells_once = has_dictionary and is_bytes and kind.logical_type.type in ("NONE", "STRING")
         found.append(
             Column(
                 kind.path,
-                min(start, first) if chunk.has_dictionary_page and first else start,
-                chunk.total_compressed_size,
-                chunk.total_uncompressed_size,
+                min(start, first) if column_chunk.has_dictionary_page and first else start,
+                column_chunk.total_compressed_size,
+                column_chunk.total_uncompressed_size,
                 kind.max_repetition_level > 0,
                 has_dictionary,
                 spells_once,
-                "DELTA_BYTE_ARRAY" in chunk.encodings
+                "DELTA_BYTE_ARRAY" in column_chunk.encodings
                 or (has_dictionary and is_bytes and not spells_once),
             )
         )
@@ -83,14 +78,7 @@ def columns_of(footer: Any, group: int) -> list[Column]:
 
 
 class CheckedPages:
-    """A Parquet file for Arrow to read: heads of pages are checked as they pass by.
-
-    Args:
-        file: what is read; can be sought in.
-        name: of the file, for messages.
-        columns: those of the row group that is read, in the order of their places.
-        source: its `max_row_bytes`.
-    """
+    """A Parquet file for Arrow to read: heads of pages are checked as they pass by."""
 
     closed = False
 
@@ -99,7 +87,7 @@ class CheckedPages:
     ) -> None:
         self._file = file
         self._starts = [column.start for column in columns]
-        self._chunks = [_Chunk(f"{name}, column {c.name!r}", c, source) for c in columns]
+        self._columns = [_ColumnPages(f"{name}, column {c.name!r}", c, source) for c in columns]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place of the file."""
@@ -118,14 +106,14 @@ class CheckedPages:
         start = self._file.tell()
         data = self._file.read(size)
         number = max(0, bisect.bisect_right(self._starts, start) - 1)
-        for chunk in self._chunks[number:]:
-            if chunk.column.start >= start + len(data):
+        for column_chunk in self._columns[number:]:
+            if column_chunk.column.start >= start + len(data):
                 break
-            chunk.look(start, data)
+            column_chunk.look(start, data)
         return data
 
 
-class _Chunk:
+class _ColumnPages:
     """The pages of a column in a row group, whose heads are read as they come."""
 
     def __init__(self, what: str, column: Column, source: SourceConfig) -> None:

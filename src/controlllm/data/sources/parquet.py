@@ -1,26 +1,25 @@
-"""Parquet: a row group is a block, known from the footers alone and read batch by batch."""
+"""Parquet: a row group is a chunk, known from the footers alone and read batch by batch."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 import numpy as np
 
 from controlllm.common.errors import DataError
+from controlllm.common.storage.remote import describe
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
-from controlllm.data.sources.blocks import Located
+from controlllm.data.sources.chunks import Located
 from controlllm.data.sources.files import SourceFile
-from controlllm.data.sources.filewise import FilesBlocks
+from controlllm.data.sources.limits import check_unpacked, most_unpacked
 from controlllm.data.sources.pages import CheckedPages, Column, columns_of
-from controlllm.data.sources.registry import register_blocks
-from controlllm.data.sources.trouble import describe
-from controlllm.data.sources.unpacking import check_unpacked, most_unpacked
+from controlllm.data.sources.registry import FilesChunks, register_chunks
 
-__all__ = ["RowGroupBlocks"]
+__all__ = ["RowGroupChunks"]
 
 FOOTERS_AT_ONCE = 8
 KEPT_FOOTERS = 16
@@ -33,13 +32,9 @@ COLUMN_BUFFER_BYTES, REMOTE_COLUMN_BUFFER_BYTES = 2**16, 2**20
 """How much of a column of a row group is fetched at once, here and elsewhere."""
 
 
-@register_blocks("parquet", ".parquet", ".pq")
-class RowGroupBlocks(FilesBlocks):
+@register_chunks("parquet", ".parquet", ".pq")
+class RowGroupChunks(FilesChunks):
     """The row groups of Parquet files.
-
-    Args:
-        files: in order.
-        source: the options they are read with.
 
     Raises:
         DataError: a file has no valid footer.
@@ -55,7 +50,9 @@ class RowGroupBlocks(FilesBlocks):
             [
                 (number, group, rows, first)
                 for number, rows_of_groups in enumerate(groups)
-                for group, rows, first in _with_first_rows(rows_of_groups)
+                for group, (rows, first) in enumerate(
+                    zip(rows_of_groups, accumulate(rows_of_groups, initial=0), strict=False)
+                )
                 if rows
             ],
             dtype=np.int64,
@@ -72,17 +69,17 @@ class RowGroupBlocks(FilesBlocks):
         """Number of row groups that hold rows."""
         return len(self._rows_of)
 
-    def count(self, block: int) -> int:
+    def count(self, chunk: int) -> int:
         """Rows of a row group, as its footer says."""
-        self.require(block)
-        return int(self._rows_of[block])
+        self.require(chunk)
+        return int(self._rows_of[chunk])
 
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows of a row group; batches before `start` are not made into Python values."""
-        self.require(block)
-        number = int(self._file_of[block])
-        file, group = self.files[number], int(self._group_of[block])
-        places = count(int(self._first_of[block]) + start)
+        self.require(chunk)
+        number = int(self._file_of[chunk])
+        file, group = self.files[number], int(self._group_of[chunk])
+        places = count(int(self._first_of[chunk]) + start)
         with _told(file, f"row group {group}"), file.open_raw() as opened:
             footer = self._footer(number, opened)
             if footer.num_row_groups <= group:
@@ -132,14 +129,6 @@ def _row_groups(file: SourceFile) -> list[int]:
     with _told(file, "footer"), file.open_raw() as opened:
         footer = _parquet_file(file, opened).metadata
         return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-
-
-def _with_first_rows(rows_of_groups: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(group, its rows, number of its first row in the file)."""
-    first = 0
-    for group, rows in enumerate(rows_of_groups):
-        yield group, rows, first
-        first += rows
 
 
 def _batch_rows(footer: Any, group: int, columns: Sequence[Column], source: SourceConfig) -> int:

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.blocks import Located
-from controlllm.data.sources.files import SourceFile
-from controlllm.data.sources.filewise import FilesBlocks
-from controlllm.data.sources.trouble import reading
+from controlllm.data.sources.chunks import Located
+from controlllm.data.sources.files import SourceFile, reading
+from controlllm.data.sources.registry import FilesChunks
 
-__all__ = ["RANGE_BYTES", "Range", "RangeBlocks"]
+__all__ = ["RANGE_BYTES", "Range", "RangeChunks"]
 
 RANGE_BYTES, LEAST_BYTES = 2**20, 2**13
-"""Largest and least size of a block: elsewhere each is one request, here a seek costs little."""
+"""Largest and least size of a chunk: elsewhere each is one request, here a seek costs little."""
 
 MANY = 8192
-"""Blocks that files of this machine are cut into, if they are large enough: a shuffled order of so
+"""Chunks that files of this machine are cut into, if they are large enough: a shuffled order of so
 many mixes well."""
 
 
@@ -44,15 +43,10 @@ class Range:
         return self.end is not None and position >= self.end
 
 
-class RangeBlocks(FilesBlocks):
-    """A byte range of a file is a block; files that cannot be cut are one block each.
+class RangeChunks(FilesChunks):
+    """A byte range of a file is a chunk; files that cannot be cut are one chunk each.
 
-    Nothing but the files' sizes is needed to know all blocks.
-
-    Args:
-        files: in order.
-        source: the options they are read with.
-        range_bytes: size of a block; by default by the size of all files.
+    Nothing but the files' sizes is needed to know all chunks.
     """
 
     def __init__(
@@ -70,9 +64,9 @@ class RangeBlocks(FilesBlocks):
         """Number of ranges."""
         return self._ends[-1]
 
-    def read(self, block: int, start: int = 0) -> Iterator[Located]:
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows that begin in a range."""
-        part = self.range(block)
+        part = self.range(chunk)
         with reading(part.file.address):
             yield from self.read_range(part, start)
 
@@ -82,20 +76,20 @@ class RangeBlocks(FilesBlocks):
             with reading(file.address):
                 yield from self.read_range(Range(file), 0)
 
-    def count(self, block: int) -> int:
+    def count(self, chunk: int) -> int:
         """Number of rows, without parsing them."""
-        part = self.range(block)
+        part = self.range(chunk)
         with reading(part.file.address):
             return self.count_range(part)
 
-    def range(self, block: int) -> Range:
-        """Which bytes a block is."""
-        self.require(block)
-        number = bisect.bisect_right(self._ends, block)
+    def range(self, chunk: int) -> Range:
+        """Which bytes a chunk is."""
+        self.require(chunk)
+        number = bisect.bisect_right(self._ends, chunk)
         file = self.files[number]
         if not file.can_be_cut:
             return Range(file)
-        start = (block - (self._ends[number - 1] if number else 0)) * self._range_bytes
+        start = (chunk - (self._ends[number - 1] if number else 0)) * self._range_bytes
         return Range(file, start, start + self._range_bytes)
 
     @abstractmethod

@@ -1,76 +1,79 @@
 """What can be read, by name: openers of whole sources, and readers of one file.
 
 ```
-register_source(name)                 (source, timeout) -> Blocks           source_type: name
+register_source(name)                 (source, timeout) -> Chunks           source_type: name
 register_reader(file_type, *endings)  (file, source) -> rows of one file    file_type: name
-register_blocks(file_type, *endings)  (files, source) -> Blocks             the same, cut finer
+register_chunks(file_type, *endings)  (files, source) -> Chunks             the same, cut finer
 ```
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.registry import Registry
+from controlllm.common.settings import Rule, check_said
+from controlllm.common.storage.remote import shown
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.blocks import Blocks, Located
-from controlllm.data.sources.files import SourceFile, ending
+from controlllm.data.sources.chunks import Chunks, Located
+from controlllm.data.sources.files import SourceFile, ending, identify, reading
 
 __all__ = [
-    "FILE_BLOCKS",
+    "FILE_CHUNKS",
     "READERS",
     "READ_BY_TYPE",
     "SOURCES",
-    "BlockMaker",
+    "ChunkMaker",
+    "FileChunks",
+    "FilesChunks",
     "Opener",
     "Reader",
     "known_endings",
-    "register_blocks",
+    "register_chunks",
+    "register_reader",
     "register_source",
+    "require_read",
     "type_of_ending",
 ]
 
-Opener: TypeAlias = Callable[[SourceConfig, float], Blocks]
-"""(source, seconds to wait for an answer) -> its blocks."""
+Opener: TypeAlias = Callable[[SourceConfig, float], Chunks]
+"""(source, seconds to wait for an answer) -> its chunks."""
 
 Reader: TypeAlias = Callable[[SourceFile, SourceConfig], Iterator[Located]]
 """(file, source) -> its rows, each with its place."""
 
 
-class BlockMaker(Protocol):
-    """Makes blocks of files of one type."""
-
-    def __call__(self, files: Sequence[SourceFile], source: SourceConfig, /) -> Blocks:
-        """Blocks of the rows of all files."""
-
+ChunkMaker: TypeAlias = Callable[[Sequence[SourceFile], SourceConfig], Chunks]
+"""(files, source) -> chunks of the rows of all files."""
 
 SOURCES: Registry[Opener] = Registry("source_type")
 """Openers of sources: `files`, `saved`, `hub`, and those of plugins."""
 
 READERS: Registry[Reader] = Registry("file_type")
-"""Readers of files that are not cut: one block each."""
+"""Readers of files that are not cut: one chunk each."""
 
-FILE_BLOCKS: Registry[BlockMaker] = Registry("file_type")
-"""Makers of blocks for every file type."""
+FILE_CHUNKS: Registry[ChunkMaker] = Registry("file_type")
+"""Makers of chunks for every file type."""
 
 READ_BY_TYPE: dict[str, frozenset[str]] = {}
 """File type -> fields of a source that its reader reads and others do not."""
 
 _ENDINGS: dict[str, str] = {}
-T = TypeVar("T", bound=BlockMaker)
+T = TypeVar("T", bound=ChunkMaker)
 
 register_source = SOURCES.register
 
 
-def register_blocks(file_type: str, *endings: str) -> Callable[[T], T]:
-    """Decorate a maker of blocks for files of one type; see `register_reader`.
+def register_chunks(file_type: str, *endings: str) -> Callable[[T], T]:
+    """Decorate a maker of chunks for files of one type; see `register_reader`.
 
     Raises:
         ConfigError: the name or an ending is taken.
     """
 
     def keep(maker: T) -> T:
-        FILE_BLOCKS.register(file_type)(maker)
+        FILE_CHUNKS.register(file_type)(maker)
         for name in endings:
             if _ENDINGS.setdefault(name.lower(), file_type) != file_type:
                 raise ConfigError(
@@ -90,3 +93,103 @@ def type_of_ending(name: str) -> str | None:
 def known_endings() -> list[str]:
     """All endings that tell a type."""
     return sorted(_ENDINGS)
+
+
+class FilesChunks(Chunks):
+    """Chunks of the rows of some files of one type.
+
+    Args:
+        files: in order; none is empty.
+        source: the options they are read with.
+        *identity: whatever else the rows and the cuts between chunks depend on.
+
+    Raises:
+        DataError: a file is empty or cannot be read.
+    """
+
+    def __init__(self, files: Sequence[SourceFile], source: SourceConfig, *identity: Any) -> None:
+        for file in files:
+            if file.size == 0 and file.file_type != "text":
+                raise DataError(f"{file} is empty.")
+        self.files = list(files)
+        self.source = source
+        self.fingerprint, self.stamp = identify(files, source, *identity)
+        sizes = [file.size for file in files]
+        self.num_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+
+
+class FileChunks(FilesChunks):
+    """A file is a chunk, read from its beginning by the reader of its type."""
+
+    def __init__(self, files: Sequence[SourceFile], source: SourceConfig) -> None:
+        super().__init__(files, source)
+        if files[0].file_type == "text" and source.text_unit == "file":
+            self.num_rows = len(files)
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The rows of one file."""
+        self.require(chunk)
+        file = self.files[chunk]
+        # By name: the functions of plugins do not travel into worker processes.
+        reader = READERS.get(file.file_type)
+        with reading(file.address):
+            yield from islice(reader(file, self.source), start, None)
+
+
+def register_reader(
+    file_type: str, *endings: str, reads: Collection[str] = ()
+) -> Callable[[Reader], Reader]:
+    """Decorate a reader of one file, to make a file type known. Each file is one chunk.
+
+    Args:
+        file_type: its name, as `file_type` in a config.
+        *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
+        reads: fields of a source that it reads and readers of other types do not (`text_unit`).
+
+    Raises:
+        ConfigError: the name or an ending is taken.
+    """
+
+    def keep(reader: Reader) -> Reader:
+        READERS.register(file_type)(reader)
+        register_chunks(file_type, *endings)(FileChunks)
+        READ_BY_TYPE[file_type] = frozenset(reads)
+        return reader
+
+    return keep
+
+
+_READ_BY_SOME = {
+    "file_type": "it is of files",
+    "text_unit": "it is of plain text and Markdown; leave it out",
+    "subset": "it is of data sets of the Hub (and of folders laid out like one, with "
+    "`source_type: hub`); give the path of the wanted files instead",
+    "split": "it is of folders and of data sets of the Hub; give the path of the wanted files "
+    "instead, or `max_rows`",
+    "revision": "it is of data sets of the Hub; leave it out",
+    "streaming": "it is of data sets of the Hub: files are never downloaded as a whole; leave it "
+    "out",
+    "storage_options": "it is of addresses (`s3://...`) and of data sets of the Hub; leave it out",
+}
+"""Fields that only some openers read, and when."""
+
+
+def require_read(source: SourceConfig, reads: Collection[str]) -> None:
+    """Check that an opener reads every field that a source gives.
+
+    Raises:
+        ConfigError: with the field, its value, and what to do.
+    """
+    rules = [
+        Rule(name, lambda _: False, remedy)
+        for name, remedy in _READ_BY_SOME.items()
+        if name not in reads
+    ]
+    try:
+        check_said(source, rules)
+    except ConfigError as error:
+        raise ConfigError(f"source {source.name!r} ({shown(source.path)}): {error}") from None

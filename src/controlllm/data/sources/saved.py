@@ -8,34 +8,33 @@ from typing import Any
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.arrow import arrow_blocks
-from controlllm.data.sources.blocks import Blocks
+from controlllm.data.sources.arrow import arrow_chunks
+from controlllm.data.sources.chunks import Chunks
 from controlllm.data.sources.files import SourceFile
-from controlllm.data.sources.finding import SAVED_MARKS, Folder, list_folder
-from controlllm.data.sources.registry import register_source
+from controlllm.data.sources.finding import SAVED_MARKS, Folder, find_files
+from controlllm.data.sources.registry import register_source, require_read
 from controlllm.data.sources.splits import choose_split
-from controlllm.data.sources.unread import require_read
 
-__all__ = ["is_saved", "open_saved", "saved_blocks"]
+__all__ = ["is_saved", "open_saved", "saved_chunks"]
 
 _MOST_BYTES = 64 * 2**20
 """Of a JSON file that describes a data set."""
 
 
 @register_source("saved")
-def open_saved(source: SourceConfig, timeout: float) -> Blocks:
-    """Blocks of a saved data set: rows where it lies on this machine, else one per file.
+def open_saved(source: SourceConfig, timeout: float) -> Chunks:
+    """Chunks of a saved data set: rows where it lies on this machine, else one per file.
 
     Raises:
         DataError: it is no such folder, is not complete, or has no such split.
     """
-    folder = list_folder(source, timeout)
-    if folder is None or not is_saved(folder):
+    folder = find_files(source, timeout)
+    if not isinstance(folder, Folder) or not is_saved(folder):
         raise DataError(
             f"{shown(source.path)} is no folder that `save_to_disk` wrote (no "
             f"{' or '.join(SAVED_MARKS)} in it)."
         )
-    return saved_blocks(folder, source)
+    return saved_chunks(folder, source)
 
 
 def is_saved(folder: Folder) -> bool:
@@ -44,12 +43,8 @@ def is_saved(folder: Folder) -> bool:
     return any(folder.join(name) in names for name in SAVED_MARKS)
 
 
-def saved_blocks(folder: Folder, source: SourceConfig) -> Blocks:
-    """Blocks of the split that `source.split` names.
-
-    Args:
-        folder: all its files.
-        source: which split, or slices of splits.
+def saved_chunks(folder: Folder, source: SourceConfig) -> Chunks:
+    """Chunks of the split that `source.split` names.
 
     Raises:
         DataError: the folder is not complete, or has no such split.
@@ -70,7 +65,7 @@ def saved_blocks(folder: Folder, source: SourceConfig) -> Blocks:
     )
 
 
-def _split(by_path: dict[str, SourceFile], place: str, source: SourceConfig) -> Blocks:
+def _split(by_path: dict[str, SourceFile], place: str, source: SourceConfig) -> Chunks:
     state = by_path.get(posixpath.join(place, "state.json"))
     if state is None:
         raise DataError(f"{place}: state.json is missing; was it saved to its end?")
@@ -79,7 +74,7 @@ def _split(by_path: dict[str, SourceFile], place: str, source: SourceConfig) -> 
     paths = [posixpath.join(place, str(name)) for name in names]
     if missing := [path for path in paths if path not in by_path]:
         raise DataError(f"{missing[0]} is missing; was it saved, or copied, to its end?")
-    return arrow_blocks([replace(by_path[path], file_type="arrow") for path in paths], source)
+    return arrow_chunks([replace(by_path[path], file_type="arrow") for path in paths], source)
 
 
 def _field(file: SourceFile, name: str, kind: Any) -> Any:

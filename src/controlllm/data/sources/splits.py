@@ -1,4 +1,4 @@
-"""Splits of a folder: which files are `train`, `test`, ..., told by their names as on the Hub.
+"""Splits of a folder, told by the names of its files as on the Hub.
 
 ```
 data/train_sft-00000-of-00004.parquet     train_sft     shards in `data/`, whatever the split's name
@@ -6,20 +6,75 @@ test/a.jsonl, data/dev/b.jsonl            test, validation
 train.jsonl, gsm8k_test-2.jsonl           train, test
 a.jsonl, b.jsonl                          train         nothing is named after a split
 ```
+Slices are spelt as in `datasets`: `train[:10%]`, `train[100:200]+test`.
 """
 
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from controlllm.common.errors import DataError
-from controlllm.data.sources.blocks import Blocks
-from controlllm.data.sources.combine import Chained, RowRange
+from controlllm.common.errors import ConfigError, DataError
+from controlllm.data.sources.chunks import Chained, Chunks, RowRange
 from controlllm.data.sources.files import SourceFile
-from controlllm.data.sources.slices import parse_split, split_names
 
-__all__ = ["choose_split", "files_by_split"]
+__all__ = ["choose_split", "files_by_split", "parse_split", "split_names"]
+
+_PART = re.compile(r"(?P<name>[\w.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+def split_names(split: str, known: Iterable[str]) -> list[str]:
+    """The splits that a spelling names.
+
+    Raises:
+        ConfigError: the spelling is wrong.
+        DataError: a split is not there.
+    """
+    names = [match["name"] for match in _parts(split)]
+    if missing := [name for name in names if name not in known]:
+        raise DataError(f"no split {missing[0]!r}; it has {sorted(known)}.")
+    return names
+
+
+def parse_split(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+    """The splits that a spelling names, and which rows of each.
+
+    Args:
+        split: names with slices by rows or percent (rounded to the nearest row), joined by `+`.
+        sizes: the rows of each split.
+
+    Raises:
+        ConfigError: the spelling is wrong.
+        DataError: a split is not there.
+    """
+    split_names(split, sizes)
+    found = []
+    for match in _parts(split):
+        size = sizes[match["name"]]
+        bounds = slice(_row(match["start"], size), _row(match["stop"], size))
+        found.append((match["name"], range(size)[bounds]))
+    return found
+
+
+def _parts(split: str) -> list[re.Match[str]]:
+    found = [_PART.fullmatch(text.strip()) for text in split.split("+")]
+    parts = [match for match in found if match is not None]
+    mixed = [m for m in parts if len({b.endswith("%") for b in (m["start"], m["stop"]) if b}) > 1]
+    if len(parts) < len(found) or mixed:
+        raise ConfigError(
+            f"split={split!r} is not understood; write a name, or slices by rows or by percent "
+            "such as `train[:10%]` or `train[100:200]+test`."
+        )
+    return parts
+
+
+def _row(text: str | None, size: int) -> int | None:
+    if text is None:
+        return None
+    if text.endswith("%"):
+        return round(size * int(text[:-1]) / 100)
+    return int(text)
+
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +90,6 @@ _NAMED = 3
 
 def files_by_split(folder: str, files: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
     """The files of each split of a folder.
-
-    Args:
-        folder: its path on its file system.
-        files: all of its data files, of one type.
 
     Raises:
         DataError: some files are named after splits and others are not.
@@ -73,15 +124,9 @@ def _split_of(name: str) -> str | None:
 
 
 def choose_split(
-    open_split: Callable[[str], Blocks], names: Collection[str], split: str, where: str
-) -> Blocks:
+    open_split: Callable[[str], Chunks], names: Collection[str], split: str, where: str
+) -> Chunks:
     """The split, or the slices of splits, that a spelling names; others are not opened.
-
-    Args:
-        open_split: opens one by its name.
-        names: all that there are.
-        split: as for `slices.parse_split`.
-        where: what has these splits, for messages.
 
     Raises:
         ConfigError: the spelling is wrong.
@@ -96,13 +141,13 @@ def choose_split(
     opened = {name: open_split(name) for name in wanted}
     if split in opened:
         return opened[split]
-    if not all(blocks.by_row for blocks in opened.values()):
+    if not all(chunks.by_row for chunks in opened.values()):
         raise DataError(
             f"{where}: split={split!r} cuts a data set whose rows cannot be read one by one here; "
             "take whole splits, or `max_rows`."
         )
-    sizes = {name: len(blocks) for name, blocks in opened.items()}
-    parts: list[Blocks] = [
+    sizes = {name: len(chunks) for name, chunks in opened.items()}
+    parts: list[Chunks] = [
         RowRange(opened[name], rows) for name, rows in parse_split(split, sizes) if len(rows)
     ]
     if not parts:

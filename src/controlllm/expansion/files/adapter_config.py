@@ -5,8 +5,7 @@ from typing import Literal, get_args
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.common.settings.bounds import check_numbers
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import Rule, check_numbers, check_said
 
 __all__ = ["AdapterConfig"]
 

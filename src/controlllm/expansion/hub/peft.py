@@ -22,7 +22,7 @@ from controlllm.common.adapters import ADAPTER_NAME, adapter_names, has_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.packages.torchao import quiet_torchao
 from controlllm.common.storage.files import read_json
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.adapter_file import adapter_settings, check_adapter, require_ranks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM

@@ -10,7 +10,7 @@ from controlllm.common.adapters import switch_adapters
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
-from controlllm.common.tensor_copies import copy_tensors
+from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.base_record import check_base as check_recorded
 from controlllm.expansion.files.sidecar import (
     SIDECAR_CONFIG,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import Rule, check_said
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import INTERPOLATORS
 

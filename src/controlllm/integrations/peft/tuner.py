@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
-from controlllm.common.tensor_copies import require_same
+from controlllm.common.tensors import require_same
 from controlllm.expansion.merge.collapsing import check_same_kind, fold, weight_alphas
 from controlllm.expansion.method.alignment import DivergenceTerms
 from controlllm.integrations.callback import ADAPTERS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.bounds import LONGEST_SECONDS, check_numbers
+from controlllm.common.settings import LONGEST_SECONDS, check_numbers
 
 __all__ = ["DebugConfig"]
 

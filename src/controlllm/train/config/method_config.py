@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.common.settings.bounds import LARGEST, check_numbers
+from controlllm.common.settings import LARGEST, check_numbers
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.method.unread import (
     check_settings,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings.bounds import LONGEST_SECONDS, check_numbers
+from controlllm.common.settings import LONGEST_SECONDS, check_numbers
 from controlllm.train.config.strategies import STRATEGIES, Strategy
 
 __all__ = ["ParallelConfig"]

@@ -9,8 +9,7 @@ from typing import Any, Literal, Self, get_args
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BnbKind
 from controlllm.common.registry import check_choice
-from controlllm.common.settings.bounds import check_numbers
-from controlllm.common.settings.fields import RUNS_CODE, value_at
+from controlllm.common.settings import RUNS_CODE, check_numbers, value_at
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.files.adapter_config import AdapterConfig

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.common.settings.bounds import LARGEST_SEED, LONGEST_SECONDS, check_numbers
+from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS, check_numbers
 from controlllm.train.config.registries import OWN_SCHEDULES, SCHEDULES
 
 __all__ = [

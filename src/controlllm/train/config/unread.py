@@ -8,7 +8,7 @@ off: one file may serve for several methods and places.
 from collections.abc import Callable
 from typing import Any
 
-from controlllm.common.settings.said import Rule, check_said
+from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.method.unread import trains_interpolators
 from controlllm.train.config.methods import METHODS

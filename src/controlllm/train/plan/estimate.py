@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
-from controlllm.checkpoint.training.kinds import KINDS, kind_in
-from controlllm.checkpoint.training.tensors import trained_tensors
+from controlllm.checkpoint.training.kinds import KINDS, kind_in, trained_tensors
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlllm.checkpoint.training.kinds import trained_tensors
 from controlllm.checkpoint.training.optimizer import (
     PREFIX,
     group_settings,
@@ -24,7 +25,6 @@ from controlllm.checkpoint.training.optimizer import (
     restore_groups,
 )
 from controlllm.checkpoint.training.shards import fill_tensors
-from controlllm.checkpoint.training.tensors import trained_tensors
 from controlllm.common.tensors import whole, whole_shape
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.stages import Ready

@@ -1,9 +1,11 @@
-"""How much may be unpacked at once: files from anywhere hold blocks that grow a million times."""
+"""How much memory a row takes, and how much may be unpacked at once."""
+
+from typing import Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 
-__all__ = ["check_unpacked", "most_unpacked"]
+__all__ = ["check_unpacked", "most_unpacked", "weight"]
 
 ROWS, TIMES = 8, 20
 """A block may hold so many rows of `max_row_bytes`, or so many times the bytes that are stored:
@@ -18,12 +20,6 @@ def most_unpacked(stored: int, source: SourceConfig) -> int:
 def check_unpacked(what: str, unpacked: int, stored: int, source: SourceConfig) -> None:
     """Check before it is unpacked that a block becomes no more than it may.
 
-    Args:
-        what: the block, for messages.
-        unpacked: bytes that it would become.
-        stored: bytes that it is.
-        source: its `max_row_bytes`.
-
     Raises:
         DataError: it would.
     """
@@ -33,3 +29,24 @@ def check_unpacked(what: str, unpacked: int, stored: int, source: SourceConfig) 
             f"than {TIMES} times as many and than {ROWS} rows of `max_row_bytes` "
             f"({source.max_row_bytes:,}); raise that if you trust the file."
         )
+
+
+_OTHER = 8
+_ERROR = 512
+
+
+def weight(row: Any) -> int:
+    """Bytes of all texts of a row, characters counted as one, and a little for everything else."""
+    total = 0
+    stack = [row]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str | bytes):
+            total += len(value)
+        elif isinstance(value, dict):
+            stack += value.keys()
+            stack += value.values()
+        elif isinstance(value, list | tuple):
+            stack += value
+        total += _ERROR if isinstance(value, Exception) else _OTHER
+    return total

@@ -1,0 +1,258 @@
+"""A source as numbered chunks of rows, which can be shuffled, dealt out and resumed.
+
+```
+random access (memory, Arrow)         chunk = one row      any order costs the same
+files that can be cut (JSON lines)    chunk = byte range   read in order, opened anywhere
+                      (Parquet)       chunk = row group
+files that cannot (.gz, CSV)          chunk = file         read in order
+a Hub data set that is streamed       chunk = shard        read in order
+```
+"""
+
+import bisect
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from controlllm.common.errors import DataError
+from controlllm.data.sources.files import digest
+from controlllm.data.sources.limits import weight
+
+__all__ = [
+    "MEMORY_BYTES",
+    "Chained",
+    "Chunks",
+    "FirstChunks",
+    "Located",
+    "MemoryChunks",
+    "RowChunks",
+    "RowRange",
+    "first_rows",
+    "take",
+]
+
+Located: TypeAlias = tuple[Any, Any]
+"""(place, row): `str(place)` is for messages. A row that cannot be read is given as the `DataError`
+that says why, so that reading can go on behind it."""
+
+
+class Chunks(ABC):
+    """Rows in numbered chunks. Nothing is read before it is asked for.
+
+    Instances are pickled into worker processes: open files only inside `read`.
+    """
+
+    num_rows: int | None = None
+    """Rows of the source, where that is known without reading it."""
+    num_bytes: int | None = None
+    """Bytes as stored, where that is known without reading it."""
+    fingerprint: str
+    """Of the content: changes when the rows, their order or the cuts between chunks may have. It
+    does not depend on where the source lies, so a run may go on with a copy."""
+    stamp: str = ""
+    """Changes when the source was touched (times, ETags, revision): for keys of caches only."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each chunk is exactly one row, so that any order of rows is as quick."""
+        return len(self) == self.num_rows
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of chunks."""
+
+    @abstractmethod
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The rows of a chunk in order, from row `start` of the chunk on.
+
+        Args:
+            chunk: 0 <= chunk < len.
+            start: rows to leave out; they are not parsed where that can be avoided.
+
+        Raises:
+            DataError: the chunk cannot be read as a whole; says which file and why.
+        """
+
+    def rows(self) -> Iterator[Located]:
+        """All rows, chunk after chunk; quicker than reading each chunk where that is possible."""
+        for chunk in range(len(self)):
+            yield from self.read(chunk)
+
+    def count(self, chunk: int) -> int:
+        """Number of rows of a chunk, bad ones too; read as cheaply as possible."""
+        return 1 if self.by_row else sum(1 for _ in self.read(chunk))
+
+    def require(self, chunk: int) -> None:
+        """Check a chunk's number.
+
+        Raises:
+            DataError: there is no such chunk.
+        """
+        if not 0 <= chunk < len(self):
+            raise DataError(f"there is no chunk {chunk}; the source has {len(self)}.")
+
+
+class RowChunks(Chunks):
+    """Chunks that are single rows, any of which is as quick to read; a base to build upon."""
+
+    def __init__(self, num_rows: int, fingerprint: str, stamp: str = "") -> None:
+        self.num_rows: int = num_rows
+        self.fingerprint, self.stamp = fingerprint, stamp
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.num_rows
+
+    @abstractmethod
+    def row(self, number: int) -> Located:
+        """One row with its place."""
+
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The one row of a chunk."""
+        self.require(chunk)
+        if start == 0:
+            yield self.row(chunk)
+
+
+class MemoryChunks(RowChunks):
+    """Rows that are held in memory."""
+
+    def __init__(self, rows: Sequence[Located], fingerprint: str, stamp: str = "") -> None:
+        super().__init__(len(rows), fingerprint, stamp)
+        self._rows = rows
+
+    def row(self, number: int) -> Located:
+        """One of them."""
+        return self._rows[number]
+
+
+MEMORY_BYTES, MEMORY_ROWS = 16 * 2**20, 2**18
+"""The most that rows of one source may weigh (unpacked) to be held in memory, and be in number."""
+
+
+class Chained(Chunks):
+    """The chunks of several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Chunks]) -> None:
+        self._parts = list(parts)
+        self._ends = list(itertools.accumulate(map(len, parts)))
+        rows = [part.num_rows for part in parts]
+        sizes = [part.num_bytes for part in parts]
+        self.num_rows = None if None in rows else sum(count or 0 for count in rows)
+        self.num_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+        self.fingerprint = digest([part.fingerprint for part in parts])
+        self.stamp = digest([part.stamp for part in parts])
+
+    def __len__(self) -> int:
+        """Chunks of all parts."""
+        return self._ends[-1]
+
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The rows of a chunk of its part."""
+        part, inner = self._locate(chunk)
+        return part.read(inner, start)
+
+    def rows(self) -> Iterator[Located]:
+        """All rows of all parts."""
+        return itertools.chain.from_iterable(part.rows() for part in self._parts)
+
+    def count(self, chunk: int) -> int:
+        """Number of rows of a chunk."""
+        part, inner = self._locate(chunk)
+        return part.count(inner)
+
+    def _locate(self, chunk: int) -> tuple[Chunks, int]:
+        self.require(chunk)
+        number = bisect.bisect_right(self._ends, chunk)
+        return self._parts[number], chunk - (self._ends[number - 1] if number else 0)
+
+
+class RowRange(Chunks):
+    """Some of the rows of chunks that are single rows."""
+
+    def __init__(self, chunks: Chunks, wanted: range) -> None:
+        self._chunks, self._wanted = chunks, wanted
+        self.num_rows, self.stamp = len(wanted), chunks.stamp
+        self.fingerprint = f"{chunks.fingerprint}[{wanted.start}:{wanted.stop}]"
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._wanted)
+
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """One row."""
+        self.require(chunk)
+        return self._chunks.read(self._wanted[chunk], start)
+
+    def rows(self) -> Iterator[Located]:
+        """All wanted rows."""
+        if self._wanted.start == 0:
+            return itertools.islice(self._chunks.rows(), len(self))
+        return super().rows()
+
+
+class FirstChunks(Chunks):
+    """The first rows of chunks that hold more.
+
+    The last of the `kept` chunks keeps its first `in_last` rows.
+    """
+
+    def __init__(self, chunks: Chunks, kept: int, in_last: int, num_rows: int | None) -> None:
+        self._chunks, self._kept, self._in_last = chunks, kept, in_last
+        self.num_rows, self.stamp = num_rows, chunks.stamp
+        self.fingerprint = f"{chunks.fingerprint}[:{kept}:{in_last}]"
+        if chunks.num_bytes is not None:
+            self.num_bytes = chunks.num_bytes * kept // len(chunks)
+
+    def __len__(self) -> int:
+        """Number of chunks that are left."""
+        return self._kept
+
+    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+        """The rows of a chunk; of the last one only the first."""
+        self.require(chunk)
+        rows = self._chunks.read(chunk, start)
+        if chunk == self._kept - 1:
+            return itertools.islice(rows, max(0, self._in_last - start))
+        return rows
+
+    def count(self, chunk: int) -> int:
+        """Number of rows of a chunk."""
+        if chunk == self._kept - 1:
+            return sum(1 for _ in self.read(chunk))
+        return self._chunks.count(chunk)
+
+
+def first_rows(chunks: Chunks, most: int | None) -> Chunks:
+    """The first `most` rows of `chunks`, without reading what lies behind them.
+
+    Few rows are held in memory, so that a large source starts at once. For many, the last chunk
+    that is needed is found by counting, which Parquet and Arrow know and JSON lines cost a pass
+    over those lines without parsing them.
+    """
+    if most is None or (chunks.num_rows is not None and chunks.num_rows <= most):
+        return chunks
+    if chunks.by_row:
+        return RowRange(chunks, range(most))
+    rows = take(itertools.islice(chunks.rows(), most), MEMORY_BYTES)
+    if rows is not None:
+        return MemoryChunks(rows, f"{chunks.fingerprint}[:{most}]", chunks.stamp)
+    left = most
+    for chunk in range(len(chunks) - 1):
+        count = chunks.count(chunk)
+        if count >= left:
+            return FirstChunks(chunks, chunk + 1, left, most)
+        left -= count
+    return FirstChunks(chunks, len(chunks), left, None)
+
+
+def take(rows: Iterable[Located], most_bytes: int) -> list[Located] | None:
+    """All rows in a list; None where they weigh more than `most_bytes`, or are too many."""
+    kept = []
+    for located in rows:
+        kept.append(located)
+        most_bytes -= weight(located[1])
+        if most_bytes < 0 or len(kept) > MEMORY_ROWS:
+            return None
+    return kept
