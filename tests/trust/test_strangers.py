@@ -1058,7 +1058,7 @@ def test_a_base_that_is_its_own_base_is_refused(tmp_path, base):
     sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
     (sidecar / "checksums.json").unlink()
     edit(sidecar / "sidecar_config.json", _set("base", "name_or_path", to=str(sidecar)))
-    with pytest.raises(CheckpointError, match="said to be its own base"):
+    with pytest.raises(CheckpointError, match="names itself as its base"):
         load_model(sidecar)
 
 

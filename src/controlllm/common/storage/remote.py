@@ -161,7 +161,7 @@ def describe(error: BaseException, address: str, begun: bool = True) -> str:
     missing = isinstance(error, FileNotFoundError) or status == 404
     if missing and not _is_unreachable(error):
         return f"{name} is not there ({text}); check path, host and port."
-    if isinstance(error, TimeoutError):
+    if begun and isinstance(error, TimeoutError):
         return f"{name} did not answer in time ({text}); `data.timeout` is how long to wait."
     if isinstance(error, IsADirectoryError):
         return f"{name} is a folder, where a file is expected."
