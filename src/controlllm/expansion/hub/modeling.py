@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from controlllm.common.adapters import remove_adapters
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.outputs import run_merged
-from controlllm.expansion.method.alignment import ClaimGradient, DivergenceTerms
 from controlllm.expansion.method.ends import grow_ends, set_vocab_size
 from controlllm.expansion.method.hf_config import ControlLLMConfig
+from controlllm.expansion.method.injection import ClaimGradient
+from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
 from controlllm.expansion.surgery.install import freeze_again, install, remove
 from controlllm.expansion.surgery.quantised import quantised_layers

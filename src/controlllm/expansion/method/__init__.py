@@ -1,7 +1,6 @@
 """The paper: blocks, gates, mixes, divergences.
 
-alignment         How the divergence reaches the gradient: by the loss where the loss holds it,
-                  else injected
+attention_maps    Attention maps of both branches of a block, for `divergence: attention`
 block             The block: a frozen branch, a trained branch on the same input, and what joins
                   them
 divergence        Divergences: how far the trained branch has moved from its frozen twin, per token
@@ -9,7 +8,12 @@ ends              Expanded ends: trainable copies of embedding, final norm and L
                   constant alpha
 expansion_config  What to expand and how: one dataclass, checked when it is made
 hf_config         The expanded model's config, as `transformers` knows it
+injection         How the divergence reaches the gradient: by the loss where the loss holds it,
+                  else injected
 interpolators     Interpolators: how the pretrained and the expanded hidden state become one
 plan              Where the copies go: pure functions from a config and a depth to a plan
+relaxed_norm      Norms of the expanded branch that let a part of their input through
+state             What all expanded parts of one model share while a forward pass runs
+terms             The divergences of one forward pass, block by block
 unread            Said, so used: which settings of an expansion are read, depending on the others
 """

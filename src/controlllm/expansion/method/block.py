@@ -12,20 +12,20 @@ Source: Control LLM (arXiv 2501.10979), section 3; `stack` is LLaMA-Pro (arXiv 2
 """
 
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from controlllm.common.errors import ModelError
 from controlllm.common.tensors import whole
-from controlllm.expansion.method.alignment import AlignmentState
+from controlllm.expansion.method.attention_maps import AttentionMaps
 from controlllm.expansion.method.divergence import DIVERGENCES
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import INTERPOLATORS, ConstantGate, Interpolator
+from controlllm.expansion.method.relaxed_norm import RelaxedNorm
+from controlllm.expansion.method.state import AlignmentState
 
-__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock", "attention_module", "norms_of"]
+__all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
 
 
 class ExpandedBlock(nn.Module, ABC):
@@ -108,7 +108,7 @@ class ConcatBlock(ExpandedBlock):
         if config.divergence == "attention":
             self.maps = AttentionMaps(pretrained, expanded)
         if config.relaxed_norm is not None:
-            RelaxedNorm(self, config.relaxed_norm).attach()
+            RelaxedNorm(config.relaxed_norm, self.alpha).attach(expanded)
 
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The copy on the same input; its divergence counts in training."""
@@ -176,81 +176,3 @@ class StackBlock(ExpandedBlock):
 def first(output: Any) -> Tensor:
     """The hidden state of a block's output, which some architectures return in a tuple."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def norms_of(branch: nn.Module) -> list[nn.Module]:
-    """The norms that stand directly in a decoder block."""
-    return [one for one in branch.children() if "norm" in type(one).__name__.lower()]
-
-
-def attention_module(branch: nn.Module) -> nn.Module:
-    """The attention module of a decoder block.
-
-    Raises:
-        ModelError: if it has none.
-    """
-    for name, module in branch.named_children():
-        if ("attn" in name or "attention" in name) and any(True for _ in module.children()):
-            return module
-    raise ModelError(
-        f"divergence='attention' needs an attention module in {type(branch).__name__}, which has "
-        f"none; choose mse, nmse, cosine, dot or none."
-    )
-
-
-class AttentionMaps:
-    """Catches the attention maps of both branches of a block as they are computed.
-
-    Raises:
-        ModelError: if a block has no attention module, or its implementation does not return maps.
-    """
-
-    def __init__(self, pretrained: nn.Module, expanded: nn.Module) -> None:
-        self.caught: list[Tensor | None] = [None, None]
-        for index, branch in enumerate((pretrained, expanded)):
-            attention_module(branch).register_forward_hook(partial(self.catch, index))
-
-    def catch(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
-        """The forward hook: keep the second output, the attention map."""
-        has_map = isinstance(output, tuple) and len(output) > 1
-        self.caught[index] = output[1] if has_map else None
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """The two maps (B, H, T, S) of this forward pass; they are not kept."""
-        pretrained, expanded = self.caught
-        self.caught = [None, None]
-        if pretrained is None or expanded is None:
-            raise ModelError(
-                "divergence='attention' needs attention maps, which only the eager attention "
-                "gives: "
-                "load the model with attn_implementation='eager', or choose another divergence."
-            )
-        return pretrained, expanded
-
-
-class RelaxedNorm:
-    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x).
-
-    Source: docs/method.md §4.
-
-    Args:
-        block: the block whose expanded branch is relaxed.
-        weight: w, or "dynamic" for clamp(2 alpha - 1, 0, 1).
-    """
-
-    def __init__(self, block: ConcatBlock, weight: float | str) -> None:
-        self.block = block
-        self.weight = weight
-
-    def attach(self) -> None:
-        """Hook the norms that stand directly in the expanded branch."""
-        for module in norms_of(self.block.expanded):
-            module.register_forward_hook(self.relax)
-
-    def relax(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The hook: blend the norm's input into its output."""
-        if self.weight != "dynamic":
-            return torch.lerp(output, args[0], float(self.weight))
-        alpha = self.block.alpha()
-        assert alpha is not None  # ExpansionConfig allows "dynamic" with a constant alpha only
-        return torch.lerp(output, args[0], min(max(2 * alpha - 1, 0.0), 1.0))

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from controlllm.expansion.method.alignment import AlignmentState
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Lerp
+from controlllm.expansion.method.state import AlignmentState
 
 __all__ = [
     "ExpandedEmbedding",

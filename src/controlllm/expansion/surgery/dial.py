@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from controlllm.common.adapters import switch_adapters, without_adapters
-from controlllm.expansion.method.alignment import AlignmentState
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.plan import ENDS, check_layers
+from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.install import Expansion
 
 __all__ = ["Dial"]

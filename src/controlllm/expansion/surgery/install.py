@@ -13,13 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
-from controlllm.expansion.method.alignment import AlignmentState
+from controlllm.expansion.method.attention_maps import attention_module
 from controlllm.expansion.method.block import (
     ConcatBlock,
     ExpandedBlock,
     StackBlock,
-    attention_module,
-    norms_of,
 )
 from controlllm.expansion.method.ends import (
     ExpandedEmbedding,
@@ -35,6 +33,8 @@ from controlllm.expansion.method.plan import (
     extended_lists,
     plan_blocks,
 )
+from controlllm.expansion.method.relaxed_norm import norms_of
+from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.anatomy import (
     Anatomy,
     examine,

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from controlllm.expansion.hub.outputs import merged_stream, one_attention_per_layer, picked
-from controlllm.expansion.method.alignment import Claim, ClaimGradient, DivergenceTerms
+from controlllm.expansion.method.injection import Claim, ClaimGradient
+from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.install import Expansion
 
 __all__ = ["ForwardPass"]

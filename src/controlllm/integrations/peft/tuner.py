@@ -14,7 +14,7 @@ from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.tensors import require_same
 from controlllm.expansion.merge.collapsing import check_same_kind, fold, weight_alphas
-from controlllm.expansion.method.alignment import DivergenceTerms
+from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.integrations.callback import ADAPTERS
 from controlllm.integrations.peft.adapter import Adapter
 from controlllm.integrations.peft.adapters import Adapters, adapters_of

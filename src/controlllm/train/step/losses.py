@@ -39,7 +39,7 @@ from controlllm.common.losses import (
 from controlllm.data import REHEARSAL, model_inputs
 from controlllm.evaluate import Reference
 from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.method.alignment import DivergenceTerms
+from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.train.config.method_config import KLConfig
 from controlllm.train.parallel import World
 from controlllm.train.step.head import chunked_cross_entropy_sum, hidden_states_of

@@ -1,11 +1,4 @@
-"""How the divergence reaches the gradient: by the loss where the loss holds it, else injected.
-
-A loop that computes its own loss (TRL's chunked loss, fused kernels, a bare loop on the logits)
-never sees a loss that `forward` would have added. So every block *injects*: its output passes
-through an identity whose backward sends the penalty its gradient. Where `forward` is given labels,
-its loss holds the penalty as well, and *claims* it: backward reaches the loss before the blocks,
-and what was claimed is not injected. Where somebody collects the terms (our own loops), nothing is
-injected at all. So it counts once, whichever loop trains.
+"""What all expanded parts of one model share while a forward pass runs.
 
 Shapes: B batch, T tokens.
 """
@@ -19,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from controlllm.common.errors import ModelError
 from controlllm.common.losses import IGNORE_INDEX, masked_sum, target_mask, token_mask
+from controlllm.expansion.method.injection import Claim, InjectGradient
+from controlllm.expansion.method.terms import DivergenceTerms
 
-__all__ = ["AlignmentState", "ClaimGradient", "DivergenceTerms"]
+__all__ = ["AlignmentState"]
 
 READ_INPUTS = (
     "input_ids",
@@ -34,80 +28,6 @@ READ_INPUTS = (
     "num_items_in_batch",
 )
 """What the divergence reads of a forward pass."""
-
-
-class Claim:
-    """Whether backward has found the divergence of one forward pass in its loss."""
-
-    taken = False
-
-
-class ClaimGradient(torch.autograd.Function):
-    """Identity on a penalty that is part of a loss; backward takes the claim."""
-
-    @staticmethod
-    def forward(ctx: Any, penalty: Tensor, claim: Claim) -> Tensor:
-        """The penalty as it is."""
-        ctx.claim = claim
-        return penalty.view_as(penalty)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The loss holds the penalty: the blocks need not inject it."""
-        ctx.claim.taken = True
-        return grad, None
-
-
-class InjectGradient(torch.autograd.Function):
-    """Identity on `hidden`; backward also sends `share` into `penalty`, unless it was claimed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, penalty: Tensor, share: float | Tensor | None, claim: Claim | None
-    ) -> Tensor:
-        ctx.device, ctx.share, ctx.claim = penalty.device, share, claim
-        return hidden.view_as(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        if ctx.claim is not None and ctx.claim.taken:
-            return grad, None, None, None
-        if ctx.share is None:
-            raise ModelError(
-                "This loop accumulates gradients over several micro-batches and does not tell the "
-                "model over how many, so the divergence would count too often. Add "
-                "controlllm.integrations.ControlLLMCallback() to the trainer's callbacks, or set "
-                "model.gradient_accumulation_steps."
-            )
-        share = torch.as_tensor(ctx.share, dtype=torch.float32, device=ctx.device)
-        return grad, share, None, None
-
-
-class DivergenceTerms:
-    """The divergences of one forward pass: a (B, T) tensor per block, with its graph."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, Tensor] = {}
-        self.weights: dict[int, float | Tensor] = {}
-
-    def add(self, layer: int, d_BT: Tensor, weight: float | Tensor) -> None:
-        """Keep one block's divergence and its weight (a number, or alpha per token)."""
-        self.values[layer] = d_BT
-        self.weights[layer] = weight
-
-    def total(self, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum over the masked tokens of the mean over blocks, and the number of tokens.
-
-        Divide by the count of the whole accumulated batch. Without any block that has a divergence
-        the sum is 0.
-        """
-        sums = [masked_sum(d * self.weights[layer], mask_BT)[0] for layer, d in self.values.items()]
-        total = sum((s.to(mask_BT.device) for s in sums), torch.zeros((), device=mask_BT.device))
-        return total / max(len(sums), 1), mask_BT.sum()
-
-    def per_block(self, mask_BT: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Unweighted (sum, count) of each block, detached, for logging."""
-        return {layer: masked_sum(d.detach(), mask_BT) for layer, d in self.values.items()}
 
 
 @dataclass

@@ -1,0 +1,41 @@
+"""Norms of the expanded branch that let a part of their input through."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RelaxedNorm", "norms_of"]
+
+
+def norms_of(branch: nn.Module) -> list[nn.Module]:
+    """The norms that stand directly in a decoder block."""
+    return [one for one in branch.children() if "norm" in type(one).__name__.lower()]
+
+
+class RelaxedNorm:
+    """Replaces norm(x) inside the expanded branch by w x + (1 - w) norm(x).
+
+    Source: docs/method.md §4.
+
+    Args:
+        weight: w, or "dynamic" for clamp(2 alpha - 1, 0, 1).
+        alpha: tells alpha as it is now.
+    """
+
+    def __init__(self, weight: float | str, alpha: Callable[[], float | None]) -> None:
+        self.weight = weight
+        self.alpha = alpha
+
+    def attach(self, branch: nn.Module) -> None:
+        """Hook the norms that stand directly in the expanded branch."""
+        for module in norms_of(branch):
+            module.register_forward_hook(self.relax)
+
+    def relax(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The hook: blend the norm's input into its output."""
+        if self.weight != "dynamic":
+            return torch.lerp(output, args[0], float(self.weight))
+        alpha = self.alpha()
+        assert alpha is not None  # ExpansionConfig allows "dynamic" with a constant alpha only
+        return torch.lerp(output, args[0], min(max(2 * alpha - 1, 0.0), 1.0))
