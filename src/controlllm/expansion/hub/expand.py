@@ -13,7 +13,7 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.plan import plan_blocks
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import Anatomy, examine
-from controlllm.expansion.surgery.install import refuse_expanded
+from controlllm.expansion.surgery.checks import refuse_expanded
 from controlllm.expansion.surgery.quantised import parameter_count, quantised_kind, quantised_layers
 
 __all__ = ["describe_base", "expand"]

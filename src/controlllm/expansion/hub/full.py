@@ -31,6 +31,8 @@ BUNDLED = (
     "expansion/method/block.py",
     "expansion/method/ends.py",
     "expansion/surgery/quantised.py",
+    "expansion/surgery/checks.py",
+    "expansion/surgery/parts.py",
     "expansion/surgery/install.py",
     "expansion/method/hf_config.py",
     "expansion/hub/outputs.py",

@@ -8,32 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
-from controlllm.expansion.method.attention_maps import attention_module
-from controlllm.expansion.method.block import (
-    ConcatBlock,
-    ExpandedBlock,
-    StackBlock,
-)
-from controlllm.expansion.method.ends import (
-    ExpandedEmbedding,
-    ExpandedEnd,
-    ExpandedHead,
-    ExpandedNorm,
-)
+from controlllm.expansion.method.block import ExpandedBlock
+from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.expansion_config import ExpansionConfig
-from controlllm.expansion.method.plan import (
-    ENDS,
-    BlockPlan,
-    check_layers,
-    extended_lists,
-    plan_blocks,
-)
-from controlllm.expansion.method.relaxed_norm import norms_of
+from controlllm.expansion.method.plan import BlockPlan, extended_lists, plan_blocks
 from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.anatomy import (
     Anatomy,
@@ -41,26 +23,16 @@ from controlllm.expansion.surgery.anatomy import (
     module_name,
     own_config,
     replace_module,
-    residual_projections,
 )
-from controlllm.expansion.surgery.quantised import (
-    quantised_kind,
-    quantised_layers,
-    refuse_unreadable,
-    settle,
-    trainable_twin,
-)
+from controlllm.expansion.surgery.checks import check_parts, refuse_expanded
+from controlllm.expansion.surgery.parts import make_block, make_ends
+from controlllm.expansion.surgery.quantised import settle
 
 __all__ = [
     "Expansion",
-    "check_parts",
-    "ends_are_tied",
     "expanded_list",
     "freeze_again",
     "install",
-    "make_block",
-    "make_ends",
-    "refuse_expanded",
     "remove",
     "rename_tied_keys",
     "set_trainable",
@@ -180,91 +152,6 @@ def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
         parameter.requires_grad_(name in trainable)
 
 
-def refuse_expanded(model: nn.Module) -> None:
-    """Check that a model is not expanded yet.
-
-    Raises:
-        ModelError: if it is.
-    """
-    if any(isinstance(module, ExpandedBlock) for module in model.modules()):
-        raise ModelError(
-            "This model is expanded already; take model.unload() first, or change its dial."
-        )
-
-
-def check_parts(
-    model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
-) -> None:
-    """Check that a model has the parts that a config needs.
-
-    Raises:
-        ModelError, ConfigError: if it has not.
-    """
-    refuse_unreadable(model, anatomy.layers)
-    _check_frozen(anatomy, config)
-    for block in plan:
-        if block.kind == "stack":
-            residual_projections(anatomy.layers[block.layer], config.residual_projections)
-            continue
-        if config.divergence == "attention":
-            attention_module(anatomy.layers[block.layer])
-        if config.relaxed_norm is not None and not norms_of(anatomy.layers[block.layer]):
-            raise ModelError(
-                f"relaxed_norm={config.relaxed_norm!r} would not be used: layer {block.layer} of "
-                f"{type(model).__name__} has no norm of its own; leave it out."
-            )
-    if isinstance(config.dial, dict):
-        ends = [ENDS] if config.expand_ends else []
-        check_layers(config.dial, [*(block.layer for block in plan), *ends])
-    if config.expand_ends:
-        wrong = [
-            what
-            for what, part, kind in (
-                ("token embedding", anatomy.embedding, nn.Embedding),
-                ("final norm", anatomy.norm, nn.Module),
-                ("LM head", anatomy.head, nn.Linear),
-            )
-            if not isinstance(part, kind)
-        ]
-        if wrong:
-            raise ModelError(
-                f"expand_ends=True, but {type(model).__name__} has no plain {', '.join(wrong)}."
-            )
-
-
-def ends_are_tied(anatomy: Anatomy) -> bool:
-    """Whether embedding and head are one weight."""
-    return getattr(anatomy.head, "weight", None) is getattr(anatomy.embedding, "weight", 0)
-
-
-def _check_frozen(anatomy: Anatomy, config: ExpansionConfig) -> None:
-    """Refuse to train, or to expand as ends, what is quantised."""
-    ends = {"embeddings": anatomy.embedding, "norm": anatomy.norm, "head": anatomy.head}
-    quantised = [name for name, end in ends.items() if end is not None and quantised_kind(end)]
-    if next(quantised_layers(anatomy.layers), None) is not None:
-        quantised.append("blocks")
-    absent = [n for n, end in ends.items() if n not in config.frozen_groups and end is None]
-    if absent:
-        raise ModelError(f"freeze={config.freeze} lets {absent} train, which this model lacks.")
-    both = {"embeddings", "head"} & set(config.frozen_groups)
-    if len(both) == 1 and ends_are_tied(anatomy):
-        raise ModelError(
-            f"freeze={config.freeze} freezes one of embeddings and head, which are one weight in "
-            "this model; name both, or neither."
-        )
-    trained = [name for name in quantised if name not in config.frozen_groups]
-    if trained:
-        raise ModelError(
-            f"expansion.freeze={config.freeze} lets {', '.join(trained)} of the base train, which "
-            "this base holds quantised; freeze them, or load the base unquantised."
-        )
-    if config.expand_ends and set(quantised) - {"blocks"}:
-        raise ModelError(
-            f"expand_ends=True, but the base's {', '.join(n for n in quantised if n != 'blocks')} "
-            "is quantised; leave it out when loading (llm_int8_skip_modules)."
-        )
-
-
 def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None:
     """Freeze the base, but for the groups that are to train in place."""
     groups = {
@@ -277,75 +164,6 @@ def _freeze(model: nn.Module, anatomy: Anatomy, config: ExpansionConfig) -> None
     for group, module in groups.items():
         if group not in config.frozen_groups and module is not None:
             module.requires_grad_(True)
-
-
-def make_block(
-    anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
-) -> ExpandedBlock:
-    """Make the expanded block of one position; the model is not changed.
-
-    Args:
-        anatomy: the model's parts, not expanded.
-        plan: the position.
-        config: how to expand.
-        state: what the parts of this expansion share.
-    """
-    pretrained = anatomy.layers[plan.layer]
-    expanded = trainable_twin(pretrained)
-    for module in expanded.modules():
-        if getattr(module, "layer_idx", None) == plan.layer:
-            setattr(module, "layer_idx", plan.cache_index)  # noqa: B010  # mypy: modules have no such field
-    block: ExpandedBlock
-    if plan.kind == "stack":
-        with torch.no_grad():
-            for parameter in residual_projections(expanded, config.residual_projections):
-                parameter.zero_()
-        block = StackBlock(pretrained, expanded, plan.layer, state)
-    else:
-        block = ConcatBlock(
-            pretrained, expanded, plan.layer, state, config, anatomy.config.hidden_size
-        )
-        _to_like(block.interpolator, expanded)
-    return block.train(pretrained.training)
-
-
-def _to_like(module: nn.Module, like: nn.Module) -> None:
-    """Give new parameters the device and the float type of the block's own."""
-    reference = next((p for p in like.parameters() if p.is_floating_point()), None)
-    if reference is None:
-        return
-    # A base without weights gets them later; what is new has its values now.
-    device = None if reference.is_meta else reference.device
-    module.to(device=device, dtype=reference.dtype)
-
-
-def make_ends(
-    anatomy: Anatomy, config: ExpansionConfig, state: AlignmentState
-) -> dict[str, ExpandedEnd]:
-    """Make the expanded ends by kind; tied weights are tied in the copies, too.
-
-    The model is not changed.
-
-    Args:
-        anatomy: the model's parts, not expanded.
-        config: how to expand.
-        state: what the parts of this expansion share.
-    """
-    tied = ends_are_tied(anatomy)
-    kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {
-        "embedding": (anatomy.embedding, ExpandedEmbedding),
-        "norm": (anatomy.norm, ExpandedNorm),
-        "head": (anatomy.head, ExpandedHead),
-    }
-    ends = {}
-    for kind, (module, make) in kinds.items():
-        assert module is not None  # check_parts has looked
-        ends[kind] = make(module, trainable_twin(module), config, state)
-        _to_like(ends[kind].interpolator, module)
-        ends[kind].train(module.training)
-    if tied:
-        ends["head"].expanded.weight = ends["embedding"].expanded.weight
-    return ends
 
 
 def _expand_ends(

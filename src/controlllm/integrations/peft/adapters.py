@@ -17,16 +17,14 @@ from controlllm.expansion.hub.expand import describe_base
 from controlllm.expansion.method.plan import BlockPlan, extended_lists, plan_blocks
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import examine, module_name, own_config
+from controlllm.expansion.surgery.checks import check_parts, refuse_expanded
 from controlllm.expansion.surgery.install import (
     Expansion,
-    check_parts,
-    make_block,
-    make_ends,
-    refuse_expanded,
     rename_tied_keys,
     set_trainable,
     trainable_names,
 )
+from controlllm.expansion.surgery.parts import make_block, make_ends
 from controlllm.integrations.callback import ADAPTERS
 from controlllm.integrations.peft.adapter import Adapter
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
