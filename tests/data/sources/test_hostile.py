@@ -119,7 +119,7 @@ def test_a_damaged_avro_block_is_named_by_its_place(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 30] = b"\xff" * 30
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a.avro: broken Avro \(chunk at byte \d+"):
+    with pytest.raises(DataError, match=r"a.avro: broken Avro \(block at byte \d+"):
         rows_of(path)
 
 
