@@ -87,9 +87,8 @@ class Uploader:
         """Whether this very checkpoint is there, with every file of its size."""
         filesystem, path = self.remote.filesystem, self.remote.at(f"{checkpoint.name}/{MANIFEST}")
         filesystem.invalidate_cache()
-        if not filesystem.exists(path):
-            return False
-        if filesystem.cat_file(path) != (checkpoint / MANIFEST).read_bytes():
+        manifest = (checkpoint / MANIFEST).read_bytes()
+        if not filesystem.exists(path) or filesystem.cat_file(path) != manifest:
             return False
         sizes = self.remote.sizes(checkpoint.name)
         return all(sizes.get(file.name) == file.stat().st_size for file in checkpoint.iterdir())

@@ -138,20 +138,16 @@ def save_checkpoint(
             older checkpoints are untouched.
     """
     target = Path(output_dir) / f"checkpoint-{state.step}"
-    weights = KINDS[state.model["method"]].weights
+    kind, metadata = KINDS[state.model["method"]], {"format": "pt"}
+    if kind is KINDS["control"]:  # As in every sidecar: what the tensors were trained with.
+        metadata = sidecar_metadata(state.model["config"])
     with atomic_folder(target, overwrite=True) as folder:
-        save_tensors(folder / weights, state.tensors, _metadata(state))
+        save_tensors(folder / kind.weights, state.tensors, metadata)
         save_tensors(folder / _OPTIMIZER, state.optimizer_tensors, {"format": "pt"})
         write_values(folder, state)
         write_manifest(folder)
     prune_checkpoints(Path(output_dir), save_total_limit, keep=target)
     return target
-
-
-def _metadata(state: TrainingState) -> dict[str, str]:
-    """Beside the trained tensors of an expanded model, as in every sidecar, what they were with."""
-    is_sidecar = state.model["method"] == "control"
-    return sidecar_metadata(state.model["config"]) if is_sidecar else {"format": "pt"}
 
 
 def write_values(folder: Path, state: TrainingState) -> None:
@@ -197,8 +193,8 @@ def load_checkpoint(folder: str | Path) -> TrainingState:
     if is_sharded(folder):
         tensors = read_shards(folder)
     else:
-        weights = read_tensors(folder / KINDS[state.model["method"]].weights)
-        tensors = {**weights, **read_tensors(folder / _OPTIMIZER)}
+        weights = folder / KINDS[state.model["method"]].weights
+        tensors = read_tensors(weights) | read_tensors(folder / _OPTIMIZER)
     for name, tensor in tensors.items():
         place = state.optimizer_tensors if name.startswith(PREFIX) else state.tensors
         place[name] = tensor

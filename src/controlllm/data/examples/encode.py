@@ -20,7 +20,7 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.render import Renderer
 from controlllm.data.examples.row_filters import keeps_row
 from controlllm.data.examples.tokens import Prepared, Tokenized
-from controlllm.data.formats import Document, to_document
+from controlllm.data.formats import to_document
 from controlllm.data.sources import Located
 
 __all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows", "piece_bos"]
@@ -111,12 +111,12 @@ class SourceStats:
 
     def describe(self) -> str:
         """One line for people: the sizes, then every count that is not 0."""
-        parts = [f"{self.rows:,} rows, {self.examples:,} examples, {self.tokens:,} tokens"]
-        parts.append(f"{self.targets:,} targets")
-        for field in fields(self)[4:]:
-            if count := getattr(self, field.name):
-                parts.append(f"{count:,} {field.name.replace('_', ' ').replace('bos', 'BOS')}")
-        return ", ".join(parts)
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ", ".join(
+            f"{count:,} {name.replace('_', ' ').replace('bos', 'BOS')}"
+            for place, (name, count) in enumerate(named)
+            if count or place < 4
+        )
 
     def without_targets_text(self, config: DataConfig) -> str:
         """How many rows have nothing to learn from, and why."""
@@ -235,20 +235,15 @@ class RowEncoder:
     def _prepare(self, place: Any, row: Any, chosen: bool) -> Prepared | None:
         self.stats.rows += not chosen
         with self.accounting(place):
-            row = _row(row)
-            document = None
-            if chosen or keeps_row(row, self.source):
-                document = self._document(row)
+            row, source, document = _row(row), self.source, None
+            if chosen or keeps_row(row, source):
+                document = to_document(row, source.format, source.columns, source.numbers_as_text)
             if document is not None:
                 prepared = self.renderer.prepare(document)
                 self.stats.special_as_text += prepared.named
                 return prepared
             self.stats.filtered += 1
         return None
-
-    def _document(self, row: dict[str, Any]) -> Document | None:
-        source = self.source
-        return to_document(row, source.format, source.columns, source.numbers_as_text)
 
     def _fit(self, tokens: Tokenized) -> list[Example]:
         """Cut what is longer than `max_length` as told; leave out what has no target."""
