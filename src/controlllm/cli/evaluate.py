@@ -32,7 +32,7 @@ from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 __all__ = ["EvalOptions", "run"]
 
 _OF_TASKS = tuple(
-    Rule(name, lambda options: bool(options.tasks), "it is of --tasks; name some, or leave it out")
+    Rule(name, lambda options: bool(options.tasks), "only --tasks reads it; leave it out")
     for name in ("include_path", "num_fewshot", "limit", "apply_chat_template")
 )
 

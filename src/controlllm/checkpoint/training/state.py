@@ -174,7 +174,7 @@ def load_values(folder: str | Path) -> TrainingState:
     values = check_record(values, _StateFile, folder / STATE)
     kind = kind_in(folder)
     if kind is None:
-        raise CheckpointError(f"{folder} does not say what model it is of.")
+        raise CheckpointError(f"{folder} does not say which model it holds.")
     model = {"method": kind.name, "config": read_json(folder / kind.config)}
     if (folder / BASE_RECORD).is_file():
         model["base"] = read_json(folder / BASE_RECORD)

@@ -34,7 +34,7 @@ DATA_RULES = (
     Rule(
         "prefetch_factor",
         lambda data: data.num_workers > 0,
-        "it is of worker processes; set num_workers, or leave it out",
+        "only worker processes read it; set num_workers, or leave it out",
     ),
     Rule(
         "shuffle_buffer",

@@ -164,16 +164,15 @@ def register_reader(
 
 
 _READ_BY_SOME = {
-    "file_type": "it is of files",
-    "text_unit": "it is of plain text and Markdown; leave it out",
-    "subset": "it is of data sets of the Hub (and of folders laid out like one, with "
-    "`source_type: hub`); give the path of the wanted files instead",
-    "split": "it is of folders and of data sets of the Hub; give the path of the wanted files "
+    "file_type": "only files have one",
+    "text_unit": "only plain text and Markdown read it; leave it out",
+    "subset": "only data sets of the Hub have one, and folders laid out like one with "
+    "`source_type: hub`; give the path of the wanted files instead",
+    "split": "only folders and data sets of the Hub have splits; give the path of the wanted files "
     "instead, or `max_rows`",
-    "revision": "it is of data sets of the Hub; leave it out",
-    "streaming": "it is of data sets of the Hub: files are never downloaded as a whole; leave it "
-    "out",
-    "storage_options": "it is of addresses (`s3://...`) and of data sets of the Hub; leave it out",
+    "revision": "only data sets of the Hub have revisions; leave it out",
+    "streaming": "only data sets of the Hub are streamed; files are never downloaded as a whole",
+    "storage_options": "only addresses (`s3://...`) and data sets of the Hub read them",
 }
 """Fields that only some openers read, and when."""
 
