@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace, base: str, precision: str) -> dict[str,
         sidecar = newest_checkpoint(result.output_dir)
         across = {"on float32": losses_on(run, sidecar, "float32")}
         if (base, precision) == ("float32", "no"):
-            for other in IN_FLOAT32[1:]:
+            for other in (base for base in IN_FLOAT32[1:] if base in options.bases):
                 across[f"on {other}"] = losses_on(run, sidecar, other)
     first, last = result.history[0], result.history[-1]
     return {
@@ -210,6 +210,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2, help="expanded blocks")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of 512 tokens")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
+    names = list(dict.fromkeys(base for base, _ in RUNS))
+    parser.add_argument("--bases", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     options.model = options.model or options.data / "checkpoints" / "stories260k-hf"
@@ -225,7 +227,7 @@ def main() -> None:
     with quiet_torchao():
         for seed in options.seeds:
             options.seed = seed
-            for base, precision in RUNS:
+            for base, precision in (run for run in RUNS if run[0] in options.bases):
                 rows.append(measure(options, base, precision))
                 print(json.dumps(rows[-1]), flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
