@@ -24,8 +24,8 @@ def test_lazy_imports_and_those_for_type_checkers_count(tmp_path):
     assert circles(House(tmp_path).imports()) == [["controlllm.a", "controlllm.b"]]
 
 
-def test_a_reason_is_given_for_long_files_only():
-    assert REASONS.keys() <= HOUSE.long().keys(), f"no longer over {LONG} lines: drop the reason"
+def test_files_are_short_or_have_a_reason():
+    assert REASONS.keys() == HOUSE.long().keys(), f"split what is over {LONG} lines, or say why"
 
 
 def test_it_is_drawn():

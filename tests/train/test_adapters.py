@@ -19,7 +19,7 @@ from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.hub.peft import add_adapters
 from controlllm.train import train
-from controlllm.train.setup.quantize import QuantisedLinear
+from controlllm.train.setup.quantised_linear import QuantisedLinear
 from controlllm.train.setup.ready import set_up
 
 

@@ -14,7 +14,8 @@ from controlllm.evaluate import evaluate_losses
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.train import RunConfig, train
-from controlllm.train.setup.quantize import _PACKERS, QuantisedLinear, quantize_base
+from controlllm.train.setup.quantised_linear import PACKERS, QuantisedLinear
+from controlllm.train.setup.quantize import quantize_base
 
 pytest.importorskip("torchao")
 
@@ -32,7 +33,7 @@ def quantised(weight, kind):
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False)
     linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    return QuantisedLinear(linear, *_PACKERS[kind](linear.weight))
+    return QuantisedLinear(linear, *PACKERS[kind](linear.weight))
 
 
 @pytest.mark.parametrize("columns", [64, 172, 384])

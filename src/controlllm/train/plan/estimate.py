@@ -38,7 +38,8 @@ from controlllm.train.plan.activation_bytes import activation_bytes, kept_produc
 from controlllm.train.plan.optimizer_bytes import StateBytes, optimizer_bytes
 from controlllm.train.setup.methods import SETUPS, asks_base
 from controlllm.train.setup.model import tune_model
-from controlllm.train.setup.quantize import frozen_linears, packed_columns
+from controlllm.train.setup.quantised_linear import packed_columns
+from controlllm.train.setup.quantize import frozen_linears
 from controlllm.train.step.liger import fused_chunk
 
 __all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
