@@ -93,7 +93,9 @@ def test_every_way_trains_the_same_model(
         assert mean_alphas(found) == pytest.approx(alphas, rel=1e-4)
         assert found.tensors.keys() == weights.keys()
         for tensor_name, tensor in weights.items():
-            torch.testing.assert_close(found.tensors[tensor_name], tensor, rtol=1e-3, atol=1e-4)
+            # As a whole: where a gradient is all but 0, Adam's step hangs on its rounding.
+            apart = torch.linalg.vector_norm(found.tensors[tensor_name] - tensor)
+            assert apart <= 1e-3 * torch.linalg.vector_norm(tensor), (name, tensor_name)
 
 
 def test_micro_batches_and_processes_cut_a_step_in_any_way(
