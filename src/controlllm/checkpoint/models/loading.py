@@ -43,6 +43,7 @@ from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.optimizer import PREFIX
 from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.storage.tensor_files import require_file
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.files.sidecar import SIDECAR_WEIGHTS
 
@@ -207,6 +208,7 @@ def _dtype_of(apart: _Apart) -> Dtype:
         return "auto"
     sidecar = apart.folder
     path = next(iter(shard_files(sidecar)), sidecar / SIDECAR_WEIGHTS)
+    require_file(path)
     try:
         with safe_open(path, "pt") as tensors:
             names = (name for name in tensors.keys() if not name.startswith(PREFIX))  # noqa: SIM118

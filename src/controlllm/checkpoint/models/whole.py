@@ -18,7 +18,7 @@ from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind, bnb_conf
 from controlllm.common.registry import check_choice
 from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
-from controlllm.common.storage.tensor_files import require_numbers
+from controlllm.common.storage.tensor_files import require_file, require_numbers
 from controlllm.common.text.names import DATA_PATTERNS
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.hf_config import ControlLLMConfig
@@ -126,6 +126,8 @@ def check_files(name: str, revision: str | None = None) -> None:
     for file in config.parent.iterdir():
         if file.suffix == ".jinja":
             _refuse_link(file)
+        if file.suffix == ".safetensors":
+            require_file(file)
         if file.suffix in _READ_WHOLE and file.is_file() and file.stat().st_size > _MOST_BYTES:
             raise CheckpointError(
                 f"{file} has {file.stat().st_size:,} bytes, more than such a file ever needs; it "

@@ -13,7 +13,7 @@ from torch import Tensor
 from controlllm.common.errors import CheckpointError
 from controlllm.common.tensors import own_part
 
-__all__ = ["Header", "read_header", "read_tensors", "require_numbers"]
+__all__ = ["Header", "read_header", "read_tensors", "require_file", "require_numbers"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: if it is missing, broken or truncated.
     """
-    _require_file(path)
+    require_file(path)
     try:
         with safe_open(path, "pt") as tensors:  # checks all of the header before it is parsed here
             metadata = dict(tensors.metadata() or {})
@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    _require_file(path)
+    require_file(path)
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -104,8 +104,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
-def _require_file(path: Path) -> None:
-    """A pipe, say, would be waited for."""
+def require_file(path: Path) -> None:
+    """Check that a file is there, and is one: a pipe would be waited for (CheckpointError)."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, or no file; download or export it again.")
 
