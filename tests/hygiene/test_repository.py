@@ -63,3 +63,9 @@ def test_imports_go_down_only():
     call = "raise SystemExit(lint_imports(no_cache=True))"
     code = f"from importlinter.cli import lint_imports; {call}"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_tests_that_wait_for_test_all_are_there():
+    for line in (ROOT / "tests" / "cases.txt").read_text().splitlines():
+        file, _, function = line.split()[0].partition("::")
+        assert f"def {function}(" in (ROOT / file).read_text(), f"{line}: make tests/cases.txt anew"
