@@ -81,3 +81,14 @@ def test_an_error_in_one_ends_the_run_and_all_are_told(run_config: Any, loaded: 
     with pytest.raises(KeyError, match="mine"):
         train(run_config(), loaded(), callbacks=[watch, Fails()])
     assert watch.events[-1] == ("end", 1)
+
+
+def test_all_are_told_of_the_end_even_if_one_fails(run_config: Any, loaded: Any) -> None:
+    class FailsLast(Callback):
+        def end(self, state: RunState) -> None:
+            raise OSError("mine")
+
+    watch = Watch()
+    with pytest.raises(OSError, match="mine"):
+        train(run_config(), loaded(), callbacks=[watch, FailsLast()])
+    assert watch.events[-1][0] == "end"

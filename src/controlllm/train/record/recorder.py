@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,10 @@ class Recorder:
 
     def close(self) -> None:
         """End all that has begun; also after an error."""
-        self.debugger.close()
-        for hook in reversed(self._begun):
-            hook.end(self.state)
+        with ExitStack() as stack:  # All of them, even if one fails.
+            for hook in self._begun:
+                stack.callback(hook.end, self.state)
+            stack.callback(self.debugger.close)
 
     def _reason(self) -> str | None:
         return stop_reason(self.state.progress, self.state.run.training, self.state.total_steps)
