@@ -22,7 +22,7 @@ class Outer:
     inner: Inner = field(default_factory=lambda: Inner("x"))
 
 
-RATE = Rule("inner.rate", lambda config: config.kind == "b", "it is of kind=b; leave it out")
+RATE = Rule("inner.rate", lambda config: config.kind == "b", "only kind=b reads it; leave it out")
 
 
 def test_what_is_read_or_default_is_not_told() -> None:
@@ -31,7 +31,7 @@ def test_what_is_read_or_default_is_not_told() -> None:
 
 
 def test_what_is_said_in_vain_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"^run\.inner\.rate=1\.0 would not be used: it is of ki"):
+    with pytest.raises(ConfigError, match=r"^run\.inner\.rate=1\.0 would not be used: only ki"):
         check_said(Outer("a", Inner("x", rate=1.0)), [RATE], where="run")
 
 

@@ -466,7 +466,7 @@ def test_fields_that_a_file_has_no_use_for_are_refused_by_name(
 ) -> None:
     path = _write(tmp_path / "rows.jsonl", "a")
     (name,) = fields
-    with pytest.raises(ConfigError, match=rf"^source 'rows' .*{name}=.* would not be used: it is"):
+    with pytest.raises(ConfigError, match=rf"^source 'rows' .*{name}=.* would not be used: only "):
         _texts(path, **fields)
 
 
@@ -938,7 +938,10 @@ def test_a_model_whose_dial_stands_at_zero_is_not_trained_further(run_config, lo
         ({"training": {"max_forgetting": 0.1}, "data": {"retain": []}}, "data.retain, which names"),
         ({"training": {"max_forgetting": -0.1}}, "max_forgetting=-0.1 is out of range"),
         ({"training": {"learning_rate": 0}}, "trains nothing"),
-        ({"training": {"lr_decay_steps": 0.5}}, "lr_scheduler_type=wsd; take that, or leave"),
+        (
+            {"training": {"lr_decay_steps": 0.5}},
+            "lr_scheduler_type=wsd reads it; set that, or leave",
+        ),
         ({"training": {"lr_decay_type": "cosine"}}, "lr_scheduler_type=wsd"),
         ({"training": {"lr_gamma": 0.5}}, "lr_scheduler_type=step"),
         (
@@ -956,7 +959,7 @@ def test_what_a_run_would_be_another_one_with_is_refused(run_config, over, words
 @pytest.mark.parametrize(
     ("over", "named"),
     [
-        ({"kl": {"weight": 0.5}}, "kl.weight=0.5 would not be used: it is of method=kl"),
+        ({"kl": {"weight": 0.5}}, "kl.weight=0.5 would not be used: only method=kl"),
         ({"freeze": {"layers": [1], "also_train": ["head"]}}, r"freeze.layers=\[1\], freeze.also"),
         ({"peft": {"r": 4}}, "peft.r=4 would not be used: peft.type"),
         (

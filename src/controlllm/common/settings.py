@@ -4,7 +4,7 @@ Said, so used: a setting that would not be read is an error or a warning with it
 
 A value that differs from its default counts as said, unless it is that of a preset laid below.
 
-    RULES = (Rule("kl", lambda run: run.method == "kl", "it is of method=kl; leave it out"),)
+    RULES = (Rule("kl", lambda run: run.method == "kl", "only method=kl reads it; leave it out"),)
     check_said(run, RULES, below=preset)
 """
 

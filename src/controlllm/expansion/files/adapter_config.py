@@ -13,7 +13,7 @@ AdapterType = Literal["lora", "dora", "oft"]
 _RULES = (
     Rule("r", lambda c: c.type != "oft", "oft has blocks (block_size), no rank; leave it out"),
     Rule("alpha", lambda c: c.type != "oft", "oft has blocks, no rank to scale by; leave it out"),
-    Rule("block_size", lambda c: c.type == "oft", "it is of peft.type=oft; leave it out"),
+    Rule("block_size", lambda c: c.type == "oft", "only peft.type=oft reads it; leave it out"),
 )
 
 

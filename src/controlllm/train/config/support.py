@@ -148,7 +148,7 @@ REFUSED = (
     Refused(
         Setting("model.quantize_base"),
         Setting("method", ("lora",)),
-        "adapters alone go on a base in full",
+        "method=lora has been tested on an unquantised base only",
         "set method=control with peft.type=lora, for adapters beside copies",
     ),
     Refused(
@@ -160,7 +160,7 @@ REFUSED = (
     Refused(
         Setting("model.quantize_base", BNB_KINDS),
         _BY_ZERO,
-        "it was never run so",
+        "the two have not been tested together",
         "set model.quantize_base=int8 or nf4",
     ),
     Refused(
@@ -202,7 +202,7 @@ REFUSED = (
     Refused(
         Setting("training.torch_compile"),
         _BY_ZERO,
-        "it was never run so",
+        "the two have not been tested together",
         "take parallel.strategy=fsdp",
     ),
     Refused(

@@ -60,14 +60,14 @@ REFUSED = (
         Rule(
             f"training.{name}",
             _is_by("wsd"),
-            "it is of training.lr_scheduler_type=wsd; take that, or leave it out",
+            "only training.lr_scheduler_type=wsd reads it; set that, or leave it out",
         )
         for name in ("lr_decay_steps", "lr_decay_type")
     ),
     Rule(
         "training.lr_gamma",
         _is_by("step"),
-        "it is of training.lr_scheduler_type=step; take that, or leave it out",
+        "only training.lr_scheduler_type=step reads it; set that, or leave it out",
     ),
 )
 """Errors when a run config is made."""
@@ -76,14 +76,14 @@ WARNED = (
     Rule(
         "expansion",
         lambda run: METHODS.get(run.method).expands,
-        "it is of method=control or stack",
+        "only method=control and method=stack read it",
         False,
     ),
     *(
         Rule(
             section,
             _is_read(section),
-            f"it is of method={section}",
+            f"only method={section} reads it",
             False,
         )
         for section in ("freeze", "kl")
