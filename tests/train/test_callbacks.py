@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import EarlyStoppingCallback
 
+from controlllm.common.errors import ConfigError
 from controlllm.train import Callback, RunState, train
 
 
@@ -46,7 +48,8 @@ def test_each_event_comes_in_its_order(run_config: Any, loaded: Any, backend: st
     assert [event for event in watch.events if event[0] == "step"] == [
         ("step", step) for step in (1, 2, 3, 4)
     ]
-    assert ("evaluate", 2) in watch.events and ("evaluate", 4) in watch.events
+    measured = [step for event, step in watch.events if event == "evaluate"]
+    assert measured == [0, 2, 4]
     assert ("save", "checkpoint-4") in watch.events
     assert [row["mine/step"] for row in result.history if "mine/step" in row] == [1, 2, 3, 4]
 
@@ -61,6 +64,9 @@ def test_one_that_stops_the_run_leaves_a_checkpoint(
         callbacks=[Watch(stop_at=2)],
     )
     assert result.stopped_because == "early"
+    last = [row for row in result.history if row["step"] == 2]  # It is logged and measured.
+    assert any("train/loss" in row for row in last)
+    assert any(name.startswith("learn/") for row in last for name in row)
     assert (result.output_dir / "checkpoint-2" / "manifest.json").is_file()
 
 
@@ -92,3 +98,18 @@ def test_all_are_told_of_the_end_even_if_one_fails(run_config: Any, loaded: Any)
     with pytest.raises(OSError, match="mine"):
         train(run_config(), loaded(), callbacks=[watch, FailsLast()])
     assert watch.events[-1][0] == "end"
+
+
+def test_one_that_stops_as_it_begins_trains_nothing(run_config: Any, loaded: Any) -> None:
+    class Never(Callback):
+        def begin(self, state: RunState) -> None:
+            state.stop("never")
+
+    result = train(run_config(), loaded(), callbacks=[Never()])
+    assert result.stopped_because == "never" and result.history[-1]["step"] == 0
+
+
+@pytest.mark.parametrize("wrong", [Watch, EarlyStoppingCallback(1)], ids=["a class", "the Hub's"])
+def test_what_is_no_callback_is_refused_at_once(run_config: Any, loaded: Any, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\[0\] is .*controlllm.train.Callback"):
+        train(run_config(), loaded(), callbacks=[wrong])

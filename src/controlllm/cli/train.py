@@ -1,13 +1,13 @@
 """`controlllm train`: one run, by one process or by several."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.terminal import be_silent, is_first, note_saved, tell_log
 from controlllm.common.errors import ConfigError
 from controlllm.common.settings import check_numbers
-from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.run_config import RunConfig, tell_without_effect
 
 __all__ = ["TrainOptions", "parse_run", "run"]
 
@@ -48,7 +48,13 @@ def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
     """
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    return parse_options(cls, argv, verb, make=cls.from_dict)
+
+    def make(values: dict[str, Any]) -> Run:
+        run = cls.from_dict(values)
+        tell_without_effect(values)
+        return run
+
+    return parse_options(cls, argv, verb, make=make)
 
 
 def run(argv: list[str]) -> None:

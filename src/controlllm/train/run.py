@@ -49,6 +49,7 @@ def train(
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
     _require_sources(run, loaded)
+    _require_callbacks(callbacks)
     prepare_recorder(run.debug, run.training.output_dir)
     with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
         with ExitStack() as stack:
@@ -85,6 +86,17 @@ def _train(
 
 def _own_folder(run: RunConfig) -> AbstractContextManager[None]:
     return occupied(Path(run.training.output_dir), "training.output_dir")
+
+
+def _require_callbacks(callbacks: Sequence[Callback]) -> None:
+    for number, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            kind = callback if isinstance(callback, type) else type(callback)
+            what = "the class" if isinstance(callback, type) else "an object of"
+            raise ConfigError(
+                f"callbacks[{number}] is {what} {kind.__module__}.{kind.__qualname__}; give an "
+                "object of a subclass of controlllm.train.Callback (docs/extending/callback.md)."
+            )
 
 
 def _require_sources(run: RunConfig, loaded: Loaded | None) -> None:

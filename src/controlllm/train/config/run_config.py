@@ -35,6 +35,7 @@ __all__ = [
     "RehearsalConfig",
     "RunConfig",
     "TrainingConfig",
+    "tell_without_effect",
 ]
 
 log = logging.getLogger(__name__)
@@ -249,7 +250,6 @@ class RunConfig:
             return build(cls, values)
         laid = {"preset": _Laid(preset)} if isinstance(preset, str) else {}
         below = preset_values(preset)
-        _tell_without_effect(preset, below, values)
         return build(cls, merge(merge(below, values), laid))
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,8 +268,12 @@ class RunConfig:
         write_yaml(path, self.to_dict())
 
 
-def _tell_without_effect(preset: str, below: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Say it where a preset changes nothing, as over a run file that gives every setting."""
+def tell_without_effect(values: Mapping[str, Any]) -> None:
+    """Warn of a preset that changes nothing, as over a run file that gives every setting."""
+    preset = values.get("preset")
+    if preset is None:
+        return
+    below = preset_values(preset)
     pairs = [(name, value, value_at(values, name)) for name, value in _leaves(below)]
     if any(given is None for name, _, given in pairs if name != "preset"):
         return

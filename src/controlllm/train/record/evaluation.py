@@ -13,6 +13,8 @@ __all__ = ["Evaluation"]
 class Evaluation(Callback):
     """Measures before the first step, every `training.eval_steps`, and after the last step.
 
+    A signal ends a run without a last measurement, for which there may be no time.
+
     Args:
         clock: of the run.
         announce: told the metrics of each measurement.
@@ -28,7 +30,7 @@ class Evaluation(Callback):
     def begin(self, state: RunState) -> None:
         """Measure the model that is not trained yet."""
         if state.step == 0 and state.ready.meter.enabled:
-            self._measure(state)
+            self.announce(self._measure(state).metrics)
 
     def after_step(self, state: RunState) -> None:
         """Measure where it is time to, and note whether this step is the best one so far."""

@@ -134,7 +134,7 @@ class Callback:
         """Training begins, or goes on after `state.step` steps."""
 
     def after_step(self, state: RunState) -> None:
-        """An optimizer step is done, logged and measured, and not saved yet."""
+        """An optimizer step is done, logged and measured where it is time to, and not saved yet."""
 
     def evaluate(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """The held-out sets were measured.

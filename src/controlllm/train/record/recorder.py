@@ -125,10 +125,10 @@ class Recorder:
         if self._checkpoint is not None:
             self.checkpoints.resume(state, self._checkpoint)
         self.debugger.begin(state.step)
-        for hook in (self.metrics, self.checkpoints, self.evaluation, *self.callbacks):
+        for hook in (self.metrics, self.checkpoints, *self.callbacks, self.evaluation):
             self._begun.append(hook)
             hook.begin(state)
-        state.stopped = self._reason()
+        state.stopped = self._reason() or self._asked()
         if self.signals is not None:
             self.signals.begin(tell=state.is_first)
         if state.stopped is None:
@@ -174,7 +174,11 @@ class Recorder:
         state.stopped = self._reason()  # The last step is logged and measured, whatever it is.
         for hook in (self.metrics, self.evaluation, *self.callbacks):
             hook.after_step(state)
-        state.stopped = self._reason() or self._asked() or ("preempted" if asked_to_stop else None)
+        reason = self._asked()
+        if reason is not None and state.stopped is None:
+            state.stopped = reason
+            self._record_rest()
+        state.stopped = self._reason() or reason or ("preempted" if asked_to_stop else None)
         due = progress.step % state.run.training.save_steps == 0
         if due or state.stopped or self.evaluation.improved:
             self.checkpoints.save(state)
@@ -183,13 +187,9 @@ class Recorder:
 
     def end_of_data(self) -> None:
         """No batch is left: record the last steps, unless they are recorded already."""
-        state = self.state
-        state.stopped = "end_of_data"
-        if state.progress.window.steps:
-            self.metrics.record(state)
-        if state.step % state.run.training.eval_steps:
-            self.evaluation.after_step(state)
-        self.checkpoints.save(state)
+        self.state.stopped = "end_of_data"
+        self._record_rest()
+        self.checkpoints.save(self.state)
 
     def finish(self) -> TrainResult:
         """Wait for the last checkpoint, and say what came of the run."""
@@ -213,6 +213,14 @@ class Recorder:
             for hook in self._begun:
                 stack.callback(hook.end, self.state)
             stack.callback(self.debugger.close)
+
+    def _record_rest(self) -> None:
+        """Log and measure the last step, as far as that has not been done."""
+        state = self.state
+        if state.progress.window.steps:
+            self.metrics.record(state)
+        if state.step % state.run.training.eval_steps:
+            self.evaluation.after_step(state)
 
     def _reason(self) -> str | None:
         return stop_reason(self.state.progress, self.state.run.training, self.state.total_steps)
