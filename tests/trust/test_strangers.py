@@ -1,6 +1,7 @@
 """Issue table 1: what a stranger made (a folder, a YAML file, a server) can only be read."""
 
 import ast
+import copy
 import io
 import json
 import logging
@@ -1089,11 +1090,9 @@ def test_names_of_sources_hold_no_secret(path: str, name: str) -> None:
         "{{ ().__class__.__mro__ }}",
     ],
 )
-def test_whatever_a_template_raises_is_one_sentence(
-    template: str, pico_llama: Any, pico_tokenizer: Any
-) -> None:
+def test_whatever_a_template_raises_is_one_sentence(template: str, pico_tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "hello"}]
-    tokenizer = pico_tokenizer
+    tokenizer = copy.deepcopy(pico_tokenizer)
     tokenizer.chat_template = template
     with pytest.raises(DataError, match="chat template refuses"):
         prompt_ids(tokenizer, messages)
