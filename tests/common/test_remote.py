@@ -372,7 +372,7 @@ def let_go(filesystems, new_client):
     """In a forked process."""
     gc.collect()
     if new_client:
-        filesystems[0].client  # noqa: B018
+        filesystems[0].client  # noqa: B018  # it connects when it is first asked for
 
 
 @pytest.mark.parametrize("new_client", [False, True])
@@ -380,7 +380,7 @@ def test_clients_of_a_parent_are_not_destroyed(new_client):
     """hdfs-native's wait for threads that are not there any more after a fork."""
     pytest.importorskip("hdfs_native")
     filesystem = GuardedFileSystem("hdfs", {"host": "127.0.0.1", "port": 1}, LATE, "nobody")
-    filesystem.client  # noqa: B018
+    filesystem.client  # noqa: B018  # it connects when it is first asked for
     kept = [filesystem]
     gc.disable()
     try:

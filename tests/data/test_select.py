@@ -140,7 +140,7 @@ def test_easy_rows_are_drawn_first_anew_in_each_epoch(
     loader = TrainLoader(config, pico_tokenizer, 1, seed=0)
     stream = Stream(loader.feeds[0], lane=0, lanes=1, seed=0)
     epochs = [[stream.draw() for _ in range(200)] for _ in range(2)]
-    sizes = loader.feeds[0].chunks.phases  # type: ignore[attr-defined]
+    sizes = loader.feeds[0].chunks.phases  # type: ignore[attr-defined]  # of a prepared source
     orders = []
     for drawn in epochs:
         seen = [len(draw.example) for draw in drawn if draw is not None]

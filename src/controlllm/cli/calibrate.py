@@ -95,11 +95,12 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         options.refine_steps,
     )
     print(curve.table())
-    for point in curve.points:
-        warn_if_not_finite(
-            {name: report.loss for name, report in {**point.learn, **point.retain}.items()},
-            f"alpha {point.label}",
-        )
+    losses = {
+        f"{name} at alpha {point.label}": report.loss
+        for point in curve.points
+        for name, report in {**point.learn, **point.retain}.items()
+    }
+    warn_if_not_finite(losses, "the expanded model")
     if target.in_place:
         _write_dial(target.folder, model.config.expansion)
     else:
