@@ -103,6 +103,16 @@ def pico_llama() -> Callable[..., PreTrainedModel]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def shared_tokenizer_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A chat template that one test leaves on the shared tokenizer would decide another's fate."""
+    yield
+    if "pico_tokenizer" in request.fixturenames:
+        tokenizer = request.getfixturevalue("pico_tokenizer")
+        left, tokenizer.chat_template = tokenizer.chat_template, None
+        assert left is None, "this test left a chat template on the shared tokenizer: copy it"
+
+
 @pytest.fixture(scope="session")
 def pico_tokenizer() -> PreTrainedTokenizerBase:
     """One token per UTF-8 byte (id = byte + 3), with <pad> 0, <s> 1, </s> 2; adds <s> by itself."""

@@ -1,5 +1,6 @@
 """The base model and its tokenizer, loaded and set up for training."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,8 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
 
     Args:
         run: its `model` and `data` are used.
-        loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
+        loaded: model and tokenizer to use instead of loading `run.model`. The model is taken
+            over, the tokenizer is copied: the run's chat template is not set on the caller's.
         files: where its weights lie, if they are to be read once it is sharded: then it comes on
             the meta device, without weights.
 
@@ -48,7 +50,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
     if empty is not None:
         model, tokenizer = empty, find_tokenizer(str(files), _options(run))
     else:
-        model, tokenizer = loaded if loaded is not None else _load(run)
+        model, tokenizer = _load(run) if loaded is None else (loaded[0], deepcopy(loaded[1]))
         own_config(model)  # Its attention may become another one.
         module: torch.nn.Module = model
         module.to(device)
