@@ -8,7 +8,7 @@ import pytest
 import torch.distributed.checkpoint
 import torch.distributed.checkpoint.state_dict_saver
 import torch.distributed.fsdp
-import torch.distributed.tensor.parallel  # noqa: F401
+import torch.distributed.tensor.parallel
 from benchmarks import soak
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # noqa: F401
 
@@ -16,6 +16,13 @@ import controlllm.train.loops.native
 import controlllm.train.parallel.loading
 import controlllm.train.record.recorder
 import controlllm.train.run  # noqa: F401
+from controlllm.train.observe.peaks import measured_peak
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak() -> None:
+    """Measured once: forked processes would measure it one by one."""
+    measured_peak(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")

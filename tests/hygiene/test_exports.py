@@ -4,36 +4,47 @@ import ast
 import importlib
 import inspect
 import pkgutil
-
-import pytest
+from collections.abc import Iterator
+from types import ModuleType
 
 import controlllm
 
-MODULES = ["controlllm"] + [
-    info.name
-    for info in pkgutil.walk_packages(controlllm.__path__, "controlllm.", onerror=lambda _: None)
-    if not any(part.startswith("_") for part in info.name.split("."))
-]
+
+def modules() -> Iterator[ModuleType]:
+    """All of the package that others may import."""
+    yield controlllm
+    for info in pkgutil.walk_packages(controlllm.__path__, "controlllm.", onerror=lambda _: None):
+        if not any(part.startswith("_") for part in info.name.split(".")):
+            yield importlib.import_module(info.name)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_exported_names_exist_and_are_described(name):
-    module = importlib.import_module(name)
-    assert inspect.getdoc(module), f"{name} has no docstring"
-    exported = getattr(module, "__all__", [])
-    assert len(set(exported)) == len(exported), f"{name}.__all__ names something twice"
-    for public in exported:
-        thing = getattr(module, public)
-        if inspect.isclass(thing) or inspect.isfunction(thing):
-            assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_modules_that_define_something_have_all(name):
-    source = inspect.getsource(importlib.import_module(name))
-    defines = any(
+def defines(module: ModuleType) -> bool:
+    """Whether a public function or class is defined there."""
+    return any(
         isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-        for node in ast.parse(source).body
+        for node in ast.parse(inspect.getsource(module)).body
     )
-    if defines:
-        assert hasattr(importlib.import_module(name), "__all__"), f"{name} has no __all__"
+
+
+def test_exported_names_exist_and_are_described() -> None:
+    wrong = []
+    for module in modules():
+        exported = getattr(module, "__all__", [])
+        if not inspect.getdoc(module):
+            wrong.append(f"{module.__name__} has no docstring")
+        if len(set(exported)) != len(exported):
+            wrong.append(f"{module.__name__}.__all__ names something twice")
+        for public in exported:
+            thing = getattr(module, public)
+            described = (
+                inspect.getdoc(thing)
+                if inspect.isclass(thing) or inspect.isfunction(thing)
+                else "-"
+            )
+            if not described:
+                wrong.append(f"{module.__name__}.{public} has no docstring")
+    assert wrong == []
+
+
+def test_modules_that_define_something_have_all() -> None:
+    assert [m.__name__ for m in modules() if defines(m) and not hasattr(m, "__all__")] == []
