@@ -1,4 +1,4 @@
-"""JSON that is parsed value by value says what `json` says, wherever pieces of it end."""
+"""JSON that is cut value by value says what `json` says, wherever pieces of it end."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from controlllm.common.errors import DataError
 from controlllm.data.sources import jsonlist
 from controlllm.data.sources.jsonlist import JsonText
+from controlllm.data.sources.lines import parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -24,14 +25,9 @@ def elements(data: bytes, piece: int, most: int = 10**6) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonlist, "_PIECE", piece)
         text, found = JsonText(io.BytesIO(data), most), []
-        text.take("[")
-        while text.peek() != "]":
-            if found:
-                text.take(",")
-            value, spelling = text.value()
-            found.append(value if spelling else "left out")
-        text.take("]")
-        text.end()
+        for _, spelling in text.elements():
+            found.append("left out" if spelling is None else parse_json(spelling))
+        text.take(b"")
         return found
 
 
@@ -56,13 +52,14 @@ def test_what_is_too_long_is_left_out_and_the_rest_is_read(values: list[Any], pi
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'[1,\n {"a" 2}]', "Expecting ':' delimiter: line 2 column 7"),
-        (b'[1, "a', "Unterminated string starting at: line 1 column 5"),
+        (b'[1,\n {"a" 2}]', "Expecting ':' delimiter: line 1 column 6"),
+        (b'[1, "a', "the file ends within a value, at byte 4"),
         (b'["' + b"x" * 40, "the file ends within a value"),
-        (b"[1] 2", "Extra data: line 1 column 5"),
-        (b"[1 2]", "Expecting ',': line 1 column 4"),
-        (b'["a", "\xff"]', "not valid UTF-8 .* at byte 7"),
-        (b"[" * 10**5, "nested too deeply"),
+        (b'["' + b"x" * 40 + b"\\", "the file ends within a value"),
+        (b"[1] 2", "the end of the file is expected, not '2', at byte 4"),
+        (b"[1 2]", "',' is expected, not '2', at byte 3"),
+        (b'["a", "\xff"]', "not valid UTF-8 .* at byte 1"),
+        (b"[" * 10**5 + b"]" * 10**5, "nested too deeply"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(data: bytes, message: str) -> None:

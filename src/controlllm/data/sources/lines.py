@@ -1,6 +1,7 @@
 """JSON lines: one object per line; lines of white space only are no rows."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -9,9 +10,9 @@ from controlllm.data.sources.chunks import Located
 from controlllm.data.sources.ranges import Range, RangeChunks
 from controlllm.data.sources.registry import register_chunks
 
-__all__ = ["LineChunks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
+__all__ = ["BOM", "LineChunks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _PIECE = 2**16
 _SLACK = 2**14
 DEPTH = 128
@@ -47,14 +48,26 @@ def parse_row(line: bytes) -> Any:
         return error
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs; of two values under one key, `json` keeps the last in silence."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise DataError(f"the key {key!r} stands twice")
+    return made
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_no_key_twice).decode
+
+
 def parse_json(data: bytes) -> Any:
     """The value that JSON in UTF-8 spells.
 
     Raises:
-        DataError: it is not UTF-8, not JSON, or nested too deeply.
+        DataError: it is not UTF-8, not JSON, nested too deeply, or an object has one key twice.
     """
     try:
-        return json.loads(data.removeprefix(_BOM).decode("utf-8"))
+        return _decode(data.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8 ({error.reason} at byte {error.start})") from None
     except ValueError as error:  # Also numbers of more digits than Python takes.
