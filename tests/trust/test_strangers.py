@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import re
 import shutil
 import socket
@@ -25,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -60,7 +60,8 @@ from controlllm.common.storage.lock import make_once
 from controlllm.common.storage.remote import open_filesystem
 from controlllm.common.text.secrets import redacted
 from controlllm.data import DataConfig, SourceConfig, TrainLoader
-from controlllm.data.cache import postprocess
+from controlllm.data.cache.store import TokenStore
+from controlllm.data.cache.whole_source import Selection
 from controlllm.data.examples.render import Renderer
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import format_table
@@ -397,9 +398,18 @@ def test_no_code_is_fetched_with_a_run(cluster, tmp_path):
 
 def test_what_ranks_share_is_read_without_running_code(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    (tmp_path / "0").write_bytes(pickle.dumps(Trap(proof)))
-    with pytest.raises(DataError, match="row 0 of rank 0 is damaged"):
-        list(postprocess._read_parts(tmp_path, 1))
+    trap = np.array([Trap(proof)], dtype=object)
+    for name in ("hashes", "difficulty", "counts", "ends"):
+        np.save(tmp_path / f"{name}.npy", trap, allow_pickle=True)
+    with pytest.raises(DataError, match=r"is damaged .*allow_pickle=False"):
+        Selection(SourceConfig("a")).load(tmp_path)
+    (tmp_path / "ids.bin").write_bytes(b"xx")
+    (tmp_path / "targets.bin").write_bytes(b"x")
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    meta = {"files": sizes, "dtype": "uint16"}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises((DataError, ValueError), match=r"Python objects"):
+        TokenStore.open("a", tmp_path)
     assert not proof.exists()
 
 

@@ -9,6 +9,9 @@ difficulty    easy first, in phases of equal mass   |
 A folder is named by all that its content depends on: the rows, their time stamps, the tokenizer,
 the template, every option, the code, and the model where a hook uses it. So nothing stale is ever
 served, and a folder that is whole may be used by any run.
+
+Ranks that share the work of a hook make a store of their share each, beside that folder; rank 0
+joins them. So they need a shared disk.
 """
 
 import os
@@ -17,6 +20,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from controlllm.common.storage.files import atomic_folder
 from controlllm.common.storage.lock import make_once, own_folder
 from controlllm.common.text.progress import tick
 from controlllm.data.cache.cache_key import code_key, model_key, options_key
-from controlllm.data.cache.postprocess import hooked_rows, is_shared, share_hooked_rows
+from controlllm.data.cache.postprocess import hooked_rows, is_shared
 from controlllm.data.cache.store import META, StoreWriter, TokenStore
 from controlllm.data.cache.whole_source import Selection
 from controlllm.data.config.hooks import POSTPROCESS
@@ -121,41 +125,86 @@ class _Pass:
 
     def make(self) -> None:
         """The pass by this process alone."""
-        rows: Iterable[Located] = self.chunks.rows()
-        if self.encoder.source.postprocess:
-            rows = hooked_rows(self.encoder, rows, self.model)
-        self.write(rows)
+        self.write(self.folder, self._encode)
 
-    def share(self, ranks: Ranks) -> Iterable[Located]:
-        """What the hook makes of all rows, each rank of its share. Collective."""
-        return share_hooked_rows(self.encoder, self.chunks.rows(), self.parts, self.model, ranks)
+    def share(self, ranks: Ranks) -> None:
+        """The pass over this rank's share of the rows, into a part. Collective.
 
-    def write(self, rows: Iterable[Located]) -> None:
-        """Every row to examples, then what the source chooses among them.
+        Raises:
+            DataError: on all ranks, if the hook fails or a row cannot be used on one of them.
+        """
+
+        def fill(writer: StoreWriter, selection: Selection) -> None:
+            self._encode(writer, selection, ranks.rank, ranks.world_size)
+            selection.save(writer.folder)
+
+        error: Exception | None = None
+        try:
+            self.write(self.parts / str(ranks.rank), fill, is_part=True)
+        except Exception as failure:  # Told to all ranks, so that none waits for this one.
+            error = failure
+        ranks.agree(error)
+        for other, stats in enumerate(ranks.gather(self.encoder.stats)):
+            if other != ranks.rank:
+                self.encoder.stats.add(stats)
+
+    def join(self, count: int) -> None:
+        """The parts of so many ranks -> the folder."""
+
+        def fill(writer: StoreWriter, selection: Selection) -> None:
+            for rank in range(count):
+                part = self.parts / str(rank)
+                if not _is_whole(part):
+                    raise DataError(
+                        f"rank {rank} wrote {part}, but this rank does not see it; put "
+                        "`cache_dir` on a disk that all ranks share."
+                    )
+                if selection.load(part):
+                    store = TokenStore.open(str(self.encoder.source.name), part)
+                    writer.write_all(map(store.__getitem__, range(len(store))))
+
+        self.write(self.folder, fill)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def write(
+        self,
+        folder: Path,
+        fill: Callable[[StoreWriter, Selection], None],
+        is_part: bool = False,
+    ) -> None:
+        """Examples into a folder, then what the source chooses among them (of a part: all).
 
         Raises:
             DataError: a row cannot be used, nothing is left, or the disk is full.
         """
+        encoder, selection = self.encoder, Selection(self.encoder.source)
         try:
-            with atomic_folder(self.folder, overwrite=True) as temporary:
-                self._fill(temporary, rows)
+            with atomic_folder(folder, overwrite=True) as temporary:
+                with StoreWriter(temporary, len(encoder.renderer.tokenizer)) as writer:
+                    fill(writer, selection)
+                if is_part:
+                    writer.finish(encoder.stats)
+                elif writer.lengths:
+                    writer.finish(encoder.stats, *selection.choose(encoder.stats))
+                else:
+                    raise DataError(encoder.why_empty())
         except CheckpointError as error:
-            raise DataError(f"source {self.encoder.source.name!r}: {error}") from error
+            raise DataError(f"source {encoder.source.name!r}: {error}") from error
 
-    def _fill(self, temporary: Path, rows: Iterable[Located]) -> None:
-        encoder = self.encoder
-        source = encoder.source
-        selection, chosen = Selection(source), bool(source.postprocess)
-        with StoreWriter(temporary, len(encoder.renderer.tokenizer)) as writer:
-            for (place, row), examples in encode_rows(encoder, rows, chosen):
-                tick()
-                with encoder.accounting(place):
-                    if examples:
-                        selection.add(row, examples)
-                    writer.write_all(examples)
-        if not writer.lengths:
-            raise DataError(encoder.why_empty())
-        writer.finish(encoder.stats, *selection.choose(encoder.stats))
+    def _encode(
+        self, writer: StoreWriter, selection: Selection, first: int = 0, step: int = 1
+    ) -> None:
+        """Every row, or each `step`-th from the `first` on, to examples."""
+        encoder, chosen = self.encoder, bool(self.encoder.source.postprocess)
+        rows: Iterable[Located] = islice(self.chunks.rows(), first, None, step)
+        if chosen:
+            rows = hooked_rows(encoder, rows, self.model)
+        for (place, row), examples in encode_rows(encoder, rows, chosen):
+            tick()
+            with encoder.accounting(place):
+                if examples:
+                    selection.add(row, examples)
+                writer.write_all(examples)
 
 
 def _make_together(work: _Pass, ranks: Ranks) -> None:
@@ -182,7 +231,8 @@ def _lead(work: _Pass, ranks: Ranks) -> Exception | None:
         began = True
         work.make_parts()
         ranks.agree(None)
-        work.write(work.share(ranks))
+        work.share(ranks)
+        work.join(ranks.world_size)
 
     try:
         work.once(make)

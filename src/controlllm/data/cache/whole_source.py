@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, SourceStats
 
 __all__ = ["Selection"]
+
+_NOTES = ("hashes", "difficulty", "counts")
 
 
 class Selection:
@@ -49,6 +52,25 @@ class Selection:
         self._counts.extend((len(examples), length, targets, repeated_bos))
         self._hashes.append(int.from_bytes(digest.digest(), "little"))
         self._difficulty.append(difficulty)
+
+    def save(self, folder: Path) -> None:
+        """Write the notes into a folder, for another process to add to its own."""
+        for name in _NOTES:
+            np.save(folder / f"{name}.npy", np.array(getattr(self, f"_{name}")))
+
+    def load(self, folder: Path) -> int:
+        """Add the notes that another process has saved; how many rows they are of.
+
+        Raises:
+            DataError: they are damaged.
+        """
+        try:
+            read = [np.load(folder / f"{name}.npy", allow_pickle=False) for name in _NOTES]
+            for name, values in zip(_NOTES, read, strict=True):
+                getattr(self, f"_{name}").frombytes(values.tobytes())
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{folder} is damaged ({error}); run again.") from error
+        return len(read[0])
 
     def choose(self, stats: SourceStats) -> tuple[NDArray[np.int64] | None, list[int] | None]:
         """The examples that take part in their order (None = all), and the sizes of phases.
