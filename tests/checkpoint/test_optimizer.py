@@ -8,11 +8,11 @@ from torch import nn
 
 from controlllm.checkpoint.training.codec import pack, unpack
 from controlllm.checkpoint.training.optimizer import (
-    PREFIX,
     make_optimizer_state,
     optimizer_state,
     restore_optimizer,
 )
+from controlllm.checkpoint.training.saved import OPTIMIZER_PREFIX
 
 
 def step(model, optimizer, scheduler, times=1):
@@ -73,7 +73,7 @@ def test_a_parameter_without_state_has_none_afterwards():
     model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
     tensors, rest = optimizer_state(model, optimizer)
-    assert {name.removeprefix(PREFIX).split("/")[0] for name in tensors} == {"weight"}
+    assert {name.removeprefix(OPTIMIZER_PREFIX).split("/")[0] for name in tensors} == {"weight"}
     other, _ = trainer(model, lambda: 0.1)
     make_optimizer_state(other)
     restore_optimizer(model, other, set(tensors), rest)

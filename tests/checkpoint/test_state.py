@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from controlllm.checkpoint.training import state as checkpoints
+from controlllm.checkpoint.training import checkpoints
 from controlllm.checkpoint.training.codec import capture_rng, restore_rng
-from controlllm.checkpoint.training.state import TrainingState, save_checkpoint
+from controlllm.checkpoint.training.state import TrainingState, load_checkpoint, save_checkpoint
 from controlllm.common.errors import CheckpointError
 
 
@@ -35,7 +35,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     state = make_state()
     folder = save_checkpoint(tmp_path, state)
     assert folder == tmp_path / "checkpoint-3"
-    loaded = checkpoints.load_checkpoint(folder)
+    loaded = load_checkpoint(folder)
     assert loaded.step == 3
     assert torch.equal(loaded.tensors["w"], state.tensors["w"])
     assert loaded.tensors["b"].dtype == torch.bfloat16
@@ -54,7 +54,7 @@ def test_random_states_go_on_where_they_were(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, make_state())
     expected = draw()
     draw()
-    restore_rng(checkpoints.load_checkpoint(folder).rng[0])
+    restore_rng(load_checkpoint(folder).rng[0])
     assert draw() == expected
 
 
@@ -77,24 +77,24 @@ def test_damage_is_named_and_never_loaded(tmp_path: Path, name, damage, message)
     folder = save_checkpoint(tmp_path, make_state())
     damage(folder / name)
     with pytest.raises(CheckpointError, match=rf"{message}.*use another") as error:
-        checkpoints.load_checkpoint(folder)
+        load_checkpoint(folder)
     assert name in str(error.value)
 
 
 def test_foreign_newer_and_absent_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no folder"):
-        checkpoints.load_checkpoint(tmp_path / "checkpoint-1")
+        load_checkpoint(tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(CheckpointError, match=r"has no manifest\.json"):
-        checkpoints.load_checkpoint(tmp_path / "checkpoint-2")
+        load_checkpoint(tmp_path / "checkpoint-2")
     manifest = save_checkpoint(tmp_path, make_state()) / "manifest.json"
     value = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(value | {"version": 99}))
     with pytest.raises(CheckpointError, match="format 99, newer than"):
-        checkpoints.load_checkpoint(manifest.parent)
+        load_checkpoint(manifest.parent)
     manifest.write_text(json.dumps({"format": "other"}))
     with pytest.raises(CheckpointError, match="not written by this library"):
-        checkpoints.load_checkpoint(manifest.parent)
+        load_checkpoint(manifest.parent)
 
 
 def test_auto_falls_back_to_the_newest_whole_one_and_says_so(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_best_must_exist(tmp_path: Path) -> None:
 def test_same_step_can_be_saved_again(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, make_state(5, size=4))
     save_checkpoint(tmp_path, make_state(5, size=8))
-    loaded = checkpoints.load_checkpoint(tmp_path / "checkpoint-5")
+    loaded = load_checkpoint(tmp_path / "checkpoint-5")
     assert loaded.tensors["w"].numel() == 8
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
@@ -163,7 +163,7 @@ def test_a_run_killed_while_saving_leaves_a_whole_newest_checkpoint(
     run.stdout.close()
     newest = checkpoints.resolve_checkpoint(tmp_path, "auto")
     assert newest is not None
-    state = checkpoints.load_checkpoint(newest)
+    state = load_checkpoint(newest)
     assert state.step >= last
     assert torch.equal(state.tensors["w"], torch.full((20_000,), float(state.step)))
     assert not list(tmp_path.glob(".*"))
@@ -174,7 +174,7 @@ def test_full_disk_names_the_path_and_leaves_older_checkpoints(small_disk: Path)
     with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint-2.*No space left"):
         save_checkpoint(small_disk, make_state(2, size=400_000))
     assert [path.name for path in small_disk.iterdir()] == ["checkpoint-1"]
-    assert checkpoints.load_checkpoint(small_disk / "checkpoint-1").step == 1
+    assert load_checkpoint(small_disk / "checkpoint-1").step == 1
 
 
 def test_unpicklable_state_is_refused_before_anything_is_written(tmp_path: Path) -> None:

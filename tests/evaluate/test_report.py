@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from controlllm.common.text.tables import format_number
 from controlllm.evaluate import RetentionReport, format_table, losses_table
-from controlllm.evaluate.report import format_number
 
 
 def test_text_to_the_left_numbers_to_the_right():

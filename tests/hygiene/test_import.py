@@ -8,6 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from controlllm import expand
+from controlllm.checkpoint import (
+    TrainingState,
+    describe_model,
+    export,
+    save_checkpoint,
+    trained_tensors,
+)
+from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion.hub.peft import add_adapters
+
 HEAVY = [
     "accelerate",
     "datasets",
@@ -107,3 +118,34 @@ model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False)
 """,
     )
     assert seen["patched"] == []
+
+
+INSPECT = """
+import sys
+sys.argv = ["controlllm", "inspect", sys.argv[1]]
+from controlllm.cli import main
+code = main()
+heavy = {"torch", "transformers", "huggingface_hub"} & set(sys.modules)
+sys.exit(code or f"imported: {sorted(heavy)}" if code or heavy else 0)
+"""
+
+
+@pytest.mark.parametrize("form", ["sidecar", "adapter", "full", "plain", "run", "checkpoint"])
+def test_looking_into_a_folder_needs_neither_torch_nor_transformers(tmp_path, pico_llama, form):
+    """They take seconds to import, and `inspect` reads configs and headers only."""
+    model, folder = pico_llama(), tmp_path / form
+    if form == "adapter":
+        add_adapters(model, AdapterConfig())
+    elif form != "plain":
+        model = expand(model, num_blocks=1)
+    if form in ("run", "checkpoint"):
+        state = TrainingState(1, trained_tensors(model), describe_model(model))
+        checkpoint = save_checkpoint(folder, state)
+        folder = checkpoint if form == "checkpoint" else folder
+    else:
+        export(model, folder, "full" if form == "plain" else form)
+    result = subprocess.run(
+        [sys.executable, "-c", INSPECT, str(folder)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| total " in result.stdout

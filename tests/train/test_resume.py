@@ -13,8 +13,7 @@ import torch
 from tests.train.helpers import losses_of
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
-from controlllm.checkpoint.training.manifest import write_manifest
-from controlllm.checkpoint.training.state import STATE
+from controlllm.checkpoint.training.manifest import STATE, write_manifest
 from controlllm.common.errors import ConfigError
 from controlllm.train import train
 from controlllm.train.record.recorder import Recorder

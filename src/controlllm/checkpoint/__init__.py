@@ -19,22 +19,20 @@ if TYPE_CHECKING:
         load_tokenizer,
     )
     from controlllm.checkpoint.models.locate import Kind, Location, locate
+    from controlllm.checkpoint.training.checkpoints import (
+        best_checkpoint,
+        list_checkpoints,
+        mark_best,
+        newest_checkpoint,
+        resolve_checkpoint,
+    )
     from controlllm.checkpoint.training.codec import capture_rng, restore_rng
     from controlllm.checkpoint.training.kinds import (
         describe_model,
         restore_tensors,
         trained_tensors,
     )
-    from controlllm.checkpoint.training.state import (
-        TrainingState,
-        best_checkpoint,
-        list_checkpoints,
-        load_checkpoint,
-        mark_best,
-        newest_checkpoint,
-        resolve_checkpoint,
-        save_checkpoint,
-    )
+    from controlllm.checkpoint.training.state import TrainingState, load_checkpoint, save_checkpoint
 
 __all__ = [
     "Inspection",
@@ -69,21 +67,21 @@ _HOMES = {
     "LoadOptions": "models.loading",
     "Location": "models.locate",
     "TrainingState": "training.state",
-    "best_checkpoint": "training.state",
+    "best_checkpoint": "training.checkpoints",
     "capture_rng": "training.codec",
     "describe_model": "training.kinds",
     "export": "models.export",
     "find_tokenizer": "models.loading",
     "inspect_folder": "models.inspection",
-    "list_checkpoints": "training.state",
+    "list_checkpoints": "training.checkpoints",
     "load_checkpoint": "training.state",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "locate": "models.locate",
-    "mark_best": "training.state",
-    "newest_checkpoint": "training.state",
+    "mark_best": "training.checkpoints",
+    "newest_checkpoint": "training.checkpoints",
     "require_free": "models.export",
-    "resolve_checkpoint": "training.state",
+    "resolve_checkpoint": "training.checkpoints",
     "restore_rng": "training.codec",
     "restore_tensors": "training.kinds",
     "save_checkpoint": "training.state",

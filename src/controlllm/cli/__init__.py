@@ -29,6 +29,8 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
+_WITHOUT_MODELS = ("inspect",)
+"""Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
 
 
@@ -72,9 +74,10 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
     try:
         check_choice("command", verb, VERBS)
         with plain_warnings():
-            controlllm.register()
+            if verb not in _WITHOUT_MODELS:
+                controlllm.register()
+                quiet_progress_bars()
             module = import_module(_MODULES[verb])
-            quiet_progress_bars()
             raise_once()
             show_progress(True)
             module.run([*argv, "--debug"] if debug and verb == "train" else argv)

@@ -20,7 +20,7 @@ from controlllm.evaluate.dial import check_budget, check_settings
 from controlllm.evaluate.losses import warn_if_not_finite
 from controlllm.evaluate.plot import plot_curves
 from controlllm.expansion.files.card import with_dial
-from controlllm.expansion.files.sidecar import SIDECAR_CONFIG
+from controlllm.expansion.files.records import SIDECAR_CONFIG
 
 __all__ = ["CalibrateOptions", "run"]
 

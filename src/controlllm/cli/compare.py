@@ -7,11 +7,12 @@ from typing import Any
 
 from controlllm.checkpoint import list_checkpoints, newest_checkpoint
 from controlllm.checkpoint.models.inspection import inspect_folder
-from controlllm.checkpoint.training.state import STATE, load_values
+from controlllm.checkpoint.training.manifest import STATE
+from controlllm.checkpoint.training.state import load_values
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
 from controlllm.common.storage.files import require_writable, write_json
-from controlllm.evaluate.report import format_table
+from controlllm.common.text.tables import format_table
 from controlllm.evaluate.retention import worst
 from controlllm.train.config.methods import adapters_of
 from controlllm.train.config.run_config import RunConfig

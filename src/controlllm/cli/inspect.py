@@ -6,7 +6,7 @@ from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.readable import readable
-from controlllm.evaluate.report import format_table
+from controlllm.common.text.tables import format_table
 
 __all__ = ["InspectOptions", "run"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import require_writable, write_json
-from controlllm.evaluate.report import format_table
+from controlllm.common.text.tables import format_table
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.method.plan import plan_blocks
 from controlllm.train.config.methods import METHODS

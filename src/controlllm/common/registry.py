@@ -1,6 +1,7 @@
 """Names to things, with the nearest name when a name is wrong."""
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -43,12 +44,14 @@ def nearest_name(value: str, names: Iterable[str], likeness: float = 0.6) -> str
 class Registry(Generic[T]):
     """A dict from names to things of one kind, filled by a decorator.
 
-    The names `reserved` are known before the module that registers them is imported.
+    The names `reserved` are known before the module that registers them is imported. `home` names
+    that module if the registry is to import it by itself, when a thing is first asked for.
     """
 
-    def __init__(self, kind: str, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, kind: str, reserved: Iterable[str] = (), home: str | None = None) -> None:
         self.kind = kind
         self.reserved = tuple(reserved)
+        self.home = home
         self._things: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -73,6 +76,8 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: if there is none, with the nearest name.
         """
+        if self.home is not None and not self._things.keys() >= set(self.reserved):
+            importlib.import_module(self.home)
         check_choice(self.kind, name, self._things)
         return self._things[name]
 

@@ -15,6 +15,7 @@ Everything runs in evaluation mode without gradients, leaves the model as it was
 target token once, and gives the same numbers however the batches are cut.
 """
 
+from controlllm.common.text.tables import format_table
 from controlllm.evaluate.averaging import average_weights, averaging_curve
 from controlllm.evaluate.calibrate import calibrate
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
@@ -22,7 +23,7 @@ from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, fi
 from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating
 from controlllm.evaluate.plot import plot_curves
 from controlllm.evaluate.reference import Reference
-from controlllm.evaluate.report import format_table, losses_table
+from controlllm.evaluate.report import losses_table
 from controlllm.evaluate.retention import (
     RetentionReport,
     mean_loss,

@@ -11,9 +11,9 @@ from torch import nn
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.storage.files import write_json
 from controlllm.common.text.progress import progress
+from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
 from controlllm.evaluate.reference import Reference
-from controlllm.evaluate.report import format_table
 from controlllm.evaluate.retention import (
     RetentionReport,
     mean_loss,

@@ -20,10 +20,10 @@ from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import write_json
+from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.expanded import Expanded
 from controlllm.evaluate.losses import evaluating
 from controlllm.evaluate.reference import Reference
-from controlllm.evaluate.report import format_number, format_table
 
 __all__ = ["HarnessConfig", "TaskReport", "TaskScore", "find_tasks", "run_tasks"]
 

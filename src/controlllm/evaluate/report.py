@@ -1,12 +1,12 @@
-"""Tables for people: the same text reads well in a terminal and renders as Markdown."""
+"""The table of losses: base and trained side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from controlllm.common.text.readable import readable
+from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.losses import perplexity
 from controlllm.evaluate.retention import RetentionReport
 
-__all__ = ["format_number", "format_table", "losses_table"]
+__all__ = ["losses_table"]
 
 
 def losses_table(reports: Mapping[str, RetentionReport]) -> str:
@@ -26,52 +26,3 @@ def losses_table(reports: Mapping[str, RetentionReport]) -> str:
         for name, report in reports.items()
     ]
     return format_table(headers, rows)
-
-
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An aligned Markdown table: text to the left, numbers to the right.
-
-    Args:
-        headers: one per column.
-        rows: cells; floats are written with three decimals, None as "-".
-    """
-    headers = [_cell(header) for header in headers]
-    texts = [[_cell(format_number(cell)) for cell in row] for row in rows]
-    numeric = [
-        bool(rows) and all(_is_numeric(row[column]) for row in texts)
-        for column in range(len(headers))
-    ]
-    widths = [
-        max(3, *(len(row[c]) for row in [list(headers), *texts])) for c in range(len(headers))
-    ]
-    rule = [
-        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)
-    ]
-    lines = [_line(headers, widths, numeric), _line(rule, widths, numeric)]
-    return "\n".join(lines + [_line(row, widths, numeric) for row in texts])
-
-
-def format_number(cell: object, signed: bool = False) -> str:
-    """One cell as text; `signed` writes the plus of positive numbers, for differences."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        rounded = round(cell, 3) + 0.0  # adding 0.0 turns -0.0 into 0.0
-        return f"{rounded:{'+' if signed else ''}.3f}"
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    return str(cell)
-
-
-def _cell(text: str) -> str:
-    """One line without a border of the table's, whatever a stranger called his set."""
-    return readable(" ".join(text.split())).replace("|", "\\|")
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    aligned = zip(cells, widths, right, strict=True)
-    return "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned) + " |"
-
-
-def _is_numeric(text: str) -> bool:
-    return text == "-" or text.lstrip("+-").replace(",", "")[:1].isdigit() or text in ("inf", "nan")

@@ -27,7 +27,8 @@ from controlllm.common.storage.files import write_text
 from controlllm.expansion.files.fingerprint import base_name
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.merge.collapsing import weight_alphas
-from controlllm.expansion.method.interpolators import INTERPOLATORS, Slerp
+from controlllm.expansion.method.interpolators import Slerp
+from controlllm.expansion.method.registries import INTERPOLATORS
 
 __all__ = ["main", "merge_recipe", "write_for_mergekit"]
 

@@ -18,10 +18,9 @@ from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion import ExpansionConfig, expand, load_sidecar
+from controlllm.expansion.files.records import SIDECAR_CONFIG, read_sidecar_config
 from controlllm.expansion.files.sidecar import (
-    SIDECAR_CONFIG,
     base_fingerprint,
-    read_sidecar_config,
     read_sidecar_tensors,
     save_sidecar,
     sidecar_tensors,

@@ -16,7 +16,8 @@ from tests.laws.models import (
 )
 
 from controlllm import load_sidecar
-from controlllm.expansion.files.sidecar import read_sidecar_config, sidecar_tensors
+from controlllm.expansion.files.records import read_sidecar_config
+from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.peft import adapter_to_sidecar, adapters_of, sidecar_to_adapter
 
 CASES = [(name, "ends") for name in ARCHITECTURES]

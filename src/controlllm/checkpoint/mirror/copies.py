@@ -30,8 +30,8 @@ from controlllm.checkpoint.mirror.fetch import (
     read_manifest,
 )
 from controlllm.checkpoint.mirror.remote import RemoteRun
-from controlllm.checkpoint.training.kinds import KINDS
 from controlllm.checkpoint.training.manifest import MANIFEST
+from controlllm.checkpoint.training.saved import KINDS
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_folder
 from controlllm.common.storage.lock import own_folder

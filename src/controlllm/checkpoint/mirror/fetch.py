@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from controlllm.checkpoint.mirror.remote import FOLDERS, RemoteRun
+from controlllm.checkpoint.training.checkpoints import BEST, best_named, checkpoint_step
 from controlllm.checkpoint.training.manifest import MANIFEST, parse_manifest, verify_manifest
-from controlllm.checkpoint.training.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_file, atomic_folder, read_json
 from controlllm.common.text.names import holds_data

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from controlllm.checkpoint.training.checkpoints import BEST, best_named, checkpoint_step
 from controlllm.checkpoint.training.manifest import MANIFEST
-from controlllm.checkpoint.training.state import BEST, best_named, checkpoint_step
 from controlllm.common.errors import CheckpointError, DataError
 from controlllm.common.storage.remote import STAMPS, open_filesystem, shown
 from controlllm.common.text.names import is_checkpoint, is_plain

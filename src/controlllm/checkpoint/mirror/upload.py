@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from controlllm.checkpoint.mirror.remote import FOLDERS, RemoteRun
+from controlllm.checkpoint.training.checkpoints import best_checkpoint, checkpoint_step
 from controlllm.checkpoint.training.manifest import MANIFEST
-from controlllm.checkpoint.training.state import best_checkpoint, checkpoint_step
 from controlllm.common.errors import CheckpointError
 
 __all__ = ["Uploader"]

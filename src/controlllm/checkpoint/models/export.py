@@ -10,7 +10,8 @@ from threading import Event, Thread
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.locate import Kind, locate
-from controlllm.checkpoint.training.kinds import BASE_RECORD, KINDS
+from controlllm.checkpoint.training.kinds import HANDLERS
+from controlllm.checkpoint.training.saved import BASE_RECORD, KINDS
 from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ModelError
 from controlllm.common.registry import Registry
@@ -145,14 +146,14 @@ def _write_full(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
 @FORMS.register("adapter")
 def _write_adapter(model: PreTrainedModel, folder: Path, inplace: bool) -> None:
     """The adapters of a base, as PEFT reads them, and which base it was."""
-    kind = KINDS["adapters"]
-    if isinstance(model, ControlLLMForCausalLM) or not kind.holds(model):
+    kind, handler = KINDS["adapters"], HANDLERS["adapters"]
+    if isinstance(model, ControlLLMForCausalLM) or not handler.holds(model):
         raise ModelError(
             f"form='adapter' needs a base with adapters, and {type(model).__name__} is none; an "
             "expanded model's adapters are part of its 'sidecar'."
         )
-    tensors = {name: t.detach().cpu().contiguous() for name, t in kind.tensors(model).items()}
-    described = kind.describe(model)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in handler.tensors(model).items()}
+    described = handler.describe(model)
     save_tensors(folder / kind.weights, tensors, {"format": "pt"})
     write_json(folder / kind.config, described["config"])
     write_json(folder / BASE_RECORD, described["base"])

@@ -1,5 +1,6 @@
 """What a saved model consists of, read from configs and file headers: no weights are loaded."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.models.locate import Kind, locate
-from controlllm.checkpoint.training.kinds import KINDS, kind_in
-from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, kind_in
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
-from controlllm.common.storage.tensor_files import read_header
-from controlllm.expansion.files.records import read_model_file
-from controlllm.expansion.files.sidecar import read_sidecar_config
+from controlllm.common.storage.tensor_headers import read_header, read_scalars
+from controlllm.expansion.files.records import read_model_file, read_sidecar_config
 from controlllm.expansion.method.expansion_config import ExpansionConfig
-from controlllm.expansion.method.interpolators import INTERPOLATORS
 from controlllm.expansion.method.plan import ENDS, plan_blocks
 
 __all__ = ["Inspection", "Part", "inspect_folder"]
@@ -177,8 +175,7 @@ def _alpha(
     """
     place = ENDS if layer is None else layer
     dial = expansion.dial.get(place) if isinstance(expansion.dial, dict) else expansion.dial
-    gated = kind == "concat" and not INTERPOLATORS.get(expansion.interpolator).constant
-    if gated and dial != 0:
+    if kind == "concat" and constant is None and dial != 0:
         mean = (expansion.mean_alpha or {}).get(place)
         return mean if mean is None or dial is None else dial * mean
     if dial is not None:
@@ -188,17 +185,11 @@ def _alpha(
 
 def _constant_logits(folder: Path) -> dict[str, float]:
     """Constant alphas by place: a handful of one-element tensors."""
-    from safetensors import safe_open
-
-    alphas = {}
-    for file in _weight_files(folder):
-        names = [name for name in read_header(file).shapes if name.endswith(_LOGIT)]
-        with safe_open(file, "pt") as tensors:
-            for name in names:
-                logit = tensors.get_tensor(name)
-                if logit.numel() == 1:  # Of several ranks one has it.
-                    alphas[_place(name)[0]] = logit.float().sigmoid().item()
-    return alphas
+    return {
+        _place(name)[0]: 1 / (1 + math.exp(-logit))
+        for file in _weight_files(folder)
+        for name, logit in read_scalars(file, _LOGIT).items()  # Of several ranks one has it.
+    }
 
 
 def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
@@ -213,7 +204,7 @@ def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], in
     for file in files:
         header = read_header(file)
         for name, shape in header.shapes.items():
-            if not name.startswith(PREFIX):
+            if not name.startswith(OPTIMIZER_PREFIX):
                 yield name, (shape, header.sizes[name])
 
 

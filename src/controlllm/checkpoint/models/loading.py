@@ -38,14 +38,13 @@ from controlllm.checkpoint.models.whole import (
     load_whole,
     require_rows,
 )
-from controlllm.checkpoint.training.kinds import KINDS, SavedKind, kind_in
+from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
-from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, SavedKind, kind_in
 from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.storage.tensor_files import require_file
-from controlllm.expansion.files.records import read_model_file
-from controlllm.expansion.files.sidecar import SIDECAR_WEIGHTS
+from controlllm.common.storage.tensor_headers import require_file
+from controlllm.expansion.files.records import SIDECAR_WEIGHTS, read_model_file
 
 __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 
@@ -84,8 +83,9 @@ def _load(
         else:
             base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
-            assert apart.kind.put_on is not None  # `_saved_apart` has looked
-            model = apart.kind.put_on(
+            put_on = HANDLERS[apart.kind.name].put_on
+            assert put_on is not None  # `_saved_apart` has looked
+            model = put_on(
                 _load_base(base, base_options, (*above, location.path)),
                 apart.folder,
                 tensors,
@@ -157,13 +157,13 @@ def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
         return _apart_on_hub(location.path, options)
     folder = Path(location.path)
     kind = kind_in(folder)
-    return None if kind is None or kind.put_on is None else _Apart(kind, folder)
+    return None if kind is None or kind.base_of is None else _Apart(kind, folder)
 
 
 def _apart_on_hub(name: str, options: LoadOptions) -> _Apart | None:
     """The local copy of a sidecar or adapter on the Hub; None if there is a whole model."""
     for kind in KINDS.values():
-        if kind.put_on and file_on_hub(name, kind.config, options.revision):
+        if kind.base_of is not None and file_on_hub(name, kind.config, options.revision):
             return _Apart(kind, download(name, options.revision))
     return None
 
@@ -211,7 +211,7 @@ def _dtype_of(apart: _Apart) -> Dtype:
     require_file(path)
     try:
         with safe_open(path, "pt") as tensors:
-            names = (name for name in tensors.keys() if not name.startswith(PREFIX))  # noqa: SIM118
+            names = (name for name in tensors.keys() if not name.startswith(OPTIMIZER_PREFIX))  # noqa: SIM118
             name = next(name for name in names if ".expanded." in name)
             return cast(Dtype, str(tensors.get_tensor(name).dtype).removeprefix("torch."))
     except (OSError, SafetensorError, StopIteration) as error:
@@ -252,7 +252,7 @@ def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
         try:
             temporary = TemporaryDirectory(dir=place, prefix="joined-", ignore_cleanup_errors=True)
             target = Path(stack.enter_context(temporary))
-            join_shards(folder, target, without=PREFIX)
+            join_shards(folder, target, without=OPTIMIZER_PREFIX)
             for file in (folder / "config.json", *folder.glob("*.py")):
                 if file.is_file():
                     shutil.copy(file, target)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.mirror.copies import local_copy
-from controlllm.checkpoint.training.kinds import KINDS, kind_in
-from controlllm.checkpoint.training.manifest import MANIFEST
-from controlllm.checkpoint.training.state import (
-    STATE,
+from controlllm.checkpoint.training.checkpoints import (
     best_checkpoint,
     list_checkpoints,
     newest_checkpoint,
 )
+from controlllm.checkpoint.training.manifest import MANIFEST, STATE
+from controlllm.checkpoint.training.saved import KINDS, kind_in
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.expansion.files.records import read_model_file

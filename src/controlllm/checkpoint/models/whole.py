@@ -18,7 +18,8 @@ from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind, bnb_conf
 from controlllm.common.registry import check_choice
 from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
-from controlllm.common.storage.tensor_files import require_file, require_numbers
+from controlllm.common.storage.tensor_files import require_numbers
+from controlllm.common.storage.tensor_headers import require_file
 from controlllm.common.text.names import DATA_PATTERNS
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.hf_config import ControlLLMConfig

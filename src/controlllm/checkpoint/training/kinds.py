@@ -1,111 +1,52 @@
-"""The kinds of models that are saved, and what each is saved as: one table, read from its top.
-
-| kind | what is saved | files |
-|---|---|---|
-| `control` | an expanded model's trained tensors, apart from its base | a sidecar |
-| `adapters` | the adapters of a base, apart from it | as PEFT writes them, and `base.json` |
-| `part` | those tensors of a model that train, apart from its base | `part.safetensors`, ... |
-| `full` | all tensors of a model | a Hugging Face model |
-
-`checkpoint` says what is saved during training, `locate` what lies in a folder, `loading` how it is
-put on its base: all of them by this table. A new kind is one more row.
-"""
+"""How a model of each kind (`saved.KINDS`) is saved, and put together again: one row a kind."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from controlllm.checkpoint.training.saved import KINDS, PART_FORMAT, base_of_adapters, base_of_part
 from controlllm.common.adapters import has_adapters, peft_config
-from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
-from controlllm.common.storage.schema import read_record
 from controlllm.common.storage.tensor_files import read_tensors, require_numbers
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion import load_sidecar
+from controlllm.expansion.files.adapter_file import ADAPTER_WEIGHTS, read_peft_config
 from controlllm.expansion.files.base_record import architecture_of, base_record, check_base
-from controlllm.expansion.files.records import BaseRecord
 from controlllm.expansion.files.sidecar import (
-    SIDECAR_CONFIG,
-    SIDECAR_WEIGHTS,
     adapters_config,
     base_fingerprint,
-    read_sidecar_config,
     sidecar_config,
     sidecar_tensors,
 )
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.hub.peft import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    adapter_tensors,
-    put_adapters,
-    read_peft_config,
-)
+from controlllm.expansion.hub.peft import adapter_tensors, put_adapters
 
-__all__ = [
-    "BASE_RECORD",
-    "KINDS",
-    "SavedKind",
-    "describe_model",
-    "kind_in",
-    "kind_of",
-    "restore_tensors",
-    "trained_tensors",
-]
-
-BASE_RECORD = "base.json"
-"""Beside an adapter: which base it was trained on, more than PEFT notes of it."""
-PART_WEIGHTS, PART_CONFIG = "part.safetensors", "part_config.json"
-_FORMAT = 1
-
-
-class _PartFile(TypedDict):
-    """`part_config.json`."""
-
-    format: Required[int]
-    base: Required[BaseRecord]
+__all__ = ["HANDLERS", "Handler", "describe_model", "restore_tensors", "trained_tensors"]
 
 
 @dataclass(frozen=True)
-class SavedKind:
-    """One kind.
+class Handler:
+    """What is done with models of one kind.
 
     Attributes:
-        name: as checkpoints note it (`TrainingState.model["method"]`).
-        weights: the file of its tensors.
-        config: the file of its config, by which a folder of this kind is known.
         holds: whether a model is of this kind (and of none before it in the table).
         tensors: what is saved of such a model, by name; its own tensors, not copies.
         describe: the config, and what else is noted; for `TrainingState.model`.
-        base_of: what a folder notes of the base; None for kinds that are whole by themselves.
-        put_on: makes the model of (base, folder, tensors, whether to check the base).
+        put_on: makes the model of (base, folder, tensors, whether to check the base); None for a
+            kind that is whole by itself.
     """
 
-    name: str
-    weights: str
-    config: str
     holds: Callable[[PreTrainedModel], bool]
     tensors: Callable[[Any], dict[str, Tensor]]
     describe: Callable[[Any], dict[str, Any]]
-    base_of: Callable[[Path], dict[str, Any]] | None = None
     put_on: (
         Callable[[PreTrainedModel, Path, dict[str, Tensor] | None, bool], PreTrainedModel] | None
     ) = None
-
-
-def kind_of(model: PreTrainedModel) -> SavedKind:
-    """What a model is saved as."""
-    return next(kind for kind in KINDS.values() if kind.holds(model))
-
-
-def kind_in(folder: Path) -> SavedKind | None:
-    """What lies in a folder; None if it is no model."""
-    return next((kind for kind in KINDS.values() if (folder / kind.config).is_file()), None)
 
 
 def _describe_expanded(model: ControlLLMForCausalLM) -> dict[str, Any]:
@@ -113,18 +54,10 @@ def _describe_expanded(model: ControlLLMForCausalLM) -> dict[str, Any]:
     return {"config": sidecar_config(model.config, adapters_config(model))}
 
 
-def _base_of_adapters(folder: Path) -> dict[str, Any]:
-    values = read_peft_config(folder)
-    base = {"name_or_path": values.get("base_model_name_or_path")}
-    base["revision"] = values.get("revision")
-    record = folder / BASE_RECORD
-    return base | (dict(read_record(record, BaseRecord)) if record.is_file() else {})
-
-
 def _put_adapters(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None, check: bool
 ) -> PreTrainedModel:
-    recorded = _base_of_adapters(folder)
+    recorded = base_of_adapters(folder)
     if check and recorded.get("fingerprint"):  # PEFT itself notes none
         check_base(base, recorded, f"The adapter {folder}")
     saved = _read(folder, ADAPTER_WEIGHTS) if tensors is None else tensors
@@ -144,26 +77,15 @@ def _part_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def _describe_part(model: PreTrainedModel) -> dict[str, Any]:
     dtype = next(iter(_part_tensors(model).values())).dtype  # finer than the base's, may be
     base = base_record(model) | {"dtype": str(dtype).removeprefix("torch.")}
-    return {"config": {"format": _FORMAT, "base": base}}
-
-
-def _base_of_part(folder: Path) -> dict[str, Any]:
-    path = folder / PART_CONFIG
-    values = read_record(path, _PartFile)
-    if values["format"] > _FORMAT:
-        raise CheckpointError(
-            f"{path} has format {values['format']}; this version reads {_FORMAT}: update "
-            "controlllm."
-        )
-    return dict(values["base"])
+    return {"config": {"format": PART_FORMAT, "base": base}}
 
 
 def _put_part(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None, check: bool
 ) -> PreTrainedModel:
     if check:
-        check_base(base, _base_of_part(folder), f"The checkpoint {folder}")
-    saved = _read(folder, PART_WEIGHTS) if tensors is None else tensors
+        check_base(base, base_of_part(folder), f"The checkpoint {folder}")
+    saved = _read(folder, KINDS["part"].weights) if tensors is None else tensors
     own = dict(base.named_parameters())
     copy_tensors({name: own[name] for name in own.keys() & saved.keys()}, saved, str(folder))
     return base
@@ -187,51 +109,36 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-_ROWS = (
-    SavedKind(
-        "control",
-        SIDECAR_WEIGHTS,
-        SIDECAR_CONFIG,
+HANDLERS = {
+    "control": Handler(
         holds=lambda model: isinstance(model, ControlLLMForCausalLM),
         tensors=sidecar_tensors,
         describe=_describe_expanded,
-        base_of=lambda folder: read_sidecar_config(folder)["base"],
         put_on=lambda base, folder, tensors, check: load_sidecar(
             base, folder, check_base=check, tensors=tensors
         ),
     ),
-    SavedKind(
-        "adapters",
-        ADAPTER_WEIGHTS,
-        ADAPTER_CONFIG,
+    "adapters": Handler(
         holds=has_adapters,
         tensors=adapter_tensors,
         describe=lambda model: {"config": peft_config(model), "base": base_record(model)},
-        base_of=_base_of_adapters,
         put_on=_put_adapters,
     ),
-    SavedKind(
-        "part",
-        PART_WEIGHTS,
-        PART_CONFIG,
-        holds=_is_partly_frozen,
-        tensors=_part_tensors,
-        describe=_describe_part,
-        base_of=_base_of_part,
-        put_on=_put_part,
+    "part": Handler(
+        holds=_is_partly_frozen, tensors=_part_tensors, describe=_describe_part, put_on=_put_part
     ),
-    SavedKind(
-        "full",
-        "model.safetensors",
-        "config.json",
+    "full": Handler(
         holds=lambda model: True,
         tensors=lambda model: dict(model.named_parameters()),
         describe=_describe_full,
     ),
-)
+}
+"""By the names of `KINDS`; the first that holds a model counts."""
 
-KINDS = {kind.name: kind for kind in _ROWS}
-"""All kinds by name; the first that fits counts."""
+
+def _kind_of(model: PreTrainedModel) -> str:
+    """What a model is saved as."""
+    return next(name for name, handler in HANDLERS.items() if handler.holds(model))
 
 
 def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -240,7 +147,7 @@ def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     Of an expanded model these are the tensors of its sidecar, of one with adapters those, of any
     other all parameters that train (`kinds`).
     """
-    return kind_of(model).tensors(model)
+    return HANDLERS[_kind_of(model)].tensors(model)
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:
@@ -253,8 +160,8 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
         `method` (the name of its row in `kinds`), `config` (the sidecar's, PEFT's, the model's own,
         ...), and for adapters `base`.
     """
-    kind = kind_of(model)
-    return {"method": kind.name, **kind.describe(model)}
+    kind = _kind_of(model)
+    return {"method": kind, **HANDLERS[kind].describe(model)}
 
 
 def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:

@@ -9,18 +9,18 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
-from controlllm.checkpoint.training.kinds import KINDS
+from controlllm.checkpoint.training.saved import KINDS
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import Files, compare_files, list_files
 from controlllm.common.storage.files import MOST_JSON, write_json
 from controlllm.common.storage.schema import check_record
 
-__all__ = ["MANIFEST", "parse_manifest", "verify_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "STATE", "parse_manifest", "verify_manifest", "write_manifest"]
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = "controlllm-checkpoint"
 FORMAT_VERSION = 2
-_ALWAYS = ("state.json", "state.safetensors")
+_ALWAYS = (STATE, "state.safetensors")
 _READ = (".safetensors", ".json", ".py")
 """Files of these suffixes are found by them, even hidden ones."""
 

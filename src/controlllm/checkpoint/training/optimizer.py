@@ -10,20 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlllm.checkpoint.training.saved import OPTIMIZER_PREFIX
 from controlllm.common.errors import CheckpointError
 from controlllm.common.tensors import own_part
 
 __all__ = [
-    "PREFIX",
     "group_settings",
     "make_optimizer_state",
     "optimizer_state",
     "restore_groups",
     "restore_optimizer",
 ]
-
-PREFIX = "optimizer/"
-"""Of the names of the optimizer's tensors, beside those of the model."""
 
 _PARTS = ("codes", "scale")
 """What of a quantised tensor is not the same in all of them (as its table of values is)."""
@@ -48,7 +45,7 @@ def optimizer_state(
     for name, parameter in _parameters(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors |= _stored(f"{PREFIX}{name}/{key}", value)
+                tensors |= _stored(f"{OPTIMIZER_PREFIX}{name}/{key}", value)
             else:
                 values.setdefault(name, {})[key] = value
     return tensors, {"groups": group_settings(optimizer), "values": values}
@@ -114,7 +111,8 @@ def restore_optimizer(
         CheckpointError: the parameters are grouped in another way.
     """
     restore_groups(optimizer, rest["groups"])
-    known = {name.removeprefix(PREFIX).split("/")[0] for name in filled if name.startswith(PREFIX)}
+    own = (name for name in filled if name.startswith(OPTIMIZER_PREFIX))
+    known = {name.removeprefix(OPTIMIZER_PREFIX).split("/")[0] for name in own}
     for name, parameter in _parameters(model, optimizer):
         state = optimizer.state[parameter]
         state.update(rest["values"].get(name, {}))

@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from controlllm.checkpoint.training.optimizer import PREFIX
+from controlllm.checkpoint.training.saved import OPTIMIZER_PREFIX
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import read_json, save_tensors, write_json
-from controlllm.common.storage.tensor_files import read_header
+from controlllm.common.storage.tensor_headers import read_header
 from controlllm.common.tensors import require_same
 from controlllm.expansion.files.base_files import INDEX
 
@@ -83,7 +83,7 @@ def fill_tensors(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> s
     wanted = {
         name: tensor
         for name, tensor in targets.items()
-        if name in sizes or not name.startswith(PREFIX)
+        if name in sizes or not name.startswith(OPTIMIZER_PREFIX)
     }
     saved = {name: size for name, size in sizes.items() if _is_ours(name)}
     require_same({name: tensor.shape for name, tensor in wanted.items()}, saved, str(folder))

@@ -5,14 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from controlllm.checkpoint.training.checkpoints import prune_checkpoints
 from controlllm.checkpoint.training.manifest import write_manifest
 from controlllm.checkpoint.training.shards import start_shards
-from controlllm.checkpoint.training.state import (
-    TrainingState,
-    prune_checkpoints,
-    save_checkpoint,
-    write_values,
-)
+from controlllm.checkpoint.training.state import TrainingState, save_checkpoint, write_values
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_folder

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.mirror.remote import RemoteRun
-from controlllm.checkpoint.training.state import checkpoint_step
+from controlllm.checkpoint.training.checkpoints import checkpoint_step
 from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError

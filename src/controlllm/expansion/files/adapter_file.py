@@ -4,14 +4,27 @@ PEFT takes many of its fields as regular expressions, as names of modules to imp
 change the base. A stranger's adapter is given plain names and numbers only.
 """
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypedDict, get_type_hints
 
 from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.files import read_json
 from controlllm.common.storage.schema import OPEN, at_most, between, check_record
 from controlllm.expansion.files.records import Layers, PlainNames, TensorPart, Text
 
-__all__ = ["adapter_settings", "check_adapter", "require_ranks"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "adapter_settings",
+    "check_adapter",
+    "read_peft_config",
+    "require_ranks",
+]
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What PEFT calls the files of an adapter."""
 
 _Rank = Annotated[int, between(1, 2**16)]
 _Share = Annotated[float, between(0, 1)]
@@ -87,6 +100,16 @@ def check_adapter(values: Any, where: object) -> dict[str, Any]:
             "names of the layers as a list."
         )
     return dict(check_record(values, Annotated[_SCHEMAS[kind], OPEN], where))
+
+
+def read_peft_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read an adapter's config.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or of a kind that is not supported.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    return check_adapter(read_json(path), path)
 
 
 def adapter_settings(values: Any, defaults: Mapping[str, Any], where: object) -> dict[str, Any]:

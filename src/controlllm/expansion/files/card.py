@@ -9,7 +9,7 @@ import yaml
 
 from controlllm.common.text.readable import readable
 from controlllm.expansion.method.hf_config import ControlLLMConfig
-from controlllm.expansion.method.interpolators import INTERPOLATORS
+from controlllm.expansion.method.registries import INTERPOLATORS
 
 __all__ = ["model_card", "with_dial"]
 

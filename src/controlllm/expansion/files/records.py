@@ -6,14 +6,29 @@ model has.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypedDict
 
-from controlllm.common.storage.schema import OPEN, at_most, between, matching, read_record
+from controlllm.common.errors import CheckpointError
+from controlllm.common.storage.files import read_json
+from controlllm.common.storage.schema import (
+    OPEN,
+    at_most,
+    between,
+    check_record,
+    matching,
+    read_record,
+)
+from controlllm.common.storage.tensor_headers import read_header
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = [
+    "SETTINGS_DIGEST",
+    "SIDECAR_CONFIG",
+    "SIDECAR_FORMAT",
+    "SIDECAR_WEIGHTS",
     "BaseRecord",
     "Dtype",
     "IndexFile",
@@ -23,7 +38,13 @@ __all__ = [
     "TensorPart",
     "function_digest",
     "read_model_file",
+    "read_sidecar_config",
 ]
+
+SIDECAR_CONFIG, SIDECAR_WEIGHTS = "sidecar_config.json", "sidecar.safetensors"
+SIDECAR_FORMAT = 2
+SETTINGS_DIGEST = "settings_sha256"
+"""What the weights' file of a sidecar notes: `function_digest` of its settings."""
 
 Text = Annotated[str, at_most(4096)]
 Layers = Annotated[int, between(0, 10_000)]
@@ -126,6 +147,30 @@ def read_model_file(folder: Path) -> dict[str, Any]:
         values = read_record(path, Annotated[_ExpandedFile, OPEN])
         values["expansion"] = values["expansion"].to_dict()
     return dict(values)
+
+
+def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a sidecar's config, and compare it with what its weights were written with.
+
+    Raises:
+        CheckpointError: if it is missing, broken, edited, or written by another version.
+    """
+    path, weights = Path(folder) / SIDECAR_CONFIG, Path(folder) / SIDECAR_WEIGHTS
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if isinstance(found, int) and found != SIDECAR_FORMAT:
+        advice = "update controlllm" if found > SIDECAR_FORMAT else "make it anew"
+        raise CheckpointError(
+            f"{path} has format {found}; this version reads {SIDECAR_FORMAT}: {advice}."
+        )
+    checked = check_record(values, SidecarFile, path)
+    written = read_header(weights).metadata if weights.is_file() else None
+    if written is not None and written.get(SETTINGS_DIGEST) != function_digest(values):
+        raise CheckpointError(
+            f"{path}: the settings are not those that {SIDECAR_WEIGHTS} was written with, and make "
+            "another model of it. Export it again; its dial is changed by `controlllm calibrate`."
+        )
+    return {**checked, "expansion": checked["expansion"].to_dict()}
 
 
 def function_digest(values: Mapping[str, Any]) -> str:

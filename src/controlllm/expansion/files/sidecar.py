@@ -17,40 +17,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters, peft_config
-from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import write_checksums
 from controlllm.common.storage.files import (
     atomic_folder,
-    read_json,
     require_empty,
     save_tensors,
     write_json,
     write_text,
 )
-from controlllm.common.storage.schema import check_record
-from controlllm.common.storage.tensor_files import read_header, read_tensors
+from controlllm.common.storage.tensor_files import read_tensors
 from controlllm.expansion.files.card import model_card
 from controlllm.expansion.files.fingerprint import fingerprint
-from controlllm.expansion.files.records import SidecarFile, function_digest
+from controlllm.expansion.files.records import (
+    SETTINGS_DIGEST,
+    SIDECAR_CONFIG,
+    SIDECAR_FORMAT,
+    SIDECAR_WEIGHTS,
+    function_digest,
+)
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 
 __all__ = [
-    "SIDECAR_CONFIG",
-    "SIDECAR_WEIGHTS",
     "adapters_config",
     "base_fingerprint",
-    "read_sidecar_config",
     "read_sidecar_tensors",
     "save_sidecar",
     "sidecar_metadata",
     "sidecar_tensors",
     "write_sidecar",
 ]
-
-SIDECAR_CONFIG = "sidecar_config.json"
-SIDECAR_WEIGHTS = "sidecar.safetensors"
-FORMAT = 2
-_DIGEST = "settings_sha256"
 
 
 def sidecar_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -136,7 +131,7 @@ def sidecar_config(
     config: ControlLLMConfig, peft: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What the sidecar's config says: how it was expanded, its base, and PEFT's config if any."""
-    values = {"format": FORMAT, "expansion": config.expansion, "base": config.base}
+    values = {"format": SIDECAR_FORMAT, "expansion": config.expansion, "base": config.base}
     return values | ({"peft": dict(peft)} if peft is not None else {})
 
 
@@ -145,28 +140,7 @@ def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:
 
     One entry: the order of several is chance, and equal sidecars would be unequal files.
     """
-    return {_DIGEST: function_digest(values)}
-
-
-def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a sidecar's config, and compare it with what its weights were written with.
-
-    Raises:
-        CheckpointError: if it is missing, broken, edited, or written by another version.
-    """
-    path, weights = Path(folder) / SIDECAR_CONFIG, Path(folder) / SIDECAR_WEIGHTS
-    values = read_json(path)
-    found = values.get("format") if isinstance(values, dict) else None
-    if isinstance(found, int) and found != FORMAT:
-        advice = "update controlllm" if found > FORMAT else "make it anew"
-        raise CheckpointError(f"{path} has format {found}; this version reads {FORMAT}: {advice}.")
-    checked = check_record(values, SidecarFile, path)
-    if weights.is_file() and read_header(weights).metadata.get(_DIGEST) != function_digest(values):
-        raise CheckpointError(
-            f"{path}: the settings are not those that {SIDECAR_WEIGHTS} was written with, and make "
-            "another model of it. Export it again; its dial is changed by `controlllm calibrate`."
-        )
-    return {**checked, "expansion": checked["expansion"].to_dict()}
+    return {SETTINGS_DIGEST: function_digest(values)}
 
 
 def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:

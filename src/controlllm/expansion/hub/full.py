@@ -18,6 +18,7 @@ BUNDLED = (
     "common/tensors.py",
     "common/adapters.py",
     "common/packages/bitsandbytes.py",
+    "expansion/method/registries.py",
     "expansion/method/divergence.py",
     "expansion/method/interpolators.py",
     "expansion/method/expansion_config.py",

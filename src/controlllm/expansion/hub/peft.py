@@ -9,8 +9,6 @@ model are part of its sidecar. This is the only module below the integrations th
 """
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,26 +19,19 @@ from transformers.pytorch_utils import Conv1D
 from controlllm.common.adapters import ADAPTER_NAME, adapter_names, has_adapters, remove_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.packages.torchao import quiet_torchao
-from controlllm.common.storage.files import read_json
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.files.adapter_file import adapter_settings, check_adapter, require_ranks
+from controlllm.expansion.files.adapter_file import adapter_settings, require_ranks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.surgery.anatomy import examine
 from controlllm.expansion.surgery.install import expanded_list
 
 __all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
     "adapter_tensors",
     "add_adapters",
     "put_adapters",
-    "read_peft_config",
     "require_peft",
 ]
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What PEFT calls the files of an adapter."""
 
 _PREFIX = "base_model.model."
 """What PEFT writes before the names of a base's modules."""
@@ -131,16 +122,6 @@ def put_adapters(
     except Exception:
         remove_adapters(model)
         raise
-
-
-def read_peft_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read an adapter's config.
-
-    Raises:
-        CheckpointError: if it is missing, broken, or of a kind that is not supported.
-    """
-    path = Path(folder) / ADAPTER_CONFIG
-    return check_adapter(read_json(path), path)
 
 
 def _defaults(values: Any) -> dict[str, Any]:

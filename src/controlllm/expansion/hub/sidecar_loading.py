@@ -12,12 +12,8 @@ from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.base_record import check_base as check_recorded
-from controlllm.expansion.files.sidecar import (
-    SIDECAR_CONFIG,
-    read_sidecar_config,
-    read_sidecar_tensors,
-    sidecar_tensors,
-)
+from controlllm.expansion.files.records import SIDECAR_CONFIG, read_sidecar_config
+from controlllm.expansion.files.sidecar import read_sidecar_tensors, sidecar_tensors
 from controlllm.expansion.hub.expand import expand
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.hub.peft import put_adapters

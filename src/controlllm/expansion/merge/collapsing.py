@@ -19,7 +19,8 @@ from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
 from controlllm.expansion.method.ends import ExpandedEnd, set_vocab_size
 from controlllm.expansion.method.expansion_config import ExpansionConfig
-from controlllm.expansion.method.interpolators import INTERPOLATORS, Slerp
+from controlllm.expansion.method.interpolators import Slerp
+from controlllm.expansion.method.registries import INTERPOLATORS
 from controlllm.expansion.surgery.anatomy import residual_projections
 from controlllm.expansion.surgery.install import Expansion
 from controlllm.expansion.surgery.quantised import quantised_layers

@@ -12,6 +12,7 @@ injection         How the divergence reaches the gradient: by the loss where the
                   else injected
 interpolators     Interpolators: how the pretrained and the expanded hidden state become one
 plan              Where the copies go: pure functions from a config and a depth to a plan
+registries        Names that an expansion's settings use, and that users' own code may add to
 relaxed_norm      Norms of the expanded branch that let a part of their input through
 state             What all expanded parts of one model share while a forward pass runs
 terms             The divergences of one forward pass, block by block

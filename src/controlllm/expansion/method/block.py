@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from controlllm.common.tensors import whole
 from controlllm.expansion.method.attention_maps import AttentionMaps
-from controlllm.expansion.method.divergence import DIVERGENCES
 from controlllm.expansion.method.expansion_config import ExpansionConfig
-from controlllm.expansion.method.interpolators import INTERPOLATORS, ConstantGate, Interpolator
+from controlllm.expansion.method.interpolators import ConstantGate, Interpolator
+from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 from controlllm.expansion.method.relaxed_norm import RelaxedNorm
 from controlllm.expansion.method.state import AlignmentState
 

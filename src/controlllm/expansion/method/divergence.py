@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from controlllm.common.registry import Registry
+from controlllm.expansion.method.registries import DIVERGENCES
 
 __all__ = ["DIVERGENCES", "Divergence", "attention", "cosine", "dot", "mse", "nmse"]
 
 Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(pretrained, expanded, x) -> d_BT; x, the block's input, is for relative divergences."""
-
-DIVERGENCES: Registry[Divergence] = Registry("divergence")
 
 
 @DIVERGENCES.register("mse")

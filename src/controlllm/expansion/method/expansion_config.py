@@ -6,8 +6,7 @@ from typing import Any, TypeGuard
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.expansion.method.divergence import DIVERGENCES
-from controlllm.expansion.method.interpolators import INTERPOLATORS
+from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 
 __all__ = ["ExpansionConfig"]
 

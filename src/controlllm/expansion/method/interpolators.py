@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from controlllm.common.registry import Registry
+from controlllm.expansion.method.registries import INTERPOLATORS
 
 __all__ = ["INTERPOLATORS", "Interpolator"]
 
@@ -93,9 +93,6 @@ class Interpolator(nn.Module, ABC):
             self.last_gate = gate.detach()
             alpha = gate if dial is None else dial * gate
         return self.mix(pretrained, expanded, alpha), alpha
-
-
-INTERPOLATORS: Registry[type[Interpolator]] = Registry("interpolator")
 
 
 def logit(alpha: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from controlllm.common.settings import Rule, check_said
 from controlllm.expansion.method.expansion_config import ExpansionConfig
-from controlllm.expansion.method.interpolators import INTERPOLATORS
+from controlllm.expansion.method.registries import INTERPOLATORS
 
 __all__ = ["check_settings", "stands_at_zero", "trains_interpolators", "without_unread"]
 

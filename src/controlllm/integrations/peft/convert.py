@@ -12,12 +12,8 @@ from controlllm.common.storage.checksums import verify_checksums, write_checksum
 from controlllm.common.storage.files import atomic_folder, read_json, require_empty, save_tensors
 from controlllm.common.storage.schema import check_record
 from controlllm.common.storage.tensor_files import read_tensors, require_numbers
-from controlllm.expansion.files.records import BaseRecord
-from controlllm.expansion.files.sidecar import (
-    read_sidecar_config,
-    read_sidecar_tensors,
-    write_sidecar,
-)
+from controlllm.expansion.files.records import BaseRecord, read_sidecar_config
+from controlllm.expansion.files.sidecar import read_sidecar_tensors, write_sidecar
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.names import file_name, sidecar_name

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
-from controlllm.checkpoint.training.kinds import KINDS, kind_in, trained_tensors
+from controlllm.checkpoint.training.kinds import trained_tensors
+from controlllm.checkpoint.training.saved import KINDS, kind_in
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
-from controlllm.expansion.files.sidecar import read_sidecar_config
+from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from controlllm.checkpoint import TrainingState, capture_rng, mark_best, restore_rng
 from controlllm.checkpoint.mirror.upload import Uploader
+from controlllm.checkpoint.training.checkpoints import checkpoint_step
 from controlllm.checkpoint.training.kinds import describe_model
-from controlllm.checkpoint.training.state import checkpoint_step, load_values
+from controlllm.checkpoint.training.state import load_values
 from controlllm.checkpoint.training.writer import CheckpointWriter
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.progress import Progress

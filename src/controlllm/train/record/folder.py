@@ -24,7 +24,7 @@ from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
 from controlllm.checkpoint.mirror.copies import local_copy
 from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.mirror.remote import RemoteRun
-from controlllm.checkpoint.training.state import checkpoint_step
+from controlllm.checkpoint.training.checkpoints import checkpoint_step
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.storage.held import LOCK
 from controlllm.common.storage.remote import is_remote

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from controlllm.checkpoint.training.kinds import trained_tensors
 from controlllm.checkpoint.training.optimizer import (
-    PREFIX,
     group_settings,
     make_optimizer_state,
     restore_groups,
 )
+from controlllm.checkpoint.training.saved import OPTIMIZER_PREFIX
 from controlllm.checkpoint.training.shards import fill_tensors
 from controlllm.common.tensors import whole, whole_shape
 from controlllm.train.parallel.storage import Storage
@@ -135,7 +135,7 @@ class ZeroStorage(Storage):
 
     def _moment(self, parameter: nn.Parameter, key: str) -> str:
         """How one of the optimizer's tensors of a parameter is called in a checkpoint."""
-        return f"{PREFIX}{self._names[parameter]}/{key}"
+        return f"{OPTIMIZER_PREFIX}{self._names[parameter]}/{key}"
 
     @torch.no_grad()
     def _put(self, parameter: nn.Parameter, whole: Tensor, key: str | None) -> None:
