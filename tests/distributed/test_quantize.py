@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.test_training import WAYS, losses, run_of, train_by
+from tests.distributed.test_training import WAYS, losses, require_close, run_of, train_by
 from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import load_checkpoint
@@ -36,9 +36,7 @@ def test_every_way_trains_beside_the_same_quantised_base(
         for history in by(ranks, name, parallel):
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
         state = load_checkpoint(tmp_path / name / "checkpoint-6")
-        assert state.tensors.keys() == weights.keys()
-        for key, tensor in weights.items():
-            torch.testing.assert_close(state.tensors[key], tensor, rtol=1e-3, atol=1e-4)
+        require_close(state.tensors, weights)
     base = [load_checkpoint(tmp_path / n / "checkpoint-6").model for n in ("alone", ways[0])]
     assert base[0]["config"]["base"] == base[1]["config"]["base"]
 
@@ -129,8 +127,7 @@ def test_four_bits_of_bitsandbytes_are_shared(
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
         state = load_checkpoint(tmp_path / name / "checkpoint-3")
         assert state.model["config"]["base"] == weights.model["config"]["base"]
-        for key, tensor in weights.tensors.items():
-            torch.testing.assert_close(state.tensors[key], tensor, rtol=1e-3, atol=1e-4)
+        require_close(state.tensors, weights.tensors)
 
 
 def test_what_cannot_be_cut_is_refused_at_the_start(
