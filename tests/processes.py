@@ -1,6 +1,7 @@
 """Real processes for tests: forked, so that a start costs little, and with an end to every wait."""
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -43,6 +44,7 @@ def start(function: Callable[..., Any], *args: Any) -> Any:
 def _begin(function: Callable[..., Any], *args: Any) -> None:
     """What a thread of the parent held when this process was forked, nobody would give back."""
     tqdm.set_lock(threading.RLock())
+    gc.freeze()  # Or its first full collection would copy the memory of the parent.
     function(*args)
 
 

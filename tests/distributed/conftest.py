@@ -1,27 +1,35 @@
 """Runs that several real processes train together, by gloo on the CPU."""
 
+import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-# Forked processes find these imported; each would need seconds for them.
-import torch.distributed.checkpoint
-import torch.distributed.checkpoint.state_dict_saver
-import torch.distributed.fsdp
-import torch.distributed.tensor.parallel
+import torch
 from benchmarks import soak
 from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # noqa: F401
 
-import controlllm.train.loops.native
-import controlllm.train.parallel.loading
-import controlllm.train.record.recorder
-import controlllm.train.run  # noqa: F401
 from controlllm.train.observe.peaks import measured_peak
+
+NEEDED = (
+    "torch.distributed.checkpoint.state_dict_saver",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "deepspeed",
+    "controlllm.train.loops.native",
+    "controlllm.train.loops.hf.trainer",
+    "controlllm.train.loops.hf.zero",
+    "controlllm.train.parallel.loading",
+    "controlllm.train.run",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def peak() -> None:
-    """Measured once: forked processes would measure it one by one."""
+def prepared() -> None:
+    """What every forked process would import, or measure, for itself: seconds each time."""
+    for name in NEEDED:
+        if find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
     measured_peak(torch.device("cpu"), torch.float32)
 
 
