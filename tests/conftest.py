@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 import torch
 from tests.tiers import mark_slow
+from tests.webhdfs import WebHdfs
 from tqdm import tqdm
 from transformers import (
     LlamaConfig,
@@ -130,6 +131,17 @@ def pico_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+@pytest.fixture
+def hdfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebHdfs]:
+    """A WebHDFS server over real sockets; what is fetched from it goes below `tmp_path`/cache."""
+    from controlllm.checkpoint.mirror import upload
+
+    monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(upload, "_PAUSE_SECONDS", 0.01)
+    with WebHdfs(tmp_path / "hdfs") as server:
+        yield server
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from controlllm.common.interrupts import end_at_once, is_command
 from controlllm.common.lazy import lazy_names
+from controlllm.common.quiet import quiet_imports
 
 end_at_once()  # Where this is the command line: what follows takes seconds.
 
@@ -55,9 +56,10 @@ def register() -> None:
 
 def _register_model() -> None:
     """Not when the package is imported: the model code takes seconds to import."""
-    from transformers import AutoModelForCausalLM
+    with quiet_imports():
+        from transformers import AutoModelForCausalLM
 
-    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+        from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.method.hf_config import ControlLLMConfig
 
     AutoModelForCausalLM.register(ControlLLMConfig, ControlLLMForCausalLM, exist_ok=True)

@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 from tests.checkpoint.test_state import make_state
-from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import (
     Kind,
@@ -18,7 +17,6 @@ from controlllm.checkpoint import (
     mark_best,
     save_checkpoint,
 )
-from controlllm.checkpoint.mirror import upload as uploading
 from controlllm.checkpoint.mirror.copies import local_copy
 from controlllm.checkpoint.mirror.fetch import fetch_checkpoint, fetch_files, fetch_newest
 from controlllm.checkpoint.mirror.remote import RemoteRun
@@ -27,14 +25,6 @@ from controlllm.common.errors import CheckpointError
 from controlllm.expansion import ExpansionConfig, expand
 
 SOON = 1.0
-
-
-@pytest.fixture
-def hdfs(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(uploading, "_PAUSE_SECONDS", 0.01)
-    with WebHdfs(tmp_path / "hdfs") as server:
-        yield server
 
 
 @pytest.fixture

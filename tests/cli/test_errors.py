@@ -67,7 +67,7 @@ def test_wrong_words_are_answered(
     [
         ("training: {lerning_rate: 3}", ["training.lerning_rate", "training.learning_rate?"]),
         ("trainig: {max_steps: 3}", ["trainig", "training?"]),
-        ("data: {train: [{pth: x}]}", ["data.train.pth", "data.train.path?"]),
+        ("data: {train: [{pth: x}]}", ["data.train[0].pth", "data.train.path?"]),
         ("training: [", ["not valid YAML"]),
         ("- 1", ["mapping"]),
         ("preset: paperr", ["'paperr'", "'paper'"]),

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from tests.webhdfs import WebHdfs
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.guarded import GuardedFileSystem
@@ -33,11 +32,10 @@ BYTES = random.Random(1).randbytes(300_000)
 
 
 @pytest.fixture
-def hdfs(tmp_path):
-    with WebHdfs(tmp_path / "hdfs") as server:
-        (server.folder / "data").mkdir()
-        (server.folder / "data" / "bytes.bin").write_bytes(BYTES)
-        yield server
+def hdfs(hdfs):
+    (hdfs.folder / "data").mkdir()
+    (hdfs.folder / "data" / "bytes.bin").write_bytes(BYTES)
+    return hdfs
 
 
 @pytest.fixture

@@ -149,3 +149,32 @@ def test_looking_into_a_folder_needs_neither_torch_nor_transformers(tmp_path, pi
     )
     assert result.returncode == 0, result.stderr
     assert "| total " in result.stdout
+
+
+TRAIN = """
+import sys
+import controlllm
+from controlllm.checkpoint import export
+from controlllm.train import RunConfig, train
+base, data, out = sys.argv[1:]
+result = train(RunConfig.from_dict({
+    "model": {"model_name_or_path": base},
+    "data": {"train": [{"path": data}], "max_length": 16},
+    "training": {"output_dir": out, "max_steps": 1, "per_device_train_batch_size": 1},
+}))
+export(result.model, out + "/exported", "full")
+"""
+
+
+def test_a_script_that_trains_and_exports_prints_nothing_that_is_not_ours(
+    tmp_path, pico_llama, pico_tokenizer
+):
+    """Not even what torchao, DeepSpeed and transformers say where they are installed."""
+    pico_llama().save_pretrained(tmp_path / "base")
+    pico_tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text('{"text": "one row of text to train on"}\n')
+    script = [TRAIN, *(str(tmp_path / name) for name in ("base", "data.jsonl", "run"))]
+    result = subprocess.run([sys.executable, "-c", *script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert [line[:6] for line in result.stdout.splitlines()] == ["step 1"]

@@ -7,20 +7,11 @@ import pytest
 import yaml
 from tests.train.helpers import losses_of
 from tests.train.test_resume import RETAIN, Stopped, assert_same_run, records, stop_after
-from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import load_model, newest_checkpoint
 from controlllm.checkpoint.mirror import upload
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import train
-
-
-@pytest.fixture
-def hdfs(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONTROLLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(upload, "_PAUSE_SECONDS", 0.01)
-    with WebHdfs(tmp_path / "hdfs") as server:
-        yield server
 
 
 @pytest.fixture

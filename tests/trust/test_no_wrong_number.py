@@ -549,10 +549,10 @@ def test_the_parsed_model_decides_wherever_it_stands(tmp_path):
         assert options.files == "x.jsonl"
 
 
-def test_a_run_at_an_address_brings_its_settings(cluster, tmp_path):
-    run_folder(cluster.folder / "runs" / "seven", {"chat_template": "chatml", "max_length": 99})
+def test_a_run_at_an_address_brings_its_settings(hdfs, tmp_path):
+    run_folder(hdfs.folder / "runs" / "seven", {"chat_template": "chatml", "max_length": 99})
     for name in ("runs/seven", "runs/seven/", "runs/seven/best", "runs/seven/checkpoint-3"):
-        data = evaluated(cluster.address + name, "--files", "x.jsonl").data
+        data = evaluated(hdfs.address + name, "--files", "x.jsonl").data
         assert (data.chat_template, data.max_length) == ("chatml", 99), name
 
 

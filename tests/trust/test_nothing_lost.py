@@ -316,9 +316,9 @@ def test_cleaning_touches_nothing_that_only_looks_alike(tmp_path: Path, name: st
 # ---- 4: an upload killed between remove and move ----
 
 
-def uploaded(cluster: WebHdfs, folder: Path) -> tuple[RemoteRun, Path]:
+def uploaded(hdfs: WebHdfs, folder: Path) -> tuple[RemoteRun, Path]:
     """A run whose best checkpoint is number 3, there and here."""
-    remote = RemoteRun(cluster.address + "runs/seven")
+    remote = RemoteRun(hdfs.address + "runs/seven")
     save_checkpoint(folder, make_state(3))
     save_checkpoint(folder, make_state(4))
     (folder / "config.yaml").write_text("preset: null\n")
@@ -335,15 +335,15 @@ def uploaded(cluster: WebHdfs, folder: Path) -> tuple[RemoteRun, Path]:
     ids=["name node", "gateway at once", "gateway, nothing moved yet", "gateway, old aside"],
 )
 def test_an_upload_that_is_killed_loses_no_mark(
-    cluster: WebHdfs, tmp_path: Path, gateway: bool, renames: int
+    hdfs: WebHdfs, tmp_path: Path, gateway: bool, renames: int
 ) -> None:
     """It breaks off at each of its renames; the mark is read, fetched, and mended by the next."""
-    remote, run = uploaded(cluster, tmp_path / "run")
-    cluster.faults.gateway = gateway
-    cluster.faults.drops = {"RENAME": renames}
+    remote, run = uploaded(hdfs, tmp_path / "run")
+    hdfs.faults.gateway = gateway
+    hdfs.faults.drops = {"RENAME": renames}
     with pytest.raises(CheckpointError, match="could not be copied"):
         Uploader(remote).send_files(run)
-    cluster.faults.drops = {}
+    hdfs.faults.drops = {}
     assert remote.best() == "checkpoint-3"
     fetch_files(remote, tmp_path / "fetched")
     assert best_checkpoint_name(tmp_path / "fetched") == "checkpoint-3"
@@ -363,17 +363,17 @@ def best_checkpoint_name(folder: Path) -> str:
 
 
 def test_who_loads_a_run_later_takes_nothing_from_who_reads_it(
-    cluster: WebHdfs, tmp_path: Path
+    hdfs: WebHdfs, tmp_path: Path
 ) -> None:
     """A process has a copy in hand; the run changes, and is loaded by another process."""
-    run = cluster.folder / "runs" / "seven"
+    run = hdfs.folder / "runs" / "seven"
     saved = save_checkpoint(run, make_state(3))
     before = file_digest(saved / "manifest.json")
     (run / "tokenizer.json").write_text("first")
     ready, go = tmp_path / "ready", tmp_path / "go"
 
     def read() -> tuple[str, str]:
-        found = local_copy(cluster.address + "runs/seven")
+        found = local_copy(hdfs.address + "runs/seven")
         ready.touch()
         while not go.exists():
             time.sleep(0.01)
@@ -388,7 +388,7 @@ def test_who_loads_a_run_later_takes_nothing_from_who_reads_it(
         state = make_state(3)
         state.tensors["w"] += 1
         save_checkpoint(run, state)
-        found = local_copy(cluster.address + "runs/seven")
+        found = local_copy(hdfs.address + "runs/seven")
         assert not (found.parent / "tokenizer.json").exists()
         assert file_digest(found / "manifest.json") != before
         go.touch()
@@ -397,34 +397,34 @@ def test_who_loads_a_run_later_takes_nothing_from_who_reads_it(
     assert change_outcome.error is None and read_outcome.value == ("first", before)
 
 
-def test_processes_that_load_at_once_fetch_once(cluster: WebHdfs, tmp_path: Path) -> None:
-    run = cluster.folder / "runs" / "seven"
+def test_processes_that_load_at_once_fetch_once(hdfs: WebHdfs, tmp_path: Path) -> None:
+    run = hdfs.folder / "runs" / "seven"
     saved = save_checkpoint(run, make_state(3, size=200_000))
     (run / "tokenizer.json").write_text("first")
 
     def load() -> list[str]:
-        found = local_copy(cluster.address + "runs/seven")
+        found = local_copy(hdfs.address + "runs/seven")
         load_checkpoint(found)
         return sorted(path.name for path in found.iterdir())
 
     loads = values(run_processes([load] * 4, tmp_path))
     assert loads == [sorted(path.name for path in saved.iterdir())] * 4
-    pieces = [r.path for r in cluster.requests if (r.node, r.op) == ("data", "OPEN")]
+    pieces = [r.path for r in hdfs.requests if (r.node, r.op) == ("data", "OPEN")]
     assert pieces.count("/runs/seven/checkpoint-3/state.safetensors") == 1
     (run / "metrics.jsonl").write_text("{}")  # The run goes on: what is known is not fetched again.
-    local_copy(cluster.address + "runs/seven")
-    pieces = [r.path for r in cluster.requests if (r.node, r.op) == ("data", "OPEN")]
+    local_copy(hdfs.address + "runs/seven")
+    pieces = [r.path for r in hdfs.requests if (r.node, r.op) == ("data", "OPEN")]
     assert pieces.count("/runs/seven/checkpoint-3/state.safetensors") == 1
 
 
-def test_a_model_elsewhere_is_copied_once_per_version(cluster: WebHdfs) -> None:
-    model = cluster.folder / "model"
+def test_a_model_elsewhere_is_copied_once_per_version(hdfs: WebHdfs) -> None:
+    model = hdfs.folder / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    first = local_copy(cluster.address + "model")
-    assert local_copy(cluster.address + "model") == first
+    first = local_copy(hdfs.address + "model")
+    assert local_copy(hdfs.address + "model") == first
     (model / "config.json").write_text('{"a": 1}')
-    second = local_copy(cluster.address + "model")
+    second = local_copy(hdfs.address + "model")
     assert [(path / "config.json").read_text() for path in (first, second)] == ["{}", '{"a": 1}']
 
 

@@ -82,19 +82,19 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def hostile(cluster, tmp_path):
+def hostile(hdfs, tmp_path):
     """A run elsewhere whose best.json names a folder of the user, and which serves that path."""
     victim = tmp_path / "home" / ".ssh"
     victim.mkdir(parents=True)
     (victim / "id_ed25519").write_text("mine")
-    run = cluster.folder / "runs" / "seven"
+    run = hdfs.folder / "runs" / "seven"
     save_checkpoint(run, make_state(3))
     saved = save_checkpoint(tmp_path / "made", make_state(4))
     served = run.joinpath(*victim.parts[1:])
     served.parent.mkdir(parents=True)
     saved.rename(served)
     (run / "best.json").write_text(json.dumps({"checkpoint": str(victim)}))
-    return cluster.address + "runs/seven", victim
+    return hdfs.address + "runs/seven", victim
 
 
 def test_best_json_elsewhere_names_no_folder_of_the_user(hostile, tmp_path):
@@ -118,13 +118,13 @@ def test_best_json_here_names_a_checkpoint_of_its_run(tmp_path, mark):
 
 
 @pytest.mark.parametrize("name", ["../state.json", "/state.json", "a\\b.json", ".state.json", ""])
-def test_a_manifest_lists_plain_names_only(cluster, tmp_path, name):
-    saved = save_checkpoint(cluster.folder / "runs" / "seven", make_state(3))
+def test_a_manifest_lists_plain_names_only(hdfs, tmp_path, name):
+    saved = save_checkpoint(hdfs.folder / "runs" / "seven", make_state(3))
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["files"][name] = manifest["files"]["state.json"]
     (saved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"manifest\.json: .* must be a plain file name"):
-        local_copy(cluster.address + "runs/seven/checkpoint-3")
+        local_copy(hdfs.address + "runs/seven/checkpoint-3")
 
 
 # ---- 2: no file makes a parser import a module ----
@@ -208,9 +208,9 @@ def test_a_scheme_of_ones_own_is_allowed_in_python(monkeypatch):
     assert open_filesystem("mine://a")[1].endswith("a")
 
 
-def test_a_run_folder_brings_no_addresses_options_or_places(cluster, tmp_path, caplog):
-    (cluster.folder / "rows.jsonl").write_text('{"text": "a"}')
-    elsewhere = f"{cluster.address}rows.jsonl"
+def test_a_run_folder_brings_no_addresses_options_or_places(hdfs, tmp_path, caplog):
+    (hdfs.folder / "rows.jsonl").write_text('{"text": "a"}')
+    elsewhere = f"{hdfs.address}rows.jsonl"
     data = {
         "learn": [{"path": elsewhere}, {"path": "b.txt", "storage_options": {"anon": True}}],
         "retain": [{"path": "c.txt"}],
@@ -227,7 +227,7 @@ def test_a_run_folder_brings_no_addresses_options_or_places(cluster, tmp_path, c
     told = caplog.records[-1].getMessage()
     for part in (elsewhere, "storage_options of b", "victim", "template.jinja", "--trust_config"):
         assert part in told
-    assert cluster.requests == []
+    assert hdfs.requests == []
     trusted = evaluated(folder, "--trust_config", "true").data
     assert [source.path for source in trusted.learn] == [elsewhere, "b.txt"]
     assert trusted.cache_dir == data["cache_dir"] and trusted.learn[1].storage_options
@@ -269,27 +269,25 @@ def make_saved(kind, folder, model):
 
 @pytest.mark.parametrize("kind", ["sidecar", "adapter", "part"])
 @pytest.mark.parametrize("chained", ["", "simplecache::"])
-def test_a_recorded_base_is_no_address(cluster, tmp_path, monkeypatch, pico_llama, kind, chained):
+def test_a_recorded_base_is_no_address(hdfs, tmp_path, monkeypatch, pico_llama, kind, chained):
     """The user types one server; the folder there must not send the token to another one."""
     monkeypatch.setenv("HADOOP_USER_NAME", "alice")
-    make_saved(kind, cluster.folder / "saved", pico_llama())
+    make_saved(kind, hdfs.folder / "saved", pico_llama())
     with WebHdfs(tmp_path / "other") as other:
-        record_base(cluster.folder / "saved", chained + other.address + "base")
+        record_base(hdfs.folder / "saved", chained + other.address + "base")
         options = LoadOptions(storage_options={"token": "secret"})
         with pytest.raises(CheckpointError, match="records an address as its base"):
-            find_tokenizer(cluster.address + "saved", options)
+            find_tokenizer(hdfs.address + "saved", options)
         assert other.requests == []
 
 
-def test_a_base_that_the_user_types_may_be_an_address(
-    cluster, tmp_path, pico_llama, pico_tokenizer
-):
-    make_saved("sidecar", cluster.folder / "saved", pico_llama())
+def test_a_base_that_the_user_types_may_be_an_address(hdfs, tmp_path, pico_llama, pico_tokenizer):
+    make_saved("sidecar", hdfs.folder / "saved", pico_llama())
     with WebHdfs(tmp_path / "other") as other:
         pico_llama().save_pretrained(other.folder / "base")
         pico_tokenizer.save_pretrained(other.folder / "base")
         options = LoadOptions(base=other.address + "base", storage_options={"user": "al"})
-        assert len(find_tokenizer(cluster.address + "saved", options)) == len(pico_tokenizer)
+        assert len(find_tokenizer(hdfs.address + "saved", options)) == len(pico_tokenizer)
         assert {request.params["user.name"] for request in other.requests} == {"al"}
 
 
@@ -359,12 +357,12 @@ def test_no_plugin_lies_below_a_cache(tmp_path, monkeypatch):
 CODE = ("modeling.py", "pytorch_model.bin", "a.pt", "a.so", "a.pth", "sitecustomize.PY", "a.pkl")
 
 
-def test_no_code_is_fetched_with_a_model(cluster, tmp_path, caplog, pico_llama):
-    pico_llama().save_pretrained(cluster.folder / "model")
+def test_no_code_is_fetched_with_a_model(hdfs, tmp_path, caplog, pico_llama):
+    pico_llama().save_pretrained(hdfs.folder / "model")
     for name in CODE:
-        (cluster.folder / "model" / name).write_text("print('mine')")
+        (hdfs.folder / "model" / name).write_text("print('mine')")
     with caplog.at_level(logging.INFO, "controlllm"):
-        found = local_copy(cluster.address + "model")
+        found = local_copy(hdfs.address + "model")
     assert sorted(path.name for path in found.iterdir()) == [
         "config.json",
         "generation_config.json",
@@ -373,8 +371,8 @@ def test_no_code_is_fetched_with_a_model(cluster, tmp_path, caplog, pico_llama):
     assert caplog.text.count("as no data of a model or a run") == 1 and "modeling.py" in caplog.text
 
 
-def test_no_code_is_fetched_with_a_run(cluster, tmp_path):
-    run = cluster.folder / "runs" / "seven"
+def test_no_code_is_fetched_with_a_run(hdfs, tmp_path):
+    run = hdfs.folder / "runs" / "seven"
     saved = save_checkpoint(run, make_state(3))
     (run / "rehearsal").mkdir()
     for name in CODE:
@@ -382,15 +380,15 @@ def test_no_code_is_fetched_with_a_run(cluster, tmp_path):
         (run / "rehearsal" / name).write_text("print('mine')")
         (saved / name).write_text("print('mine')")
     (run / "config.yaml").write_text("preset: null")
-    local_copy(cluster.address + "runs/seven")
-    fetch_files(RemoteRun(cluster.address + "runs/seven"), tmp_path / "run")
-    files = [path for path in tmp_path.rglob("*") if cluster.folder not in path.parents]
+    local_copy(hdfs.address + "runs/seven")
+    fetch_files(RemoteRun(hdfs.address + "runs/seven"), tmp_path / "run")
+    files = [path for path in tmp_path.rglob("*") if hdfs.folder not in path.parents]
     assert not {path.name for path in files} & set(CODE)
     assert (tmp_path / "run" / "config.yaml").is_file()
     (saved / "manifest.json").unlink()
     write_manifest(saved)
     with pytest.raises(CheckpointError, match="is no data of a checkpoint"):
-        local_copy(cluster.address + "runs/seven/checkpoint-3")
+        local_copy(hdfs.address + "runs/seven/checkpoint-3")
 
 
 # ---- 6: caches hold no pickles, and planted links are not followed ----
@@ -766,23 +764,21 @@ def test_a_manifest_lists_exactly_what_a_checkpoint_of_its_kind_has(tmp_path):
 
 
 @pytest.mark.parametrize("node", ["name", "data"])
-def test_redirects_of_a_cluster_lead_to_data_nodes_only(cluster, tmp_path, node):
+def test_redirects_of_a_cluster_lead_to_data_nodes_only(hdfs, tmp_path, node):
     """A name node that sends every question elsewhere, and a data node that does."""
-    (cluster.folder / "a.txt").write_text("hello")
-    filesystem, path = open_filesystem(cluster.address + "a.txt", {"token": "secret"})
+    (hdfs.folder / "a.txt").write_text("hello")
+    filesystem, path = open_filesystem(hdfs.address + "a.txt", {"token": "secret"})
     with WebHdfs(tmp_path / "other") as other:
-        cluster.faults.elsewhere = {node: f"http://127.0.0.1:{other.port('name')}"}
+        hdfs.faults.elsewhere = {node: f"http://127.0.0.1:{other.port('name')}"}
         with pytest.raises(OSError, match="redirect"):
             filesystem.info(path)
             filesystem.cat_file(path)
         assert other.requests == []
 
 
-def test_who_asks_is_told_to_the_name_node_only(cluster):
+def test_who_asks_is_told_to_the_name_node_only(hdfs):
     """Reading, writing, checksums: a data node gets no password and no cookie of the name node."""
-    filesystem, path = open_filesystem(
-        cluster.address + "a.txt", {"user": "al", "password": "secret"}
-    )
+    filesystem, path = open_filesystem(hdfs.address + "a.txt", {"user": "al", "password": "secret"})
     filesystem.client.session.cookies.set("hadoop.auth", "ticket", domain="127.0.0.1")
     filesystem.client.put_stream(io.BytesIO(b"hello"), path)
     with filesystem.open(path[:-5] + "b.txt", "wb") as file:
@@ -790,18 +786,18 @@ def test_who_asks_is_told_to_the_name_node_only(cluster):
     assert filesystem.cat_file(path) == b"hello"
     filesystem.ukey(path)
     told = {node: set() for node in ("name", "data")}
-    for request in cluster.requests:
+    for request in hdfs.requests:
         told[request.node] |= request.headers.keys() & {"authorization", "cookie"}
     assert told == {"name": {"authorization", "cookie"}, "data": set()}
 
 
-def test_errors_of_a_cluster_show_no_token(cluster, tmp_path, caplog):
+def test_errors_of_a_cluster_show_no_token(hdfs, tmp_path, caplog):
     """Its client names whole URLs; where a node cannot be reached, reading and uploading."""
     saved = save_checkpoint(tmp_path / "run", make_state(3))
-    (cluster.folder / "a.txt").write_text("hello")
-    filesystem, path = open_filesystem(cluster.address + "a.txt", {"token": "hushhush"})
-    remote = RemoteRun(cluster.address + "runs", {"token": "hushhush"})
-    cluster.faults.refuse = True
+    (hdfs.folder / "a.txt").write_text("hello")
+    filesystem, path = open_filesystem(hdfs.address + "a.txt", {"token": "hushhush"})
+    remote = RemoteRun(hdfs.address + "runs", {"token": "hushhush"})
+    hdfs.faults.refuse = True
     for ask in (lambda: filesystem.cat_file(path), lambda: Uploader(remote).send(saved)):
         with pytest.raises((OSError, CheckpointError), match="delegation=\\*\\*\\*") as caught:
             ask()
@@ -873,7 +869,7 @@ def test_redirects_within_a_server_keep_the_headers(web):
     assert all("x-token" in told for told in web.told["typed"])
 
 
-def test_no_server_of_the_network_leads_into_this_machine(web, cluster, own_address):
+def test_no_server_of_the_network_leads_into_this_machine(web, hdfs, own_address):
     """The typed host is another address of this machine, which counts as a private one."""
     web.to = f"http://127.0.0.1:{web.other}/a"
     with pytest.raises((OSError, DataError), match="a loopback address: redirects may not"):

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from controlllm.common.quiet import quiet_imports
+
 __all__ = ["lazy_names"]
 
 
@@ -22,7 +24,8 @@ def lazy_names(
     def __getattr__(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        with quiet_imports():
+            return getattr(importlib.import_module(homes[name]), name)
 
     def __dir__() -> list[str]:
         return sorted(homes)

@@ -8,12 +8,14 @@ A value that differs from its default counts as said, unless it is that of a pre
     check_said(run, RULES, below=preset)
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.registry import nearest_name
 
 __all__ = [
     "LARGEST",
@@ -24,6 +26,10 @@ __all__ = [
     "check_numbers",
     "check_range",
     "check_said",
+    "dataclass_in",
+    "near_setting",
+    "require_settings",
+    "setting_names",
     "settings_with",
     "value_at",
 ]
@@ -159,3 +165,73 @@ def value_at(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
+
+
+def setting_names(cls: type, prefix: str = "") -> set[str]:
+    """Dotted names of all settings: sections, and fields of what lists hold, included."""
+    names = set()
+    for name, hint in get_type_hints(cls).items():
+        names.add(prefix + name)
+        inner = dataclass_in(hint)
+        if inner is not None:
+            names |= setting_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a hint is or contains (`list[SourceConfig]`), if any."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    return next(filter(None, (dataclass_in(inner) for inner in get_args(hint))), None)
+
+
+def require_settings(cls: type, values: Mapping[str, Any], where: str = "") -> None:
+    """Check that all names in nested values are settings of a dataclass, or of one inside it.
+
+    Args:
+        cls: the dataclass.
+        values: as YAML gives them.
+        where: what they were read from, to begin the message with.
+
+    Raises:
+        ConfigError: with the first that is not, and the section that has such a setting, or the
+            nearest name.
+    """
+    _require_settings(cls, values, f"{where}: " if where else "", sorted(setting_names(cls)), "")
+
+
+def _require_settings(
+    cls: type, values: Mapping[str, Any], begin: str, names: Sequence[str], prefix: str
+) -> None:
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(f"{begin}{name} is not a setting.{near_setting(name, names)}")
+        inner = dataclass_in(hints[key])
+        items = {name: value}
+        if isinstance(value, list):
+            items = {f"{name}[{i}]": item for i, item in enumerate(value)}
+        for where, item in items.items():
+            if inner is not None and isinstance(item, Mapping):
+                _require_settings(inner, item, begin, names, f"{where}.")
+
+
+def near_setting(name: str, names: Sequence[str], mark: str = "") -> str:
+    """What to write instead of a wrong dotted name, as a sentence that begins with a space.
+
+    A setting of that name in another section comes first, then the most similar name.
+
+    >>> near_setting("training.logging_steps", ["logging.logging_steps", "training.eval_steps"])
+    ' Did you mean logging.logging_steps?'
+    """
+    name = re.sub(r"\[\d+\]", "", name)  # an item of a list
+    last = name.rpartition(".")[2]
+    elsewhere = [known for known in names if known.rpartition(".")[2] == last]
+    if elsewhere:
+        return f" Did you mean {' or '.join(mark + known for known in elsewhere[:3])}?"
+    found = nearest_name(name, names)
+    if found is None:
+        leaves = {known.rpartition(".")[2]: known for known in names}
+        found = leaves.get(nearest_name(last, leaves) or "")
+    return f" Did you mean {mark}{found}?" if found else " See --help for all of them."

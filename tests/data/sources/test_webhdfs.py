@@ -2,8 +2,6 @@
 
 import pickle
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +14,6 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources import open_chunks, opening
 
 requests = pytest.importorskip("requests")
-
-
-@pytest.fixture
-def hdfs(tmp_path: Path) -> Iterator[WebHdfs]:
-    with WebHdfs(tmp_path / "hdfs") as running:
-        yield running
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.saved import BASE_RECORD, KINDS
 from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ModelError
+from controlllm.common.quiet import quiet_bars, quiet_imports
 from controlllm.common.registry import Registry
 from controlllm.common.storage.checksums import write_checksums
 from controlllm.common.storage.files import (
@@ -78,7 +79,7 @@ def export(
     require_free(folder, overwrite)
     require_numbers(model.named_parameters(), "the model")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        with _shown(temporary, form, _bytes(model, form)):
+        with _shown(temporary, form, _bytes(model, form)), quiet_imports(), quiet_bars():
             write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
+from controlllm.common.quiet import quiet_bars, quiet_imports
 from controlllm.common.registry import check_choice
 from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
@@ -191,12 +192,13 @@ def from_pretrained(
         CheckpointError: whatever went wrong; what lies there may be anybody's.
     """
     try:
-        return load(
-            name,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            **settings,
-        )
+        with quiet_imports(), quiet_bars():
+            return load(
+                name,
+                revision=options.revision,
+                trust_remote_code=options.trust_remote_code,
+                **settings,
+            )
     except (Exception, CheckpointException) as error:
         raise CheckpointError(
             f"{name} cannot be loaded: {_first_line(error)} (Neither a whole model folder nor a "

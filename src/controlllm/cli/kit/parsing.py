@@ -13,21 +13,14 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 
 from controlllm.cli.kit.terminal import speaks
-from controlllm.cli.kit.words import (
-    Words,
-    dataclass_in,
-    is_required,
-    near,
-    parse_words,
-    setting_names,
-)
+from controlllm.cli.kit.words import Words, is_required, parse_words
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings import RUNS_CODE, settings_with, value_at
+from controlllm.common.settings import RUNS_CODE, require_settings, settings_with, value_at
 from controlllm.common.text.secrets import hidden, redacted
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets
 
@@ -66,7 +59,7 @@ def parse_options(
         SystemExit: after `--help` and `--print_config`.
     """
     words = parse_words(cls, argv)
-    _check_names(cls, words.values, "the command line", sorted(setting_names(cls)))
+    require_settings(cls, words.values, "the command line")
     if words.own.get("help"):
         _print_help(cls, verb, unread)
         raise SystemExit(0)
@@ -95,7 +88,9 @@ def parse_options(
 def _read(cls: type, path: str) -> dict[str, Any]:
     values = read_yaml(path)
     require_secrets(values, path)
-    _check_names(cls, values, path, sorted(setting_names(cls)))
+    if "trust_config" in values:
+        raise ConfigError(f"{path}: trust_config counts on the command line only ({TRUST}).")
+    require_settings(cls, values, path)
     return values
 
 
@@ -104,23 +99,6 @@ def _laid(layers: list[dict[str, Any]]) -> dict[str, Any]:
     for layer in layers:
         values = merge(values, layer)
     return values
-
-
-def _check_names(
-    cls: type, values: Mapping[str, Any], file: str, names: list[str], prefix: str = ""
-) -> None:
-    """Refuse keys of a YAML file that are not fields of the dataclass they fill."""
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            if name == "trust_config":
-                raise ConfigError(f"{file}: {name} counts on the command line only ({TRUST}).")
-            raise ConfigError(f"{file}: {name} is not a setting.{near(name, names)}")
-        inner = dataclass_in(hints[key])
-        for item in value if isinstance(value, list) else [value]:
-            if inner is not None and isinstance(item, Mapping):
-                _check_names(inner, item, file, names, f"{name}.")
 
 
 def _refuse_unread(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.torchao import quiet_torchao
+from controlllm.common.quiet import quiet_imports
 from controlllm.common.text.progress import show_progress
 from controlllm.common.text.readable import readable
 
@@ -28,15 +28,12 @@ __all__ = [
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings as one line each on stderr, without the source line.
-
-    transformers imports torchao where it is installed, whose words on that concern nobody here.
-    """
+    """Show warnings as one line each on stderr, without the source line."""
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         print(f"warning: {readable(str(message))}", file=sys.stderr)
 
-    with warnings.catch_warnings(), quiet_torchao():
+    with warnings.catch_warnings(), quiet_imports():
         warnings.showwarning = show  # restored by catch_warnings
         yield
 

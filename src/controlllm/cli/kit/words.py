@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import nearest_name
+from controlllm.common.settings import near_setting, setting_names
 from controlllm.common.text.yamls import parse_yaml
 
-__all__ = ["Words", "dataclass_in", "hint_of", "near", "parse_words", "setting_names"]
+__all__ = ["Words", "hint_of", "is_required", "parse_words"]
 
 OWN_OPTIONS = ("config", "help", "print_config", "trust_config")
 _SWITCHES = {"help", "print_config"}
@@ -86,36 +86,9 @@ def hint_of(cls: type, name: str) -> Any:
     return hint
 
 
-def setting_names(cls: type, prefix: str = "") -> set[str]:
-    """Dotted names of all settings: sections, and fields of what lists hold, included."""
-    names = set()
-    for name, hint in get_type_hints(cls).items():
-        names.add(prefix + name)
-        inner = dataclass_in(hint)
-        if inner is not None:
-            names |= setting_names(inner, f"{prefix}{name}.")
-    return names
-
-
-def dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a hint is or contains (`list[SourceConfig]`), if any."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return hint
-    return next(filter(None, (dataclass_in(inner) for inner in get_args(hint))), None)
-
-
 def is_required(field: dataclasses.Field[Any]) -> bool:
     """Whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def near(name: str, names: list[str], mark: str = "") -> str:
-    """The nearest right name, as a sentence; the last part decides if the whole is like none."""
-    found = nearest_name(name, names)
-    if found is None:
-        leaves = {known.rsplit(".", 1)[-1]: known for known in names}
-        found = leaves.get(nearest_name(name.rsplit(".", 1)[-1], leaves) or "")
-    return f" Did you mean {mark}{found}?" if found else " See --help for all of them."
 
 
 def _pairs(cls: type, argv: list[str], names: list[str]) -> Iterator[tuple[str | None, str]]:
@@ -141,7 +114,7 @@ def _check_name(name: str, names: list[str]) -> None:
     if name in OWN_OPTIONS or name in names:
         return
     if not any(name.startswith(f"{leaf}.") for leaf in leaves):
-        raise ConfigError(f"--{name} is not an option.{near(name, names, '--')}")
+        raise ConfigError(f"--{name} is not an option.{near_setting(name, names, '--')}")
 
 
 def _value_after(cls: type, name: str, rest: list[str]) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.quiet import quiet_imports
 
 __all__ = [
     "BNB_KINDS",
@@ -48,7 +49,8 @@ def require_bitsandbytes(setting: str) -> Any:
         ConfigError: it is not installed.
     """
     try:
-        return importlib.import_module("bitsandbytes")
+        with quiet_imports():
+            return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ConfigError(
             f"{setting} needs bitsandbytes, which cannot be imported ({error}): "

@@ -29,7 +29,8 @@ from typing import (
 )
 
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.registry import check_choice
+from controlllm.common.registry import check_choice, nearest
+from controlllm.common.settings import require_settings
 from controlllm.common.storage.files import read_json
 from controlllm.common.text.secrets import redacted
 
@@ -124,6 +125,8 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
         raise ConfigError(
             f"{_said(where or 'the run config', values)} must be a mapping of settings."
         )
+    if not where:
+        require_settings(cls, values)
     names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     arguments = _fields(get_type_hints(cls, include_extras=True), values, where, names)
     try:
@@ -184,7 +187,13 @@ def _fields(
     hints: dict[str, Any], values: Mapping[str, Any], where: str, names: list[str]
 ) -> dict[str, Any]:
     for key in values:
-        check_choice("setting", _join(where, str(key)), [_join(where, name) for name in names])
+        if key not in names:
+            known = [_join(where, name) for name in names]
+            name = _join(where, str(key))
+            raise ConfigError(
+                f"{_short(name)} is not known; allowed: {', '.join(sorted(names))}."
+                f"{nearest(name, known)}"
+            )
     return {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
 
 

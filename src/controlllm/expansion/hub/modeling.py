@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from controlllm.common.adapters import remove_adapters
 from controlllm.common.errors import ModelError
+from controlllm.common.forwarding import Forwarding
 from controlllm.expansion.hub.outputs import run_merged
 from controlllm.expansion.method.ends import grow_ends, set_vocab_size
 from controlllm.expansion.method.hf_config import ControlLLMConfig
@@ -31,7 +32,7 @@ AUTO_MAP = {
 """Tells transformers where in a saved folder the code of this class is."""
 
 
-class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
+class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
     """A decoder-only model whose blocks (some of them) run beside trainable copies.
 
     Made by `expand`, `load_sidecar` or `from_pretrained`. Everything that it does not define itself
@@ -46,6 +47,7 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
 
     config_class = ControlLLMConfig
     base_model_prefix = "base"
+    forwards_to = "base"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -84,14 +86,6 @@ class ControlLLMForCausalLM(Dial, PreTrainedModel, GenerationMixin):
             self.tie_weights(recompute_mapping=False)
         else:
             super().init_weights()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":  # not yet set: asking it for itself would never end
-                raise
-            return getattr(super().__getattr__("base"), name)
 
     # ------------------------------------------------------------------------------------------
     # forward

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from controlllm.common.adapters import ADAPTER_NAME, adapter_names, has_adapters, remove_adapters
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.packages.torchao import quiet_torchao
+from controlllm.common.quiet import quiet_imports
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.adapter_file import adapter_settings, require_ranks
@@ -44,7 +44,7 @@ def require_peft() -> Any:
         ConfigError: it is not installed.
     """
     try:
-        with quiet_torchao():
+        with quiet_imports():
             import peft
     except ImportError as error:
         raise ConfigError(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlllm.common.forwarding import Forwarding
 from controlllm.common.tensors import whole
 from controlllm.expansion.method.attention_maps import AttentionMaps
 from controlllm.expansion.method.expansion_config import ExpansionConfig
@@ -28,7 +29,7 @@ from controlllm.expansion.method.state import AlignmentState
 __all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
 
 
-class ExpandedBlock(nn.Module, ABC):
+class ExpandedBlock(Forwarding, ABC):
     """A pretrained decoder block with a trainable copy, in the block's place in the decoder.
 
     Attributes it does not have are the pretrained block's (decoder loops read `attention_type` and
@@ -41,6 +42,8 @@ class ExpandedBlock(nn.Module, ABC):
         state: what the blocks of one model share during a forward pass.
     """
 
+    forwards_to = "pretrained"
+
     def __init__(
         self, pretrained: nn.Module, expanded: nn.Module, layer: int, state: AlignmentState
     ) -> None:
@@ -50,14 +53,6 @@ class ExpandedBlock(nn.Module, ABC):
         self.layer = layer
         self.state = state
         self.dial: float | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "pretrained":  # not yet set: asking it for itself would never end
-                raise
-            return getattr(super().__getattr__("pretrained"), name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run both branches and join them; whatever else the pretrained block returns is kept."""

@@ -11,13 +11,13 @@ Shapes: B batch, T tokens, D hidden width, V base vocabulary, W >= V grown vocab
 
 import math
 from abc import ABC
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from controlllm.common.forwarding import Forwarding
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Lerp
 from controlllm.expansion.method.state import AlignmentState
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class ExpandedEnd(nn.Module, ABC):
+class ExpandedEnd(Forwarding, ABC):
     """A frozen end of the model, its trainable copy, and their constant alpha.
 
     Attributes it does not have are the copy's (which knows the grown vocabulary).
@@ -43,6 +43,8 @@ class ExpandedEnd(nn.Module, ABC):
         config: says alpha and whether it trains.
         state: what the expanded parts of one model share.
     """
+
+    forwards_to = "expanded"
 
     def __init__(
         self,
@@ -57,14 +59,6 @@ class ExpandedEnd(nn.Module, ABC):
         self.interpolator = Lerp(0, alpha=config.alpha, train_alpha=config.train_alpha)
         self.state = state
         self.dial: float | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "expanded":  # not yet set: asking it for itself would never end
-                raise
-            return getattr(super().__getattr__("expanded"), name)
 
     @property
     def is_base(self) -> bool:

@@ -163,7 +163,7 @@ class ExpansionConfig:
             ConfigError: for a key that is not a field, with the nearest one.
         """
         for key in values:
-            check_choice("ExpansionConfig key", key, [field.name for field in fields(cls)])
+            check_choice("a setting of the expansion", key, [field.name for field in fields(cls)])
         return cls(**values)
 
 

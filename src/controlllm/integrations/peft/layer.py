@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
+from controlllm.common.forwarding import Forwarding
 from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.integrations.peft.names import PARTS
@@ -31,7 +32,7 @@ class KnowsAdapters(Protocol):
         """Forget one; the names of the others, sorted."""
 
 
-class AdaptedLayer(nn.Module, BaseTunerLayer):
+class AdaptedLayer(Forwarding, BaseTunerLayer):
     """A frozen module of the base and the expanded parts that adapters put beside it.
 
     Attributes it does not have are the frozen module's.
@@ -42,6 +43,7 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = (PARTS,)
+    forwards_to = "base_layer"
 
     def __init__(self, base_layer: nn.Module, adapters: KnowsAdapters) -> None:
         super().__init__()
@@ -50,14 +52,6 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
         self.adapters = adapters
         self.trained: dict[str, frozenset[str]] = {}
         self._active_adapter = []
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not yet set: asking it for itself would never end
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
     def hold(self, name: str, part: ExpandedBlock | ExpandedEnd) -> None:
         """Take in an adapter's part. It lets go of the frozen module, but still knows it."""

@@ -1,0 +1,25 @@
+"""A module that stands in the place of another one, and answers for it."""
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+__all__ = ["Forwarding"]
+
+
+class Forwarding(nn.Module):
+    """Attributes that it does not have are those of one of its submodules.
+
+    Attributes:
+        forwards_to: the name of that submodule.
+    """
+
+    forwards_to: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == self.forwards_to:  # not yet set: asking it for itself would never end
+                raise
+            return getattr(super().__getattr__(self.forwards_to), name)

@@ -1,0 +1,64 @@
+"""Lines of other packages that concern nobody here: left out around our own imports and calls.
+
+| logger | line | why |
+|---|---|---|
+| `torchao` | `Failed to load ....so` | kernels for other machines, none of which we call |
+| `torch.utils._pytree` | `Calling register_constant() on Enum ...` | said of torchao's own code |
+| `bitsandbytes....ops` | `Failed to load CPU ...` | a faster kernel that is not installed |
+| `DeepSpeed` | `Setting accelerator to CPU` | said on every machine without a GPU |
+
+Only these lines are left out, and only inside: what users import themselves speaks as ever.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet_bars", "quiet_imports"]
+
+_LINES = {
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "Calling register_constant() on Enum subclasses",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU ",
+    "DeepSpeed": "Setting accelerator to CPU",
+}
+
+
+class _Without(logging.Filter):
+    """Lets everything pass but messages that hold one text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.text not in record.getMessage()
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Inside, packages that are imported for the first time leave out the lines above."""
+    filters = [(logging.getLogger(name), _Without(text)) for name, text in _LINES.items()]
+    for logger, one in filters:
+        logger.addFilter(one)
+    try:
+        yield
+    finally:
+        for logger, one in filters:
+            logger.removeFilter(one)
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars where there is no terminal to draw them on."""
+    from transformers.utils import logging as bars
+
+    drawn = bars.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if drawn:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            bars.enable_progress_bar()
