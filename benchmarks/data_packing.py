@@ -32,7 +32,7 @@ from controlllm.data import DataConfig
 from controlllm.data.examples.encode import Example
 from controlllm.data.loader.batchers import Batcher, fill_ratio, item_capacity, make_batcher
 from controlllm.data.loader.collate import collate
-from controlllm.data.loader.mixing import Picked
+from controlllm.data.loader.draws import Draw
 from controlllm.data.loader.packing import fill_slots
 
 TOKENIZERS = {
@@ -58,13 +58,13 @@ def examples_of(data: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> 
     return [Example(ids, np.r_[np.int32(-100), ids[1:]]) for ids in arrays if len(ids) > 1]
 
 
-def in_turn(examples: Sequence[Example]) -> Callable[[], Picked | None]:
+def in_turn(examples: Sequence[Example]) -> Callable[[], Draw | None]:
     """Draws each example once, in order."""
     draws = iter(examples)
 
-    def draw() -> Picked | None:
+    def draw() -> Draw | None:
         example = next(draws, None)
-        return None if example is None else (0, (0, 0, 0), example)
+        return None if example is None else Draw(0, (0, 0, 0), example)
 
     return draw
 
@@ -79,7 +79,7 @@ def pack(examples: Sequence[Example], config: DataConfig, name: str) -> dict[str
     batcher = make_batcher(in_turn(examples), config, 1, 0)
     start, slots = time.process_time(), 0
     for item in items(batcher):
-        collate([[(example, 0) for _, example in slot] for slot in item], config, 0)
+        collate([[(draw.example, 0) for draw in slot] for slot in item], config, 0)
         slots += len(item)
     seconds = time.process_time() - start
     # Of `concat` every part after a document's first repeats one token, which is not counted here.

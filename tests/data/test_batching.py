@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from controlllm.common.storage.schema import check_record
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example
 from controlllm.data.loader import batchers as batching
 from controlllm.data.loader.batchers import (
     Batcher,
+    BatcherState,
     Item,
-    Waiting,
     fill_ratio,
     item_capacity,
     make_batcher,
     redeal_batchers,
 )
 from controlllm.data.loader.collate import collate
+from controlllm.data.loader.draws import Draw
 from controlllm.data.loader.evaluation import read_examples
-from controlllm.data.loader.mixing import Picked
 
 POOLS = {name: getattr(batching, name) for name in ("BATCHES", "ROWS", "TOKENS")}
 CAPACITY = 32
@@ -64,14 +66,14 @@ class Draws:
         self.lengths = lengths
         self.drawn = start
 
-    def at(self, number: int) -> Picked:
+    def at(self, number: int) -> Draw:
         """Draw n; again if a state says so."""
         ids = np.arange(self.lengths[number], dtype=np.int32) + 1000 * number
         labels = ids.copy()
         labels[0] = -100
-        return number % 3, (number, 0, 0), Example(ids, labels)
+        return Draw(number % 3, (number, 0, 0), Example(ids, labels))
 
-    def __call__(self) -> Picked | None:
+    def __call__(self) -> Draw | None:
         """The next draw."""
         if self.drawn == len(self.lengths):
             return None
@@ -79,18 +81,19 @@ class Draws:
         return self.at(self.drawn - 1)
 
 
-def make(kind: str, draws: Callable[[], Picked | None]) -> Batcher:
+def make(kind: str, draws: Callable[[], Draw | None]) -> Batcher:
     return make_batcher(draws, make_config(kind), batch_size=4, seed=3)
 
 
-def restore(kind: str, draws: Draws, state: dict[str, Any]) -> Batcher:
+def restore(kind: str, draws: Draws, state: BatcherState) -> Batcher:
     """As a lane does it: the references are read again."""
     batcher = make(kind, draws)
     waiting = []
-    for source, number, *_, start in state["waiting"]:
+    for source, number, *_ in state.waiting:
         assert source == number % 3
-        waiting.append(Waiting(draws.at(number), start))
-    batcher.load_state_dict(json.loads(json.dumps(state)), waiting)
+        waiting.append(draws.at(number))
+    plain = json.loads(json.dumps(asdict(state)))
+    batcher.load(check_record(plain, BatcherState, "a batcher"), waiting)
     return batcher
 
 
@@ -104,14 +107,17 @@ def items_of(batcher: Batcher) -> list[Item]:
 def contents(items: list[Item]) -> list[list[list[tuple[int, list[int], list[int]]]]]:
     """Everything in items, as plain numbers."""
     return [
-        [[(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in item]
+        [
+            [(d.source, d.example.input_ids.tolist(), d.example.labels.tolist()) for d in slot]
+            for slot in item
+        ]
         for item in items
     ]
 
 
 def numbers_of(item: Item) -> list[int]:
     """Which draws are in an item."""
-    return [int(example.input_ids[0]) // 1000 for slot in item for _, example in slot]
+    return [int(draw.example.input_ids[0]) // 1000 for slot in item for draw in slot]
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -124,11 +130,11 @@ def test_every_example_once_and_whole(kind: str, lengths: list[int]) -> None:
     assert sorted(seen) == list(range(len(lengths)))
     for item in items:
         for slot in item:
-            for source, example in slot:
-                wanted = draws.at(int(example.input_ids[0]) // 1000)
-                assert source == wanted[0]
-                assert np.array_equal(example.input_ids, wanted[2].input_ids)
-                assert np.array_equal(example.labels, wanted[2].labels)
+            for draw in slot:
+                wanted = draws.at(int(draw.example.input_ids[0]) // 1000)
+                assert (draw.source, draw.start) == (wanted.source, 0)
+                assert np.array_equal(draw.example.input_ids, wanted.example.input_ids)
+                assert np.array_equal(draw.example.labels, wanted.example.labels)
 
 
 @given(lengths=LENGTHS)
@@ -138,7 +144,7 @@ def test_concat_predicts_every_token_once(lengths: list[int]) -> None:
     items = items_of(make("concat", Draws(lengths)))
     parts: dict[int, list[Example]] = {}
     for item in items:
-        for _, example in item[0]:
+        for example in (draw.example for draw in item[0]):
             assert len(example) >= 2
             assert example.labels[0] == -100
             parts.setdefault(int(example.input_ids[0]) // 1000, []).append(example)
@@ -160,30 +166,31 @@ def test_rests_of_documents_with_bos_begin_with_it(
 ) -> None:
     """Dealt anew on the way; every token is predicted once, and no part is without a target."""
 
-    def begins_with_bos(picked: Picked | None) -> Picked | None:
-        if picked is not None:
-            picked[2].input_ids[0] = BOS
-        return picked
+    def begins_with_bos(draw: Draw | None) -> Draw | None:
+        if draw is not None:
+            draw.example.input_ids[0] = BOS
+        return draw
 
     draws = Draws(lengths)
     config = make_config("concat")
     batcher = make_batcher(lambda: begins_with_bos(draws()), config, 4, 3, BOS)
     items = [batcher.next() for _ in range(stop)]
-    for lane, state in enumerate(redeal_batchers([batcher.state_dict()], lanes)):
+    for lane, state in enumerate(redeal_batchers([batcher.state()], lanes)):
         left = iter(range(draws.drawn + lane, len(lengths), lanes))
         again = make_batcher(
             lambda left=left: begins_with_bos(next(map(draws.at, left), None)), config, 4, 3, BOS
         )
         waiting = [
-            Waiting(begins_with_bos(draws.at(number)), start, BOS)
-            for _, number, *_, start in state["waiting"]
+            draw
+            for _, number, *_ in state.waiting
+            if (draw := begins_with_bos(draws.at(number))) is not None
         ]
-        again.load_state_dict(state, waiting)
+        again.load(state, waiting)
         items += items_of(again)
-    parts = [example for item in items for slot in item for _, example in slot]
+    parts = [draw.example for item in items for slot in item for draw in slot]
     assert all(example.input_ids[0] == BOS and example.labels[0] == -100 for example in parts)
     assert all((example.labels != -100).any() for example in parts)
-    assert all(sum(len(e) for _, e in slot) <= CAPACITY for item in items for slot in item)
+    assert all(sum(len(d.example) for d in slot) <= CAPACITY for item in items for slot in item)
     wanted = [1000 * n + i for n, length in enumerate(lengths) for i in range(1, length)]
     assert sorted(t for item in items for t in predicted(item)) == wanted
 
@@ -193,7 +200,7 @@ def test_rests_of_documents_with_bos_begin_with_it(
 def test_concat_wastes_at_most_one_token(lengths: list[int]) -> None:
     """A document of which one token fits begins in the next slot: one token predicts nothing."""
     for item in items_of(make("concat", Draws(lengths)))[:-1]:
-        assert sum(len(example) for _, example in item[0]) >= CAPACITY - 1
+        assert sum(len(draw.example) for draw in item[0]) >= CAPACITY - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,7 +213,7 @@ def test_nothing_is_over_its_limit(kind: str, lengths: list[int]) -> None:
     items = items_of(batcher)
     tokens = capacity = 0
     for item in items:
-        batch = collate([[(e, 0) for _, e in slot] for slot in item], config, pad_id=0)
+        batch = collate([[(d.example, 0) for d in slot] for slot in item], config, pad_id=0)
         room = batch["input_ids"].numel()
         assert room == item_capacity(item, config)
         capacity += room
@@ -254,7 +261,7 @@ def test_no_row_is_left_over_by_two_pools() -> None:
     old: set[int] = set()
     while batcher.next():
         if not batcher.sizes:  # the end of a pool
-            left = {waiting.picked[1][0] for waiting in batcher.waiting}
+            left = {draw.reference[0] for draw in batcher.waiting}
             assert not left & old
             old = left
     assert draws.drawn == len(lengths)
@@ -268,10 +275,10 @@ def test_a_restored_batcher_goes_on_exactly(kind: str, lengths: list[int], stop:
     batcher = make(kind, draws)
     for _ in range(stop):
         batcher.next()
-    again = restore(kind, Draws(lengths, draws.drawn), batcher.state_dict())
-    assert again.state_dict() == batcher.state_dict()
+    again = restore(kind, Draws(lengths, draws.drawn), batcher.state())
+    assert again.state() == batcher.state()
     assert contents(items_of(again)) == contents(items_of(batcher))
-    assert again.state_dict() == batcher.state_dict()
+    assert again.state() == batcher.state()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,7 +301,7 @@ def test_dealing_anew_loses_and_doubles_nothing(
         batcher = make(kind, draws)
         for _ in range(stop + lane):
             seen += predicted(batcher.next())
-        states.append(batcher.state_dict())
+        states.append(batcher.state())
         undrawn += list(range(draws.drawn, starts[lane] + len(own)))
     dealt = redeal_batchers(states, lanes)
     for lane, state in enumerate(dealt):
@@ -311,7 +318,8 @@ def test_dealing_anew_loses_and_doubles_nothing(
 
 def predicted(item: Item) -> list[int]:
     """Every target token of an item."""
-    return [t for slot in item for _, example in slot for t in example.labels.tolist() if t != -100]
+    draws = (draw for slot in item for draw in slot)
+    return [t for draw in draws for t in draw.example.labels.tolist() if t != -100]
 
 
 def test_lanes_give_out_the_same_quantile_at_the_same_time() -> None:
@@ -340,14 +348,14 @@ def real_examples(shared_data: Path) -> list[list[Example]]:
     return [read_examples(source, tokenizer, config, 2000)[0] for source in sources]
 
 
-def drawn_at_random(sets: list[list[Example]], seed: int) -> Callable[[], Picked]:
+def drawn_at_random(sets: list[list[Example]], seed: int) -> Callable[[], Draw]:
     """One of the sets by its size, one of its examples, for ever."""
     pool = [(source, example) for source, examples in enumerate(sets) for example in examples]
     random = np.random.default_rng(seed)
 
-    def draw() -> Picked:
+    def draw() -> Draw:
         number = int(random.integers(len(pool)))
-        return pool[number][0], (number, 0, 0), pool[number][1]
+        return Draw(pool[number][0], (number, 0, 0), pool[number][1])
 
     return draw
 

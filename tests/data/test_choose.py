@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import DataConfig, SourceConfig, TrainLoader, eval_batches
 from controlllm.data.examples.row_filters import FILTERS, content_hash, keeps_row, register_filter
+from controlllm.data.loader.open_source import check_first_rows
 from controlllm.data.sources import open_chunks
+from controlllm.train import RunConfig
+from controlllm.train.setup.base import make_base
 
 Row = dict[str, Any]
 
@@ -216,3 +219,36 @@ def test_hashes_are_of_content() -> None:
         content_hash({"file": object()})
     # Fixed for ever: what was held out once is held out by every release.
     assert content_hash({"text": "Grüße"}, "split") == 14547039869902967200
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"where": {"lang": ["en"]}}, "column 'lang', named in `where`, is missing .*'language'"),
+        ({"part": "train", "group_by": "who"}, "column 'who', named in `group_by`, is missing"),
+        ({"columns": {"text": "body"}}, "column 'body', named in `columns`, is missing"),
+        ({"difficulty": "level"}, "column 'level', named in `difficulty`, is missing"),
+    ],
+)
+def test_a_column_that_the_first_row_lacks_is_told_before_a_model_is_loaded(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"words": "one", "language": "en"}) + "\n")
+    source = SourceConfig(f"{tmp_path}/a.jsonl", **fields)
+    with pytest.raises(DataError, match=f"^source 'a': .*a.jsonl:1: {message}"):
+        check_first_rows(DataConfig([source]))
+    run = RunConfig.from_dict(
+        {
+            "model": {"model_name_or_path": str(tmp_path / "no model")},
+            "data": {"train": [{"path": source.path, **fields}]},
+        }
+    )
+    with pytest.raises(DataError, match=message):
+        make_base(run)
+    source.on_bad_row = "skip"
+    check_first_rows(DataConfig([source]))
+
+
+def test_a_source_that_is_not_here_is_not_opened_beforehand() -> None:
+    sources = [SourceConfig(path, where={"lang": "en"}) for path in ("a/b", "memory://a.jsonl")]
+    check_first_rows(DataConfig(sources))

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
+from controlllm.common.storage.schema import check_record
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, SourceStats
-from controlllm.data.loader.lane import Lane, Pipeline, redeal
+from controlllm.data.loader.lane import Lane, LaneState, Pipeline, redeal
 from controlllm.data.loader.mixing import plan_shares
 from controlllm.data.loader.shuffle import Shuffled
 from controlllm.data.loader.stream import Feed
@@ -72,13 +74,22 @@ def make_lanes(
     pipeline = Pipeline(feeds, plan, config, batch_size=3, seed=5)
     lanes = [Lane(pipeline, number, count) for number in range(count)]
     for lane, state in zip(lanes, states or [], strict=False):
-        lane.load_state_dict(json.loads(json.dumps(state)))
+        plain = json.loads(json.dumps(asdict(state)))
+        lane.load(check_record(plain, LaneState, "a lane"))
     return lanes
 
 
 def rows_of(item: Any) -> list[tuple[int, int, int]]:
     """(source, chunk, row) of everything in an item."""
-    return [(source, *example.input_ids[:2].tolist()) for slot in item for source, example in slot]
+    return [(d.source, *d.example.input_ids[:2].tolist()) for slot in item for d in slot]
+
+
+def contents(item: Any) -> list[Any]:
+    """Everything in an item, as plain numbers."""
+    return [
+        [(d.source, d.start, d.example.input_ids.tolist(), d.example.labels.tolist()) for d in slot]
+        for slot in item
+    ]
 
 
 BATCHING = [
@@ -116,7 +127,7 @@ def test_each_row_of_each_epoch_once_whatever_the_lanes(
         for number, lane in enumerate(lanes):
             for _ in range(step + number % 2):  # lanes need not be in step
                 given_out.update(rows_of(lane.next()))
-        states = [lane.state_dict() for lane in lanes]
+        states = [lane.state() for lane in lanes]
     for lane in make_lanes(3, feeds, redeal(states or [], 3), **batching):
         while item := lane.next():
             given_out.update(rows_of(item))
@@ -138,20 +149,18 @@ def test_a_restored_lane_goes_on_exactly(
     (straight,) = make_lanes(1, feeds, **batching)
     for _ in range(stop):
         straight.next()
-    (again,) = make_lanes(1, feeds, [straight.state_dict()], **batching)
+    (again,) = make_lanes(1, feeds, [straight.state()], **batching)
     for _ in range(12):
         ours, theirs = straight.next(), again.next()
-        assert [
-            [(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in ours
-        ] == [[(s, e.input_ids.tolist(), e.labels.tolist()) for s, e in slot] for slot in theirs]
-    assert straight.state_dict() == again.state_dict()
+        assert contents(ours) == contents(theirs)
+    assert straight.state() == again.state()
 
 
 def counted(states: list[Any], source: int) -> SourceStats:
     """What all lanes together have counted of a source."""
     total = SourceStats()
     for state in states:
-        total.add(SourceStats(**state["mixer"]["streams"][source]["stats"]))
+        total.add(state.mixer.streams[source].stats)
     return total
 
 
@@ -183,18 +192,18 @@ def test_counts_stay_whole_whatever_the_lanes(
                 assert counted(dealt, number) == counted(states, number)
         lanes = make_lanes(count, feeds, dealt, **batching)
         if states:  # What had been read and waits is read again, but not counted again.
-            loaded = [lane.state_dict() for lane in lanes]
+            loaded = [lane.state() for lane in lanes]
             for number in range(2):
                 assert counted(loaded, number) == counted(states, number)
         for lane in lanes:
             for _ in range(step):
                 lane.next()
-        states = [lane.state_dict() for lane in lanes]
+        states = [lane.state() for lane in lanes]
     lanes = make_lanes(3, feeds, redeal(states or [], 3), **batching)
     for lane in lanes:
         while lane.next():
             pass
-    ended = [lane.state_dict() for lane in lanes]
+    ended = [lane.state() for lane in lanes]
     for number, size in enumerate((60, 23)):
         total, bad = counted(ended, number), -(-size // 5)
         assert (total.rows, total.bad_rows) == (2 * size, 2 * bad)
@@ -249,7 +258,7 @@ def test_the_state_is_small() -> None:
     (lane,) = make_lanes(1, feeds, packing_lookahead=128)
     for _ in range(200):
         lane.next()
-    assert len(json.dumps(lane.state_dict())) < 40_000
+    assert len(json.dumps(asdict(lane.state()))) < 40_000
 
 
 def test_a_file_that_is_one_chunk_is_not_read_many_times_at_once() -> None:

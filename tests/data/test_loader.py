@@ -1,8 +1,10 @@
 """The loader is endless, seeded, keeps its shares, and resumes exactly from a small state."""
 
+import copy
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,36 @@ def test_states_of_other_data_are_refused(
     ):
         with pytest.raises(CheckpointError, match="belongs to other data"):
             other.load_state_dict(state)
+
+
+def test_damaged_states_are_refused_in_one_sentence(
+    folder: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    loader = make_loader(folder, pico_tokenizer)
+    next(loader)
+    state = loader.state_dict()
+    damages: dict[str, Callable[[Any], object]] = {
+        r"batches=-1 must be from 0": lambda s: s.update(batches=-1),
+        r"lanes=\[1\] must be numbered 0, 1, 2": lambda s: s.update(lanes={"1": s["lanes"]["0"]}),
+        r"lanes\.0 is incomplete: .*'items'": lambda s: s["lanes"]["0"].pop("items"),
+        r"lanes\.0\.mixer\.stage='x' must be a whole": lambda s: s["lanes"]["0"]["mixer"].update(
+            stage="x"
+        ),
+        r"must be equally long": lambda s: s["lanes"]["0"]["mixer"]["given"].append(0),
+        r"lane 0 has other sources or stages": lambda s: s["lanes"]["0"]["mixer"].update(stage=9),
+        r"waiting\[0\]=\[1, 2\] must be 5 numbers from 0 on": lambda s: s["lanes"]["0"][
+            "batcher"
+        ].update(waiting=[[1, 2]]),
+        r"open=99 must be at most": lambda s: s["lanes"]["0"]["mixer"]["streams"][0].update(
+            open=99
+        ),
+    }
+    for message, damage in damages.items():
+        other = copy.deepcopy(state)
+        damage(other)
+        with pytest.raises(CheckpointError, match=f"the data state.*{message}"):
+            make_loader(folder, pico_tokenizer).load_state_dict(other)
+    make_loader(folder, pico_tokenizer).load_state_dict(state)
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.storage.schema import check_record
 from controlllm.data import (
     REPLAY,
     TRAIN,
@@ -20,7 +22,7 @@ from controlllm.data import (
     TokenStore,
     TrainLoader,
 )
-from controlllm.data.loader.mixing import Mixer, plan_shares, redeal_counts
+from controlllm.data.loader.mixing import Mixer, MixerState, plan_shares, redeal_mixers
 from controlllm.data.loader.open_source import store_feed
 from controlllm.data.loader.stream import Stream
 
@@ -34,7 +36,7 @@ def make_mixer(config: DataConfig, lengths: Sequence[Sequence[int]], lanes: int 
     for number, (source, of_source) in enumerate(zip(sources, lengths, strict=True)):
         store = TokenStore.from_tokens(str(source.name), [[1] * n for n in of_source])
         feed = store_feed(str(source.name), store, config, [number], source.epochs)
-        streams.append(Stream(feed, 0, lanes, number))
+        streams.append(Stream(feed, 0, lanes, number, number))
     return Mixer(streams, plan_shares(config, None), config.mix_by, lanes)
 
 
@@ -49,9 +51,9 @@ def sources(weights: Sequence[float], epochs: Sequence[float | None] = (), name:
 def draws(mixer: Mixer, most: int = 10_000) -> Iterator[int]:
     """The source of each draw."""
     for _ in range(most):
-        if (picked := mixer.draw()) is None:
+        if (draw := mixer.draw()) is None:
             return
-        yield picked[0]
+        yield draw.source
 
 
 @given(
@@ -148,9 +150,10 @@ def test_a_restored_mixer_goes_on_exactly(
     for _ in draws(mixer, stop):
         pass
     again = make_mixer(config, lengths[: len(weights)])
-    again.load_state_dict(json.loads(json.dumps(mixer.state_dict())))
+    plain = json.loads(json.dumps(asdict(mixer.state())))
+    again.load(check_record(plain, MixerState, "a mixer"))
     assert list(draws(mixer, 60)) == list(draws(again, 60))
-    assert mixer.state_dict() == again.state_dict()
+    assert mixer.state() == again.state()
 
 
 def test_stages_in_order() -> None:
@@ -258,14 +261,13 @@ def test_shares_of_the_whole() -> None:
 @pytest.mark.parametrize("lanes", [1, 2, 3, 5])
 def test_counts_dealt_anew_keep_stage_and_sums(lanes: int) -> None:
     """A lane that lags a stage behind does not fill the next stage with what it gave before."""
+    streams = make_mixer(DataConfig(sources([1, 1])), [[2], [2]]).state().streams
     states = [
-        {"stage": 1, "longest": 9, "given": [0, 5], "drawn": [50, 1], "before": [500, 0],
-         "ended": [True, False]},
-        {"stage": 0, "longest": 11, "given": [499, 0], "drawn": [49, 0], "before": [0, 0],
-         "ended": [False, False]},
-    ]  # fmt: skip
-    dealt = redeal_counts(states, lanes)
-    sums = {name: [sum(column) for column in zip(*(d[name] for d in dealt), strict=True)]
+        MixerState(1, 9, (0, 5), (50, 1), (500, 0), (True, False), streams),
+        MixerState(0, 11, (499, 0), (49, 0), (0, 0), (False, False), streams),
+    ]
+    dealt = redeal_mixers(states, lanes)
+    sums = {name: [sum(column) for column in zip(*(getattr(d, name) for d in dealt), strict=True)]
             for name in ("given", "drawn", "before")}  # fmt: skip
     assert sums == {"given": [0, 5], "drawn": [99, 1], "before": [999, 0]}
-    assert {(d["stage"], d["longest"], *d["ended"]) for d in dealt} == {(1, 11, False, False)}
+    assert {(d.stage, d.longest, *d.ended) for d in dealt} == {(1, 11, False, False)}

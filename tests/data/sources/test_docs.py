@@ -13,8 +13,8 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.loader.plugins import load_plugins
-from controlllm.data.sources import open_chunks, register_reader
-from controlllm.data.sources.registry import known_endings
+from controlllm.data.sources import open_chunks, register_reader, register_source
+from controlllm.data.sources.registry import OPENER_FIELDS, known_endings, readers_of
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,25 @@ def test_names_and_endings_that_are_taken(shop: Path) -> None:
         register_reader("jsonl")(lambda file, source: iter(()))
     with pytest.raises(ConfigError, match=r"'\.recipe' belongs to file_type='recipe' already"):
         register_reader("meal", ".recipe")(lambda file, source: iter(()))
+
+
+def test_the_table_of_fields_says_who_reads_each(repository: Path) -> None:
+    page = (repository / "docs" / "data-sources.md").read_text("utf-8")
+    own = re.compile(r" and `(source|file)_type: (?!hub|saved|text)\w+`")  # What tests register.
+    for field in OPENER_FIELDS:
+        assert f"| `{field}` | {own.sub('', readers_of(field))} |" in page
+
+
+def test_a_source_of_ones_own_says_what_it_reads(shop: Path) -> None:
+    source = _source(shop, 1)
+    source.split = "test"
+    words = (
+        "split='test' would not be used: only folders .* can use it, and this is `source_type: sq"
+    )
+    with pytest.raises(ConfigError, match=words):
+        open_chunks(source)
+    with pytest.raises(ConfigError, match=r"reads='splits' is not known.*Did you mean 'split'"):
+        register_source("no source", reads=("splits",))(lambda source, timeout: None)
 
 
 def test_the_table_of_sources_names_every_ending(repository: Path, shop: Path) -> None:

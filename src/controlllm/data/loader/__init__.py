@@ -2,6 +2,7 @@
 
 batchers      Draws -> items: a packed slot, or the rows of a padded batch
 collate       Examples -> the tensors of a batch, padded or packed
+draws         What a stream gives out, and the state that it goes on from
 evaluation    The fixed batches of a held-out source: in order, each target exactly once
 lane          A lane
 mixing        Several streams -> one sequence of draws in which each source holds its share

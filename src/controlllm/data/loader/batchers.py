@@ -12,23 +12,22 @@ What waits is kept as references in the state, and is read again on resume.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated
 
 from controlllm.data.config.data_config import DataConfig
-from controlllm.data.examples.encode import Example
 from controlllm.data.loader.collate import padded_width
-from controlllm.data.loader.mixing import Picked
+from controlllm.data.loader.draws import Count, Draw, numbers
 from controlllm.data.loader.packing import choose_for_slot, window_is_full
 from controlllm.data.loader.shuffle import random_below
 
 __all__ = [
     "Batcher",
+    "BatcherState",
     "Item",
     "Slot",
-    "Waiting",
     "fill_ratio",
     "item_capacity",
     "item_tokens",
@@ -40,43 +39,23 @@ BATCHES, ROWS, TOKENS = 16, 2048, 2**19
 """A pool has at least so many batches, and so many rows (or tokens, where a budget counts)."""
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A draw that has not been given out, or the rest of one."""
-
-    picked: Picked
-    """(source, reference, example)."""
-    start: int = 0
-    """Tokens of it that were given out already."""
-    bos: int | None = None
-    """What the rest of a document that begins with it begins with, too."""
-
-    @property
-    def reopens(self) -> bool:
-        """Whether BOS comes before what is left."""
-        return self.start > 0 and self.picked[2].reopens(self.bos)
-
-    def __len__(self) -> int:
-        """Tokens that are left, BOS before them included."""
-        return len(self.picked[2].input_ids) - self.start + self.reopens
-
-    def example(self, length: int | None = None) -> Example:
-        """What is left, or its first `length` tokens."""
-        if self.start == 0 and length is None:
-            return self.picked[2]
-        end = None if length is None else self.start + length - self.reopens
-        return self.picked[2].part(self.start, end, self.bos)
-
-    def rest(self, length: int) -> "Waiting":
-        """What waits once `length` tokens were given out: it begins with the last of them."""
-        return replace(self, start=self.start + length - self.reopens - 1)
-
-
-Slot = list[tuple[int, Example]]
-"""(source, example) of each document in a slot, or of the one row of a padded batch."""
+Slot = list[Draw]
+"""The documents in a slot, or the one row of a padded batch."""
 
 Item = list[Slot]
 """One packed slot, or the rows of a padded batch; empty at the end of the data."""
+
+
+@dataclass(frozen=True)
+class BatcherState:
+    """What waits in a batcher."""
+
+    waiting: tuple[Annotated[tuple[int, int, int, int, int], numbers(5)], ...]
+    """(source, number, row, piece, start) of each draw."""
+    sizes: tuple[Count, ...] = ()
+    """Rows of the batches that are left of the present pool."""
+    pools: Count = 0
+    """How many pools were cut."""
 
 
 class Batcher(ABC):
@@ -88,30 +67,33 @@ class Batcher(ABC):
     """BOS tokens before rests so far."""
 
     def __init__(
-        self, draw: Callable[[], Picked | None], config: DataConfig, batch_size: int, seed: int
+        self, draw: Callable[[], Draw | None], config: DataConfig, batch_size: int, seed: int
     ) -> None:
         self._draw = draw
         self.config = config
         self.batch_size = batch_size
         self.seed = seed
-        self.waiting: list[Waiting] = []
+        self.waiting: list[Draw] = []
 
     @abstractmethod
     def next(self) -> Item:
         """The next item, empty at the end."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that waits, as `[source, number, row, piece, start]`."""
-        return {"waiting": [[w.picked[0], *w.picked[1], w.start] for w in self.waiting]}
+    def state(self) -> BatcherState:
+        """All that waits."""
+        return BatcherState(tuple((d.source, *d.reference, d.start) for d in self.waiting))
 
-    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
-        """Go on with what a state had waiting, read again by the caller."""
-        self.waiting = waiting
+    def load(self, state: BatcherState, waiting: Sequence[Draw]) -> None:
+        """Go on with what a state had waiting: the whole examples, read again by the caller."""
+        self.waiting = [
+            draw.begin_at(start, self.bos)
+            for draw, (*_, start) in zip(waiting, state.waiting, strict=True)
+        ]
 
     def _fill(self, rows: int) -> None:
         """Let up to so many rows wait."""
-        while len(self.waiting) < rows and (picked := self._draw()) is not None:
-            self.waiting.append(Waiting(picked, bos=self.bos))
+        while len(self.waiting) < rows and (draw := self._draw()) is not None:
+            self.waiting.append(draw)
 
 
 class BestFit(Batcher):
@@ -125,20 +107,19 @@ class BestFit(Batcher):
         slot: Slot = []
         # From the end, so that the places of those before stay as they are.
         for place in reversed(choose_for_slot(lengths, self.config.max_length)):
-            waiting = self.waiting.pop(place)
-            slot.append((waiting.picked[0], waiting.example()))
+            slot.append(self.waiting.pop(place))
         return [slot[::-1]]
 
     def _lengths_to_choose_from(self) -> list[int]:
         """Tokens of each waiting row, once enough of them wait."""
         capacity, lookahead = self.config.max_length, self.config.packing_lookahead
-        lengths = list(map(len, self.waiting))
+        lengths = [len(draw.example) for draw in self.waiting]
         tokens = sum(lengths)
         while not window_is_full(len(lengths), tokens, capacity, lookahead):
-            if (picked := self._draw()) is None:
+            if (draw := self._draw()) is None:
                 break
-            self.waiting.append(Waiting(picked))
-            lengths.append(len(picked[2]))
+            self.waiting.append(draw)
+            lengths.append(len(draw.example))
             tokens += lengths[-1]
         return lengths
 
@@ -156,18 +137,16 @@ class Concat(Batcher):
         room = self.config.max_length
         while room >= 2:
             self._fill(1)
-            if not self.waiting or room < 2 + self.waiting[0].reopens:
+            if not self.waiting or room < 2 + self.waiting[0].repeats_bos:
                 break
-            first = self.waiting[0]
-            length = len(first)
-            self.repeated_bos += first.reopens
-            if length > room:
-                slot.append((first.picked[0], first.example(room)))
-                self.waiting[0] = first.rest(room)
+            draw = self.waiting[0]
+            self.repeated_bos += draw.repeats_bos
+            if len(draw.example) > room:
+                slot.append(draw._replace(example=draw.example.part(0, room, None)))
+                self.waiting[0] = draw.rest(room, self.bos)
                 break
-            slot.append((first.picked[0], first.example()))
-            del self.waiting[0]
-            room -= length
+            slot.append(self.waiting.pop(0))
+            room -= len(draw.example)
         return [slot] if slot else []
 
 
@@ -178,7 +157,7 @@ class Rows(Batcher):
         """The next item, empty at the end."""
         self._fill(self.batch_size)
         rows, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
-        return [[(w.picked[0], w.example())] for w in rows]
+        return [[draw] for draw in rows]
 
 
 class Grouped(Batcher):
@@ -203,16 +182,16 @@ class Grouped(Batcher):
             return []
         size, *self.sizes = self.sizes
         rows, self.waiting = self.waiting[:size], self.waiting[size:]
-        return [[(w.picked[0], w.example())] for w in rows]
+        return [[draw] for draw in rows]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> BatcherState:
         """All that waits, and how it is cut into batches."""
-        return {**super().state_dict(), "sizes": [*self.sizes], "pools": self.pools}
+        return replace(super().state(), sizes=tuple(self.sizes), pools=self.pools)
 
-    def load_state_dict(self, state: Mapping[str, Any], waiting: list[Waiting]) -> None:
+    def load(self, state: BatcherState, waiting: Sequence[Draw]) -> None:
         """Go on with the batches of a state; one that was dealt anew has none yet."""
-        super().load_state_dict(state, waiting)
-        self.sizes, self.pools = list(state.get("sizes", [])), state.get("pools", 0)
+        super().load(state, waiting)
+        self.sizes, self.pools = state.sizes, state.pools
 
     def _make_pool(self) -> None:
         """Cut the oldest rows into batches; what waits is their rows in order, then all others."""
@@ -240,7 +219,7 @@ class Grouped(Batcher):
             self._fill(count + 1)
             if count == len(self.waiting):
                 return count, True
-            tokens += len(self.waiting[count])
+            tokens += len(self.waiting[count].example)
             count += 1
         return count, False
 
@@ -252,20 +231,21 @@ class Grouped(Batcher):
     def _sorted(self, count: int) -> list[int]:
         """The first so many places of `waiting`, by length: once falling, once rising."""
         down = self.pools % 2 == 0
-        return sorted(range(count), key=lambda i: len(self.waiting[i]), reverse=down)
+        return sorted(range(count), key=lambda i: len(self.waiting[i].example), reverse=down)
 
     def _cut(self, places: Sequence[int]) -> list[list[int]]:
         """Batches of at most so many rows, or padded tokens."""
         budget, batches = self.config.max_tokens_per_batch, list[list[int]]()
         longest = 0
         for place in places:
-            longest = max(longest, len(self.waiting[place]))
+            length = len(self.waiting[place].example)
+            longest = max(longest, length)
             count = len(batches[-1]) + 1 if batches else 1
             width = padded_width(longest, self.config.max_length)
             full = count * width > budget if budget else count > self.batch_size
             if full or not batches:
                 batches.append([])
-                longest = len(self.waiting[place])
+                longest = length
             batches[-1].append(place)
         return batches
 
@@ -274,13 +254,13 @@ def item_capacity(item: Item, config: DataConfig) -> int:
     """Tokens that the tensors of an item have room for, padding included."""
     if config.packing:
         return len(item) * config.max_length
-    longest = max((len(example) for row in item for _, example in row), default=0)
+    longest = max((len(draw.example) for row in item for draw in row), default=0)
     return len(item) * padded_width(longest, config.max_length)
 
 
 def item_tokens(item: Item) -> int:
     """Tokens of an item."""
-    return sum(len(example) for slot in item for _, example in slot)
+    return sum(len(draw.example) for slot in item for draw in slot)
 
 
 def fill_ratio(items: Sequence[Item], config: DataConfig) -> float:
@@ -289,19 +269,19 @@ def fill_ratio(items: Sequence[Item], config: DataConfig) -> float:
     return sum(map(item_tokens, items)) / capacity
 
 
-def redeal_batchers(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
+def redeal_batchers(states: Sequence[BatcherState], lanes: int) -> list[BatcherState]:
     """The states of the batchers of all lanes -> states for another number of lanes.
 
     How a pool was cut into batches is forgotten: pools are made anew of all that waits.
     """
     # What waits longest stands first in each lane, so lanes take turns.
-    turns = zip_longest(*(state["waiting"] for state in states))
-    waiting = [reference for turn in turns for reference in turn if reference is not None]
-    return [{"waiting": waiting[lane::lanes]} for lane in range(lanes)]
+    turns = zip_longest(*(state.waiting for state in states))
+    waiting = tuple(reference for turn in turns for reference in turn if reference is not None)
+    return [BatcherState(waiting[lane::lanes]) for lane in range(lanes)]
 
 
 def make_batcher(
-    draw: Callable[[], Picked | None],
+    draw: Callable[[], Draw | None],
     config: DataConfig,
     batch_size: int,
     seed: int,

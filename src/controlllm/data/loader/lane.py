@@ -4,19 +4,17 @@
 another number of lanes. Each (epoch, row) is still given out exactly once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from controlllm.data.config.data_config import DataConfig
-from controlllm.data.loader.batchers import Item, Waiting, make_batcher, redeal_batchers
-from controlllm.data.loader.mixing import Mixer, Plan, redeal_counts
+from controlllm.data.loader.batchers import BatcherState, Item, make_batcher, redeal_batchers
+from controlllm.data.loader.draws import Count, Draw
+from controlllm.data.loader.mixing import Mixer, MixerState, Plan, redeal_mixers
 from controlllm.data.loader.shuffle import seed_of
 from controlllm.data.loader.stream import Feed, Stream
 
-__all__ = ["Lane", "Pipeline", "redeal"]
-
-State = dict[str, Any]
+__all__ = ["Lane", "LaneState", "Pipeline", "redeal"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,18 @@ class Pipeline:
     """What opens the rests of documents that begin with it, see `piece_bos`."""
 
 
+@dataclass(frozen=True)
+class LaneState:
+    """Where a lane stands: `redeal` deals what all lanes have pending to other lanes."""
+
+    items: Count
+    """Items that it gave out."""
+    mixer: MixerState
+    """Its sources."""
+    batcher: BatcherState
+    """What waits for a batch."""
+
+
 class Lane:
     """Draws from every source, mixes, and gives out items."""
 
@@ -45,7 +55,7 @@ class Lane:
         self.items = 0
         config, seed = pipeline.config, pipeline.seed
         streams = [
-            Stream(feed, number, lanes, seed_of(seed, source, number, 1))
+            Stream(feed, number, lanes, seed_of(seed, source, number, 1), source)
             for source, feed in enumerate(pipeline.feeds)
         ]
         self.mixer = Mixer(streams, pipeline.plan, config.mix_by, lanes)
@@ -59,81 +69,29 @@ class Lane:
         self.items += bool(item)
         return item
 
-    def state_dict(self) -> State:
+    def state(self) -> LaneState:
         """Counters and references, a few KB of JSON."""
-        return {
-            "items": self.items,
-            "mixer": self.mixer.state_dict(),
-            "batcher": self.batcher.state_dict(),
-        }
+        return LaneState(self.items, self.mixer.state(), self.batcher.state())
 
-    def load_state_dict(self, state: State) -> None:
-        """Go on where the lane of a state stood; what it had pending is read again."""
-        self.items = state["items"]
-        self.mixer.load_state_dict(state["mixer"])
-        references = state["batcher"]["waiting"]
-        waiting: dict[int, Waiting] = {}
+    def load(self, state: LaneState) -> None:
+        """Go on where the lane of a state stood; what it had pending is read again.
+
+        Raises:
+            DataError: a source no longer holds what was pending.
+        """
+        self.items = state.items
+        self.mixer.load(state.mixer)
+        references = state.batcher.waiting
+        waiting: dict[int, Draw] = {}
         for source, stream in enumerate(self.mixer.streams):
             places = [i for i, reference in enumerate(references) if reference[0] == source]
-            drawn = stream.recall([tuple(references[i][1:4]) for i in places])
-            for i, again in zip(places, drawn, strict=True):
-                waiting[i] = Waiting((source, *again), references[i][4], self.batcher.bos)
-        self.batcher.load_state_dict(state["batcher"], [waiting[i] for i in sorted(waiting)])
+            drawn = stream.recall([references[i][1:4] for i in places])
+            waiting |= zip(places, drawn, strict=True)
+        self.batcher.load(state.batcher, [waiting[i] for i in range(len(references))])
 
 
-def redeal(states: Sequence[State], lanes: int) -> list[State]:
+def redeal(states: Sequence[LaneState], lanes: int) -> list[LaneState]:
     """The states of all lanes -> states for another number of lanes."""
-    mixers = [state["mixer"] for state in states]
-    counts = redeal_counts(mixers, lanes)
-    sources = range(len(mixers[0]["streams"]))
-    streams = [_redeal_stream([mixer["streams"][s] for mixer in mixers], lanes) for s in sources]
-    batchers = redeal_batchers([state["batcher"] for state in states], lanes)
-    return [
-        {
-            "items": 0,
-            "mixer": {
-                **counts[lane],
-                "streams": [stream[lane] for stream in streams],
-            },
-            "batcher": batchers[lane],
-        }
-        for lane in range(lanes)
-    ]
-
-
-def _redeal_stream(states: Sequence[State], lanes: int) -> list[State]:
-    """One source: its pending units and references are dealt out, new numbers begin behind all."""
-    frontier = max(state["next"] for state in states)
-    units = [unit for state in states for unit in state["units"][: state["open"]]]
-    # Lanes that lagged behind would have opened these next.
-    units += [unit for state in states for unit in state["units"][state["open"] :]]
-    for lane, state in enumerate(states):
-        units += _lag(state, lane, len(states), frontier)
-    buffer = [reference for state in states for reference in state["buffer"]]
-    queue = [reference for state in states for reference in state["queue"]]
-    stats = [state["stats"] for state in states]
-    empty = dict.fromkeys(stats[0], 0)
-    total = {name: sum(values[name] for values in stats) for name in empty}
-    return [
-        {
-            "frontier": frontier,
-            "turn": max(state["turn"] for state in states),
-            "reached": max(state["reached"] for state in states),
-            "rows_at_once": min(state["rows_at_once"] for state in states),
-            "units": units[lane::lanes],
-            "open": 0,
-            "buffer": buffer[lane::lanes],
-            "queue": queue[lane::lanes],
-            "stats": total if lane == 0 else empty,
-        }
-        for lane in range(lanes)
-    ]
-
-
-def _lag(state: Mapping[str, Any], lane: int, lanes: int, frontier: int) -> list[list[int]]:
-    """The units that a lane had not yet opened before the frontier."""
-    if state["by_block"]:
-        return [[number, 0, 1, 0] for number in range(state["next"], frontier, lanes)]
-    return [
-        [number, 0, lanes, (lane + number) % lanes] for number in range(state["next"], frontier)
-    ]
+    mixers = redeal_mixers([state.mixer for state in states], lanes)
+    batchers = redeal_batchers([state.batcher for state in states], lanes)
+    return [LaneState(0, *parts) for parts in zip(mixers, batchers, strict=True)]

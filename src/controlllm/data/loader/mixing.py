@@ -2,20 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.data.config.data_config import DataConfig
-from controlllm.data.examples.encode import Example
 from controlllm.data.loader.collate import REHEARSAL, REPLAY, TRAIN
-from controlllm.data.loader.stream import Drawn, Reference, Stream
+from controlllm.data.loader.draws import Count, Draw, StreamState, redeal_streams
+from controlllm.data.loader.stream import Stream
 
-__all__ = ["Mixer", "Picked", "Plan", "Stage", "plan_shares", "redeal_counts"]
-
-Picked = tuple[int, Reference, Example]
-"""(source, reference, example): a draw from the mix."""
+__all__ = ["Mixer", "MixerState", "Plan", "Stage", "plan_shares", "redeal_mixers"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,36 @@ def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[fl
     return tuple(shares + ([rehearsal] if rehearsal else []))
 
 
+@dataclass(frozen=True)
+class MixerState:
+    """Where a mixer stands; each list has a number for each source."""
+
+    stage: Count
+    """Which stage of the plan holds."""
+    longest: Count
+    """The most tokens (or rows) of one draw so far."""
+    given: tuple[Count, ...]
+    """Tokens (or rows) drawn in this stage."""
+    drawn: tuple[Count, ...]
+    """Examples drawn."""
+    before: tuple[int, ...]
+    """Tokens (or rows) drawn in the stages before; below 0 where one that left is made up for."""
+    ended: tuple[bool, ...]
+    """Whether the source has left the mix."""
+    streams: tuple[StreamState, ...]
+    """The stream of each source."""
+
+    def __post_init__(self) -> None:
+        """Check what no single field tells.
+
+        Raises:
+            ConfigError: the lists are of different numbers of sources.
+        """
+        lists = (self.given, self.drawn, self.before, self.ended, self.streams)
+        if len(set(map(len, lists))) > 1:
+            raise ConfigError("given, drawn, before, ended and streams must be equally long.")
+
+
 class Mixer:
     """Draws from streams so that each holds its share at every moment, up to one example.
 
@@ -121,7 +148,7 @@ class Mixer:
         self.ended = [False] * len(self.streams)
         self._find_left()
 
-    def draw(self) -> Picked | None:
+    def draw(self) -> Draw | None:
         """The next draw; None once all train sources have left the mix after their epochs."""
         while True:
             stage, total = self.plan.stages[self.stage], sum(self.given)
@@ -131,10 +158,15 @@ class Mixer:
                 self._enter_next_stage()
                 continue
             source = self._due(total)
-            drawn = self.streams[source].draw()
-            if drawn is not None:
-                return self._count(source, drawn)
-            self._end(source)
+            draw = self.streams[source].draw()
+            if draw is None:
+                self._end(source)
+                continue
+            amount = len(draw.example) if self.by == "tokens" else 1
+            self.given[source] += amount
+            self.longest = max(self.longest, amount)
+            self.drawn[source] += 1
+            return draw
 
     def _due(self, total: int) -> int:
         """The source whose next example is due first, of those that are not ahead."""
@@ -183,55 +215,67 @@ class Mixer:
             self.before = [b + g - a for b, g, a in zip(self.before, self.given, anew, strict=True)]
             self.given = anew
 
-    def _count(self, source: int, drawn: Drawn) -> Picked:
-        amount = len(drawn.example) if self.by == "tokens" else 1
-        self.given[source] += amount
-        self.longest = max(self.longest, amount)
-        self.drawn[source] += 1
-        return source, drawn.reference, drawn.example
-
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> MixerState:
         """Counters, and the state of each stream."""
-        return {
-            "stage": self.stage,
-            "longest": self.longest,
-            "given": [*self.given],
-            "drawn": [*self.drawn],
-            "before": [*self.before],
-            "ended": [*self.ended],
-            "streams": [stream.state_dict() for stream in self.streams],
-        }
+        return MixerState(
+            stage=self.stage,
+            longest=self.longest,
+            given=tuple(self.given),
+            drawn=tuple(self.drawn),
+            before=tuple(self.before),
+            ended=tuple(self.ended),
+            streams=tuple(stream.state() for stream in self.streams),
+        )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the draws that a state has counted."""
-        self.stage, self.longest = state["stage"], state["longest"]
-        self.given, self.drawn = list(state["given"]), list(state["drawn"])
-        self.before, self.ended = list(state["before"]), list(state["ended"])
+    def load(self, state: MixerState) -> None:
+        """Go on behind the draws that a state has counted.
+
+        Raises:
+            DataError: a source no longer holds the rows that it was reading.
+        """
+        self.stage, self.longest = state.stage, state.longest
+        self.given, self.drawn = list(state.given), list(state.drawn)
+        self.before, self.ended = list(state.before), list(state.ended)
         self._find_left()
-        for stream, values in zip(self.streams, state["streams"], strict=True):
-            stream.load_state_dict(values)
+        for stream, of_stream in zip(self.streams, state.streams, strict=True):
+            stream.load(of_stream)
 
 
-def redeal_counts(states: Sequence[Mapping[str, Any]], lanes: int) -> list[dict[str, Any]]:
-    """The counters of the mixers of all lanes -> counters for another number of lanes.
+def redeal_mixers(states: Sequence[MixerState], lanes: int) -> list[MixerState]:
+    """The states of the mixers of all lanes -> states for another number of lanes.
 
     Lanes that had not quite reached the last stage that any is in are taken to have; a source that
     has left some lanes may have rows left in others, so it is asked again.
     """
-    stage = max(state["stage"] for state in states)
-    sums = {name: [0] * len(states[0][name]) for name in ("given", "drawn", "before")}
+    stage = max(state.stage for state in states)
+    none = (0,) * len(states[0].given)
+    given, drawn, before = none, none, none
     for state in states:
-        for name in sums:
-            counted = "before" if name == "given" and state["stage"] < stage else name
-            sums[counted] = [a + b for a, b in zip(sums[counted], state[name], strict=True)]
+        lags = state.stage < stage
+        given = _sums(given, none if lags else state.given)
+        before = _sums(before, state.before, state.given if lags else none)
+        drawn = _sums(drawn, state.drawn)
+    streams = [
+        redeal_streams(of_source, lanes)
+        for of_source in zip(*(s.streams for s in states), strict=True)
+    ]
+
+    def share(totals: tuple[int, ...], lane: int) -> tuple[int, ...]:
+        return tuple((total + lane) // lanes for total in totals)
+
     return [
-        {
-            "stage": stage,
-            "longest": max(state["longest"] for state in states),
-            "ended": [False] * len(states[0]["ended"]),
-            **{
-                name: [(total + lane) // lanes for total in totals] for name, totals in sums.items()
-            },
-        }
+        MixerState(
+            stage=stage,
+            longest=max(state.longest for state in states),
+            given=share(given, lane),
+            drawn=share(drawn, lane),
+            before=share(before, lane),
+            ended=(False,) * len(none),
+            streams=tuple(stream[lane] for stream in streams),
+        )
         for lane in range(lanes)
     ]
+
+
+def _sums(*counts: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))

@@ -9,7 +9,7 @@ rows as they lie ------------------------------------> Chunks + RowEncoder --> F
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -17,19 +17,32 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, DataError
+from controlllm.common.storage.remote import is_remote
 from controlllm.data.cache.cache_key import options_key
 from controlllm.data.cache.prepare import needs_pass, prepare_source, prepared_store
 from controlllm.data.cache.store import TokenStore
+from controlllm.data.config.columns import MissingColumnError
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
-from controlllm.data.formats import check_columns
+from controlllm.data.examples.row_filters import keeps_row
+from controlllm.data.formats import check_columns, to_document
 from controlllm.data.loader.packing import slot_store
+from controlllm.data.loader.plugins import load_plugins
 from controlllm.data.loader.shuffle import order_of
 from controlllm.data.loader.stream import Feed
 from controlllm.data.sources import Chunks, Located, open_chunks
+from controlllm.data.sources.opening import kind_of_source
 
-__all__ = ["Size", "check_source", "estimate_size", "make_feed", "open_source", "store_feed"]
+__all__ = [
+    "Size",
+    "check_first_rows",
+    "check_source",
+    "estimate_size",
+    "make_feed",
+    "open_source",
+    "store_feed",
+]
 
 SAMPLED_ROWS = 1024
 """Rows that are tokenized to estimate the size of a source."""
@@ -77,6 +90,42 @@ def check_source(source: SourceConfig) -> None:
         check_columns(source.format, source.columns)
     except ConfigError as error:
         raise ConfigError(f"source {source.name!r}: {error}") from error
+
+
+def check_first_rows(config: DataConfig) -> None:
+    """Check that the first row of each source has the columns that the source names.
+
+    It is quick, so that a misspelt name is told before a model is loaded. Only sources in files of
+    this machine are opened, and bad rows of other kinds are told when it is their turn.
+
+    Raises:
+        ConfigError: see `check_source`; or a plugin cannot be loaded.
+        DataError: a column is missing, or a source cannot be opened; with the source's name.
+    """
+    load_plugins(config)
+    for source in (*config.train, *config.replay, *config.learn, *config.retain):
+        check_source(source)
+        is_here = kind_of_source(source) == "files" and not is_remote(source.path)
+        if is_here and source.on_bad_row == "error" and _names_columns(source):
+            for place, row in open_source(replace(source, max_rows=1), config).rows():
+                _check_columns_of(row, place, source)
+
+
+def _names_columns(source: SourceConfig) -> bool:
+    by_column = source.difficulty not in (None, "length")
+    return bool(source.where or source.group_by or source.columns or by_column)
+
+
+def _check_columns_of(row: Any, place: Any, source: SourceConfig) -> None:
+    if not isinstance(row, dict):
+        return
+    try:
+        if keeps_row(row, source) and not source.postprocess:
+            to_document(row, source.format, source.columns, source.numbers_as_text)
+    except MissingColumnError as error:
+        raise DataError(f"source {source.name!r}: {place}: {error}.") from error
+    except DataError:
+        return
 
 
 def open_source(source: SourceConfig, config: DataConfig) -> Chunks:

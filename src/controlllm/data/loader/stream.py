@@ -5,9 +5,7 @@ numbers -> open chunks -> rows -> shuffle buffer -> tokenized a few at a time, m
  next      [unit, ...]            [reference, ...]                                [reference, ...]
 ```
 
-What stands below is the state: plain numbers. A *reference* (number, row, piece) names an example
-for ever: the piece of a row of a chunk of an epoch. Whatever was read but not drawn is kept as
-references, and is read again on resume.
+What stands below is the state: plain numbers (see `draws`).
 """
 
 import math
@@ -15,24 +13,20 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
 
 from controlllm.common.errors import DataError
 from controlllm.data.cache.store import TokenStore
 from controlllm.data.examples.encode import (
     BAD_ROWS_TOLD,
-    Example,
     RowEncoder,
     SourceStats,
     encode_rows,
 )
+from controlllm.data.loader.draws import Draw, Reference, StreamState, Unit
 from controlllm.data.loader.shuffle import Order, random_below
 from controlllm.data.sources import Chunks, Located
 
-__all__ = ["Drawn", "Feed", "Reference", "Stream", "Unit"]
-
-Reference: TypeAlias = tuple[int, int, int]
-"""(number, row, piece): the chunk by its number over all epochs, the row in it, the row's piece."""
+__all__ = ["Feed", "Stream"]
 
 OPEN_CHUNKS = 16
 """Chunks of a large source that are read side by side."""
@@ -42,22 +36,6 @@ TOKENS_AT_ONCE, MOST_ROWS_AT_ONCE = 32_768, 256
 
 EXAMPLES_AT_ONCE = 64
 """Examples of a store that are taken at once; there is nothing to gain from more."""
-
-
-class Drawn(NamedTuple):
-    """An example and its reference."""
-
-    reference: Reference
-    example: Example
-
-
-class Unit(NamedTuple):
-    """What is left of a chunk for a lane: its rows offset, offset + stride, ... from `taken` on."""
-
-    number: int
-    taken: int
-    stride: int = 1
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +68,19 @@ class Feed:
 
 
 class Stream:
-    """Draws examples of one source for one lane."""
+    """Draws examples of one source for one lane.
 
-    def __init__(self, feed: Feed, lane: int, lanes: int, seed: int) -> None:
+    Args:
+        feed: where they come from.
+        lane: number of the lane; `lanes` of them share the source.
+        lanes: how many lanes there are.
+        seed: of the lots that it draws.
+        source: the source's number, as draws tell it.
+    """
+
+    def __init__(self, feed: Feed, lane: int, lanes: int, seed: int, source: int = 0) -> None:
         self.feed = feed.with_encoder()
+        self.source = source
         self.stats = self.feed.encoder.stats if self.feed.encoder else SourceStats()
         # With few chunks per lane, lanes would run whole epochs apart: then each chunk is shared
         # row by row.
@@ -105,12 +92,12 @@ class Stream:
         self._backlog: deque[Unit] = deque()
         self._open: list[_OpenUnit] = []
         self._buffer: list[tuple[Reference, Located]] = []
-        self._queue: deque[Drawn] = deque()
+        self._queue: deque[Draw] = deque()
         self._reached = 0
         self._rows_at_once = 16
         self._opened_in_vain = 0
 
-    def draw(self) -> Drawn | None:
+    def draw(self) -> Draw | None:
         """The next example; None where the source has left the mix after its epochs.
 
         Raises:
@@ -119,9 +106,9 @@ class Stream:
         while not self._queue:
             if not (self._take_examples() if self._prepared else self._encode_rows()):
                 return None
-        drawn = self._queue.popleft()
-        self._reached = max(self._reached, drawn.reference[0] + 1)
-        return drawn
+        draw = self._queue.popleft()
+        self._reached = max(self._reached, draw.reference[0] + 1)
+        return draw
 
     def _take_examples(self) -> bool:
         """Queue some examples of a store; whether there was any."""
@@ -131,7 +118,7 @@ class Stream:
             return False
         examples = self.feed.chunks.examples([self.feed.order.chunk(n) for n in numbers])
         self._queue += [
-            Drawn((number, 0, 0), example)
+            Draw(self.source, (number, 0, 0), example)
             for number, example in zip(numbers, examples, strict=True)
         ]
         self.stats.rows += len(numbers)
@@ -159,21 +146,21 @@ class Stream:
         else:
             pieces = encoder.encode([located for _, located in rows])
         drawn = [
-            Drawn((*reference[:2], piece), example)
+            Draw(self.source, (*reference[:2], piece), example)
             for (reference, _), examples in zip(rows, pieces, strict=True)
             for piece, example in enumerate(examples)
         ]
         if self.feed.order.shuffled and len(drawn) > len(rows):
             self._mix(drawn)
         self._queue += drawn
-        tokens = sum(len(example) for _, example in drawn)
+        tokens = sum(len(draw.example) for draw in drawn)
         if tokens:
             self._opened_in_vain = 0
         wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
         self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
         return bool(rows)
 
-    def _mix(self, drawn: list[Drawn]) -> None:
+    def _mix(self, drawn: list[Draw]) -> None:
         """Mix the pieces of long rows: a batch of neighbours of one text is no random batch."""
         for last in range(len(drawn) - 1, 0, -1):
             other = self._random_below(last + 1)
@@ -234,7 +221,7 @@ class Stream:
         number = self._next
         self._next += self._lanes if self._by_chunk else 1
         if self._by_chunk:
-            return Unit(number, 0)
+            return Unit(number)
         # Every lane begins with the first row once, or that of small chunks would have more.
         return Unit(number, 0, self._lanes, (self._lane + number) % self._lanes)
 
@@ -260,40 +247,42 @@ class Stream:
             encoder.bad += trial.bad[: BAD_ROWS_TOLD - len(encoder.bad)]
             raise DataError(encoder.why_empty())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, see above."""
-        return {
-            "next": self._next,
-            "turn": self._turn,
-            "reached": self._reached,
-            "rows_at_once": self._rows_at_once,
-            "by_block": self._by_chunk,
-            "units": [list(unit.left()) for unit in self._open] + [list(u) for u in self._backlog],
-            "open": len(self._open),
-            "buffer": [list(reference) for reference, _ in self._buffer],
-            "queue": [list(drawn.reference) for drawn in self._queue],
-            "stats": vars(self.stats).copy(),
-        }
+    def state(self) -> StreamState:
+        """Where it stands."""
+        return StreamState(
+            next=self._next,
+            turn=self._turn,
+            reached=self._reached,
+            rows_at_once=self._rows_at_once,
+            by_chunk=self._by_chunk,
+            units=(*(unit.left() for unit in self._open), *self._backlog),
+            open=len(self._open),
+            buffer=tuple(reference for reference, _ in self._buffer),
+            queue=tuple(draw.reference for draw in self._queue),
+            stats=replace(self.stats),
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind what a state has given out; its rows are read again."""
-        self._turn, self._rows_at_once = state["turn"], state["rows_at_once"]
-        self._reached = state["reached"]
-        if "frontier" in state:  # Dealt anew: the lanes begin side by side.
-            self._next = state["frontier"] + (self._lane if self._by_chunk else 0)
-        else:
-            self._next = state["next"]
-        units = [Unit(*unit) for unit in state["units"]]
-        self._open = [_OpenUnit(unit, self.feed) for unit in units[: state["open"]]]
-        self._backlog = deque(units[state["open"] :])
-        buffer, queue = ([tuple(r) for r in state[key]] for key in ("buffer", "queue"))
-        rows = _read_again(self.feed, buffer)
-        self._buffer = [(reference, rows[reference[:2]]) for reference in buffer]
-        self._queue = deque(self.recall(queue))
-        for name, count in state["stats"].items():
+    def load(self, state: StreamState) -> None:
+        """Go on behind what a state has given out; its rows are read again.
+
+        Raises:
+            DataError: the source no longer holds them.
+        """
+        self._turn, self._rows_at_once, self._reached = (
+            state.turn,
+            state.rows_at_once,
+            state.reached,
+        )
+        self._next = state.next + (self._lane if state.dealt_anew and self._by_chunk else 0)
+        self._open = [_OpenUnit(unit, self.feed) for unit in state.units[: state.open]]
+        self._backlog = deque(state.units[state.open :])
+        rows = _read_again(self.feed, state.buffer)
+        self._buffer = [(reference, rows[reference[:2]]) for reference in state.buffer]
+        self._queue = deque(self.recall(state.queue))
+        for name, count in vars(state.stats).items():
             setattr(self.stats, name, count)
 
-    def recall(self, references: Sequence[Reference]) -> list[Drawn]:
+    def recall(self, references: Sequence[Reference]) -> list[Draw]:
         """The examples of references, read and tokenized again; they are not counted again."""
         rows = _read_again(self.feed, references)
         located = list(rows.values())
@@ -305,7 +294,7 @@ class Stream:
                 f"source {self.feed.name!r} has changed: row {lost[0][1]} of chunk "
                 f"{self.feed.order.chunk(lost[0][0])} is no longer what the run was reading."
             )
-        return [Drawn(ref, examples[ref[:2]][ref[2]]) for ref in references]
+        return [Draw(self.source, ref, examples[ref[:2]][ref[2]]) for ref in references]
 
 
 class _OpenUnit:
@@ -337,7 +326,7 @@ class _OpenUnit:
 
     def left(self) -> Unit:
         """What has not been read of it."""
-        return self._unit._replace(taken=self._taken)
+        return replace(self._unit, taken=self._taken)
 
 
 def _read_again(feed: Feed, references: Iterable[Reference]) -> dict[tuple[int, int], Located]:

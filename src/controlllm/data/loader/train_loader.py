@@ -1,7 +1,9 @@
 """Step 8: the training loader."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -11,12 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
+from controlllm.common.storage.schema import check_record
 from controlllm.data.cache.store import TokenStore
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.examples.encode import SourceStats, piece_bos
 from controlllm.data.loader.batchers import Item
 from controlllm.data.loader.collate import Batch, collate, pad_id
-from controlllm.data.loader.lane import Lane, Pipeline, redeal
+from controlllm.data.loader.draws import Count
+from controlllm.data.loader.lane import Lane, LaneState, Pipeline, redeal
 from controlllm.data.loader.mixing import plan_shares
 from controlllm.data.loader.open_source import Size, estimate_size, make_feed, store_feed
 from controlllm.data.loader.plugins import load_plugins
@@ -39,6 +43,29 @@ _DECIDES = (
     "piece_bos",
 )
 """Settings that decide what comes next, whatever the number of ranks and workers."""
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """Where the loaders of all ranks stand."""
+
+    batches: Count
+    """Batches that each has given out."""
+    lanes: dict[int, LaneState]
+    """The lanes by their numbers."""
+    data: dict[str, str]
+    """Fingerprints of the sources and of how they are mixed."""
+
+    def __post_init__(self) -> None:
+        """Check that no lane is missing (ConfigError)."""
+        if not self.lanes or set(self.lanes) != set(range(len(self.lanes))):
+            raise ConfigError(f"lanes={sorted(self.lanes)} must be numbered 0, 1, 2, ...")
+
+
+def _to_plain(state: LoaderState) -> dict[str, Any]:
+    """A state as JSON takes it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(state)))
+    return plain
 
 
 class TrainLoader:
@@ -94,7 +121,7 @@ class TrainLoader:
             self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
         self.plan = plan_shares(config, sizes, rehearsal[1] if rehearsal else 0.0)
         self._check_ranks()
-        self._states: dict[int, dict[str, Any]] = {}
+        self._states: dict[int, LaneState] = {}
         self._serving: Serving | None = None
 
     def _open(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> list[Feed]:
@@ -152,7 +179,7 @@ class TrainLoader:
         if self.batches == 1 and self.ranks.rank == 0:
             self._warn_of_few_targets()
         origins = self.plan.origins
-        groups = [[(example, origins[source]) for source, example in slot] for slot in slots]
+        groups = [[(draw.example, origins[draw.source]) for draw in slot] for slot in slots]
         return collate(groups, self.config, self._pad_id)
 
     def _warn_of_few_targets(self) -> None:
@@ -165,16 +192,16 @@ class TrainLoader:
     def progress(self) -> dict[str, dict[str, Any]]:
         """For each source, on this rank: what became of its rows, and how much was drawn."""
         result: dict[str, dict[str, Any]] = {}
-        states = self._serve().states().values()
+        mixers = [state.mixer for state in self._serve().states().values()]
         for number, feed in enumerate(self.feeds):
-            mixers = [state["mixer"] for state in states]
-            given = sum(mixer["given"][number] + mixer["before"][number] for mixer in mixers)
-            reached = max(mixer["streams"][number]["reached"] for mixer in mixers)
+            streams = [mixer.streams[number] for mixer in mixers]
+            given = sum(mixer.given[number] + mixer.before[number] for mixer in mixers)
+            reached = max(stream.reached for stream in streams)
             stats = SourceStats()
-            for mixer in mixers:
-                stats.add(SourceStats(**mixer["streams"][number]["stats"]))
+            for stream in streams:
+                stats.add(stream.stats)
             result[f"{number}:{feed.name}"] = {
-                "examples": sum(mixer["drawn"][number] for mixer in mixers),
+                "examples": sum(mixer.drawn[number] for mixer in mixers),
                 self.config.mix_by: given,
                 "epochs": reached / len(feed.chunks),
                 "stats": stats,
@@ -222,19 +249,20 @@ class TrainLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and references of all lanes, as JSON takes them. Collective."""
-        states: dict[str, Any] = {}
+        lanes: dict[int, LaneState] = {}
         for part in self.ranks.gather(self._serve().states()):
-            states |= {str(lane): state for lane, state in part.items()}
-        return {"batches": self.batches, "lanes": states, "data": self.fingerprints()}
+            lanes |= part
+        return _to_plain(LoaderState(self.batches, lanes, self.fingerprints()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the loaders that gave this state stood, on any number of ranks and workers.
 
         Raises:
-            CheckpointError: the state was written with other sources, shares or seed.
+            CheckpointError: the state is damaged, or belongs to other sources, shares or seed.
         """
-        self._check(state["data"])
-        lanes = [state["lanes"][key] for key in sorted(state["lanes"], key=int)]
+        read = check_record(state, LoaderState, "the data state")
+        self._check(read)
+        lanes = [read.lanes[number] for number in range(len(read.lanes))]
         if len(lanes) != self.lanes:
             log.warning(
                 "The data was dealt into %d lanes, now into %d: every row still comes once, but "
@@ -246,7 +274,7 @@ class TrainLoader:
             lanes = redeal(lanes, self.lanes)
         self.close()
         self._states = dict(enumerate(lanes))
-        self.batches = state["batches"]
+        self.batches = read.batches
 
     def close(self) -> None:
         """End the worker processes, if there are any; the next batch starts them anew."""
@@ -261,8 +289,8 @@ class TrainLoader:
         sources = {f"{i}:{feed.name}": feed.fingerprint for i, feed in enumerate(self.feeds)}
         return {"mix": blake2b(mix.encode(), digest_size=16).hexdigest(), **sources}
 
-    def _check(self, written: dict[str, str]) -> None:
-        own = self.fingerprints()
+    def _check(self, state: LoaderState) -> None:
+        own, written = self.fingerprints(), state.data
         differing = sorted(key for key in own | written if own.get(key) != written.get(key))
         if differing:
             raise CheckpointError(
@@ -271,6 +299,18 @@ class TrainLoader:
                 "whether it was prepared), so the run cannot go on exactly; restore them, or "
                 "start a new run."
             )
+
+        for number, lane in state.lanes.items():
+            sources = [reference[0] for reference in lane.batcher.waiting]
+            if (
+                len(lane.mixer.given) != len(self.feeds)
+                or lane.mixer.stage >= len(self.plan.stages)
+                or max(sources, default=0) >= len(self.feeds)
+            ):
+                raise CheckpointError(
+                    f"the data state is damaged: lane {number} has other sources or stages than "
+                    "the run; take an earlier checkpoint."
+                )
 
     def _serve(self) -> Serving:
         if self._serving is None:
@@ -293,12 +333,12 @@ class TrainLoader:
 
 
 def _make_lane(
-    pipeline: Pipeline, lanes: int, states: Mapping[int, dict[str, Any]], number: int
+    pipeline: Pipeline, lanes: int, states: Mapping[int, LaneState], number: int
 ) -> Lane:
     load_plugins(pipeline.config)  # A spawned worker process has none yet.
     lane = Lane(pipeline, number, lanes)
     if number in states:
-        lane.load_state_dict(states[number])
+        lane.load(states[number])
     return lane
 
 

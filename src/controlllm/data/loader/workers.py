@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from controlllm.common.errors import ControlLLMError, DataError
 from controlllm.data.loader.batchers import Item
-from controlllm.data.loader.lane import Lane
+from controlllm.data.loader.lane import Lane, LaneState
 
 __all__ = ["MakeLane", "Serving", "serve"]
 
@@ -47,7 +47,7 @@ class Serving(ABC):
         """
 
     @abstractmethod
-    def states(self) -> dict[int, dict[str, Any]]:
+    def states(self) -> dict[int, LaneState]:
         """The state of each lane behind the items given out so far."""
 
     @abstractmethod
@@ -81,8 +81,8 @@ class _Here(Serving):
                 return item
         return []
 
-    def states(self) -> dict[int, dict[str, Any]]:
-        return {lane.number: lane.state_dict() for lane in self._lanes}
+    def states(self) -> dict[int, LaneState]:
+        return {lane.number: lane.state() for lane in self._lanes}
 
     def close(self) -> None:
         self._lanes.clear()
@@ -107,7 +107,7 @@ class _Workers(Serving):
     def __init__(
         self, lanes: Sequence[Lane], make: MakeLane, num_workers: int, prefetch_factor: int
     ) -> None:
-        self._states = {lane.number: pickle.dumps(lane.state_dict()) for lane in lanes}
+        self._states = {lane.number: pickle.dumps(lane.state()) for lane in lanes}
         # Forked workers start at once and share what is in memory; elsewhere all is pickled.
         methods = multiprocessing.get_all_start_methods()
         loader = DataLoader(
@@ -154,7 +154,7 @@ class _Workers(Serving):
         assert isinstance(delivery, _Delivery)
         return delivery
 
-    def states(self) -> dict[int, dict[str, Any]]:
+    def states(self) -> dict[int, LaneState]:
         return {lane: pickle.loads(state) for lane, state in self._states.items()}
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ def _deliver(lanes: Sequence[Lane]) -> Iterator[_Delivery]:
             item = lane.next()
             going_on = going_on or bool(item)
             # At its end a lane still takes its turn, so that the order stays the same.
-            yield _Delivery(lane.number, item, pickle.dumps(lane.state_dict()))
+            yield _Delivery(lane.number, item, pickle.dumps(lane.state()))
 
 
 def _begin_worker(worker: int) -> None:

@@ -6,6 +6,7 @@ load_dataset(..., streaming=True)   read over the network: chunk = shard (a file
 ```
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from controlllm.data.sources.chunks import Chunks, Located, RowChunks
 from controlllm.data.sources.files import digest
 from controlllm.data.sources.limits import weight
 from controlllm.data.sources.lines import too_long
-from controlllm.data.sources.registry import register_source, require_read
+from controlllm.data.sources.registry import register_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -30,10 +31,9 @@ SAMPLED_ROWS = 64
 
 _HASHED_BYTES = 4 * 2**20
 _ROWS_AT_ONCE = 1000
-_READS = ("subset", "split", "revision", "streaming", "storage_options")
 
 
-@register_source("hub")
+@register_source("hub", reads=("subset", "split", "revision", "streaming", "storage_options"))
 def open_hub(source: SourceConfig, timeout: float) -> Chunks:
     """Chunks of a data set that `datasets.load_dataset` loads; the path is its name on the Hub.
 
@@ -43,10 +43,8 @@ def open_hub(source: SourceConfig, timeout: float) -> Chunks:
         timeout: not used: `datasets` has time-outs of its own (`HF_HUB_DOWNLOAD_TIMEOUT`).
 
     Raises:
-        ConfigError: a field is given that only files have.
         DataError: the package is missing, or the data set cannot be loaded.
     """
-    require_read(source, _READS)
     options = dict(source.storage_options)
     wanted: dict[str, Any] = {"name": source.subset, "revision": source.revision}
     wanted |= {"token": options.pop("token", None), "streaming": source.streaming}
@@ -72,7 +70,8 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
             "`max_rows`, or leave out `streaming`."
         )
     try:
-        return datasets.load_dataset(source.path, split=source.split, **wanted)
+        path = os.path.expanduser(source.path)
+        return datasets.load_dataset(path, split=source.split, **wanted)
     # The library raises whatever its many back ends raise; each means that it cannot be loaded.
     except Exception as error:
         guessed = "" if source.source_type else " is no local file, and as a Hub name it"

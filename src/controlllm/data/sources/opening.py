@@ -31,7 +31,7 @@ from controlllm.data.sources.registry import (
 from controlllm.data.sources.saved import is_saved, saved_chunks
 from controlllm.data.sources.splits import choose_split, files_by_split
 
-__all__ = ["SMALL_BYTES", "open_chunks", "open_files"]
+__all__ = ["SMALL_BYTES", "kind_of_source", "open_chunks", "open_files"]
 
 SMALL_BYTES = 8 * 2**20
 """Files of at most so many bytes in all are held in memory, so that their shuffle is perfect."""
@@ -47,12 +47,16 @@ def open_chunks(source: SourceConfig, timeout: float = 60.0) -> Chunks:
             does not read.
         DataError: nothing is there, it cannot be read, or it is broken as a whole.
     """
-    opened = SOURCES.get(source.source_type or _type_of(source))(source, timeout)
-    return first_rows(opened, source.max_rows)
+    kind = kind_of_source(source)
+    opener = SOURCES.get(kind)
+    require_read(source, opener.reads, f"`source_type: {kind}`")
+    return first_rows(opener.open(source, timeout), source.max_rows)
 
 
-def _type_of(source: SourceConfig) -> str:
-    """`files`, unless only the Hub can have it."""
+def kind_of_source(source: SourceConfig) -> str:
+    """Its `source_type`; where it has none, `files`, unless only the Hub can have it."""
+    if source.source_type:
+        return source.source_type
     path = local_path(source.path)
     if is_remote(source.path) or os.path.exists(path) or is_glob(path):
         return "files"
@@ -60,7 +64,7 @@ def _type_of(source: SourceConfig) -> str:
     return "hub" if hub_name and type_of_ending(source.path) is None else "files"
 
 
-@register_source("files")
+@register_source("files", reads=("file_type", "text_unit", "split", "storage_options"))
 def open_files(source: SourceConfig, timeout: float) -> Chunks:
     """Chunks of files, by their types; a folder that `save_to_disk` wrote is one data set.
 
@@ -72,12 +76,15 @@ def open_files(source: SourceConfig, timeout: float) -> Chunks:
     if isinstance(found, Folder) and source.file_type is None and is_saved(found):
         return saved_chunks(found, source)
     files = with_types(found, source)
-    reads = {"file_type"}.union(*(READ_BY_TYPE.get(file.file_type, ()) for file in files))
+    types = sorted({file.file_type for file in files})
+    reads = {"file_type"}.union(*map(READ_BY_TYPE.__getitem__, types))
+    place = "at an address" if is_remote(source.path) else "on this machine"
     reads |= {"storage_options"} if is_remote(source.path) else set()
+    what = f"files of type {', '.join(types)} {place}"
     if not isinstance(found, Folder):
-        require_read(source, reads)
+        require_read(source, reads, f"{what}, given by a path or glob")
         return _open(files, source, source.max_rows)
-    require_read(source, reads | {"split"})
+    require_read(source, reads | {"split"}, f"a folder of {what}")
     by_split = files_by_split(found.path, files)
     most = source.max_rows if source.split in by_split else None
     return choose_split(

@@ -5,14 +5,16 @@ register_source(name)                 (source, timeout) -> Chunks           sour
 register_reader(file_type, *endings)  (file, source) -> rows of one file    file_type: name
 register_chunks(file_type, *endings)  (files, source) -> Chunks             the same, cut finer
 ```
+Each takes `reads=`: the fields of a source that it reads, of those that not every source has.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.common.registry import Registry
+from controlllm.common.registry import Registry, check_choice
 from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.remote import shown
 from controlllm.data.config.source_config import SourceConfig
@@ -21,6 +23,7 @@ from controlllm.data.sources.files import SourceFile, ending, identify, reading
 
 __all__ = [
     "FILE_CHUNKS",
+    "OPENER_FIELDS",
     "READERS",
     "READ_BY_TYPE",
     "SOURCES",
@@ -30,6 +33,7 @@ __all__ = [
     "Opener",
     "Reader",
     "known_endings",
+    "readers_of",
     "register_chunks",
     "register_reader",
     "register_source",
@@ -37,8 +41,33 @@ __all__ = [
     "type_of_ending",
 ]
 
-Opener: TypeAlias = Callable[[SourceConfig, float], Chunks]
+OPENER_FIELDS = (
+    "file_type",
+    "text_unit",
+    "subset",
+    "split",
+    "revision",
+    "streaming",
+    "storage_options",
+)
+"""Fields of a source that only some openers and readers read; each says which."""
+
+_OF_FILES = {"split": "folders", "storage_options": "addresses (`s3://...`)"}
+"""Of the files, which read a field."""
+
+Open: TypeAlias = Callable[[SourceConfig, float], Chunks]
 """(source, seconds to wait for an answer) -> its chunks."""
+
+
+@dataclass(frozen=True)
+class Opener:
+    """What opens sources of one kind."""
+
+    open: Open
+    """The function that does."""
+    reads: frozenset[str]
+    """Which of `OPENER_FIELDS` it reads."""
+
 
 Reader: TypeAlias = Callable[[SourceFile, SourceConfig], Iterator[Located]]
 """(file, source) -> its rows, each with its place."""
@@ -48,7 +77,7 @@ ChunkMaker: TypeAlias = Callable[[Sequence[SourceFile], SourceConfig], Chunks]
 """(files, source) -> chunks of the rows of all files."""
 
 SOURCES: Registry[Opener] = Registry("source_type")
-"""Openers of sources: `files`, `saved`, `hub`, and those of plugins."""
+"""Openers of sources by `source_type`: `files`, `saved`, `hub`, and those of plugins."""
 
 READERS: Registry[Reader] = Registry("file_type")
 """Readers of files that are not cut: one chunk each."""
@@ -57,23 +86,47 @@ FILE_CHUNKS: Registry[ChunkMaker] = Registry("file_type")
 """Makers of chunks for every file type."""
 
 READ_BY_TYPE: dict[str, frozenset[str]] = {}
-"""File type -> fields of a source that its reader reads and others do not."""
+"""File type -> which of `OPENER_FIELDS` are read in files of this type."""
 
 _ENDINGS: dict[str, str] = {}
 T = TypeVar("T", bound=ChunkMaker)
+OpenT = TypeVar("OpenT", bound=Open)
 
-register_source = SOURCES.register
+
+def register_source(name: str, reads: Collection[str] = ()) -> Callable[[OpenT], OpenT]:
+    """Decorate an opener `(source, timeout) -> chunks`, to make a kind of source known.
+
+    Args:
+        name: what `source_type` of a source says.
+        reads: which of `OPENER_FIELDS` it reads; a source that gives another one is refused.
+
+    Raises:
+        ConfigError: the name is taken, or a field is none of `OPENER_FIELDS`.
+    """
+
+    def keep(function: OpenT) -> OpenT:
+        SOURCES.register(name)(Opener(function, _checked(reads)))
+        return function
+
+    return keep
 
 
-def register_chunks(file_type: str, *endings: str) -> Callable[[T], T]:
+def _checked(reads: Collection[str]) -> frozenset[str]:
+    for field in reads:
+        check_choice("reads", field, OPENER_FIELDS)
+    return frozenset(reads)
+
+
+def register_chunks(file_type: str, *endings: str, reads: Collection[str] = ()) -> Callable[[T], T]:
     """Decorate a maker of chunks for files of one type; see `register_reader`.
 
     Raises:
-        ConfigError: the name or an ending is taken.
+        ConfigError: the name or an ending is taken, or a field is none of `OPENER_FIELDS`.
     """
 
     def keep(maker: T) -> T:
         FILE_CHUNKS.register(file_type)(maker)
+        READ_BY_TYPE[file_type] = _checked(reads)
         for name in endings:
             if _ENDINGS.setdefault(name.lower(), file_type) != file_type:
                 raise ConfigError(
@@ -148,47 +201,53 @@ def register_reader(
     Args:
         file_type: its name, as `file_type` in a config.
         *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
-        reads: fields of a source that it reads and readers of other types do not (`text_unit`).
+        reads: which of `OPENER_FIELDS` it reads (`text_unit`); a source that gives another one
+            is refused.
 
     Raises:
-        ConfigError: the name or an ending is taken.
+        ConfigError: the name or an ending is taken, or a field is none of `OPENER_FIELDS`.
     """
 
     def keep(reader: Reader) -> Reader:
         READERS.register(file_type)(reader)
-        register_chunks(file_type, *endings)(FileChunks)
-        READ_BY_TYPE[file_type] = frozenset(reads)
+        register_chunks(file_type, *endings, reads=reads)(FileChunks)
         return reader
 
     return keep
 
 
-_READ_BY_SOME = {
-    "file_type": "only files have one",
-    "text_unit": "only plain text and Markdown read it; leave it out",
-    "subset": "only data sets of the Hub have one, and folders laid out like one with "
-    "`source_type: hub`; give the path of the wanted files instead",
-    "split": "only folders and data sets of the Hub have splits; give the path of the wanted files "
-    "instead, or `max_rows`",
-    "revision": "only data sets of the Hub have revisions; leave it out",
-    "streaming": "only data sets of the Hub are streamed; files are never downloaded as a whole",
-    "storage_options": "only addresses (`s3://...`) and data sets of the Hub read them",
-}
-"""Fields that only some openers read, and when."""
+def require_read(source: SourceConfig, reads: Collection[str], kind: str) -> None:
+    """Check that every field that a source gives is read where it leads.
 
-
-def require_read(source: SourceConfig, reads: Collection[str]) -> None:
-    """Check that an opener reads every field that a source gives.
+    Args:
+        source: what was given.
+        reads: those of `OPENER_FIELDS` that are read.
+        kind: what the source turned out to be, for the message (`a file`).
 
     Raises:
-        ConfigError: with the field, its value, and what to do.
+        ConfigError: with the field, its value, the kind of source, and what would read it.
     """
     rules = [
-        Rule(name, lambda _: False, remedy)
-        for name, remedy in _READ_BY_SOME.items()
+        Rule(
+            name,
+            lambda _: False,
+            f"only {readers_of(name)} can use it, and this is {kind}; leave it out",
+        )
+        for name in OPENER_FIELDS
         if name not in reads
     ]
     try:
         check_said(source, rules)
     except ConfigError as error:
         raise ConfigError(f"source {source.name!r} ({shown(source.path)}): {error}") from None
+
+
+def readers_of(field: str) -> str:
+    """What reads a field of `OPENER_FIELDS`, as messages and the page on data sources say it."""
+    types = [f"`file_type: {name}`" for name, fields in READ_BY_TYPE.items() if field in fields]
+    found = [
+        _OF_FILES.get(field, "files") if name == "files" else f"`source_type: {name}`"
+        for name in SOURCES.names()
+        if field in SOURCES.get(name).reads and not (types and name == "files")
+    ]
+    return " and ".join(types + found) or "no source that is known"

@@ -21,7 +21,7 @@ _MOST_BYTES = 64 * 2**20
 """Of a JSON file that describes a data set."""
 
 
-@register_source("saved")
+@register_source("saved", reads=("split", "storage_options"))
 def open_saved(source: SourceConfig, timeout: float) -> Chunks:
     """Chunks of a saved data set: rows where it lies on this machine, else one per file.
 
@@ -49,7 +49,8 @@ def saved_chunks(folder: Folder, source: SourceConfig) -> Chunks:
     Raises:
         DataError: the folder is not complete, or has no such split.
     """
-    require_read(source, {"split", "storage_options"} if is_remote(source.path) else {"split"})
+    reads = {"split", "storage_options"} if is_remote(source.path) else {"split"}
+    require_read(source, reads, "a folder of `save_to_disk`")
     by_path = {file.path: file for file in folder.files}
     if (index := by_path.get(folder.join("dataset_dict.json"))) is not None:
         places = {str(name): folder.join(str(name)) for name in _field(index, "splits", list)}

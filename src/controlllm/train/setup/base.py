@@ -10,6 +10,7 @@ import torch
 from controlllm.common.distributed import Ranks
 from controlllm.data import TrainLoader
 from controlllm.data.inspect.overlap import warn_of_overlaps
+from controlllm.data.loader.open_source import check_first_rows
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.support import check_quantised
 from controlllm.train.parallel import World
@@ -43,6 +44,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
         check_quantised({run.model.quantize_base}, run.parallel.strategy)
     engine_settings = _prepare_deepspeed(run, world) if run.parallel.way.by_deepspeed else {}
     seed_everything(run.training.seed)
+    world.ranks.first(lambda: check_first_rows(run.data))
     files = weights_to_shard(run, world) if loaded is None else None
     if loaded is None:
         log.info("Loading %s", run.model.model_name_or_path)
