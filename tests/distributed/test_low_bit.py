@@ -11,7 +11,7 @@ from tests.train.test_low_bit import wide  # noqa: F401
 
 from controlllm.checkpoint import load_checkpoint
 from controlllm.train import TrainingConfig
-from controlllm.train.step.low_bit import LOW_BIT
+from controlllm.train.config.optimizers import LOW_BIT
 from controlllm.train.step.optim import make_optimizer
 
 SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 6, "learning_rate": 2e-3}
@@ -26,7 +26,7 @@ def updated(name: str, rows: int, mesh: Any = None) -> list[torch.Tensor]:
     layer: Any = torch.nn.Linear(256, rows)
     if mesh is not None:
         fully_shard(layer, mesh=mesh)
-    config = TrainingConfig(optimizer=name, learning_rate=1e-2, weight_decay_ratio=5.0)  # type: ignore[arg-type]
+    config = TrainingConfig(optim=name, learning_rate=1e-2, weight_decay_ratio=5.0)
     optimizer = make_optimizer(layer, config)
     for step in range(5):
         random = torch.Generator().manual_seed(step)
@@ -64,7 +64,7 @@ def test_a_run_goes_on_on_two_processes_exactly_and_on_one_closely(
     """Three steps, then three more on two processes, and on one."""
 
     def by(ranks: int, folder: str, tokens: int | None = None) -> list[dict[str, Any]]:
-        training = {**SAVED, "optimizer": name, "max_tokens": tokens}
+        training = {**SAVED, "optim": name, "max_tokens": tokens}
         run = run_of(run_config, tmp_path / folder, training=training)
         return train_by(run, wide, ranks, tmp_path / "processes")[0]
 
@@ -94,8 +94,8 @@ def test_what_is_cut_in_another_way_is_refused_at_the_start(tmp_path: Path) -> N
         messages = []
         for shape, dim in (((64, 256), 1), ((1, 8192), 0)):
             weight = torch.nn.Parameter(distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]))
-            with pytest.raises(Exception, match=r"training\.optimizer=adamw_8bit") as error:
-                config = TrainingConfig(optimizer="adamw_8bit")
+            with pytest.raises(Exception, match=r"training\.optim=adamw_8bit") as error:
+                config = TrainingConfig(optim="adamw_8bit")
                 make_optimizer(torch.nn.ParameterList([weight]), config)
             messages.append(f"{type(error.value).__name__}: {error.value}")
         return messages

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import expand
-from controlllm.train import train
+from controlllm.train import RunConfig, train
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.setup.activations import enable_checkpointing
 
@@ -131,4 +131,4 @@ def test_compiled_blocks_give_the_same_losses(
 
 def test_a_policy_without_checkpointing_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs training"):
-        TrainingConfig(gradient_checkpointing_policy="selective")
+        RunConfig.from_dict({"training": {"gradient_checkpointing_policy": "selective"}})

@@ -128,7 +128,7 @@ def test_moments_in_few_bits_are_exact(
 ) -> None:
     pytest.importorskip("torchao")
     run = run_config(
-        training={"optimizer": optimizer}, expansion={"num_blocks": 1, "interpolator": "prog"}
+        training={"optim": optimizer}, expansion={"num_blocks": 1, "interpolator": "prog"}
     )
     plan = planned(run, wide()[0].config, MeshPlan(1, ranks))
     assert plan["optimizer"] < plan["trained"]
@@ -212,7 +212,7 @@ def test_checkpoints_are_as_large_as_planned(
     run = run_config(
         method=method,
         expansion={"num_blocks": 1, "expand_ends": True},
-        training={"optimizer": optimizer},
+        training={"optim": optimizer},
     )
     model, tokenizer = wide()
     expansion = run.expansion if method == "control" else None

@@ -15,7 +15,7 @@ from controlllm.checkpoint.training.optimizer import (
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.storage.files import save_tensors
 from controlllm.train import TrainingConfig, train
-from controlllm.train.step.low_bit import LOW_BIT, block_size
+from controlllm.train.config.optimizers import LOW_BIT, block_size
 from controlllm.train.step.optim import make_optimizer, make_scheduler
 
 BYTES = {"adamw_8bit": 1 + 4 / 256, "adamw_fp8": 1 + 4 / 256, "adamw_4bit": 0.5 + 4 / 128}
@@ -35,7 +35,7 @@ def trained(name, steps, width=256, **config):
     """A linear layer after some steps on gradients that every optimizer sees alike."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(width, 64)
-    settings = TrainingConfig(optimizer=name, learning_rate=1e-2, warmup_steps=2, **config)
+    settings = TrainingConfig(optim=name, learning_rate=1e-2, warmup_steps=2, **config)
     optimizer = make_optimizer(layer, settings)
     scheduler = make_scheduler(optimizer, settings, 20)
     continue_training(layer, optimizer, scheduler, range(steps))
@@ -147,7 +147,7 @@ def test_interpolators_are_not_quantised(pico_llama):
     from controlllm.expansion import ExpansionConfig, expand
 
     model = expand(pico_llama(hidden_size=64), ExpansionConfig(num_blocks=2, interpolator="proj"))
-    optimizer = make_optimizer(model, TrainingConfig(optimizer="adamw_8bit"))
+    optimizer = make_optimizer(model, TrainingConfig(optim="adamw_8bit"))
     make_optimizer_state(optimizer)
     names = {name for name in optimizer_state(model, optimizer)[0] if name.endswith("codes")}
     assert any(".expanded." in name for name in names)
@@ -160,19 +160,19 @@ def test_without_the_package_a_run_is_refused_before_anything_is_loaded(monkeypa
     for name in [name for name in sys.modules if name.split(".")[0] == "torchao"]:
         monkeypatch.setitem(sys.modules, name, None)
     run = run_config(
-        training={"optimizer": "adamw_8bit"}, model={"model_name_or_path": "no/such/model"}
+        training={"optim": "adamw_8bit"}, model={"model_name_or_path": "no/such/model"}
     )
-    with pytest.raises(ConfigError, match=r"optimizer=adamw_8bit needs torchao.*pip install"):
+    with pytest.raises(ConfigError, match=r"optim=adamw_8bit needs torchao.*pip install"):
         train(run)
     with pytest.raises(ConfigError, match="adamw_8bit"):
-        TrainingConfig(optimizer="adam_8bit")
+        TrainingConfig(optim="adam_8bit")
 
 
 @pytest.mark.parametrize("backend", ["native", "hf"])
 @pytest.mark.parametrize("name", LOW_BIT)
 def test_a_run_resumes_exactly(name, backend, run_config, wide, tmp_path):
     def run(folder, **over):
-        training = {"output_dir": str(tmp_path / folder), "eval_steps": 100, "optimizer": name}
+        training = {"output_dir": str(tmp_path / folder), "eval_steps": 100, "optim": name}
         return train(run_config(training={**training, "backend": backend, **over}), wide())
 
     run("straight")
@@ -191,7 +191,7 @@ def test_a_run_resumes_exactly(name, backend, run_config, wide, tmp_path):
 
 def test_a_checkpoint_of_another_optimizer_is_refused(run_config, wide, tmp_path):
     def run(name, folder, **over):
-        training = {"output_dir": str(tmp_path / folder), "optimizer": name, "eval_steps": 100}
+        training = {"output_dir": str(tmp_path / folder), "optim": name, "eval_steps": 100}
         return train(run_config(training={**training, "max_steps": 2, **over}), wide())
 
     for name in ("adamw", "adamw_8bit"):
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(run_config, wide, tmp_path
     for one, other in (("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")):
         checkpoint = str(tmp_path / other / "checkpoint-2")
         with (
-            pytest.warns(UserWarning, match="training.optimizer"),
+            pytest.warns(UserWarning, match="training.optim"),
             pytest.raises(CheckpointError, match=r"left over optimizer/.*as it was when"),
         ):
             run(one, f"{one} from {other}", resume_from_checkpoint=checkpoint)

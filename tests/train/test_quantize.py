@@ -14,7 +14,7 @@ from controlllm.evaluate import evaluate_losses
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.train import RunConfig, train
-from controlllm.train.setup.quantised_linear import PACKERS, QuantisedLinear
+from controlllm.train.setup.quantised_linear import QuantisedLinear
 from controlllm.train.setup.quantize import quantize_base
 
 pytest.importorskip("torchao")
@@ -33,7 +33,7 @@ def quantised(weight, kind):
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False)
     linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    return QuantisedLinear(linear, *PACKERS[kind](linear.weight))
+    return QuantisedLinear(linear, kind)
 
 
 @pytest.mark.parametrize("columns", [64, 172, 384])
@@ -265,6 +265,6 @@ def test_other_methods_and_names_are_refused():
     two = {"parallel": {"tensor_size": 2}}
     with pytest.raises(ConfigError, match=r"tensor_size=2 does not go .*quantize_base=int8"):
         RunConfig.from_dict({"model": {"quantize_base": "int8"}, **two})
-    with pytest.raises(ConfigError, match=r"tensor_size=2 does not go .*optimizer=adamw_4bit"):
-        RunConfig.from_dict({"training": {"optimizer": "adamw_4bit"}, **two})
+    with pytest.raises(ConfigError, match=r"tensor_size=2 does not go .*optim=adamw_4bit"):
+        RunConfig.from_dict({"training": {"optim": "adamw_4bit"}, **two})
     assert RunConfig.from_dict(two).parallel.tensor_size == 2

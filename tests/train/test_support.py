@@ -1,17 +1,19 @@
 """What cannot work together is refused, by the table that the page is made of."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
+import torch
 from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
+from controlllm.train.config.compatibility import REFUSED, WAYS, Setting
 from controlllm.train.config.parallel_config import ParallelConfig
+from controlllm.train.config.registries import BACKENDS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.strategies import STRATEGIES
-from controlllm.train.config.support import MARKS, REFUSED, WAYS, Setting, page
-from controlllm.train.config.training_config import Backend
+from controlllm.train.config.support import MARKS, page
 from controlllm.train.parallel.deepspeed_config import check_precision, deepspeed_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +35,8 @@ def set_by(setting: Setting) -> str:
 
 def given(setting: Setting) -> Any:
     """A value that meets a setting."""
-    if setting.values:
-        return setting.values[0]
+    if setting.values is not None:
+        return setting.values()[0]
     default = setting.of(RunConfig())
     named = {"model.quantize_base": "int8", "peft.type": "lora"}
     if setting.path in named:
@@ -58,7 +60,7 @@ def test_each_row_of_the_table_is_refused(row: Any) -> None:
 
 
 def test_the_back_ends_and_strategies_of_the_table_are_all_there_are() -> None:
-    for backend in get_args(Backend):
+    for backend in BACKENDS.names():
         for strategy in STRATEGIES.names():
             values = nested({"training.backend": backend, "parallel.strategy": strategy})
             if (backend, strategy) in WAYS:
@@ -122,14 +124,14 @@ def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -
     ("deepspeed", "parts"),
     [
         ({"train_batch_size": 8}, ["train_batch_size", "per_device_train_batch_size"]),
-        ({"optimizer": {"type": "Adam"}}, ["optimizer", "training.optimizer"]),
+        ({"optimizer": {"type": "Adam"}}, ["optimizer", "training.optim"]),
         (
             {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "eps": "auto"}}},
-            ["optimizer", "training.optimizer"],
+            ["optimizer", "training.optim"],
         ),
         (
             {"optimizer": {"type": "Lamb", "params": {"lr": "auto"}}},
-            ["optimizer", "training.optimizer"],
+            ["optimizer", "training.optim"],
         ),
         ({"bf16": {"enabled": True}}, ["bf16", "training.mixed_precision"]),
         ({"zero_optimization": {"stage": 2}}, ["stage 2", "zero3"]),
@@ -159,10 +161,10 @@ def test_settings_of_deepspeed_that_contradict_the_run_are_refused(
 
 def test_weights_that_deepspeed_would_not_compute_in_are_refused(pico_llama: Any) -> None:
     model = pico_llama().bfloat16()
-    check_precision(model, "bf16")
-    check_precision(model.float(), "no")
+    check_precision(model, torch.bfloat16)
+    check_precision(model.float(), None)
     with pytest.raises(ConfigError, match=r"is bfloat16; set training\.mixed_precision=bf16"):
-        check_precision(model.bfloat16(), "no")
+        check_precision(model.bfloat16(), None)
 
 
 def test_settings_of_deepspeed_are_for_deepspeed() -> None:

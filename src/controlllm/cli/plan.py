@@ -1,11 +1,12 @@
 """`controlllm plan`: what a run will take, before anything is loaded."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import TINY, setting
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
 from controlllm.expansion import ExpansionConfig
@@ -29,15 +30,15 @@ class PlanOptions(RunConfig):
     weights, no data.
     """
 
-    num_blocks: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    num_blocks: list[int] = setting(factory=lambda: [4, 8, 16, 32], at_least=1)
     """Numbers of expanded blocks to plan for, beside the run's own."""
-    world_size: int = 1
+    world_size: int = setting(1, at_least=1)
     """Processes of the run, one on each device."""
-    local_world_size: int | None = None
+    local_world_size: int | None = setting(None, at_least=1)
     """Processes on each machine (for hsdp); null = all on one."""
     device_name: str = "H100"
     """Which device: A100, H100, 'H100 PCIe', 'H100 NVL', H200, 'H200 NVL', B200, L40S, MI300X."""
-    mfu: float = 0.4
+    mfu: float = setting(0.4, at_least=TINY, at_most=1)
     """Share of the device's peak rate that the run is believed to reach, 0 to 1."""
     output: str | None = None
     """JSON file to write the numbers to."""
@@ -45,15 +46,11 @@ class PlanOptions(RunConfig):
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         super().__post_init__()
-        if min([self.world_size, self.local_world_size or 1, *self.num_blocks]) < 1:
-            raise ConfigError("world_size, local_world_size and num_blocks must be at least 1.")
         if self.parallel.tensor_size > 1:
             raise ConfigError(
                 f"parallel.tensor_size={self.parallel.tensor_size}: `plan` does not support "
                 "tensor groups; set 1."
             )
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"mfu={self.mfu!r} is out of range; allowed: above 0, at most 1.")
 
 
 def run(argv: list[str]) -> None:

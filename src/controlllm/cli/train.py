@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.terminal import be_silent, is_first, note_saved, tell_log
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings import check_numbers
+from controlllm.common.facts import setting
 from controlllm.train.config.run_config import RunConfig, tell_without_effect
 
 __all__ = ["TrainOptions", "parse_run", "run"]
@@ -23,17 +23,12 @@ class TrainOptions(RunConfig):
     same command goes on; 2 an error that the message explains; 1 a process was lost.
     """
 
-    nproc: int | Literal["auto"] = "auto"
+    nproc: int | Literal["auto"] = setting("auto", at_least=1, at_most=_MOST_PROCESSES)
     """Processes to start on this machine; `auto`: one for each GPU that is visible (1 without
     GPUs, or where torchrun or srun started this one); 1: train in this process."""
     max_restarts: int = 0
     """How often the processes are started again after one of them was lost (not after an error in
     the input); for those that --nproc starts."""
-
-    def __post_init__(self) -> None:
-        """Check the values (ConfigError)."""
-        super().__post_init__()
-        check_numbers(self, "", {"nproc": 1}, {"nproc": _MOST_PROCESSES})
 
     def to_run(self) -> RunConfig:
         """The run without how it is started."""

@@ -12,7 +12,8 @@ context        How many positions a model knows
 distributed    Several processes agree: gather, reduce, one first
 interrupts     Ctrl-C in the first seconds, and later
 text           Text for people: readable, without secrets, with progress
-settings       Bounds of settings, facts of their fields, and those that would not be read
+settings       Names and bounds of settings, and those that would not be read
+facts          The facts of a setting stand at its field, and all checks are derived from them
 storage        Files here and elsewhere: whole or not at all, and never those of others
 packages       Optional packages, by one door each
 attention      Attention that keeps packed documents apart

@@ -81,6 +81,10 @@ class Registry(Generic[T]):
         check_choice(self.kind, name, self._things)
         return self._things[name]
 
+    def things(self) -> list[T]:
+        """All that is registered."""
+        return list(self._things.values())
+
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted({*self.reserved, *self._things})

@@ -10,7 +10,7 @@ A value that differs from its default counts as said, unless it is that of a pre
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -23,11 +23,11 @@ __all__ = [
     "LONGEST_SECONDS",
     "RUNS_CODE",
     "Rule",
-    "check_numbers",
     "check_range",
     "check_said",
     "dataclass_in",
     "near_setting",
+    "plain_number",
     "require_settings",
     "setting_names",
     "settings_with",
@@ -53,7 +53,7 @@ class Rule:
 
 
 def check_said(
-    config: Any, rules: Sequence[Rule], below: Mapping[str, Any] | None = None, where: str = ""
+    config: Any, rules: Iterable[Rule], below: Mapping[str, Any] | None = None, where: str = ""
 ) -> None:
     """Tell of what is said and not read: what is refused first, then the warnings.
 
@@ -112,38 +112,15 @@ def check_range(field: str, value: float, low: float, high: float = LARGEST) -> 
         ConfigError: with the field, the value and the range.
     """
     if not low <= value <= high:
-        upper = "" if high == LARGEST and not value > high else f" and at most {_plain(high)}"
+        upper = "" if high == LARGEST and not value > high else f" and at most {plain_number(high)}"
         raise ConfigError(
-            f"{field}={value!r} is out of range; allowed: at least {_plain(low)}{upper}."
+            f"{field}={value!r} is out of range; allowed: at least {plain_number(low)}{upper}."
         )
 
 
-def _plain(number: float) -> str:
+def plain_number(number: float) -> str:
     """Whole numbers with all their digits."""
     return str(int(number)) if number == int(number) else f"{number:g}"
-
-
-def check_numbers(
-    config: Any, where: str, least: Mapping[str, float], most: Mapping[str, float] | None = None
-) -> None:
-    """Check every number in the fields of a dataclass, also those in lists.
-
-    Args:
-        config: the dataclass.
-        where: its dotted name, for the messages.
-        least: the least value of fields for which that is not 0.
-        most: the largest value of fields for which that is not `LARGEST`.
-
-    Raises:
-        ConfigError: with the first field that is out of its range.
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                name = f"{where}.{field.name}" if where else field.name
-                low, high = least.get(field.name, 0), (most or {}).get(field.name, LARGEST)
-                check_range(name, number, low, high)
 
 
 RUNS_CODE = {"runs_code": True}
@@ -151,13 +128,13 @@ RUNS_CODE = {"runs_code": True}
 
 
 def settings_with(cls: type, fact: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of a dataclass's settings, sections included, whose metadata hold a fact."""
+    """Dotted names of a dataclass's settings and sections whose metadata hold a fact."""
     hints = get_type_hints(cls)
     for field in fields(cls):
-        if is_dataclass(hints[field.name]):
-            yield from settings_with(hints[field.name], fact, f"{prefix}{field.name}.")
-        elif fact.items() <= field.metadata.items():
+        if fact.items() <= field.metadata.items():
             yield prefix + field.name
+        elif is_dataclass(hints[field.name]):
+            yield from settings_with(hints[field.name], fact, f"{prefix}{field.name}.")
 
 
 def value_at(values: Any, name: str) -> Any:

@@ -20,6 +20,7 @@ import yaml
 from controlllm.cli.kit.terminal import speaks
 from controlllm.cli.kit.words import Words, is_required, parse_words
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import describe_facts, settings_of
 from controlllm.common.settings import RUNS_CODE, require_settings, settings_with, value_at
 from controlllm.common.text.secrets import hidden, redacted
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets
@@ -194,7 +195,10 @@ def _print_help(cls: type, verb: str, unread: Collection[str]) -> None:
             "folders and template files of a run folder; only here, never in a file.",
         )
     parser.add_class_arguments(cls, as_group=False, as_positional=True)
+    facts = {name: describe_facts(field) for name, field in settings_of(cls)}
     for action in parser._actions:
         if action.dest in unread:
             action.help = SUPPRESS
+        elif facts.get(action.dest):
+            action.help = f"{action.help} {facts[action.dest]}"
     parser.print_help()

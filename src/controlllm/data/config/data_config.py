@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import setting
 from controlllm.common.registry import check_choice
 from controlllm.common.settings import LARGEST, RUNS_CODE, check_said
 from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, check_names
@@ -93,19 +94,19 @@ class DataConfig:
     """Draw rows in an order shuffled anew for each epoch, instead of as they lie."""
     shuffle_buffer: int = 1024
     """Rows of a large source that are mixed on top of the shuffled order of its chunks."""
-    num_workers: int = 0
+    num_workers: int = setting(0, may_change=True)
     """Processes that read, tokenize and pack ahead; 0 does it between the steps."""
-    prefetch_factor: int = 4
+    prefetch_factor: int = setting(4, may_change=True)
     """Slots or batches that each worker process prepares ahead."""
-    lanes: int | None = None
+    lanes: int | None = setting(None, may_change=True)
     """Independent streams the data is dealt into; by default ranks * workers. Set it to keep the
     batches the same for any number of ranks and workers that divides it."""
-    cache_dir: str | None = None
+    cache_dir: str | None = setting(None, may_change=True)
     """Where prepared tokens and whole-source passes are kept; by default
     `~/.cache/controlllm/data`. What `controlllm data prepare` put there is used by itself."""
-    timeout: float = 60.0
+    timeout: float = setting(60.0, may_change=True)
     """Seconds to wait for one answer of a remote file system before it counts as failed."""
-    cache_timeout: float = 3600.0
+    cache_timeout: float = setting(3600.0, may_change=True)
     """Seconds to wait for another process that prepares the same cache."""
     plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Python files that register formats, sources, filters, hooks or collators."""

@@ -1,9 +1,10 @@
 """What a run shows of itself when something is wrong with it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.settings import LONGEST_SECONDS, check_numbers
+from controlllm.common.facts import Read, check_values, setting
+from controlllm.common.settings import LONGEST_SECONDS
 
 __all__ = ["DebugConfig"]
 
@@ -14,7 +15,13 @@ class DebugConfig:
 
     profile_steps: list[int] | None = None
     """[first, last]: write a trace of these optimizer steps to <output_dir>/profile."""
-    profile_ranks: list[int] = field(default_factory=lambda: [0])
+    profile_ranks: list[int] = setting(
+        factory=lambda: [0],
+        read=Read(
+            lambda run: run.debug.profile_steps is not None or run.debug.memory_snapshot,
+            "neither debug.profile_steps nor debug.memory_snapshot is set",
+        ),
+    )
     """Processes that write one, and memory snapshots; each costs some time."""
     memory_snapshot: bool = False
     """Record a GPU's allocations, and write them to <output_dir>/profile after profile_steps, else
@@ -24,7 +31,7 @@ class DebugConfig:
     flight_recorder: bool = False
     """Let torch note the last collectives of NCCL, and write them to <output_dir>/flight_recorder
     when one times out."""
-    watchdog_seconds: float | None = None
+    watchdog_seconds: float | None = setting(None, at_most=LONGEST_SECONDS)
     """Report which process hangs where once a phase of a step takes so long; 0 = never; null = half
     of parallel.timeout where several processes train."""
 
@@ -36,7 +43,7 @@ class DebugConfig:
                 f"debug.profile_steps={steps!r}; allowed: [first, last] with 1 <= first <= last, "
                 "or null."
             )
-        check_numbers(self, "debug", {}, {"watchdog_seconds": LONGEST_SECONDS})
+        check_values(self, "debug")
         if not self.profile_ranks:
             raise ConfigError(
                 f"debug.profile_ranks={self.profile_ranks!r}; allowed: a list of at least one rank."

@@ -1,12 +1,12 @@
 """The settings that are a method's own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import check_choice
-from controlllm.common.settings import LARGEST, check_numbers
+from controlllm.common.facts import check_values, setting
+from controlllm.common.settings import LARGEST
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.method.unread import (
     check_settings,
@@ -23,8 +23,6 @@ __all__ = [
     "settled",
 ]
 
-FreezeGroup = Literal["embeddings", "norm", "head"]
-
 _STACK = {"structure": "stack", "divergence": "none"}
 _FREE = ("num_blocks", "layers", "residual_projections")
 
@@ -33,18 +31,16 @@ _FREE = ("num_blocks", "layers", "residual_projections")
 class FreezeConfig:
     """What of the base trains (method `freeze`)."""
 
-    num_layers: int | None = None
+    num_layers: int | None = setting(None, at_least=-LARGEST)
     """The last so many blocks train, or (below 0) the first ones; null = a quarter of all."""
     layers: list[int] | None = None
     """Explicit blocks that train, instead of num_layers."""
-    also_train: list[FreezeGroup] = field(default_factory=list)
+    also_train: list[str] = setting(factory=list, choices=("embeddings", "norm", "head"))
     """What trains beside them: any of embeddings, norm (the final one) and head."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        for group in self.also_train:
-            check_choice("freeze.also_train", group, get_args(FreezeGroup))
-        check_numbers(self, "freeze", {"num_layers": -LARGEST})
+        check_values(self, "freeze")
         if self.num_layers == 0 or self.layers == []:
             raise ConfigError(
                 "freeze: no block trains; give num_layers other than 0, or layers, or neither."
@@ -86,7 +82,7 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        check_numbers(self, "kl", {})
+        check_values(self, "kl")
 
 
 def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:
@@ -99,8 +95,8 @@ def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:
     'stack'
     """
     default = ExpansionConfig()
-    for setting in fields(ExpansionConfig):
-        name, value = setting.name, getattr(expansion, setting.name)
+    for field in fields(ExpansionConfig):
+        name, value = field.name, getattr(expansion, field.name)
         if name not in _FREE and value not in (getattr(default, name), _STACK.get(name)):
             raise ConfigError(
                 f"expansion.{name}={value!r} does not go together with method='stack', which is "

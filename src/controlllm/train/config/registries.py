@@ -1,7 +1,7 @@
-"""Names that a run file uses and that users' own code may add to: schedules and loggers.
+"""Names that a run file uses and that users' own code may add to: back ends, schedules, loggers.
 
 They stand here, below what fills them, so that a config can check a name. Ours are reserved: they
-are known before `step.schedules` and `record.loggers` are imported.
+are known before `loops.backends`, `step.schedules` and `record.loggers` are imported.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,13 @@ from typing import Any
 
 from controlllm.common.registry import Registry
 
-__all__ = ["LOGGERS", "OWN_SCHEDULES", "SCHEDULES"]
+__all__ = ["BACKENDS", "LOGGERS", "OWN_BACKENDS", "OWN_SCHEDULES", "SCHEDULES"]
+
+OWN_BACKENDS = ("native", "hf")
+"""Those of which strategies say whether they go together with them."""
+
+BACKENDS: Registry[Callable[[Any, Any], Any]] = Registry("training.backend", OWN_BACKENDS)
+"""Which loop trains: (`setup.stages.Ready`, `record.recorder.Recorder`) -> `TrainResult`."""
 
 OWN_SCHEDULES = ("cosine", "linear", "constant", "wsd", "step")
 """Those whose settings are known; another may read any setting of `training`."""

@@ -4,23 +4,26 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.bitsandbytes import BnbKind
-from controlllm.common.registry import check_choice
-from controlllm.common.settings import RUNS_CODE, check_numbers, value_at
+from controlllm.common.facts import Read, check_values, setting
+from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
+from controlllm.common.settings import RUNS_CODE, value_at
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion.method.unread import trains_interpolators
+from controlllm.train.config.compatibility import check_support
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets, write_yaml
 from controlllm.train.config.debug_config import DebugConfig
+from controlllm.train.config.logging_config import LoggingConfig
 from controlllm.train.config.method_config import FreezeConfig, KLConfig, settled
 from controlllm.train.config.methods import METHODS, adapters_of
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.presets import PRESETS, preset_values
 from controlllm.train.config.registries import LOGGERS
-from controlllm.train.config.support import check_support
+from controlllm.train.config.rehearsal_config import RehearsalConfig
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.config.unread import refuse_unread
 
@@ -40,9 +43,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-RehearsalLoss = Literal["kl", "ce"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-QuantizeBase = Literal["int8", "nf4", BnbKind]
+
+def _only(section: str) -> Read:
+    """Which method reads a section of its own."""
+    return Read(
+        lambda run: METHODS.get(run.method).section == section, f"only method={section} reads it"
+    )
 
 
 @dataclass
@@ -53,9 +59,9 @@ class ModelConfig:
     """Hub name or folder of the base model (or of an expanded one to train further)."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
-    dtype: Dtype = "float32"
+    dtype: str = setting("float32", choices=("auto", "float32", "bfloat16", "float16"))
     """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
-    quantize_base: QuantizeBase | None = None
+    quantize_base: str | None = setting(None, choices=QUANTIZERS.names)
     """Hold the linear layers of the frozen blocks in few bits: `int8` or `nf4` by torchao, once the
     base is expanded; `bnb_int8`, `bnb_nf4` or `bnb_nf4_double` (scales quantised, too) by
     bitsandbytes, while it is loaded. The run trains beside that base and measures against it."""
@@ -65,89 +71,14 @@ class ModelConfig:
     """Allow code that comes with the model to run."""
     tokenizer_name_or_path: str | None = None
     """Tokenizer to use instead of the model's own."""
-    device: str = "auto"
+    device: str = setting("auto", may_change=True)
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         if self.model_name_or_path is not None and not self.model_name_or_path.strip():
             raise ConfigError("model.model_name_or_path is empty; name a model or a folder.")
-        check_choice("model.dtype", self.dtype, get_args(Dtype))
-        if self.quantize_base is not None:
-            check_choice("model.quantize_base", self.quantize_base, get_args(QuantizeBase))
-
-
-@dataclass
-class RehearsalConfig:
-    """Self-rehearsal: the base writes sequences, and a share of each batch rehearses them."""
-
-    num_sequences: int = 0
-    """How many sequences the base writes; 0 = no rehearsal."""
-    share: float = 0.125
-    """Share of the rows of each batch that are rehearsed."""
-    length: int | None = None
-    """Tokens of one sequence; null = data.max_length."""
-    loss: RehearsalLoss = "kl"
-    """`kl`: KL(base || model) on the rehearsed tokens; `ce`: they are ordinary training tokens."""
-    weight: float = 1.0
-    """Weight of the rehearsal KL in the loss (`ce` rows are weighted by their share alone)."""
-    temperature: float = 1.0
-    """Sampling temperature; 1 = the base's own distribution."""
-    prompts: str | None = None
-    """Text file, one prompt per line, to start sequences from; null = the BOS token."""
-    batch_size: int = 32
-    """Sequences sampled at a time."""
-    cache_dir: str | None = None
-    """Where sequences are cached; null = <output_dir>/rehearsal."""
-
-    def __post_init__(self) -> None:
-        """Check the values (ConfigError)."""
-        check_choice("rehearsal.loss", self.loss, get_args(RehearsalLoss))
-        least = {"temperature": 1e-3, "batch_size": 1, "length": 2}
-        check_numbers(self, "rehearsal", least, {"share": 0.9})
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the run rehearses at all."""
-        return self.num_sequences > 0 and self.share > 0
-
-    @property
-    def uses_kl(self) -> bool:
-        """Whether rehearsed rows are held to the base's predictions."""
-        return self.enabled and self.loss == "kl"
-
-
-@dataclass
-class LoggingConfig:
-    """Where metrics go."""
-
-    logging_steps: int = 10
-    """Optimizer steps between training records."""
-    report_to: list[str] | str = field(default_factory=lambda: ["console", "jsonl", "tensorboard"])
-    """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb, or a registered
-    name; with training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab,
-    ... One may stand without brackets; none = nowhere."""
-    run_name: str | None = None
-    """Name of the run in W&B; null = the name of output_dir."""
-    project: str = "controlllm"
-    """Project in W&B."""
-
-    def __post_init__(self) -> None:
-        """Check the values (ConfigError)."""
-        check_numbers(self, "logging", {"logging_steps": 1})
-        if isinstance(self.report_to, str):
-            self.report_to = [] if self.report_to == "none" else [self.report_to]
-        for name in self.integrations:
-            # Asked only where one of them is meant: it looks for all of their packages.
-            from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-            names = dict.fromkeys([*LOGGERS.names(), *INTEGRATION_TO_CALLBACK])
-            check_choice("logging.report_to", name, names)
-
-    @property
-    def integrations(self) -> list[str]:
-        """Loggers that `transformers.Trainer` brings."""
-        return [name for name in self.report_to if name not in LOGGERS.names()]
+        check_values(self, "model")
 
 
 class _Laid(str):
@@ -162,20 +93,32 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The base model."""
-    method: str = "control"
+    method: str = setting("control", choices=METHODS.names)
     """`control`: expand and train the copies. To compare with: `full` (train all weights), `lora`
     (PEFT's adapters), `freeze` (train a few blocks), `stack` (LLaMA-Pro), `replay` (full tuning
     with data.replay), `kl` (full tuning, held to the base). Docs: docs/baselines.md."""
-    preset: str | None = None
+    preset: str | None = setting(None, choices=PRESETS, may_change=True)
     """`paper` (the authors' settings), `retain` (least forgetting without old data), or null. It
     gives defaults only: every value given beside it counts more."""
-    expansion: ExpansionConfig = field(default_factory=ExpansionConfig)
+    expansion: ExpansionConfig = setting(
+        factory=ExpansionConfig,
+        read=Read(
+            lambda run: METHODS.get(run.method).expands,
+            "only method=control and method=stack read it",
+        ),
+    )
     """The expansion (methods `control` and `stack`)."""
-    peft: AdapterConfig = field(default_factory=AdapterConfig)
+    peft: AdapterConfig = setting(
+        factory=AdapterConfig,
+        read=Read(
+            lambda run: run.adapters is not None,
+            "peft.type names no adapters, nor does method=lora bring them",
+        ),
+    )
     """Adapters: of the base (method `lora`), or of the blocks that are not expanded (`control`)."""
-    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    freeze: FreezeConfig = setting(factory=FreezeConfig, read=_only("freeze"))
     """What trains (method `freeze`)."""
-    kl: KLConfig = field(default_factory=KLConfig)
+    kl: KLConfig = setting(factory=KLConfig, read=_only("kl"))
     """The pull to the base (method `kl`)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training, replay, learn and retain data."""
@@ -183,23 +126,22 @@ class RunConfig:
     """Self-rehearsal."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = setting(factory=ParallelConfig, may_change=True)
     """How several processes share the model."""
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    logging: LoggingConfig = setting(factory=LoggingConfig, may_change=True)
     """Metric loggers."""
-    debug: DebugConfig = field(default_factory=DebugConfig)
+    debug: DebugConfig = setting(factory=DebugConfig, may_change=True)
     """Profiles, the hunt for NaN, the watchdog."""
 
     def __post_init__(self) -> None:
         """Check what concerns several sections (ConfigError)."""
+        check_values(self, "")
         method = METHODS.get(self.method)
-        if self.preset is not None:
-            check_choice("preset", self.preset, PRESETS)
-            if not isinstance(self.preset, _Laid):
-                raise ConfigError(
-                    f"RunConfig(preset={self.preset!r}) cannot tell which values you gave beside "
-                    f"it; use RunConfig.from_dict({{'preset': {self.preset!r}, ...}})."
-                )
+        if self.preset is not None and not isinstance(self.preset, _Laid):
+            raise ConfigError(
+                f"RunConfig(preset={self.preset!r}) cannot tell which values you gave beside it; "
+                f"use RunConfig.from_dict({{'preset': {self.preset!r}, ...}})."
+            )
         check_support(self)
         if self.logging.integrations and self.training.backend != "hf":
             raise ConfigError(
@@ -220,6 +162,17 @@ class RunConfig:
     def adapters(self) -> str | None:
         """The type of the adapters that the run trains, if any."""
         return adapters_of(self.method, self.peft.type)
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """How the base is held in few bits, if it is."""
+        kind = self.model.quantize_base
+        return None if kind is None else QUANTIZERS.get(kind)
+
+    @property
+    def trains_interpolators(self) -> bool:
+        """Whether anything that joins branches trains."""
+        return METHODS.get(self.method).expands and trains_interpolators(self.expansion)
 
     def _check_method(self) -> None:
         """What is a method's own, and what does not go together with it."""

@@ -1,133 +1,148 @@
 """How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import check_choice
-from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS, check_numbers
-from controlllm.train.config.registries import OWN_SCHEDULES, SCHEDULES
+from controlllm.common.facts import TINY, Read, check_values, setting
+from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS
+from controlllm.common.storage.remote import is_remote
+from controlllm.train.config.optimizers import OPTIMIZERS
+from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULES
 
-__all__ = [
-    "Backend",
-    "DecayName",
-    "MixedPrecision",
-    "OptimizerName",
-    "TrainingConfig",
-]
+__all__ = ["LIGER_KERNELS", "TrainingConfig"]
 
-Backend = Literal["native", "hf"]
-OptimizerName = Literal["adamw", "adamw_8bit", "adamw_4bit", "adamw_fp8"]
-DecayName = Literal["linear", "cosine", "1-sqrt"]
-MixedPrecision = Literal["no", "bf16"]
-CheckpointingPolicy = Literal["full", "selective"]
-LigerKernel = Literal["rms_norm", "swiglu", "rope", "fused_linear_cross_entropy"]
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+LIGER_KERNELS = ("rms_norm", "swiglu", "rope", "fused_linear_cross_entropy")
 
-_TINY = 1e-12
-_LEAST = {
-    **dict.fromkeys(
-        (
-            *("max_steps", "max_tokens", "eval_steps", "save_steps"),
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"),
-            *("gradient_accumulation_steps", "total_train_batch_size", "loss_chunk_size"),
-        ),
-        1,
-    ),
-    **dict.fromkeys(
-        (
-            *("num_train_epochs", "max_seconds", "interpolator_learning_rate"),
-            *("weight_decay_ratio", "remote_timeout"),
-        ),
-        _TINY,
-    ),
-}
-_MOST = {
-    **dict.fromkeys(("min_learning_rate_ratio", "adam_beta1", "adam_beta2", "lr_gamma"), 1),
-    "seed": LARGEST_SEED,
-    "remote_timeout": LONGEST_SECONDS,
-}
+
+def _read_by(*schedules: str) -> Read:
+    """By these of our schedules; what one of a user's own reads is not known."""
+    others = set(OWN_SCHEDULES) - set(schedules)
+    return Read(
+        lambda run: run.training.lr_scheduler_type not in others,
+        f"only training.lr_scheduler_type={' or '.join(schedules)} reads it; set that, or leave it "
+        "out",
+        refuse=True,
+    )
+
+
+def _needing(name: str, why: str) -> Read:
+    """Only where another setting of `training` is given."""
+    return Read(lambda run: getattr(run.training, name) not in (None, False), why, refuse=True)
+
+
+_MEASURING = Read(
+    lambda run: bool(run.data.learn or run.data.retain), "data.learn and data.retain name no set"
+)
+_MIRRORING = Read(lambda run: run.training.remote_dir is not None, "training.remote_dir is not set")
 
 
 @dataclass
 class TrainingConfig:
     """Everything that has to do with time: the loop, its optimizer, its budgets, its files."""
 
-    output_dir: str = "output"
+    output_dir: str = setting("output", may_change=True)
     """Folder the run writes: config.yaml, metrics.jsonl, checkpoint-{step}/, best.json."""
-    overwrite_output_dir: bool = False
+    overwrite_output_dir: bool = setting(False, may_change=True)
     """Start afresh in a non-empty output_dir (its old checkpoints are removed first)."""
-    backend: Backend = "native"
+    backend: str = setting("native", choices=BACKENDS.names, may_change=True)
     """Which loop trains: `native` (ours) or `hf` (transformers.Trainer), with the same losses."""
-    seed: int = 42
+    seed: int = setting(42, at_most=LARGEST_SEED)
     """Seed of weights, data order, rehearsal sampling and alpha sampling: 0 to 2^32 - 1."""
 
-    max_steps: int = 1000
+    max_steps: int = setting(
+        1000,
+        at_least=1,
+        read=Read(
+            lambda run: run.training.num_train_epochs is None,
+            "training.num_train_epochs counts instead of it",
+        ),
+    )
     """Optimizer steps to train; ignored when num_train_epochs is given."""
-    num_train_epochs: float | None = None
+    num_train_epochs: float | None = setting(None, at_least=TINY)
     """Passes over data.train instead of max_steps (turned into steps by the sources' sizes)."""
-    max_tokens: int | None = None
+    max_tokens: int | None = setting(None, at_least=1, may_change=True)
     """Stop after this many real training tokens (checked after each step)."""
-    max_seconds: float | None = None
+    max_seconds: float | None = setting(None, at_least=TINY, may_change=True)
     """Stop after this many seconds of training steps (no evaluation), summed over resumes."""
 
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int = setting(8, at_least=1)
     """Rows of data.max_length tokens in one micro-batch."""
-    per_device_eval_batch_size: int = 8
+    per_device_eval_batch_size: int = setting(8, at_least=1, may_change=True, read=_MEASURING)
     """Rows in one evaluation batch."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = setting(1, at_least=1)
     """Micro-batches per optimizer step on each process; the result is that of one big batch."""
-    total_train_batch_size: int | None = None
+    total_train_batch_size: int | None = setting(None, at_least=1)
     """Rows of an optimizer step over all processes and micro-batches, instead of
     gradient_accumulation_steps: it stays the same on any number of processes."""
 
-    optimizer: OptimizerName = "adamw"
+    optim: str = setting("adamw", choices=OPTIMIZERS.names)
     """adamw, or with moments in few bits (by torchao): adamw_8bit, adamw_4bit, adamw_fp8."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    min_learning_rate_ratio: float = 0.1
+    min_learning_rate_ratio: float = setting(
+        0.1, at_most=1, read=_read_by("cosine", "linear", "wsd")
+    )
     """Learning rate at the end of the schedule, as a share of the peak (cosine, linear, wsd)."""
-    interpolator_learning_rate: float | None = None
+    interpolator_learning_rate: float | None = setting(
+        None,
+        at_least=TINY,
+        read=Read(
+            lambda run: run.trains_interpolators,
+            "no interpolator trains (expansion.train_alpha, or a token gate such as dlerp)",
+        ),
+    )
     """Peak learning rate of the interpolators; null = learning_rate."""
     warmup_steps: float = 0.05
     """Linear warm-up: a number of steps, or (below 1) a share of all steps."""
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: str = setting("cosine", choices=SCHEDULES.names)
     """After the warm-up: cosine, linear, constant, wsd (warm-up, stable, decay), step, or a
     registered name."""
-    lr_decay_steps: float = 0.2
+    lr_decay_steps: float = setting(0.2, read=_read_by("wsd"))
     """wsd: the last so many steps decay, or (below 1) that share of all steps."""
-    lr_decay_type: DecayName = "linear"
+    lr_decay_type: str = setting(
+        "linear", choices=("linear", "cosine", "1-sqrt"), read=_read_by("wsd")
+    )
     """wsd: shape of the decay: linear, cosine or 1-sqrt."""
-    lr_milestones: list[float] = field(default_factory=list)
+    lr_milestones: list[float] = setting(factory=list)
     """step: the rate is multiplied by lr_gamma after so many steps, or (below 1) such shares of all
     steps."""
-    lr_gamma: float = 0.1
+    lr_gamma: float = setting(0.1, at_most=1, read=_read_by("step"))
     """step: what the rate is multiplied by at each milestone."""
     weight_decay: float = 0.0
     """AdamW weight decay of matrices (never of norms, biases, embeddings or interpolators)."""
-    weight_decay_ratio: float | None = None
+    weight_decay_ratio: float | None = setting(None, at_least=TINY)
     """Weight decay as a multiple of each step's learning rate, instead of weight_decay: the authors
     had 0.1, which decays by next to nothing."""
-    adam_beta1: float = 0.9
+    adam_beta1: float = setting(0.9, at_most=1)
     """AdamW decay of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = setting(0.999, at_most=1)
     """AdamW decay of the second moment."""
     adam_epsilon: float = 1e-8
     """AdamW epsilon."""
     max_grad_norm: float = 1.0
     """Gradient norm to clip to; 0 = no clipping."""
 
-    mixed_precision: MixedPrecision = "no"
+    mixed_precision: str = setting("no", choices=PRECISIONS)
     """`bf16` computes under bfloat16 autocast and keeps trained weights in float32."""
-    worst_case_first: bool = False
+    worst_case_first: bool = setting(False, may_change=True)
     """Begin with a pass over the largest batch that can come, so that running out of memory
     happens in the first minute; it leaves no trace in the run."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = setting(False, may_change=True)
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    gradient_checkpointing_policy: CheckpointingPolicy = "full"
+    gradient_checkpointing_policy: str = setting(
+        "full",
+        choices=("full", "selective"),
+        may_change=True,
+        read=_needing("gradient_checkpointing", "it needs training.gradient_checkpointing=true"),
+    )
     """What is recomputed: `full` a whole block; `selective` all but matrix products and attention,
     whose results are kept: more memory than full, hardly more time than none."""
-    loss_chunk_size: int | None = None
+    loss_chunk_size: int | None = setting(None, at_least=1, may_change=True)
     """Compute the logits of so many target positions at a time, so that those of a large vocabulary
     never exist all at once (1024 to 4096 is usual), at no cost of time; null = all at once."""
     torch_compile: bool = False
@@ -135,31 +150,55 @@ class TrainingConfig:
     use_liger_kernel: bool = False
     """Compute norms, MLPs, rotary embeddings and the loss by Liger's Triton kernels: less memory
     and time on a GPU. Needs the extra `liger`."""
-    liger_kernel_config: dict[LigerKernel, bool] = field(default_factory=dict)
+    liger_kernel_config: dict[str, bool] = setting(
+        factory=dict,
+        choices=LIGER_KERNELS,
+        read=_needing("use_liger_kernel", "it needs training.use_liger_kernel=true"),
+    )
     """Which of them: rms_norm, swiglu, rope, fused_linear_cross_entropy; what is left out is on."""
     alpha_sampling: list[float] | None = None
     """[low, high]: draw one alpha per optimizer step, so that the whole dial is trained."""
 
-    eval_steps: int = 100
+    eval_steps: int = setting(100, at_least=1, may_change=True, read=_MEASURING)
     """Optimizer steps between measurements of data.learn and data.retain; also before and after."""
-    save_steps: int = 500
+    save_steps: int = setting(500, at_least=1, may_change=True)
     """Optimizer steps between checkpoints; one is always written at the end."""
-    save_total_limit: int | None = 2
+    save_total_limit: int | None = setting(2, at_least=1, may_change=True)
     """Keep only so many newest checkpoints; null = all. The best one is never removed."""
-    resume_from_checkpoint: str = "auto"
+    resume_from_checkpoint: str = setting("auto", may_change=True)
     """`auto` (the newest whole checkpoint of output_dir or remote_dir), `never`, or a checkpoint
     (a folder or an address)."""
-    remote_dir: str | None = None
+    remote_dir: str | None = setting(None, may_change=True)
     """Address (`hdfs://`, `webhdfs://`, `s3://`, ...) that each checkpoint is copied to; `auto`
     resumes from there where output_dir has no newer one. Docs: docs/hdfs.md."""
-    remote_storage_options: dict[str, Any] = field(default_factory=dict)
+    remote_storage_options: dict[str, Any] = setting(
+        factory=dict,
+        read=Read(
+            lambda run: _MIRRORING.when(run) or is_remote(run.training.resume_from_checkpoint),
+            "neither training.remote_dir nor training.resume_from_checkpoint is elsewhere",
+        ),
+    )
     """For the client of remote_dir (`user`, `endpoint_url`, ...); secrets: see docs/hdfs.md."""
-    remote_timeout: float = 60.0
+    remote_timeout: float = setting(
+        60.0, at_least=TINY, at_most=LONGEST_SECONDS, may_change=True, read=_MIRRORING
+    )
     """The longest wait for remote_dir's server, in seconds; beyond it training stops."""
 
-    max_forgetting: float | None = None
+    max_forgetting: float | None = setting(
+        None,
+        may_change=True,
+        read=Read(
+            lambda run: bool(run.data.retain),
+            "it is a budget for data.retain, which names no set; name one, or leave it out",
+            refuse=True,
+        ),
+    )
     """Budget in nats per token: at the best checkpoint no retain set has lost more than this."""
-    stop_on_budget: bool = False
+    stop_on_budget: bool = setting(
+        False,
+        may_change=True,
+        read=_needing("max_forgetting", "it needs training.max_forgetting, the budget to stop at"),
+    )
     """Stop training at the first evaluation that breaks max_forgetting."""
 
     def __post_init__(self) -> None:
@@ -168,20 +207,16 @@ class TrainingConfig:
         Raises:
             ConfigError: naming the field, its value and what is allowed.
         """
-        self._check_choices()
-        self._check_numbers()
+        check_values(self, "training")
+        if not self.learning_rate and not self.interpolator_learning_rate:
+            raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
         self._check_alpha_sampling()
         self._check_schedule()
-        self._check_liger()
         if self.total_train_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ConfigError(
                 f"training.total_train_batch_size={self.total_train_batch_size} sets the number of "
                 "micro-batches; leave out gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}."
-            )
-        if self.stop_on_budget and self.max_forgetting is None:
-            raise ConfigError(
-                "training.stop_on_budget=True needs training.max_forgetting, the budget to stop at."
             )
 
     def micro_batches(self, world_size: int = 1) -> int:
@@ -202,56 +237,21 @@ class TrainingConfig:
         return total // (rows * world_size)
 
     @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What mixed precision computes in; None = in the weights' own type."""
+        return PRECISIONS[self.mixed_precision]
+
+    @property
     def liger_kernels(self) -> tuple[str, ...]:
         """The kernels of Liger that are on."""
         given = self.liger_kernel_config
-        every = get_args(LigerKernel) if self.use_liger_kernel else ()
+        every = LIGER_KERNELS if self.use_liger_kernel else ()
         return tuple(name for name in every if given.get(name, True))
 
     @property
     def fuses_loss(self) -> bool:
         """Whether head and cross-entropy are one kernel of Liger."""
         return "fused_linear_cross_entropy" in self.liger_kernels
-
-    def _check_liger(self) -> None:
-        for name in self.liger_kernel_config:
-            check_choice("training.liger_kernel_config", name, get_args(LigerKernel))
-        if not self.use_liger_kernel:
-            if self.liger_kernel_config:
-                raise ConfigError(
-                    "training.liger_kernel_config needs training.use_liger_kernel=true."
-                )
-            return
-        if self.torch_compile:
-            raise ConfigError(
-                "training.use_liger_kernel and training.torch_compile were never tried together; "
-                "leave one of them out."
-            )
-        if self.loss_chunk_size is not None and self.fuses_loss:
-            raise ConfigError(
-                f"training.loss_chunk_size={self.loss_chunk_size} and Liger's fused loss do the "
-                "same; leave it out, or set training.liger_kernel_config: "
-                "{fused_linear_cross_entropy: false}."
-            )
-
-    def _check_choices(self) -> None:
-        check_choice("training.backend", self.backend, get_args(Backend))
-        check_choice("training.optimizer", self.optimizer, get_args(OptimizerName))
-        check_choice("training.lr_scheduler_type", self.lr_scheduler_type, SCHEDULES.names())
-        check_choice("training.lr_decay_type", self.lr_decay_type, get_args(DecayName))
-        check_choice("training.mixed_precision", self.mixed_precision, get_args(MixedPrecision))
-        policy, policies = self.gradient_checkpointing_policy, get_args(CheckpointingPolicy)
-        check_choice("training.gradient_checkpointing_policy", policy, policies)
-        if policy != "full" and not self.gradient_checkpointing:
-            raise ConfigError(
-                f"training.gradient_checkpointing_policy={policy!r} needs "
-                "training.gradient_checkpointing=true."
-            )
-
-    def _check_numbers(self) -> None:
-        check_numbers(self, "training", _LEAST, _MOST)
-        if not self.learning_rate and not self.interpolator_learning_rate:
-            raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
 
     def _check_schedule(self) -> None:
         if self.weight_decay and self.weight_decay_ratio is not None:

@@ -1,15 +1,10 @@
 """Which loop trains. A back end is a function `(ready, recorder) -> TrainResult`."""
 
-from collections.abc import Callable
-
-from controlllm.common.registry import Registry
+from controlllm.train.config.registries import BACKENDS
 from controlllm.train.record.recorder import Recorder, TrainResult
 from controlllm.train.setup.stages import Ready
 
 __all__ = ["BACKENDS"]
-
-BACKENDS: Registry[Callable[[Ready, Recorder], TrainResult]] = Registry("training.backend")
-"""Back ends by the name used in the run config."""
 
 
 @BACKENDS.register("native")

@@ -96,17 +96,12 @@ class Instruments:
 
     def _peak_flops(self) -> float:
         if self._peak is None:
-            self._peak = peak_of(self.model.device, self._dtype())
+            dtype = self.run.training.autocast_dtype or self.model.dtype
+            self._peak = peak_of(self.model.device, dtype)
             log.info(
                 "Peak of this device: %.3g TFLOP/s (%s)", self._peak.flops / 1e12, self._peak.source
             )
         return self._peak.flops
-
-    def _dtype(self) -> torch.dtype:
-        """What the run computes in."""
-        if self.run.training.mixed_precision == "bf16":
-            return torch.bfloat16
-        return self.model.dtype
 
     def _asked(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The documents that the base computes: all for an anchor, and those that are rehearsed.

@@ -19,7 +19,6 @@ from controlllm.train.config.run_config import RunConfig
 __all__ = [
     "check_precision",
     "deepspeed_config",
-    "engine_dtype",
     "prepare_deepspeed",
     "zero3_cutter",
 ]
@@ -38,7 +37,7 @@ _OWNED = {
     "train_micro_batch_size_per_gpu": "training.per_device_train_batch_size",
     "gradient_accumulation_steps": "training.gradient_accumulation_steps",
     "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.optimizer",
+    "optimizer": "training.optim",
     "scheduler": "training.lr_scheduler_type",
     "bf16": "training.mixed_precision",
     "fp16": "training.mixed_precision",
@@ -111,28 +110,28 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     state.distributed_type = DistributedType.DEEPSPEED
 
 
-def check_precision(model: nn.Module, mixed_precision: str) -> None:
-    """Refuse weights in few bits that the engine would not compute in.
+def check_precision(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Check that an engine can compute with a model's weights.
+
+    Args:
+        model: what it will train.
+        dtype: of mixed precision; None without.
 
     Raises:
-        ConfigError: without mixed precision DeepSpeed takes float32 only.
+        ConfigError: without mixed precision one is not float32, which is all that DeepSpeed
+            computes in then.
     """
     wrong = [
         (name, parameter.dtype)
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point() and parameter.dtype != torch.float32
     ]
-    if wrong and mixed_precision == "no":
+    if wrong and dtype is None:
         name, dtype = wrong[0]
         raise ConfigError(
             f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
             "training.mixed_precision=bf16, or model.dtype=float32."
         )
-
-
-def engine_dtype(mixed_precision: str) -> torch.dtype:
-    """What an engine keeps weights in, and computes in."""
-    return torch.bfloat16 if mixed_precision == "bf16" else torch.float32
 
 
 def zero3_cutter(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], None]:
@@ -183,7 +182,7 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
             CPU cannot do, or its file cannot be read.
     """
     training, parallel = run.training, run.parallel
-    stage = int(parallel.strategy.removeprefix("zero"))
+    stage, bf16 = 3 if parallel.way.cuts_weights else 2, training.autocast_dtype is torch.bfloat16
     zero: dict[str, Any] = {"stage": stage}
     if parallel.cpu_offload:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -193,12 +192,12 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
         "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": training.max_grad_norm,
-        "bf16": {"enabled": training.mixed_precision == "bf16"},
+        "bf16": {"enabled": bf16},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
     }
     theirs = _read(parallel.deepspeed)
-    _check_keys(theirs, training.mixed_precision == "bf16")
+    _check_keys(theirs, bf16)
     given = {key: value for key, value in theirs.items() if key not in _OWNED}
     merged = merge(ours, given)
     if "zero_optimization" in given:

@@ -15,13 +15,14 @@ from controlllm.train.parallel.world import World
 __all__ = ["shard_model", "sharding_units"]
 
 
-def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> None:
+def shard_model(model: nn.Module, world: World, dtype: torch.dtype | None = None) -> None:
     """Shard a model in place; with a single process nothing is changed.
 
     Args:
         model: what trains, on its device, in the precision that its weights are kept in.
         world: the processes and their mesh.
-        mixed_precision: `bf16` gathers and computes in bfloat16, adds gradients up in float32.
+        dtype: what weights are gathered in and computed with (gradients are added up in float32);
+            None = as they are kept.
 
     Raises:
         ModelError: the model's blocks cannot be found.
@@ -30,7 +31,7 @@ def shard_model(model: nn.Module, world: World, mixed_precision: str = "no") -> 
         return
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    settings = _settings(world, mixed_precision)
+    settings = _settings(world, dtype)
     units = list(sharding_units(model))
     if world.tensor_mesh is not None:
         config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
@@ -70,7 +71,7 @@ def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
             yield block
 
 
-def _settings(world: World, mixed_precision: str) -> dict[str, Any]:
+def _settings(world: World, dtype: torch.dtype | None) -> dict[str, Any]:
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     config = world.config
@@ -78,10 +79,8 @@ def _settings(world: World, mixed_precision: str) -> dict[str, Any]:
         "mesh": world.sharding_mesh,
         "reshard_after_forward": config.reshard_after_forward,
     }
-    if mixed_precision == "bf16":
-        settings["mp_policy"] = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-        )
+    if dtype is not None:
+        settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if config.cpu_offload:
         settings["offload_policy"] = CPUOffloadPolicy()
     return settings

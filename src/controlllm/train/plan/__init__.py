@@ -3,7 +3,6 @@
 activation_bytes  Bytes that a forward pass keeps for backward, counted on the meta device
 estimate          What a run will take, before anything runs: from its model's config, on the meta
                   device
-optimizer_bytes   Bytes of an optimizer's state, on a device and in a checkpoint
 worst_case        The largest batch first: a run that is to go out of memory does so in its first
                   minute
 """

@@ -11,7 +11,7 @@ Allocators, CUDA and libraries take some GiB more.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,20 @@ from controlllm.checkpoint.training.kinds import trained_tensors
 from controlllm.checkpoint.training.saved import KINDS, kind_in
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
+from controlllm.common.packages.quantizers import Quantizer
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.train.config.methods import METHODS
+from controlllm.train.config.optimizers import OPTIMIZERS, StateBytes
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.flops import FlopCount, Flops
 from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
 from controlllm.train.parallel.sharding import sharding_units
 from controlllm.train.plan.activation_bytes import activation_bytes, kept_product_bytes
-from controlllm.train.plan.optimizer_bytes import StateBytes, optimizer_bytes
 from controlllm.train.setup.methods import SETUPS, asks_base
 from controlllm.train.setup.model import tune_model
-from controlllm.train.setup.quantised_linear import packed_columns
 from controlllm.train.setup.quantize import frozen_linears
 from controlllm.train.step.liger import fused_chunk
 
@@ -165,7 +164,7 @@ def estimate(
     parts = parts_of(model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     tensors = trained_tensors(model)
-    optimizer = sum(state.saved for state in _optimizer(model, training.optimizer, 1))
+    optimizer = sum(state.saved for state in _optimizer(model, training.optim, 1))
     return Estimate(
         blocks=len(model.blocks) if isinstance(model, ControlLLMForCausalLM) else None,
         parameters=sum(size for size, _ in sizes),
@@ -180,16 +179,17 @@ def estimate(
 def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     """Last of all: the model is changed."""
     training = run.training
-    packed = _packed(model, run.model.quantize_base)
+    packed = _packed(model, run.quantizer)
     local = [(_local(packed.get(p, p), mesh.parts), p) for p in model.parameters()]
     frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
-    frozen += _scales(packed, run.model.quantize_base)
+    if run.quantizer is not None:
+        frozen += sum(run.quantizer.beside(*weight.shape) for weight in packed)
     trained = sum(_bytes(t) for t, p in local if p.requires_grad)
-    moments = sum(state.memory for state in _optimizer(model, training.optimizer, mesh.parts))
+    moments = sum(state.memory for state in _optimizer(model, training.optim, mesh.parts))
     if not carries_base(model) and asks_base(run):
         # The base is kept beside it, to be asked; one process has what is frozen only once.
         frozen += trained + (frozen if mesh.world_size > 1 else 0)
-    compute = torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
+    compute = training.autocast_dtype or model.dtype
     rows, length = training.per_device_train_batch_size, run.data.max_length
     gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0
     activations = 0
@@ -216,33 +216,16 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     )
 
 
-def _packed(model: PreTrainedModel, kind: str | None) -> dict[Tensor, Tensor]:
-    """What `model.quantize_base` holds in place of weights of frozen linear layers."""
-    if kind is None or not isinstance(model, ControlLLMForCausalLM):
+def _packed(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[Tensor, Tensor]:
+    """What is held in place of weights of frozen linear layers (rows, columns)."""
+    if quantizer is None or not isinstance(model, ControlLLMForCausalLM):
         return {}
     return {
-        linear.weight: linear.weight.new_empty(_packed_shape(linear, kind), dtype=torch.uint8)
+        linear.weight: linear.weight.new_empty(
+            quantizer.shape(*linear.weight.shape), dtype=torch.uint8
+        )
         for _, _, linear in frozen_linears(model)
     }
-
-
-def _packed_shape(linear: nn.Linear, kind: str) -> tuple[int, int]:
-    rows, columns = linear.out_features, linear.in_features
-    if kind == "bnb_int8":
-        return (rows, columns)
-    if kind in BNB_KINDS:
-        return (-(-rows * columns // 2), 1)
-    return (rows, packed_columns(columns, kind))
-
-
-def _scales(packed: Mapping[Tensor, Tensor], kind: str | None) -> int:
-    """Bytes that bitsandbytes keeps beside the codes, whole on every process."""
-    if kind not in BNB_KINDS:
-        return 0
-    return sum(
-        packed_bytes(weight.shape[0], weight.shape[1], kind) - codes.numel()
-        for weight, codes in packed.items()
-    )
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:
@@ -259,7 +242,7 @@ def _optimizer(model: nn.Module, name: str, parts: int) -> Iterator[StateBytes]:
     for path, parameter in model.named_parameters():
         if parameter.requires_grad:
             quantised = "interpolator" not in path.split(".")
-            yield optimizer_bytes(parameter, name, parts, quantised)
+            yield OPTIMIZERS.get(name).state_bytes(parameter, parts, quantised)
 
 
 def _numbers(module: nn.Module) -> int:

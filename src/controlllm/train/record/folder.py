@@ -26,6 +26,7 @@ from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
 from controlllm.checkpoint.mirror.remote import RemoteRun
 from controlllm.checkpoint.training.checkpoints import checkpoint_step
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.settings import settings_with
 from controlllm.common.storage.held import LOCK
 from controlllm.common.storage.remote import is_remote
 from controlllm.common.text.secrets import redacted, without_options
@@ -42,51 +43,6 @@ _WRITTEN = (
     *("profile", "watchdog", "flight_recorder"),
     *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja"),
 )
-_MAY_CHANGE = (
-    # How long, how often and where to: a run may go on with other values of these.
-    "preset",
-    "logging",
-    "debug",
-    "model.device",
-    "parallel",
-    *(
-        f"training.{name}"
-        for name in (
-            "output_dir",
-            "overwrite_output_dir",
-            "backend",
-            "max_tokens",
-            "max_seconds",
-            "eval_steps",
-            "save_steps",
-            "save_total_limit",
-            "resume_from_checkpoint",
-            "remote_dir",
-            "remote_timeout",
-            "max_forgetting",
-            "stop_on_budget",
-            "per_device_eval_batch_size",
-            "worst_case_first",
-        )
-    ),
-    # How much memory it takes: the same sums, kept or computed again, whole or in parts.
-    "training.gradient_checkpointing",
-    "training.gradient_checkpointing_policy",
-    "training.loss_chunk_size",
-    # Who reads ahead, and where from: no row is lost or seen twice by a change of these.
-    *(
-        f"data.{name}"
-        for name in (
-            "num_workers",
-            "prefetch_factor",
-            "lanes",
-            "timeout",
-            "cache_dir",
-            "cache_timeout",
-        )
-    ),
-)
-
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -261,9 +217,10 @@ def _changes(config: Mapping[str, Any], run: RunConfig) -> Iterator[str]:
     """What differs between the config of the run that is there and this one."""
     if not config:
         return
+    free = tuple(settings_with(RunConfig, {"may_change": True}))
     before, now = (dict(_flat(_compared(values))) for values in (config, run.to_dict()))
     for key in before.keys() | now.keys():
-        may_change = any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+        may_change = key in free or key.startswith(tuple(f"{name}." for name in free))
         if before.get(key) != now.get(key) and not may_change:
             yield f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
 

@@ -11,8 +11,8 @@ from controlllm.common.distributed import Ranks
 from controlllm.data import TrainLoader
 from controlllm.data.inspect.overlap import warn_of_overlaps
 from controlllm.data.loader.open_source import check_first_rows
+from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.run_config import RunConfig
-from controlllm.train.config.support import check_quantised
 from controlllm.train.parallel import World
 from controlllm.train.parallel.deepspeed_config import deepspeed_config, prepare_deepspeed
 from controlllm.train.parallel.device import find_device

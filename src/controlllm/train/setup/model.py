@@ -11,7 +11,6 @@ from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.context import check_length
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.bitsandbytes import BNB_KINDS
 from controlllm.data import resolve_chat_template
 from controlllm.expansion.surgery.anatomy import own_config
 from controlllm.train.config.run_config import RunConfig
@@ -54,8 +53,9 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         own_config(model)  # Its attention may become another one.
         module: torch.nn.Module = model
         module.to(device)
-        if run.model.quantize_base in BNB_KINDS:
-            quantise_by_bnb(model, run.model.quantize_base, compute_dtype(model, run.training))
+        if run.quantizer is not None and run.quantizer.at_load:
+            dtype = run.training.autocast_dtype or model.dtype
+            quantise_by_bnb(model, str(run.model.quantize_base), dtype)
     _require_eos(tokenizer)
     check_length("data.max_length", run.data.max_length, model)
     # Whoever talks to the trained model must use the template it was trained with.
@@ -86,7 +86,7 @@ def _options(run: RunConfig) -> LoadOptions:
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=config.attn_implementation,
-        quantize_base=cast(Any, kind if kind in BNB_KINDS else None),
+        quantize_base=cast(Any, kind if run.quantizer and run.quantizer.at_load else None),
         tokenizer=config.tokenizer_name_or_path,
     )
 
@@ -98,14 +98,9 @@ def _pack_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(packed_attention_for(current))
 
 
-def compute_dtype(model: PreTrainedModel, training: TrainingConfig) -> torch.dtype:
-    """What a run computes in."""
-    return torch.bfloat16 if training.mixed_precision == "bf16" else model.dtype
-
-
 def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:
     """Set precision and checkpointing for training, in place."""
-    if training.mixed_precision == "bf16":
+    if training.autocast_dtype is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -8,9 +8,12 @@ all parts of it divide by the processes), and mixed precision does not round the
 |---|---|---|
 | `int8` | 8 bits, evenly spaced | one of 32 bits for each row |
 | `nf4` | 4 bits, at the quantiles of a normal distribution | one of 16 bits for each block of 64 |
+
+How many bytes that are `common.packages.quantizers` knows.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +21,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
+from controlllm.common.packages.quantizers import NF4_BLOCK as BLOCK
+from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
 from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.registry import Registry
 
-__all__ = ["PACKERS", "QuantisedLinear", "packed_columns"]
+__all__ = ["PACKERS", "Packer", "QuantisedLinear", "register_quantizer"]
 
-BLOCK = 64
-"""Neighbours that share a scale in nf4."""
+Pack = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Unpack = Callable[[Tensor, Tensor | None, int], Tensor]
 
 
-def packed_columns(columns: int, kind: str) -> int:
-    """Bytes of a row of a quantised weight: codes, then scales.
+@dataclass(frozen=True)
+class Packer:
+    """How a weight is packed, and read again.
 
-    >>> packed_columns(4096, "int8"), packed_columns(4096, "nf4")
-    (4100, 2176)
+    Attributes:
+        pack: a weight (out, in) -> its rows of bytes (out, bytes), and the values of its codes
+            (256, 2), if they are no numbers themselves.
+        unpack: rows of bytes, the values of codes, in -> a weight (out, in) float32.
     """
-    if kind == "int8":
-        return columns + 4
-    blocks = -(-columns // BLOCK)
-    return blocks * (BLOCK // 2 + 2)
+
+    pack: Pack
+    unpack: Unpack
+
+
+PACKERS: Registry[Packer] = Registry("model.quantize_base")
+"""Of each of `QUANTIZERS` that is made of a model that is there, by its name."""
+
+
+def register_quantizer(name: str, quantizer: Quantizer, packer: Packer) -> None:
+    """Make a way to quantise known.
+
+    Args:
+        name: as run files call it.
+        quantizer: what is known of it.
+        packer: what does it.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    QUANTIZERS.register(name)(quantizer)
+    PACKERS.register(name)(packer)
 
 
 class QuantisedLinear(nn.Linear):
@@ -43,16 +70,17 @@ class QuantisedLinear(nn.Linear):
 
     Args:
         linear: the layer it takes the place of; its bias is kept.
-        packed: (out_features, bytes) uint8.
-        table: the two values of each byte, (256, 2); None where a byte is one value.
+        kind: one of `PACKERS`.
     """
 
     table: Tensor | None
 
-    def __init__(self, linear: nn.Linear, packed: Tensor, table: Tensor | None) -> None:
+    def __init__(self, linear: nn.Linear, kind: str) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.kind = "int8" if table is None else "nf4"
+        self.kind, packer = kind, PACKERS.get(kind)
+        packed, table = packer.pack(linear.weight.detach())
+        self._unpack = packer.unpack
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = linear.bias
         self.register_buffer("table", table, persistent=False)
@@ -68,12 +96,14 @@ class QuantisedLinear(nn.Linear):
         kind = input.device.type
         if torch.is_autocast_enabled(kind):
             input = input.to(torch.get_autocast_dtype(kind))
-        output: Tensor = _Multiply.apply(input, self.weight, self.table, self.in_features)
+        output: Tensor = _Multiply.apply(
+            input, self.weight, self.table, self.in_features, self._unpack
+        )
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def dequantised(self) -> Tensor:
         """The weight that it computes with, (out_features, in_features) float32."""
-        return _unpack(self.weight.detach(), self.table, self.in_features)
+        return self._unpack(self.weight.detach(), self.table, self.in_features)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise ModelError(
@@ -86,27 +116,18 @@ class _Multiply(torch.autograd.Function):
     """x W^T; for the backward pass W is unpacked again, not kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, table: Tensor | None, columns: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, packed: Tensor, table: Tensor | None, columns: int, unpack: Unpack
+    ) -> Tensor:
         ctx.save_for_backward(packed, table)
-        ctx.columns = columns
-        return F.linear(x, _unpack(packed, table, columns).to(x.dtype))
+        ctx.columns, ctx.unpack = columns, unpack
+        return F.linear(x, unpack(packed, table, columns).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         packed, table = ctx.saved_tensors
-        return grads[0] @ _unpack(packed, table, ctx.columns).to(grads[0].dtype), None, None, None
-
-
-def _unpack(packed: Tensor, table: Tensor | None, columns: int) -> Tensor:
-    """Rows of bytes to rows of `columns` float32 values."""
-    if table is None:
-        codes, scale = packed[:, :columns].view(torch.int8), packed[:, columns:]
-        return codes.float() * scale.contiguous().view(torch.float32)
-    padded = -(-columns // BLOCK) * BLOCK
-    codes, scales = packed[:, : padded // 2], packed[:, padded // 2 :]
-    values = table[codes.int()].view(packed.shape[0], -1, BLOCK)
-    values = values * scales.contiguous().view(torch.bfloat16).float().unsqueeze(-1)
-    return values.view(packed.shape[0], padded)[:, :columns]
+        weight = ctx.unpack(packed, table, ctx.columns).to(grads[0].dtype)
+        return grads[0] @ weight, None, None, None, None
 
 
 def _pack_int8(weight: Tensor) -> tuple[Tensor, None]:
@@ -115,6 +136,11 @@ def _pack_int8(weight: Tensor) -> tuple[Tensor, None]:
     quantised = torchao.Int8Tensor.from_hp(weight.float(), granularity=torchao.PerRow())
     scale = quantised.scale.float().view(-1, 1).contiguous()
     return torch.cat([quantised.qdata.view(torch.uint8), scale.view(torch.uint8)], 1), None
+
+
+def _unpack_int8(packed: Tensor, table: Tensor | None, columns: int) -> Tensor:
+    codes, scale = packed[:, :columns].view(torch.int8), packed[:, columns:]
+    return codes.float() * scale.contiguous().view(torch.float32)
 
 
 def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +156,14 @@ def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(packed, 1), table
 
 
-PACKERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
-    "int8": _pack_int8,
-    "nf4": _pack_nf4,
-}
-"""Kind -> what packs a weight (out, in): its rows of bytes, and the values of its codes, if any."""
+def _unpack_nf4(packed: Tensor, table: Tensor | None, columns: int) -> Tensor:
+    assert table is not None  # `_pack_nf4` has made it
+    padded = -(-columns // BLOCK) * BLOCK
+    codes, scales = packed[:, : padded // 2], packed[:, padded // 2 :]
+    values = table[codes.int()].view(packed.shape[0], -1, BLOCK)
+    values = values * scales.contiguous().view(torch.bfloat16).float().unsqueeze(-1)
+    return values.view(packed.shape[0], padded)[:, :columns]
+
+
+PACKERS.register("int8")(Packer(_pack_int8, _unpack_int8))
+PACKERS.register("nf4")(Packer(_pack_nf4, _unpack_nf4))

@@ -15,21 +15,20 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import (
-    BNB_KINDS,
     bnb_linear,
     settle_bnb_linear,
     stored_bytes,
 )
-from controlllm.common.registry import check_choice
+from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.files.fingerprint import remember_fingerprint
 from controlllm.expansion.files.sidecar import base_fingerprint
 from controlllm.expansion.hub.decoder import decoder_blocks
 from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.surgery.quantised import quantised_kind, quantised_layers
+from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.parallel_config import ParallelConfig
-from controlllm.train.config.support import check_quantised
-from controlllm.train.setup.quantised_linear import PACKERS, QuantisedLinear
+from controlllm.train.setup.quantised_linear import QuantisedLinear
 
 __all__ = [
     "check_shared",
@@ -54,8 +53,7 @@ def quantize_base(model: nn.Module, kind: str) -> None:
     Raises:
         ConfigError: the package is not installed, or there is no frozen linear layer.
     """
-    check_choice("model.quantize_base", kind, [*PACKERS, *BNB_KINDS])
-    if kind in BNB_KINDS and isinstance(model, ControlLLMForCausalLM):
+    if QUANTIZERS.get(kind).at_load and isinstance(model, ControlLLMForCausalLM):
         quantise_by_bnb(model, kind, model.dtype)
         return
     if known := sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}):
@@ -70,7 +68,7 @@ def quantize_base(model: nn.Module, kind: str) -> None:
     model.config.base["quantised"] = [kind]
     before = after = 0
     for parent, name, linear in layers:
-        quantised = QuantisedLinear(linear, *PACKERS[kind](linear.weight.detach()))
+        quantised = QuantisedLinear(linear, kind)
         setattr(parent, name, quantised)
         before, after = before + linear.weight.nbytes, after + quantised.weight.nbytes
     log.info(
@@ -87,7 +85,7 @@ def quantise_by_bnb(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> 
 
     Args:
         model: expanded or not.
-        kind: one of `BNB_KINDS`.
+        kind: one of `QUANTIZERS` that quantises as a base is loaded.
         compute_dtype: what 4-bit layers shall compute in.
 
     Raises:

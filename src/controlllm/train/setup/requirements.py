@@ -1,13 +1,11 @@
 """Packages that a run needs are asked for before anything is loaded."""
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.bitsandbytes import BNB_KINDS, require_bitsandbytes
-from controlllm.common.packages.torchao import require_torchao
 from controlllm.expansion.hub.peft import require_peft
+from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.device import find_device
 from controlllm.train.step.liger import require_liger
-from controlllm.train.step.low_bit import LOW_BIT
 
 __all__ = ["require_packages"]
 
@@ -16,14 +14,9 @@ def require_packages(run: RunConfig) -> None:
     """Check that every package is there that the run needs (ConfigError)."""
     if run.adapters:
         require_peft()
-    if run.training.optimizer in LOW_BIT:
-        require_torchao("torchao.optim", f"training.optimizer={run.training.optimizer}")
-    if run.model.quantize_base is not None:
-        setting = f"model.quantize_base={run.model.quantize_base}"
-        if run.model.quantize_base in BNB_KINDS:
-            require_bitsandbytes(setting)
-        else:
-            require_torchao("torchao.quantization", setting)
+    OPTIMIZERS.get(run.training.optim).require(f"training.optim={run.training.optim}")
+    if run.quantizer is not None:
+        run.quantizer.require(f"model.quantize_base={run.model.quantize_base}")
     for name in run.logging.integrations:
         _require_integration(name)
     if run.training.use_liger_kernel:

@@ -1,12 +1,12 @@
 """Stage 3: the model in parts on its processes, with all of its weights."""
 
+import torch
 from torch import nn
 
 from controlllm.checkpoint import describe_model
-from controlllm.common.packages.bitsandbytes import BNB_KINDS
 from controlllm.evaluate import Reference
 from controlllm.train.parallel import shard_model
-from controlllm.train.parallel.deepspeed_config import check_precision, engine_dtype, zero3_cutter
+from controlllm.train.parallel.deepspeed_config import check_precision, zero3_cutter
 from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import fill_by_units, fill_from, is_without_weights
 from controlllm.train.parallel.sharding import sharding_units
@@ -25,20 +25,20 @@ def shard(prepared: Prepared) -> Sharded:
     Collective where there are several processes.
     """
     run, world, training = prepared.run, prepared.world, prepared.run.training
-    if run.model.quantize_base is not None and run.model.quantize_base not in BNB_KINDS:
-        quantize_base(prepared.model, run.model.quantize_base)
+    if run.quantizer is not None and not run.quantizer.at_load:
+        quantize_base(prepared.model, str(run.model.quantize_base))
     check_shared(prepared.model, run.parallel if world.shares else None)
     model, reference = tune_model(prepared.model, training), prepared.reference
     if training.use_liger_kernel:
         for module in [model, *_copies(reference)]:
             apply_liger_kernels(module, training)
-    precision, files = training.mixed_precision, prepared.files
+    compute, files = training.autocast_dtype, prepared.files
     if run.parallel.way.by_deepspeed:
-        check_precision(model, precision)
+        check_precision(model, compute)
     if run.training.torch_compile:
         compile_blocks(list(sharding_units(model)))
     for module in [model, *_copies(reference)]:
-        shard_model(module, world, precision)
+        shard_model(module, world, compute)
         if files is None or not is_without_weights(module):
             continue
         device = find_device(run.model.device)
@@ -46,8 +46,7 @@ def shard(prepared: Prepared) -> Sharded:
             fill_from(files, module, world, device)
         elif module is model:
             cut = zero3_cutter(prepared.engine_settings)
-            dtype = engine_dtype(precision)
-            fill_by_units(files, module, world, device, dtype, cut)
+            fill_by_units(files, module, world, device, compute or torch.float32, cut)
         else:  # No engine will have it, so it stays whole.
             fill_by_units(files, module, world, device)
     describe_model(model)  # Notes which base it is, before anything trains. Collective.

@@ -90,7 +90,7 @@ class Ready(Sharded):
         loss: the loss of a step.
         meter: the forgetting meter.
         alphas: the alpha of each step.
-        optimizer: AdamW over what trains.
+        optimizer: of what trains.
         scheduler: its learning rate by step.
         total_steps: optimizer steps of the whole run.
         storage: where the trained tensors and their moments lie.
@@ -122,10 +122,10 @@ class Ready(Sharded):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
-        # Sharded parts are gathered in bfloat16 already.
-        if self.run.training.mixed_precision == "bf16" and not self.world.shares:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        dtype = self.run.training.autocast_dtype
+        if dtype is None or self.world.shares:  # Sharded parts are gathered in it already.
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype)
 
     def check_model(self) -> None:
         """Try out on the model what the run relies on, once it computes as it will in training.

@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups; the learning rate follows a schedule of `schedules`.
+"""The optimizer with its parameter groups; the learning rate follows a schedule of `schedules`.
 
 | group | weight decay | learning rate |
 |---|---|---|
@@ -11,7 +11,8 @@ there pulls scales to 0 and rare tokens' rows away between their updates. An int
 means "alpha one half", which is no better a place than any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,21 +20,63 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from controlllm.common.errors import TrainingError
+from controlllm.common.registry import Registry
 from controlllm.common.tensors import whole_shape
 from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.train.config.optimizers import LOW_BIT, OPTIMIZERS, Optimizer
 from controlllm.train.config.training_config import TrainingConfig
-from controlllm.train.step.low_bit import LOW_BIT, low_bit_adamw
+from controlllm.train.step.low_bit import low_bit_adamw
 from controlllm.train.step.schedules import check_schedule, learning_rate_factor
 
-__all__ = ["decay_by_rate", "make_optimizer", "make_scheduler", "parameter_groups"]
+__all__ = [
+    "MAKERS",
+    "decay_by_rate",
+    "make_optimizer",
+    "make_scheduler",
+    "parameter_groups",
+    "register_optimizer",
+]
+
+Make = Callable[[list[dict[str, Any]], tuple[float, float], float], torch.optim.Optimizer]
+"""(groups of parameters, betas, epsilon) -> an optimizer."""
+
+MAKERS: Registry[Make] = Registry("training.optim")
+"""What makes each of `OPTIMIZERS`, by its name."""
 
 FUSED = ("cuda",)
 """Devices that update all tensors in one kernel. A CPU could, 4 to 7 times as quickly, but its
 kernel rounds the ends of tensors otherwise: weights would depend on how they are cut into parts."""
 
 
+def register_optimizer(name: str, optimizer: Optimizer, make: Make) -> None:
+    """Make an optimizer known.
+
+    Args:
+        name: as run files call it.
+        optimizer: what a run config and a plan have to know of it.
+        make: what makes it.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    OPTIMIZERS.register(name)(optimizer)
+    MAKERS.register(name)(make)
+
+
+def _adamw(
+    groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
+    fused = groups[0]["params"][0].device.type in FUSED
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
+
+
+MAKERS.register("adamw")(_adamw)
+for _name, _kind in LOW_BIT.items():
+    MAKERS.register(_name)(partial(low_bit_adamw, _name, _kind))
+
+
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over everything in `model` that trains.
+    """The optimizer of everything in `model` that trains.
 
     Raises:
         TrainingError: if nothing trains.
@@ -45,13 +88,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         raise TrainingError(
             "no parameter of the model trains; check expansion.freeze and requires_grad."
         )
-    betas, eps = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
-    optimizer: torch.optim.Optimizer
-    if config.optimizer in LOW_BIT:
-        optimizer = low_bit_adamw(config.optimizer, groups, betas, eps)
-    else:
-        fused = groups[0]["params"][0].device.type in FUSED
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizer = MAKERS.get(config.optim)(groups, betas, config.adam_epsilon)
     if config.weight_decay_ratio is not None:
         decay_by_rate(optimizer, config.weight_decay_ratio)
     return optimizer
@@ -84,7 +122,7 @@ def decay_by_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """The trained parameters as AdamW groups in a fixed order, each parameter once, none empty.
+    """The trained parameters as groups in a fixed order, each parameter once, none empty.
 
     Returns:
         Dicts with `name`, `params`, `lr` and `weight_decay`, as the module's table says.

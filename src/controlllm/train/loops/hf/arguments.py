@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from controlllm.train.setup.stages import Ready
@@ -19,7 +20,7 @@ def training_arguments(ready: Ready) -> TrainingArguments:
             "accelerator_config": {"use_configured_state": True},
             # The engine clips, and computes in its own precision.
             "max_grad_norm": training.max_grad_norm,
-            "bf16": training.mixed_precision == "bf16",
+            "bf16": training.autocast_dtype is torch.bfloat16,
         }
     return TrainingArguments(
         output_dir=training.output_dir,

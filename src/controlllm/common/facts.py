@@ -1,0 +1,145 @@
+"""The facts of a setting stand at its field, and all checks are derived from them.
+
+@dataclass
+class LoopConfig:
+schedule: str = setting("cosine", choices=SCHEDULES.names)
+save_steps: int = setting(500, at_least=1, may_change=True)
+gamma: float = setting(0.1, read=Read(lambda c: c.schedule == "step", "only step reads it"))
+
+def __post_init__(self) -> None:
+check_values(self, "loop")
+check_said(self, rules_of(LoopConfig))
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from controlllm.common.registry import check_choice
+from controlllm.common.settings import LARGEST, LONGEST_SECONDS, Rule, check_range, plain_number
+
+__all__ = [
+    "TINY",
+    "Read",
+    "check_values",
+    "describe_facts",
+    "rules_of",
+    "setting",
+    "settings_of",
+]
+
+TINY = 1e-12
+"""The least value of a number that must be above 0."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """When a setting is read.
+
+    Attributes:
+        when: whether a config reads it; gets the outermost one.
+        remedy: why it is not, or when it is, and what to do: the end of a sentence.
+        refuse: whether it is an error to give it where it is not read; else a warning.
+    """
+
+    when: Callable[[Any], bool]
+    remedy: str
+    refuse: bool = False
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,
+    at_least: float = 0,
+    at_most: float = LARGEST,
+    choices: Iterable[str] | Callable[[], Iterable[str]] = (),
+    may_change: bool = False,
+    read: Read | None = None,
+) -> Any:
+    """A field of a config dataclass, with what is known of it.
+
+    Args:
+        default: its default.
+        factory: makes the default, instead.
+        at_least: the least value of its numbers, those in a list too.
+        at_most: the largest one.
+        choices: what its texts may be, those in a list too; a function where names can be added.
+        may_change: whether a run that goes on may have another value of it than before. Of a
+            section: of all its settings.
+        read: when it is read; None = always.
+    """
+    facts: dict[str, Any] = {"at_least": at_least, "at_most": at_most, "choices": choices}
+    facts |= {"may_change": may_change, "read": read}
+    return field(default=default, default_factory=factory, metadata=facts)
+
+
+def check_values(config: Any, where: str) -> None:
+    """Check every value of a dataclass by the facts of its field (`setting`).
+
+    Args:
+        config: the dataclass.
+        where: its dotted name, for the messages.
+
+    Raises:
+        ConfigError: with the first field whose number is out of its range, or whose text is none of
+            its choices.
+    """
+    for one in fields(config):
+        value, name = getattr(config, one.name), f"{where}.{one.name}" if where else one.name
+        choices = _allowed(one)
+        for item in value if isinstance(value, list | dict) else [value]:
+            if isinstance(item, int | float) and not isinstance(item, bool):
+                low, high = one.metadata.get("at_least", 0), one.metadata.get("at_most", LARGEST)
+                check_range(name, item, low, high)
+            elif choices and item is not None:
+                check_choice(name, item, choices)
+
+
+def describe_facts(one: Any) -> str:
+    """What may be said of a dataclass's field, to stand behind its documentation."""
+    facts, told = one.metadata, []
+    if choices := _allowed(one):
+        told.append(f"One of {', '.join(choices)}.")
+    low, high = facts.get("at_least", 0), facts.get("at_most", LARGEST)
+    if low == TINY:
+        told.append("Above 0.")
+    elif low > 0:
+        told.append(f"At least {plain_number(low)}.")
+    if high not in (LARGEST, LONGEST_SECONDS):
+        told.append(f"At most {plain_number(high)}.")
+    if facts.get("may_change"):
+        told.append("May change when a run goes on.")
+    return " ".join(told)
+
+
+def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and fields of a dataclass's settings, those of its sections too."""
+    for one, section in _fields_of(cls):
+        if section is None:
+            yield prefix + one.name, one
+        else:
+            yield from settings_of(section, f"{prefix}{one.name}.")
+
+
+def _allowed(one: Any) -> list[str]:
+    """What the texts of a dataclass's field may be, sorted; empty = anything."""
+    choices = one.metadata.get("choices", ())
+    return sorted(choices() if callable(choices) else choices)
+
+
+def rules_of(cls: type, prefix: str = "") -> Iterator[Rule]:
+    """When the settings and sections of a dataclass are read, of those that are not always."""
+    for one, section in _fields_of(cls):
+        read = one.metadata.get("read")
+        if read is not None:
+            yield Rule(prefix + one.name, read.when, read.remedy, read.refuse)
+        if section is not None:
+            yield from rules_of(section, f"{prefix}{one.name}.")
+
+
+def _fields_of(cls: type) -> Iterator[tuple[Any, type | None]]:
+    """Each field, and its dataclass if it is a section."""
+    hints = get_type_hints(cls)
+    for one in fields(cls):
+        yield one, hints[one.name] if is_dataclass(hints[one.name]) else None

@@ -1,0 +1,282 @@
+"""What works with what: the table that runs are checked by.
+
+`WAYS` says which back end trains under which strategy; `REFUSED` which settings do not go together,
+why, and what does instead. `check_support` refuses a run before anything is loaded; `support` makes
+a page of it.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.packages.quantizers import QUANTIZERS, is_shared_by
+from controlllm.common.registry import Registry
+from controlllm.train.config.methods import METHODS
+from controlllm.train.config.optimizers import OPTIMIZERS
+from controlllm.train.config.registries import OWN_BACKENDS
+from controlllm.train.config.strategies import STRATEGIES
+
+__all__ = [
+    "REFUSED",
+    "WAYS",
+    "Refused",
+    "Setting",
+    "check_quantised",
+    "check_support",
+]
+
+WAYS: dict[tuple[str, str], str] = {
+    (backend, name): STRATEGIES.get(name).backends[backend]
+    for backend in OWN_BACKENDS
+    for name in STRATEGIES.names()
+    if backend in STRATEGIES.get(name).backends
+}
+"""(training.backend, parallel.strategy) -> what is known of it; others of ours are refused."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the run that has one of some values.
+
+    Attributes:
+        path: its dotted name.
+        values: gives what it has to be; None = anything but unset, off or 1.
+        name: what users call it, if its value follows from several of theirs.
+    """
+
+    path: str
+    values: Callable[[], Sequence[Any]] | None = None
+    name: str = ""
+
+    def of(self, run: Any) -> Any:
+        """Its value in a run."""
+        return reduce(getattr, self.path.split("."), run)
+
+    def is_met(self, run: Any) -> bool:
+        """Whether a run has it so."""
+        value = self.of(run)
+        if self.values is not None:
+            return value in self.values()
+        return value if isinstance(value, bool) else value not in (None, 1)
+
+    def __str__(self) -> str:
+        if self.values is None:
+            return f"`{self.name or self.path}`"
+        return f"`{self.path}`: {' or '.join(f'`{value}`' for value in self.values())}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Two settings that do not go together.
+
+    Attributes:
+        one: a setting.
+        other: another one.
+        why: a sentence without its full stop.
+        instead: what to do, the nearest that works.
+    """
+
+    one: Setting
+    other: Setting
+    why: str
+    instead: str
+
+
+def _those(path: str, registry: Registry[Any], has: Callable[[Any], bool]) -> Setting:
+    """A setting that names one of the things in a registry that are so, also of later ones."""
+    return Setting(path, lambda: [n for n in registry.names() if has(registry.get(n))])
+
+
+_TRAINS_BASE = _those("method", METHODS, lambda method: method.trains_base)
+_ASKS_BASE = _those("method", METHODS, lambda method: method.asks_base)
+_BRINGS_ADAPTERS = _those("method", METHODS, lambda method: method.adapters is not None)
+_BY_ZERO = _those("parallel.strategy", STRATEGIES, lambda way: way.by_deepspeed)
+_BY_ZERO3 = _those(
+    "parallel.strategy", STRATEGIES, lambda way: way.by_deepspeed and way.cuts_weights
+)
+_NEEDS_ROWS = _those("training.optim", OPTIMIZERS, lambda optimizer: optimizer.needs_rows)
+_NOT_BY_ZERO = _those(
+    "model.quantize_base",
+    QUANTIZERS,
+    lambda one: not any(one.shares(way) for way in STRATEGIES.things() if way.by_deepspeed),
+)
+_TENSOR = Setting("parallel.tensor_size")
+
+_FUSED = Setting(
+    "training.fuses_loss", name="training.liger_kernel_config.fused_linear_cross_entropy"
+)
+_NO_PLAN = "the model's plan does not say how the matrices of adapters are cut"
+
+REFUSED = (
+    Refused(
+        _TENSOR,
+        Setting("model.quantize_base"),
+        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "set parallel.tensor_size=1",
+    ),
+    Refused(
+        _TENSOR,
+        _NEEDS_ROWS,
+        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "set training.optim=adamw",
+    ),
+    Refused(
+        _TENSOR,
+        Setting("training.use_liger_kernel"),
+        "its kernels know no matrices that are cut",
+        "leave use_liger_kernel out",
+    ),
+    Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, "set parallel.tensor_size=1"),
+    Refused(_TENSOR, _BRINGS_ADAPTERS, _NO_PLAN, "set parallel.tensor_size=1"),
+    Refused(
+        _TENSOR,
+        _BY_ZERO,
+        "DeepSpeed would cut the weights a second time",
+        "take parallel.strategy=fsdp",
+    ),
+    Refused(
+        _NEEDS_ROWS,
+        _BY_ZERO,
+        "ZeRO's flat parts of all weights have no rows that a scale belongs to",
+        "set training.optim=adamw (ZeRO has cut its moments already), or take "
+        "parallel.strategy=fsdp",
+    ),
+    Refused(
+        Setting("model.quantize_base"),
+        _BRINGS_ADAPTERS,
+        "method=lora has been tested on an unquantised base only",
+        "set method=control with peft.type=lora, for adapters beside copies",
+    ),
+    Refused(
+        Setting("model.quantize_base"),
+        _TRAINS_BASE,
+        "it trains weights of the base, and what trains is not quantised",
+        "set method=control or stack",
+    ),
+    Refused(
+        _NOT_BY_ZERO,
+        _BY_ZERO,
+        "the two have not been tested together",
+        "set model.quantize_base=int8 or nf4",
+    ),
+    Refused(
+        Setting("training.loss_chunk_size"),
+        _BY_ZERO3,
+        "the head's weight is used outside the head, where ZeRO-3 has not gathered it",
+        "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        Setting("training.loss_chunk_size"),
+        _ASKS_BASE,
+        "its loss needs all logits of base and model",
+        "leave it out",
+    ),
+    Refused(
+        _FUSED,
+        _ASKS_BASE,
+        "its loss needs all logits of base and model",
+        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
+    ),
+    Refused(
+        _FUSED,
+        _BY_ZERO3,
+        "Liger's fused loss needs the head whole, which ZeRO-3 cuts",
+        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
+    ),
+    Refused(
+        Setting("model.quantize_base"),
+        Setting("peft.type", lambda: ["dora"]),
+        "DoRA computes with the base's weights",
+        "set peft.type=lora or oft",
+    ),
+    Refused(
+        Setting("expansion.interpolator", lambda: ["proj"]),
+        _BY_ZERO3,
+        "its matrix is used outside its forward pass, where ZeRO-3 has not gathered it",
+        "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        Setting("training.torch_compile"),
+        _BY_ZERO,
+        "the two have not been tested together",
+        "take parallel.strategy=fsdp",
+    ),
+    Refused(
+        Setting("training.torch_compile"),
+        Setting("training.use_liger_kernel"),
+        "the two have not been tried together",
+        "leave one of them out",
+    ),
+    Refused(
+        Setting("training.loss_chunk_size"),
+        _FUSED,
+        "both keep the logits from existing all at once",
+        "leave loss_chunk_size out, or set training.liger_kernel_config="
+        "{fused_linear_cross_entropy: false}",
+    ),
+    Refused(
+        Setting("debug.anomaly"),
+        Setting("training.torch_compile"),
+        "it looks at single modules, which are compiled into one",
+        "switch one of them off",
+    ),
+    Refused(
+        Setting("training.worst_case_first"),
+        _BY_ZERO,
+        "the engine does not exist yet when that pass is made",
+        "leave it out, or take parallel.strategy=fsdp",
+    ),
+)
+"""Checked in this order, after `WAYS`."""
+
+
+def check_support(run: Any) -> None:
+    """Refuse what cannot work together.
+
+    Args:
+        run: a run config.
+
+    Raises:
+        ConfigError: with the settings, the reason, and the nearest that works.
+    """
+    backend, strategy = run.training.backend, run.parallel.strategy
+    way = STRATEGIES.get(strategy)
+    # A back end of a user's own gets the model sharded; only an engine would be its affair.
+    fits = (backend, strategy) in WAYS or (backend not in OWN_BACKENDS and not way.by_deepspeed)
+    if not fits:
+        others = [name for name, one in WAYS if one == strategy]
+        raise ConfigError(
+            f"parallel.strategy={strategy} does not go together with training.backend={backend}; "
+            f"set training.backend={' or '.join(others)}, or take parallel.strategy=fsdp."
+        )
+    for row in REFUSED:
+        if row.one.is_met(run) and row.other.is_met(run):
+            one, other = (f"{s.name or s.path}={_shown(s.of(run))}" for s in (row.one, row.other))
+            raise ConfigError(f"{one} does not go together with {other}: {row.why}; {row.instead}.")
+
+
+def check_quantised(kinds: Collection[str], strategy: str) -> None:
+    """Refuse a base in few bits that several processes cannot share so.
+
+    Args:
+        kinds: what it is quantised as (`quantised_kind`).
+        strategy: `parallel.strategy`.
+
+    Raises:
+        ConfigError: with the reason, and the nearest that works.
+    """
+    way = STRATEGIES.get(strategy)
+    wrong = [kind for kind in sorted(kinds) if not is_shared_by(kind, way)]
+    if wrong:
+        why = "was never run" if way.by_deepspeed else "fails: they can be neither cut nor gathered"
+        raise ConfigError(
+            f"Sharing weights quantised as {', '.join(wrong)} among several processes by "
+            f"parallel.strategy={strategy} {why}. Take a base in full with "
+            "model.quantize_base=int8 or nf4, which every strategy shares, or one process."
+        )
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,134 @@
+"""The optimizers, each with what a run config and a plan know of it; `step.optim` makes them.
+
+>>> OPTIMIZERS.get("adamw").state_bytes(torch.empty(64, 256)).memory
+131076
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.registry import Registry
+
+__all__ = ["LOW_BIT", "OPTIMIZERS", "LowBit", "Optimizer", "StateBytes", "block_size"]
+
+_STEP, _SCALE = 4, 4
+MIN_VALUES = 4096
+"""Smaller tensors are kept as they are (as by bitsandbytes and torchao)."""
+
+MIN_BLOCK = 32
+"""Below this the scales would cost more than the bits that are saved."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """What is kept of one parameter: its moments and the step."""
+
+    memory: int
+    """On the process that holds most."""
+    saved: int
+    """In a checkpoint, of all processes together."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What is known of an optimizer whose moments are in full.
+
+    Attributes:
+        moments: how many tensors it keeps for each parameter.
+        needs_rows: whether each process has to hold whole rows of a matrix.
+    """
+
+    moments: int = 2
+    needs_rows: ClassVar[bool] = False
+
+    def require(self, setting: str) -> Any:
+        """Import what it needs; `setting` is for the message (ConfigError)."""
+
+    def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
+        """What it keeps of a parameter.
+
+        Args:
+            parameter: the whole of it; may be on the meta device.
+            parts: processes that hold it together, cut along its first axis.
+            quantised: whether its moments may be in few bits (an interpolator's may not).
+        """
+        size = self.moments * parameter.element_size()
+        return StateBytes(_held(parameter, parts) * size + _STEP, parameter.numel() * size + _STEP)
+
+
+@dataclass(frozen=True)
+class LowBit(Optimizer):
+    """One of torchao's: moments as codes, a scale for each block, a table of the codes.
+
+    Attributes:
+        name: torchao's class.
+        bits: of a code.
+        block: how many neighbours share a scale at most.
+        table: bytes of it, where codes are no numbers themselves.
+    """
+
+    name: str = ""
+    bits: int = 8
+    block: int = 256
+    table: int = 0
+    needs_rows: ClassVar[bool] = True
+
+    def require(self, setting: str) -> Any:
+        """Import torchao's optimizers (ConfigError)."""
+        return require_torchao("torchao.optim", setting)
+
+    def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
+        """As `Optimizer.state_bytes`."""
+        block = block_size(parameter.shape, self.block) if quantised else None
+        if block is None:
+            return super().state_bytes(parameter, parts)
+
+        def stored(numbers: int) -> int:
+            return numbers * self.bits // 8 + numbers // block * _SCALE
+
+        held, whole = stored(_held(parameter, parts)), stored(parameter.numel())
+        return StateBytes(self.moments * (held + self.table) + _STEP, self.moments * whole + _STEP)
+
+
+def _held(parameter: Tensor, parts: int) -> int:
+    """Numbers of a parameter on the process that holds most."""
+    rows = parameter.shape[0]
+    return parameter.numel() // rows * -(-rows // parts)
+
+
+def block_size(shape: torch.Size, largest: int) -> int | None:
+    """How many neighbours share a scale; None for a tensor that is not quantised.
+
+    >>> block_size(torch.Size([896, 4864]), 256), block_size(torch.Size([4864, 896]), 256)
+    (256, 128)
+    >>> block_size(torch.Size([4096]), 256) is None  # a norm
+    True
+
+    Args:
+        shape: of the whole tensor.
+        largest: the block to use where rows are a multiple of it; else the half of it, and so on.
+    """
+    if len(shape) < 2 or shape.numel() < MIN_VALUES:
+        return None
+    width = shape[1:].numel()
+    while largest >= MIN_BLOCK and width % largest:
+        largest //= 2
+    return largest if largest >= MIN_BLOCK else None
+
+
+LOW_BIT = {
+    "adamw_8bit": LowBit(name="AdamW8bit", table=4 * 256),
+    "adamw_4bit": LowBit(name="AdamW4bit", bits=4, block=128, table=4 * 16),
+    "adamw_fp8": LowBit(name="AdamWFp8"),
+}
+"""Those of torchao, by the name used in the run config."""
+
+OPTIMIZERS: Registry[Optimizer] = Registry("training.optim")
+"""Optimizers by the name used in the run config; `step.optim.register_optimizer` adds one."""
+
+for _name, _optimizer in {"adamw": Optimizer(), **LOW_BIT}.items():
+    OPTIMIZERS.register(_name)(_optimizer)
