@@ -237,7 +237,7 @@ def test_a_sidecar_on_the_hub_is_put_on_its_base(
 
 def test_wrong_options_are_named(base_folder: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'bfloat16'"):
-        LoadOptions(dtype="bfloat")  # type: ignore[arg-type]
+        LoadOptions(dtype="bfloat")
     with pytest.raises(ConfigError, match="device='gpu'"):
         load_model(base_folder, LoadOptions(device="gpu"))
     with pytest.raises(CheckpointError, match="base cannot be loaded"):

@@ -102,6 +102,22 @@ def test_started_stopped_killed_and_done(run_file: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_without_their_launcher_the_processes_save_and_end(run_file: Any, tmp_path: Path) -> None:
+    path, folder = run_file("run"), tmp_path / "run"
+    process = train(path, "--nproc=2")
+    wait_for_step(folder, 4, process)
+    workers = [p for p in psutil.Process(process.pid).children() if "train" in p.cmdline()]
+    assert len(workers) == 2
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=SECONDS)
+    assert not alive
+    done = max(row["step"] for row in soak.rows_of(folder))
+    assert 4 <= done < 12
+    assert newest_checkpoint(folder) == folder / f"checkpoint-{done}"
+    process.communicate()
+
+
+@pytest.mark.slow
 def test_two_nodes_by_torchrun(run_file: Any, tmp_path: Path, repository: Path) -> None:
     """Two agents on this machine are two nodes to it."""
     with socket.socket() as probe:

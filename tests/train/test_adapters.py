@@ -75,7 +75,11 @@ def test_alpha_0_is_the_base_and_any_other_keeps_the_adapters(
     torch.testing.assert_close(logits(model), nearly, rtol=0, atol=0)
     collapsed = export(model, tmp_path / "collapsed", "collapsed")
     torch.testing.assert_close(
-        logits(load_model(collapsed, LoadOptions(tokenizer=base_folder(loaded, tmp_path)))[0]),
+        logits(
+            load_model(
+                collapsed, LoadOptions(tokenizer_name_or_path=base_folder(loaded, tmp_path))
+            )[0]
+        ),
         nearly,
         rtol=1e-3,
         atol=1e-3,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         load_tokenizer,
     )
     from controlllm.checkpoint.models.locate import Kind, Location, locate
+    from controlllm.checkpoint.models.whole import DTYPES
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         list_checkpoints,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.training.state import TrainingState, load_checkpoint, save_checkpoint
 
 __all__ = [
+    "DTYPES",
     "Inspection",
     "Kind",
     "LoadOptions",
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DTYPES": "models.whole",
     "Inspection": "models.inspection",
     "Kind": "models.locate",
     "LoadOptions": "models.loading",

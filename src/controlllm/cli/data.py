@@ -6,7 +6,7 @@ from importlib import import_module
 
 from transformers import PreTrainedTokenizerBase
 
-from controlllm.checkpoint import LoadOptions, find_tokenizer
+from controlllm.checkpoint import find_tokenizer
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.data import SourceConfig, resolve_chat_template
@@ -61,13 +61,8 @@ def load_run_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
             "set model.tokenizer_name_or_path."
         )
     load_plugins(run.data)
-    options = LoadOptions(
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        tokenizer=model.tokenizer_name_or_path,
-    )
     try:
-        tokenizer = find_tokenizer(name, options)
+        tokenizer = find_tokenizer(name, model)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} (`data` needs the tokenizer only: model.tokenizer_name_or_path names it.)"

@@ -21,8 +21,10 @@ from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
 from controlllm.train.parallel.processes import launched
 from controlllm.train.record.signals import PREEMPTED
 
-__all__ = ["launch", "processes_to_start"]
+__all__ = ["LAUNCHER", "launch", "processes_to_start"]
 
+LAUNCHER = "CONTROLLLM_LAUNCHER"
+"""Variable by which the processes know the id of the one that started them."""
 _OWN_OPTIONS = ("--nproc", "--max_restarts")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _SECONDS_TO_SAVE = 3600
@@ -60,7 +62,7 @@ def launch(argv: list[str], count: int, max_restarts: int) -> int:
     """
     # -P here, and in what they start: no file of the working folder is taken for a module.
     words = ["-P", "-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
-    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ |= {"PYTHONSAFEPATH": "1", LAUNCHER: str(os.getpid())}
     # Small models are slower on many threads, and all processes share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     code = _attempt(words, count)

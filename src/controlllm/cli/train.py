@@ -1,5 +1,6 @@
 """`controlllm train`: one run, by one process or by several."""
 
+import os
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -77,9 +78,12 @@ def _train(run: RunConfig) -> None:
     first = is_first()
     if not first:
         be_silent()
+    from controlllm.cli.launch import LAUNCHER
     from controlllm.train import train
-    from controlllm.train.record.signals import PREEMPTED, ignore_signals
+    from controlllm.train.record.signals import PREEMPTED, ignore_signals, stop_without
 
+    if LAUNCHER in os.environ:
+        stop_without(int(os.environ[LAUNCHER]))
     result = train(run)
     preempted = result.stopped_because == "preempted"
     if preempted:

@@ -29,7 +29,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.models.whole import (
-    Dtype,
     LoadOptions,
     check_files,
     download,
@@ -43,6 +42,7 @@ from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, SavedKind, kind_in
 from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
 from controlllm.expansion.files.records import SIDECAR_WEIGHTS, read_model_file
 
@@ -64,8 +64,15 @@ def load_model(
     Raises:
         CheckpointError: if there is nothing to load, a file is damaged, or the base is another one.
         ModelError: if a sidecar cannot be put on its base.
+        ConfigError: if an option cannot be followed here.
     """
     options = options or LoadOptions()
+    kind = options.quantize_base
+    if kind is not None and not QUANTIZERS.get(kind).at_load:
+        raise ConfigError(
+            f"quantize_base={kind!r} is made of a model that is there: leave it out here, and call "
+            f"controlllm.train.setup.quantize.quantize_base(model, {kind!r})."
+        )
     return _load(locate(path_or_name, options.storage_options), options, ())
 
 
@@ -76,6 +83,11 @@ def _load(
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
     apart = _saved_apart(location, options)
+    if apart is None and options.base:
+        raise ConfigError(
+            f"base={options.base!r} would not be used: {location.path} is a whole model; leave it "
+            "out."
+        )
     with _joined(location, options) as joined:
         if apart is None:
             base = _recorded_name(location)
@@ -105,13 +117,13 @@ def find_tokenizer(
 
     Args:
         path_or_name: see the table at the top of this module.
-        options: as `load_model`; with `tokenizer`, the model need not be there.
+        options: as `load_model`; with `tokenizer_name_or_path`, the model need not be there.
 
     Raises:
         CheckpointError: if there is nothing to load, or no tokenizer.
     """
     options = options or LoadOptions()
-    if options.tokenizer:
+    if options.tokenizer_name_or_path:
         return load_tokenizer([], options)
     location = locate(path_or_name, options.storage_options)
     apart = _saved_apart(location, options)
@@ -126,13 +138,13 @@ def load_tokenizer(
 
     Args:
         places: folders and names; a folder without tokenizer files is passed over.
-        options: `tokenizer`, `revision` and `trust_remote_code` are used.
+        options: `tokenizer_name_or_path`, `revision` and `trust_remote_code` are used.
 
     Raises:
         CheckpointError: if none of the places has a tokenizer.
     """
     options = options or LoadOptions()
-    places = [options.tokenizer] if options.tokenizer else places
+    places = [options.tokenizer_name_or_path] if options.tokenizer_name_or_path else places
     for place in places:
         if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").is_file():
             check_files(place, options.revision)
@@ -140,7 +152,9 @@ def load_tokenizer(
                 PreTrainedTokenizerBase,
                 from_pretrained(AutoTokenizer.from_pretrained, place, options),
             )
-    raise CheckpointError(f"no tokenizer in {', '.join(places)}; name one (`tokenizer`).")
+    raise CheckpointError(
+        f"no tokenizer in {', '.join(places)}; name one (`tokenizer_name_or_path`)."
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,7 @@ def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[s
         revision = recorded.get("revision")
     dtype = options.dtype
     if dtype == "auto":
-        dtype = cast(Dtype, recorded.get("dtype") or _dtype_of(apart))
+        dtype = recorded.get("dtype") or _dtype_of(apart)
     return path, replace(options, base=None, revision=revision, dtype=dtype)
 
 
@@ -199,7 +213,7 @@ def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTr
     return _load(location, replace(options, device="cpu"), above)[0]
 
 
-def _dtype_of(apart: _Apart) -> Dtype:
+def _dtype_of(apart: _Apart) -> str:
     """The type that a sidecar was trained and saved in, so that its base is loaded in the same.
 
     Of an adapter that does not note it: as the base is saved.
@@ -213,7 +227,7 @@ def _dtype_of(apart: _Apart) -> Dtype:
         with safe_open(path, "pt") as tensors:
             names = (name for name in tensors.keys() if not name.startswith(OPTIMIZER_PREFIX))  # noqa: SIM118
             name = next(name for name in names if ".expanded." in name)
-            return cast(Dtype, str(tensors.get_tensor(name).dtype).removeprefix("torch."))
+            return str(tensors.get_tensor(name).dtype).removeprefix("torch.")
     except (OSError, SafetensorError, StopIteration) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 

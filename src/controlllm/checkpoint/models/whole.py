@@ -7,16 +7,17 @@ the tensor's name, as is a weight that is not a number.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.packages.bitsandbytes import BNB_KINDS, BnbKind, bnb_config
+from controlllm.common.facts import check_values, setting
+from controlllm.common.packages.bitsandbytes import bnb_config
+from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.quiet import quiet_bars, quiet_imports
-from controlllm.common.registry import check_choice
 from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
@@ -27,6 +28,7 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.quantised import settle
 
 __all__ = [
+    "DTYPES",
     "LoadOptions",
     "check_files",
     "download",
@@ -36,52 +38,41 @@ __all__ = [
     "require_rows",
 ]
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Types that a model can be loaded in; auto = as it was saved."""
 
 
 @dataclass
 class LoadOptions:
-    """How a model is loaded."""
+    """How a model is loaded, to be used or to be trained."""
 
-    base: str | None = None
-    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
-    dtype: Dtype = "auto"
-    """float32, bfloat16, float16, or auto = as it was saved."""
-    quantize_base: BnbKind | None = None
+    dtype: str = setting("auto", choices=DTYPES)
+    """Type of the loaded weights; auto = as they were saved."""
+    quantize_base: str | None = setting(None, choices=QUANTIZERS.names)
     """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
-    device: str = "cpu"
-    """Where to put the model: cpu, cuda, cuda:1, or auto = a GPU if there is one."""
-    check_base: bool = True
-    """Refuse a base whose fingerprint is not the recorded one."""
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
     trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
     """Allow code that comes with the model to run."""
-    attn_implementation: str | None = None
-    """eager, sdpa, flash_attention_2, flex_attention; null = what transformers chooses."""
-    tokenizer: str | None = None
+    tokenizer_name_or_path: str | None = None
     """Tokenizer to use instead of the model's own."""
-    scratch_dir: str | None = None
+    device: str = setting("cpu", may_change=True)
+    """Where to put the model: cpu, cuda, cuda:1, ..., or auto = a GPU if there is one."""
+    base: str | None = setting(None, may_change=True)
+    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
+    check_base: bool = setting(True, may_change=True)
+    """Refuse a base whose fingerprint is not the recorded one."""
+    scratch_dir: str | None = setting(None, may_change=True)
     """Where the parts that several processes wrote are joined for a while; null = the system's
     folder for temporary files (TMPDIR)."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: for an unknown dtype or kind.
-        """
-        check_choice("dtype", self.dtype, get_args(Dtype))
-        if self.quantize_base in ("int8", "nf4"):
-            raise ConfigError(
-                f"quantize_base={self.quantize_base!r} is made of a model that is there: leave it "
-                "out here, and call controlllm.train.setup.quantize.quantize_base(model, "
-                f"{self.quantize_base!r})."
-            )
-        if self.quantize_base is not None:
-            check_choice("quantize_base", self.quantize_base, BNB_KINDS)
+        """Check the values (ConfigError)."""
+        check_values(self, "")
 
 
 _MOST_BYTES = 2**30
@@ -251,5 +242,6 @@ def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
             raise CheckpointError(
                 f"the tokenizer's token {token!r} has id {id_}, but the embedding of {name} has "
                 f"rows 0 to {rows - 1} only: use the tokenizer that the model was made with "
-                "(`tokenizer`), or resize the model first (model.resize_token_embeddings)."
+                "(`tokenizer_name_or_path`), or resize the model first "
+                "(model.resize_token_embeddings)."
             )

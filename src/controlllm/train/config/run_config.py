@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from controlllm.checkpoint import DTYPES, LoadOptions
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
-from controlllm.common.settings import RUNS_CODE, value_at
+from controlllm.common.settings import value_at
 from controlllm.data import DataConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.files.adapter_config import AdapterConfig
@@ -52,33 +53,25 @@ def _only(section: str) -> Read:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(LoadOptions):
     """Which base model is taken, and how it is loaded."""
 
     model_name_or_path: str | None = None
     """Hub name or folder of the base model (or of an expanded one to train further)."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
-    dtype: str = setting("float32", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting("float32", choices=DTYPES)
     """Type of the loaded weights; `auto` = as stored. What mixed precision trains is float32."""
     quantize_base: str | None = setting(None, choices=QUANTIZERS.names)
     """Hold the linear layers of the frozen blocks in few bits: `int8` or `nf4` by torchao, once the
     base is expanded; `bnb_int8`, `bnb_nf4` or `bnb_nf4_double` (scales quantised, too) by
     bitsandbytes, while it is loaded. The run trains beside that base and measures against it."""
-    attn_implementation: str | None = None
-    """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
-    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
-    """Allow code that comes with the model to run."""
-    tokenizer_name_or_path: str | None = None
-    """Tokenizer to use instead of the model's own."""
     device: str = setting("auto", may_change=True)
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
+        check_values(self, "model")
         if self.model_name_or_path is not None and not self.model_name_or_path.strip():
             raise ConfigError("model.model_name_or_path is empty; name a model or a folder.")
-        check_values(self, "model")
 
 
 class _Laid(str):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from controlllm.checkpoint import Kind, LoadOptions, locate
+from controlllm.checkpoint import Kind, locate
 from controlllm.checkpoint.models.whole import check_files, download, from_pretrained
 from controlllm.checkpoint.training.shards import fill_some, tensor_shapes
 from controlllm.common.errors import CheckpointError
@@ -76,7 +76,7 @@ def _why_whole(run: RunConfig) -> str | None:
 def _folder(run: RunConfig) -> str | None:
     """Where the base's config and safetensors files lie on this machine."""
     assert run.model.model_name_or_path is not None
-    location = locate(run.model.model_name_or_path)
+    location = locate(run.model.model_name_or_path, run.model.storage_options)
     if location.kind is Kind.HUB:
         folder = download(location.path, run.model.revision, run.model.trust_remote_code)
         location = locate(folder)  # a sidecar or an adapter, may be
@@ -95,8 +95,7 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
     from accelerate import init_empty_weights
 
     check_files(str(folder))
-    code = LoadOptions(trust_remote_code=run.model.trust_remote_code)
-    config = from_pretrained(AutoConfig.from_pretrained, str(folder), code)
+    config = from_pretrained(AutoConfig.from_pretrained, str(folder), run.model)
     dtype = config.dtype if run.model.dtype == "auto" else getattr(torch, run.model.dtype)
     settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": run.model.trust_remote_code}
     if run.model.attn_implementation:

@@ -96,15 +96,18 @@ def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
     model = run.model
     if model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
-    location = locate(model.model_name_or_path)
+    location = locate(model.model_name_or_path, model.storage_options)
     name, revision, expansion = location.path, model.revision, None
     kind = None if location.kind is Kind.HUB else kind_in(Path(name))
     if kind is not None and kind.base_of is not None:
         recorded = kind.base_of(Path(name))
         if kind is KINDS["control"]:
             expansion = ExpansionConfig.from_dict(read_sidecar_config(name)["expansion"])
-        base = locate_recorded(recorded.get("name_or_path"), name)
-        name, revision = base.path, recorded.get("revision")
+        if model.base:
+            name = locate(model.base, model.storage_options).path
+        else:
+            base = locate_recorded(recorded.get("name_or_path"), name)
+            name, revision = base.path, recorded.get("revision")
     config = AutoConfig.from_pretrained(
         name, revision=revision, trust_remote_code=model.trust_remote_code
     )

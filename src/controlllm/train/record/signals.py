@@ -8,10 +8,11 @@ set up there is nothing to save, so it ends at once; the second signal always en
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
-__all__ = ["PREEMPTED", "StopSignals", "ignore_signals"]
+__all__ = ["PREEMPTED", "StopSignals", "ignore_signals", "stop_without"]
 
 PREEMPTED = 75
 """The exit code of a run that was asked to stop: EX_TEMPFAIL, "try the same again later"."""
@@ -76,6 +77,21 @@ def ignore_signals() -> None:
     """
     for number in _numbers():
         signal.signal(number, signal.SIG_IGN)
+
+
+def stop_without(parent: int) -> None:
+    """Ask this process to stop once its parent is gone: a launcher that is killed tells nobody.
+
+    Args:
+        parent: process id of the launcher.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="stop_without", daemon=True).start()
 
 
 def _numbers() -> list[signal.Signals]:

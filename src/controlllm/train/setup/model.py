@@ -1,13 +1,13 @@
 """The base model and its tokenizer, loaded and set up for training."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
+from controlllm.checkpoint import find_tokenizer, load_model
 from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
 from controlllm.common.context import check_length
 from controlllm.common.errors import ConfigError
@@ -47,7 +47,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
     device = find_device(run.model.device)
     empty = build_on_meta(files, run) if files is not None else None
     if empty is not None:
-        model, tokenizer = empty, find_tokenizer(str(files), _options(run))
+        model, tokenizer = empty, find_tokenizer(str(files), run.model)
     else:
         model, tokenizer = _load(run) if loaded is None else (loaded[0], deepcopy(loaded[1]))
         own_config(model)  # Its attention may become another one.
@@ -76,19 +76,10 @@ def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _load(run: RunConfig) -> Loaded:
     assert run.model.model_name_or_path is not None  # `train` has checked
-    return load_model(run.model.model_name_or_path, _options(run))
-
-
-def _options(run: RunConfig) -> LoadOptions:
-    config, kind = run.model, run.model.quantize_base
-    return LoadOptions(
-        revision=config.revision,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation=config.attn_implementation,
-        quantize_base=cast(Any, kind if run.quantizer and run.quantizer.at_load else None),
-        tokenizer=config.tokenizer_name_or_path,
-    )
+    options = run.model
+    if run.quantizer is not None and not run.quantizer.at_load:  # Later, when it is expanded.
+        options = replace(options, quantize_base=None)
+    return load_model(run.model.model_name_or_path, options)
 
 
 def _pack_attention(model: PreTrainedModel) -> None:
