@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from controlllm.checkpoint.mirror.copies import local_copy
+    from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
+    from controlllm.checkpoint.mirror.remote import RemoteRun
+    from controlllm.checkpoint.mirror.upload import Uploader
     from controlllm.checkpoint.models.export import export, require_free
     from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
     from controlllm.checkpoint.models.loading import (
@@ -18,10 +22,11 @@ if TYPE_CHECKING:
         load_model,
         load_tokenizer,
     )
-    from controlllm.checkpoint.models.locate import Kind, Location, locate
+    from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
     from controlllm.checkpoint.models.whole import DTYPES
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
+        checkpoint_step,
         list_checkpoints,
         mark_best,
         newest_checkpoint,
@@ -33,26 +38,40 @@ if TYPE_CHECKING:
         restore_tensors,
         trained_tensors,
     )
+    from controlllm.checkpoint.training.saved import KINDS, kind_in
+    from controlllm.checkpoint.training.shards import fill_tensors
     from controlllm.checkpoint.training.state import TrainingState, load_checkpoint, save_checkpoint
+    from controlllm.checkpoint.training.writer import CheckpointWriter
 
 __all__ = [
     "DTYPES",
+    "KINDS",
+    "CheckpointWriter",
     "Inspection",
     "Kind",
     "LoadOptions",
     "Location",
+    "RemoteRun",
     "TrainingState",
+    "Uploader",
     "best_checkpoint",
     "capture_rng",
+    "checkpoint_step",
     "describe_model",
     "export",
+    "fetch_files",
+    "fetch_newest",
+    "fill_tensors",
     "find_tokenizer",
     "inspect_folder",
+    "kind_in",
     "list_checkpoints",
     "load_checkpoint",
     "load_model",
     "load_tokenizer",
+    "local_copy",
     "locate",
+    "locate_recorded",
     "mark_best",
     "newest_checkpoint",
     "require_free",
@@ -65,22 +84,33 @@ __all__ = [
 
 _HOMES = {
     "DTYPES": "models.whole",
+    "KINDS": "training.saved",
+    "CheckpointWriter": "training.writer",
     "Inspection": "models.inspection",
     "Kind": "models.locate",
     "LoadOptions": "models.loading",
     "Location": "models.locate",
+    "RemoteRun": "mirror.remote",
     "TrainingState": "training.state",
+    "Uploader": "mirror.upload",
     "best_checkpoint": "training.checkpoints",
     "capture_rng": "training.codec",
+    "checkpoint_step": "training.checkpoints",
     "describe_model": "training.kinds",
     "export": "models.export",
+    "fetch_files": "mirror.fetch",
+    "fetch_newest": "mirror.fetch",
+    "fill_tensors": "training.shards",
     "find_tokenizer": "models.loading",
     "inspect_folder": "models.inspection",
+    "kind_in": "training.saved",
     "list_checkpoints": "training.checkpoints",
     "load_checkpoint": "training.state",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
+    "local_copy": "mirror.copies",
     "locate": "models.locate",
+    "locate_recorded": "models.locate",
     "mark_best": "training.checkpoints",
     "newest_checkpoint": "training.checkpoints",
     "require_free": "models.export",

@@ -9,8 +9,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.facts import TINY, setting
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
-from controlllm.expansion import ExpansionConfig
-from controlllm.expansion.method.plan import plan_blocks
+from controlllm.expansion import ExpansionConfig, plan_blocks
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.peaks import required_peak

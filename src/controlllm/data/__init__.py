@@ -45,8 +45,20 @@ from controlllm.data.examples.encode import Example, SourceStats
 from controlllm.data.examples.row_filters import register_filter
 from controlllm.data.examples.templates import resolve_chat_template
 from controlllm.data.formats import Document, Message, Row, register_format
-from controlllm.data.loader.collate import PADDING, REHEARSAL, REPLAY, TRAIN, Batch, model_inputs
+from controlllm.data.inspect.overlap import warn_of_overlaps
+from controlllm.data.loader.collate import (
+    PADDING,
+    REHEARSAL,
+    REPLAY,
+    TRAIN,
+    Batch,
+    Member,
+    collate,
+    model_inputs,
+    padded_width,
+)
 from controlllm.data.loader.evaluation import eval_batches, read_examples
+from controlllm.data.loader.open_source import Size, check_first_rows
 from controlllm.data.loader.train_loader import TrainLoader
 from controlllm.data.sources import register_reader, register_source
 
@@ -59,16 +71,21 @@ __all__ = [
     "DataConfig",
     "Document",
     "Example",
+    "Member",
     "Message",
     "PostprocessContext",
     "Row",
+    "Size",
     "SourceConfig",
     "SourceStats",
     "StageConfig",
     "TokenStore",
     "TrainLoader",
+    "check_first_rows",
+    "collate",
     "eval_batches",
     "model_inputs",
+    "padded_width",
     "read_examples",
     "register_collator",
     "register_filter",
@@ -77,4 +94,5 @@ __all__ = [
     "register_reader",
     "register_source",
     "resolve_chat_template",
+    "warn_of_overlaps",
 ]

@@ -20,7 +20,7 @@ from controlllm.evaluate.averaging import average_weights, averaging_curve
 from controlllm.evaluate.calibrate import calibrate
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
 from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, find_tasks, run_tasks
-from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating
+from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating, warn_if_not_finite
 from controlllm.evaluate.plot import plot_curves
 from controlllm.evaluate.reference import Reference
 from controlllm.evaluate.report import losses_table
@@ -53,5 +53,6 @@ __all__ = [
     "measure_retention",
     "plot_curves",
     "run_tasks",
+    "warn_if_not_finite",
     "worst_forgetting",
 ]

@@ -27,41 +27,76 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from controlllm.expansion.files.adapter_config import AdapterConfig
     from controlllm.expansion.files.sidecar import save_sidecar
+    from controlllm.expansion.hub.decoder import decoder_blocks
     from controlllm.expansion.hub.expand import expand
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+    from controlllm.expansion.hub.peft import add_adapters, require_peft
     from controlllm.expansion.hub.sidecar_loading import load_sidecar
     from controlllm.expansion.merge.collapsing import collapse, combine
+    from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
     from controlllm.expansion.method.divergence import DIVERGENCES
     from controlllm.expansion.method.expansion_config import ExpansionConfig
     from controlllm.expansion.method.hf_config import ControlLLMConfig
     from controlllm.expansion.method.interpolators import INTERPOLATORS, Interpolator
+    from controlllm.expansion.method.plan import plan_blocks
+    from controlllm.expansion.method.unread import trains_interpolators
+    from controlllm.expansion.surgery.quantised import (
+        parameter_count,
+        quantised_kind,
+        quantised_layers,
+    )
 
 __all__ = [
     "DIVERGENCES",
     "INTERPOLATORS",
+    "AdapterConfig",
+    "ConcatBlock",
     "ControlLLMConfig",
     "ControlLLMForCausalLM",
+    "ExpandedBlock",
     "ExpansionConfig",
     "Interpolator",
+    "StackBlock",
+    "add_adapters",
     "collapse",
     "combine",
+    "decoder_blocks",
     "expand",
     "load_sidecar",
+    "parameter_count",
+    "plan_blocks",
+    "quantised_kind",
+    "quantised_layers",
+    "require_peft",
     "save_sidecar",
+    "trains_interpolators",
 ]
 
 _HOMES = {
     "DIVERGENCES": "method.divergence",
     "INTERPOLATORS": "method.interpolators",
+    "AdapterConfig": "files.adapter_config",
+    "ConcatBlock": "method.block",
     "ControlLLMConfig": "method.hf_config",
     "ControlLLMForCausalLM": "hub.modeling",
+    "ExpandedBlock": "method.block",
     "ExpansionConfig": "method.expansion_config",
     "Interpolator": "method.interpolators",
+    "StackBlock": "method.block",
+    "add_adapters": "hub.peft",
     "collapse": "merge.collapsing",
     "combine": "merge.collapsing",
+    "decoder_blocks": "hub.decoder",
     "expand": "hub.expand",
     "load_sidecar": "hub.sidecar_loading",
+    "parameter_count": "surgery.quantised",
+    "plan_blocks": "method.plan",
+    "quantised_kind": "surgery.quantised",
+    "quantised_layers": "surgery.quantised",
+    "require_peft": "hub.peft",
     "save_sidecar": "files.sidecar",
+    "trains_interpolators": "method.unread",
 }
 __getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})

@@ -12,9 +12,7 @@ from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
 from controlllm.common.settings import value_at
 from controlllm.data import DataConfig
-from controlllm.expansion import ExpansionConfig
-from controlllm.expansion.files.adapter_config import AdapterConfig
-from controlllm.expansion.method.unread import trains_interpolators
+from controlllm.expansion import AdapterConfig, ExpansionConfig, trains_interpolators
 from controlllm.train.config.compatibility import check_support
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets, write_yaml
 from controlllm.train.config.debug_config import DebugConfig

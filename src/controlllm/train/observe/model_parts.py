@@ -11,9 +11,7 @@ from typing import Any
 from torch import nn
 
 from controlllm.common.tensors import whole_shape
-from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.hub.decoder import decoder_blocks
-from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
+from controlllm.expansion import ConcatBlock, ControlLLMForCausalLM, ExpandedBlock, decoder_blocks
 from controlllm.train.observe.flops import Part
 
 __all__ = ["parts_of"]

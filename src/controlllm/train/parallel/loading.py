@@ -26,11 +26,10 @@ from controlllm.checkpoint.training.shards import fill_some, tensor_shapes
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.remote import is_remote
 from controlllm.common.storage.tensor_files import require_numbers
-from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion import ControlLLMForCausalLM, StackBlock
 from controlllm.expansion.files.base_files import BaseFiles
 from controlllm.expansion.files.fingerprint import BRANCHES, base_name
 from controlllm.expansion.files.records import read_model_file
-from controlllm.expansion.method.block import StackBlock
 from controlllm.expansion.surgery.anatomy import residual_projections
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.sharding import sharding_units

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from controlllm.expansion.hub.decoder import decoder_blocks
-from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
-from controlllm.expansion.method.interpolators import Interpolator
+from controlllm.expansion import ConcatBlock, ExpandedBlock, Interpolator, decoder_blocks
 from controlllm.train.parallel.tensor import block_plan, cut_block
 from controlllm.train.parallel.world import World
 

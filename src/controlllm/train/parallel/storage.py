@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from controlllm.checkpoint import trained_tensors
+from controlllm.checkpoint import fill_tensors, trained_tensors
 from controlllm.checkpoint.training.optimizer import (
     make_optimizer_state,
     optimizer_state,
     restore_optimizer,
 )
-from controlllm.checkpoint.training.shards import fill_tensors
 from controlllm.common.distributed import Ranks
 
 __all__ = ["Storage"]

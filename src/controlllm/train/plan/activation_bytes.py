@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from controlllm.expansion import ControlLLMForCausalLM
-from controlllm.expansion.hub.decoder import decoder_blocks
-from controlllm.expansion.method.block import ExpandedBlock
+from controlllm.expansion import ControlLLMForCausalLM, ExpandedBlock, decoder_blocks
 from controlllm.train.observe.model_parts import parts_of
 
 __all__ = ["activation_bytes", "kept_product_bytes"]

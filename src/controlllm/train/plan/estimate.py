@@ -20,15 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
-from controlllm.checkpoint.training.kinds import trained_tensors
-from controlllm.checkpoint.training.saved import KINDS, kind_in
+from controlllm.checkpoint import KINDS, Kind, kind_in, locate, locate_recorded, trained_tensors
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.quantizers import Quantizer
-from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
+from controlllm.expansion import ControlLLMConfig, ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.files.records import read_sidecar_config
-from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.optimizers import OPTIMIZERS, StateBytes
 from controlllm.train.config.run_config import RunConfig

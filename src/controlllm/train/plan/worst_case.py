@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.common.errors import TrainingError
-from controlllm.data import REHEARSAL, TRAIN, Batch
-from controlllm.data.config.data_config import DataConfig
-from controlllm.data.examples.encode import Example
-from controlllm.data.loader.collate import Member, collate, padded_width
+from controlllm.data import (
+    REHEARSAL,
+    TRAIN,
+    Batch,
+    DataConfig,
+    Example,
+    Member,
+    collate,
+    padded_width,
+)
 from controlllm.train.setup.stages import Ready
 
 __all__ = ["run_worst_case", "worst_shapes"]

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from controlllm.checkpoint import TrainingState, capture_rng, mark_best, restore_rng
-from controlllm.checkpoint.mirror.upload import Uploader
-from controlllm.checkpoint.training.checkpoints import checkpoint_step
-from controlllm.checkpoint.training.kinds import describe_model
+from controlllm.checkpoint import (
+    CheckpointWriter,
+    TrainingState,
+    Uploader,
+    capture_rng,
+    checkpoint_step,
+    describe_model,
+    mark_best,
+    restore_rng,
+)
 from controlllm.checkpoint.training.state import load_values
-from controlllm.checkpoint.training.writer import CheckpointWriter
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.progress import Progress
 from controlllm.train.observe.timing import CHECKPOINT, PhaseClock

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from controlllm.evaluate.losses import warn_if_not_finite
+from controlllm.evaluate import warn_if_not_finite
 from controlllm.train.observe.retention import Measurement, better
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
 from controlllm.train.record.hooks import Callback, RunState

@@ -20,11 +20,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from controlllm.checkpoint import list_checkpoints, resolve_checkpoint
-from controlllm.checkpoint.mirror.copies import local_copy
-from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
-from controlllm.checkpoint.mirror.remote import RemoteRun
-from controlllm.checkpoint.training.checkpoints import checkpoint_step
+from controlllm.checkpoint import (
+    RemoteRun,
+    checkpoint_step,
+    fetch_files,
+    fetch_newest,
+    list_checkpoints,
+    local_copy,
+    resolve_checkpoint,
+)
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.settings import settings_with
 from controlllm.common.storage.held import LOCK

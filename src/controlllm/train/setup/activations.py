@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from controlllm.expansion.method.interpolators import Interpolator
+from controlllm.expansion import Interpolator
 from controlllm.train.config.training_config import TrainingConfig
 
 __all__ = ["compile_blocks", "enable_checkpointing"]

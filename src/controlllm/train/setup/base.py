@@ -8,9 +8,7 @@ import numpy as np
 import torch
 
 from controlllm.common.distributed import Ranks
-from controlllm.data import TrainLoader
-from controlllm.data.inspect.overlap import warn_of_overlaps
-from controlllm.data.loader.open_source import check_first_rows
+from controlllm.data import TrainLoader, check_first_rows, warn_of_overlaps
 from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel import World

@@ -26,12 +26,16 @@ from controlllm.common.adapters import carries_base, has_adapters
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
-from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig, expand
-from controlllm.expansion.files.adapter_config import AdapterConfig
+from controlllm.expansion import (
+    AdapterConfig,
+    ControlLLMForCausalLM,
+    ExpansionConfig,
+    add_adapters,
+    expand,
+    quantised_layers,
+)
 from controlllm.expansion.files.base_record import forget_base
-from controlllm.expansion.hub.peft import add_adapters
 from controlllm.expansion.surgery.anatomy import examine
-from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.train.config.method_config import check_alphas
 from controlllm.train.config.methods import METHODS, Method
 from controlllm.train.config.run_config import RunConfig

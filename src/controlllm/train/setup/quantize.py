@@ -20,12 +20,15 @@ from controlllm.common.packages.bitsandbytes import (
     stored_bytes,
 )
 from controlllm.common.packages.quantizers import QUANTIZERS
-from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.expansion import (
+    ControlLLMForCausalLM,
+    ExpandedBlock,
+    decoder_blocks,
+    quantised_kind,
+    quantised_layers,
+)
 from controlllm.expansion.files.fingerprint import remember_fingerprint
 from controlllm.expansion.files.sidecar import base_fingerprint
-from controlllm.expansion.hub.decoder import decoder_blocks
-from controlllm.expansion.method.block import ExpandedBlock
-from controlllm.expansion.surgery.quantised import quantised_kind, quantised_layers
 from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.setup.quantised_linear import QuantisedLinear

@@ -5,7 +5,7 @@ import logging
 from transformers import PreTrainedModel
 
 from controlllm.data import TrainLoader
-from controlllm.expansion.surgery.quantised import parameter_count
+from controlllm.expansion import parameter_count
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel import World

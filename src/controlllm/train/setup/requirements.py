@@ -1,7 +1,7 @@
 """Packages that a run needs are asked for before anything is loaded."""
 
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.hub.peft import require_peft
+from controlllm.expansion import require_peft
 from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.device import find_device

@@ -5,8 +5,7 @@ import math
 import warnings
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data import TrainLoader
-from controlllm.data.loader.open_source import Size
+from controlllm.data import Size, TrainLoader
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.step.schedules import learning_rate_factor
 

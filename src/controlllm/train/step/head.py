@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import target_mask
-from controlllm.evaluate.losses import evaluating
+from controlllm.evaluate import evaluating
 
 __all__ = ["check_head", "chunked_cross_entropy_sum", "head_inputs", "hidden_states_of"]
 

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
-from controlllm.evaluate.losses import evaluating
+from controlllm.evaluate import evaluating
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.step.head import chunked_cross_entropy_sum, head_inputs, hidden_states_of
 

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlllm.checkpoint.training.kinds import trained_tensors
+from controlllm.checkpoint import fill_tensors, trained_tensors
 from controlllm.checkpoint.training.optimizer import (
     group_settings,
     make_optimizer_state,
     restore_groups,
 )
 from controlllm.checkpoint.training.saved import OPTIMIZER_PREFIX
-from controlllm.checkpoint.training.shards import fill_tensors
 from controlllm.common.tensors import whole, whole_shape
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.stages import Ready
