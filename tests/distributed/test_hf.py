@@ -34,7 +34,7 @@ MATRIX = [
     (4, HSDP, "concat"),
 ]
 """Every way, and for ZeRO-3, which knows least of what it cuts, every structure."""
-STEPS = {"max_steps": 20, "eval_steps": 10, "save_steps": 20, "learning_rate": 5e-3}
+STEPS = {"max_steps": 10, "eval_steps": 5, "save_steps": 10, "learning_rate": 5e-3}
 
 
 def merged(structure: str, **training: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def expected() -> dict[str, Any]:
     MATRIX,
     ids=[f"{parallel['strategy']}-{structure}" for _, parallel, structure in MATRIX],
 )
-def test_twenty_steps_are_those_of_one_native_process(
+def test_ten_steps_are_those_of_one_native_process(
     run_config: Any,
     loaded: Any,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A real model learns real rows on two processes that torchrun starts, and is killed twice."""
+"""A real model learns real rows on two processes, is killed twice, and goes on."""
 
 import json
 import os
@@ -12,9 +12,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from benchmarks import soak
+from tests.distributed.test_launching import run_ranks
 
 from controlllm.checkpoint import best_checkpoint, list_checkpoints
 from controlllm.checkpoint.training.shards import is_sharded
+from controlllm.cli import main
 
 STEPS = 10
 QA = {"prompt": "question", "completion": "answer"}
@@ -76,15 +79,33 @@ def start(path: Path) -> subprocess.Popen[str]:
 
 def kill_after(process: subprocess.Popen[str], run: Path, checkpoints: int) -> None:
     """Kill all processes at once as soon as so many checkpoints are there."""
-    end = time.monotonic() + 120
-    while len(list_checkpoints(run)) < checkpoints:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "no checkpoint came"
-        time.sleep(0.02)
+    wait_for_checkpoints(run, checkpoints)
     parent = psutil.Process(process.pid)
     for child in [*parent.children(recursive=True), parent]:
         child.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def kill_ranks_after(path: Path, run: Path, checkpoints: int) -> None:
+    """Train by the command in two forked processes, and kill both."""
+    ranks = soak.start_ranks(lambda: main(["train", str(path)]), 2, run.parent / "logs")
+    wait_for_checkpoints(run, checkpoints)
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+
+
+def wait_for_checkpoints(run: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while len(list_checkpoints(run)) < count:
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.02)
+
+
+def finish(path: Path) -> None:
+    """Train to the end in two forked processes."""
+    codes, printed = run_ranks(path, path.parent / "logs")
+    assert codes == [0, 0] and "max_steps" in printed[0], printed
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -92,15 +113,8 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
-def command(*words: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "controlllm.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def export(run: Path, folder: Path, form: str) -> None:
+    assert main(["export", str(run), str(folder), "--form", form]) == 0
 
 
 @pytest.mark.timeout(400)
@@ -108,13 +122,11 @@ def test_killed_twice_resumed_and_exported_in_every_form(shared_data: Path, tmp_
     (tmp_path / "straight").mkdir()
     (tmp_path / "killed").mkdir()
     straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
-    text = start(run_file(tmp_path / "straight", shared_data)).communicate(timeout=120)[0]
-    assert "max_steps" in text, text
+    finish(run_file(tmp_path / "straight", shared_data))
     path = run_file(tmp_path / "killed", shared_data)
-    for checkpoints in (1, 3):
-        kill_after(start(path), killed, checkpoints)
-    text = start(path).communicate(timeout=120)[0]
-    assert "max_steps" in text, text
+    kill_after(start(path), killed, 1)
+    kill_ranks_after(path, killed, 3)
+    finish(path)
     assert list(losses(killed)) == list(range(1, STEPS + 1))
     assert losses(killed) == losses(straight)
 
@@ -126,11 +138,11 @@ def test_killed_twice_resumed_and_exported_in_every_form(shared_data: Path, tmp_
     measured = next(r for r in rows if r["step"] == step and "learn/gsm8k/loss" in r)
     for form in ("sidecar", "full"):
         folder = tmp_path / form
-        command("export", killed, folder, "--form", form)
+        export(killed, folder, form)
         found = evaluated(folder, path, tmp_path)
         for name in ("learn/gsm8k", "retain/stories"):
             assert found[name] == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
-    command("export", killed, tmp_path / "collapsed", "--form", "collapsed")
+    export(killed, tmp_path / "collapsed", "collapsed")
     assert evaluated(tmp_path / "collapsed", path, tmp_path)["learn/gsm8k"] > 0
 
 
@@ -141,16 +153,15 @@ def test_begun_by_deepspeed_and_finished_by_the_native_loop(
     """Killed under ZeRO-3, finished by FSDP2; what is exported is what was measured."""
     run = tmp_path / "run"
     by_zero3 = {"training": {"backend": "hf"}, "parallel": {"strategy": "zero3"}}
-    kill_after(start(run_file(tmp_path, shared_data, **by_zero3)), run, 2)
+    kill_ranks_after(run_file(tmp_path, shared_data, **by_zero3), run, 2)
     saved = [int(folder.name.split("-")[1]) for folder in list_checkpoints(run)]
     path = run_file(tmp_path, shared_data)
-    text = start(path).communicate(timeout=120)[0]
-    assert "max_steps" in text, text
+    finish(path)
     found = losses(run)
     assert saved[-1] >= 4 and list(found) == list(range(1, STEPS + 1))
     assert found[STEPS] < found[1] - 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    command("export", run, tmp_path / "sidecar", "--form", "sidecar")
+    export(run, tmp_path / "sidecar", "sidecar")
     best = best_checkpoint(run)
     assert best is not None
     step = int(best.name.split("-")[1])
