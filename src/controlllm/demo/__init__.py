@@ -1,7 +1,7 @@
 """Floor 5: the two-minute story, offline on two CPU cores: learn a new domain without forgetting.
 
     corpus      English about Python (old domain) and Python code (new domain), from this Python
-    base/       a small Llama that has read the English and hardly any code; `pretrain` made it
+    base/       a small Llama that has read the English and hardly any code (its README says how)
       |
     methods     full tuning | Control LLM as in the paper | the retain preset: train(RunConfig)
       |

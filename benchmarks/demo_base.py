@@ -1,8 +1,8 @@
-"""The recipe of the demo's base model: `python -m controlllm.demo.pretrain --output_dir FOLDER`.
+"""The recipe of the demo's base model: `python benchmarks/demo_base.py --output_dir FOLDER`.
 
-A small Llama reads prose about Python (`corpus`, old domain) and a pinch of code, on one CPU thread
-in about twenty minutes. Seeds are fixed; the same Python and torch give the same weights up to the
-order of floating-point sums on other processors.
+A small Llama reads prose about Python (`controlllm.demo.corpus`, the old domain) and a pinch of
+code, on one CPU thread in about twenty minutes. Seeds are fixed; the same Python and torch give the
+same weights up to the order of floating-point sums on other processors.
 """
 
 import argparse

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import demo_base as module
+from benchmarks.demo_base import Recipe, build_model, pretrain, train_tokenizer
 
 from controlllm.checkpoint import load_model
 from controlllm.demo import base_model_path
-from controlllm.demo import pretrain as module
 from controlllm.demo.config import DemoConfig
 from controlllm.demo.domains import NEW, OLD, held_out, write_data
 from controlllm.demo.methods import load_base
-from controlllm.demo.pretrain import Recipe, build_model, pretrain, train_tokenizer
 from controlllm.evaluate import evaluate_losses
 
 PICO = Recipe(
