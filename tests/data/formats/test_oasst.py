@@ -92,7 +92,10 @@ def test_a_tree_without_an_answer_is_left_out() -> None:
 
 BAD = [
     ([message("q0", None), message("a1", "q9")], "'a1'.*'parent_id' names 'q9'.*whole trees"),
-    ([message("q0", None), message("q0", None)], "message 1.*'message_id' has 'q0' again"),
+    (
+        [message("q0", None), message("q0", None)],
+        "message 1.*'message_id' has 'q0' again, which an",
+    ),
     ([message("", None)], "message 0: column 'message_id' is ''"),
     ([{"text": "t"}], "message 0: column 'message_id' is None"),
     ([message("q0", None), message("a1", "q0", role="prompter")], "'a1': column 'role'"),

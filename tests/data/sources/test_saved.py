@@ -66,7 +66,7 @@ def test_what_is_missing_is_named(saved: Path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         rows_of(saved, split="train[5:5]")
     (saved / "train" / "data-00001-of-00003.arrow").unlink()
-    with pytest.raises(DataError, match=r"data-00001-of-00003\.arrow is missing; was it saved"):
+    with pytest.raises(DataError, match=r"data-00001-of-00003\.arrow is missing; save or copy"):
         rows_of(saved)
     (saved / "test" / "state.json").unlink()
     with pytest.raises(DataError, match=r"state\.json is missing"):

@@ -121,7 +121,10 @@ class _Pass:
         try:
             self.parts.mkdir(0o700)
         except OSError as error:
-            raise DataError(f"{self.parts} cannot be made ({error}); remove it.") from error
+            raise DataError(
+                f"the folder {self.parts} cannot be made ({error}); free the name, or choose "
+                "another `data.cache_dir`."
+            ) from error
 
     def make(self) -> None:
         """The pass by this process alone."""
@@ -255,7 +258,7 @@ def _require_own(folder: Path) -> None:
     except OSError as error:
         raise DataError(
             f"{folder} cannot be prepared ({error}); choose another `data.cache_dir`, on a disk "
-            "that may be written and knows locks."
+            "where you may write and files can be locked."
         ) from error
 
 

@@ -177,7 +177,8 @@ class DataConfig:
         budget = self.max_tokens_per_batch
         if budget is not None and budget < self.max_length:
             raise ConfigError(
-                f"max_tokens_per_batch={budget!r} cannot hold a row of max_length={self.max_length}"
+                f"max_tokens_per_batch={budget!r} cannot hold a row of "
+                f"max_length={self.max_length}; raise the first, or lower the second."
             )
 
     def _check_splits(self) -> None:

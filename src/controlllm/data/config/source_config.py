@@ -20,10 +20,13 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")
 
 
+_OF_PART = "it does nothing without `part`; set that as well, or leave it out"
+_OF_DIFFICULTY = "it does nothing without `difficulty`; set that as well, or leave it out"
+
 _RULES = (
-    Rule("held_out", lambda source: source.part is not None, "it does nothing without `part`"),
-    Rule("group_by", lambda source: source.part is not None, "it does nothing without `part`"),
-    Rule("phases", lambda source: source.difficulty, "it does nothing without `difficulty`"),
+    Rule("held_out", lambda source: source.part is not None, _OF_PART),
+    Rule("group_by", lambda source: source.part is not None, _OF_PART),
+    Rule("phases", lambda source: source.difficulty, _OF_DIFFICULTY),
 )
 
 

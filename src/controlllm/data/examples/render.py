@@ -40,7 +40,8 @@ class Renderer:
     ) -> None:
         if not tokenizer.is_fast:
             raise DataError(
-                f"{type(tokenizer).__name__} gives no token spans; load the fast tokenizer."
+                f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell the "
+                "characters of a token; load the fast one (AutoTokenizer does, if there is one)."
             )
         if tokenizer.eos_token_id is None:
             raise DataError(

@@ -105,7 +105,10 @@ def _trees(rows: Iterable[Row]) -> Iterator[tuple[Row, Children]]:
         if not isinstance(identity, str) or not identity:
             raise DataError(f"message {number}: column 'message_id' is {identity!r}, not an id")
         if identity in known:
-            raise DataError(f"message {number}: column 'message_id' has {identity!r} again")
+            raise DataError(
+                f"message {number}: column 'message_id' has {identity!r} again, "
+                "which an earlier message has"
+            )
         known[identity] = row
     children: dict[str, list[Row]] = defaultdict(list)
     roots: list[Row] = []
@@ -122,7 +125,10 @@ def _trees(rows: Iterable[Row]) -> Iterator[tuple[Row, Children]]:
                 "give whole trees"
             )
         if _role(row, _name(row)) == _role(known[parent], _name(known[parent])):
-            raise DataError(f"{_name(row)}: column 'role' is that of its parent")
+            raise DataError(
+                f"{_name(row)}: column 'role' is {row.get('role')!r}, as in the message that it "
+                "answers; the two must alternate"
+            )
         children[parent].append(row)
     return ((root, children) for root in roots)
 

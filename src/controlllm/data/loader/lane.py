@@ -1,4 +1,4 @@
-"""A lane: the whole pipeline in miniature, independent of all other lanes (decision 0003).
+"""A lane: all sources, mixed and batched, independent of all other lanes (decision 0003).
 
 `redeal` is what makes a run elastic: it deals everything that some number of lanes had pending to
 another number of lanes. Each (epoch, row) is still given out exactly once.

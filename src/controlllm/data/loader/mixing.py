@@ -55,7 +55,7 @@ def plan_shares(
     if left <= 0:
         raise ConfigError(
             f"shares replay={config.replay_share!r} and rehearsal={rehearsal_share!r} leave "
-            "nothing for train."
+            "nothing for train; lower them."
         )
     groups = ((config.train, left), (config.replay, config.replay_share))
     power = 1.0 if config.temperature is None else 1 / config.temperature

@@ -292,7 +292,8 @@ class Stream:
         if lost := [ref for ref in references if ref[2] >= len(examples[ref[:2]])]:
             raise DataError(
                 f"source {self.feed.name!r} has changed: row {lost[0][1]} of chunk "
-                f"{self.feed.order.chunk(lost[0][0])} is no longer what the run was reading."
+                f"{self.feed.order.chunk(lost[0][0])} is no longer what the run was reading; "
+                "restore the source, or start a new run."
             )
         return [Draw(self.source, ref, examples[ref[:2]][ref[2]]) for ref in references]
 
@@ -344,6 +345,7 @@ def _read_again(feed: Feed, references: Iterable[Reference]) -> dict[tuple[int, 
         if missing := [row for row in rows if (number, row) not in found]:
             raise DataError(
                 f"source {feed.name!r} has changed: chunk {feed.order.chunk(number)} no longer "
-                f"holds row {missing[0]}, which the run was reading."
+                f"holds row {missing[0]}, which the run was reading; restore the source, or "
+                "start a new run."
             )
     return found

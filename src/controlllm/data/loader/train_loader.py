@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,9 +45,8 @@ _DECIDES = (
 """Settings that decide what comes next, whatever the number of ranks and workers."""
 
 
-@dataclass(frozen=True)
-class LoaderState:
-    """Where the loaders of all ranks stand."""
+class LoaderState(TypedDict):
+    """Where the loaders of all ranks stand, as a checkpoint holds it."""
 
     batches: Count
     """Batches that each has given out."""
@@ -55,17 +54,6 @@ class LoaderState:
     """The lanes by their numbers."""
     data: dict[str, str]
     """Fingerprints of the sources and of how they are mixed."""
-
-    def __post_init__(self) -> None:
-        """Check that no lane is missing (ConfigError)."""
-        if not self.lanes or set(self.lanes) != set(range(len(self.lanes))):
-            raise ConfigError(f"lanes={sorted(self.lanes)} must be numbered 0, 1, 2, ...")
-
-
-def _to_plain(state: LoaderState) -> dict[str, Any]:
-    """A state as JSON takes it."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(state)))
-    return plain
 
 
 class TrainLoader:
@@ -102,7 +90,10 @@ class TrainLoader:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be at least 1.")
         if rehearsal and rehearsal[0].lengths.max() > config.max_length:
-            raise DataError(f"rehearsal rows are longer than max_length={config.max_length}.")
+            raise DataError(
+                f"what the base wrote for rehearsal is longer than data.max_length="
+                f"{config.max_length}; raise that, or let it write less."
+            )
         load_plugins(config)
         self.config = config
         self.batch_size = batch_size
@@ -252,7 +243,10 @@ class TrainLoader:
         lanes: dict[int, LaneState] = {}
         for part in self.ranks.gather(self._serve().states()):
             lanes |= part
-        return _to_plain(LoaderState(self.batches, lanes, self.fingerprints()))
+        plain = {lane: asdict(state) for lane, state in lanes.items()}
+        state = {"batches": self.batches, "lanes": plain, "data": self.fingerprints()}
+        values: dict[str, Any] = json.loads(json.dumps(state))
+        return values
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the loaders that gave this state stood, on any number of ranks and workers.
@@ -260,9 +254,9 @@ class TrainLoader:
         Raises:
             CheckpointError: the state is damaged, or belongs to other sources, shares or seed.
         """
-        read = check_record(state, LoaderState, "the data state")
+        read: LoaderState = check_record(state, LoaderState, "the data state")
         self._check(read)
-        lanes = [read.lanes[number] for number in range(len(read.lanes))]
+        lanes = [read["lanes"][number] for number in range(len(read["lanes"]))]
         if len(lanes) != self.lanes:
             log.warning(
                 "The data was dealt into %d lanes, now into %d: every row still comes once, but "
@@ -274,7 +268,7 @@ class TrainLoader:
             lanes = redeal(lanes, self.lanes)
         self.close()
         self._states = dict(enumerate(lanes))
-        self.batches = read.batches
+        self.batches = read["batches"]
 
     def close(self) -> None:
         """End the worker processes, if there are any; the next batch starts them anew."""
@@ -290,7 +284,7 @@ class TrainLoader:
         return {"mix": blake2b(mix.encode(), digest_size=16).hexdigest(), **sources}
 
     def _check(self, state: LoaderState) -> None:
-        own, written = self.fingerprints(), state.data
+        own, written = self.fingerprints(), state["data"]
         differing = sorted(key for key in own | written if own.get(key) != written.get(key))
         if differing:
             raise CheckpointError(
@@ -300,7 +294,13 @@ class TrainLoader:
                 "start a new run."
             )
 
-        for number, lane in state.lanes.items():
+        lanes = state["lanes"]
+        if not lanes or set(lanes) != set(range(len(lanes))):
+            raise CheckpointError(
+                f"the data state is damaged: lanes={sorted(lanes)} must be numbered 0, 1, 2, ...; "
+                "take an earlier checkpoint."
+            )
+        for number, lane in lanes.items():
             sources = [reference[0] for reference in lane.batcher.waiting]
             if (
                 len(lane.mixer.given) != len(self.feeds)

@@ -6,7 +6,6 @@ otherwise                          chunk = the file    read in order, message by
 ```
 """
 
-import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,10 +14,10 @@ from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowmessages import MAGIC, CheckedStream, messages_of
 from controlllm.data.sources.arrowrows import batch_rows
-from controlllm.data.sources.chunks import Chained, Chunks, Located
-from controlllm.data.sources.files import SourceFile, reading
+from controlllm.data.sources.chunks import Chunks, Located, RowChunks, chained, locate
+from controlllm.data.sources.files import SourceFile, identify, reading
 from controlllm.data.sources.limits import most_unpacked
-from controlllm.data.sources.registry import READERS, FileChunks, FilesChunks, register_chunks
+from controlllm.data.sources.registry import READERS, FileChunks, register_chunks
 
 __all__ = ["MappedChunks", "arrow_chunks", "read_arrow"]
 
@@ -33,8 +32,7 @@ def arrow_chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
     kinds = [_kind(file) for file in files]
     if all(kind is MappedChunks for kind in kinds):
         return MappedChunks(files, source)
-    parts = [kind([file], source) for kind, file in zip(kinds, files, strict=True)]
-    return Chained(parts) if len(parts) > 1 else parts[0]
+    return chained([kind([file], source) for kind, file in zip(kinds, files, strict=True)])
 
 
 def _kind(file: SourceFile) -> Callable[[Sequence[SourceFile], SourceConfig], Chunks]:
@@ -66,71 +64,46 @@ def _batches(path: str) -> list[Any]:
     return [batch for batch in batches if batch.num_rows]
 
 
-class MappedChunks(FilesChunks):
+class MappedChunks(RowChunks):
     """The rows of local Arrow files, mapped into memory: each is a chunk, as quick as any other."""
 
     def __init__(self, files: Sequence[SourceFile], source: SourceConfig) -> None:
-        super().__init__(files, source)
-        self._mapped: tuple[list[Any], list[int], list[int]] | None = None
-        self.num_rows = self._ends[-1] if self._ends else 0
+        self.files, self.source = list(files), source
+        self._opened: list[tuple[Any, str, int]] | None = None
+        self._ends = list(itertools.accumulate(batch.num_rows for batch, _, _ in self._parts()))
+        super().__init__(self._ends[-1] if self._ends else 0, *identify(files, source))
+        self.num_bytes = sum(file.size or 0 for file in files)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps: each process makes its own."""
-        return self.__dict__ | {"_mapped": None}
+        return self.__dict__ | {"_opened": None}
 
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.num_rows or 0
-
-    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
+    def row(self, number: int) -> Located:
         """One row."""
-        self.require(chunk)
-        if start:
-            return
-        number = bisect.bisect_right(self._ends, chunk)
-        batch, first = self._batches[number], self._ends[number - 1] if number else 0
-        part = batch.slice(chunk - first, 1)
-        yield (self._place(number, chunk - first), *batch_rows(part, self.source.max_row_bytes))
+        part, inside = locate(self._ends, number)
+        batch, file, first = self._parts()[part]
+        (row,) = batch_rows(batch.slice(inside, 1), self.source.max_row_bytes)
+        return f"{file}, row {first + inside}", row
 
     def rows(self) -> Iterator[Located]:
         """All rows, many at once."""
-        for number, batch in enumerate(self._batches):
-            for first in range(0, batch.num_rows, 1024):
-                part = batch.slice(first, 1024)
-                rows = batch_rows(part, self.source.max_row_bytes)
-                for row, item in enumerate(rows, start=first):
-                    yield self._place(number, row), item
+        for batch, file, first in self._parts():
+            for start in range(0, batch.num_rows, 1024):
+                rows = batch_rows(batch.slice(start, 1024), self.source.max_row_bytes)
+                for number, row in enumerate(rows, start=first + start):
+                    yield f"{file}, row {number}", row
 
-    def _place(self, number: int, row: int) -> str:
-        """Where a row of a batch is: its number in its file."""
-        file = self._maps[1][number]
-        first = bisect.bisect_left(self._maps[1], file)
-        before = self._ends[number - 1] if number else 0
-        begin = self._ends[first - 1] if first else 0
-        return f"{self.files[file]}, row {before - begin + row}"
-
-    @property
-    def _batches(self) -> list[Any]:
-        return self._maps[0]
-
-    @property
-    def _ends(self) -> list[int]:
-        return self._maps[2]
-
-    @property
-    def _maps(self) -> tuple[list[Any], list[int], list[int]]:
-        """(batches that hold rows, the file of each, the number of rows up to its end)."""
-        if self._mapped is None:
-            batches: list[Any] = []
-            file_of: list[int] = []
-            for number, file in enumerate(self.files):
+    def _parts(self) -> list[tuple[Any, str, int]]:
+        """(batch, its file, the number of its first row there) of all batches that hold rows."""
+        if self._opened is None:
+            self._opened = []
+            for file in self.files:
+                first = 0
                 with reading(file.address):
-                    found = _batches(file.path)
-                batches += found
-                file_of += [number] * len(found)
-            ends = list(itertools.accumulate(batch.num_rows for batch in batches))
-            self._mapped = batches, file_of, ends
-        return self._mapped
+                    for batch in _batches(file.path):
+                        self._opened.append((batch, str(file), first))
+                        first += batch.num_rows
+        return self._opened
 
 
 @READERS.register("arrow")

@@ -79,97 +79,78 @@ def _spelt_out(column: Any) -> Any:
     return column.dictionary_decode()  # A text that no row of these has may be none.
 
 
-def _bytes_of(batch: Any) -> int:
+def _bytes_of(array: Any) -> int:
     """About the bytes of all values, those that are stored once for many of them each time.
 
+    Args:
+        array: a `RecordBatch`, or an array.
+
     Raises:
-        DataError: a column has a type that is not read.
+        DataError: its type is not read.
     """
-    hiding = [number for number, kind in enumerate(batch.schema.types) if _hides(kind)]
-    if not hiding:
-        return int(batch.nbytes)
-    return sum(
-        _weight(column) if number in hiding else int(column.nbytes)
-        for number, column in enumerate(batch.columns)
-    )
-
-
-@lru_cache(1024)
-def _hides(kind: Any) -> bool:
-    """Whether values of a type may be many more bytes than are stored for them."""
     import pyarrow as pa
 
+    if isinstance(array, pa.RecordBatch):
+        return sum(map(_bytes_of, array.columns))
+    kind, count, is_type = array.type, len(array), pa.types
+    if kind in _plain_types() or is_type.is_primitive(kind) or is_type.is_decimal(kind):
+        return int(array.nbytes)
+    total = _VALUE * count
     if isinstance(kind, pa.BaseExtensionType):
-        return _hides(kind.storage_type)
-    is_type = pa.types
-    if any(is_odd(kind) for is_odd in _odd_types()):
-        raise DataError(f"a column of type {kind} is not read; write it as plain lists and texts")
-    if is_type.is_dictionary(kind) or is_type.is_null(kind) or is_type.is_fixed_size_list(kind):
-        return True
-    if is_type.is_binary_view(kind) or is_type.is_string_view(kind):
-        return True
-    if is_type.is_list(kind) or is_type.is_large_list(kind) or is_type.is_map(kind):
-        inner = kind.value_type if not is_type.is_map(kind) else kind.item_type
-        return bool(is_type.is_boolean(inner)) or _hides(inner)
-    if is_type.is_struct(kind):
-        return not kind.num_fields or any(_hides(field.type) for field in kind)
-    return False
-
-
-@lru_cache(1)
-def _odd_types() -> tuple[Any, ...]:
-    """Types whose values may lie over one another, or repeat."""
-    import pyarrow as pa
-
-    names = ("run_end_encoded", "list_view", "large_list_view", "union")
-    found = [getattr(pa.types, f"is_{name}", None) for name in names]
-    return tuple(test for test in found if test is not None)
-
-
-def _weight(array: Any) -> int:
-    """Bytes of the values of an array, each counted as often as it is meant."""
-    import pyarrow as pa
-
-    kind, count = array.type, len(array)
-    is_type, total = pa.types, _VALUE * count
-    if isinstance(kind, pa.BaseExtensionType):
-        return _weight(array.storage)
+        return _bytes_of(array.storage)
+    if is_type.is_null(kind):
+        return total
     if is_type.is_dictionary(kind):
-        return total + _weight_of_chosen(array)
+        return total + _bytes_of_chosen(array)
     if is_type.is_struct(kind):
-        return total + sum(_weight(array.field(i)) + total for i in range(kind.num_fields))
+        return total + sum(_bytes_of(array.field(i)) + total for i in range(kind.num_fields))
     if is_type.is_fixed_size_list(kind):
         size = kind.list_size
-        return total + _weight(array.values.slice(array.offset * size, count * size))
+        return total + _bytes_of_items(array.values.slice(array.offset * size, count * size))
     if is_type.is_list(kind) or is_type.is_large_list(kind) or is_type.is_map(kind):
         if not count:
             return 0
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
-        return total + _weight(array.values.slice(first, max(0, last - first)))
+        return total + _bytes_of_items(array.values.slice(first, max(0, last - first)))
     if is_type.is_binary_view(kind) or is_type.is_string_view(kind):
-        return total + _weight_of_views(array)
-    if is_type.is_null(kind):
-        return total
-    return total + int(array.nbytes)
+        return total + _bytes_of_views(array)
+    if is_type.is_fixed_size_binary(kind):
+        return total + int(array.nbytes)
+    # The others' values may lie over one another, or repeat.
+    raise DataError(f"a column of type {kind} is not read; write it as plain lists and texts")
 
 
-def _weight_of_chosen(array: Any) -> int:
+def _bytes_of_items(array: Any) -> int:
+    """Of the items of lists: each takes a place of its own, however few bits it has."""
+    return max(_VALUE * len(array), _bytes_of(array))
+
+
+@lru_cache(1)
+def _plain_types() -> frozenset[Any]:
+    """Types of texts and bytes, each of which lies in memory by itself."""
+    import pyarrow as pa
+
+    return frozenset((pa.string(), pa.large_string(), pa.binary(), pa.large_binary()))
+
+
+def _bytes_of_chosen(array: Any) -> int:
     """Of a dictionary's values, each as often as it is chosen."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     indices, values = array.indices.drop_null(), array.dictionary
-    if _hides(values.type) or pa.types.is_nested(values.type):
-        raise DataError(f"a dictionary of {values.type} is not read; write plain values")
-    if pa.types.is_primitive(values.type) or pa.types.is_fixed_size_binary(values.type):
+    has_width = ("is_primitive", "is_fixed_size_binary", "is_decimal")
+    if any(getattr(pa.types, name)(values.type) for name in has_width):
         return len(indices) * max(_VALUE, values.type.bit_width // 8)
+    if values.type not in _plain_types():
+        raise DataError(f"a dictionary of {values.type} is not read; write plain values")
     try:
         return int(pc.sum(pc.binary_length(values).take(indices)).as_py() or 0)
     except (pa.ArrowException, IndexError) as error:
-        raise DataError(f"a value is not in its dictionary ({error}); it is broken") from None
+        raise DataError(f"a value is not in its dictionary ({error}); the file is broken") from None
 
 
-def _weight_of_views(array: Any) -> int:
+def _bytes_of_views(array: Any) -> int:
     """Of views, which may all lie on the same bytes."""
     import numpy as np
 

@@ -5,7 +5,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
@@ -138,15 +138,15 @@ class AvroChunks(RangeChunks):
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:
         """The records of the blocks that begin in `part`; skipped blocks are not decoded."""
         limit = self.source.max_row_bytes
-        for position, count, stored, head in self._blocks(part):
+        for position, count, stored, codec, schema in self._blocks(part):
             if skip >= count:
                 skip -= count
                 continue
             place = f"{part.file}, block at byte {position}"
             with _told(part, position):
-                data = unpack(head.codec, stored, most_unpacked(len(stored), self.source))
+                data = unpack(codec, stored, most_unpacked(len(stored), self.source))
             check_unpacked(place, len(data), len(stored), self.source)
-            for number, row in enumerate(_records(part, position, data, count, head.schema)):
+            for number, row in enumerate(_records(part, position, data, count, schema)):
                 if number < skip:
                     continue
                 if len(data) > limit and (length := weight(row)) > limit:
@@ -158,10 +158,10 @@ class AvroChunks(RangeChunks):
 
     def count_range(self, part: Range) -> int:
         """How many records the blocks hold, as their heads say."""
-        return sum(count for _, count, _, _ in self._blocks(part))
+        return sum(count for _, count, *_ in self._blocks(part))
 
-    def _blocks(self, part: Range) -> Iterator[tuple[int, int, bytes, "_Head"]]:
-        """(position, records, stored bytes, the file's head) of blocks that begin in `part`."""
+    def _blocks(self, part: Range) -> Iterator[tuple[int, int, bytes, str, Any]]:
+        """(position, records, stored bytes, codec, schema) of the blocks that begin in `part`."""
         most = _MOST_BYTES
         if part.file.packed:  # What was packed twice must not grow without end either.
             most = most_unpacked(part.file.size or 0, self.source)
@@ -169,7 +169,7 @@ class AvroChunks(RangeChunks):
             spliced = _Spliced(file, most)
             with _told(part, 0):
                 reader = _fastavro(part).block_reader(spliced)
-                head = _Head(reader.codec, check_schema(reader.writer_schema))
+                codec, schema = reader.codec, check_schema(reader.writer_schema)
             if part.start and not spliced.jump(part):
                 return
             while not part.ends_before(position := spliced.position):
@@ -177,44 +177,30 @@ class AvroChunks(RangeChunks):
                     block = spliced.block()
                 if block is None:
                     return
-                yield position, *block, head
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What stands at the beginning of a file."""
-
-    codec: str
-    schema: Any
+                yield position, *block, codec, schema
 
 
 def _records(part: Range, position: int, data: bytes, count: int, schema: Any) -> Iterator[Any]:
     stream, read = io.BytesIO(data), _fastavro(part).schemaless_reader
-    for _ in range(count):
-        with _told(part, position):
-            row = read(stream, schema, None)
-        yield row
+    with _told(part, position):
+        for _ in range(count):
+            yield read(stream, schema, None)
 
 
-class _told:
-    """Whatever the decoder stumbles over, with file and position (quick enough for each row)."""
-
-    def __init__(self, part: Range, position: int) -> None:
-        self._part, self._position = part, position
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        # The disk's and the network's errors are told elsewhere.
-        if isinstance(error, DataError):
-            raise DataError(f"{self._part.file}: {error}.") from None
-        if isinstance(error, Exception) and not isinstance(error, OSError):
-            text = str(error) or type(error).__name__
-            raise DataError(
-                f"{self._part.file}: broken Avro (block at byte {self._position}: {text}); is it "
-                "complete?"
-            ) from error
+@contextmanager
+def _told(part: Range, position: int) -> Iterator[None]:
+    """Whatever the decoder stumbles over, with file and position."""
+    try:
+        yield
+    except OSError:  # The disk's and the network's errors are told elsewhere.
+        raise
+    except DataError as error:
+        raise DataError(f"{part.file}: {error}.") from None
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        raise DataError(
+            f"{part.file}: broken Avro (block at byte {position}: {text}); is it complete?"
+        ) from error
 
 
 class _Spliced:
@@ -228,7 +214,7 @@ class _Spliced:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self._most:
-            raise ValueError(f"a block of {size:,} bytes")
+            raise ValueError(f"it says that it has {size:,} bytes")
         data = self._file.read(size)
         self.position += len(data)
         if len(data) == _MARKER_BYTES:
@@ -259,7 +245,7 @@ class _Spliced:
             shift += 7
             byte = self.read(1)
         if not byte:
-            raise ValueError("the file ends there")
+            raise ValueError("the file ends within it")
         value |= byte[0] << shift
         return (value >> 1) ^ -(value & 1)
 

@@ -28,7 +28,9 @@ __all__ = [
     "MemoryChunks",
     "RowChunks",
     "RowRange",
+    "chained",
     "first_rows",
+    "locate",
     "take",
 ]
 
@@ -131,6 +133,17 @@ MEMORY_BYTES, MEMORY_ROWS = 16 * 2**20, 2**18
 """The most that rows of one source may weigh (unpacked) to be held in memory, and be in number."""
 
 
+def locate(ends: Sequence[int], number: int) -> tuple[int, int]:
+    """(part, place in it) of a number, where parts lie one after the other and end at `ends`."""
+    part = bisect.bisect_right(ends, number)
+    return part, number - (ends[part - 1] if part else 0)
+
+
+def chained(parts: Sequence[Chunks]) -> Chunks:
+    """The chunks of one or several sources, one after the other."""
+    return Chained(parts) if len(parts) > 1 else parts[0]
+
+
 class Chained(Chunks):
     """The chunks of several sources, one after the other."""
 
@@ -150,8 +163,9 @@ class Chained(Chunks):
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows of a chunk of its part."""
-        part, inner = self._locate(chunk)
-        return part.read(inner, start)
+        self.require(chunk)
+        part, inner = locate(self._ends, chunk)
+        return self._parts[part].read(inner, start)
 
     def rows(self) -> Iterator[Located]:
         """All rows of all parts."""
@@ -159,13 +173,9 @@ class Chained(Chunks):
 
     def count(self, chunk: int) -> int:
         """Number of rows of a chunk."""
-        part, inner = self._locate(chunk)
-        return part.count(inner)
-
-    def _locate(self, chunk: int) -> tuple[Chunks, int]:
         self.require(chunk)
-        number = bisect.bisect_right(self._ends, chunk)
-        return self._parts[number], chunk - (self._ends[number - 1] if number else 0)
+        part, inner = locate(self._ends, chunk)
+        return self._parts[part].count(inner)
 
 
 class RowRange(Chunks):

@@ -148,7 +148,10 @@ class SourceFile:
         with reading(self.address), self.open_raw(1 << 20) as file:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
-            raise DataError(f"{self} holds more than {most_bytes:,} bytes; is it what it says?")
+            raise DataError(
+                f"{self} holds more than {most_bytes:,} bytes, and should hold less; "
+                "was it replaced?"
+            )
         return replace(self, content=content)
 
     def require_ranged(self) -> None:

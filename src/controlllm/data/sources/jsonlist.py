@@ -6,11 +6,12 @@ of any size takes the memory of one row, and a bad row does not hide those behin
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.chunks import Chained, Chunks, Located
+from controlllm.data.sources.chunks import Chunks, Located, chained
 from controlllm.data.sources.files import SourceFile, reading
 from controlllm.data.sources.limits import weight
 from controlllm.data.sources.lines import BOM, LineChunks, parse_json, parse_row, too_long
@@ -146,15 +147,9 @@ def _told(mark: bytes) -> str:
 @register_chunks("json", ".json")
 def json_chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
     """Chunks of `.json` files; those that hold JSON lines after all are cut like them."""
-    parts: list[Chunks] = []
-    group: list[SourceFile] = []
-    kinds = [_holds_lines(file, source) for file in files]
-    for number, file in enumerate(files):
-        group.append(file)
-        if number + 1 == len(files) or kinds[number + 1] != kinds[number]:
-            parts.append((LineChunks if kinds[number] else FileChunks)(group, source))
-            group = []
-    return Chained(parts) if len(parts) > 1 else parts[0]
+    groups = groupby(files, key=lambda file: _holds_lines(file, source))
+    kinds = {True: LineChunks, False: FileChunks}
+    return chained([kinds[has_lines](list(group), source) for has_lines, group in groups])
 
 
 def _holds_lines(file: SourceFile, source: SourceConfig) -> bool:

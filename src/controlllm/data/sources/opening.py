@@ -12,9 +12,9 @@ from controlllm.common.storage.remote import is_remote, shown
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.chunks import (
     MEMORY_BYTES,
-    Chained,
     Chunks,
     MemoryChunks,
+    chained,
     first_rows,
     take,
 )
@@ -101,11 +101,8 @@ def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -
 
 def _chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
     """Chunks of files; a glob may match several types."""
-    parts = [
-        FILE_CHUNKS.get(file_type)(list(group), source)
-        for file_type, group in itertools.groupby(files, key=lambda file: file.file_type)
-    ]
-    return Chained(parts) if len(parts) > 1 else parts[0]
+    groups = itertools.groupby(files, key=lambda file: file.file_type)
+    return chained([FILE_CHUNKS.get(kind)(list(group), source) for kind, group in groups])
 
 
 def _in_memory(

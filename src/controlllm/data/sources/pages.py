@@ -163,7 +163,9 @@ class _ColumnPages:
             or (encoding == _DELTA_BYTES and not told.grows)
             or (told.grows and self._unpacked > told.unpacked)
         ):
-            raise DataError(f"{self._what}: its pages are not as the footer says; it is broken.")
+            raise DataError(
+                f"{self._what}: its pages are not as the footer says; the file is broken."
+            )
         self._values += values
         if told.has_lists:
             what = f"{self._what}: its lists in one row group"

@@ -1,13 +1,12 @@
 """Files cut into byte ranges. A row belongs to the range in which its first byte lies."""
 
-import bisect
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.chunks import Located
+from controlllm.data.sources.chunks import Located, locate
 from controlllm.data.sources.files import SourceFile, reading
 from controlllm.data.sources.registry import FilesChunks
 
@@ -85,12 +84,11 @@ class RangeChunks(FilesChunks):
     def range(self, chunk: int) -> Range:
         """Which bytes a chunk is."""
         self.require(chunk)
-        number = bisect.bisect_right(self._ends, chunk)
+        number, cut = locate(self._ends, chunk)
         file = self.files[number]
         if not file.can_be_cut:
             return Range(file)
-        start = (chunk - (self._ends[number - 1] if number else 0)) * self._range_bytes
-        return Range(file, start, start + self._range_bytes)
+        return Range(file, cut * self._range_bytes, (cut + 1) * self._range_bytes)
 
     @abstractmethod
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:

@@ -69,12 +69,12 @@ def saved_chunks(folder: Folder, source: SourceConfig) -> Chunks:
 def _split(by_path: dict[str, SourceFile], place: str, source: SourceConfig) -> Chunks:
     state = by_path.get(posixpath.join(place, "state.json"))
     if state is None:
-        raise DataError(f"{place}: state.json is missing; was it saved to its end?")
+        raise DataError(f"{place}: state.json is missing; save the data set again, to its end.")
     entries = _field(state, "_data_files", list)
     names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
     paths = [posixpath.join(place, str(name)) for name in names]
     if missing := [path for path in paths if path not in by_path]:
-        raise DataError(f"{missing[0]} is missing; was it saved, or copied, to its end?")
+        raise DataError(f"{missing[0]} is missing; save or copy the data set again, to its end.")
     return arrow_chunks([replace(by_path[path], file_type="arrow") for path in paths], source)
 
 
@@ -86,5 +86,5 @@ def _field(file: SourceFile, name: str, kind: Any) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(values, dict) or not isinstance(values.get(name), kind):
-        raise DataError(f"{file}: {name!r} is missing or damaged; did `save_to_disk` write it?")
+        raise DataError(f"{file}: {name!r} is missing or damaged; save the data set again.")
     return values.get(name)

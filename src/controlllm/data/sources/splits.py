@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.sources.chunks import Chained, Chunks, RowRange
+from controlllm.data.sources.chunks import Chunks, RowRange, chained
 from controlllm.data.sources.files import SourceFile
 
 __all__ = ["choose_split", "files_by_split", "parse_split", "split_names"]
@@ -152,4 +152,4 @@ def choose_split(
     ]
     if not parts:
         raise DataError(f"{where}: split={split!r} holds no rows.")
-    return Chained(parts) if len(parts) > 1 else parts[0]
+    return chained(parts)
