@@ -68,4 +68,4 @@ def _register_model() -> None:
 if not is_command():
     register()
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "controlllm.expansion"))
+__getattr__, __dir__ = lazy_names(__name__)

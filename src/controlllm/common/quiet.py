@@ -50,11 +50,14 @@ def quiet_imports() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_bars() -> Iterator[None]:
-    """Inside, transformers draws no progress bars where there is no terminal to draw them on."""
+def quiet_bars(on_terminals: bool = False) -> Iterator[None]:
+    """Inside, transformers draws no progress bars where there is no terminal to draw them on.
+
+    With `on_terminals` it draws none there, either.
+    """
     from transformers.utils import logging as bars
 
-    drawn = bars.is_progress_bar_enabled() and not sys.stderr.isatty()
+    drawn = bars.is_progress_bar_enabled() and (on_terminals or not sys.stderr.isatty())
     if drawn:
         bars.disable_progress_bar()
     try:

@@ -20,12 +20,11 @@ library are used, so the demo is also an example of how to use them.
 from typing import TYPE_CHECKING
 
 from controlllm.common.lazy import lazy_names
-from controlllm.demo.config import DemoConfig, base_model_path
 
 if TYPE_CHECKING:
+    from controlllm.demo.config import DemoConfig, base_model_path
     from controlllm.demo.story import run
 
 __all__ = ["DemoConfig", "base_model_path", "run"]
 
-_HOMES = {"DemoConfig": "config", "base_model_path": "config", "run": "story"}
-__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})
+__getattr__, __dir__ = lazy_names(__name__)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import controlllm
 from controlllm.common.errors import ConfigError
+from controlllm.common.quiet import quiet_bars
 from controlllm.demo.config import DemoConfig
 from controlllm.demo.domains import HeldOut, held_out, write_data
 from controlllm.demo.forms import FORMS, export_form, write_texts
@@ -41,7 +42,7 @@ def run(config: DemoConfig | None = None) -> Results:
     started, folder = time.monotonic(), _claim(Path(config.output_dir))
     results = Results(_environment(config))
     results.save(folder / RESULTS)
-    with _flushed_denormals(), _without_progress_bars():
+    with _flushed_denormals(), quiet_bars(on_terminals=True):
         _say("Reading this Python: English about it (old domain), its code (new domain)")
         write_data(folder / "data", config)
         base, tokenizer = load_base()
@@ -126,16 +127,3 @@ def _flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """No bars of transformers between the lines of the story."""
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()

@@ -1,7 +1,7 @@
 """Full tuning's own dial: weights averaged between the base and the tuned model."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -53,7 +53,10 @@ def average_weights(base: nn.Module, tuned: nn.Module, weight: float) -> nn.Modu
     return mixed
 
 
-def _averager(base: nn.Module, tuned: nn.Module, mixed: nn.Module) -> "_Averager":
+def _averager(
+    base: nn.Module, tuned: nn.Module, mixed: nn.Module
+) -> Callable[[float | None], None]:
+    """What sets the parameters of `mixed` between those of the others; None is the tuned model."""
     named = [dict(model.named_parameters()) for model in (base, tuned, mixed)]
     shapes = [{name: parameter.shape for name, parameter in each.items()} for each in named]
     if shapes[0] != shapes[1]:
@@ -64,18 +67,11 @@ def _averager(base: nn.Module, tuned: nn.Module, mixed: nn.Module) -> "_Averager
             "base and tuned model cannot be averaged: their parameters differ, first at "
             f"{differing[0][0]!r}. Give the base that the tuned model was trained from."
         )
-    return _Averager(*named)
-
-
-class _Averager:
-    """Sets the parameters of one model between those of two others."""
-
-    def __init__(self, base: dict, tuned: dict, mixed: dict) -> None:
-        self.base, self.tuned, self.mixed = base, tuned, mixed
 
     @torch.no_grad()
-    def __call__(self, weight: float | None) -> None:
-        """Put a weight in force; None is the tuned model."""
-        for name, target in self.mixed.items():
-            start, end = self.base[name].to(target.device), self.tuned[name]
+    def set_weight(weight: float | None) -> None:
+        for name, target in named[2].items():
+            start, end = named[0][name].to(target.device), named[1][name]
             target.copy_(torch.lerp(start, end, 1.0 if weight is None else weight))
+
+    return set_weight

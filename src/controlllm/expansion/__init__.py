@@ -74,29 +74,4 @@ __all__ = [
     "trains_interpolators",
 ]
 
-_HOMES = {
-    "DIVERGENCES": "method.divergence",
-    "INTERPOLATORS": "method.interpolators",
-    "AdapterConfig": "files.adapter_config",
-    "ConcatBlock": "method.block",
-    "ControlLLMConfig": "method.hf_config",
-    "ControlLLMForCausalLM": "hub.modeling",
-    "ExpandedBlock": "method.block",
-    "ExpansionConfig": "method.expansion_config",
-    "Interpolator": "method.interpolators",
-    "StackBlock": "method.block",
-    "add_adapters": "hub.peft",
-    "collapse": "merge.collapsing",
-    "combine": "merge.collapsing",
-    "decoder_blocks": "hub.decoder",
-    "expand": "hub.expand",
-    "load_sidecar": "hub.sidecar_loading",
-    "parameter_count": "surgery.quantised",
-    "plan_blocks": "method.plan",
-    "quantised_kind": "surgery.quantised",
-    "quantised_layers": "surgery.quantised",
-    "require_peft": "hub.peft",
-    "save_sidecar": "files.sidecar",
-    "trains_interpolators": "method.unread",
-}
-__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})
+__getattr__, __dir__ = lazy_names(__name__)

@@ -22,10 +22,4 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseReference", "ControlLLMCallback"]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "BaseReference": "controlllm.integrations.reference",
-        "ControlLLMCallback": "controlllm.integrations.callback",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

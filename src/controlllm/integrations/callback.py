@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from controlllm.common.errors import ModelError
 from controlllm.common.tensors import whole
@@ -37,12 +37,7 @@ class ControlLLMCallback(TrainerCallback):
     """
 
     def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
         """Note which base it is, before the trainer cuts its weights into parts."""
         expanded = self.find(model)
@@ -50,12 +45,7 @@ class ControlLLMCallback(TrainerCallback):
             base_fingerprint(expanded)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
         """Tell the model how many micro-batches make a step.
 
@@ -65,12 +55,7 @@ class ControlLLMCallback(TrainerCallback):
         self.find(model).gradient_accumulation_steps = args.gradient_accumulation_steps
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
         """Write the sidecar into the checkpoint's folder; of several processes, the first does."""
         expanded = self.find(model)

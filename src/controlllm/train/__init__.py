@@ -73,19 +73,4 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "LOGGERS": "record.loggers",
-    "SCHEDULES": "step.schedules",
-    "Best": "observe.retention",
-    "Callback": "record.hooks",
-    "RunState": "record.hooks",
-    "LoggingConfig": "config.run_config",
-    "ModelConfig": "config.run_config",
-    "RehearsalConfig": "config.run_config",
-    "RunConfig": "config.run_config",
-    "TrainResult": "record.recorder",
-    "TrainingConfig": "config.run_config",
-    "preset_values": "config.presets",
-    "train": "run",
-}
-__getattr__, __dir__ = lazy_names(__name__, {n: f"{__name__}.{home}" for n, home in _HOMES.items()})
+__getattr__, __dir__ = lazy_names(__name__)
