@@ -32,7 +32,12 @@ def _read_by(*schedules: str) -> Read:
 
 def _needing(name: str, why: str) -> Read:
     """Only where another setting of `training` is given."""
-    return Read(lambda run: getattr(run.training, name) not in (None, False), why, refuse=True)
+
+    def given(run: Any) -> bool:
+        value = getattr(run.training, name)
+        return value if isinstance(value, bool) else value is not None
+
+    return Read(given, why, refuse=True)
 
 
 _MEASURING = Read(
