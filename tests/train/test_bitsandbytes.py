@@ -22,7 +22,7 @@ from controlllm.evaluate import evaluate_losses
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.surgery.quantised import full_weight, quantised_kind, quantised_layers
 from controlllm.train import train
-from controlllm.train.setup.quantize import quantise_by_bnb, quantize_base
+from controlllm.train.setup.quantize import quantize_base
 from controlllm.train.setup.ready import set_up
 
 pytest.importorskip("bitsandbytes")
@@ -43,7 +43,7 @@ def full(folder: Path) -> Any:
 def test_in_memory_it_becomes_what_it_is_when_loaded(folder: Path, kind: str) -> None:
     base = full(folder)
     known = fingerprint(base)
-    quantise_by_bnb(base, kind, torch.bfloat16)
+    quantize_base(base, kind, torch.bfloat16)
     loaded, _ = load_model(folder, LoadOptions(quantize_base=kind))
     ours, theirs = dict(quantised_layers(base)), dict(quantised_layers(loaded))
     assert ours.keys() == theirs.keys() and len(ours) == 4 * 7

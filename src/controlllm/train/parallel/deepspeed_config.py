@@ -45,29 +45,13 @@ _OWNED = {
 }
 """What the run says by a setting of its own."""
 _SECTIONS = {
-    "activation_checkpointing",
-    "aio",
-    "autotuning",
-    "comms_logger",
-    "communication_data_type",
-    "compression_training",
-    "csv_monitor",
-    "data_types",
-    "dump_state",
-    "flops_profiler",
-    "memory_breakdown",
-    "prescale_gradients",
-    "sparse_gradients",
-    "steps_per_print",
-    "tensor_parallel",
-    "tensorboard",
-    "wall_clock_breakdown",
-    "wandb",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "zero_optimization",
+    *("activation_checkpointing", "aio", "autotuning", "comms_logger", "communication_data_type"),
+    *("compression_training", "csv_monitor", "data_types", "dump_state", "flops_profiler"),
+    *("memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print"),
+    *("tensor_parallel", "tensorboard", "wall_clock_breakdown", "wandb", "zero_optimization"),
+    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
 }
-"""What names are compared with; others that are like none of these are DeepSpeed's affair."""
+"""A section that is nearly one of these is a slip; any other name is left to DeepSpeed."""
 
 
 def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:

@@ -18,7 +18,7 @@ from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import build_on_meta
 from controlllm.train.setup.activations import enable_checkpointing
-from controlllm.train.setup.quantize import quantise_by_bnb
+from controlllm.train.setup.quantize import quantize_base
 
 __all__ = ["Loaded", "load_base", "tune_model"]
 
@@ -55,7 +55,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         module.to(device)
         if run.quantizer is not None and run.quantizer.at_load:
             dtype = run.training.autocast_dtype or model.dtype
-            quantise_by_bnb(model, str(run.model.quantize_base), dtype)
+            quantize_base(model, str(run.model.quantize_base), dtype)
     _require_eos(tokenizer)
     check_length("data.max_length", run.data.max_length, model)
     # Whoever talks to the trained model must use the template it was trained with.

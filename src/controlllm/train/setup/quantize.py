@@ -3,12 +3,14 @@
 ```
 frozen linear layer --> torchao quantises its weight --> packed rows --> `QuantisedLinear`
 ```
-Kinds that begin with `bnb_` are layers of bitsandbytes (`common.bitsandbytes`): where a run loads
-its base from files they are quantised as they are read, here only those of a model in memory.
+Kinds that begin with `bnb_` are layers of bitsandbytes (`common.packages.bitsandbytes`): where a
+run loads its base from files they are quantised as they are read, here only those of a model in
+memory.
 """
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,90 +38,59 @@ from controlllm.train.setup.quantised_linear import QuantisedLinear
 __all__ = [
     "check_shared",
     "frozen_linears",
-    "quantise_by_bnb",
     "quantize_base",
 ]
 
 log = logging.getLogger(__name__)
 
 
-def quantize_base(model: nn.Module, kind: str) -> None:
-    """Quantise the linear layers of an expanded model's frozen blocks, in place.
+def quantize_base(model: nn.Module, kind: str, compute_dtype: torch.dtype | None = None) -> None:
+    """Quantise the linear layers of a base's frozen blocks, in place.
 
-    Expanded blocks, interpolators, embeddings, norms and the head stay as they are. Which base it
-    is (its fingerprint) is noted before.
+    Of an expanded model, copies, interpolators, embeddings, norms and the head stay as they are.
+    Kinds of bitsandbytes are also made of a base that is not expanded, as `from_pretrained` would,
+    and layers that were loaded so stay. The base's fingerprint is noted before.
 
     Args:
-        model: an expanded model in one piece, not in parts on several processes.
-        kind: `int8`, `nf4`, or one of bitsandbytes (`quantise_by_bnb`).
+        model: in one piece, not in parts on several processes.
+        kind: one of `QUANTIZERS`.
+        compute_dtype: what 4-bit layers of bitsandbytes compute in; None = as the model.
 
     Raises:
-        ConfigError: the package is not installed, or there is no frozen linear layer.
+        ConfigError: the package is not installed, no linear layer is frozen, or some are quantised
+            in another way already.
     """
-    if QUANTIZERS.get(kind).at_load and isinstance(model, ControlLLMForCausalLM):
-        quantise_by_bnb(model, kind, model.dtype)
-        return
-    if known := sorted({str(quantised_kind(layer)) for _, layer in quantised_layers(model)}):
+    at_load = QUANTIZERS.get(kind).at_load
+    expanded = isinstance(model, ControlLLMForCausalLM)
+    before = [layer for _, layer in quantised_layers(model)]
+    known = {str(quantised_kind(layer)) for layer in before}
+    if others := sorted(known - {kind} if at_load else known):
         raise ConfigError(
-            f"model.quantize_base={kind}, but this base is {', '.join(known)} already; load it "
+            f"model.quantize_base={kind}, but this base is {', '.join(others)} already; load it "
             "unquantised, or leave the setting out."
         )
-    layers = list(frozen_linears(model)) if isinstance(model, ControlLLMForCausalLM) else []
-    if not layers or not isinstance(model, ControlLLMForCausalLM):
-        raise _nothing_to_quantise(kind)
-    base_fingerprint(model)
-    model.config.base["quantised"] = [kind]
-    before = after = 0
-    for parent, name, linear in layers:
-        quantised = QuantisedLinear(linear, kind)
-        setattr(parent, name, quantised)
-        before, after = before + linear.weight.nbytes, after + quantised.weight.nbytes
-    log.info(
-        "The base's frozen blocks in %s: %d linear layers, %s bytes instead of %s",
-        *(kind, len(layers), f"{after:,}", f"{before:,}"),
-    )
-
-
-def quantise_by_bnb(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> None:
-    """Quantise a base by bitsandbytes, in place; layers that were loaded so stay as they are.
-
-    Where it came with weights in full, its linear layers in blocks become the same as those that
-    `from_pretrained` would have made; of an expanded model, those of the frozen blocks.
-
-    Args:
-        model: expanded or not.
-        kind: one of `QUANTIZERS` that quantises as a base is loaded.
-        compute_dtype: what 4-bit layers shall compute in.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed, or no layer can be quantised, or some are
-            quantised in another way already.
-    """
-    layers = [layer for _, layer in quantised_layers(model)]
-    if others := sorted({str(quantised_kind(layer)) for layer in layers} - {kind}):
+    found: list[tuple[nn.Module, str, nn.Linear]] = []
+    if not before and (expanded or at_load):
+        found = list(frozen_linears(model) if expanded else _linears(decoder_blocks(model)))
+    if not found and not before:
         raise ConfigError(
-            f"model.quantize_base={kind}, but this base is {', '.join(others)} already; leave the "
-            "setting out."
+            f"model.quantize_base={kind}, but the model has no frozen linear layer in a block; "
+            "leave it out, or freeze the blocks (expansion.freeze)."
         )
-    if not layers:
-        if isinstance(model, ControlLLMForCausalLM):
-            found = list(frozen_linears(model))
-        else:
-            found = list(_linears(decoder_blocks(model)))
-        if not found:
-            raise _nothing_to_quantise(kind)
-        if isinstance(model, ControlLLMForCausalLM):
-            base_fingerprint(model)
-        else:
-            remember_fingerprint(model)
-        for parent, name, linear in found:
-            setattr(parent, name, bnb_linear(linear, kind, compute_dtype))
-        layers = [layer for _, layer in quantised_layers(model)]
-    for layer in layers:
-        settle_bnb_linear(layer, compute_dtype)
+    if found:
+        (base_fingerprint if expanded else remember_fingerprint)(model)  # type: ignore[operator]
+    dtype = compute_dtype or getattr(model, "dtype", torch.float32)
+    for parent, name, linear in found:
+        made = bnb_linear(linear, kind, dtype) if at_load else QuantisedLinear(linear, kind)
+        setattr(parent, name, made)
+    layers: list[Any] = [layer for _, layer in quantised_layers(model)]
+    for layer in layers if at_load else ():
+        settle_bnb_linear(layer, dtype)
+    if isinstance(model, ControlLLMForCausalLM):
+        model.config.base["quantised"] = [kind]
+    size = sum(stored_bytes(layer) if at_load else layer.weight.nbytes for layer in layers)
     log.info(
-        "The base in %s: %d linear layers, %s bytes",
-        *(kind, len(layers), f"{sum(map(stored_bytes, layers)):,}"),
+        "The base's frozen blocks in %s: %d linear layers, %s bytes", kind, len(layers), f"{size:,}"
     )
 
 
@@ -150,13 +121,6 @@ def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
     check_quantised(kinds, parallel.strategy)
 
 
-def _nothing_to_quantise(kind: str) -> ConfigError:
-    return ConfigError(
-        f"model.quantize_base={kind}, but the model has no frozen linear layer in a block; "
-        "leave it out, or freeze the blocks (expansion.freeze)."
-    )
-
-
 def _linears(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Plain linear layers, where they hang, and their names there."""
     for parent in list(root.modules()):
@@ -165,14 +129,12 @@ def _linears(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
                 yield parent, name, module
 
 
-def frozen_linears(model: ControlLLMForCausalLM) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def frozen_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """What is quantised: each linear layer of a frozen block, where it hangs, and its name there.
 
     Not what only looks like one (a subclass, GPT-2's `Conv1D`, stacked experts).
     """
     for block in decoder_blocks(model):
-        frozen = block.pretrained if isinstance(block, ExpandedBlock) else block
-        for parent in list(frozen.modules()):
-            for name, module in list(parent.named_children()):
-                if type(module) is nn.Linear and not module.weight.requires_grad:
-                    yield parent, name, module
+        for found in _linears(block.pretrained if isinstance(block, ExpandedBlock) else block):
+            if not found[2].weight.requires_grad:
+                yield found

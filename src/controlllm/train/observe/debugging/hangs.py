@@ -5,10 +5,10 @@ Of several that are equally far, those that wait in a collective wait for those 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from types import FrameType
+from traceback import walk_stack
 
 __all__ = ["Report", "collective_of", "verdict"]
 
@@ -91,21 +91,14 @@ def collective_of(thread: int) -> str | None:
         thread: the thread that trains; where it waits for autograd's own threads, those of FSDP are
             looked at, too.
     """
-    frames = sys._current_frames()
-    stacks = [frames.pop(thread)] if thread in frames else []
-    stacks += [top for top in frames.values() if any("fsdp" in f.parts for f, _ in _calls(top))]
-    found = (name for top in stacks for name in _collectives(top))
-    return next(found, None)
-
-
-def _collectives(top: FrameType) -> Iterator[str]:
-    """Calls of collectives in a stack, the outermost first."""
-    calls = reversed(list(_calls(top)))
-    return (name for file, name in calls if file.name in _COLLECTIVES and not name.startswith("_"))
-
-
-def _calls(top: FrameType) -> Iterator[tuple[PurePath, str]]:
-    frame: FrameType | None = top
-    while frame is not None:
-        yield PurePath(frame.f_code.co_filename), frame.f_code.co_name
-        frame = frame.f_back
+    stacks = {
+        number: [(PurePath(f.f_code.co_filename), f.f_code.co_name) for f, _ in walk_stack(top)]
+        for number, top in sys._current_frames().items()
+    }
+    own = stacks.pop(thread, [])
+    by_fsdp = [calls for calls in stacks.values() if any("fsdp" in file.parts for file, _ in calls)]
+    for calls in (own, *by_fsdp):
+        for file, name in reversed(calls):  # the outermost first
+            if file.name in _COLLECTIVES and not name.startswith("_"):
+                return name
+    return None

@@ -12,7 +12,6 @@ from controlllm.train.config.debug_config import DebugConfig
 __all__ = ["FOLDER", "prepare_recorder"]
 
 FOLDER = "flight_recorder"
-_ENTRIES = "2000"
 
 
 def prepare_recorder(config: DebugConfig, output_dir: str) -> None:
@@ -49,7 +48,7 @@ def prepare_recorder(config: DebugConfig, output_dir: str) -> None:
 def recorder_variables(folder: Path) -> dict[str, str]:
     """The variables by name. Source: torch/csrc/distributed/c10d/FlightRecorder.hpp."""
     return {
-        "TORCH_FR_BUFFER_SIZE": _ENTRIES,
+        "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_FR_DUMP_TEMP_FILE": str(folder / "rank-"),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_NCCL_ENABLE_MONITORING": "1",
