@@ -76,7 +76,7 @@ def test_an_absent_package_is_asked_for_by_its_extra(monkeypatch: Any, missing: 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
 def test_an_architecture_without_such_parts_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is not known for model_type"):
+    with pytest.raises(ConfigError, match="does not support model_type"):
         apply_liger_kernels(make_base(name), TrainingConfig(use_liger_kernel=True))
 
 

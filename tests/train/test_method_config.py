@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"peft": {"dropout": 1.0}}, "below 1"),
     ({"peft": {"layers": []}}, "is empty"),
     ({"freeze": {"num_layers": 0}}, "no block trains"),
-    ({"freeze": {"num_layers": 1, "layers": [1]}}, "exclude one another"),
+    ({"freeze": {"num_layers": 1, "layers": [1]}}, "cannot both be given"),
     ({"kl": {"weight": -1.0}}, "out of range"),
 ] + [
     ({"method": name, "training": {"alpha_sampling": [0.2, 0.8]}}, "has no alpha")

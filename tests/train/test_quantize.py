@@ -165,7 +165,7 @@ def test_it_is_traced_as_one_graph(kind):
 
 def test_a_quantised_base_is_not_saved_collapsed_or_quantised_again(pico_llama, tmp_path):
     model = expanded(pico_llama, "nf4")
-    with pytest.raises(ModelError, match=r"not saved so: save the sidecar"):
+    with pytest.raises(ModelError, match=r"cannot be saved: save the sidecar"):
         model.save_pretrained(tmp_path / "full")
     with pytest.raises(ModelError, match=r"quantised.*cannot be interpolated"):
         collapse(model)

@@ -109,7 +109,7 @@ def test_warm_up_and_decay_must_fit_into_the_run():
 
 def test_milestones_that_never_come_are_warned_of():
     config = TrainingConfig(lr_scheduler_type="step", lr_milestones=[50, 100])
-    with pytest.warns(UserWarning, match=r"\[100\] never come in 100 steps"):
+    with pytest.warns(UserWarning, match=r"\[100\] lie beyond the 100 steps"):
         check_schedule(config, 100)
 
 

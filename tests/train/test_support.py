@@ -141,7 +141,7 @@ def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -
             ["zero_hpz_partion_size", "Did you mean 'zero_hpz_partition_size'"],
         ),
         ({"zero_optimization": {"zero_hpz_partition_size": "two"}}, ["zero_hpz_partition_size"]),
-        ({"zero_optimization": True}, ["no mapping"]),
+        ({"zero_optimization": True}, ["must be a mapping"]),
         (
             {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
             ["alphas", "at least 2"],

@@ -82,11 +82,14 @@ def _ways(
     """How the model may be expanded; what does not fit is told."""
     if not METHODS.get(options.method).expands:
         if expanded is not None:
-            raise ConfigError(f"method={options.method!r} got an expanded model; collapse it.")
+            raise ConfigError(
+                f"method={options.method!r} needs a model that is not expanded; "
+                "collapse it first (`controlllm export`)."
+            )
         yield None
         return
     if expanded is not None:
-        print("It is expanded already, and trained further as it is.")
+        print("The model is expanded already, and would be trained further as it is.")
         yield expanded
         return
     own = len(plan_blocks(options.expansion, layers))

@@ -122,7 +122,7 @@ def test_a_process_of_its_own(variables: dict[str, str]) -> None:
         (SRUN | {"SLURM_STEP_NUM_TASKS": "ten"}, "SLURM_STEP_NUM_TASKS='ten' is not a number"),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2"}, "TASKS_PER_NODE='4(x2' is not understood"),
         (SRUN | {"SLURM_NODEID": "3"}, "node 3 of 3"),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "5(x2)"}, "node 2 of 3, but .* tells of 2"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "5(x2)"}, "node 2 of 3, but .* lists 2"),
     ],
 )
 def test_halves_and_contradictions_are_refused(variables: dict[str, str], told: str) -> None:

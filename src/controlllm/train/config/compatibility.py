@@ -113,19 +113,19 @@ REFUSED = (
     Refused(
         _TENSOR,
         Setting("model.quantize_base"),
-        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only",
         "set parallel.tensor_size=1",
     ),
     Refused(
         _TENSOR,
         _NEEDS_ROWS,
-        "matrices are cut by columns too, which rows of codes and scales cannot follow",
+        "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only",
         "set training.optim=adamw",
     ),
     Refused(
         _TENSOR,
         Setting("training.use_liger_kernel"),
-        "its kernels know no matrices that are cut",
+        "Liger's kernels cannot compute with matrices that are cut",
         "leave use_liger_kernel out",
     ),
     Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, "set parallel.tensor_size=1"),
@@ -139,7 +139,8 @@ REFUSED = (
     Refused(
         _NEEDS_ROWS,
         _BY_ZERO,
-        "ZeRO's flat parts of all weights have no rows that a scale belongs to",
+        "ZeRO cuts all weights as one flat list, so that no process holds the whole rows of a "
+        "scale",
         "set training.optim=adamw (ZeRO has cut its moments already), or take "
         "parallel.strategy=fsdp",
     ),
@@ -212,20 +213,20 @@ REFUSED = (
     Refused(
         Setting("training.loss_chunk_size"),
         _FUSED,
-        "both keep the logits from existing all at once",
+        "both compute the logits in parts",
         "leave loss_chunk_size out, or set training.liger_kernel_config="
         "{fused_linear_cross_entropy: false}",
     ),
     Refused(
         Setting("debug.anomaly"),
         Setting("training.torch_compile"),
-        "it looks at single modules, which are compiled into one",
+        "it looks at single modules, and torch.compile joins them into one",
         "switch one of them off",
     ),
     Refused(
         Setting("training.worst_case_first"),
         _BY_ZERO,
-        "the engine does not exist yet when that pass is made",
+        "DeepSpeed makes its engine after that pass",
         "leave it out, or take parallel.strategy=fsdp",
     ),
 )
@@ -243,7 +244,7 @@ def check_support(run: Any) -> None:
     """
     backend, strategy = run.training.backend, run.parallel.strategy
     way = STRATEGIES.get(strategy)
-    # A back end of a user's own gets the model sharded; only an engine would be its affair.
+    # A back end of a user's own gets the model sharded; it would have to make an engine itself.
     fits = (backend, strategy) in WAYS or (backend not in OWN_BACKENDS and not way.by_deepspeed)
     if not fits:
         others = [name for name, one in WAYS if one == strategy]
@@ -270,11 +271,13 @@ def check_quantised(kinds: Collection[str], strategy: str) -> None:
     way = STRATEGIES.get(strategy)
     wrong = [kind for kind in sorted(kinds) if not is_shared_by(kind, way)]
     if wrong:
-        why = "was never run" if way.by_deepspeed else "fails: they can be neither cut nor gathered"
+        why = (
+            "that was never tested" if way.by_deepspeed else "they can be neither cut nor gathered"
+        )
         raise ConfigError(
-            f"Sharing weights quantised as {', '.join(wrong)} among several processes by "
-            f"parallel.strategy={strategy} {why}. Take a base in full with "
-            "model.quantize_base=int8 or nf4, which every strategy shares, or one process."
+            f"parallel.strategy={strategy} cannot share weights that are quantised as "
+            f"{', '.join(wrong)}: {why}. Load the base in full with model.quantize_base=int8 or "
+            "nf4, which every strategy can share, or train in one process."
         )
 
 

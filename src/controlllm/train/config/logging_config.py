@@ -23,7 +23,7 @@ class LoggingConfig:
         None,
         read=Read(
             lambda run: "wandb" in run.logging.report_to or bool(run.logging.integrations),
-            "logging.report_to names no logger that shows it, such as wandb",
+            "no logger of logging.report_to shows it, as wandb does",
         ),
     )
     """Name of the run in W&B; null = the name of output_dir."""

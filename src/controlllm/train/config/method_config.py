@@ -47,8 +47,8 @@ class FreezeConfig:
             )
         if self.num_layers is not None and self.layers is not None:
             raise ConfigError(
-                f"freeze.num_layers={self.num_layers} and freeze.layers={self.layers} exclude one "
-                "another; leave one of them out."
+                f"freeze.num_layers={self.num_layers} and freeze.layers={self.layers} cannot "
+                "both be given; leave one of them out."
             )
 
     def trained_layers(self, depth: int) -> list[int]:
@@ -126,8 +126,8 @@ def settled(
     dialled = training.alpha_sampling is not None or isinstance(expansion.dial, int | float)
     if expansion.train_alpha and dialled:
         raise ConfigError(
-            f"expansion.train_alpha=True would not be used: {fixed} takes the place of a constant "
-            "alpha in every step; leave out one of the two."
+            f"expansion.train_alpha=True would not be used: {fixed} replaces a constant alpha in "
+            "every step; leave out one of the two."
         )
     return expansion
 

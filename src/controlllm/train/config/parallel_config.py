@@ -47,12 +47,12 @@ class ParallelConfig:
         check_values(self, "parallel")
         if self.shard_size is not None and not self.way.has_groups:
             raise ConfigError(
-                f"parallel.shard_size={self.shard_size!r} is for strategy='hsdp'; "
+                f"parallel.shard_size={self.shard_size!r} needs strategy='hsdp'; "
                 f"strategy={self.strategy!r} shards over all processes or none."
             )
         if self.deepspeed is not None and not self.way.by_deepspeed:
             raise ConfigError(
-                f"parallel.deepspeed is for strategy='zero2' or 'zero3', not {self.strategy!r}."
+                f"parallel.deepspeed needs strategy='zero2' or 'zero3', not {self.strategy!r}."
             )
 
     @property

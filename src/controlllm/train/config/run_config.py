@@ -103,7 +103,7 @@ class RunConfig:
         factory=AdapterConfig,
         read=Read(
             lambda run: run.adapters is not None,
-            "peft.type names no adapters, nor does method=lora bring them",
+            "the run trains no adapters; set peft.type, or method=lora",
         ),
     )
     """Adapters: of the base (method `lora`), or of the blocks that are not expanded (`control`)."""
@@ -224,8 +224,8 @@ def tell_without_effect(values: Mapping[str, Any]) -> None:
     other = [f"{name}={given!r}" for name, value, given in pairs if given != value]
     if other:
         log.warning(
-            "The preset %r changes nothing, as each of its settings is given; otherwise than in "
-            "the preset are %s.",
+            "The preset %r changes nothing, as each of its settings is given; these differ from "
+            "it: %s.",
             preset,
             ", ".join(other),
         )

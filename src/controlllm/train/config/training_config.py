@@ -64,7 +64,7 @@ class TrainingConfig:
         at_least=1,
         read=Read(
             lambda run: run.training.num_train_epochs is None,
-            "training.num_train_epochs counts instead of it",
+            "training.num_train_epochs sets the length of the run",
         ),
     )
     """Optimizer steps to train; ignored when num_train_epochs is given."""
@@ -180,7 +180,7 @@ class TrainingConfig:
         factory=dict,
         read=Read(
             lambda run: _MIRRORING.when(run) or is_remote(run.training.resume_from_checkpoint),
-            "neither training.remote_dir nor training.resume_from_checkpoint is elsewhere",
+            "neither training.remote_dir nor training.resume_from_checkpoint is an address",
         ),
     )
     """For the client of remote_dir (`user`, `endpoint_url`, ...); secrets: see docs/hdfs.md."""
@@ -235,7 +235,7 @@ class TrainingConfig:
             return self.gradient_accumulation_steps
         if total % (rows * world_size):
             raise ConfigError(
-                f"training.total_train_batch_size={total} is no multiple of "
+                f"training.total_train_batch_size={total} is not a multiple of "
                 f"per_device_train_batch_size={rows} on {world_size} processes; take one of "
                 f"{rows * world_size}, or fewer rows for each."
             )
@@ -262,7 +262,7 @@ class TrainingConfig:
         if self.weight_decay and self.weight_decay_ratio is not None:
             raise ConfigError(
                 f"training.weight_decay={self.weight_decay} and training.weight_decay_ratio="
-                f"{self.weight_decay_ratio} exclude one another; leave one of them out."
+                f"{self.weight_decay_ratio} cannot both be given; leave one of them out."
             )
         milestones, name = self.lr_milestones, self.lr_scheduler_type
         if name in OWN_SCHEDULES and bool(milestones) != (name == "step"):

@@ -35,7 +35,7 @@ _ALONE = Rule(
     "parallel",
     # DeepSpeed holds even a single process's moments and weights.
     lambda run: run.parallel.way.by_deepspeed,
-    "one process trains, which shares the model with none",
+    "a run of one process shares its model with no other",
     False,
 )
 

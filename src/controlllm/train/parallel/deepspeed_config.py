@@ -79,7 +79,7 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
         # Its collectives by shared memory would be compiled first, by one process, while the others
         # wait for a lock that a killed run leaves behind; gloo has them, too.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Of each step anew; DeepSpeed's affair.
+    # DeepSpeed calls them in each step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -200,8 +200,8 @@ def _check_keys(theirs: Mapping[str, Any], bf16: bool) -> None:
     if owned:
         settings = ", ".join(dict.fromkeys(_OWNED[key] for key in owned))
         raise ConfigError(
-            f"parallel.deepspeed sets {', '.join(owned)}, which the run says by {settings}; leave "
-            "them out there, or write 'auto' for what they set."
+            f"parallel.deepspeed sets {', '.join(owned)}, which the run sets by {settings}; leave "
+            "them out there, or write 'auto' for them."
         )
     for key in ("optimizer", "scheduler"):
         if isinstance(theirs.get(key), Mapping):
@@ -210,7 +210,9 @@ def _check_keys(theirs: Mapping[str, Any], bf16: bool) -> None:
     for key in theirs.keys() - _SECTIONS - _OWNED.keys():
         near = nearest_name(key, _SECTIONS, likeness=0.8)
         if near is not None:
-            raise ConfigError(f"parallel.deepspeed: {key!r} is no section. Did you mean {near!r}?")
+            raise ConfigError(
+                f"parallel.deepspeed: DeepSpeed has no section {key!r}. Did you mean {near!r}?"
+            )
 
 
 def _leaves_open(key: str, section: Any) -> bool:
@@ -230,7 +232,7 @@ def _check_zero(zero: Any, stage: int, on_cpu: bool) -> None:
 
     if not isinstance(zero, Mapping):
         raise ConfigError(
-            f"parallel.deepspeed: zero_optimization={zero!r} is no mapping of settings."
+            f"parallel.deepspeed: zero_optimization={zero!r} must be a mapping of settings."
         )
     given = {key: value for key, value in zero.items() if value != "auto"}
     try:
@@ -273,5 +275,5 @@ def _read(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
             f"parallel.deepspeed={given} cannot be read ({error}); give the path of a JSON file."
         ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"parallel.deepspeed={given} holds no mapping of sections.")
+        raise ConfigError(f"parallel.deepspeed={given} must hold a mapping of sections.")
     return values

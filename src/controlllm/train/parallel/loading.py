@@ -110,7 +110,7 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
             log.info("Each process loads the whole model first: %s is not in its files", name)
             return None
     for name in model.state_dict().keys() & {name for name, _ in model.named_buffers()}:
-        log.info("Each process loads the whole model first: %s is no parameter", name)
+        log.info("Each process loads the whole model first: %s is not a parameter", name)
         return None
     return model
 

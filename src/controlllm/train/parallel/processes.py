@@ -50,7 +50,7 @@ class Place:
         local = 0 <= self.local_rank < self.local_world_size <= self.world_size
         if not (whole and local and 0 < self.port < 65536):
             raise ConfigError(
-                f"the launcher's variables do not fit together: rank {self.rank} of "
+                f"the launcher's variables contradict each other: rank {self.rank} of "
                 f"{self.world_size}, local rank {self.local_rank} of {self.local_world_size}, "
                 f"port {self.port}; {_HINT}"
             )
@@ -152,7 +152,7 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
     nodes = _number(environment, "SLURM_STEP_NUM_NODES")
     if len(counts) != nodes or not 0 <= node < nodes:
         raise ConfigError(
-            f"node {node} of {nodes}, but SLURM_STEP_TASKS_PER_NODE tells of {len(counts)}; {_HINT}"
+            f"node {node} of {nodes}, but SLURM_STEP_TASKS_PER_NODE lists {len(counts)}; {_HINT}"
         )
     return counts[node]
 

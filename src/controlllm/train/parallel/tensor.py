@@ -39,7 +39,9 @@ def block_plan(config: Any, size: int) -> dict[str, str]:
         if name.startswith("layers.*.")
     }
     if not own:
-        raise ConfigError(f"parallel.tensor_size={size}: {kind} has no plan for it; set 1.")
+        raise ConfigError(
+            f"parallel.tensor_size={size}: {kind} has no plan for it in transformers; set 1."
+        )
     if others := sorted(set(own.values()) - set(KNOWN)):
         raise ConfigError(
             f"parallel.tensor_size={size}: the plan of {kind} asks for {', '.join(others)}, which "

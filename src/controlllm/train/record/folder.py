@@ -147,7 +147,7 @@ def _copy_of(address: str, run: RunConfig) -> str:
     """A checkpoint that is named by its address, on this machine."""
     if checkpoint_step(address) < 0 and not address.endswith("/best"):
         raise ConfigError(
-            f"training.resume_from_checkpoint={address!r} is no checkpoint; name one: "
+            f"training.resume_from_checkpoint={address!r} is not a checkpoint; name one: "
             f"{address.rstrip('/')}/checkpoint-N or {address.rstrip('/')}/best."
         )
     return str(local_copy(address, run.training.remote_storage_options))

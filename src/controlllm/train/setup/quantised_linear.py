@@ -107,7 +107,7 @@ class QuantisedLinear(nn.Linear):
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise ModelError(
-            "the base of this model is quantised (model.quantize_base), and is not saved so: save "
+            "the base of this model is quantised (model.quantize_base) and cannot be saved: save "
             "the sidecar, and load it onto the base as it was."
         )
 

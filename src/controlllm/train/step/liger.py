@@ -149,7 +149,7 @@ def apply_liger_kernels(model: nn.Module, training: TrainingConfig) -> dict[str,
     family = _FAMILIES.get(config.model_type)
     if family is None:
         raise ConfigError(
-            f"training.use_liger_kernel=true is not known for model_type {config.model_type!r}; "
+            f"training.use_liger_kernel=true does not support model_type {config.model_type!r}; "
             f"it is for {', '.join(_FAMILIES)}. Leave it out."
         )
     silu = getattr(config, "hidden_act", None) in ("silu", "swish")
@@ -163,8 +163,8 @@ def apply_liger_kernels(model: nn.Module, training: TrainingConfig) -> dict[str,
     asked = [name for name, on in training.liger_kernel_config.items() if on]
     if named := [name for name in asked if name in unused]:
         raise ConfigError(
-            f"training.liger_kernel_config turns on {named[0]!r}, but nothing in this "
-            f"{config.model_type} can be computed by it; leave it out."
+            f"training.liger_kernel_config turns on {named[0]!r}, but no module of this "
+            f"{config.model_type} can use it; leave it out."
         )
     log.info("Liger kernels: %s", ", ".join(f"{name} in {n} modules" for name, n in counts.items()))
     return counts
@@ -174,7 +174,8 @@ def _bind(module: nn.Module, forward: Forward) -> None:
     if "forward" in vars(module) and not _is_bound(module):
         raise ConfigError(
             f"training.use_liger_kernel=true: the forward of a {type(module).__name__} was "
-            "replaced already (a model loaded with a device_map?); leave one of them out."
+            "replaced already, as a device_map does; load the model without, or leave the kernels "
+            "out."
         )
     # A bound method: a deep copy of the module gets one that is bound to the copy.
     vars(forward)["by_liger"] = True
@@ -329,8 +330,9 @@ def _compare(what: str, ours: Tensor, plain: Tensor) -> None:
     error = ((ours - plain).norm() / plain.norm()).item()
     if not error < _TOLERANCE:
         raise ModelError(
-            f"Liger's kernels change the {what} by {error:.1%}, which is no rounding; set "
-            "training.use_liger_kernel=false, or find which of liger_kernel_config it is."
+            f"Liger's kernels change the {what} by {error:.1%}, more than rounding does; set "
+            "training.use_liger_kernel=false, or find the kernel by switching them off one by one "
+            "(training.liger_kernel_config)."
         )
 
 

@@ -87,8 +87,8 @@ def check_schedule(config: TrainingConfig, total_steps: int) -> None:
     late = [m for m in config.lr_milestones if in_steps(m, total_steps) >= total_steps]
     if late:
         warnings.warn(
-            f"training.lr_milestones: {late} never come in {total_steps} steps; lower them, or "
-            "train longer.",
+            f"training.lr_milestones: {late} lie beyond the {total_steps} steps of the run; lower "
+            "them, or train longer.",
             stacklevel=3,
         )
 
