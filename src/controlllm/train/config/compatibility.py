@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Refused:
-    """Two settings that do not go together.
+    """Two settings that cannot be combined.
 
     Attributes:
         one: a setting.
@@ -85,7 +85,7 @@ class Refused:
 
 
 def _those(path: str, registry: Registry[Any], has: Callable[[Any], bool]) -> Setting:
-    """A setting that names one of the things in a registry that are so, also of later ones."""
+    """A setting whose value names something for which `has` is true; names may join later."""
     return Setting(path, lambda: [n for n in registry.names() if has(registry.get(n))])
 
 
@@ -234,7 +234,7 @@ REFUSED = (
 
 
 def check_support(run: Any) -> None:
-    """Refuse what cannot work together.
+    """Check that the settings of a run can be combined.
 
     Args:
         run: a run config.
@@ -259,7 +259,7 @@ def check_support(run: Any) -> None:
 
 
 def check_quantised(kinds: Collection[str], strategy: str) -> None:
-    """Refuse a base in few bits that several processes cannot share so.
+    """Check that several processes can share a quantised base.
 
     Args:
         kinds: what it is quantised as (`quantised_kind`).

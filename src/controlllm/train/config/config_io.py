@@ -32,7 +32,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_secrets(values: Any, name: str) -> None:
-    """Refuse placeholders that stand for what was redacted.
+    """Check that no value is the placeholder of a secret.
 
     Raises:
         ConfigError: with the first of them.

@@ -109,7 +109,7 @@ def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:
 def settled(
     expansion: ExpansionConfig, training: TrainingConfig, below: Mapping[str, Any]
 ) -> ExpansionConfig:
-    """The expansion of a run, without what a preset says for settings that were changed.
+    """The expansion of a run, with a preset's values for unread settings taken back.
 
     Args:
         expansion: as the run says it.
@@ -133,7 +133,7 @@ def settled(
 
 
 def check_alphas(expansion: ExpansionConfig, training: TrainingConfig) -> None:
-    """Check that the copies have a weight in training.
+    """Check that the copies contribute to the output, so that they can learn.
 
     Raises:
         ConfigError: they have not: the output is the base's, and nothing would learn.

@@ -16,7 +16,7 @@ __all__ = ["METHODS", "Method", "adapters_of"]
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of one way to learn.
+    """The facts of one method.
 
     Attributes:
         expands: whether the base is expanded first, so that there is an alpha.

@@ -35,7 +35,7 @@ class StateBytes:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What is known of an optimizer whose moments are in full.
+    """The facts of an optimizer whose moments are held in full precision.
 
     Attributes:
         moments: how many tensors it keeps for each parameter.
@@ -62,7 +62,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LowBit(Optimizer):
-    """One of torchao's: moments as codes, a scale for each block, a table of the codes.
+    """An optimizer of torchao: moments are codes, with a scale for each block and a table of codes.
 
     Attributes:
         name: torchao's class.

@@ -57,5 +57,5 @@ class ParallelConfig:
 
     @property
     def way(self) -> Strategy:
-        """What is known of the strategy."""
+        """The facts of the strategy."""
         return STRATEGIES.get(self.strategy)

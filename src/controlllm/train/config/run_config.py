@@ -156,7 +156,7 @@ class RunConfig:
 
     @property
     def quantizer(self) -> Quantizer | None:
-        """How the base is held in few bits, if it is."""
+        """How the base is quantised; None if it is not."""
         kind = self.model.quantize_base
         return None if kind is None else QUANTIZERS.get(kind)
 

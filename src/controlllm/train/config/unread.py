@@ -18,7 +18,7 @@ __all__ = ["refuse_unread", "rules_of_runs", "warn_of_unread"]
 
 @cache
 def rules_of_runs(cls: type) -> tuple[Rule, ...]:
-    """When settings are read, of a class of run configs."""
+    """All rules of a class of run configs: when each of its settings is read."""
     measured = (
         Rule(
             f"data.{name}",
@@ -41,7 +41,7 @@ _ALONE = Rule(
 
 
 def refuse_unread(run: Any) -> None:
-    """Refuse what is said and would not be read.
+    """Check that nothing is given that the run would not read, and that must not be ignored.
 
     Args:
         run: a run config.
@@ -54,7 +54,7 @@ def refuse_unread(run: Any) -> None:
 
 
 def warn_of_unread(run: Any, processes: int) -> None:
-    """Warn of what is said and would not be read.
+    """Warn of settings that are given, and that the run does not read.
 
     Args:
         run: a run config.

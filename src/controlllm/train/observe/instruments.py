@@ -62,7 +62,7 @@ class Instruments:
                 self._flops += Flops(forward=asked.forward)
 
     def take(self, window: Window, wait: bool = False) -> None:
-        """Put what was measured since the last call into a window."""
+        """Add what was measured since the last call to a window."""
         for phase, seconds in self.clock.take(wait).items():
             window.phases[phase] = window.phases.get(phase, 0.0) + seconds
         window.model_flops += self._flops.model

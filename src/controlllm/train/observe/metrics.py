@@ -93,7 +93,7 @@ def is_of_the_machine(name: str) -> bool:
 
 
 def learn_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
-    """What the sets to be learned say."""
+    """Metrics of the learn sets."""
     metrics = {}
     for name, report in reports.items():
         metrics[f"learn/{name}/loss"] = report.loss
@@ -103,7 +103,7 @@ def learn_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
 
 
 def retain_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
-    """What the sets to be retained say."""
+    """Metrics of the retain sets."""
     metrics = {}
     for name, report in reports.items():
         metrics[f"retain/{name}/loss"] = report.loss

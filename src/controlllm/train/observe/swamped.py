@@ -16,7 +16,7 @@ SHARE = 0.1
 
 
 def swamped(step: int, means: Mapping[str, float], expansion: ExpansionConfig) -> str | None:
-    """What to tell where the divergence or its gradient dwarfs the cross-entropy.
+    """The warning for a step whose divergence, or its gradient, is far above the cross-entropy.
 
     Args:
         step: the step of the record.

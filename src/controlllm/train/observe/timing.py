@@ -67,7 +67,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Be in a phase, and afterwards in the one before."""
+        """Count the time of a block as a phase; afterwards the phase before goes on."""
         before = self.standing.phase
         self._enter(name)
         try:
@@ -80,7 +80,7 @@ class PhaseClock:
             self._enter(before)
 
     def beat(self) -> None:
-        """Something goes on within a phase."""
+        """Note that the current phase makes progress."""
         standing = self.standing
         self.standing = Standing(standing.phase, standing.count, time.monotonic())
 

@@ -119,7 +119,7 @@ def check_precision(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def zero3_cutter(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], None]:
-    """What shares parameters out among all processes, as an engine of ZeRO-3 will expect them.
+    """Make a function that cuts parameters over all processes, as an engine of ZeRO-3 expects.
 
     Args:
         config: of that engine.

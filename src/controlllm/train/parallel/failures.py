@@ -1,4 +1,4 @@
-"""Several processes fail as one: the first to fail says so, and the others end without a word.
+"""Several processes fail as one: the first to fail shows its error, the others show nothing.
 
 A process that meets an error of its own writes its exit code on the store by which the processes
 found each other, before it lets go of them. Those whose collectives break off after that look there
@@ -24,7 +24,7 @@ _SECONDS_TO_HEAR = 1.0
 
 @contextmanager
 def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
-    """Note on an error that leaves the block how this process is to end.
+    """Give each error that leaves the block its exit code, and let one process show it.
 
     Args:
         store: one that all processes reach, or None.
@@ -44,7 +44,7 @@ def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
 
 
 def let_others_hear(store: Any, ranks: Ranks) -> None:
-    """Keep the store a moment longer, if it is this process's, after an error that was told on it.
+    """Keep this process's store open for a moment, so that others can read the error on it.
 
     It is for others that fail at the same time by themselves. Those that wait in a collective are
     let go only by the end of this process; they find no store then, and end without a word.

@@ -116,7 +116,7 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
 
 
 def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device) -> None:
-    """Give a sharded model on the meta device its weights. Collective.
+    """Read the weights of a sharded model that is on the meta device. Collective.
 
     Args:
         folder: the base's files.
@@ -157,7 +157,7 @@ def fill_by_units(
     dtype: torch.dtype | None = None,
     cut: Callable[[Sequence[nn.Parameter]], None] | None = None,
 ) -> None:
-    """Give a model on the meta device its weights, one block after the other. Collective.
+    """Read the weights of a model on the meta device, block by block. Collective.
 
     Args:
         folder: the base's files.

@@ -1,4 +1,4 @@
-"""Where what trains lies in memory, so that it can be saved and put back."""
+"""Trained tensors and optimizer state as they lie in memory: read to be saved, filled to resume."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Storage:
         return trained_tensors(self.model), tensors, rest
 
     def fill(self, checkpoint: Path, rest: dict[str, Any]) -> None:
-        """Put back what a verified checkpoint holds. Collective.
+        """Fill model and optimizer from a verified checkpoint. Collective.
 
         Args:
             checkpoint: its folder.

@@ -120,7 +120,7 @@ class World:
 
 @contextmanager
 def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
-    """Join the processes that a launcher started; a process that nobody launched is alone.
+    """Join the processes that a launcher started; without a launcher this process is alone.
 
     A process group that is there already (a notebook's, a test's) is used and left as it is.
 

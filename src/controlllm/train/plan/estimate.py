@@ -1,4 +1,4 @@
-"""What a run will take, before anything runs: from its model's config, on the meta device.
+"""Memory, FLOPs and sizes of a run, from its model's config on the meta device.
 
 | part of memory | exact? |
 |---|---|

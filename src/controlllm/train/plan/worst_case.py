@@ -1,4 +1,4 @@
-"""The largest batch first: a run that is to go out of memory does so in its first minute.
+"""The largest batch first: a run that needs too much memory fails in its first minute.
 
 Before step 1 one forward and backward pass runs on made-up batches as large as this config allows,
 beside as much memory as the optimizer will need. Gradients are thrown away, and nothing is changed:
@@ -38,7 +38,7 @@ MOMENTS = 2
 
 
 def run_worst_case(ready: Ready) -> None:
-    """Forward and backward of the largest batches, without a trace in the run.
+    """Run forward and backward of the largest batches; the run itself is not changed.
 
     Raises:
         TrainingError: a batch does not fit into memory; its shape, and what to lower.

@@ -34,7 +34,7 @@ _SECONDS_TO_COPY = 5.0
 
 
 class Checkpoints(Callback):
-    """Saves every `training.save_steps`, at each best step, and at the end; goes on from there.
+    """Saves every `training.save_steps`, at each best step and at the end; resumes from there.
 
     Args:
         run: the run config.
@@ -54,12 +54,12 @@ class Checkpoints(Callback):
         self.uploads = Uploads(run.training.remote_dir is not None, world)
 
     def begin(self, state: RunState) -> None:
-        """Copy what an earlier process could not; that copying works shows now."""
+        """Copy what an earlier process left uncopied; a copy that cannot work fails now."""
         self._upload(state)
         self.uploads.wait()
 
     def flags(self) -> list[bool]:
-        """What this process knows that all must act on together: see `act`."""
+        """The arguments of `act` as this process knows them, to be reduced over all processes."""
         return [self._writer.may_finish(), self.uploads.running, self.uploads.failed]
 
     def act(self, state: RunState, may_finish: bool, uploading: bool, failed: bool) -> None:
@@ -111,7 +111,7 @@ class Checkpoints(Callback):
         self.uploads.wait()
 
     def end(self, state: RunState) -> None:
-        """Leave what is being copied: what is missing, the next start copies."""
+        """Stop copying; the next start copies what is missing."""
         # Other processes must not wait for a copy after an error.
         self.uploads.close(_SECONDS_TO_COPY if self.world.size > 1 else None)
 

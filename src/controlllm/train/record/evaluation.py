@@ -33,7 +33,7 @@ class Evaluation(Callback):
             self.announce(self._measure(state).metrics)
 
     def after_step(self, state: RunState) -> None:
-        """Measure where it is time to, and note whether this step is the best one so far."""
+        """Measure every `training.eval_steps`, and note whether this step is the best so far."""
         self.improved = False
         due = state.stopped or state.step % state.run.training.eval_steps == 0
         if not (due and state.ready.meter.enabled):

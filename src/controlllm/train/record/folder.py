@@ -51,7 +51,7 @@ _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def open_run_folder(run: RunConfig) -> Path | None:
-    """Take the run folder, and the one elsewhere, and write `config.yaml` into it.
+    """Check the run folder and its remote copy, and write `config.yaml` into the folder.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.

@@ -1,4 +1,4 @@
-"""What `transformers.Trainer` is told of a run config."""
+"""The arguments of `transformers.Trainer` for a run config."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["training_arguments"]
 
 
 def training_arguments(ready: Ready) -> TrainingArguments:
-    """The Trainer's own logging, evaluation, saving and clipping are off: we keep the books."""
+    """Make the arguments. The Trainer's own logging, evaluation, saving and clipping are off."""
     run, training = ready.run, ready.run.training
     sharing: dict[str, Any] = {"max_grad_norm": 0.0}
     if run.parallel.way.by_deepspeed:

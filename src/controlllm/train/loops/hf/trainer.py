@@ -72,12 +72,12 @@ class ControlLLMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The run's; DeepSpeed's set-up asks for it anew."""
+        """Give the run's optimizer, which DeepSpeed's set-up asks for again."""
         self.optimizer = self.ready.optimizer
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """The run's, likewise."""
+        """Give the run's schedule, likewise."""
         self.lr_scheduler = self.ready.scheduler
         return self.lr_scheduler
 

@@ -35,7 +35,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def with_engine(ready: Ready, engine: Any) -> Ready:
-    """What stands ready once DeepSpeed has taken model and optimizer.
+    """Put DeepSpeed's engine in the place of model and optimizer.
 
     Args:
         ready: the stage before.

@@ -21,7 +21,7 @@ __all__ = ["AnomalyHunt"]
 
 
 class AnomalyHunt:
-    """Watches a model as it trains; evaluation is not watched.
+    """Checks all outputs and gradients of a model while it trains; evaluation is left alone.
 
     Args:
         model: what trains.

@@ -1,4 +1,4 @@
-"""What `debug` asks for, behind one face: it is told when training begins, steps, ends."""
+"""The tools that `debug` asks for, as one object with hooks for begin, steps and end."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,7 +67,7 @@ class Debugger:
             self._hunt.after_step(step)
 
     def after_backward(self) -> None:
-        """All gradients of a step are there, and not yet clipped: one bad one would spoil all.
+        """Check the gradients of a step, before clipping spreads a bad one to all.
 
         Raises:
             TrainingError: naming the first weight with a bad gradient.

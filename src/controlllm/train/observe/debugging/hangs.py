@@ -17,7 +17,7 @@ _COLLECTIVES = ("distributed_c10d.py", "_functional_collectives.py")
 
 @dataclass(frozen=True)
 class Report:
-    """Where one process is.
+    """What one process is doing.
 
     Attributes:
         rank: which one.
@@ -36,14 +36,14 @@ class Report:
     collective: str | None
 
     def describe(self) -> str:
-        """One line about it."""
+        """The report as one line."""
         where = f"step {self.step}, {self.phase or 'between phases'}"
         what = f", waiting for others in {self.collective}" if self.collective else ""
         return f"rank {self.rank} has not gone on for {self.seconds:.0f} s: {where}{what}"
 
 
 def verdict(reports: Mapping[int, Report], world_size: int) -> str:
-    """Who hangs, as far as it can be told.
+    """Say which rank hangs, as far as the reports tell.
 
     Args:
         reports: of each process that gave one, by rank.

@@ -31,7 +31,7 @@ _GRACE = 10.0
 
 
 class Watchdog:
-    """Watches the thread that makes it.
+    """Watches the thread that made it, and reports when a phase takes too long.
 
     Args:
         clock: tells which phase it is in.
