@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import nearest_name
@@ -189,16 +189,9 @@ def _require_settings(
         items = {name: value}
         if isinstance(value, list):
             items = {f"{name}[{i}]": item for i, item in enumerate(value)}
-        elif isinstance(value, Mapping) and _is_by_name(hints[key]):
-            items = {f"{name}.{one}": item for one, item in value.items()}
         for where, item in items.items():
             if inner is not None and isinstance(item, Mapping):
                 _require_settings(inner, item, begin, names, f"{where}.")
-
-
-def _is_by_name(hint: Any) -> bool:
-    """Whether a hint is a mapping from names (`dict[int, LaneState]`), or may be one."""
-    return get_origin(hint) in (dict, Mapping) or any(map(_is_by_name, get_args(hint)))
 
 
 def near_setting(name: str, names: Sequence[str], mark: str = "") -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.packages.bitsandbytes import (
@@ -44,7 +45,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-def quantize_base(model: nn.Module, kind: str, compute_dtype: torch.dtype | None = None) -> None:
+def quantize_base(
+    model: PreTrainedModel, kind: str, compute_dtype: torch.dtype | None = None
+) -> None:
     """Quantise the linear layers of a base's frozen blocks, in place.
 
     Of an expanded model, copies, interpolators, embeddings, norms and the head stay as they are.
@@ -78,8 +81,9 @@ def quantize_base(model: nn.Module, kind: str, compute_dtype: torch.dtype | None
             "leave it out, or freeze the blocks (expansion.freeze)."
         )
     if found:
-        (base_fingerprint if expanded else remember_fingerprint)(model)  # type: ignore[operator]
-    dtype = compute_dtype or getattr(model, "dtype", torch.float32)
+        note = base_fingerprint if expanded else remember_fingerprint
+        note(model)
+    dtype = compute_dtype or model.dtype
     for parent, name, linear in found:
         made = bnb_linear(linear, kind, dtype) if at_load else QuantisedLinear(linear, kind)
         setattr(parent, name, made)
