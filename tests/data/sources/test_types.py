@@ -144,6 +144,15 @@ def test_code_files_by_file_type(tmp_path: Path) -> None:
     assert rows_of(f"{tmp_path}/*.py", file_type="text") == [{"text": "print()\n"}]
 
 
+def test_a_tilde_is_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.jsonl", ROWS)
+    for path in ("~/a.jsonl", "~", "~/*.jsonl", "file://~/a.jsonl"):
+        assert rows_of(path) == ROWS
+    with pytest.raises(DataError, match=r"'~/none\.jsonl' does not exist"):
+        rows_of("~/none.jsonl")
+
+
 @pytest.mark.parametrize("path", ["none.jsonl", "a/b/c", "/no/where", "no/*.txt", "./none"])
 def test_missing_files(path: str) -> None:
     with pytest.raises(DataError, match=r"does not exist|no file matches"):

@@ -78,7 +78,11 @@ class TokenStore(Chunks):
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
-        """Examples from token ids, all of them targets but the first; held in memory."""
+        """Examples from token ids, all of them targets but the first; held in memory.
+
+        Raises:
+            DataError: there is no row.
+        """
         kept = [np.asarray(row, dtype=np.int32) for row in rows]
         if not kept:
             raise DataError(f"source {name!r} holds no examples.")
@@ -89,7 +93,12 @@ class TokenStore(Chunks):
 
     @classmethod
     def from_examples(cls, name: str, examples: Sequence[Example]) -> "TokenStore":
-        """Documents, or slots of several documents each; held in memory."""
+        """Documents, or slots of several documents each; held in memory.
+
+        Args:
+            name: of the source, for messages.
+            examples: at least one.
+        """
         none = np.empty(0, np.int32)
         starts = [none if example.starts is None else example.starts for example in examples]
         store = cls(

@@ -14,7 +14,11 @@ __all__ = ["SourceConfig", "check_positive", "name_from_path"]
 
 
 def check_positive(name: str, value: float) -> None:
-    """Check that a setting is above 0 (ConfigError)."""
+    """Check that a setting is above 0.
+
+    Raises:
+        ConfigError: with the setting and its value.
+    """
     # No nan is in this range; an infinite temperature is one that evens out all shares.
     if not (0 < value <= LARGEST or (name, value) == ("temperature", math.inf)):
         raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")

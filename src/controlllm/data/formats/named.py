@@ -88,6 +88,9 @@ def mbpp(row: Row) -> Document:
     r"""The task with its tests, as its evaluation asks, and the code.
 
     The file's line ends (`\r\n`, some a lone `\r`) become `\n`, and blank ends are cut.
+
+    Raises:
+        DataError: a column is missing or holds no text, or a test is no text; says which.
     """
     tests = read_list(row, "test_list")
     for i, test in enumerate(tests):

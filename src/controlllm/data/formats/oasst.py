@@ -25,6 +25,9 @@ def oasst(row: Row) -> Document | None:
 
     The Parquet files of the same data sets hold one message in a row; there, say
     `postprocess: oasst_threads` (all threads) or `oasst_best_threads`, and no format.
+
+    Raises:
+        DataError: the column is missing, or a message in it is damaged; says which.
     """
     if row.get("prompt") is None:
         fault = "null" if "prompt" in row else "missing"

@@ -93,6 +93,9 @@ def alpaca(row: Row) -> Document:
 
     The history is a list of earlier [question, answer] pairs. `tatsu-lab/alpaca` (split `train`) is
     of this shape: its fourth column, `text`, holds the same rendered by a template and is not read.
+
+    Raises:
+        DataError: a column is missing or holds no text, or `history` no such pairs; says which.
     """
     system, more = read_text(row, "system", optional=True), read_text(row, "input", optional=True)
     conversation: list[Message] = [{"role": "system", "content": system}] if system else []

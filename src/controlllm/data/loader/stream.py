@@ -283,7 +283,11 @@ class Stream:
             setattr(self.stats, name, count)
 
     def recall(self, references: Sequence[Reference]) -> list[Draw]:
-        """The examples of references, read and tokenized again; they are not counted again."""
+        """The examples of references, read and tokenized again; they are not counted again.
+
+        Raises:
+            DataError: the source no longer holds one of them.
+        """
         rows = _read_again(self.feed, references)
         located = list(rows.values())
         encoder = self.feed.encoder

@@ -38,7 +38,11 @@ TRIES = 3
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """Turn the errors of disks, networks and unpackers into a `DataError` that names `address`."""
+    """Turn the errors of disks, networks and unpackers into one that names `address`.
+
+    Raises:
+        DataError: for every `OSError` and error of Arrow, gzip or zstd inside the block.
+    """
     from pyarrow import ArrowException
 
     try:

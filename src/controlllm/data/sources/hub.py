@@ -164,7 +164,11 @@ class ShardChunks(Chunks):
         return self._size
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
-        """The rows of a shard."""
+        """The rows of a shard.
+
+        Raises:
+            DataError: it cannot be read, whatever `datasets` raises; with the shard's number.
+        """
         self.require(chunk)
         shard = self._dataset.shard(num_shards=self._size, index=chunk)
         try:

@@ -75,7 +75,11 @@ class RowGroupChunks(FilesChunks):
         return int(self._rows_of[chunk])
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
-        """The rows of a row group; batches before `start` are not made into Python values."""
+        """The rows of a row group; batches before `start` are not made into Python values.
+
+        Raises:
+            DataError: the file has changed, is broken or cannot be read; with the row group.
+        """
         self.require(chunk)
         number = int(self._file_of[chunk])
         file, group = self.files[number], int(self._group_of[chunk])
