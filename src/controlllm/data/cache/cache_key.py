@@ -159,6 +159,7 @@ def file_digest(path: str, content: bytes | None = None) -> str:
 def forget_file(path: str) -> None:
     """Let a file that could not be loaded be looked at again."""
     _seen.pop(path, None)
+    _import_names.cache_clear()
 
 
 def _functions(source: SourceConfig) -> Iterator[Any]:
@@ -199,7 +200,7 @@ def _parts(function: Callable[..., Any]) -> Iterator[str]:
 
 def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[str]:
     """The files of the user's own modules that a module imports, and those that these import."""
-    for name in _import_names(module):
+    for name in _import_names(str(module.__file__), module.__package__ or ""):
         other = sys.modules.get(name)
         file = _file(other) if other is not None else None
         if other is None or file is None or file in seen:
@@ -211,24 +212,26 @@ def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[
             yield from _imported(other, own_package, seen)
 
 
-def _import_names(module: ModuleType) -> Iterator[str]:
-    """What its source says that it imports: modules, and names that may be modules."""
+@cache
+def _import_names(file: str, package: str) -> tuple[str, ...]:
+    """What a source file of a package says that it imports: modules, and names that may be some."""
     try:
         with _parsing:
-            tree = ast.parse(Path(str(module.__file__)).read_bytes())
+            tree = ast.parse(Path(file).read_bytes())
     except (SyntaxError, ValueError):  # Edited since; then its own hash tells.
-        return
+        return ()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 parts = alias.name.split(".")
-                yield from (".".join(parts[: n + 1]) for n in range(len(parts)))
+                names += (".".join(parts[: n + 1]) for n in range(len(parts)))
         elif isinstance(node, ast.ImportFrom):
-            package = (module.__package__ or "").split(".")
-            above = package[: len(package) - node.level + 1] if node.level else []
+            above = package.split(".")
+            above = above[: len(above) - node.level + 1] if node.level else []
             start = ".".join([*above, *([node.module] if node.module else [])])
-            yield start
-            yield from (f"{start}.{alias.name}" for alias in node.names)
+            names += [start, *(f"{start}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def _file(module: ModuleType) -> str | None:
