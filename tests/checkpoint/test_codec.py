@@ -59,5 +59,5 @@ def test_what_only_a_pickle_could_hold_is_refused_by_place() -> None:
 
 
 def test_a_reference_to_nothing_is_named() -> None:
-    with pytest.raises(CheckpointError, match="'7', which is not there"):
+    with pytest.raises(CheckpointError, match="'7', which the file lacks"):
         unpack({"$tensor": "7"}, {})

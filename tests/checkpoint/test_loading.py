@@ -187,7 +187,7 @@ def test_a_base_that_moved_is_asked_for(
 ) -> None:
     export(model, tmp_path / "sidecar", "sidecar")
     moved = base_folder.rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="not here; say where it is"):
+    with pytest.raises(CheckpointError, match="not here; give its folder or name"):
         load_model(tmp_path / "sidecar")
     loaded, _ = load_model(tmp_path / "sidecar", LoadOptions(base=str(moved)))
     assert torch.equal(logits(loaded), logits(model))
@@ -195,7 +195,7 @@ def test_a_base_that_moved_is_asked_for(
     values = json.loads(config.read_text())
     values["base"]["name_or_path"] = ""
     config.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="does not record its base"):
+    with pytest.raises(CheckpointError, match="does not record the name of its base"):
         load_model(tmp_path / "sidecar")
 
 

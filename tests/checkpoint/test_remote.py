@@ -118,7 +118,7 @@ def test_a_copy_that_breaks_off_is_no_checkpoint(hdfs, remote, run, tmp_path, sh
     assert load_checkpoint(run / "checkpoint-4").step == 4
     hdfs.faults.clear()
     assert remote.checkpoints() == ["checkpoint-3"]
-    with pytest.warns(UserWarning, match=r"checkpoint-4 .*not copied to its end"):
+    with pytest.warns(UserWarning, match=r"checkpoint-4 .*not copied completely"):
         assert fetch_newest(remote, tmp_path / "other").name == "checkpoint-3"
     Uploader(remote).send(run / "checkpoint-4")
     with warnings.catch_warnings():

@@ -267,7 +267,7 @@ def test_standby_and_forbidden_are_told_at_opening(hdfs):
         open_filesystem(hdfs.address + "data", timeout=LATE)
     hdfs.faults.clear()
     hdfs.faults.forbidden = {"/data"}
-    with pytest.raises(DataError, match=r"Permission denied.*who asks"):
+    with pytest.raises(DataError, match=r"Permission denied.*give the user"):
         open_filesystem(hdfs.address + "data/*.bin", timeout=LATE)
 
 

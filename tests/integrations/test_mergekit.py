@@ -98,8 +98,8 @@ def test_alphas_of_each_block_are_in_the_recipe_and_the_model_keeps_its_dial(bas
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"interpolator": "slerp"}, "'slerp' makes no linear mix"),
-        ({"interpolator": "moe"}, "'moe' makes no linear mix"),
+        ({"interpolator": "slerp"}, "'slerp' does not mix weights linearly"),
+        ({"interpolator": "moe"}, "'moe' does not mix weights linearly"),
         ({"interpolator": "dlerp"}, "never measured"),
     ],
 )
@@ -115,7 +115,7 @@ def test_added_tokens_and_unnamed_bases_are_refused(base_folder, tmp_path, pico_
     model.resize_token_embeddings(263)
     with pytest.raises(ModelError, match="added tokens"):
         write_for_mergekit(model, tmp_path / "merge")
-    with pytest.raises(ModelError, match=r"name it \(`base`\)"):
+    with pytest.raises(ModelError, match=r"give it as `base`"):
         write_for_mergekit(expand(pico_llama(), num_blocks=1), tmp_path / "merge")
     (tmp_path / "merge").mkdir()
     (tmp_path / "merge" / "notes.txt").write_text("mine")

@@ -116,7 +116,9 @@ def test_a_disk_without_locks_is_told(
     run_config: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held, "_lock", lambda path, handle: False)
-    with pytest.warns(UserWarning, match="disk without locks: nothing keeps a second run out"):
+    with pytest.warns(
+        UserWarning, match="does not support file locks: make sure that no second run"
+    ):
         train(run_config(training={"max_steps": 1}), loaded())
 
 
@@ -125,7 +127,7 @@ def test_a_note_of_another_machine_is_told(tmp_path: Path) -> None:
     note = replace(Holder.this(), boot="another", host="node7", command="controlllm train a.yaml")
     (tmp_path / ".controlllm.lock").write_text(note.to_text())
     with (
-        pytest.warns(UserWarning, match=r"last held by process \d+ on node7"),
+        pytest.warns(UserWarning, match=r"last used by process \d+ on node7"),
         occupied(tmp_path, "x"),
     ):
         pass

@@ -99,11 +99,11 @@ def hostile(hdfs, tmp_path):
 
 def test_best_json_elsewhere_names_no_folder_of_the_user(hostile, tmp_path):
     address, victim = hostile
-    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it marks no checkpoint-N"):
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it names no checkpoint-N"):
         local_copy(address)
     remote = RemoteRun(address)
     fetch_files(remote, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it marks no checkpoint-N"):
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged: it names no checkpoint-N"):
         fetch_newest(remote, tmp_path / "run")
     assert {path.name: path.read_text() for path in victim.iterdir()} == {"id_ed25519": "mine"}
 
@@ -368,7 +368,10 @@ def test_no_code_is_fetched_with_a_model(hdfs, tmp_path, caplog, pico_llama):
         "generation_config.json",
         "model.safetensors",
     ]
-    assert caplog.text.count("as no data of a model or a run") == 1 and "modeling.py" in caplog.text
+    assert (
+        caplog.text.count("because they are no data files of a model or a run") == 1
+        and "modeling.py" in caplog.text
+    )
 
 
 def test_no_code_is_fetched_with_a_run(hdfs, tmp_path):
@@ -387,7 +390,7 @@ def test_no_code_is_fetched_with_a_run(hdfs, tmp_path):
     assert (tmp_path / "run" / "config.yaml").is_file()
     (saved / "manifest.json").unlink()
     write_manifest(saved)
-    with pytest.raises(CheckpointError, match="is no data of a checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a data file of a checkpoint"):
         local_copy(hdfs.address + "runs/seven/checkpoint-3")
 
 
@@ -585,7 +588,7 @@ def test_yaml_is_read_within_bounds_by_every_verb(text, words, tmp_path, capsys)
         ("megatron_core", "os", "'megatron_core' is used"),
         ("layer_replication", [[0, 4]] * 1000, "'layer_replication' is used"),
         ("init_lora_weights", "pissa", "init_lora_weights='pissa'"),
-        ("r", 60_000, "r=60000 is that of none of its tensors"),
+        ("r", 60_000, "no tensor has the rank r=60000"),
         ("lora_alpha", float("nan"), "lora_alpha=nan"),
     ],
 )
@@ -1050,8 +1053,8 @@ def test_a_malformed_training_state_is_one_sentence(tmp_path):
         (_set("step", to="x"), "step='x'"),
         (_set("rng", to={}), "rng="),
         (_set("history", to=[1]), r"history\[0\]=1"),
-        (_set("loader", to={"$dict": 5}), "dict.*which is not there"),
-        (_set("loader", to={"$tensor": []}), "tensor.*which is not there"),
+        (_set("loader", to={"$dict": 5}), "dict.*which the file lacks"),
+        (_set("loader", to={"$tensor": []}), "tensor.*which the file lacks"),
     ]:
         saved = save_checkpoint(tmp_path, make_state(3))
         edit(saved / "state.json", change)
@@ -1065,7 +1068,7 @@ def test_a_base_that_is_its_own_base_is_refused(tmp_path, base):
     sidecar = export(expanded_on(base), tmp_path / "sidecar", "sidecar")
     (sidecar / "checksums.json").unlink()
     edit(sidecar / "sidecar_config.json", _set("base", "name_or_path", to=str(sidecar)))
-    with pytest.raises(CheckpointError, match="names itself as its base"):
+    with pytest.raises(CheckpointError, match="records itself as its own base"):
         load_model(sidecar)
 
 

@@ -9,6 +9,7 @@ from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate,
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.checksums import resealed
 from controlllm.common.storage.files import read_json, require_writable, write_json, write_text
 from controlllm.common.storage.lock import occupied
@@ -43,7 +44,7 @@ class CalibrateOptions:
     """How often the gap above the best alpha is halved and measured again."""
     data: DataConfig = field(default_factory=DataConfig)
     """data.learn and data.retain; a run folder brings its own."""
-    batch_size: int = 8
+    batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
     output: str | None = None
     """Folder for a calibrated sidecar; null = in place, or <run>/calibrated for a run."""
@@ -60,9 +61,7 @@ class CalibrateOptions:
         """
         check_budget(self.max_forgetting)
         check_settings("alphas", self.alphas)
-        for name, least in (("refine_steps", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least {least}.")
+        check_values(self, "")
 
 
 def run(argv: list[str]) -> None:
@@ -120,7 +119,10 @@ def _target(options: CalibrateOptions) -> _Target:
     """Where the result goes; found out before hours of measuring, if it cannot be written."""
     location = locate(options.model, options.load.storage_options)
     if options.output is None and is_remote(options.model):
-        raise ConfigError(f"{shown(options.model)} is elsewhere; say where to write: --output.")
+        raise ConfigError(
+            f"{shown(options.model)} lies on another machine; name a local folder to write to: "
+            "--output."
+        )
     in_place = options.output is None and location.kind in (Kind.SIDECAR, Kind.EXPANDED)
     if in_place and options.overwrite:
         raise ConfigError(

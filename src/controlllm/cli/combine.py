@@ -39,7 +39,7 @@ class CombineOptions:
 
 
 def run(argv: list[str]) -> None:
-    """Load both, blend, write."""
+    """Load both models, blend them, and write the result."""
     options = parse_options(CombineOptions, argv, "combine")
     require_free(options.folder, options.overwrite)
     a, tokenizer = load_model(options.a, options.load)

@@ -105,7 +105,7 @@ def run(argv: list[str]) -> None:
 
 
 def summary_of(folder: Path, best: bool = False) -> RunSummary:
-    """What a run came to.
+    """What a run learned, forgot and took, by its newest checkpoint.
 
     Raises:
         CheckpointError: it has no whole checkpoint, or one that is no run's.
@@ -122,7 +122,8 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
         if isinstance(error, ControlLLMError):
             raise
         raise CheckpointError(
-            f"{checkpoint / STATE} does not tell what a run does ({type(error).__name__}: {error})."
+            f"{checkpoint / STATE} does not hold the record of a run ({type(error).__name__}: "
+            f"{error})."
         ) from error
 
 

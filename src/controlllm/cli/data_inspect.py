@@ -10,7 +10,7 @@ from rich.console import Console
 from controlllm.cli.data import groups, load_run_tokenizer
 from controlllm.cli.data_show import Paper
 from controlllm.cli.train import parse_run
-from controlllm.common.errors import ConfigError, DataError
+from controlllm.common.errors import DataError
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.progress import progress
 from controlllm.common.text.readable import unguarded
@@ -37,17 +37,6 @@ class InspectData(RunConfig):
     """Examples of each source to show, with what is trained on."""
     output: str | None = None
     """JSON file to write the numbers to."""
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: for a negative number.
-        """
-        super().__post_init__()
-        for name in ("rows", "samples"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 0.")
 
 
 def run(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ __all__ = ["run"]
 
 
 def run(argv: list[str]) -> None:
-    """Tell it."""
+    """Run the demo."""
     options = parse_options(DemoConfig, argv, "demo")
 
     from controlllm.demo import run as run_demo

@@ -10,6 +10,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import RUNS_CODE, Rule, check_said
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import shown
@@ -60,7 +61,7 @@ class EvalOptions:
     """Questions of each task; null = all."""
     apply_chat_template: bool = False
     """Put the questions of tasks as chat messages."""
-    batch_size: int = 8
+    batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
     alpha: float | None = None
     """Alpha to measure at; null = as it was saved."""
@@ -78,8 +79,7 @@ class EvalOptions:
             ConfigError: with the option and what to do.
         """
         check_settings("alpha", [self.alpha])
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1.")
+        check_values(self, "")
         check_said(self, _OF_TASKS)
 
 

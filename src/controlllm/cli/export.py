@@ -45,7 +45,7 @@ class ExportOptions:
 
 
 def run(argv: list[str]) -> None:
-    """Load and write."""
+    """Load the model and write the form that is asked for."""
     options = parse_options(ExportOptions, argv, "export")
     if options.all_checkpoints:
         _export_all(options)

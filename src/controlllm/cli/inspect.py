@@ -22,7 +22,7 @@ class InspectOptions:
 
 
 def run(argv: list[str]) -> None:
-    """Print what lies there."""
+    """Print what the folder holds."""
     options = parse_options(InspectOptions, argv, "inspect")
     if options.output is not None:
         require_writable(options.output)

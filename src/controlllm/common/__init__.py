@@ -5,7 +5,7 @@ registry       Names to things, with the nearest name for a wrong one
 quiet          Lines of other packages that concern nobody here: left out around our own imports
 lazy           Public faces of packages whose modules are imported when they are first used
 losses         The only place that masks or reduces
-forwarding     A module that stands in the place of another one, and answers for it
+forwarding     A module in the place of another one: attributes that it lacks are the other's
 tensors        Tensors that lie in parts on several processes
 adapters       Adapters that PEFT has put into a model, known by their structure
 context        How many positions a model knows

@@ -92,7 +92,7 @@ class Ranks:
         return tensor.tolist()
 
     def first(self, make: Callable[[], T]) -> T:
-        """What a function gives on the first rank, on every rank. Collective.
+        """Run a function on the first rank and give its result to every rank. Collective.
 
         Raises:
             ControlLLMError: it failed there.
@@ -108,7 +108,7 @@ class Ranks:
         return first
 
     def agree(self, error: Exception | None, ended: bool = False) -> bool:
-        """Fail on all ranks where one has failed, so that none waits for it. Collective.
+        """Raise an error on every rank if one rank has one, so that none waits for it. Collective.
 
         An error that came out of `agree` is known to all ranks: it is raised again as it is, and
         no rank waits. So blocks that agree on their own errors may stand inside one another.

@@ -16,7 +16,14 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from controlllm.common.registry import check_choice
-from controlllm.common.settings import LARGEST, LONGEST_SECONDS, Rule, check_range, plain_number
+from controlllm.common.settings import (
+    LARGEST,
+    LONGEST_SECONDS,
+    TINY,
+    Rule,
+    check_range,
+    plain_number,
+)
 
 __all__ = [
     "TINY",
@@ -27,9 +34,6 @@ __all__ = [
     "setting",
     "settings_of",
 ]
-
-TINY = 1e-12
-"""The least value of a number that must be above 0."""
 
 
 @dataclass(frozen=True)

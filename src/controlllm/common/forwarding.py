@@ -1,4 +1,4 @@
-"""A module that stands in the place of another one, and answers for it."""
+"""A module in the place of another one: attributes that it lacks are the other's."""
 
 from typing import Any, ClassVar
 

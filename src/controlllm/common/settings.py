@@ -22,6 +22,7 @@ __all__ = [
     "LARGEST_SEED",
     "LONGEST_SECONDS",
     "RUNS_CODE",
+    "TINY",
     "Rule",
     "check_range",
     "check_said",
@@ -55,7 +56,7 @@ class Rule:
 def check_said(
     config: Any, rules: Iterable[Rule], below: Mapping[str, Any] | None = None, where: str = ""
 ) -> None:
-    """Tell of what is said and not read: what is refused first, then the warnings.
+    """Report settings that are given but would not be read: errors first, then warnings.
 
     Args:
         config: a dataclass, whose fields may be dataclasses (sections).
@@ -99,6 +100,8 @@ def _said(config: Any, name: str, below: Mapping[str, Any]) -> Iterator[tuple[st
 
 LARGEST = 2.0**53
 """Beyond it a float cannot tell whole numbers apart; no setting is meant to be so large."""
+TINY = 1e-12
+"""The least value of a number that must be above 0."""
 LONGEST_SECONDS = 1e8
 """Three years: what clocks and sockets of every system can wait."""
 LARGEST_SEED = 2**32 - 1
@@ -113,9 +116,8 @@ def check_range(field: str, value: float, low: float, high: float = LARGEST) -> 
     """
     if not low <= value <= high:
         upper = "" if high == LARGEST and not value > high else f" and at most {plain_number(high)}"
-        raise ConfigError(
-            f"{field}={value!r} is out of range; allowed: at least {plain_number(low)}{upper}."
-        )
+        lower = "above 0" if low == TINY else f"at least {plain_number(low)}"
+        raise ConfigError(f"{field}={value!r} is out of range; allowed: {lower}{upper}.")
 
 
 def plain_number(number: float) -> str:

@@ -12,7 +12,7 @@ __all__ = ["copy_tensors", "own_part", "require_same", "whole", "whole_shape"]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor in one, whether it is in parts on several processes or not.
+    """The whole tensor, gathered if several processes hold parts of it.
 
     Collective if it is; any other is given back as it is. What is put together from a parameter of
     ZeRO-3 has no gradient.
@@ -62,7 +62,7 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
 def require_same(
     own: Mapping[str, Sequence[int]], saved: Mapping[str, Sequence[int]], where: str
 ) -> None:
-    """Check that saved tensors are those of a model.
+    """Check that saved tensors have the names and shapes of a model's.
 
     Raises:
         CheckpointError: if names or shapes differ.
@@ -76,7 +76,8 @@ def require_same(
     for name, shape in own.items():
         if tuple(shape) != tuple(saved[name]):
             raise CheckpointError(
-                f"{where}: {name} has shape {tuple(saved[name])}, the model {tuple(shape)}; set "
+                f"{where}: {name} has shape {tuple(saved[name])}, and in the model "
+                f"{tuple(shape)}; set "
                 "the model up as it was when it was saved."
             )
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlllm.common.errors import ConfigError
-from controlllm.common.settings import LARGEST_SEED, check_range
+from controlllm.common.facts import check_values, setting
+from controlllm.common.settings import LARGEST_SEED
 
 __all__ = ["DemoConfig", "base_model_path"]
 
@@ -19,26 +19,21 @@ class DemoConfig:
     output_dir: str = "demo-output"
     """Folder for everything the demo writes; absent, empty, or of an earlier demo."""
 
-    max_steps: int = 200
+    max_steps: int = setting(200, at_least=1)
     """Optimizer steps of each method; the learning rates were chosen for 200."""
 
-    max_forgetting: float = 0.05
+    max_forgetting: float = setting(0.05)
     """Budget of forgetting for the calibrated models, in nats per token."""
 
-    eval_passages: int = 32
+    eval_passages: int = setting(32, at_least=1)
     """Held-out passages of each domain that every model is measured on."""
 
-    seed: int = 0
+    seed: int = setting(0, at_most=LARGEST_SEED)
     """Seed of the data order, of what the base writes for rehearsal, and of alpha sampling."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
-        for name in ("max_steps", "eval_passages"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least 1.")
-        check_range("seed", self.seed, 0, LARGEST_SEED)
-        if not 0 <= self.max_forgetting < float("inf"):
-            raise ConfigError(f"max_forgetting={self.max_forgetting!r}; allowed: at least 0.")
+        check_values(self, "")
 
 
 def base_model_path() -> Path:

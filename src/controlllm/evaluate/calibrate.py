@@ -45,7 +45,7 @@ def calibrate(
     """
     if not isinstance(model, Expanded):
         raise ModelError(
-            f"{type(model).__name__} has no dial: only an expanded model can be calibrated. "
+            f"{type(model).__name__} has no alpha: only an expanded model can be calibrated. "
             "For full tuning use `averaging_curve`."
         )
     name = "dial" if model.has_gates else "alpha"

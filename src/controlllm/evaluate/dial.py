@@ -50,7 +50,7 @@ class EvaluationSets:
 
 @dataclass(frozen=True)
 class Dial:
-    """A model with something to turn.
+    """A model, and how to put a setting between base and trained model in force.
 
     Attributes:
         model: what is measured.
@@ -231,7 +231,7 @@ def _order(point: DialPoint) -> tuple[bool, float]:
 
 
 def check_budget(max_forgetting: float) -> None:
-    """Refuse what is no budget (ConfigError)."""
+    """Check that a budget of forgetting is finite and not negative (ConfigError)."""
     if not (math.isfinite(max_forgetting) and max_forgetting >= 0):
         raise ConfigError(
             f"max_forgetting={max_forgetting!r} must be a finite number of nats per token, "
@@ -240,7 +240,7 @@ def check_budget(max_forgetting: float) -> None:
 
 
 def check_settings(name: str, settings: Sequence[float | None]) -> None:
-    """Refuse settings of a dial that are none (ConfigError)."""
+    """Check that settings are from 0 to 1 (ConfigError)."""
     wrong = [s for s in settings if s is not None and not 0 <= s <= 1]
     if wrong:
         raise ConfigError(f"{name}={wrong[0]!r} is outside [0, 1].")

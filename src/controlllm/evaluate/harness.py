@@ -18,6 +18,7 @@ from torch import nn
 
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
+from controlllm.common.facts import check_values, setting
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import write_json
 from controlllm.common.text.tables import format_number, format_table
@@ -44,9 +45,9 @@ class HarnessConfig:
 
     tasks: Sequence[str]
     include_path: Sequence[str | Path] = ()
-    num_fewshot: int | None = None
-    limit: int | None = None
-    batch_size: int = 8
+    num_fewshot: int | None = setting(None)
+    limit: int | None = setting(None, at_least=1)
+    batch_size: int = setting(8, at_least=1)
     max_length: int | None = None
     apply_chat_template: bool = False
 
@@ -54,10 +55,7 @@ class HarnessConfig:
         """Check what can be checked without lm-eval."""
         if not self.tasks:
             raise ConfigError("tasks is empty; name at least one lm-eval task.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit!r} must be at least 1; leave it out for all.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"num_fewshot={self.num_fewshot!r} must be at least 0.")
+        check_values(self, "")
         for folder in self.include_path:
             if not Path(folder).is_dir():
                 raise ConfigError(f"include_path={str(folder)!r} is not a folder.")

@@ -28,7 +28,7 @@ class Reference:
     def __init__(self, model: nn.Module, copy: nn.Module | None = None) -> None:
         if copy is None and not carries_base(model):
             raise ModelError(
-                f"{type(model).__name__} does not carry its base inside, so forgetting cannot be "
+                f"{type(model).__name__} holds no base inside, so forgetting cannot be "
                 "measured by itself: give the base as `Reference(model, copy=base)`."
             )
         own, other = _vocabulary(model), _vocabulary(copy)

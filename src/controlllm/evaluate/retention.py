@@ -121,7 +121,7 @@ class _Tally:
         self.tokens += int(count)
 
     def add_up(self, ranks: Ranks) -> None:
-        """Make them the sums of all processes. Collective."""
+        """Sum them over all processes. Collective."""
         own = [self.base, self.loss, self.kl, self.tokens]
         self.base, self.loss, self.kl, self.tokens = ranks.reduce(own, "sum")
 

@@ -152,7 +152,9 @@ class Chat:
 
     def _base(self, argument: str) -> None:
         if not carries_base(self.model):
-            raise ModelError("This model has no expansion and no adapters: its base is not here.")
+            raise ModelError(
+                "This model has no expansion and no adapters, so it cannot answer as its base."
+            )
         self.base_only = True
         self.generator.forget()
         self.write("The base model answers; /trained takes what was trained in again.\n")

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from controlllm.common.errors import ConfigError, DataError, ModelError
-from controlllm.common.settings import LARGEST_SEED, Rule, check_range, check_said
+from controlllm.common.errors import DataError, ModelError
+from controlllm.common.facts import TINY, Read, check_values, rules_of, setting
+from controlllm.common.settings import LARGEST_SEED, check_said
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
 
@@ -20,9 +21,8 @@ __all__ = ["GenerationSettings", "Generator", "prompt_ids"]
 PART_TOKENS = 2048
 """Longer prompts are read in parts of so many tokens."""
 
-_OF_SAMPLING = tuple(
-    Rule(name, lambda settings: settings.temperature > 0, "temperature=0 does not sample; set it")
-    for name in ("top_p", "top_k", "seed")
+_SAMPLING = Read(
+    lambda settings: settings.temperature > 0, "temperature=0 does not sample; set it", refuse=True
 )
 
 
@@ -30,22 +30,22 @@ _OF_SAMPLING = tuple(
 class GenerationSettings:
     """How text is sampled."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = setting(256, at_least=1)
     """Most tokens written at a time."""
 
-    temperature: float = 0.0
+    temperature: float = setting(0.0)
     """0 always takes the likeliest token; 1 samples from the model's own distribution."""
 
-    top_p: float = 1.0
+    top_p: float = setting(1.0, at_least=TINY, at_most=1, read=_SAMPLING)
     """Sample from the likeliest tokens that together have this probability."""
 
-    top_k: int = 0
+    top_k: int = setting(0, read=_SAMPLING)
     """Sample from so many likeliest tokens; 0 = all."""
 
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = setting(1.0, at_least=1e-6)
     """Above 1, tokens that have occurred become less likely."""
 
-    seed: int | None = None
+    seed: int | None = setting(None, at_most=LARGEST_SEED, read=_SAMPLING)
     """Seed of the sampling; null = a different text each time."""
 
     def __post_init__(self) -> None:
@@ -54,15 +54,8 @@ class GenerationSettings:
         Raises:
             ConfigError: naming the field, its value and what is allowed.
         """
-        limits = {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "repetition_penalty": 1e-6}
-        for name, low in limits.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)!r}; allowed: at least {low:g}.")
-        if self.seed is not None:
-            check_range("seed", self.seed, 0, LARGEST_SEED)
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p!r}; allowed: above 0 and at most 1.")
-        check_said(self, _OF_SAMPLING)
+        check_values(self, "")
+        check_said(self, [*rules_of(GenerationSettings)])
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `generate`; sampling values only where there is sampling."""

@@ -119,7 +119,7 @@ class ControlLLMPlugin(BasePlugin):
         sidecar = cfg.get("lora_model_dir")
         if sidecar is None and (inference or cfg.get("inference")):
             raise ConfigError(
-                "an expansion that was not trained says what the base says; add --lora-model-dir "
+                "an untrained expansion computes the same as the base; add --lora-model-dir "
                 "and the run's output_dir (or a checkpoint, or a sidecar)."
             )
         self._finished = False
@@ -128,7 +128,7 @@ class ControlLLMPlugin(BasePlugin):
     def add_callbacks_pre_trainer(
         self, cfg: Mapping[str, Any], model: PreTrainedModel
     ) -> list[TrainerCallback]:
-        """What tells the model of gradient accumulation."""
+        """The callback that tells the model of gradient accumulation."""
         if cfg.get("adapter") != ADAPTER:
             return []
         return [PluginCallback(beside=_settings(cfg).checkpoints == "full")]

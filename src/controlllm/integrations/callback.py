@@ -86,7 +86,7 @@ class ControlLLMCallback(TrainerCallback):
 
     @classmethod
     def find_expanded(cls, model: nn.Module | None) -> ControlLLMForCausalLM:
-        """As `find`, where an expansion that is an adapter of PEFT will not do.
+        """As `find`, but refuses an expansion that is an adapter of PEFT.
 
         Raises:
             ModelError: if there is no expanded model, or it is such an adapter.

@@ -62,7 +62,7 @@ def write_for_mergekit(
     """
     base = base or model.config.base.get("name_or_path")
     if not base:
-        raise ModelError("this model does not record its base by name; name it (`base`).")
+        raise ModelError("this model does not record the name of its base; give it as `base`.")
     require_free(folder)
     donor = Path(folder).absolute() / "donor"
     recipe = merge_recipe(model, base, str(donor))
@@ -89,8 +89,8 @@ def merge_recipe(model: ControlLLMForCausalLM, base: str, donor: str) -> dict[st
     linear = interpolator.collapsible and not issubclass(interpolator, Slerp)
     if not linear and model.expansion.structure != "stack":
         raise ModelError(
-            f"interpolator={model.expansion.interpolator!r} makes no linear mix of weights, which "
-            "the recipe would be. Merge the folder of `controlllm export --form collapsed`, where "
+            f"interpolator={model.expansion.interpolator!r} does not mix weights linearly, as "
+            "mergekit would. Merge the folder of `controlllm export --form collapsed`, where "
             "there is one."
         )
     if model.config.base.get("grown_vocab_size"):
@@ -149,7 +149,7 @@ def _at_alpha_one(model: ControlLLMForCausalLM) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command of this module.
+    """Run `python -m controlllm.integrations.mergekit`.
 
     Args:
         argv: its words; None = those of the process.

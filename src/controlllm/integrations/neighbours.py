@@ -176,7 +176,8 @@ def write_into(
         missing = [name for name in names if name not in state_dict]
         if missing:
             raise CheckpointError(
-                f"the tool gathered no {missing[0]} ({len(missing)} trained tensors are missing), "
+                f"the trainer did not gather {missing[0]} ({len(missing)} trained tensors are "
+                "missing), "
                 f"so {folder} cannot be written; train without sharded parameters."
             )
         tensors = {n.removeprefix(f"{model.base_model_prefix}."): state_dict[n] for n in names}

@@ -196,7 +196,7 @@ def refuse(model: Any, args: Any, options: dict[str, Any]) -> None:
 
 
 def refuse_synchronising(args: Any) -> None:
-    """Check that the reference may stay what it is.
+    """Refuse a reference model that would be updated from the policy.
 
     Raises:
         ConfigError: if it shall follow the policy.
@@ -209,7 +209,7 @@ def refuse_synchronising(args: Any) -> None:
 
 
 def refuse_zero3(args: Any) -> None:
-    """Check that TRL can prepare a reference that owns nothing.
+    """Refuse DeepSpeed's ZeRO-3, which needs a reference with parameters of its own.
 
     Raises:
         ConfigError: for DeepSpeed's ZeRO-3, which asks each model for its first parameter.

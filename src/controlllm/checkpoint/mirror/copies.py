@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def local_copy(address: str, storage_options: dict[str, Any] | None = None) -> Path:
-    """Bring what is to be loaded from elsewhere into the cache of this machine.
+    """Copy a remote model or checkpoint into the cache of this machine.
 
     Args:
         address: a run folder (its best checkpoint, else its newest whole one), `run/best`,
@@ -117,8 +117,8 @@ def _place(remote: RemoteRun, *more: str) -> Path:
         models = own_folder(root / "models", "CONTROLLLM_CACHE")
     except OSError as error:
         raise CheckpointError(
-            f"{root / 'models'} cannot be made: {error}; set CONTROLLLM_CACHE to a folder that may "
-            "be written."
+            f"{root / 'models'} cannot be made: {error}; set CONTROLLLM_CACHE to a folder that you "
+            "may write to."
         ) from error
     stamps = remote.stamps()
     told = json.dumps([sorted(stamps.items()), *more])
@@ -154,7 +154,7 @@ def _alone(target: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise CheckpointError(
             f"{target} cannot be locked while it is filled: {error}; set CONTROLLLM_CACHE to a "
-            "folder on a disk that may be written and knows locks."
+            "folder on a disk that you may write to and that supports file locks."
         ) from error
     try:
         yield

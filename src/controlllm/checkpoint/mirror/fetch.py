@@ -101,7 +101,7 @@ def fetch_files(remote: RemoteRun, folder: Path, inner: Iterable[str] = FOLDERS)
 
 
 def read_manifest(remote: RemoteRun, name: str) -> bytes:
-    """The manifest of a checkpoint elsewhere, as it is.
+    """The manifest of a remote checkpoint, as bytes.
 
     Raises:
         BrokenError: if it has none.
@@ -110,7 +110,7 @@ def read_manifest(remote: RemoteRun, name: str) -> bytes:
     content = remote.read(f"{name}/{MANIFEST}")
     if content is None:
         raise BrokenError(
-            f"{remote.address}/{name} has no {MANIFEST}: it was not copied to its end."
+            f"{remote.address}/{name} has no {MANIFEST}: it was not copied completely."
         )
     return content
 
@@ -125,7 +125,9 @@ def _expected_files(remote: RemoteRun, name: str, manifest: bytes) -> list[str]:
     found = remote.sizes(name)
     for file, entry in files.items():
         if not holds_data(file):
-            raise BrokenError(f"{where}/{file} is no data of a checkpoint, and is not fetched.")
+            raise BrokenError(
+                f"{where}/{file} is not a data file of a checkpoint, and is not fetched."
+            )
         if found.get(file) != entry["bytes"]:
             raise BrokenError(
                 f"{where}/{file} is missing, truncated or changed: {found.get(file)} bytes "
@@ -140,7 +142,12 @@ def _data_among(names: Iterable[str], where: str) -> list[str]:
     left = [name for name in names if not holds_data(name)]
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        log.info("Left at %s, as no data of a model or a run: %s%s", where, left[:5], more)
+        log.info(
+            "Not fetched from %s, because they are no data files of a model or a run: %s%s",
+            where,
+            left[:5],
+            more,
+        )
     return [name for name in names if holds_data(name)]
 
 

@@ -54,7 +54,7 @@ class RemoteRun:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Tell errors of the server within the block as ours.
+        """Raise errors of the server within the block as `CheckpointError`.
 
         Raises:
             CheckpointError: for any `OSError`.
@@ -182,7 +182,7 @@ class RemoteRun:
             self.filesystem.rm(self.at(relative), recursive=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints, and which is the best: a run starts afresh.
+        """Remove all checkpoints and `best.json`: a run starts afresh.
 
         Raises:
             CheckpointError: if they cannot be removed.

@@ -52,7 +52,7 @@ __all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
 def load_model(
     path_or_name: str | Path, options: LoadOptions | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load what this library, or anyone else, wrote.
+    """Load a model and its tokenizer from any form: a run, a checkpoint, a sidecar, a full model.
 
     Args:
         path_or_name: see the table at the top of this module.
@@ -70,7 +70,8 @@ def load_model(
     kind = options.quantize_base
     if kind is not None and not QUANTIZERS.get(kind).at_load:
         raise ConfigError(
-            f"quantize_base={kind!r} is made of a model that is there: leave it out here, and call "
+            f"quantize_base={kind!r} quantises a model that is loaded already: leave it out "
+            "here, and call "
             f"controlllm.train.setup.quantize.quantize_base(model, {kind!r})."
         )
     return _load(locate(path_or_name, options.storage_options), options, ())
@@ -209,7 +210,9 @@ def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTr
     if _saved_apart(location, options) is None and location.kind is not Kind.CHECKPOINT:
         return load_whole(location.path, options)
     if location.path in above:
-        raise CheckpointError(f"{name} names itself as its base; name the base (`base`).")
+        raise CheckpointError(
+            f"{name} records itself as its own base; give the right one as `base`."
+        )
     return _load(location, replace(options, device="cpu"), above)[0]
 
 

@@ -74,7 +74,7 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
 
 
 def locate_recorded(name: object, where: object) -> Location:
-    """Find out what the base is that a saved model names, as `locate` does.
+    """Find the base that a saved model records, as `locate` does.
 
     The maker of the folder wrote that name. So it leads to this machine's disk or to the Hub, never
     to another server, which would be told who asks and shown the user's token.
@@ -83,17 +83,18 @@ def locate_recorded(name: object, where: object) -> Location:
         CheckpointError: if none is recorded, it is an address, or nothing lies there.
     """
     if not isinstance(name, str) or not name:
-        raise CheckpointError(f"{where} does not record its base by name; name it (`base`).")
+        raise CheckpointError(f"{where} does not record the name of its base; give it as `base`.")
     if "://" in name or "::" in name:
         raise CheckpointError(
             f"{where} records an address as its base, {shown(name)!r}: only names on the Hub and "
-            "local paths are followed. If you trust that server, name it yourself (`base`)."
+            "local paths are followed. If you trust that server, give the address yourself as "
+            "`base`."
         )
     try:
         return locate(name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the base of {where} is {name}, which is not here; say where it is (`base`)."
+            f"the base of {where} is {name}, which is not here; give its folder or name as `base`."
         ) from error
 
 

@@ -177,7 +177,7 @@ def download(name: str, revision: str | None = None, code: bool = False) -> Path
 def from_pretrained(
     load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any
 ) -> Any:
-    """Call a `from_pretrained`, its errors told as ours.
+    """Call a `from_pretrained`; whatever it raises becomes a `CheckpointError`.
 
     Raises:
         CheckpointError: whatever went wrong; what lies there may be anybody's.

@@ -110,7 +110,7 @@ def best_named(mark: Any, where: object) -> str:
     """
     name = mark.get("checkpoint") if isinstance(mark, dict) else None
     if not is_checkpoint(name):
-        raise CheckpointError(f"{where} is damaged: it marks no checkpoint-N; remove it.")
+        raise CheckpointError(f"{where} is damaged: it names no checkpoint-N; remove it.")
     if check_record(mark, _BestFile, where)["step"] != checkpoint_step(str(name)):
         raise CheckpointError(f"{where} is damaged: its step is not that of {name}; remove it.")
     return str(name)

@@ -95,7 +95,9 @@ def _unpack_mark(mark: str, inner: Any, tensors: dict[str, Tensor]) -> Any:
         return tuple(unpack(item, tensors) for item in inner)
     known = isinstance(inner, str) and inner in tensors
     if mark not in ("$tensor", "$array") or not known:
-        raise CheckpointError(f"the state refers to {mark} {inner!r}, which is not there.")
+        raise CheckpointError(
+            f"the state refers to {mark} {inner!r}, which the file lacks; use another checkpoint."
+        )
     return tensors[inner] if mark == "$tensor" else tensors[inner].numpy()
 
 

@@ -31,7 +31,7 @@ __all__ = ["HANDLERS", "Handler", "describe_model", "restore_tensors", "trained_
 
 @dataclass(frozen=True)
 class Handler:
-    """What is done with models of one kind.
+    """How models of one kind are recognised, saved and restored.
 
     Attributes:
         holds: whether a model is of this kind (and of none before it in the table).
@@ -142,7 +142,7 @@ def _kind_of(model: PreTrainedModel) -> str:
 
 
 def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model, by name (the model's own tensors, not copies).
+    """The tensors of a model that a checkpoint saves, by name (its own, not copies).
 
     Of an expanded model these are the tensors of its sidecar, of one with adapters those, of any
     other all parameters that train (`kinds`).

@@ -76,7 +76,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str
 
 @torch.no_grad()
 def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let a fresh optimizer make its state, so that it can be filled: a step of nothing.
+    """Make a fresh optimizer create its state, by a step that changes nothing.
 
     Gradients of 0 at a learning rate of 0 change no weight. Gradients that are there stay: under
     ZeRO's offload they are buffers that the engine writes to.

@@ -57,7 +57,7 @@ class _PartFile(TypedDict):
 
 @dataclass(frozen=True)
 class SavedKind:
-    """One kind.
+    """One kind of saved model.
 
     Attributes:
         name: as checkpoints note it (`TrainingState.model["method"]`).
@@ -83,7 +83,7 @@ def _base_of_sidecar(folder: Path) -> dict[str, Any]:
 
 
 def base_of_adapters(folder: Path) -> dict[str, Any]:
-    """What lies beside an adapter, or in PEFT's config, of its base.
+    """What an adapter records of its base, in `base.json` and in PEFT's config.
 
     Raises:
         CheckpointError: a file is broken, or a field does not fit.
@@ -96,7 +96,7 @@ def base_of_adapters(folder: Path) -> dict[str, Any]:
 
 
 def base_of_part(folder: Path) -> dict[str, Any]:
-    """What is noted of the base whose part lies in a folder.
+    """What `part_config.json` records of the base.
 
     Raises:
         CheckpointError: the file is broken, or of a newer format.

@@ -185,7 +185,8 @@ def _entries(folder: Path) -> dict[str, Any]:
         return {name: entry for name, entry in found.items() if entry.size is not None}
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of notes beside tensors
         raise CheckpointError(
-            f"{folder}: the parts do not say where they belong ({error!r}); copy or download them "
+            f"{folder}: the shards do not say which tensors they are parts of ({error!r}); copy "
+            "or download them "
             "again."
         ) from error
 

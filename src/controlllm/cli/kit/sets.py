@@ -151,7 +151,7 @@ def load_sets(
 
 
 def tell_size(sets: Sets, settings: int) -> None:
-    """Say before it starts what is going to be measured, where that may take a while.
+    """Announce what is going to be measured, if that may take a while.
 
     `settings` is how often the model computes each batch, beside its base.
     """

@@ -50,7 +50,7 @@ class _Log(logging.Handler):
     """Prints messages as they are, but for what would steer the terminal; above a bar of rich."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one, on what standard error is by now."""
+        """Print one record, on the present standard error."""
         print(readable(self.format(record)), file=sys.stderr, flush=True)
 
 

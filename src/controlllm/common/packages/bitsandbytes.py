@@ -143,7 +143,7 @@ def bnb_weight(module: nn.Module) -> Tensor:
 
 
 def settle_bnb_linear(module: Any, compute_dtype: torch.dtype | None = None) -> None:
-    """Make a quantised layer fit to be trained through, in place.
+    """Prepare a quantised layer so that gradients can flow through it, in place.
 
     * On CPUs with AVX512-BF16 an evaluation would lay 4-bit weights out anew, with rounded scales
       (and fail where rows are no multiple of 32); through those no gradient comes. They stay as

@@ -57,7 +57,7 @@ def list_files(folder: Path) -> dict[str, Any]:
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Note what lies in a folder, but for what hubs and people edit; an older note is replaced."""
+    """Write `checksums.json` for a folder, without the files that hubs and people edit."""
     free = (CHECKSUMS, *_FREE)
     files = {name: file for name, file in list_files(Path(folder)).items() if name not in free}
     write_json(Path(folder) / CHECKSUMS, {"files": files})
@@ -65,7 +65,7 @@ def write_checksums(folder: str | Path) -> None:
 
 @contextmanager
 def resealed(folder: str | Path) -> Iterator[None]:
-    """Inside, files of a checked folder may change; its note, if it has one, then follows.
+    """Let files of a folder change inside; its `checksums.json`, if any, is then written anew.
 
     A process that is killed inside leaves the folder without a note, which loads.
     """
@@ -78,7 +78,7 @@ def resealed(folder: str | Path) -> Iterator[None]:
 
 
 def verify_checksums(folder: str | os.PathLike[str], ours: bool = False) -> None:
-    """Compare a folder with its note; one without passes: only what we export has one.
+    """Compare a folder with its `checksums.json`; one without passes: only exports have one.
 
     Args:
         folder: where the files lie.

@@ -160,7 +160,8 @@ def require_empty(folder: str | Path) -> None:
         raise CheckpointError(f"{target} is a file, not a folder; choose another name.")
     if target.is_dir() and any(target.iterdir()):
         raise CheckpointError(
-            f"{target} exists and is not empty; choose another folder, or ask for overwriting."
+            f"{target} exists and is not empty; choose another folder, or overwrite it "
+            "(overwrite=True, --overwrite)."
         )
 
 

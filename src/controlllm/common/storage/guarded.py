@@ -34,7 +34,7 @@ def _with_deadline(name: str) -> Any:
 
 
 class GuardedFileSystem(AbstractFileSystem):
-    """Another file system behind deadlines."""
+    """A file system whose every call has a deadline."""
 
     cachable = False
 
@@ -61,7 +61,7 @@ class GuardedFileSystem(AbstractFileSystem):
 
     @property
     def client(self) -> AbstractFileSystem:
-        """The file system behind, made in this very process."""
+        """The client's file system, made in this process."""
         if self._client is None or self._client[0] != os.getpid():
             if self._client is not None:
                 _INHERITED.append(self._client[1])

@@ -20,7 +20,7 @@ __all__ = ["LOCK", "Held", "Holder", "TakenError", "hold"]
 
 @dataclass(frozen=True)
 class Holder:
-    """A process among all that may see the same disk.
+    """Identifies a process among all that may share a disk.
 
     Attributes:
         host: name of its machine or container; several may share one.

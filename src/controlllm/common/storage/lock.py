@@ -135,7 +135,7 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise DataError(
             f"{target} cannot be prepared: {lock_file} cannot be locked ({error}); choose another "
-            "`data.cache_dir`, on a disk that may be written and knows locks."
+            "`data.cache_dir`, on a disk that you may write to and that supports file locks."
         ) from error
     try:
         # A note for people only: a full disk must not stop what might still fit.
@@ -185,13 +185,14 @@ def _enter(folder: Path, named: str) -> Held:
         ) from error
     if not held.is_locked:
         warnings.warn(
-            f"{named} lies on a disk without locks: nothing keeps a second run out of it.",
+            f"{named} lies on a disk that does not support file locks: make sure that no second "
+            "run writes to it.",
             stacklevel=4,
         )
     elif held.before is not None and not held.before.is_on_this_machine:
         warnings.warn(
-            f"{named} was last held by {held.before}, which was ended from outside. Some shared "
-            "disks do not share locks: make sure that it is gone.",
+            f"{named} was last used by {held.before}, which was killed. Some shared "
+            "disks do not share locks between machines: make sure that this process has ended.",
             stacklevel=4,
         )
     return held

@@ -155,7 +155,7 @@ def describe(error: BaseException, address: str, begun: bool = True) -> str:
     status = http_status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
-            f"{name} may not be read ({text}); ask for access, or say who asks in "
+            f"{name} may not be read ({text}); ask for access, or give the user in "
             "`storage_options` (user, token, keys)."
         )
     missing = isinstance(error, FileNotFoundError) or status == 404

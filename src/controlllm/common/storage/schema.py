@@ -99,7 +99,7 @@ def read_record(path: str | Path, schema: Any) -> Any:
 
 
 def check_record(values: Any, schema: Any, path: object) -> Any:
-    """Check what stood in a file against a schema; see `read_record`."""
+    """Check values that were read from a file against a schema; see `read_record`."""
     if _is_deep(values):
         raise CheckpointError(f"{path} nests deeper than {_DEEPEST} levels; it is not read.")
     try:

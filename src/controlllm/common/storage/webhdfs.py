@@ -18,7 +18,7 @@ __all__ = ["WebHdfsClient"]
 
 
 class WebHdfsClient(WebHDFS):
-    """fsspec's `webhdfs`, which by itself waits for ever and takes a data node's error for data.
+    """fsspec's `webhdfs` with time-outs, and with the errors of data nodes told apart from data.
 
     Args:
         host: the name node (or an HttpFS gateway).
@@ -138,13 +138,15 @@ class _Session(requests.Session):
         settings["allow_redirects"] = False
         own, other = origin(self.url), origin(str(url))
         if (own[0], other[0]) == ("https", "http"):
-            raise DataError(f"{self.url} redirects to http://{other[1]}, which is not secure")
+            raise DataError(
+                f"{self.url} redirects from https to http://{other[1]}, which is not secure"
+            )
         send = super().request if own == other else self.others.request
         answer = send(method, url, *args, **settings)
         if answer.is_redirect and not expected:
             raise OSError(
                 f"{own[1] if own == other else other[1]} answers with a redirect to "
-                f"{answer.headers['Location'].partition('?')[0]}, where the protocol has none; if "
+                f"{answer.headers['Location'].partition('?')[0]}, which is not part of WebHDFS; if "
                 "that is the right server, name it in the address"
             )
         return answer

@@ -79,7 +79,7 @@ _UNREAD = ("auto_mapping", "peft_version", "inference_mode", "runtime_config")
 
 
 def check_adapter(values: Any, where: object) -> dict[str, Any]:
-    """Check the fields that are read of an adapter's config.
+    """Check the fields of an adapter's config that are read here.
 
     Args:
         values: the config as PEFT writes it.
@@ -147,5 +147,6 @@ def require_ranks(
     for name, rank in ranks.items():
         if values["peft_type"] == "LORA" and rank not in sides:
             raise CheckpointError(
-                f"{where}: the rank {name}={rank} is that of none of its tensors."
+                f"{where}: no tensor has the rank {name}={rank}: the config is not that of these "
+                "weights."
             )

@@ -52,7 +52,7 @@ def architecture_of(model: nn.Module) -> str:
 
 
 def forget_base(model: PreTrainedModel) -> None:
-    """Let a model be the base of what comes, whatever base it was trained on before."""
+    """Forget what was recorded of a model's base: from now on it is its own base."""
     vars(model).pop(_NOTE, None)
 
 

@@ -77,7 +77,7 @@ def _refuse_parts(model: PreTrainedModel) -> None:
 
 
 def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
-    """What a saved form says of the base that it belongs to, but for the fingerprint.
+    """What saved forms record of the base, without its fingerprint.
 
     `quantised` lists how its layers were quantised when it was expanded (none: an empty list).
 

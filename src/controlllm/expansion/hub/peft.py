@@ -38,7 +38,7 @@ _PREFIX = "base_model.model."
 
 
 def require_peft() -> Any:
-    """PEFT.
+    """Import PEFT.
 
     Raises:
         ConfigError: it is not installed.

@@ -164,7 +164,7 @@ def check_same_kind(
     tensors: Mapping[str, Tensor],
     others: Mapping[str, Tensor],
 ) -> None:
-    """Check that a blend of the trained tensors of two expansions means something.
+    """Check that two expansions are alike, so that their trained tensors can be blended.
 
     Args:
         a: how the one was expanded.

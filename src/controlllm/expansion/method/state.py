@@ -100,7 +100,7 @@ class AlignmentState:
         return torch.ones_like(like_BT, dtype=torch.bool)
 
     def align(self, layer: int, d_BT: Tensor, weight: float | Tensor, hidden: Tensor) -> Tensor:
-        """Let one block's divergence count: collect it, or inject its gradient into `hidden`."""
+        """Count one block's divergence: collect it, or inject its gradient into `hidden`."""
         mask = self.mask(d_BT)
         total, count = masked_sum(d_BT.detach(), mask)
         self.latest[layer] = (total, count)

@@ -75,7 +75,7 @@ RULES = (
 def check_settings(
     config: ExpansionConfig, below: Mapping[str, Any] | None = None, where: str = ""
 ) -> None:
-    """Refuse what is said and would not be used.
+    """Refuse settings that are given but would not be used.
 
     Args:
         config: how to expand.
@@ -98,7 +98,7 @@ def without_unread(config: ExpansionConfig) -> ExpansionConfig:
 
 
 def trains_interpolators(config: ExpansionConfig) -> bool:
-    """Whether anything that joins branches trains: gates, maps, or constants that are to."""
+    """Whether any interpolator trains: token gates, maps, or constants with `train_alpha`."""
     always = _joins(config) and INTERPOLATORS.get(config.interpolator).trains
     return always or (config.train_alpha and _has_constants(config))
 

@@ -28,7 +28,8 @@ def refuse_expanded(model: nn.Module) -> None:
     """
     if any(isinstance(module, ExpandedBlock) for module in model.modules()):
         raise ModelError(
-            "This model is expanded already; take model.unload() first, or change its dial."
+            "This model is expanded already; call model.unload() first, or set_alpha() to change "
+            "alpha."
         )
 
 

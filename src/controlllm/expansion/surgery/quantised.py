@@ -72,7 +72,7 @@ def full_weight(layer: Any) -> Tensor:
             return values.detach()
         except (NotImplementedError, AttributeError, RuntimeError) as error:
             raise ModelError(
-                f"A weight of {kind} cannot be turned back into numbers here ({error}); load the "
+                f"A weight of {kind} cannot be dequantised here ({error}); load the "
                 "base unquantised, or quantised otherwise."
             ) from error
     values = bnb_weight(layer)
@@ -132,7 +132,7 @@ def _is_conv1d(layer: nn.Module) -> bool:
 
 
 def settle(root: nn.Module) -> None:
-    """Make quantised layers fit to be trained through, in place."""
+    """Prepare quantised layers so that gradients can flow through them, in place."""
     for _, layer in quantised_layers(root):
         if bnb_kind(layer) is not None:
             settle_bnb_linear(layer)
