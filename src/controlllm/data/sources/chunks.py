@@ -23,11 +23,10 @@ __all__ = [
     "MEMORY_BYTES",
     "Chained",
     "Chunks",
-    "FirstChunks",
     "Located",
     "MemoryChunks",
+    "Part",
     "RowChunks",
-    "RowRange",
     "chained",
     "first_rows",
     "locate",
@@ -178,60 +177,53 @@ class Chained(Chunks):
         return self._parts[part].count(inner)
 
 
-class RowRange(Chunks):
-    """Some of the rows of chunks that are single rows."""
+class Part(Chunks):
+    """Some neighbours among the chunks of a source.
 
-    def __init__(self, chunks: Chunks, wanted: range) -> None:
-        self._chunks, self._wanted = chunks, wanted
-        self.num_rows, self.stamp = len(wanted), chunks.stamp
-        self.fingerprint = f"{chunks.fingerprint}[{wanted.start}:{wanted.stop}]"
+    Args:
+        chunks: of the source.
+        wanted: which of them.
+        in_last: how many rows of the last one; by default all.
+        num_rows: rows of all, where that is known.
+    """
+
+    def __init__(
+        self,
+        chunks: Chunks,
+        wanted: range,
+        in_last: int | None = None,
+        num_rows: int | None = None,
+    ) -> None:
+        self._chunks, self._wanted, self._in_last = chunks, wanted, in_last
+        self._single = chunks.by_row
+        self.num_rows, self.stamp = len(wanted) if self._single else num_rows, chunks.stamp
+        self.fingerprint = f"{chunks.fingerprint}[{wanted.start}:{wanted.stop}:{in_last}]"
+        if chunks.num_bytes is not None:
+            self.num_bytes = chunks.num_bytes * len(wanted) // len(chunks)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Number of chunks."""
         return len(self._wanted)
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
-        """One row."""
+        """The rows of a chunk; of the last one perhaps only the first."""
         self.require(chunk)
-        return self._chunks.read(self._wanted[chunk], start)
-
-    def rows(self) -> Iterator[Located]:
-        """All wanted rows."""
-        if self._wanted.start == 0:
-            return itertools.islice(self._chunks.rows(), len(self))
-        return super().rows()
-
-
-class FirstChunks(Chunks):
-    """The first rows of chunks that hold more.
-
-    The last of the `kept` chunks keeps its first `in_last` rows.
-    """
-
-    def __init__(self, chunks: Chunks, kept: int, in_last: int, num_rows: int | None) -> None:
-        self._chunks, self._kept, self._in_last = chunks, kept, in_last
-        self.num_rows, self.stamp = num_rows, chunks.stamp
-        self.fingerprint = f"{chunks.fingerprint}[:{kept}:{in_last}]"
-        if chunks.num_bytes is not None:
-            self.num_bytes = chunks.num_bytes * kept // len(chunks)
-
-    def __len__(self) -> int:
-        """Number of chunks that are left."""
-        return self._kept
-
-    def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
-        """The rows of a chunk; of the last one only the first."""
-        self.require(chunk)
-        rows = self._chunks.read(chunk, start)
-        if chunk == self._kept - 1:
+        rows = self._chunks.read(self._wanted[chunk], start)
+        if self._in_last is not None and chunk == len(self) - 1:
             return itertools.islice(rows, max(0, self._in_last - start))
         return rows
 
+    def rows(self) -> Iterator[Located]:
+        """All wanted rows."""
+        if self._single and self._wanted.start == 0:
+            return itertools.islice(self._chunks.rows(), len(self))
+        return super().rows()
+
     def count(self, chunk: int) -> int:
         """Number of rows of a chunk."""
-        if chunk == self._kept - 1:
+        if self._in_last is not None and chunk == len(self) - 1:
             return sum(1 for _ in self.read(chunk))
-        return self._chunks.count(chunk)
+        return self._chunks.count(self._wanted[chunk])
 
 
 def first_rows(chunks: Chunks, most: int | None) -> Chunks:
@@ -244,7 +236,7 @@ def first_rows(chunks: Chunks, most: int | None) -> Chunks:
     if most is None or (chunks.num_rows is not None and chunks.num_rows <= most):
         return chunks
     if chunks.by_row:
-        return RowRange(chunks, range(most))
+        return Part(chunks, range(most))
     rows = take(itertools.islice(chunks.rows(), most), MEMORY_BYTES)
     if rows is not None:
         return MemoryChunks(rows, f"{chunks.fingerprint}[:{most}]", chunks.stamp)
@@ -252,9 +244,9 @@ def first_rows(chunks: Chunks, most: int | None) -> Chunks:
     for chunk in range(len(chunks) - 1):
         count = chunks.count(chunk)
         if count >= left:
-            return FirstChunks(chunks, chunk + 1, left, most)
+            return Part(chunks, range(chunk + 1), left, most)
         left -= count
-    return FirstChunks(chunks, len(chunks), left, None)
+    return Part(chunks, range(len(chunks)), left)
 
 
 def take(rows: Iterable[Located], most_bytes: int) -> list[Located] | None:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.data.sources.chunks import Chunks, RowRange, chained
+from controlllm.data.sources.chunks import Chunks, Part, chained
 from controlllm.data.sources.files import SourceFile
 
 __all__ = ["choose_split", "files_by_split", "parse_split", "split_names"]
@@ -148,7 +148,7 @@ def choose_split(
         )
     sizes = {name: len(chunks) for name, chunks in opened.items()}
     parts: list[Chunks] = [
-        RowRange(opened[name], rows) for name, rows in parse_split(split, sizes) if len(rows)
+        Part(opened[name], rows) for name, rows in parse_split(split, sizes) if len(rows)
     ]
     if not parts:
         raise DataError(f"{where}: split={split!r} holds no rows.")

@@ -1,7 +1,8 @@
 """Texts (a file, a paragraph or a line is a document), and tables: CSV and TSV with a header."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from typing import Any
 
 from controlllm.common.errors import DataError
@@ -37,40 +38,29 @@ def _whole(file: SourceFile, limit: int) -> Located:
 
 
 def _parts(file: SourceFile, limit: int, by_line: bool) -> Iterator[Located]:
-    part = _Part(limit)
-    begin = 1
     with file.open() as opened:
-        for number, (line, length) in enumerate(bounded_lines(opened, limit), start=1):
-            blank = line is not None and line.isspace()
-            if not blank:
-                begin = begin if part.length else number
-                part.add(line, length)
-            if part.length and (blank or by_line):
-                yield f"{file}:{begin}", part.take()
-    if part.length:
-        yield f"{file}:{begin}", part.take()
+        lines = enumerate(bounded_lines(opened, limit), start=1)
+        for blank, group in groupby(lines, key=lambda numbered: _is_blank(numbered[1][0])):
+            for begin, line in group if not blank else ():
+                rest = () if by_line else (more for _, more in group)
+                yield f"{file}:{begin}", _document(chain([line], rest), limit)
 
 
-class _Part:
-    """Lines of one document; those that are too long anyway are counted, not kept."""
+def _is_blank(line: bytes | None) -> bool:
+    return line is not None and line.isspace()
 
-    def __init__(self, limit: int) -> None:
-        self.length = 0
-        self._limit = limit
-        self._lines: list[bytes] = []
 
-    def add(self, line: bytes | None, length: int) -> None:
-        self.length += length
-        if line is not None and self.length <= self._limit + 2:
-            self._lines.append(line)
-
-    def take(self) -> object:
-        """The row, or what is wrong with it; the part is empty then."""
-        data = b"".join(self._lines)
-        length, self.length, self._lines = self.length, 0, []
-        if len(data) < length or len(data.rstrip(b"\r\n")) > self._limit:
-            return too_long(length, self._limit)
-        return _row(data.rstrip(b"\r\n"))
+def _document(lines: Iterable[tuple[bytes | None, int]], limit: int) -> dict[str, str] | DataError:
+    """Lines as one row, or what is wrong with it; what is too long anyway is counted, not kept."""
+    length, kept = 0, []
+    for line, size in lines:
+        length += size
+        if line is not None and length <= limit + 2:
+            kept.append(line)
+    data = b"".join(kept)
+    if len(data) < length or len(data.rstrip(b"\r\n")) > limit:
+        return too_long(length, limit)
+    return _row(data.rstrip(b"\r\n"))
 
 
 def _row(data: bytes) -> dict[str, str] | DataError:
