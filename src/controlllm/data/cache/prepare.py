@@ -101,7 +101,7 @@ class _Pass:
     model: Any
 
     @property
-    def patience(self) -> float:
+    def timeout(self) -> float:
         """Seconds to wait for another process that makes the same."""
         return self.encoder.config.cache_timeout
 
@@ -113,7 +113,7 @@ class _Pass:
     def once(self, make: Callable[[], None]) -> None:
         """Make the folder, unless another process has made it or makes it now."""
         _require_own(self.folder)
-        make_once(self.folder, lambda: _is_whole(self.folder), make, self.patience)
+        make_once(self.folder, lambda: _is_whole(self.folder), make, self.timeout)
 
     def make_parts(self) -> None:
         """An empty folder for what the ranks make; what a run that was killed left is removed."""

@@ -147,7 +147,7 @@ def _check_any(mapped: Collection[str]) -> None:
 
 
 def _refuse_unknown(mapped: Collection[str], reads: Sequence[str], who: str) -> None:
-    """Refuse a name in `columns` that nobody reads: what it was meant for would come from nowhere.
+    """Refuse a name in `columns` that no format reads: the column that was meant would stay away.
 
     Raises:
         ConfigError: with the nearest name.

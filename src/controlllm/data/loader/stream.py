@@ -95,7 +95,7 @@ class Stream:
         self._queue: deque[Draw] = deque()
         self._reached = 0
         self._rows_at_once = 16
-        self._opened_in_vain = 0
+        self._opened_without_example = 0
 
     def draw(self) -> Draw | None:
         """The next example; None where the source has left the mix after its epochs.
@@ -155,7 +155,7 @@ class Stream:
         self._queue += drawn
         tokens = sum(len(draw.example) for draw in drawn)
         if tokens:
-            self._opened_in_vain = 0
+            self._opened_without_example = 0
         wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
         self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
         return bool(rows)
@@ -215,8 +215,8 @@ class Stream:
                 return unit
         if self._next >= limit:
             return None
-        self._opened_in_vain += 1
-        if self._opened_in_vain > len(self.feed.chunks) + OPEN_CHUNKS + MOST_ROWS_AT_ONCE:
+        self._opened_without_example += 1
+        if self._opened_without_example > len(self.feed.chunks) + OPEN_CHUNKS + MOST_ROWS_AT_ONCE:
             self._require_example()
         number = self._next
         self._next += self._lanes if self._by_chunk else 1
@@ -235,7 +235,7 @@ class Stream:
         """
         encoder = self.feed.encoder
         waiting = [located for _, located in self._buffer]
-        self._opened_in_vain = 0
+        self._opened_without_example = 0
         if encoder is None:
             if not waiting:
                 raise DataError(f"source {self.feed.name!r} holds no example.")

@@ -232,7 +232,7 @@ def _end_with(parent: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """Of the signals that ask a process to end, heed the parent's own.
+    """End this worker at a signal to end only if the parent sends it.
 
     Launchers and schedulers send them to all processes of a run, and the parent may need batches to
     finish its step before it ends.

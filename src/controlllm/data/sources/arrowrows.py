@@ -70,7 +70,7 @@ def _values(batch: Any) -> list[Any]:
 
 
 def _spelt_out(column: Any) -> Any:
-    """A column without its dictionary, which Python's values would be made of slowly."""
+    """A column without its dictionary: Python values are made slowly through one."""
     try:
         column.validate(full=True)
     except ValueError as error:

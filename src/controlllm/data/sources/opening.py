@@ -108,7 +108,7 @@ def _chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
 def _in_memory(
     files: Sequence[SourceFile], source: SourceConfig, most: int | None
 ) -> Chunks | None:
-    """All rows of small files; None where they are many, or more than their packed size tells."""
+    """All rows of small files, in memory; None where the files, or the rows in them, are large."""
     if sum(SMALL_BYTES + 1 if file.size is None else file.size for file in files) > SMALL_BYTES:
         return None
     with ThreadPoolExecutor(_LOADED_AT_ONCE) as pool:
