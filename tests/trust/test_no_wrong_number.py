@@ -644,7 +644,7 @@ def test_folders_that_are_no_runs_are_named(cli, workplace, finished_run, tmp_pa
     assert_refused(cli("compare", workplace / "new.txt"), "new.txt")
     assert_refused(cli("inspect", tmp_path), "holds no model")
     for file, text, words in (
-        ("config.yaml", "a: 1\n", "'a'"),
+        ("config.yaml", "a: 1\n", "config.yaml: a is not a setting"),
         ("config.yaml", "- 1\n", "config.yaml"),
         ("state.json", '{"step": 1}', "state.json"),
     ):
@@ -900,9 +900,12 @@ def test_rows_beyond_the_context_are_told_or_refused(run_config, loaded, pico_to
         ({"expansion": {"dial": 0}}, "expansion.dial=0 is the base itself"),
         (
             {"expansion": {"train_alpha": True}, "training": {"alpha_sampling": [0.2, 0.8]}},
-            "training.alpha_sampling takes the place",
+            "training.alpha_sampling replaces a constant alpha",
         ),
-        ({"expansion": {"train_alpha": True, "dial": 0.4}}, "expansion.dial takes the place"),
+        (
+            {"expansion": {"train_alpha": True, "dial": 0.4}},
+            "expansion.dial replaces a constant alpha",
+        ),
         ({"training": {"alpha_sampling": [0, 0]}}, "is not a range"),
         ({"training": {"alpha_sampling": [0.5, 0.5]}}, "is not a range"),
         ({"training": {"alpha_sampling": [-0.1, 0.5]}}, "alpha_sampling=-0.1 is out of range"),
@@ -946,7 +949,7 @@ def test_a_model_whose_dial_stands_at_zero_is_not_trained_further(run_config, lo
         ({"training": {"lr_gamma": 0.5}}, "lr_scheduler_type=step"),
         (
             {"training": {"min_learning_rate_ratio": 0.5, "lr_scheduler_type": "constant"}},
-            "cosine, linear or wsd",
+            "cosine or linear or wsd",
         ),
         ({"debug": {"anomaly": True}, "training": {"torch_compile": True}}, "single modules"),
     ],
@@ -961,7 +964,7 @@ def test_what_a_run_would_be_another_one_with_is_refused(run_config, over, words
     [
         ({"kl": {"weight": 0.5}}, "kl.weight=0.5 would not be used: only method=kl"),
         ({"freeze": {"layers": [1], "also_train": ["head"]}}, r"freeze.layers=\[1\], freeze.also"),
-        ({"peft": {"r": 4}}, "peft.r=4 would not be used: peft.type"),
+        ({"peft": {"r": 4}}, "peft.r=4 would not be used: the run trains no adapters"),
         (
             {"method": "full", "expansion": {"alpha": 0.3}},
             "expansion.num_blocks=2, expansion.alpha",

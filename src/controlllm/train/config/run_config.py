@@ -10,7 +10,7 @@ from controlllm.checkpoint import DTYPES, LoadOptions
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
-from controlllm.common.settings import value_at
+from controlllm.common.settings import require_settings, value_at
 from controlllm.data import DataConfig
 from controlllm.expansion import AdapterConfig, ExpansionConfig, trains_interpolators
 from controlllm.train.config.compatibility import check_support
@@ -205,6 +205,7 @@ class RunConfig:
         """Read a YAML run file (`from_dict` says how it is understood and what it raises)."""
         values = read_yaml(path)
         require_secrets(values, str(path))
+        require_settings(cls, values, str(path))
         return cls.from_dict(values)
 
     def to_yaml(self, path: str | Path) -> None:
