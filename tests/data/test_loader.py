@@ -259,7 +259,7 @@ def test_what_cannot_train_is_refused(
     with pytest.raises(ConfigError, match="leave nothing for train"):
         TrainLoader(make_config(folder), pico_tokenizer, 2, 0, (REHEARSED, 0.8))
     long = TokenStore.from_tokens("rehearsal", [[1] * (LIMIT + 1)])
-    with pytest.raises(DataError, match="longer than max_length"):
+    with pytest.raises(DataError, match=r"longer than data\.max_length"):
         TrainLoader(make_config(folder), pico_tokenizer, 2, 0, (long, 0.1))
 
 

@@ -93,12 +93,7 @@ class TokenStore(Chunks):
 
     @classmethod
     def from_examples(cls, name: str, examples: Sequence[Example]) -> "TokenStore":
-        """Documents, or slots of several documents each; held in memory.
-
-        Args:
-            name: of the source, for messages.
-            examples: at least one.
-        """
+        """Documents, or slots of several documents each, at least one; held in memory."""
         none = np.empty(0, np.int32)
         starts = [none if example.starts is None else example.starts for example in examples]
         store = cls(

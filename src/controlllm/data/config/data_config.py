@@ -1,14 +1,14 @@
 """What a user says about the data of a run: its sources, how they become tokens and are mixed."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import setting
-from controlllm.common.registry import check_choice
+from controlllm.common.facts import TINY, check_values, setting
 from controlllm.common.settings import LARGEST, RUNS_CODE, check_said
 from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, check_names
-from controlllm.data.config.source_config import SourceConfig, check_positive
+from controlllm.data.config.source_config import SourceConfig
 
 __all__ = ["DataConfig", "StageConfig"]
 
@@ -22,9 +22,9 @@ def _place(source: SourceConfig) -> tuple[str | None, ...]:
 class StageConfig:
     """Weights that hold until a number of tokens was given out (a curriculum over sources)."""
 
-    tokens: float
+    tokens: float = setting(at_least=TINY)
     """Length of this stage in tokens, all ranks together (in rows where `mix_by: rows`)."""
-    weights: dict[str, float]
+    weights: dict[str, float] = setting()
     """Source -> weight in this stage; a source that is not named has weight 0."""
 
     def __post_init__(self) -> None:
@@ -33,23 +33,10 @@ class StageConfig:
         Raises:
             ConfigError: with the field and its value.
         """
-        check_positive("tokens", self.tokens)
+        check_values(self, "")
         in_range = all(0 <= weight <= LARGEST for weight in self.weights.values())
         if not in_range or not sum(self.weights.values()):
             raise ConfigError(f"weights={self.weights!r} must not be negative, nor all 0.")
-
-
-_POSITIVE = (
-    "packing_lookahead",
-    "prefetch_factor",
-    "max_tokens_per_batch",
-    "temperature",
-    "lanes",
-    "timeout",
-    "cache_timeout",
-    "max_eval_samples",
-    "max_eval_tokens",
-)
 
 
 @dataclass
@@ -66,26 +53,27 @@ class DataConfig:
     """Held-out sets of the new domain: their loss says what was learned."""
     retain: list[SourceConfig] = field(default_factory=list)
     """Held-out sets of the old domain: their loss says what was forgotten."""
-    mix_by: str = "tokens"
+    mix_by: str = setting("tokens", choices=("tokens", "rows"))
     """What weights and shares count: `tokens` or `rows` (each piece of a long text is a row)."""
-    max_length: int = 1024
+    # BOS, a token to go on from, and one to predict.
+    max_length: int = setting(1024, at_least=3)
     """Longest row in tokens; also the length of a packed slot."""
     packing: bool = True
     """Fill slots of `max_length` with documents (no attention across them) instead of padding."""
-    packing_strategy: str = "best_fit"
+    packing_strategy: str = setting("best_fit", choices=("best_fit", "concat", "fixed"))
     """`best_fit` keeps documents whole; `concat` cuts them at the slots' ends, wasting nothing;
     `fixed` fills slots once, when a source is prepared, and shuffles slots: the quickest to read,
     but the same documents stay together in every epoch."""
-    packing_lookahead: int = 64
+    packing_lookahead: int = setting(64, at_least=1)
     """How many rows the packer chooses from; more fills slots better and keeps the order less."""
     group_by_length: bool = False
     """Without packing: batches of rows of like length, in an order that is shuffled."""
-    max_tokens_per_batch: int | None = None
+    max_tokens_per_batch: int | None = setting(None, at_least=1)
     """Without packing: as many rows as fit into so many tokens, padding included, instead of
     `per_device_train_batch_size` rows; never exceeded."""
     collator: str | None = None
     """Makes tensors of chosen rows; by default `packed` or `padded` (see `register_collator`)."""
-    temperature: float | None = None
+    temperature: float | None = setting(None, at_least=TINY, at_most=math.inf)
     """Shares by size: weight * size ** (1 / temperature); by default by weight alone. 1 is in
     proportion to size, higher evens out."""
     stages: list[StageConfig] = field(default_factory=list)
@@ -96,35 +84,35 @@ class DataConfig:
     """Rows of a large source that are mixed on top of the shuffled order of its chunks."""
     num_workers: int = setting(0, may_change=True)
     """Processes that read, tokenize and pack ahead; 0 does it between the steps."""
-    prefetch_factor: int = setting(4, may_change=True)
+    prefetch_factor: int = setting(4, at_least=1, may_change=True)
     """Slots or batches that each worker process prepares ahead."""
-    lanes: int | None = setting(None, may_change=True)
+    lanes: int | None = setting(None, at_least=1, may_change=True)
     """Independent streams the data is dealt into; by default ranks * workers. Set it to keep the
     batches the same for any number of ranks and workers that divides it."""
     cache_dir: str | None = setting(None, may_change=True)
     """Where prepared tokens and whole-source passes are kept; by default
     `~/.cache/controlllm/data`. What `controlllm data prepare` put there is used by itself."""
-    timeout: float = setting(60.0, may_change=True)
+    timeout: float = setting(60.0, at_least=TINY, may_change=True)
     """Seconds to wait for one answer of a remote file system before it counts as failed."""
-    cache_timeout: float = setting(3600.0, may_change=True)
+    cache_timeout: float = setting(3600.0, at_least=TINY, may_change=True)
     """Seconds to wait for another process that prepares the same cache."""
     plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
     """Python files that register formats, sources, filters, hooks or collators."""
     chat_template: str | None = None
     """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
     the tokenizer's own, or else `plain`."""
-    max_eval_samples: int | None = None
+    max_eval_samples: int | None = setting(None, at_least=1)
     """Measure only the first so many examples of each held-out set; null = all."""
-    max_eval_tokens: int | None = 65_536
+    max_eval_tokens: int | None = setting(65_536, at_least=1)
     """Measure only the first examples of a held-out set, of so many tokens in all; null = all. It
     does not bound a set that `max_eval_samples` or the source's `max_rows` does."""
     train_on: list[str] = field(default_factory=lambda: ["assistant"])
     """Roles whose turns are targets; plain text is always a target as a whole."""
     mixed_training: bool = False
     """Train on every token of a conversation; evaluation still counts `train_on` alone."""
-    long_text: str = "split"
+    long_text: str = setting("split", choices=("split", "truncate", "drop"))
     """Plain text longer than `max_length`: `split` into pieces, `truncate` or `drop`."""
-    long_chat: str = "truncate"
+    long_chat: str = setting("truncate", choices=("truncate", "split", "drop"))
     """Conversations longer than `max_length`: `truncate` at the end, `split` or `drop`."""
     special_tokens_in_text: bool = False
     """Let `</s>`, `<|im_start|>` and the like inside rows become the tokens of that name, as rows
@@ -140,21 +128,8 @@ class DataConfig:
         Raises:
             ConfigError: with the field and its value.
         """
-        check_choice("mix_by", self.mix_by, ("tokens", "rows"))
-        check_choice("long_text", self.long_text, ("split", "truncate", "drop"))
-        check_choice("long_chat", self.long_chat, ("truncate", "split", "drop"))
-        check_choice("packing_strategy", self.packing_strategy, ("best_fit", "concat", "fixed"))
-        for name in _POSITIVE:
-            if (value := getattr(self, name)) is not None:
-                check_positive(name, value)
-        if self.num_workers < 0 or self.shuffle_buffer < 0:
-            raise ConfigError(
-                f"num_workers={self.num_workers!r} and shuffle_buffer={self.shuffle_buffer!r} "
-                "must be at least 0."
-            )
+        check_values(self, "")
         self._check_batches()
-        if self.max_length < 3:  # BOS, a token to go on from, and one to predict.
-            raise ConfigError(f"max_length={self.max_length!r} must be at least 3.")
         if not self.train_on:
             raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
         self._check_replay()

@@ -1,28 +1,15 @@
 """What a user says about one source: where its rows lie, and which of them are taken."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import check_choice
-from controlllm.common.settings import LARGEST, Rule, check_said
+from controlllm.common.facts import TINY, check_values, setting
+from controlllm.common.settings import Rule, check_said
 from controlllm.data.config.columns import check_mapping
 
-__all__ = ["SourceConfig", "check_positive", "name_from_path"]
-
-
-def check_positive(name: str, value: float) -> None:
-    """Check that a setting is above 0.
-
-    Raises:
-        ConfigError: with the setting and its value.
-    """
-    # No nan is in this range; an infinite temperature is one that evens out all shares.
-    if not (0 < value <= LARGEST or (name, value) == ("temperature", math.inf)):
-        raise ConfigError(f"{name}={value!r} must be above 0, and no more than {LARGEST:g}.")
-
+__all__ = ["SourceConfig", "name_from_path"]
 
 _OF_PART = "it does nothing without `part`; set that as well, or leave it out"
 _OF_DIFFICULTY = "it does nothing without `difficulty`; set that as well, or leave it out"
@@ -44,7 +31,7 @@ class SourceConfig:
     name: str | None = None
     """How metrics and stages call this source, and no other one; by default the last part of the
     path without its endings."""
-    weight: float = 1.0
+    weight: float = setting(1.0, at_least=TINY)
     """Share of this source among its siblings: its weight over the sum of their weights."""
     format: str | None = None
     """How a row becomes a text or a conversation; by default recognised from its columns."""
@@ -59,7 +46,7 @@ class SourceConfig:
     file_type: str | None = None
     """`jsonl | json | parquet | csv | text | arrow | avro`, or the name of a plugin (see
     `register_reader`); by default told from each ending."""
-    text_unit: str = "file"
+    text_unit: str = setting("file", choices=("file", "paragraph", "line"))
     """One document of a text file: the `file`, a `paragraph` (between blank lines) or a `line`."""
     subset: str | None = None
     """Configuration of a Hub data set (`main` for `openai/gsm8k`)."""
@@ -73,11 +60,11 @@ class SourceConfig:
     """Read a Hub data set over the network while training, instead of downloading it first."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """What the file system of the address is given (`user`, `token`, `endpoint_url`, ...)."""
-    max_rows: int | None = None
+    max_rows: int | None = setting(None, at_least=1)
     """Read only this many rows from the start; by default all."""
-    max_row_bytes: int = 8 * 2**20
+    max_row_bytes: int = setting(8 * 2**20, at_least=1)
     """A row with more bytes than this is a bad row (it guards memory, also from gzip bombs)."""
-    part: str | None = None
+    part: str | None = setting(None, choices=("train", "held_out"))
     """Which side of a split by hash to take: `train` or `held_out`; by default every row."""
     held_out: float = 0.05
     """Share of rows (or groups) that is held out where `part` is set."""
@@ -89,21 +76,21 @@ class SourceConfig:
     """Keep only rows for which the filter of this name (see `register_filter`) says so."""
     deduplicate: bool = False
     """Keep only the first of rows with the same content; reads the whole source once (cached)."""
-    sample: float = 1.0
+    sample: float = setting(1.0, at_least=TINY)
     """Below 1: the share of rows to keep, chosen by hash. Above 1: up-sampling, the source counts
     as so many times larger."""
-    sample_rows: int | None = None
+    sample_rows: int | None = setting(None, at_least=1)
     """Keep so many rows of the source, chosen by hash; reads the whole source once (cached)."""
-    epochs: float | None = None
+    epochs: float | None = setting(None, at_least=TINY)
     """Leave the mix after so many passes, to the next whole chunk (a row of small sources, a file
     of packed ones); by default the source goes round for ever."""
     difficulty: str | None = None
     """Draw easy rows first: by `length`, or by a column of numbers; reads the whole source once."""
-    phases: int = 4
+    phases: int = setting(4, at_least=1)
     """Where `difficulty` is set: how many phases of equal token mass, each shuffled in itself."""
     postprocess: str | None = None
     """Hook of this name (see `register_postprocess`) that rewrites the whole source, cached."""
-    on_bad_row: str = "error"
+    on_bad_row: str = setting("error", choices=("error", "skip"))
     """`error` stops at the first row that cannot be used; `skip` leaves such rows out, counted."""
 
     def __post_init__(self) -> None:
@@ -116,16 +103,9 @@ class SourceConfig:
             raise ConfigError(
                 f"path={self.path!r} is empty; give a file, folder, glob or Hub name."
             )
-        check_positive("weight", self.weight)
-        check_choice("text_unit", self.text_unit, ("file", "paragraph", "line"))
-        check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
-        if self.part is not None:
-            check_choice("part", self.part, ("train", "held_out"))
+        check_values(self, "")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out={self.held_out!r} must be above 0 and below 1.")
-        for name in ("max_rows", "max_row_bytes", "sample", "sample_rows", "epochs", "phases"):
-            if (value := getattr(self, name)) is not None:
-                check_positive(name, value)
         self.where = {
             column: value if isinstance(value, list) else [value]
             for column, value in self.where.items()
