@@ -6,7 +6,8 @@ from typing import Any
 
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import TINY, setting
+from controlllm.common.facts import setting
+from controlllm.common.settings import TINY
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
 from controlllm.expansion import ExpansionConfig, plan_blocks

@@ -26,7 +26,6 @@ from controlllm.common.settings import (
 )
 
 __all__ = [
-    "TINY",
     "Read",
     "check_values",
     "describe_facts",

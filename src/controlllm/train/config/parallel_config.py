@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import TINY, Read, check_values, setting
-from controlllm.common.settings import LONGEST_SECONDS
+from controlllm.common.facts import Read, check_values, setting
+from controlllm.common.settings import LONGEST_SECONDS, TINY
 from controlllm.train.config.strategies import STRATEGIES, Strategy
 
 __all__ = ["ParallelConfig"]

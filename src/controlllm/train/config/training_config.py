@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import TINY, Read, check_values, setting
-from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS
+from controlllm.common.facts import Read, check_values, setting
+from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS, TINY
 from controlllm.common.storage.remote import is_remote
 from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULES
