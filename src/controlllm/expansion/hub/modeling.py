@@ -318,7 +318,7 @@ class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
         """
         if next(quantised_layers(self), None) is not None:
             raise ModelError(
-                "the base of this model is quantised, and is not saved so: save the sidecar, and "
+                "the base of this model is quantised and cannot be saved: save the sidecar, and "
                 "load it onto the base as it was."
             )
         self.config.auto_map = AUTO_MAP

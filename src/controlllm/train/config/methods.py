@@ -11,7 +11,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 from controlllm.train.config.method_config import as_stack
 
-__all__ = ["METHODS", "Method", "adapters_of"]
+__all__ = ["METHODS", "Method"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,6 @@ class Method:
 
 METHODS: Registry[Method] = Registry("method")
 """Methods by the name used in the run config."""
-
-
-def adapters_of(method: str, peft_type: str | None) -> str | None:
-    """The type of the adapters that a run trains, if any.
-
-    >>> adapters_of("lora", None), adapters_of("control", "oft"), adapters_of("full", None)
-    ('lora', 'oft', None)
-    """
-    return peft_type or METHODS.get(method).adapters
 
 
 def _settle_stack(run: Any) -> None:

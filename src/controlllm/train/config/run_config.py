@@ -18,7 +18,7 @@ from controlllm.train.config.config_io import build, merge, read_yaml, require_s
 from controlllm.train.config.debug_config import DebugConfig
 from controlllm.train.config.logging_config import LoggingConfig
 from controlllm.train.config.method_config import FreezeConfig, KLConfig, settled
-from controlllm.train.config.methods import METHODS, adapters_of
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.presets import PRESETS, preset_values
 from controlllm.train.config.registries import LOGGERS
@@ -151,8 +151,12 @@ class RunConfig:
 
     @property
     def adapters(self) -> str | None:
-        """The type of the adapters that the run trains, if any."""
-        return adapters_of(self.method, self.peft.type)
+        """The type of the adapters that the run trains, if any.
+
+        >>> RunConfig(method="lora").adapters, RunConfig().adapters
+        ('lora', None)
+        """
+        return self.peft.type or METHODS.get(self.method).adapters
 
     @property
     def quantizer(self) -> Quantizer | None:

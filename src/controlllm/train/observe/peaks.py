@@ -1,19 +1,7 @@
 """The highest rate of a device: what MFU and HFU are a share of.
 
-| device | dense bf16, TFLOP/s | source |
-|---|---|---|
-| A100 (SXM, PCIe) | 312 | NVIDIA A100 Tensor Core GPU data sheet |
-| H100 SXM | 989.4 | NVIDIA H100 Tensor Core GPU data sheet (1,979 with sparsity, halved) |
-| H100 PCIe | 756 | the same, PCIe column of its first edition (1,513 with sparsity, halved) |
-| H100 NVL | 835.5 | the same, NVL column (1,671 with sparsity, halved) |
-| H200 SXM | 989.4 | NVIDIA H200 Tensor Core GPU data sheet (1,979 with sparsity, halved) |
-| H200 NVL | 835.5 | the same (1,671 with sparsity, halved) |
-| B200 | 2,250 | NVIDIA DGX B200 data sheet (8 GPUs: 36 PFLOP/s with sparsity, halved) |
-| L40S | 362 | NVIDIA L40S data sheet (733 with sparsity beside it) |
-| MI300X | 1,307.4 | AMD Instinct MI300X data sheet (peak bfloat16) |
-
-Every other device, a CPU too, is measured: the best of a few matrix products. A device of the table
-is always measured by its bf16 rate, whatever the run computes in.
+A device that is not in `PEAKS`, a CPU too, is measured by a few matrix products. One that is counts
+by its bf16 rate, whatever the run computes in.
 """
 
 import re
@@ -29,16 +17,17 @@ from controlllm.common.errors import ConfigError
 __all__ = ["PEAKS", "Peak", "measured_peak", "peak_of", "peak_of_name", "required_peak"]
 
 PEAKS: dict[str, float] = {
+    # Dense bf16, by the makers' data sheets; "halved" where they count sparsity.
     # What is named first is looked for first.
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835.5e12,
-    "H100": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "H200": 989.4e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "MI300X": 1307.4e12,
+    "A100": 312e12,  # NVIDIA A100 Tensor Core GPU, SXM and PCIe
+    "H100 PCIe": 756e12,  # NVIDIA H100 Tensor Core GPU, first edition, halved
+    "H100 NVL": 835.5e12,  # the same, NVL column, halved
+    "H100": 989.4e12,  # the same, SXM column, halved
+    "H200 NVL": 835.5e12,  # NVIDIA H200 Tensor Core GPU, halved
+    "H200": 989.4e12,  # the same, SXM column, halved
+    "B200": 2250e12,  # NVIDIA DGX B200: 8 GPUs, 36 PFLOP/s halved
+    "L40S": 362e12,  # NVIDIA L40S, 733 with sparsity
+    "MI300X": 1307.4e12,  # AMD Instinct MI300X, peak bfloat16
 }
 """FLOP/s by device: words that all stand in the name the driver gives it."""
 

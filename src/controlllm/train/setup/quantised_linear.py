@@ -4,12 +4,8 @@ A row of the weight becomes a row of bytes, codes first and then their scales. S
 like any other parameter (torchao's own `Int8Tensor` cannot be cut, and its `NF4Tensor` only where
 all parts of it divide by the processes), and mixed precision does not round the scales.
 
-| kind | a weight takes | scales |
-|---|---|---|
-| `int8` | 8 bits, evenly spaced | one of 32 bits for each row |
-| `nf4` | 4 bits, at the quantiles of a normal distribution | one of 16 bits for each block of 64 |
-
-How many bytes that are `common.packages.quantizers` knows.
+`int8` has 256 evenly spaced values, `nf4` 16 at the quantiles of a normal distribution; bits and
+bytes of both stand in `common.packages.quantizers`.
 """
 
 from collections.abc import Callable

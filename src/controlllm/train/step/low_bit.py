@@ -1,10 +1,6 @@
 """AdamW that keeps its moments in 8 or 4 bits, by torchao (an optional package).
 
-| `training.optim` | a number of a moment takes |
-|---|---|
-| `adamw_8bit` | 8 bits, and a float32 scale for each block of at most 256 |
-| `adamw_4bit` | 4 bits, and a float32 scale for each block of at most 128 |
-| `adamw_fp8` | 8 bits (float8 e4m3), and a float32 scale for each block of at most 256 |
+Bits and blocks stand in `train.config.optimizers.LOW_BIT`; each block has a float32 scale.
 
 torchao would choose what to quantise by the part of a tensor that a process holds. Here the whole
 tensor decides, and a block never goes over the end of a row: any number of processes, each with
