@@ -9,6 +9,7 @@ from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
+from controlllm.expansion import ExpansionConfig
 from controlllm.train.config.method_config import as_stack
 
 __all__ = ["METHODS", "Method"]
@@ -25,7 +26,8 @@ class Method:
         trains_base: whether weights of the base train.
         asks_base: whether each step asks the base.
         section: the section of the run config that it alone reads.
-        check: checks what is its own in a run config, and may settle it (ConfigError).
+        check: checks what is its own in a run config (ConfigError).
+        settle: makes the method's expansion of what a run file says (ConfigError).
     """
 
     expands: bool = False
@@ -35,14 +37,11 @@ class Method:
     asks_base: bool = False
     section: str | None = None
     check: Callable[[Any], None] = lambda run: None
+    settle: Callable[[ExpansionConfig], ExpansionConfig] = lambda expansion: expansion
 
 
 METHODS: Registry[Method] = Registry("method")
 """Methods by the name used in the run config."""
-
-
-def _settle_stack(run: Any) -> None:
-    run.expansion = as_stack(run.expansion)
 
 
 def _require_replay(run: Any) -> None:
@@ -55,7 +54,7 @@ def _require_replay(run: Any) -> None:
 
 for _name, _method in {
     "control": Method(expands=True, takes_adapters=True),
-    "stack": Method(expands=True, check=_settle_stack),
+    "stack": Method(expands=True, settle=as_stack),
     "lora": Method(takes_adapters=True, adapters="lora"),
     "full": Method(trains_base=True),
     "replay": Method(trains_base=True, check=_require_replay),

@@ -175,7 +175,8 @@ class RunConfig:
         method.check(self)
         if method.expands:
             below = preset_values(self.preset) if self.preset is not None else {}
-            self.expansion = settled(self.expansion, self.training, below.get("expansion", {}))
+            expansion = method.settle(self.expansion)
+            self.expansion = settled(expansion, self.training, below.get("expansion", {}))
         if self.peft.type is not None and not method.takes_adapters:
             raise ConfigError(
                 f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "

@@ -137,8 +137,7 @@ def _refuse_trained(base: PreTrainedModel, setup: Setup, run: RunConfig) -> None
 
 def _warn_of_unused(run: RunConfig) -> None:
     """The settings of an expansion that is not made would otherwise be ignored in silence."""
-    plain = ExpansionConfig(structure=run.expansion.structure, divergence=run.expansion.divergence)
-    if run.expansion != (plain if run.method == "stack" else ExpansionConfig()):
+    if run.expansion != METHODS.get(run.method).settle(ExpansionConfig()):
         _warn("is expanded already and is trained", "expansion", run)
 
 
