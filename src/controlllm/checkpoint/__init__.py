@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.mirror.upload import Uploader
     from controlllm.checkpoint.models.export import export, require_free
     from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
+    from controlllm.checkpoint.models.load_options import DTYPES, LoadOptions
     from controlllm.checkpoint.models.loading import (
-        LoadOptions,
         find_tokenizer,
         load_model,
         load_tokenizer,
     )
     from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
-    from controlllm.checkpoint.models.whole import DTYPES
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         checkpoint_step,

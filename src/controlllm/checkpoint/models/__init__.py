@@ -1,8 +1,11 @@
 """Any saved form becomes a model: found, looked at, loaded, exported.
 
-export      Take a trained model away: as a sidecar or adapter, in full, or collapsed into the base
-inspection  What a saved model consists of, read from configs and file headers
-loading     Any folder or name to a model and its tokenizer
-locate      What a path or name is: one small pure look at file names, before anything is loaded
-whole       A whole model by transformers, of which nothing is missing
+export        Take a trained model away: as a sidecar or adapter, in full, or collapsed into the
+              base
+inspection    What a saved model consists of, read from configs and file headers
+load_options  How a model is loaded: one config for verbs and for runs
+loading       Any folder or name to a model and its tokenizer
+locate        What a path or name is: one small pure look at file names, before anything is
+              loaded
+whole         A whole model by transformers, of which nothing is missing
 """

@@ -27,9 +27,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.models.whole import (
-    LoadOptions,
     check_files,
     download,
     file_on_hub,
@@ -46,7 +46,7 @@ from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
 from controlllm.expansion.files.records import SIDECAR_WEIGHTS, read_model_file
 
-__all__ = ["LoadOptions", "find_tokenizer", "load_model", "load_tokenizer"]
+__all__ = ["find_tokenizer", "load_model", "load_tokenizer"]
 
 
 def load_model(

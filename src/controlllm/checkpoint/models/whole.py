@@ -5,7 +5,6 @@ the tensor's name, as is a weight that is not a number.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +12,10 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.facts import check_values, setting
 from controlllm.common.packages.bitsandbytes import bnb_config
-from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.quiet import quiet_bars, quiet_imports
-from controlllm.common.settings import RUNS_CODE
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.storage.tensor_headers import require_file
@@ -28,8 +25,6 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.quantised import settle
 
 __all__ = [
-    "DTYPES",
-    "LoadOptions",
     "check_files",
     "download",
     "file_on_hub",
@@ -37,43 +32,6 @@ __all__ = [
     "load_whole",
     "require_rows",
 ]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Types that a model can be loaded in; auto = as it was saved."""
-
-
-@dataclass
-class LoadOptions:
-    """How a model is loaded, to be used or to be trained."""
-
-    revision: str | None = None
-    """Branch, tag or commit on the Hub; of the base, where a local sidecar is loaded."""
-    dtype: str = setting("auto", choices=DTYPES)
-    """Type of the loaded weights; auto = as they were saved."""
-    quantize_base: str | None = setting(None, choices=QUANTIZERS.names)
-    """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
-    attn_implementation: str | None = None
-    """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
-    trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
-    """Allow code that comes with the model to run."""
-    tokenizer_name_or_path: str | None = None
-    """Tokenizer to use instead of the model's own."""
-    device: str = setting("cpu", may_change=True)
-    """Where to put the model: cpu, cuda, cuda:1, ..., or auto = a GPU if there is one."""
-    base: str | None = setting(None, may_change=True)
-    """Base model to use instead of the recorded one (sidecars, adapters and checkpoints)."""
-    check_base: bool = setting(True, may_change=True)
-    """Refuse a base whose fingerprint is not the recorded one."""
-    scratch_dir: str | None = setting(None, may_change=True)
-    """Where the parts that several processes wrote are joined for a while; null = the system's
-    folder for temporary files (TMPDIR)."""
-    storage_options: dict[str, Any] = field(default_factory=dict)
-    """For the client of a remote model or base (`user`, `token`, ...; docs/hdfs.md)."""
-
-    def __post_init__(self) -> None:
-        """Check the values (ConfigError)."""
-        check_values(self, "")
-
 
 _MOST_BYTES = 2**30
 """Of a file that transformers reads as a whole: tokenizers of 260,000 tokens have some 40 MB."""
