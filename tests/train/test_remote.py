@@ -157,7 +157,7 @@ def test_a_checkpoint_named_by_its_address(run_config, loaded, hdfs, tmp_path, s
     address = hdfs.address + "runs/seven"
     straight = train(run_config(training={"output_dir": str(tmp_path / "straight")}), loaded())
     training = {"output_dir": str(tmp_path / "b"), "resume_from_checkpoint": address}
-    with pytest.raises(ConfigError, match="is no checkpoint; name one"):
+    with pytest.raises(ConfigError, match="is not a checkpoint; name one"):
         train(run_config(training=training), loaded())
     training["resume_from_checkpoint"] = f"{address}/checkpoint-2"
     with warnings.catch_warnings():
