@@ -14,7 +14,6 @@ from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMErr
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
 from controlllm.evaluate.retention import worst
-from controlllm.train.config.methods import adapters_of
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
@@ -142,7 +141,7 @@ def _summary(run: RunConfig, checkpoint: Path, best: bool) -> RunSummary:
     return RunSummary(
         name=folder.name,
         method=run.method,
-        adapters=adapters_of(run.method, run.peft.type),
+        adapters=run.adapters,
         learning_rate=run.training.learning_rate,
         step=step,
         learn_loss=sum(losses) / len(losses) if losses else None,

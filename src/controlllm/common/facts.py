@@ -1,14 +1,16 @@
 """The facts of a setting stand at its field, and all checks are derived from them.
 
-@dataclass
-class LoopConfig:
-schedule: str = setting("cosine", choices=SCHEDULES.names)
-save_steps: int = setting(500, at_least=1, may_change=True)
-gamma: float = setting(0.1, read=Read(lambda c: c.schedule == "step", "only step reads it"))
+    @dataclass
+    class LoopConfig:
+        schedule: str = setting("cosine", choices=SCHEDULES.names)
+        save_steps: int = setting(500, at_least=1, may_change=True)
+        gamma: float = setting(0.1, read=Read(lambda c: c.schedule == "step", "only step reads it"))
 
-def __post_init__(self) -> None:
-check_values(self, "loop")
-check_said(self, rules_of(LoopConfig))
+        def __post_init__(self) -> None:
+            check_values(self, "loop")
+            check_said(self, rules_of(LoopConfig))
+
+`--help`, the rule for resuming and docs/support.md are made of the same facts.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from controlllm.common.errors import DataError, ModelError
-from controlllm.common.facts import TINY, Read, check_values, rules_of, setting
-from controlllm.common.settings import LARGEST_SEED, check_said
+from controlllm.common.facts import Read, check_values, rules_of, setting
+from controlllm.common.settings import LARGEST_SEED, TINY, check_said
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
 
