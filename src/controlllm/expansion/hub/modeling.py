@@ -325,9 +325,7 @@ class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         try:
             from controlllm.expansion.hub.full import complete_folder
-        except (
-            ImportError
-        ):  # this class runs as remote code: transformers has copied that code itself
+        except ImportError:  # as remote code: transformers has copied that code itself
             return
         complete_folder(self.config, save_directory)
 

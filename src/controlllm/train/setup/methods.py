@@ -1,4 +1,4 @@
-"""How a base model becomes one that trains, and who answers for its base afterwards.
+"""How a base model becomes one that trains, and what computes its base afterwards.
 
 | method | what trains | the base stays available as |
 |---|---|---|

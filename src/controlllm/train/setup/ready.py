@@ -42,7 +42,7 @@ def set_up(run: RunConfig, loaded: Loaded | None = None, world: World | None = N
 
 
 def prepare(base: Base) -> Prepared:
-    """Stage 2: the base as the method trains it, and who answers for it."""
+    """Stage 2: the base as the method trains it, and what computes the untrained base."""
     log.info("Setting up the method %s", base.run.method)
     model, reference = prepare_model(base.model, base.run, base.world.size)
     _tell(model, base.loader)

@@ -2,7 +2,7 @@
 
 ```
 RunConfig --make_base--> Base        the base on its device, and the data
-          --prepare----> Prepared    expanded, with adapters, ...; who answers for the base
+          --prepare----> Prepared    expanded, with adapters, ...; what computes the base
           --shard------> Sharded     in parts on its processes, with all weights
           --make_ready-> Ready       loss, optimizer, schedule, meter: all that a loop needs
 ```
