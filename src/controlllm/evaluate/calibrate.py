@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 from torch import nn
 
 from controlllm.common.errors import ModelError
 from controlllm.data import Batch
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
-from controlllm.evaluate.expanded import Expanded
+from controlllm.evaluate.expanded import is_expanded
 from controlllm.evaluate.losses import evaluate_losses
 from controlllm.evaluate.reference import Reference
 
@@ -43,21 +44,22 @@ def calibrate(
         DataError: if there is no learn or no retain set, or one has no target token.
         ModelError: if the model is not expanded.
     """
-    if not isinstance(model, Expanded):
+    if not is_expanded(model):
         raise ModelError(
             f"{type(model).__name__} has no alpha: only an expanded model can be calibrated. "
             "For full tuning use `averaging_curve`."
         )
-    name = "dial" if model.has_gates else "alpha"
-    dial = Dial(model, model.set_alpha, Reference(model), name)
+    expanded: Any = model
+    name = "dial" if expanded.has_gates else "alpha"
+    dial = Dial(model, expanded.set_alpha, Reference(model), name)
     sets = EvaluationSets(learn, retain)
     chosen: float | None = None
     try:
         curve = trace_curve(dial, sets, max_forgetting, [*alphas, None], refine_steps)
         chosen = curve.chosen.alpha
     finally:
-        model.set_alpha(chosen)
+        expanded.set_alpha(chosen)
     # The sweep turned the dial: measure the gates at the chosen one, which collapsing them needs.
-    if model.has_gates and chosen != 0:
+    if expanded.has_gates and chosen != 0:
         evaluate_losses(model, chain.from_iterable(learn.values()))
     return curve

@@ -22,7 +22,7 @@ from controlllm.common.facts import check_values, setting
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import write_json
 from controlllm.common.text.tables import format_number, format_table
-from controlllm.evaluate.expanded import Expanded
+from controlllm.evaluate.expanded import is_expanded
 from controlllm.evaluate.losses import evaluating
 from controlllm.evaluate.reference import Reference
 
@@ -149,7 +149,7 @@ def run_tasks(
     if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError("apply_chat_template=True, but the tokenizer has no chat template.")
     manager = manager or find_tasks(config)
-    if reference is None and isinstance(model, Expanded):
+    if reference is None and is_expanded(model):
         reference = Reference(model)
     trained = _evaluate(model, tokenizer, config, manager)
     if reference is None:

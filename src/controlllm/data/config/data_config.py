@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import TINY, check_values, setting
-from controlllm.common.settings import LARGEST, RUNS_CODE, check_said
+from controlllm.common.facts import check_values, setting
+from controlllm.common.settings import LARGEST, RUNS_CODE, TINY, check_said
 from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, check_names
 from controlllm.data.config.source_config import SourceConfig
 

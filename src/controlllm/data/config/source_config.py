@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import TINY, check_values, setting
-from controlllm.common.settings import Rule, check_said
+from controlllm.common.facts import check_values, setting
+from controlllm.common.settings import TINY, Rule, check_said
 from controlllm.data.config.columns import check_mapping
 
 __all__ = ["SourceConfig", "name_from_path"]
