@@ -123,7 +123,7 @@ def run_config(
         "max_steps": options.steps,
         "per_device_train_batch_size": 4,
         "learning_rate": learning_rate,
-        "min_learning_rate_ratio": 0.1,
+        "min_lr_rate": 0.1,
         "warmup_steps": 20,
         "eval_steps": 10**6,
         "save_steps": 10**6,

@@ -61,7 +61,7 @@ def run_config(options: argparse.Namespace, folder: Path, base: str, precision: 
                 "max_steps": options.steps,
                 "per_device_train_batch_size": 4,
                 "learning_rate": options.learning_rate,
-                "mixed_precision": precision,
+                "bf16": precision == "bf16",
                 "eval_steps": options.steps,
                 "save_steps": options.steps,
                 "seed": options.seed,

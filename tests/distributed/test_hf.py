@@ -122,7 +122,7 @@ def test_what_deepspeed_refuses_is_told_in_a_sentence(
 def test_in_bfloat16_what_trains_is_kept_in_float32(
     run_config: Any, loaded: Any, tmp_path: Path, parallel: dict[str, Any]
 ) -> None:
-    training = {"mixed_precision": "bf16", "learning_rate": 1e-3, "max_steps": 4}
+    training = {"bf16": True, "learning_rate": 1e-3, "max_steps": 4}
     [history] = train_by(
         run_of(run_config, tmp_path / "alone", training=training), loaded, 1, tmp_path
     )

@@ -83,7 +83,7 @@ def test_in_bfloat16_adapters_stay_in_float32(run_config: Any, loaded: Any, tmp_
         model, tokenizer = loaded()
         return model.to(torch.bfloat16), tokenizer
 
-    over = {"method": "lora", "training": {"mixed_precision": "bf16"}}
+    over = {"method": "lora", "training": {"bf16": True}}
     [expected] = train_by(run_of(run_config, tmp_path / "1", **over), in_bfloat16, 1, tmp_path)
     run = run_of(run_config, tmp_path / "2", **over)
     found = train_by(run, in_bfloat16, 2, tmp_path / "processes")[0]

@@ -7,7 +7,7 @@ import pytest
 from tests.distributed.test_training import losses, run_of, train_by
 
 OPTIONS = {
-    "lr_scheduler_type": "wsd",
+    "lr_scheduler_type": "warmup_stable_decay",
     "lr_decay_steps": 3,
     "lr_decay_type": "1-sqrt",
     "weight_decay_ratio": 20.0,

@@ -55,7 +55,7 @@ def test_in_bfloat16_codes_and_scales_are_gathered_as_they_are(
         history = train_by(run, loaded, ranks, tmp_path / "processes")[0]
         return [row[name] for row in history for name in names if name in row]
 
-    bfloat16 = {"mixed_precision": "bf16", "learning_rate": 1e-3}
+    bfloat16 = {"bf16": True, "learning_rate": 1e-3}
     names = ("train/loss", "learn/new/loss", "retain/old/loss")
     found, expected, unquantised = by(2, kind), by(1, kind), by(1, None)
     assert found == pytest.approx(expected, rel=0.01)

@@ -88,7 +88,7 @@ def write_base(folder: Path, tokenizer: Any, **config: Any) -> None:
 
 ENDS = {"expansion": {"expand_ends": True, "interpolator": "dlerp"}}
 BY_ZERO3 = {"parallel": {"strategy": "zero3"}, "training": {"backend": "hf"}}
-BF16 = {"parallel": {"strategy": "zero3"}, "training": {"backend": "hf", "mixed_precision": "bf16"}}
+BF16 = {"parallel": {"strategy": "zero3"}, "training": {"backend": "hf", "bf16": True}}
 TWO_STEPS = {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
 UNPACKED = {"packing": False}
 HPZ = {"zero_optimization": {"zero_hpz_partition_size": 2, "stage3_prefetch_bucket_size": "auto"}}

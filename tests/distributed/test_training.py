@@ -123,7 +123,7 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(
     run_config: Any, loaded: Any, tmp_path: Path, method: str
 ) -> None:
     # A small rate: rounding that differs is not to be what the model learns.
-    training = {"mixed_precision": "bf16", "learning_rate": 1e-3}
+    training = {"bf16": True, "learning_rate": 1e-3}
     run = run_of(run_config, tmp_path / "alone", method=method, training=training)
     [expected] = train_by(run, loaded, 1, tmp_path)
     run = run_of(run_config, tmp_path / "two", method=method, training=training)

@@ -63,7 +63,7 @@ def history(
             "output_dir": "run",
             "max_steps": 8,
             "learning_rate": 1e-2,
-            "min_learning_rate_ratio": 0.1,
+            "min_lr_rate": 0.1,
             "warmup_steps": 2,
             "per_device_train_batch_size": 1,
             "eval_steps": 1,

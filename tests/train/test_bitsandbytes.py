@@ -112,7 +112,7 @@ def test_a_run_learns_resumes_exactly_and_goes_to_other_bases(
 
 def test_bfloat16_runs_compute_in_it(folder: Path, run_config: Any) -> None:
     model = {"quantize_base": "bnb_nf4", "device": "cpu", "model_name_or_path": str(folder)}
-    ready = set_up(run_config(model=model, training={"mixed_precision": "bf16"}))
+    ready = set_up(run_config(model=model, training={"bf16": True}))
     layers = [layer for _, layer in quantised_layers(ready.model)]
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
     assert {p.dtype for p in ready.model.parameters() if p.requires_grad} == {torch.float32}

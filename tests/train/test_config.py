@@ -40,7 +40,7 @@ def test_preset_values_are_fresh():
 
 def test_paper_preset_is_the_papers_schedule():
     training = RunConfig.from_dict({"preset": "paper"}).training
-    assert training.learning_rate * training.min_learning_rate_ratio == pytest.approx(1e-5)
+    assert training.learning_rate * training.min_lr_rate == pytest.approx(1e-5)
     assert (training.warmup_steps, training.max_grad_norm) == (1000, 1.0)
 
 

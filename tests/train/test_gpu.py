@@ -24,7 +24,7 @@ def test_float32_losses_equal_the_cpus(run_config, loaded, tmp_path):
 def test_bf16_learns(run_config, loaded, backend):
     run = run_config(
         model={"device": "cuda"},
-        training={"backend": backend, "mixed_precision": "bf16", "max_steps": 12},
+        training={"backend": backend, "bf16": True, "max_steps": 12},
         rehearsal={"num_sequences": 4},
     )
     result = train(run, loaded())

@@ -11,7 +11,7 @@ OVERS = {
     "control": {"data": {"packing": False}},
     "retain": {"preset": "retain", "rehearsal": {"num_sequences": 4, "share": 0.3}},
     "full": {"method": "full", "training": {"gradient_accumulation_steps": 1}},
-    "bf16": {"training": {"mixed_precision": "bf16"}},
+    "bf16": {"training": {"bf16": True}},
     "no clipping": {"training": {"max_grad_norm": 0.0}},
 }
 

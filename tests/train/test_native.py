@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
 def test_bf16_keeps_trained_weights_in_float32(run_config, loaded):
     model, tokenizer = loaded()
-    run = run_config(training={"mixed_precision": "bf16"}, expansion={"expand_ends": True})
+    run = run_config(training={"bf16": True}, expansion={"expand_ends": True})
     result = train(run, (model.to(torch.bfloat16), tokenizer))
     for name, parameter in result.model.named_parameters():
         expected = torch.float32 if parameter.requires_grad else torch.bfloat16

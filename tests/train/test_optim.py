@@ -72,11 +72,11 @@ def decayed(config, steps, total):
 def test_decay_by_the_rate_by_hand():
     """Rates 0.1 and 0.05 at ratio 2: decays 0.2 and 0.1, so 0.98 and then 0.995 of it are left."""
     settings = {"learning_rate": 0.1, "warmup_steps": 0, "lr_scheduler_type": "linear"}
-    config = TrainingConfig(weight_decay_ratio=2.0, min_learning_rate_ratio=0, **settings)
+    config = TrainingConfig(weight_decay_ratio=2.0, min_lr_rate=0, **settings)
     assert decayed(config, 1, total=2) == pytest.approx(0.98)
     assert decayed(config, 2, total=2) == pytest.approx(0.98 * 0.995)
     # A fixed decay of 0.2 falls with the rate once, not twice.
-    config = TrainingConfig(weight_decay=0.2, min_learning_rate_ratio=0, **settings)
+    config = TrainingConfig(weight_decay=0.2, min_lr_rate=0, **settings)
     assert decayed(config, 2, total=2) == pytest.approx(0.98 * 0.99)
 
 

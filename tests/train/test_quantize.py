@@ -146,7 +146,7 @@ def test_under_autocast_it_computes_in_bfloat16(pico_llama):
     expected = torch.ones(3, 32) @ layer.dequantised()
     torch.testing.assert_close(x.grad, expected, rtol=0.02, atol=0.05)
     layer.weight = nn.Parameter(layer.weight.float(), requires_grad=False)
-    with pytest.raises(ModelError, match=r"cast to torch.float32.*mixed_precision=no"):
+    with pytest.raises(ModelError, match=r"cast to torch.float32.*bf16=false"):
         layer(x)
 
 
@@ -195,7 +195,7 @@ def test_a_sidecar_loads_onto_the_base_and_onto_the_quantised_base(pico_llama, k
     ("kind", "over"),
     [
         ("int8", {}),
-        ("nf4", {"training": {"mixed_precision": "bf16", "gradient_checkpointing": True}}),
+        ("nf4", {"training": {"bf16": True, "gradient_checkpointing": True}}),
         ("nf4", {"training": {"backend": "hf"}, "expansion": {"structure": "stack"}}),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_run_learns_resumes_exactly_and_is_loaded_again(kind, over, run_config
     assert not any(tensor.dtype is torch.uint8 for tensor in a.tensors.values())
     losses = [row["learn/new/loss"] for row in straight.history if "learn/new/loss" in row]
     assert losses[-1] < losses[0] - 0.1
-    if "training" in over and "mixed_precision" in over["training"]:
+    if "training" in over and "bf16" in over["training"]:
         return  # A float32 model's losses are others.
 
     base, tokenizer = loaded()

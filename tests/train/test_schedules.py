@@ -17,7 +17,7 @@ def factors(total, **settings):
 
 
 def test_cosine_by_hand():
-    got = factors(10, warmup_steps=2, min_learning_rate_ratio=0.2)
+    got = factors(10, warmup_steps=2, min_lr_rate=0.2)
     assert got[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert got[6] == pytest.approx(0.2 + 0.8 * 0.5)
     assert got[4] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
@@ -25,17 +25,17 @@ def test_cosine_by_hand():
 
 
 def test_linear_and_constant_by_hand():
-    linear = factors(4, warmup_steps=0, lr_scheduler_type="linear", min_learning_rate_ratio=0)
+    linear = factors(4, warmup_steps=0, lr_scheduler_type="linear", min_lr_rate=0)
     assert linear == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     assert factors(3, warmup_steps=0, lr_scheduler_type="constant") == [1, 1, 1, 1]
 
 
-WSD = {"lr_scheduler_type": "wsd", "warmup_steps": 1, "lr_decay_steps": 4}
+WSD = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 1, "lr_decay_steps": 4}
 
 
 def test_wsd_by_hand():
     """Ten steps: one of warm-up at 1/2, five at the peak, four down to a fifth."""
-    linear = factors(10, **WSD, min_learning_rate_ratio=0.2)
+    linear = factors(10, **WSD, min_lr_rate=0.2)
     assert linear == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
 
 
@@ -45,7 +45,7 @@ def test_wsd_by_hand():
 )
 def test_shapes_of_the_decay_by_hand(shape, fall):
     """At a quarter, a half, three quarters and the end: (1 + cos(pi q)) / 2 and 1 - sqrt(q)."""
-    got = factors(10, **WSD, lr_decay_type=shape, min_learning_rate_ratio=0)
+    got = factors(10, **WSD, lr_decay_type=shape, min_lr_rate=0)
     assert got[:7] == [0.5, 1, 1, 1, 1, 1, 1]
     assert got[7:] == pytest.approx(fall)
 
@@ -64,7 +64,7 @@ def test_steps_by_hand():
 
 def test_shares_below_one_are_of_all_steps():
     assert factors(20, warmup_steps=0.1) == factors(20, warmup_steps=2)
-    wsd = {"lr_scheduler_type": "wsd"}
+    wsd = {"lr_scheduler_type": "warmup_stable_decay"}
     assert factors(20, **wsd, lr_decay_steps=0.25) == factors(20, **wsd, lr_decay_steps=5)
 
 
@@ -101,7 +101,9 @@ def test_a_run_within_its_warm_up_is_warned_of():
 
 
 def test_warm_up_and_decay_must_fit_into_the_run():
-    config = TrainingConfig(lr_scheduler_type="wsd", warmup_steps=60, lr_decay_steps=0.5)
+    config = TrainingConfig(
+        lr_scheduler_type="warmup_stable_decay", warmup_steps=60, lr_decay_steps=0.5
+    )
     with pytest.raises(ConfigError, match=r"warmup_steps=60 .*decay_steps=50 .* 100 steps"):
         check_schedule(config, 100)
     check_schedule(config, 120)
@@ -122,7 +124,7 @@ def test_milestones_that_never_come_are_warned_of():
         ({"lr_scheduler_type": "step", "lr_milestones": [5, 5]}, "rise"),
         ({"lr_scheduler_type": "step", "lr_milestones": [0, 5]}, "above 0"),
         ({"lr_scheduler_type": "step", "lr_milestones": [5], "lr_gamma": 1.5}, "lr_gamma=1.5"),
-        ({"lr_scheduler_type": "wds"}, "Did you mean 'wsd'"),
+        ({"lr_scheduler_type": "warmup_stable"}, "Did you mean 'warmup_stable_decay'"),
         ({"lr_decay_type": "sqrt"}, "Did you mean '1-sqrt'"),
         ({"lr_decay_steps": -1}, "lr_decay_steps=-1"),
     ],

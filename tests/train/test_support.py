@@ -97,7 +97,7 @@ def test_deepspeeds_settings_are_the_runs_and_over_them_those_of_its_config(
     file.write_text(
         '{"zero_optimization": {"overlap_comm": true}, "bf16": "auto", "steps_per_print": 7}'
     )
-    found = config_of(tmp_path, str(file), max_grad_norm=0.5, mixed_precision="bf16")
+    found = config_of(tmp_path, str(file), max_grad_norm=0.5, bf16=True)
     assert found["zero_optimization"] == {"stage": 3, "overlap_comm": True}
     assert found["bf16"] == {"enabled": True} and found["steps_per_print"] == 7
     assert found["gradient_clipping"] == 0.5 and found["gradient_accumulation_steps"] == 3
@@ -113,8 +113,8 @@ def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -
         "gradient_clipping": "auto",
         "train_batch_size": "auto",
     }
-    found = config_of(tmp_path, open_sections, mixed_precision="bf16")
-    agreed = config_of(tmp_path, {"bf16": {"enabled": True}}, mixed_precision="bf16")
+    found = config_of(tmp_path, open_sections, bf16=True)
+    agreed = config_of(tmp_path, {"bf16": {"enabled": True}}, bf16=True)
     assert agreed["bf16"] == found["bf16"]
     assert found.keys().isdisjoint({"optimizer", "scheduler", "fp16", "train_batch_size"})
     assert found["bf16"] == {"enabled": True} and found["gradient_clipping"] == 1.0
@@ -133,7 +133,7 @@ def test_what_a_config_of_transformers_leaves_open_is_the_runs(tmp_path: Path) -
             {"optimizer": {"type": "Lamb", "params": {"lr": "auto"}}},
             ["optimizer", "training.optim"],
         ),
-        ({"bf16": {"enabled": True}}, ["bf16", "training.mixed_precision"]),
+        ({"bf16": {"enabled": True}}, ["bf16", "training.bf16"]),
         ({"zero_optimization": {"stage": 2}}, ["stage 2", "zero3"]),
         ({"zero_optimisation": {"stage": 3}}, ["zero_optimisation", "Did you mean"]),
         (
@@ -163,7 +163,7 @@ def test_weights_that_deepspeed_would_not_compute_in_are_refused(pico_llama: Any
     model = pico_llama().bfloat16()
     check_precision(model, torch.bfloat16)
     check_precision(model.float(), None)
-    with pytest.raises(ConfigError, match=r"is bfloat16; set training\.mixed_precision=bf16"):
+    with pytest.raises(ConfigError, match=r"is bfloat16; set training\.bf16=true"):
         check_precision(model.bfloat16(), None)
 
 

@@ -943,13 +943,13 @@ def test_a_model_whose_dial_stands_at_zero_is_not_trained_further(run_config, lo
         ({"training": {"learning_rate": 0}}, "trains nothing"),
         (
             {"training": {"lr_decay_steps": 0.5}},
-            "lr_scheduler_type=wsd reads it; set that, or leave",
+            "lr_scheduler_type=warmup_stable_decay reads it; set that, or leave",
         ),
-        ({"training": {"lr_decay_type": "cosine"}}, "lr_scheduler_type=wsd"),
+        ({"training": {"lr_decay_type": "cosine"}}, "lr_scheduler_type=warmup_stable_decay"),
         ({"training": {"lr_gamma": 0.5}}, "lr_scheduler_type=step"),
         (
-            {"training": {"min_learning_rate_ratio": 0.5, "lr_scheduler_type": "constant"}},
-            "cosine or linear or wsd",
+            {"training": {"min_lr_rate": 0.5, "lr_scheduler_type": "constant"}},
+            "cosine or linear or warmup_stable_decay",
         ),
         ({"debug": {"anomaly": True}, "training": {"torch_compile": True}}, "single modules"),
     ],

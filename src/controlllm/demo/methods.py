@@ -80,7 +80,7 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
         "max_steps": config.max_steps,
         "per_device_train_batch_size": 8,
         "warmup_steps": 0.1,
-        "min_learning_rate_ratio": 0.1,
+        "min_lr_rate": 0.1,
         "eval_steps": max(config.max_steps // 2, 1),
         "save_steps": config.max_steps,
     }

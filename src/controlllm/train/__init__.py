@@ -18,7 +18,7 @@ In Python:
 ...     "model": {"model_name_or_path": "meta-llama/Llama-3.1-8B-Instruct"},
 ...     "data": {"train": [{"path": "new.jsonl"}], "learn": [{"path": "new-heldout.jsonl"}],
 ...              "retain": [{"path": "old-heldout.jsonl"}]},
-...     "training": {"output_dir": "runs/first", "max_steps": 1000, "mixed_precision": "bf16"},
+...     "training": {"output_dir": "runs/first", "max_steps": 1000, "bf16": True},
 ... })
 >>> result = train(run)                                            # doctest: +SKIP
 >>> result.best                                                    # doctest: +SKIP

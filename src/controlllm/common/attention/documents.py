@@ -100,7 +100,7 @@ def _check_numbers(model: Any, logits: Tensor) -> None:
     cause = "its precision may be too narrow" if first is None else f"neither are those of {first}"
     raise ModelError(
         f"{type(model).__name__} computes values that are not numbers (nan): {cause}. Use an "
-        "intact base model, or another dtype or mixed_precision."
+        "intact base model, or another dtype, or other training.bf16."
     )
 
 

@@ -1,7 +1,7 @@
 """Presets: bundles of defaults that belong together. Every value can be overridden.
 
 A preset is a nested dict in the shape of a run file. It says only what makes the method; what
-depends on the model (`num_blocks`), the data or the hardware (`mixed_precision`, batch sizes) is
+depends on the model (`num_blocks`), the data or the hardware (`bf16`, batch sizes) is
 left alone.
 """
 
@@ -25,7 +25,7 @@ _PAPER = {
     },
     "training": {
         "learning_rate": 5e-5,
-        "min_learning_rate_ratio": 0.2,
+        "min_lr_rate": 0.2,
         "warmup_steps": 1000,
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.0,

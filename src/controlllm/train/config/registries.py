@@ -17,7 +17,7 @@ OWN_BACKENDS = ("native", "hf")
 BACKENDS: Registry[Callable[[Any, Any], Any]] = Registry("training.backend", OWN_BACKENDS)
 """Which loop trains: (`setup.stages.Ready`, `record.recorder.Recorder`) -> `TrainResult`."""
 
-OWN_SCHEDULES = ("cosine", "linear", "constant", "wsd", "step")
+OWN_SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay", "step")
 """Those whose settings are known; another may read any setting of `training`."""
 
 SCHEDULES: Registry[Callable[[int, Any, int], float]] = Registry(

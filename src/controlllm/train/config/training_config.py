@@ -15,7 +15,6 @@ from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULE
 
 __all__ = ["LIGER_KERNELS", "TrainingConfig"]
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 LIGER_KERNELS = ("rms_norm", "swiglu", "rope", "fused_linear_cross_entropy")
 
 
@@ -89,10 +88,11 @@ class TrainingConfig:
     """adamw, or with moments in few bits (by torchao): adamw_8bit, adamw_4bit, adamw_fp8."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    min_learning_rate_ratio: float = setting(
-        0.1, at_most=1, read=_read_by("cosine", "linear", "wsd")
+    min_lr_rate: float = setting(
+        0.1, at_most=1, read=_read_by("cosine", "linear", "warmup_stable_decay")
     )
-    """Learning rate at the end of the schedule, as a share of the peak (cosine, linear, wsd)."""
+    """Learning rate at the end of the schedule, as a share of the peak (cosine, linear,
+    warmup_stable_decay)."""
     interpolator_learning_rate: float | None = setting(
         None,
         at_least=TINY,
@@ -105,14 +105,14 @@ class TrainingConfig:
     warmup_steps: float = 0.05
     """Linear warm-up: a number of steps, or (below 1) a share of all steps."""
     lr_scheduler_type: str = setting("cosine", choices=SCHEDULES.names)
-    """After the warm-up: cosine, linear, constant, wsd (warm-up, stable, decay), step, or a
+    """After the warm-up: cosine, linear, constant, warmup_stable_decay, step, or a
     registered name."""
-    lr_decay_steps: float = setting(0.2, read=_read_by("wsd"))
-    """wsd: the last so many steps decay, or (below 1) that share of all steps."""
+    lr_decay_steps: float = setting(0.2, read=_read_by("warmup_stable_decay"))
+    """warmup_stable_decay: the last so many steps decay, or (below 1) that share of all steps."""
     lr_decay_type: str = setting(
-        "linear", choices=("linear", "cosine", "1-sqrt"), read=_read_by("wsd")
+        "linear", choices=("linear", "cosine", "1-sqrt"), read=_read_by("warmup_stable_decay")
     )
-    """wsd: shape of the decay: linear, cosine or 1-sqrt."""
+    """warmup_stable_decay: shape of the decay: linear, cosine or 1-sqrt."""
     lr_milestones: list[float] = setting(factory=list)
     """step: the rate is multiplied by lr_gamma after so many steps, or (below 1) such shares of all
     steps."""
@@ -132,8 +132,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradient norm to clip to; 0 = no clipping."""
 
-    mixed_precision: str = setting("no", choices=PRECISIONS)
-    """`bf16` computes under bfloat16 autocast and keeps trained weights in float32."""
+    bf16: bool = False
+    """Compute under bfloat16 autocast; trained weights are kept in float32."""
     worst_case_first: bool = setting(False, may_change=True)
     """Begin with a pass over the largest batch that can come, so that running out of memory
     happens in the first minute; it leaves no trace in the run."""
@@ -244,7 +244,7 @@ class TrainingConfig:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """What mixed precision computes in; None = in the weights' own type."""
-        return PRECISIONS[self.mixed_precision]
+        return torch.bfloat16 if self.bf16 else None
 
     @property
     def liger_kernels(self) -> tuple[str, ...]:

@@ -39,9 +39,9 @@ _OWNED = {
     "gradient_clipping": "training.max_grad_norm",
     "optimizer": "training.optim",
     "scheduler": "training.lr_scheduler_type",
-    "bf16": "training.mixed_precision",
-    "fp16": "training.mixed_precision",
-    "torch_autocast": "training.mixed_precision",
+    "bf16": "training.bf16",
+    "fp16": "training.bf16",
+    "torch_autocast": "training.bf16",
 }
 """What the run says by a setting of its own."""
 _SECTIONS = {
@@ -114,7 +114,7 @@ def check_precision(model: nn.Module, dtype: torch.dtype | None) -> None:
         name, dtype = wrong[0]
         raise ConfigError(
             f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
-            "training.mixed_precision=bf16, or model.dtype=float32."
+            "training.bf16=true, or model.dtype=float32."
         )
 
 

@@ -87,7 +87,7 @@ class QuantisedLinear(nn.Linear):
             raise ModelError(
                 f"a quantised weight was cast to {self.weight.dtype}: this version of torch does "
                 "so under FSDP2 with mixed precision; update it, or set "
-                "training.mixed_precision=no."
+                "training.bf16=false."
             )
         kind = input.device.type
         if torch.is_autocast_enabled(kind):

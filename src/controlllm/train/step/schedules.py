@@ -1,6 +1,6 @@
 r"""Learning-rate schedules: pure functions of the step.
 
-T steps in all, t of them done, w of warm-up, m = `min_learning_rate_ratio`. The first w steps rise
+T steps in all, t of them done, w of warm-up, m = `min_lr_rate`. The first w steps rise
 linearly, (t + 1) / (w + 1); never from 0, so no step is wasted. Afterwards the share of the peak is
 
 | `lr_scheduler_type` | share of the peak |
@@ -8,14 +8,14 @@ linearly, (t + 1) / (w + 1); never from 0, so no step is wasted. Afterwards the 
 | `cosine` | m + (1 - m) (1 + cos(pi p)) / 2, p = (t - w) / (T - w) |
 | `linear` | m + (1 - m) (1 - p) |
 | `constant` | 1 |
-| `wsd` (warm-up, stable, decay) | 1; in the last d steps m + (1 - m) h(q), q = (t - (T - d)) / d |
+| `warmup_stable_decay` | 1; in the last d steps m + (1 - m) h(q), q = (t - (T - d)) / d |
 | `step` | gamma^k, k = how many of `lr_milestones` are at most t |
 
 with d = `lr_decay_steps`, gamma = `lr_gamma` and h by `lr_decay_type`: `linear` 1 - q, `cosine`
 (1 + cos(pi q)) / 2, `1-sqrt` 1 - sqrt(q). From T on it stays as it is at T.
 
-Sources: `wsd` is MiniCPM's (arXiv 2404.06395), `1-sqrt` from arXiv 2405.18392. DeepSeek LLM (arXiv
-2401.02954) used `step` with milestones 0.8 and 0.9 and gamma 0.316.
+Sources: `warmup_stable_decay` is MiniCPM's (arXiv 2404.06395), `1-sqrt` from arXiv 2405.18392.
+DeepSeek LLM (arXiv 2401.02954) used `step` with milestones 0.8 and 0.9 and gamma 0.316.
 
 A new schedule is one more function under `@SCHEDULES.register("name")`: docs/extending/schedule.md.
 """
@@ -69,7 +69,7 @@ def check_schedule(config: TrainingConfig, total_steps: int) -> None:
     it is warned of, and so are milestones that never come.
 
     Raises:
-        ConfigError: warm-up and decay of `wsd` are longer than the run.
+        ConfigError: warm-up and decay of `warmup_stable_decay` are longer than the run.
     """
     warmup = warmup_steps(config, total_steps)
     if warmup >= total_steps:
@@ -79,7 +79,7 @@ def check_schedule(config: TrainingConfig, total_steps: int) -> None:
             stacklevel=3,
         )
     decay = in_steps(config.lr_decay_steps, total_steps)
-    if config.lr_scheduler_type == "wsd" and warmup < total_steps < warmup + decay:
+    if config.lr_scheduler_type == "warmup_stable_decay" and warmup < total_steps < warmup + decay:
         raise ConfigError(
             f"training.warmup_steps={warmup} and training.lr_decay_steps={decay} are more than the "
             f"{total_steps} steps of the run; lower one of them, or train longer."
@@ -108,7 +108,7 @@ def _constant(step: int, config: TrainingConfig, total_steps: int) -> float:
     return 1.0
 
 
-@SCHEDULES.register("wsd")
+@SCHEDULES.register("warmup_stable_decay")
 def _wsd(step: int, config: TrainingConfig, total_steps: int) -> float:
     decay = in_steps(config.lr_decay_steps, total_steps)
     since = step - (total_steps - decay)
@@ -128,6 +128,6 @@ def _progress(step: int, config: TrainingConfig, total_steps: int) -> float:
 
 
 def _fall(shape: str, progress: float, config: TrainingConfig) -> float:
-    """From 1 down to `min_learning_rate_ratio`."""
-    low = config.min_learning_rate_ratio
+    """From 1 down to `min_lr_rate`."""
+    low = config.min_lr_rate
     return low + (1 - low) * _FALLS[shape](progress)
