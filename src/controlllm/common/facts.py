@@ -111,7 +111,7 @@ def describe_facts(one: Any) -> str:
         told.append("Above 0.")
     elif low > 0:
         told.append(f"At least {plain_number(low)}.")
-    if high not in (LARGEST, LONGEST_SECONDS):
+    if high < LARGEST and high != LONGEST_SECONDS:
         told.append(f"At most {plain_number(high)}.")
     if facts.get("may_change"):
         told.append("May change when a run goes on.")
