@@ -59,20 +59,21 @@ class BatcherState:
 
 
 class Batcher(ABC):
-    """Makes items of the draws of a lane."""
+    """Makes items of the draws of a lane; see `make_batcher`."""
 
-    bos: int | None = None
-    """What the rests of documents that begin with it begin with, too."""
     repeated_bos: int = 0
     """BOS tokens before rests so far."""
 
     def __init__(
-        self, draw: Callable[[], Draw | None], config: DataConfig, batch_size: int, seed: int
+        self,
+        draw: Callable[[], Draw | None],
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        bos: int | None = None,
     ) -> None:
         self._draw = draw
-        self.config = config
-        self.batch_size = batch_size
-        self.seed = seed
+        self.config, self.batch_size, self.seed, self.bos = config, batch_size, seed, bos
         self.waiting: list[Draw] = []
 
     @abstractmethod
@@ -287,16 +288,20 @@ def make_batcher(
     seed: int,
     bos: int | None = None,
 ) -> Batcher:
-    """The batcher that a config asks for."""
-    kind: Callable[..., Batcher]
+    """The batcher that a config asks for.
+
+    Args:
+        draw: gives the next draw of the lane, None at the end of the data.
+        config: how batches are made.
+        batch_size: rows of a padded batch, unless the config has a budget of tokens.
+        seed: of the order of grouped batches.
+        bos: what the rests of documents that begin with it begin with, too.
+    """
+    kind: type[Batcher] = Rows
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)
     if config.packing:
         kind = Concat if config.packing_strategy == "concat" else BestFit
     elif config.group_by_length or config.max_tokens_per_batch is not None:
         kind = Grouped
-    else:
-        kind = Rows
-    batcher = kind(draw, config, batch_size, seed)
-    batcher.bos = bos
-    return batcher
+    return kind(draw, config, batch_size, seed, bos)
