@@ -32,6 +32,8 @@ def fails(result: tuple[int, str, str], *parts: str) -> None:
         (["train", "--training.lerning_rate", "1"], ["Did you mean --training.learning_rate?"]),
         (["train", "--trainin.max_steps=1"], ["Did you mean --training.max_steps?"]),
         (["train", "--max_steps=1"], ["Did you mean --training.max_steps?"]),
+        (["train", "--trust_config=maybe"], ["--trust_config=maybe", "true or false"]),
+        (["train", "--print_config=skip_default"], ["--print_config=", "true or false"]),
         (["train", "--preset", "retian"], ["preset='retian'", "Did you mean 'retain'?"]),
         (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
         (["train", "--training.max_steps", "many"], ["training.max_steps", "many"]),

@@ -7,6 +7,7 @@ from controlllm.common.quiet import quiet_bars, quiet_imports
 
 LINES = [
     ("torchao", "Failed to load %s: no such library", "_C.so"),
+    ("torchao.kernel.intmm", "Warning: Detected no triton, on systems without%s", " it ..."),
     ("torch.utils._pytree", "%s ... Calling register_constant() on Enum subclasses ...", "Kind"),
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm from kernels-community: %s", "x"),
     ("DeepSpeed", "Setting accelerator to CPU.%s", ""),

@@ -3,6 +3,7 @@
 | logger | line | why |
 |---|---|---|
 | `torchao` | `Failed to load ....so` | kernels for other machines, none of which we call |
+| `torchao.kernel.intmm` | `Detected no triton` | said on every machine without Triton |
 | `torch.utils._pytree` | `Calling register_constant() on Enum ...` | said of torchao's own code |
 | `bitsandbytes....ops` | `Failed to load CPU ...` | a faster kernel that is not installed |
 | `DeepSpeed` | `Setting accelerator to CPU` | said on every machine without a GPU |
@@ -19,6 +20,7 @@ __all__ = ["quiet_bars", "quiet_imports"]
 
 _LINES = {
     "torchao": "Failed to load ",
+    "torchao.kernel.intmm": "Detected no triton",
     "torch.utils._pytree": "Calling register_constant() on Enum subclasses",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU ",
     "DeepSpeed": "Setting accelerator to CPU",

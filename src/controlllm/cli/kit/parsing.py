@@ -184,6 +184,13 @@ def _print_help(cls: type, verb: str, unread: Collection[str]) -> None:
         prog=f"controlllm {verb}",
         usage=" ".join(["controlllm", verb, *required, "[--config FILE.yaml] [options]"]),
         description=cls.__doc__,
+        print_config=None,  # It would promise flags that nothing reads.
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        default=SUPPRESS,
+        help="Print the whole configuration, and exit.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     if any(settings_with(cls, RUNS_CODE)):

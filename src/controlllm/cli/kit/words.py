@@ -140,7 +140,10 @@ def _take(cls: type, words: Words, given: set[str], option: str, value: str) -> 
         raise ConfigError(f"--{option} is given twice; keep one of them.")
     if name in OWN_OPTIONS:
         given.add(option)
-        words.own[name] = bool(_value_of(bool, value, f"--{name}"))
+        taken = _value_of(bool, value, f"--{name}")
+        if not isinstance(taken, bool):
+            raise ConfigError(f"--{name}={value}: true or false is expected.")
+        words.own[name] = taken
         return
     hint = hint_of(cls, name)
     if option.endswith("+"):
