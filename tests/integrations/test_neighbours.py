@@ -97,7 +97,7 @@ def test_gathered_tensors_are_written_and_missing_ones_told(base, base_folder, t
     for name, tensor in sidecar_tensors(again).items():
         assert torch.equal(tensor, gathered[f"base.{name}"])
     del gathered[next(name for name in gathered if ".expanded." in name)]
-    with pytest.raises(CheckpointError, match=r"gathered no .*1 trained tensors are missing"):
+    with pytest.raises(CheckpointError, match=r"did not gather .*1 trained tensors are missing"):
         write_into(model, tmp_path, gathered)
 
 

@@ -77,8 +77,7 @@ def require_same(
         if tuple(shape) != tuple(saved[name]):
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(saved[name])}, and in the model "
-                f"{tuple(shape)}; set "
-                "the model up as it was when it was saved."
+                f"{tuple(shape)}; set the model up as it was when it was saved."
             )
 
 

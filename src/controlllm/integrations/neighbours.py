@@ -177,8 +177,7 @@ def write_into(
         if missing:
             raise CheckpointError(
                 f"the trainer did not gather {missing[0]} ({len(missing)} trained tensors are "
-                "missing), "
-                f"so {folder} cannot be written; train without sharded parameters."
+                f"missing), so {folder} cannot be written; train without sharded parameters."
             )
         tensors = {n.removeprefix(f"{model.base_model_prefix}."): state_dict[n] for n in names}
     save_sidecar(model, Path(folder) / FOLDER, overwrite=True, tensors=tensors)

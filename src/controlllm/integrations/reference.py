@@ -1,13 +1,11 @@
 """The base inside an expanded model, for trainers that compare a policy with a reference model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
+from controlllm.evaluate.losses import evaluating
 from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.expansion.method.expansion_config import FROZEN_GROUPS
 from controlllm.integrations.callback import ControlLLMCallback
@@ -59,7 +57,6 @@ class BaseReference(nn.Module):
         policy, expanded = self._models
         self._refuse_added_tokens(kwargs.get("labels"))
         with (
-            torch.no_grad(),
             # PEFT first: adapters that it finds switched off already it does not switch on again.
             policy.disable_adapter(),
             expanded.disable_adapter(),
@@ -81,16 +78,3 @@ class BaseReference(nn.Module):
                 "added since, to which it gives no probability: leave them out of completions, or "
                 "give DPO another ref_model, which knows them."
             )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in evaluation mode; each goes back to its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

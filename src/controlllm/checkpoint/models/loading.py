@@ -70,9 +70,8 @@ def load_model(
     kind = options.quantize_base
     if kind is not None and not QUANTIZERS.get(kind).at_load:
         raise ConfigError(
-            f"quantize_base={kind!r} quantises a model that is loaded already: leave it out "
-            "here, and call "
-            f"controlllm.train.setup.quantize.quantize_base(model, {kind!r})."
+            f"quantize_base={kind!r} quantises a model that is loaded already: leave it out here, "
+            f"and call controlllm.train.setup.quantize.quantize_base(model, {kind!r})."
         )
     return _load(locate(path_or_name, options.storage_options), options, ())
 

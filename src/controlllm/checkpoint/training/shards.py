@@ -186,8 +186,7 @@ def _entries(folder: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of notes beside tensors
         raise CheckpointError(
             f"{folder}: the shards do not say which tensors they are parts of ({error!r}); copy "
-            "or download them "
-            "again."
+            "or download them again."
         ) from error
 
 
