@@ -55,6 +55,11 @@ def test_paper_preset_is_the_papers_schedule():
         ({"training": {"backend": "nativ"}}, "training.backend='nativ'.*'native'"),
         ({"training": {"alpha_sampling": [0.8, 0.2]}}, "low < high"),
         ({"training": {"stop_on_budget": True}}, "needs training.max_forgetting"),
+        (
+            {"training": {"total_train_batch_size": 8, "gradient_accumulation_steps": 2}},
+            "gradient_accumulation_steps=2 would not be used: training.total_train_batch_size sets",
+        ),
+        ({"parallel": {"shard_size": 2}}, "shard_size=2 would not be used: only .*=hsdp"),
         ({"training": 3}, "training=3 must be a mapping"),
         ({"preset": "papers"}, "'paper'"),
         ({"data": {"train": [{"pth": "x"}]}}, r"data.train\[0\].pth"),

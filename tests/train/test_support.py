@@ -9,7 +9,6 @@ from tests.processes import run_processes
 
 from controlllm.common.errors import ConfigError
 from controlllm.train.config.compatibility import REFUSED, WAYS, Setting
-from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.config.registries import BACKENDS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.strategies import STRATEGIES
@@ -169,4 +168,4 @@ def test_weights_that_deepspeed_would_not_compute_in_are_refused(pico_llama: Any
 
 def test_settings_of_deepspeed_are_for_deepspeed() -> None:
     with pytest.raises(ConfigError, match="zero2"):
-        ParallelConfig(deepspeed={"steps_per_print": 1})
+        RunConfig.from_dict({"parallel": {"deepspeed": {"steps_per_print": 1}}})

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.settings import LONGEST_SECONDS, TINY
 from controlllm.train.config.strategies import STRATEGIES, Strategy
@@ -24,7 +23,15 @@ class ParallelConfig:
     """`fsdp`: each process holds a part of every weight; `hsdp`: so within a group of shard_size,
     and the groups are copies of one another; `ddp`: each process holds all weights; `zero2`,
     `zero3`: by DeepSpeed (training.backend=hf), gradients and moments in parts, or weights, too."""
-    shard_size: int | None = setting(None, at_least=1)
+    shard_size: int | None = setting(
+        None,
+        at_least=1,
+        read=Read(
+            lambda run: run.parallel.way.has_groups,
+            "only parallel.strategy=hsdp has groups of processes; set that, or leave it out",
+            refuse=True,
+        ),
+    )
     """hsdp: processes that hold one copy of the weights together; null = those of one machine."""
     tensor_size: int = setting(1, at_least=1)
     """Processes that compute each block together, its matrices cut among them (tensor parallelism);
@@ -36,7 +43,14 @@ class ParallelConfig:
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the CPU's memory (accelerators only); under
     zero2 gradients and optimizer state, under zero3 also frozen weights."""
-    deepspeed: dict[str, Any] | str | None = None
+    deepspeed: dict[str, Any] | str | None = setting(
+        None,
+        read=Read(
+            lambda run: run.parallel.way.by_deepspeed,
+            "only parallel.strategy=zero2 and zero3 read it; set one of them, or leave it out",
+            refuse=True,
+        ),
+    )
     """zero2, zero3: settings of DeepSpeed (or its JSON file) laid over those that the run makes,
     such as `{zero_optimization: {zero_hpz_partition_size: 8}}`."""
     timeout: float = setting(600.0, at_least=TINY, at_most=LONGEST_SECONDS)
@@ -45,15 +59,6 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_values(self, "parallel")
-        if self.shard_size is not None and not self.way.has_groups:
-            raise ConfigError(
-                f"parallel.shard_size={self.shard_size!r} needs strategy='hsdp'; "
-                f"strategy={self.strategy!r} shards over all processes or none."
-            )
-        if self.deepspeed is not None and not self.way.by_deepspeed:
-            raise ConfigError(
-                f"parallel.deepspeed needs strategy='zero2' or 'zero3', not {self.strategy!r}."
-            )
 
     @property
     def way(self) -> Strategy:

@@ -78,7 +78,15 @@ class TrainingConfig:
     """Rows of data.max_length tokens in one micro-batch."""
     per_device_eval_batch_size: int = setting(8, at_least=1, may_change=True, read=_MEASURING)
     """Rows in one evaluation batch."""
-    gradient_accumulation_steps: int = setting(1, at_least=1)
+    gradient_accumulation_steps: int = setting(
+        1,
+        at_least=1,
+        read=Read(
+            lambda run: run.training.total_train_batch_size is None,
+            "training.total_train_batch_size sets the number of micro-batches; leave one out",
+            refuse=True,
+        ),
+    )
     """Micro-batches per optimizer step on each process; the result is that of one big batch."""
     total_train_batch_size: int | None = setting(None, at_least=1)
     """Rows of an optimizer step over all processes and micro-batches, instead of
@@ -217,12 +225,6 @@ class TrainingConfig:
             raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
         self._check_alpha_sampling()
         self._check_schedule()
-        if self.total_train_batch_size is not None and self.gradient_accumulation_steps != 1:
-            raise ConfigError(
-                f"training.total_train_batch_size={self.total_train_batch_size} sets the number of "
-                "micro-batches; leave out gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}."
-            )
 
     def micro_batches(self, world_size: int = 1) -> int:
         """Micro-batches per optimizer step on each of so many processes.
