@@ -21,6 +21,7 @@ from controlllm.cli.compare import summary_of
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.train import RunConfig, train
+from controlllm.train.plan.estimate import model_config
 from controlllm.train.setup.ready import set_up
 
 
@@ -124,6 +125,31 @@ def test_another_base_is_refused(
     pico_llama(seed=5).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="but the base given is"):
         load_model(result.output_dir, LoadOptions(base=str(tmp_path / "other")))
+
+
+def test_what_is_trained_further_takes_the_base_that_the_run_names(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    """The base has moved since; a base beside a whole model would not be used, and is refused."""
+    base = Path(base_folder(loaded, tmp_path))
+    first = train(
+        run_config(
+            model={"model_name_or_path": str(base)},
+            training={"output_dir": str(tmp_path / "1"), "max_steps": 1},
+        )
+    )
+    moved = base.rename(tmp_path / "moved")
+    model = {"model_name_or_path": str(first.output_dir)}
+    later = {"output_dir": str(tmp_path / "2"), "max_steps": 1}
+    with pytest.raises(CheckpointError):
+        train(run_config(model=model, training=later))
+    run = run_config(model={**model, "base": str(moved)}, training=later)
+    config, expansion = model_config(run)
+    assert config.model_type == "llama" and expansion is not None
+    assert train(run).stopped_because == "max_steps"
+    with pytest.raises(ConfigError, match=r"would not be used: .* is a whole model"):
+        whole = {"model_name_or_path": str(moved), "base": str(moved)}
+        train(run_config(model=whole, training={"output_dir": str(tmp_path / "3")}))
 
 
 def test_a_part_is_trained_further_on_what_it_was(
