@@ -24,6 +24,7 @@ class Section:
     kind: str = setting("a", choices=lambda: ["b", "a"])
     share: float = setting(0.5, at_least=TINY, at_most=1)
     sizes: list[int] = setting(factory=list, at_least=2, may_change=True)
+    free: float = setting(0.0, at_most=float("inf"))
     only_b: int = setting(0, read=Read(lambda c: c.section.kind == "b", "take b", refuse=True))
 
 
@@ -70,5 +71,6 @@ def test_what_may_change_is_a_setting_or_a_whole_section() -> None:
 def test_facts_are_told() -> None:
     told = {name: describe_facts(field) for name, field in settings_of(Config)}
     assert told["section.kind"] == "One of a, b."
+    assert told["section.free"] == ""
     assert told["section.share"] == "Above 0. At most 1."
     assert told["section.sizes"] == "At least 2. May change when a run goes on."

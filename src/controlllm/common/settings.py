@@ -115,7 +115,7 @@ def check_range(field: str, value: float, low: float, high: float = LARGEST) -> 
         ConfigError: with the field, the value and the range.
     """
     if not low <= value <= high:
-        upper = "" if high == LARGEST and not value > high else f" and at most {plain_number(high)}"
+        upper = "" if high >= LARGEST and not value > high else f" and at most {plain_number(high)}"
         lower = "above 0" if low == TINY else f"at least {plain_number(low)}"
         raise ConfigError(f"{field}={value!r} is out of range; allowed: {lower}{upper}.")
 
