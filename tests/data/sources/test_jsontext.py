@@ -58,6 +58,7 @@ def test_what_is_too_long_is_left_out_and_the_rest_is_read(values: list[Any], pi
         (b'["' + b"x" * 40 + b"\\", "the file ends within a value"),
         (b"[1] 2", "the end of the file is expected, not '2', at byte 4"),
         (b"[1 2]", "',' is expected, not '2', at byte 3"),
+        (b"[1, ]", "a value is expected, not ']', at byte 4"),
         (b'["a", "\xff"]', "not valid UTF-8 .* at byte 1"),
         (b"[" * 10**5 + b"]" * 10**5, "nested too deeply"),
     ],

@@ -101,12 +101,8 @@ class JsonText:
         Raises:
             DataError: it is no list, or does not end.
         """
-        self.take(b"[")
-        while (first := self.peek()) != b"]":
+        for first in self._items(b"[", b"]"):
             yield first, self.value()
-            if self.peek() != b"]":
-                self.take(b",")
-        self.take(b"]")
 
     def names(self) -> Iterator[str]:
         """The names in the object that comes next; who asks for one takes its value.
@@ -114,14 +110,22 @@ class JsonText:
         Raises:
             DataError: it is no object, or does not end.
         """
-        self.take(b"{")
-        while self.peek() != b"}":
+        for _ in self._items(b"{", b"}"):
             key = str(parse_json(self.value() or b""))
             self.take(b":")
             yield key
-            if self.peek() != b"}":
+
+    def _items(self, opening: bytes, closing: bytes) -> Iterator[bytes]:
+        """The first byte of each item between two brackets; who asks for one takes it."""
+        self.take(opening)
+        more = self.peek() != closing
+        while more:
+            if (first := self.peek()) == closing:
+                raise self._wrong(f"a value is expected, not {_told(closing)}")
+            yield first
+            if more := self.peek() != closing:
                 self.take(b",")
-        self.take(b"}")
+        self.take(closing)
 
     def _more(self) -> bool:
         """Read on, twice as much as is waiting; whether there was something."""
