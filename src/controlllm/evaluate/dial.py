@@ -190,7 +190,7 @@ def _measure(dial: Dial, sets: EvaluationSets, settings: Sequence[float | None])
 
     number = sum(map(len, [*sets.learn.values(), *sets.retain.values()]))
     what = f"batches at {len(settings)} settings" if len(settings) > 1 else "batches"
-    with progress(f"{dial.name} of the dial, measured", what, number * len(settings)):
+    with progress(f"measuring {dial.name}", what, number * len(settings)):
         learn = {name: measure(batches) for name, batches in sets.learn.items()}
         retain = {name: measure(batches) for name, batches in sets.retain.items()}
     return [
