@@ -21,7 +21,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -49,59 +48,6 @@ log = logging.getLogger(__name__)
 _ROTARY = "apply_rotary_pos_emb"
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 Forward = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Models whose parts compute alike.
-
-    Attributes:
-        prefix: what the names of its classes begin with.
-        module: its folder in `transformers.models`.
-        offset: what the norm adds to its weight.
-        casting: `llama` rounds the normed values before the weight multiplies them, `gemma` after.
-        mlp: how its MLP holds gate and up: in `two` matrices, in `one`, or None: not as a SwiGLU.
-    """
-
-    prefix: str
-    module: str
-    offset: float = 0.0
-    casting: str = "llama"
-    mlp: str | None = "two"
-
-    def kernel_of(self, module: nn.Module) -> str | None:
-        """Which kernel can compute a module, by its class in transformers."""
-        kind = type(module)
-        if kind.__module__ != f"transformers.models.{self.module}.modeling_{self.module}":
-            return None
-        names = {f"{self.prefix}RMSNorm": "rms_norm", f"{self.prefix}Attention": "rope"}
-        if self.mlp is not None:
-            names[f"{self.prefix}MLP"] = "swiglu"
-        return names.get(kind.__name__)
-
-    def forward_of(self, module: nn.Module, kernel: str) -> Forward:
-        """The forward of a module, as a function of the module and its arguments."""
-        if kernel == "rms_norm":
-            return _norm_forward(self.offset, self.casting)
-        if kernel == "swiglu":
-            return _mlp_forward if self.mlp == "two" else _packed_mlp_forward
-        return _with_rotary_kernel(type(module).forward)
-
-
-# Offset and casting are what transformers' own norms do.
-_GEMMA: dict[str, Any] = {"offset": 1.0, "casting": "gemma", "mlp": None}
-_FAMILIES = {
-    "llama": _Family("Llama", "llama"),
-    "mistral": _Family("Mistral", "mistral"),
-    "qwen2": _Family("Qwen2", "qwen2"),
-    "qwen3": _Family("Qwen3", "qwen3"),
-    "qwen3_moe": _Family("Qwen3Moe", "qwen3_moe", mlp=None),
-    "mixtral": _Family("Mixtral", "mixtral", mlp=None),
-    "phi3": _Family("Phi3", "phi3", mlp="one"),
-    "olmo2": _Family("Olmo2", "olmo2", casting="gemma"),
-    "gemma2": _Family("Gemma2", "gemma2", **_GEMMA),
-    "gemma3_text": _Family("Gemma3", "gemma3", **_GEMMA),
-}
 
 
 def require_liger(device: torch.device) -> None:
@@ -155,9 +101,10 @@ def apply_liger_kernels(model: nn.Module, training: TrainingConfig) -> dict[str,
     silu = getattr(config, "hidden_act", None) in ("silu", "swish")
     counts = {name: 0 for name in training.liger_kernels if name != "fused_linear_cross_entropy"}
     for module in model.modules():
-        kernel = family.kernel_of(module)
-        if kernel in counts and (kernel != "swiglu" or silu):
-            _bind(module, family.forward_of(module, kernel))
+        kind = type(module)
+        kernel, make = family.get(f"{kind.__module__}.{kind.__name__}", (None, None))
+        if make is not None and kernel in counts and (kernel != "swiglu" or silu):
+            _bind(module, make(kind.forward))
             counts[kernel] += 1
     unused = [name for name, count in counts.items() if not count]
     asked = [name for name, on in training.liger_kernel_config.items() if on]
@@ -263,6 +210,48 @@ def _with_rotary_kernel(forward: Any) -> Forward:
     )
     other.__kwdefaults__ = forward.__kwdefaults__
     return functools.update_wrapper(other, forward)
+
+
+def _family(
+    folder: str,
+    prefix: str,
+    offset: float = 0.0,
+    casting: str = "llama",
+    mlp: Forward | None = _mlp_forward,
+) -> dict[str, tuple[str, Callable[[Any], Forward]]]:
+    """Class of transformers -> its kernel, and what makes a forward by it of the class's own.
+
+    Args:
+        folder: of the model in `transformers.models`.
+        prefix: what the names of its classes begin with.
+        offset: what the norm adds to its weight.
+        casting: `llama` rounds the normed values before the weight multiplies them, `gemma` after.
+        mlp: the forward of its MLP; None where that is no SwiGLU.
+    """
+    path = f"transformers.models.{folder}.modeling_{folder}.{prefix}"
+    found: dict[str, tuple[str, Callable[[Any], Forward]]] = {
+        f"{path}RMSNorm": ("rms_norm", lambda plain: _norm_forward(offset, casting)),
+        f"{path}Attention": ("rope", _with_rotary_kernel),
+    }
+    if mlp is not None:
+        found[f"{path}MLP"] = ("swiglu", lambda plain: mlp)
+    return found
+
+
+# Offset and casting are what transformers' own norms do.
+_FAMILIES = {
+    "llama": _family("llama", "Llama"),
+    "mistral": _family("mistral", "Mistral"),
+    "qwen2": _family("qwen2", "Qwen2"),
+    "qwen3": _family("qwen3", "Qwen3"),
+    "qwen3_moe": _family("qwen3_moe", "Qwen3Moe", mlp=None),
+    "mixtral": _family("mixtral", "Mixtral", mlp=None),
+    "phi3": _family("phi3", "Phi3", mlp=_packed_mlp_forward),
+    "olmo2": _family("olmo2", "Olmo2", casting="gemma"),
+    "gemma2": _family("gemma2", "Gemma2", 1.0, "gemma", mlp=None),
+    "gemma3_text": _family("gemma3", "Gemma3", 1.0, "gemma", mlp=None),
+}
+"""By `model_type`."""
 
 
 # ------------------------------------------------------------------------------------------
