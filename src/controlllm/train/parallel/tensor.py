@@ -57,7 +57,7 @@ def block_plan(config: Any, size: int) -> dict[str, str]:
 
 
 def cut_block(block: nn.Module, mesh: Any, plan: dict[str, str]) -> None:
-    """Cut the matrices of a block, in place.
+    """Cut the matrices of a block over a tensor group, in place.
 
     Args:
         block: a decoder block.

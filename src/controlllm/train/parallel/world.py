@@ -101,7 +101,7 @@ class World:
             model.set_requires_gradient_sync(on)  # type: ignore[operator]  # an FSDPModule
 
     def reshard(self, model: nn.Module) -> None:
-        """Give back the weights that a forward pass without a backward left gathered.
+        """Free the weights that a forward pass without a backward left gathered.
 
         Its root's parameters are plain tensors as long as they are gathered.
         """
@@ -211,7 +211,7 @@ def _join(place: Place, config: ParallelConfig, on_gpu: bool) -> Any:
 
 
 def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, int]) -> World:
-    """Lay the mesh.
+    """Make the device mesh.
 
     Args:
         config: how the processes share the model.

@@ -40,7 +40,7 @@ class MetricLogger(Protocol):
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """What a logger may know about its run.
+    """What a logger knows about its run.
 
     Attributes:
         run: the run config.
@@ -244,7 +244,7 @@ class PlainLogger:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 class ProgressBarLogger(PlainLogger):
@@ -273,7 +273,7 @@ class ProgressBarLogger(PlainLogger):
             self.bar.console.print(f"step {step}  {text}", highlight=False, markup=False)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar."""
         self.bar.stop()
 
 

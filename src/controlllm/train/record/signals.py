@@ -22,7 +22,7 @@ _STOPPING = b"\nStopping after this step, and saving; a second signal ends the r
 
 
 class StopSignals:
-    """Listens as long as its block lasts; in threads other than the main one it hears nothing."""
+    """Listens for signals within its block, if that runs in the main thread."""
 
     def __init__(self) -> None:
         self.received = False
@@ -43,7 +43,7 @@ class StopSignals:
         self._before.clear()
 
     def begin(self, tell: bool) -> None:
-        """From now on there is a step to finish.
+        """Let a signal wait for the end of the current step from now on.
 
         Args:
             tell: whether this process says on stderr that it was asked; of several, one does.
@@ -51,7 +51,7 @@ class StopSignals:
         self._waits, self._tells = True, tell
 
     def leave(self) -> None:
-        """All is saved: from now on a signal would only spoil how the process ends."""
+        """Ignore signals once all is saved, so that none spoils the exit code."""
         if self.received:
             ignore_signals()
 
@@ -71,7 +71,7 @@ class StopSignals:
 
 
 def ignore_signals() -> None:
-    """Let a process that has saved end in peace: a launcher that sees one end may end the others.
+    """Ignore signals from now on: a launcher that sees one process end may end the others.
 
     For the main thread.
     """

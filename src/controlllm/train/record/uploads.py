@@ -73,7 +73,7 @@ class Uploads:
         self.world.ranks.agree(error)
 
     def close(self, seconds: float | None = None) -> None:
-        """Let what is being copied come to its end.
+        """Wait for the copy in progress.
 
         Args:
             seconds: the longest wait; None = as long as the copy takes.

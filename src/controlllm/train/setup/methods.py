@@ -61,7 +61,7 @@ SETUPS: Registry[Setup] = Registry("method")
 
 
 def register_method(name: str, method: Method, setup: Setup) -> None:
-    """Make a method known.
+    """Register a method.
 
     Args:
         name: as run files call it.

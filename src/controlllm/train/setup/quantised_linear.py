@@ -47,7 +47,7 @@ PACKERS: Registry[Packer] = Registry("model.quantize_base")
 
 
 def register_quantizer(name: str, quantizer: Quantizer, packer: Packer) -> None:
-    """Make a way to quantise known.
+    """Register a way to quantise.
 
     Args:
         name: as run files call it.

@@ -99,7 +99,7 @@ def quantize_base(
 
 
 def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
-    """Refuse a quantised base that a strategy cannot share; note which base it is before it does.
+    """Check that a strategy can share a quantised base, and note the base's fingerprint.
 
     Args:
         model: the model that will train, in one piece.

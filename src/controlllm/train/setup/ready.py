@@ -50,7 +50,7 @@ def prepare(base: Base) -> Prepared:
 
 
 def make_ready(sharded: Sharded) -> Ready:
-    """Put the optimizer and what measures to a model that is in its place.
+    """Stage 4: make loss, optimizer, schedule and meter for a model in its place.
 
     Raises:
         ModelError: the model does not compute as the run relies on.

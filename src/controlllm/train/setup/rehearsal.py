@@ -110,7 +110,7 @@ def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[lis
 
 
 class _Watch(StoppingCriteria):
-    """Stops nothing: shows how far the rows of a batch are.
+    """Shows the progress of a batch; never stops generation.
 
     Args:
         line: where.

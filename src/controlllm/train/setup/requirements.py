@@ -1,4 +1,4 @@
-"""Packages that a run needs are asked for before anything is loaded."""
+"""Check for the packages that a run needs, before anything is loaded."""
 
 from controlllm.common.errors import ConfigError
 from controlllm.expansion import require_peft

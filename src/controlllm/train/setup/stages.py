@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def fields_of(stage: "Base") -> dict[str, Any]:
-    """What a stage holds, for the one that follows."""
+    """The fields of a stage as keyword arguments of the next one."""
     return {field.name: getattr(stage, field.name) for field in fields(stage)}
 
 
@@ -84,7 +84,7 @@ class Sharded(Prepared):
 
 @dataclass(frozen=True)
 class Ready(Sharded):
-    """All that a loop needs.
+    """All that a loop needs to train.
 
     Attributes:
         loss: the loss of a step.
@@ -128,7 +128,7 @@ class Ready(Sharded):
         return torch.autocast(self.device.type, dtype)
 
     def check_model(self) -> None:
-        """Try out on the model what the run relies on, once it computes as it will in training.
+        """Check by forward passes what the run relies on, in the precision of training.
 
         Raises:
             ModelError: packed documents, the loss in parts, or Liger's kernels come out wrong.

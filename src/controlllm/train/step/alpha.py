@@ -63,5 +63,5 @@ class AlphaSampler:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on drawing where `state_dict` was taken."""
+        """Restore the generator, so that the same alphas follow."""
         self.generator.set_state(state["generator"].cpu())

@@ -141,7 +141,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Try out whether the logits are what the head makes of the hidden states, and nothing more.
+    """Check by a forward pass that the logits are the head applied to the hidden states.
 
     Raises:
         ModelError: the model caps or scales its logits, say; the loss would be another one.
@@ -161,7 +161,7 @@ def check_head(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _without_head(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's head hands hidden states through."""
+    """In this context the model's head returns the hidden states unchanged."""
     head: nn.Module = model.get_output_embeddings()
     before = head.__dict__.get("forward")
     # A copy: FSDP warns of a model that returns a view of what a module inside it made.

@@ -51,7 +51,7 @@ Forward = Callable[..., Any]
 
 
 def require_liger(device: torch.device) -> None:
-    """Refuse before anything is loaded what cannot run.
+    """Check that Liger's kernels can run here, before anything is loaded.
 
     Raises:
         ConfigError: there is no GPU, or Liger or Triton is not installed.
@@ -135,7 +135,7 @@ def _is_bound(module: nn.Module) -> bool:
 
 @contextmanager
 def without_liger_kernels(model: nn.Module) -> Iterator[None]:
-    """Inside, a model computes as transformers does."""
+    """In this context a model computes as transformers does."""
     bound = [
         (module, vars(module).pop("forward")) for module in model.modules() if _is_bound(module)
     ]

@@ -55,7 +55,7 @@ def low_bit_adamw(
 
 
 class _LowBit(_Base):
-    """What is ours of the optimizers: which tensors are quantised; and no compiler on a CPU."""
+    """Our part of the optimizers: chooses what is quantised, and compiles on GPUs only."""
 
     block_size: int
     _subclass_zeros: Callable[[Tensor, bool, int], Tensor]

@@ -49,7 +49,7 @@ kernel rounds the ends of tensors otherwise: weights would depend on how they ar
 
 
 def register_optimizer(name: str, optimizer: Optimizer, make: Make) -> None:
-    """Make an optimizer known.
+    """Register an optimizer.
 
     Args:
         name: as run files call it.

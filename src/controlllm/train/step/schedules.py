@@ -63,7 +63,7 @@ def in_steps(value: float, total_steps: int) -> int:
 
 
 def check_schedule(config: TrainingConfig, total_steps: int) -> None:
-    """Look for what cannot be meant, now that the length of the run is known.
+    """Check the schedule against the length of the run.
 
     A run that ends within its warm-up learns next to nothing, which looks like perfect retention:
     it is warned of, and so are milestones that never come.

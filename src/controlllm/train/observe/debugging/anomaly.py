@@ -59,7 +59,7 @@ class AnomalyHunt:
                 self._fail(f"the gradient of the weight {name}")
 
     def close(self) -> None:
-        """Leave the model alone again."""
+        """Remove all hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
