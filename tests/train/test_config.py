@@ -50,6 +50,7 @@ def test_paper_preset_is_the_papers_schedule():
         ({"trainin": {}}, "trainin is not a setting. Did you mean training"),
         ({"training": {"learning_rte": 1}}, "training.learning_rte .*mean training.learning_rate"),
         ({"training": {"logging_steps": 1}}, "training.logging_steps .*mean logging.logging_steps"),
+        ({"training": {"xyzzy": 1}}, "training.xyzzy is not a setting. See"),
         ({"training": {"max_steps": "many"}}, "training.max_steps='many' must be a whole number"),
         ({"training": {"max_steps": 0}}, "training.max_steps=0 .* at least 1"),
         ({"training": {"backend": "nativ"}}, "training.backend='nativ'.*'native'"),

@@ -199,7 +199,8 @@ def _require_settings(
 def near_setting(name: str, names: Sequence[str], mark: str = "") -> str:
     """What to write instead of a wrong dotted name, as a sentence that begins with a space.
 
-    A setting of that name in another section comes first, then the most similar name.
+    A setting of that name in another section comes first, then the most similar one of this
+    section, then that of all.
 
     >>> near_setting("training.logging_steps", ["logging.logging_steps", "training.eval_steps"])
     ' Did you mean logging.logging_steps?'
@@ -209,8 +210,9 @@ def near_setting(name: str, names: Sequence[str], mark: str = "") -> str:
     elsewhere = [known for known in names if known.rpartition(".")[2] == last]
     if elsewhere:
         return f" Did you mean {' or '.join(mark + known for known in elsewhere[:3])}?"
-    found = nearest_name(name, names)
-    if found is None:
-        leaves = {known.rpartition(".")[2]: known for known in names}
-        found = leaves.get(nearest_name(last, leaves) or "")
-    return f" Did you mean {mark}{found}?" if found else " See --help for all of them."
+    section = name.rpartition(".")[0]
+    for some in ([known for known in names if known.rpartition(".")[0] == section], names):
+        leaves = {known.rpartition(".")[2]: known for known in some}
+        if found := leaves.get(nearest_name(last, leaves) or ""):
+            return f" Did you mean {mark}{found}?"
+    return " See --help for all of them."
