@@ -9,7 +9,7 @@
       |
     forms       the calibrated model as sidecar, full and collapsed; reloaded, measured, asked
       |
-    results     one table, results.json, and the plane of forgetting and learning
+    results     one table, results.json      picture     the plane of forgetting and learning
 
 `story` tells it by `config`; `domains` holds texts and batches, `threads` the threads of a CPU.
 

@@ -20,9 +20,9 @@ from controlllm.demo.domains import HeldOut, held_out, write_data
 from controlllm.demo.forms import FORMS, export_form, write_texts
 from controlllm.demo.measure import train_and_measure
 from controlllm.demo.methods import METHODS, load_base
+from controlllm.demo.picture import draw
 from controlllm.demo.results import Results
 from controlllm.demo.threads import quickest_threads
-from controlllm.evaluate import plot_curves
 
 __all__ = ["run"]
 
@@ -53,8 +53,7 @@ def run(config: DemoConfig | None = None) -> Results:
                 outcome, model = train_and_measure(method, config, sets)
             results.outcomes.append(outcome)
             results.save(folder / RESULTS)
-        curves = {f"{one.title}, {one.dial}": one.curve for one in results.outcomes}
-        plot_curves(curves, folder / "plane.png")
+        draw(results, folder / "plane.png")
         _say("The last model, calibrated, in the three forms it can be taken away in")
         _take_away(results, folder, (model, tokenizer), sets)
     results.seconds = time.monotonic() - started
