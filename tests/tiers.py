@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 CASES = Path(__file__).with_name("cases.txt")
-MOST_SECONDS = 3.0
+MOST_SECONDS = 2.0
 """What the cases of one function may take in `make test`, unless a single one takes more."""
 MOST_OF_ONE = 8.0
 """A function whose quickest case takes more is left to `make test-all`."""

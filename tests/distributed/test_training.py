@@ -18,7 +18,6 @@ LANES = {"lanes": 4}
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp 2": (2, {"strategy": "fsdp"}),
     "ddp 2": (2, {"strategy": "ddp"}),
-    "fsdp 4": (4, {"strategy": "fsdp"}),
     "hsdp 2x2": (4, {"strategy": "hsdp", "shard_size": 2}),
     "fsdp 2, tensor 2": (4, {"strategy": "fsdp", "tensor_size": 2}),
     "tensor 2": (2, {"strategy": "fsdp", "tensor_size": 2}),
@@ -65,8 +64,8 @@ def require_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 
 
 FOUR_STEPS = {"max_steps": 4, "eval_steps": 2, "save_steps": 4}
-SOME = ("fsdp 2", "hsdp 2x2", "tensor 2")
-"""Ways that the less usual methods are tried in."""
+SOME = ("fsdp 2", "tensor 2")
+"""Ways that the other methods are tried in."""
 
 
 @pytest.fixture(params=["concat", "ends and gates", "stack", "full", "loss in chunks"])
@@ -92,7 +91,7 @@ def test_every_way_trains_the_same_model(
     [expected] = train_by(alone, loaded, 1, tmp_path)
     checkpoint = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
     weights, alphas = checkpoint.tensors, mean_alphas(checkpoint)
-    for name in WAYS if "expansion" not in method else SOME:
+    for name in WAYS if method.keys() == {"training"} else SOME:
         ranks, parallel = WAYS[name]
         folder = tmp_path / name
         run = run_of(run_config, folder, parallel=parallel, **method)
