@@ -1,0 +1,282 @@
+"""Is a difference real? Paired differences of the same items, intervals, and what could be seen.
+
+| question | function | source |
+|---|---|---|
+| how far apart are two models on these items? | `paired_difference` | Miller, arXiv 2411.00640 |
+| do they differ in right and wrong at all? | `mcnemar` | McNemar 1947, exact |
+| how sure is one rate? | `wilson` | Wilson 1927 |
+| how sure is a number of a whole corpus (BLEU)? | `paired_bootstrap` | Efron 1979, percentiles |
+| how small a difference could n items show? | `detectable_difference` | Miller, section 5 |
+| which of several tests still count? | `holm` | Holm 1979 |
+| is a drop within a margin, is a gain large enough? | `at_least` | non-inferiority |
+
+Pure functions of numbers: nothing here knows models, tasks or files. Items that belong together
+(the questions about one passage) are one cluster: they are right or wrong together, and count as
+less than so many single items.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from controlllm.common.errors import ConfigError, DataError
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "Verdict",
+    "at_least",
+    "detectable_difference",
+    "holm",
+    "mcnemar",
+    "paired_bootstrap",
+    "paired_difference",
+    "wilson",
+]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the range that holds the true value with a given probability."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the second model scores than the first, on the same items."""
+
+    mean: float
+    """Mean of second minus first."""
+    standard_error: float
+    """Of that mean; clustered where clusters were given."""
+    num_items: int
+    num_clusters: int
+    """Independent groups of items; as many as items where none were given."""
+    deviation: float
+    """Standard deviation of the single differences."""
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The range around the mean by Student's t, with one degree less than clusters.
+
+        Args:
+            level: the probability that the range holds the true mean, between 0 and 1.
+
+        Raises:
+            ConfigError: `level` is not between 0 and 1.
+        """
+        from scipy.stats import t
+
+        _check_share("level", level)
+        if self.num_clusters < 2:
+            return Interval(self.mean, -math.inf, math.inf)
+        wide = float(t.ppf(0.5 + level / 2, self.num_clusters - 1)) * self.standard_error
+        return Interval(self.mean, self.mean - wide, self.mean + wide)
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Difference:
+    """The mean of `second - first` over items that both models were asked, and its standard error.
+
+    Args:
+        first: one score per item (0 and 1, or any number), of the model compared with.
+        second: the same items' scores of the other model, in the same order.
+        clusters: what each item belongs to (a passage, a subject); none = each stands alone.
+
+    Raises:
+        DataError: the lengths differ, there is no item, or a score is no finite number.
+    """
+    before, after = _scores("first", first), _scores("second", second)
+    _require_equal_lengths(first=before, second=after, clusters=clusters)
+    apart = after - before
+    mean, n = float(apart.mean()), len(apart)
+    sums, groups = _cluster_sums(apart - mean, clusters)
+    # Items of one cluster vary together: their deviations are added up before they are squared.
+    correction = groups / (groups - 1) if groups > 1 else 0.0
+    error = math.sqrt(correction * float(np.square(sums).sum())) / n
+    deviation = float(apart.std(ddof=1)) if n > 1 else 0.0
+    return Difference(mean, error, n, groups, deviation)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The exact two-sided p-value that neither model is right more often than the other.
+
+    Only items count that one model has right and the other wrong: under the hypothesis each falls
+    to either side like a coin.
+
+    Raises:
+        DataError: the lengths differ, or there is no item.
+    """
+    from scipy.stats import binomtest
+
+    before, after = _scores("first", first) != 0, _scores("second", second) != 0
+    _require_equal_lengths(first=before, second=after)
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    return float(binomtest(min(lost, won), lost + won).pvalue) if lost + won else 1.0
+
+
+def wilson(right: int, total: int, level: float = 0.95) -> Interval:
+    """Wilson's interval of a rate; it stays within 0 and 1, also for 0 or all of few items.
+
+    Raises:
+        ConfigError: `level` is not between 0 and 1.
+        DataError: there is no item, or more are right than there are.
+    """
+    from scipy.stats import binomtest
+
+    _check_share("level", level)
+    if not 0 <= right <= total or total < 1:
+        raise DataError(f"{right} right of {total} items is no rate.")
+    found = binomtest(right, total).proportion_ci(level, method="wilson")
+    return Interval(right / total, float(found.low), float(found.high))
+
+
+def paired_bootstrap(
+    statistic: Callable[[Sequence[int]], float],
+    num_items: int,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The interval of a number that exists for a whole set of items only.
+
+    Args:
+        statistic: takes item numbers, which may repeat, and returns the number of these items: of
+            one model, or the difference of two (then both see the same items, which pairs them).
+        num_items: how many items there are.
+        clusters: what each item belongs to; whole clusters are drawn.
+        resamples: how often items are drawn anew.
+        level: the probability that the range holds the true value, between 0 and 1.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: `level` is not between 0 and 1.
+        DataError: there is no item, or `clusters` has another length.
+    """
+    _check_share("level", level)
+    if num_items < 1:
+        raise DataError("there is no item to draw.")
+    numbers: dict[Hashable, list[int]] = {}
+    for item, name in enumerate(range(num_items) if clusters is None else clusters):
+        numbers.setdefault(name, []).append(item)
+    if sum(map(len, numbers.values())) != num_items:
+        raise DataError(f"clusters has {len(clusters or ())} entries for {num_items} items.")
+    groups, generator = list(numbers.values()), np.random.default_rng(seed)
+    drawn = generator.integers(len(groups), size=(resamples, len(groups)))
+    found = [statistic([item for group in row for item in groups[group]]) for row in drawn]
+    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(statistic(range(num_items)), float(low), float(high))
+
+
+def detectable_difference(
+    deviation: float, num_items: int, *, significance: float = 0.05, power: float = 0.8
+) -> float:
+    """The smallest true difference that a comparison of so many items shows with this power.
+
+    Args:
+        deviation: standard deviation of the paired differences of single items; of right and wrong
+            with a share d of discordant items and no difference, `sqrt(d)`.
+        num_items: how many items are compared.
+        significance: of the two-sided test.
+        power: the probability that a difference of this size is seen.
+
+    >>> round(100 * detectable_difference(0.2**0.5, 164), 1)  # HumanEval, 20 % discordant
+    9.8
+
+    Raises:
+        ConfigError: `significance` or `power` is not between 0 and 1.
+        DataError: there is no item.
+    """
+    from scipy.stats import norm
+
+    _check_share("significance", significance)
+    _check_share("power", power)
+    if num_items < 1:
+        raise DataError("there is no item to compare.")
+    quantiles = norm.ppf(1 - significance / 2) + norm.ppf(power)
+    return float(quantiles * deviation / math.sqrt(num_items))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, each made as large as asking so many questions makes it.
+
+    A test whose value stays under the significance level counts; the probability that any of those
+    counts by chance is then at most that level.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted
+
+
+class Verdict(StrEnum):
+    """What items can say of a bound."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+def at_least(interval: Interval, bound: float) -> Verdict:
+    """Whether a difference is surely at or above a bound, surely below, or neither.
+
+    A drop of at most 0.02 is a difference of at least -0.02 (non-inferiority); a gain of at least
+    0.05 has the bound 0.05. Give an interval of level 0.9 for a one-sided test at 0.05.
+
+    >>> at_least(Interval(-0.01, -0.015, -0.005), -0.02).value
+    'PASS'
+    >>> at_least(Interval(-0.01, -0.04, 0.02), -0.02).value
+    'INCONCLUSIVE'
+    """
+    if interval.low >= bound:
+        return Verdict.PASS
+    return Verdict.FAIL if interval.high < bound else Verdict.INCONCLUSIVE
+
+
+def _scores(name: str, values: Sequence[float]) -> np.ndarray[Any, Any]:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or not len(scores):
+        raise DataError(f"{name} has no scores.")
+    if not np.isfinite(scores).all():
+        place = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise DataError(f"{name}[{place}]={values[place]} is no finite number.")
+    return scores
+
+
+def _require_equal_lengths(**values: Any) -> None:
+    lengths = {name: len(value) for name, value in values.items() if value is not None}
+    if len({*lengths.values()}) > 1:
+        told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        raise DataError(f"scores of the same items are compared, but there are: {told}.")
+
+
+def _cluster_sums(
+    values: np.ndarray[Any, Any], clusters: Sequence[Hashable] | None
+) -> tuple[np.ndarray[Any, Any], int]:
+    """The sum of each cluster's values, and how many clusters there are."""
+    if clusters is None:
+        return values, len(values)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    places = np.asarray([numbers[name] for name in clusters])
+    return np.bincount(places, weights=values, minlength=len(numbers)), len(numbers)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigError(f"{name}={value!r} is out of range; allowed: between 0 and 1.")
