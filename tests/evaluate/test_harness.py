@@ -74,3 +74,58 @@ def test_real_questions_on_a_real_model(stories260k, shared_data, tmp_path):
     report = run_tasks(model, tokenizer, config)
     accuracy = {score.metric: score for score in report.scores}["acc"]
     assert accuracy.samples == 20 and 0.2 <= accuracy.value <= 0.9
+
+
+def test_differences_pair_the_documents(stories260k, shared_data, tmp_path):
+    """Against right and wrong of each document, read off two runs of lm-eval itself."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from scipy import stats
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_task(tmp_path, "copa_local", shared_data / "eval" / "llm_foundry" / "copa.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+    base, model = (AutoModelForCausalLM.from_pretrained(stories260k) for _ in range(2))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(0)
+    config = HarnessConfig(["copa_local"], include_path=[tmp_path], limit=40)
+    report = run_tasks(model, tokenizer, config, Reference(model, copy=base))
+    score = {score.metric: score for score in report.scores}["acc"]
+
+    def right(which: torch.nn.Module) -> np.ndarray:
+        manager = TaskManager(include_path=[str(tmp_path)], include_defaults=False)
+        harness = HFLM(pretrained=which, tokenizer=tokenizer, batch_size=1)
+        found = simple_evaluate(
+            harness, tasks=["copa_local"], limit=40, task_manager=manager, bootstrap_iters=0
+        )
+        samples = sorted(found["samples"]["copa_local"], key=lambda sample: sample["doc_id"])
+        return np.asarray([sample["acc"] for sample in samples])
+
+    before, after = right(base), right(model)
+    assert (before != after).any()
+    interval = stats.ttest_rel(after, before).confidence_interval()
+    assert score.difference == pytest.approx((after - before).mean())
+    assert (score.interval.low, score.interval.high) == pytest.approx((interval.low, interval.high))
+    lost, won = (before > after).sum(), (after > before).sum()
+    assert score.p_value == pytest.approx(stats.binomtest(lost, lost + won).pvalue)
+    assert f"{interval.low:+.4f} to {interval.high:+.4f}" in report.table()
+
+
+def test_questions_about_one_passage_are_one_cluster(pico_llama, pico_tokenizer, tmp_path):
+    rows = [
+        {
+            "passage": f"p{n // 4}",
+            "query": f"a{n} b{n} a{n}",
+            "choices": [f" b{n}", " x"],
+            "gold": 0,
+        }
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_task(tmp_path, "passages", tmp_path / "rows.jsonl")
+    model, base = pico_llama(seed=1), pico_llama(seed=0)
+    config = HarnessConfig(["passages"], include_path=[tmp_path])
+    report = run_tasks(model, pico_tokenizer, config, Reference(model, copy=base))
+    score = {score.metric: score for score in report.scores}["acc"]
+    assert (score.paired.num_items, score.paired.num_clusters) == (12, 3)

@@ -9,6 +9,7 @@
 | `averaging` | the same curve for full tuning: weights averaged with the base |
 | `expanded` | which alpha did an expanded model use, token by token? |
 | `harness` | lm-evaluation-harness tasks, base and trained side by side |
+| `statistics` | is a difference real: paired intervals, exact tests, what n items could show |
 | `report`, `plot` | tables and pictures of these |
 
 Everything runs in evaluation mode without gradients, leaves the model as it was found, counts every
@@ -30,29 +31,51 @@ from controlllm.evaluate.retention import (
     measure_retention,
     worst_forgetting,
 )
+from controlllm.evaluate.statistics import (
+    Difference,
+    Interval,
+    Verdict,
+    at_least,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference,
+    wilson,
+)
 
 __all__ = [
     "DEFAULT_ALPHAS",
     "DialCurve",
     "DialPoint",
+    "Difference",
     "HarnessConfig",
+    "Interval",
     "LossReport",
     "Reference",
     "RetentionReport",
     "TaskReport",
     "TaskScore",
+    "Verdict",
+    "at_least",
     "average_weights",
     "averaging_curve",
     "calibrate",
+    "detectable_difference",
     "evaluate_losses",
     "evaluating",
     "find_tasks",
     "format_table",
+    "holm",
     "losses_table",
+    "mcnemar",
     "mean_loss",
     "measure_retention",
+    "paired_bootstrap",
+    "paired_difference",
     "plot_curves",
     "run_tasks",
     "warn_if_not_finite",
+    "wilson",
     "worst_forgetting",
 ]
