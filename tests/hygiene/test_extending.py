@@ -126,3 +126,9 @@ def test_divergence(run_page):
     x, p = torch.randn(2, 1, 3, 4)
     assert torch.equal(DIVERGENCES.get("l1")(p, p, x), torch.zeros(1, 3))
     assert torch.allclose(DIVERGENCES.get("l1")(p, p + 2, x), torch.full((1, 3), 2.0))
+
+
+def test_task(run_page, capsys):
+    run_page("task")
+    interval, verdict, _ = capsys.readouterr().out.splitlines()
+    assert interval.startswith("+0.2500 [") and verdict == "PASS"
