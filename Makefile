@@ -45,7 +45,7 @@ format: $(VENV)/.dev ## Format the code and mend what the linter can mend
 quick: $(VENV)/.dev ## The method and the units of the data engine, on three architectures
 	$(PYTEST) -m "not slow" tests/expansion tests/data tests/laws -k "not laws or llama or gpt2 or gemma" $(ARGS)
 
-test: $(VENV)/.dev ## Every law and every feature, each at least once
+test: $(VENV)/.dev ## Every law, and what each feature does
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev ## And every case: all matrices, kills, launchers, real weights

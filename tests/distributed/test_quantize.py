@@ -13,9 +13,7 @@ from controlllm.checkpoint import load_checkpoint
 SAVED = {"save_steps": 100, "eval_steps": 3, "max_steps": 6}
 
 
-@pytest.mark.parametrize(
-    ("kind", "ways"), [("int8", ["fsdp 2", "hsdp 2x2"]), ("nf4", ["ddp 2"])]
-)
+@pytest.mark.parametrize(("kind", "ways"), [("int8", ["fsdp 2", "hsdp 2x2"]), ("nf4", ["ddp 2"])])
 def test_every_way_trains_beside_the_same_quantised_base(
     kind: str, ways: list[str], run_config: Any, loaded: Any, tmp_path: Path
 ) -> None:
