@@ -8,7 +8,7 @@
 | `dial`, `calibrate` | which alpha learns most within a budget of forgetting? |
 | `averaging` | the same curve for full tuning: weights averaged with the base |
 | `expanded` | which alpha did an expanded model use, token by token? |
-| `harness` | lm-evaluation-harness tasks, base and trained side by side |
+| `harness`, `task_scores` | lm-evaluation-harness tasks, base and trained document by document |
 | `statistics` | is a difference real: paired intervals, exact tests, what n items could show |
 | `report`, `plot` | tables and pictures of these |
 
@@ -20,7 +20,7 @@ from controlllm.common.text.tables import format_table
 from controlllm.evaluate.averaging import average_weights, averaging_curve
 from controlllm.evaluate.calibrate import calibrate
 from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
-from controlllm.evaluate.harness import HarnessConfig, TaskReport, TaskScore, find_tasks, run_tasks
+from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
 from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating, warn_if_not_finite
 from controlllm.evaluate.plot import plot_curves
 from controlllm.evaluate.reference import Reference
@@ -43,6 +43,7 @@ from controlllm.evaluate.statistics import (
     paired_difference,
     wilson,
 )
+from controlllm.evaluate.task_scores import TaskReport, TaskScore
 
 __all__ = [
     "DEFAULT_ALPHAS",
