@@ -136,7 +136,7 @@ def write_values(folder: Path, state: TrainingState) -> None:
     if "base" in state.model:
         write_json(folder / BASE_RECORD, state.model["base"])
     save_tensors(folder / _STATE_TENSORS, tensors, {"format": "pt"})
-    write_json(folder / STATE, plain)
+    write_json(folder / STATE, plain, indent=None)
 
 
 def load_values(folder: str | Path) -> TrainingState:

@@ -74,6 +74,8 @@ class CheckpointWriter:
         running, self._running = self._running, None
         if running is None:
             return None
+        from torch.distributed.checkpoint.api import CheckpointException  # No Exception to torch.
+
         error: Exception | None = None
         try:
             with running.stack:
@@ -83,16 +85,16 @@ class CheckpointWriter:
                     write_manifest(running.folder)
             if self.ranks.rank == 0:
                 prune_checkpoints(self.output_dir, self.limit, keep=running.target)
-        except Exception as failure:
+        except (Exception, CheckpointException) as failure:
             error = self._own_part_in(failure, running.target)
         self.ranks.agree(error)
         return running.target
 
-    def _own_part_in(self, failure: Exception, target: Path) -> Exception | None:
+    def _own_part_in(self, failure: BaseException, target: Path) -> Exception | None:
         """What this rank has to tell of a failure of which torch has told all ranks."""
-        failures = getattr(failure, "failures", None)
-        if not failures:
+        if isinstance(failure, Exception):
             return failure
+        failures: dict[int, Any] = getattr(failure, "failures", {})
         if self.ranks.rank not in failures:
             return None  # Those will tell it.
         cause, _ = failures[self.ranks.rank]
