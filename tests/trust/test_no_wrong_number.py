@@ -1431,6 +1431,8 @@ def test_columns_say_what_their_numbers_are_of():
         headers.index("trained |")
         < headers.index("± stderr of trained")
         < headers.index("difference")
+        < headers.index("95 % of difference")
+        < headers.index("McNemar's p")
     )
     retain = {"old": report(2.0, 2.1), "maths": report(2.0, 2.5)}
     point = DialPoint(0.0, {"new": report(2.0, 2.0), "more": report(2.0, 3.0)}, retain)

@@ -66,7 +66,8 @@ class TaskReport:
 
     def table(self) -> str:
         """One row per task and metric: base, trained, difference with its interval."""
-        headers = ["task", "metric", "n", "base", "trained", "difference", "95 %, paired", "p"]
+        headers = ["task", "metric", "n", "base", "trained", "± stderr of trained"]
+        headers += ["difference", "95 % of difference", "McNemar's p"]
         rows = [
             [
                 score.task,
@@ -74,6 +75,7 @@ class TaskReport:
                 score.samples,
                 score.base,
                 score.value,
+                score.stderr,
                 format_number(score.difference, signed=True),
                 _interval_text(score.interval),
                 score.p_value,
