@@ -42,8 +42,12 @@ format: $(VENV)/.dev ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Of the data engine what needs no processes, servers or real files.
+LONG := serving or report or ranks or lane or order or batching or loader or prepare or remote or webhdfs or real
+QUICK := (not laws or llama or gpt2 or gemma) and not ($(LONG))
+
 quick: $(VENV)/.dev ## The method and the units of the data engine, on three architectures
-	$(PYTEST) -m "not slow" tests/expansion tests/data tests/laws -k "not laws or llama or gpt2 or gemma" $(ARGS)
+	$(PYTEST) -m "not slow" tests/expansion tests/data tests/laws -k "$(QUICK)" $(ARGS)
 
 test: $(VENV)/.dev ## Every law, and what each feature does
 	$(PYTEST) -m "not slow" $(ARGS)
