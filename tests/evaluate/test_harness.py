@@ -106,6 +106,7 @@ def test_differences_pair_the_documents(stories260k, shared_data, tmp_path):
     assert (before != after).any()
     interval = stats.ttest_rel(after, before).confidence_interval()
     assert score.difference == pytest.approx((after - before).mean())
+    assert score.stderr == pytest.approx(after.std(ddof=1) / len(after) ** 0.5)
     assert (score.interval.low, score.interval.high) == pytest.approx((interval.low, interval.high))
     lost, won = (before > after).sum(), (after > before).sum()
     assert score.p_value == pytest.approx(stats.binomtest(lost, lost + won).pvalue)

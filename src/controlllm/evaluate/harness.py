@@ -138,7 +138,6 @@ def _evaluate(
             apply_chat_template=config.apply_chat_template,
             task_manager=manager,
             log_samples=True,
-            bootstrap_iters=0,  # Its errors are not paired, and start a process per CPU.
         )
 
 
