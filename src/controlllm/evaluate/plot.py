@@ -18,8 +18,7 @@ def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
 
     Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
     the budgets are vertical lines. With one curve every point is labelled with its setting; with
-    several, the legend says what was chosen, and settings that forget more than any model does as
-    it was trained leave the picture.
+    several, the legend says what was chosen.
 
     Args:
         curves: by the name in the legend.
@@ -38,10 +37,6 @@ def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
         axes.axvline(budget, color="0.5", linestyle="--", linewidth=1, label=f"budget {budget:g}")
     axes.plot([], [], marker="*", markersize=11, linestyle="none", color="0.3", label="chosen")
     axes.plot([], [], marker="x", linestyle="none", color="0.3", label="as trained")
-    if len(curves) > 1:
-        low, high = zip(*map(_forgetting_range, curves.values()), strict=True)
-        margin = 0.06 * (max(high) - min(low)) or 1.0
-        axes.set_xlim(min(low) - margin, max(high) + margin)
     axes.set_xlabel("forgetting: rise of the loss of the worst retain set (nats per token)")
     axes.set_ylabel("learn loss (nats per token)")
     axes.set_title("Every setting of each dial: left and low is better", loc="left", fontsize=11)
@@ -57,13 +52,6 @@ def _draw_curve(axes: Any, label: str, curve: DialCurve, color: str) -> None:
     trained = [point for point in curve.points if point.alpha is None]
     axes.plot(*_xy(trained), marker="x", linestyle="none", color=color)
     axes.plot(*_xy([curve.chosen]), marker="*", markersize=13, linestyle="none", color=color)
-
-
-def _forgetting_range(curve: DialCurve) -> tuple[float, float]:
-    """From the least that a setting forgets to what the model forgets as it was trained."""
-    trained = next((point for point in curve.points if point.alpha is None), curve.points[-1])
-    wanted = (0.0, curve.max_forgetting, trained.forgetting, curve.chosen.forgetting)
-    return min(point.forgetting for point in curve.points), max(wanted)
 
 
 def _label_points(axes: Any, curve: DialCurve) -> None:
