@@ -8,7 +8,7 @@ from controlllm.common.distributed import Ranks
 from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.evaluate import LossReport, evaluate_losses, evaluating
-from controlllm.evaluate.losses import deal
+from controlllm.evaluate.forgetting.losses import deal
 
 
 def test_loss_by_hand():

@@ -85,8 +85,8 @@ from controlllm.evaluate import (
     calibrate,
     worst_forgetting,
 )
-from controlllm.evaluate.losses import perplexity, warn_if_not_finite
-from controlllm.evaluate.retention import worst
+from controlllm.evaluate.forgetting.losses import perplexity, warn_if_not_finite
+from controlllm.evaluate.forgetting.retention import worst
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.card import with_dial
 from controlllm.inference import GenerationSettings, Generator

@@ -17,9 +17,9 @@ from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
-from controlllm.evaluate.dial import check_budget, check_settings
-from controlllm.evaluate.losses import warn_if_not_finite
-from controlllm.evaluate.plot import plot_curves
+from controlllm.evaluate.forgetting.dial import check_budget, check_settings
+from controlllm.evaluate.forgetting.losses import warn_if_not_finite
+from controlllm.evaluate.forgetting.plot import plot_curves
 from controlllm.expansion.files.card import with_dial
 from controlllm.expansion.files.records import SIDECAR_CONFIG
 

@@ -9,7 +9,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.text.progress import stage
 from controlllm.common.text.secrets import hidden
 from controlllm.data import resolve_chat_template
-from controlllm.evaluate.dial import check_settings
+from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.inference import Chat, GenerationSettings
 
 __all__ = ["ChatOptions", "run"]

@@ -7,7 +7,7 @@ from controlllm.checkpoint import LoadOptions, export, load_model, require_free
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import folder_bytes
-from controlllm.evaluate.dial import check_settings
+from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.expansion import combine
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 

@@ -13,7 +13,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
-from controlllm.evaluate.retention import worst
+from controlllm.evaluate.forgetting.retention import worst
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]

@@ -26,8 +26,8 @@ from controlllm.evaluate import (
     measure_retention,
     run_tasks,
 )
-from controlllm.evaluate.dial import check_settings
-from controlllm.evaluate.losses import warn_if_not_finite
+from controlllm.evaluate.forgetting.dial import check_settings
+from controlllm.evaluate.forgetting.losses import warn_if_not_finite
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["EvalOptions", "run"]

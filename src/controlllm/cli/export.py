@@ -10,7 +10,7 @@ from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
-from controlllm.evaluate.dial import check_settings
+from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]

@@ -1,49 +1,52 @@
 """Floor 3: the numbers that say what was learned and what was forgotten.
 
-| module | what it answers |
-|---|---|
-| `losses` | what loss does a model have on a set? |
-| `reference` | what does its base say to the same input? |
-| `retention` | how far did it move: forgetting, gain, KL(base || trained) per token |
-| `dial`, `calibrate` | which alpha learns most within a budget of forgetting? |
-| `averaging` | the same curve for full tuning: weights averaged with the base |
-| `expanded` | which alpha did an expanded model use, token by token? |
-| `harness`, `task_scores` | lm-evaluation-harness tasks, base and trained document by document |
-| `statistics` | is a difference real: paired intervals, exact tests, what n items could show |
-| `report`, `plot` | tables and pictures of these |
+forgetting   Losses of a model and its base on the same text, and the dial between them
+harness      lm-evaluation-harness tasks on a live model
+task_scores  Their scores, base and trained document by document
+statistics   Is a difference real: paired intervals, exact tests, what n items could show
 
 Everything runs in evaluation mode without gradients, leaves the model as it was found, counts every
 target token once, and gives the same numbers however the batches are cut.
 """
 
-from controlllm.common.text.tables import format_table
-from controlllm.evaluate.averaging import average_weights, averaging_curve
-from controlllm.evaluate.calibrate import calibrate
-from controlllm.evaluate.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
-from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
-from controlllm.evaluate.losses import LossReport, evaluate_losses, evaluating, warn_if_not_finite
-from controlllm.evaluate.plot import plot_curves
-from controlllm.evaluate.reference import Reference
-from controlllm.evaluate.report import losses_table
-from controlllm.evaluate.retention import (
-    RetentionReport,
-    mean_loss,
-    measure_retention,
-    worst_forgetting,
-)
-from controlllm.evaluate.statistics import (
-    Difference,
-    Interval,
-    Verdict,
-    at_least,
-    detectable_difference,
-    holm,
-    mcnemar,
-    paired_bootstrap,
-    paired_difference,
-    wilson,
-)
-from controlllm.evaluate.task_scores import TaskReport, TaskScore
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.common.text.tables import format_table
+    from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
+    from controlllm.evaluate.forgetting.calibrate import calibrate
+    from controlllm.evaluate.forgetting.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
+    from controlllm.evaluate.forgetting.losses import (
+        LossReport,
+        evaluate_losses,
+        evaluating,
+        warn_if_not_finite,
+    )
+    from controlllm.evaluate.forgetting.plot import plot_curves
+    from controlllm.evaluate.forgetting.reference import Reference
+    from controlllm.evaluate.forgetting.retention import (
+        RetentionReport,
+        mean_loss,
+        measure_retention,
+        worst_forgetting,
+    )
+    from controlllm.evaluate.forgetting.tables import losses_table
+    from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
+    from controlllm.evaluate.statistics import (
+        Difference,
+        Interval,
+        Verdict,
+        at_least,
+        detectable_difference,
+        holm,
+        mcnemar,
+        paired_bootstrap,
+        paired_difference,
+        wilson,
+    )
+    from controlllm.evaluate.task_scores import TaskReport, TaskScore
 
 __all__ = [
     "DEFAULT_ALPHAS",
@@ -80,3 +83,5 @@ __all__ = [
     "wilson",
     "worst_forgetting",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

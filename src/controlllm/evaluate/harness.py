@@ -20,9 +20,9 @@ from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.registry import check_choice
-from controlllm.evaluate.expanded import is_expanded
-from controlllm.evaluate.losses import evaluating
-from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.forgetting.expanded import is_expanded
+from controlllm.evaluate.forgetting.losses import evaluating
+from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.task_scores import TaskReport, task_scores
 
 __all__ = ["HarnessConfig", "find_tasks", "run_tasks"]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from controlllm.common.errors import ModelError
-from controlllm.evaluate.losses import evaluating
+from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.expansion.method.expansion_config import FROZEN_GROUPS
 from controlllm.integrations.callback import ControlLLMCallback

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.storage.files import atomic_file
-from controlllm.evaluate.dial import DialCurve, DialPoint
+from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
 
 __all__ = ["plot_curves"]
 

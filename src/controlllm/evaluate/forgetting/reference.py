@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ModelError
-from controlllm.evaluate.losses import evaluating, model_logits
+from controlllm.evaluate.forgetting.losses import evaluating, model_logits
 
 __all__ = ["Reference"]
 

@@ -8,10 +8,16 @@ from torch import nn
 
 from controlllm.common.errors import ModelError
 from controlllm.data import Batch
-from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
-from controlllm.evaluate.expanded import is_expanded
-from controlllm.evaluate.losses import evaluate_losses
-from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.forgetting.dial import (
+    DEFAULT_ALPHAS,
+    Dial,
+    DialCurve,
+    EvaluationSets,
+    trace_curve,
+)
+from controlllm.evaluate.forgetting.expanded import is_expanded
+from controlllm.evaluate.forgetting.losses import evaluate_losses
+from controlllm.evaluate.forgetting.reference import Reference
 
 __all__ = ["calibrate"]
 

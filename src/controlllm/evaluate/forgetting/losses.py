@@ -16,7 +16,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch, model_inputs
-from controlllm.evaluate.expanded import recording_alpha, unrecorded
+from controlllm.evaluate.forgetting.expanded import recording_alpha, unrecorded
 
 __all__ = [
     "LossReport",

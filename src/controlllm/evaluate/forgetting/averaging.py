@@ -8,8 +8,14 @@ from torch import nn
 
 from controlllm.common.errors import ModelError
 from controlllm.data import Batch
-from controlllm.evaluate.dial import DEFAULT_ALPHAS, Dial, DialCurve, EvaluationSets, trace_curve
-from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.forgetting.dial import (
+    DEFAULT_ALPHAS,
+    Dial,
+    DialCurve,
+    EvaluationSets,
+    trace_curve,
+)
+from controlllm.evaluate.forgetting.reference import Reference
 
 __all__ = ["average_weights", "averaging_curve"]
 

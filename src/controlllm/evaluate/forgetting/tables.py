@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from controlllm.common.text.tables import format_number, format_table
-from controlllm.evaluate.losses import perplexity
-from controlllm.evaluate.retention import RetentionReport
+from controlllm.evaluate.forgetting.losses import perplexity
+from controlllm.evaluate.forgetting.retention import RetentionReport
 
 __all__ = ["losses_table"]
 

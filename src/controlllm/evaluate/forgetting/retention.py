@@ -11,9 +11,15 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum, kl_sum
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch
-from controlllm.evaluate.expanded import recording_alpha
-from controlllm.evaluate.losses import deal, evaluating, model_logits, per_token, split_batch
-from controlllm.evaluate.reference import Reference
+from controlllm.evaluate.forgetting.expanded import recording_alpha
+from controlllm.evaluate.forgetting.losses import (
+    deal,
+    evaluating,
+    model_logits,
+    per_token,
+    split_batch,
+)
+from controlllm.evaluate.forgetting.reference import Reference
 
 __all__ = [
     "RetentionReport",

@@ -13,8 +13,8 @@ from controlllm.common.storage.files import write_json
 from controlllm.common.text.progress import progress
 from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
-from controlllm.evaluate.reference import Reference
-from controlllm.evaluate.retention import (
+from controlllm.evaluate.forgetting.reference import Reference
+from controlllm.evaluate.forgetting.retention import (
     RetentionReport,
     mean_loss,
     measure_settings,
