@@ -219,12 +219,12 @@ def main() -> None:
 
     import torch
 
-    from controlllm.common.packages.torchao import quiet_torchao
+    from controlllm.common.quiet import quiet_imports
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rows = []
-    with quiet_torchao():
+    with quiet_imports():
         for seed in options.seeds:
             options.seed = seed
             for base, precision in (run for run in RUNS if run[0] in options.bases):

@@ -136,11 +136,11 @@ def test_what_cannot_be_cut_is_refused_at_the_start(
 
     from controlllm.checkpoint import find_tokenizer
     from controlllm.common.errors import ConfigError
-    from controlllm.common.packages.torchao import require_torchao
+    from controlllm.common.quiet import require_package
     from controlllm.train import train
 
     def by_torchao() -> Any:
-        torchao = require_torchao("torchao.quantization", "a test")
+        torchao = require_package("torchao.quantization", "a test")
         settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
         base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings)
         return base, find_tokenizer(str(folder))

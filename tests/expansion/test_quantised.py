@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from controlllm import collapse, expand, load_sidecar
 from controlllm.common.errors import CheckpointError, ModelError
-from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.quiet import require_package
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.surgery.quantised import (
     full_weight,
@@ -28,7 +28,7 @@ IDS = torch.arange(48).view(2, 24)
 
 
 def by_torchao() -> TorchAoConfig:
-    torchao = require_torchao("torchao.quantization", "a test")
+    torchao = require_package("torchao.quantization", "a test")
     return TorchAoConfig(torchao.Int8WeightOnlyConfig())
 
 

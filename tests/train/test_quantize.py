@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 from controlllm import ExpansionConfig, collapse, expand
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.quiet import require_package
 from controlllm.data import eval_batches, read_examples
 from controlllm.evaluate import evaluate_losses
 from controlllm.expansion import load_sidecar
@@ -25,7 +25,7 @@ ERROR = {"int8": 0.006, "nf4": 0.12}
 
 
 def torchao():
-    return require_torchao("torchao.quantization", "a test")
+    return require_package("torchao.quantization", "a test")
 
 
 def quantised(weight, kind):

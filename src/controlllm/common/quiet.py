@@ -11,12 +11,16 @@
 Only these lines are left out, and only inside: what users import themselves speaks as ever.
 """
 
+import importlib
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["quiet_bars", "quiet_imports"]
+from controlllm.common.errors import ConfigError
+
+__all__ = ["quiet_bars", "quiet_imports", "require_package"]
 
 _LINES = {
     "torchao": "Failed to load ",
@@ -49,6 +53,23 @@ def quiet_imports() -> Iterator[None]:
     finally:
         for logger, one in filters:
             logger.removeFilter(one)
+
+
+def require_package(module: str, setting: str) -> Any:
+    """Import a module of an optional package, whose extra has the package's name.
+
+    Raises:
+        ConfigError: it is not installed; `setting` is what needs it.
+    """
+    package = module.partition(".")[0]
+    try:
+        with quiet_imports():
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{setting} needs {package}, which cannot be imported ({error}): "
+            f"`pip install 'controlllm[{package}]'`, or leave it out."
+        ) from error
 
 
 @contextmanager

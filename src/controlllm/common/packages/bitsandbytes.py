@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.quiet import quiet_imports
+from controlllm.common.errors import ModelError
+from controlllm.common.quiet import require_package
 
 __all__ = [
     "BNB_KINDS",
@@ -28,7 +28,6 @@ __all__ = [
     "bnb_linear",
     "bnb_weight",
     "packed_bytes",
-    "require_bitsandbytes",
     "settle_bnb_linear",
     "stored_bytes",
 ]
@@ -42,34 +41,15 @@ _SCALES_BLOCK = 256
 _LOUD = "bitsandbytes.autograd._functions"
 
 
-def require_bitsandbytes(setting: str) -> Any:
-    """Import bitsandbytes.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        with quiet_imports():
-            return importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise ConfigError(
-            f"{setting} needs bitsandbytes, which cannot be imported ({error}): "
-            "`pip install 'controlllm[bitsandbytes]'`, or leave the setting out."
-        ) from error
-
-
 def bnb_config(kind: str, compute_dtype: torch.dtype) -> Any:
-    """What makes `from_pretrained` quantise weights as it reads them.
-
-    Returns:
-        A `transformers.BitsAndBytesConfig`.
+    """The `BitsAndBytesConfig` with which `from_pretrained` quantises weights as it reads them.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
 
-    require_bitsandbytes(f"quantize_base={kind}")
+    require_package("bitsandbytes", f"quantize_base={kind}")
     if kind == "bnb_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -85,7 +65,7 @@ def bnb_linear(linear: nn.Linear, kind: str, compute_dtype: torch.dtype) -> nn.M
 
     `linear` is not changed, and its bias is kept.
     """
-    nn_ = require_bitsandbytes(f"quantize_base={kind}").nn
+    nn_ = require_package("bitsandbytes", f"quantize_base={kind}").nn
     weight, has_bias = linear.weight.detach(), linear.bias is not None
     sizes = (linear.in_features, linear.out_features, has_bias)
     with torch.device("meta"):
@@ -133,9 +113,7 @@ def bnb_weight(module: nn.Module) -> Tensor:
     """
     weight: Any = module.weight
     if bnb_kind(module) == "bnb_int8":
-        state: Any = module.state
-        scales = weight.SCB if getattr(weight, "SCB", None) is not None else state.SCB
-        return weight.data.float() * (scales.float().view(-1, 1) / 127)
+        return weight.data.float() * (_row_scales(module).float().view(-1, 1) / 127)
     settle_bnb_linear(module)
     functional = importlib.import_module("bitsandbytes.functional")
     dequantised: Tensor = functional.dequantize_4bit(weight.data.view(-1, 1), _quant_state(module))
@@ -193,9 +171,7 @@ def stored_bytes(module: nn.Module) -> int:
     """Bytes of a quantised layer's codes and scales."""
     weight: Any = module.weight
     if bnb_kind(module) == "bnb_int8":
-        state: Any = module.state
-        scales = weight.SCB if getattr(weight, "SCB", None) is not None else state.SCB
-        return int(weight.data.nbytes + scales.nbytes)
+        return int(weight.data.nbytes + _row_scales(module).nbytes)
     state = _quant_state(module)
     tensors = [weight.data, state.absmax, state.code]
     if state.nested:
@@ -216,6 +192,12 @@ def packed_bytes(rows: int, columns: int, kind: str) -> int:
     if kind == "bnb_nf4":
         return codes + 4 * scales + table
     return codes + scales + 4 * -(-scales // _SCALES_BLOCK) + table + 256 * 4 + 4
+
+
+def _row_scales(module: Any) -> Tensor:
+    """Of an 8-bit layer; they move from the weight to the layer's state when it first runs."""
+    scales: Tensor | None = getattr(module.weight, "SCB", None)
+    return module.state.SCB if scales is None else scales
 
 
 def _quant_state(module: Any) -> Any:

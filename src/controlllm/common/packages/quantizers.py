@@ -16,12 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from controlllm.common.packages.bitsandbytes import (
-    BNB_KINDS,
-    packed_bytes,
-    require_bitsandbytes,
-)
-from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
+from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
 
 __all__ = ["NF4_BLOCK", "QUANTIZERS", "READ_ONLY", "Quantizer", "is_shared_by"]
@@ -57,10 +53,6 @@ class Quantizer:
         return self.bytes(rows, columns) - math.prod(self.shape(rows, columns))
 
 
-def _by_any(strategy: Any) -> bool:
-    return True
-
-
 def _by_torch(strategy: Any) -> bool:
     return not strategy.by_deepspeed
 
@@ -74,8 +66,8 @@ def _in_rows(width: Callable[[int], int]) -> Quantizer:
     return Quantizer(
         shape=lambda rows, columns: (rows, width(columns)),
         bytes=lambda rows, columns: rows * width(columns),
-        shares=_by_any,
-        require=partial(require_torchao, "torchao.quantization"),
+        shares=lambda strategy: True,
+        require=partial(require_package, "torchao.quantization"),
     )
 
 
@@ -96,7 +88,7 @@ for _kind in BNB_KINDS:
             shape=partial(_bnb_shape, _kind),
             bytes=partial(packed_bytes, kind=_kind),
             shares=_by_none if _kind == "bnb_int8" else _by_torch,
-            require=require_bitsandbytes,
+            require=partial(require_package, "bitsandbytes"),
             at_load=True,
         )
     )

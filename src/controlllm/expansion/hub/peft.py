@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from controlllm.common.adapters import ADAPTER_NAME, adapter_names, has_adapters, remove_adapters
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.quiet import quiet_imports
+from controlllm.common.quiet import require_package
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.adapter_file import adapter_settings, require_ranks
@@ -38,20 +38,8 @@ _PREFIX = "base_model.model."
 
 
 def require_peft() -> Any:
-    """Import PEFT.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        with quiet_imports():
-            import peft
-    except ImportError as error:
-        raise ConfigError(
-            f"adapters need PEFT, which cannot be imported ({error}): "
-            "`pip install 'controlllm[peft]'`."
-        ) from error
-    return peft
+    """Import PEFT (ConfigError where it is not installed)."""
+    return require_package("peft", "an adapter")
 
 
 def add_adapters(model: PreTrainedModel, config: AdapterConfig, seed: int = 0) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
 
 __all__ = ["LOW_BIT", "OPTIMIZERS", "LowBit", "Optimizer", "StateBytes", "block_size"]
@@ -79,7 +79,7 @@ class LowBit(Optimizer):
 
     def require(self, setting: str) -> Any:
         """Import torchao's optimizers (ConfigError)."""
-        return require_torchao("torchao.optim", setting)
+        return require_package("torchao.optim", setting)
 
     def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
         """As `Optimizer.state_bytes`."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from controlllm.common.errors import ModelError
 from controlllm.common.packages.quantizers import NF4_BLOCK as BLOCK
 from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
-from controlllm.common.packages.torchao import require_torchao
+from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
 
 __all__ = ["PACKERS", "Packer", "QuantisedLinear", "register_quantizer"]
@@ -128,7 +128,7 @@ class _Multiply(torch.autograd.Function):
 
 def _pack_int8(weight: Tensor) -> tuple[Tensor, None]:
     """Symmetric, by torchao's weight-only recipe."""
-    torchao = require_torchao("torchao.quantization", "model.quantize_base=int8")
+    torchao = require_package("torchao.quantization", "model.quantize_base=int8")
     quantised = torchao.Int8Tensor.from_hp(weight.float(), granularity=torchao.PerRow())
     scale = quantised.scale.float().view(-1, 1).contiguous()
     return torch.cat([quantised.qdata.view(torch.uint8), scale.view(torch.uint8)], 1), None
@@ -142,7 +142,7 @@ def _unpack_int8(packed: Tensor, table: Tensor | None, columns: int) -> Tensor:
 def _pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes by torchao; the scales are not quantised again, as that would tie rows together."""
     rows, blocks = weight.shape[0], -(-weight.shape[1] // BLOCK)
-    torchao = require_torchao("torchao.quantization", "model.quantize_base=nf4")
+    torchao = require_package("torchao.quantization", "model.quantize_base=nf4")
     weight = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).contiguous()
     quantised = torchao.to_nf4(weight, BLOCK, blocks)
     scales = weight.view(rows, blocks, BLOCK).abs().amax(-1).to(torch.bfloat16)
