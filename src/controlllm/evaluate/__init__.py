@@ -1,6 +1,7 @@
 """Floor 3: the numbers that say what was learned and what was forgotten.
 
 forgetting   Losses of a model and its base on the same text, and the dial between them
+items        Every question put to every model, kept item by item
 harness      lm-evaluation-harness tasks on a live model
 task_scores  Their scores, base and trained document by document
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     )
     from controlllm.evaluate.forgetting.tables import losses_table
     from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
+    from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
+    from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
     from controlllm.evaluate.statistics import (
         Difference,
         Interval,
@@ -50,14 +53,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_ALPHAS",
+    "READINGS",
+    "Asked",
+    "Change",
     "DialCurve",
     "DialPoint",
     "Difference",
+    "Evaluation",
     "HarnessConfig",
     "Interval",
+    "Item",
     "LossReport",
+    "Outcome",
+    "Reading",
     "Reference",
     "RetentionReport",
+    "Subject",
     "TaskReport",
     "TaskScore",
     "Verdict",
@@ -65,6 +76,7 @@ __all__ = [
     "average_weights",
     "averaging_curve",
     "calibrate",
+    "compare_models",
     "detectable_difference",
     "evaluate_losses",
     "evaluating",
