@@ -15,6 +15,7 @@ __all__ = [
     "IGNORE_INDEX",
     "cross_entropy_sum",
     "dft_sum",
+    "hits_sum",
     "kl_sum",
     "masked_sum",
     "target_mask",
@@ -42,6 +43,12 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     logits, labels = _next_tokens(logits_BTV, labels_BT)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (labels != IGNORE_INDEX).sum()
+
+
+def hits_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """How many targets are the model's likeliest next token, and the number of targets."""
+    logits, labels = _next_tokens(logits_BTV, labels_BT)
+    return (logits.argmax(-1) == labels).sum(), (labels != IGNORE_INDEX).sum()
 
 
 def _next_tokens(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

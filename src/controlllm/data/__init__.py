@@ -15,6 +15,7 @@ step  room      function or class     input -> output
 10    loader    TrainLoader           1-9 in lanes, on all ranks and workers -> batches
  -    cache     prepare_source        1-5 over a whole source -> tokens on disk
  -    loader    eval_batches          a held-out source -> fixed batches, each target once
+ -    loader    read_questions        a held-out source -> prompts to answer, and their answers
 ```
 
 config    What the data section may say, and the names by which users' own code joins
@@ -59,6 +60,12 @@ from controlllm.data.loader.collate import (
 )
 from controlllm.data.loader.evaluation import eval_batches, read_examples
 from controlllm.data.loader.open_source import Size, check_first_rows
+from controlllm.data.loader.questions import (
+    Question,
+    QuestionSet,
+    check_questions,
+    read_questions,
+)
 from controlllm.data.loader.train_loader import TrainLoader
 from controlllm.data.sources import register_reader, register_source
 
@@ -74,6 +81,8 @@ __all__ = [
     "Member",
     "Message",
     "PostprocessContext",
+    "Question",
+    "QuestionSet",
     "Row",
     "Size",
     "SourceConfig",
@@ -82,11 +91,13 @@ __all__ = [
     "TokenStore",
     "TrainLoader",
     "check_first_rows",
+    "check_questions",
     "collate",
     "eval_batches",
     "model_inputs",
     "padded_width",
     "read_examples",
+    "read_questions",
     "register_collator",
     "register_filter",
     "register_format",

@@ -5,6 +5,7 @@ items        Every question put to every model, kept item by item
 harness      lm-evaluation-harness tasks on a live model
 task_scores  Their scores, base and trained document by document
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
+texts        What a model writes, held against what it should have written
 
 Everything runs in evaluation mode without gradients, leaves the model as it was found, counts every
 target token once, and gives the same numbers however the batches are cut.

@@ -113,6 +113,25 @@ class Renderer:
         spans = role_spans(text, document, self.train_on, self._render_text, self._special_tokens)
         return Prepared(text, spans)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The conversation as a text, up to where an answer begins.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        return self._render_text(messages, True)
+
+    def prepare_prompt(self, messages: Sequence[Message]) -> Prepared:
+        """The same ready to be tokenized; nothing in it is a target.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        if self._names is None or not self._names.stand_in(list(messages)):
+            return Prepared(self.prompt(messages), [])
+        hidden = self.prompt(self._names.hide(messages))
+        return Prepared(self._names.reveal(hidden)[0], [], named=True)
+
     def tokenize(self, prepared: Sequence[Prepared]) -> list[Tokenized]:
         """Tokenize many texts at once, which is several times faster than one by one."""
         return self._tokens.tokenize(prepared)

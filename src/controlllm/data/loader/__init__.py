@@ -9,6 +9,7 @@ mixing        Several streams -> one sequence of draws in which each source hold
 open_source   Steps 1 to 4 put together: a source config -> the feed that streams draw from
 packing       Which waiting rows go together into a slot
 plugins       Users' own formats, sources, filters, hooks and collators
+questions     A held-out set as prompts to answer, and their answers
 shuffle       In which order the chunks of a source come, epoch after epoch, in constant memory
 stream        One source, as one lane draws from it: shuffled, endless, and resumable
 train_loader  The training loader: the lanes of a rank, collated, and their state
