@@ -12,7 +12,7 @@ from typing import Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.arrowmessages import MAGIC, CheckedStream, messages_of
+from controlllm.data.sources.arrowmessages import MAGIC, CheckedStream, packed_buffers
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.chunks import Chunks, Located, RowChunks, chained, locate
 from controlllm.data.sources.files import SourceFile, identify, reading
@@ -43,24 +43,32 @@ def _kind(file: SourceFile) -> Callable[[Sequence[SourceFile], SourceConfig], Ch
 
 def _is_plain(file: SourceFile) -> bool:
     """Whether no buffer of a local file is compressed: then batches are views of it, not copies."""
-    with reading(file.address), file.open_raw(2**12) as opened:
-        try:
-            return not any(message.buffers for message in messages_of(opened))
-        except DataError as error:
-            raise DataError(f"{file} cannot be read: {error}.") from None
+    import pyarrow as pa
+
+    with reading(file.address):
+        messages = pa.ipc.MessageReader.open_stream(_mapped(file.path)[0])
+        return not any(map(packed_buffers, messages))
+
+
+def _mapped(path: str) -> tuple[Any, bool]:
+    """A file in memory, at its first message, and whether it is of the file form."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(path)
+    is_file = mapped.read(len(MAGIC)) == MAGIC
+    mapped.seek(len(MAGIC) * is_file)
+    return mapped, is_file
 
 
 def _batches(path: str) -> list[Any]:
     """The record batches of a file that hold rows, mapped."""
     import pyarrow as pa
 
-    mapped = pa.memory_map(path)
-    is_file = mapped.read(len(MAGIC)) == MAGIC
-    mapped.seek(0)
-    if not is_file:
-        return [batch for batch in pa.ipc.open_stream(mapped) if batch.num_rows]
-    opened = pa.ipc.open_file(mapped)
-    batches = map(opened.get_batch, range(opened.num_record_batches))
+    mapped, is_file = _mapped(path)
+    batches: Any = pa.ipc.open_stream(mapped) if not is_file else ()
+    if is_file:
+        opened = pa.ipc.open_file(mapped)
+        batches = map(opened.get_batch, range(opened.num_record_batches))
     return [batch for batch in batches if batch.num_rows]
 
 

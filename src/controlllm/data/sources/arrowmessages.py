@@ -1,105 +1,75 @@
 """Messages of Arrow's IPC forms, looked at before Arrow unpacks them.
 
-A message is its length, a description (a flatbuffer), and a body of buffers. Where buffers are
-compressed, each begins with the number of bytes that it becomes, which may be anything.
+A message is a description (a flatbuffer, which Arrow verifies) and a body of buffers. Where these
+are compressed, each begins with the number of bytes that it becomes, which may be anything.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.limits import check_unpacked
 
-__all__ = ["MAGIC", "CheckedStream", "Message", "messages_of"]
+__all__ = ["MAGIC", "CheckedStream", "packed_buffers"]
 
-MAGIC = b"ARROW1"
-_CONTINUES = 0xFFFFFFFF
-_DICTIONARY, _BATCH = 2, 3
-_MOST_DESCRIBED = 2**26
-_BUFFER = struct.Struct("<qq")
+MAGIC = b"ARROW1\0\0"
+"""The file form is this, then a stream, then a footer behind the end of the stream."""
 
-
-@dataclass(frozen=True)
-class Message:
-    """What the description of a message says.
-
-    Attributes:
-        start: where it begins.
-        head: bytes of length and description.
-        body: bytes of its body.
-        buffers: where compressed buffers begin in the body; empty where none is compressed.
-    """
-
-    start: int
-    head: int
-    body: int
-    buffers: tuple[int, ...]
-
-    def check(self, what: str, body: bytes, source: SourceConfig) -> None:
-        """Check how many bytes its compressed buffers become.
-
-        Raises:
-            DataError: too many.
-        """
-        try:
-            sizes = [struct.unpack_from("<q", body, start)[0] for start in self.buffers]
-        except struct.error:
-            raise DataError(f"{what} is broken; is it complete?") from None
-        unpacked = sum(max(size, 0) for size in sizes)
-        check_unpacked(what, unpacked, len(body), source)
+_INNER_BATCH, _BUFFERS, _HEADER, _COMPRESSION, _METADATA = 1, 2, 2, 3, 4
+"""Numbers of fields: of a dictionary, a batch, a message, a batch, a message."""
 
 
-def read_message(file: IO[bytes], start: int) -> tuple[Message, bytes] | None:
-    """The message that comes next, and the bytes of its head; None at the end.
-
-    The file form is a mark of 8 bytes, then a stream, then a footer behind the end of the stream.
-
-    Raises:
-        DataError: it is broken.
-    """
-    head = file.read(4)
-    if not start and head == MAGIC[:4]:
-        file.read(4)
-        start, head = 8, file.read(4)
-    if len(head) == 4 and struct.unpack("<I", head)[0] == _CONTINUES:
-        head += file.read(4)
-    if len(head) < 4 or not (length := struct.unpack("<i", head[-4:])[0]):
-        return None
-    if not 0 < length <= _MOST_DESCRIBED:
-        raise DataError(f"broken Arrow (message at byte {start} of {length:,} bytes)")
-    description = file.read(length)
-    try:
-        return _message(start, head, description), head + description
-    except (struct.error, IndexError):
-        raise DataError(f"broken Arrow (message at byte {start}); is it complete?") from None
-
-
-def _message(start: int, head: bytes, description: bytes) -> Message:
-    root = _Table.root(description)
-    body = root.number(3, "<q")
-    if body < 0:
-        raise IndexError
-    batch = root.table(2)
-    if batch is not None and root.number(1, "<B") == _DICTIONARY:
-        batch = batch.table(1)
-    buffers: tuple[int, ...] = ()
+def packed_buffers(message: Any) -> list[int]:
+    """Where the compressed buffers of a message begin in its body."""
+    if message.type not in ("dictionary", "record batch"):
+        return []
+    data = message.metadata.to_pybytes()
+    root = _target(data, 0)
+    batch = _target(data, _field(data, root, _HEADER))
+    if message.type == "dictionary":
+        batch = _target(data, _field(data, batch, _INNER_BATCH))
     # Before it was a field of its own, metadata of the message said that buffers are compressed.
-    is_batch = root.number(1, "<B") in (_DICTIONARY, _BATCH)
-    if is_batch and batch is not None and (batch.has(3) or root.has(4)):
-        buffers = tuple(where for where, size in batch.structs(2, _BUFFER) if size >= 8)
-    return Message(start, len(head) + len(description), body, buffers)
+    if not (_field(data, batch, _COMPRESSION) or _field(data, root, _METADATA)):
+        return []
+    start = _target(data, _field(data, batch, _BUFFERS))
+    (count,) = struct.unpack_from("<I", data, start)
+    buffers = struct.iter_unpack("<qq", data[start + 4 : start + 4 + 16 * count])
+    return [where for where, size in buffers if size >= 8]
 
 
-def messages_of(file: IO[bytes]) -> Iterator[Message]:
-    """All messages of a file that can be sought in, from its beginning."""
-    start = 0
-    while (found := read_message(file, start)) is not None:
-        yield found[0]
-        start = found[0].start + found[0].head + found[0].body
-        file.seek(start)
+def _target(data: bytes, place: int) -> int:
+    """What the offset at a place leads to."""
+    return place + int(struct.unpack_from("<I", data, place)[0])
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """The place of a field of a table; 0 where it is not there."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    entry = 4 + 2 * number
+    if entry + 2 > struct.unpack_from("<H", data, fields)[0]:
+        return 0
+    (offset,) = struct.unpack_from("<H", data, fields + entry)
+    return table + int(offset) if offset else 0
+
+
+class _Bounded:
+    """A file without its mark, of which nothing larger than `most` bytes is read at once."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], name: str, most: int) -> None:
+        self._file, self._name, self._most = file, name, most
+        first = file.read(len(MAGIC))
+        self._first = b"" if first == MAGIC else first
+
+    def read(self, size: int) -> bytes:
+        if size > self._most:
+            raise DataError(
+                f"{self._name} cannot be read: a message of {size:,} bytes is more than it may hold."
+            )
+        first, self._first = self._first[:size], self._first[size:]
+        return first + self._file.read(size - len(first))
 
 
 class CheckedStream:
@@ -108,8 +78,11 @@ class CheckedStream:
     closed = False
 
     def __init__(self, file: IO[bytes], name: str, most: int, source: SourceConfig) -> None:
-        self._file, self._name, self._most, self._source = file, name, most, source
-        self._ready, self._start = memoryview(b""), 0
+        import pyarrow as pa
+
+        self._name, self._source, self._number = name, source, 0
+        self._messages = pa.ipc.MessageReader.open_stream(_Bounded(file, name, most))
+        self._ready = memoryview(b"")
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at most as many as are left of a message."""
@@ -122,71 +95,17 @@ class CheckedStream:
         return b"".join(parts)
 
     def _next(self) -> bool:
-        try:
-            found = read_message(self._file, self._start)
-        except DataError as error:
-            raise DataError(f"{self._name} cannot be read: {error}.") from None
-        if found is None:
+        message = next(self._messages, None)
+        if message is None:
             return False
-        message, head = found
-        what = f"{self._name}, message at byte {self._start}"
-        if message.body > self._most:
-            raise DataError(f"{what}: its {message.body:,} bytes are more than the file may hold.")
-        body = self._file.read(message.body)
-        message.check(what, body, self._source)
-        self._ready = memoryview(head + body)
-        self._start = message.start + message.head + message.body
+        what = f"{self._name}, message {self._number}"
+        self._number += 1
+        starts = packed_buffers(message)
+        try:
+            sizes = [struct.unpack_from("<q", message.body, start)[0] for start in starts]
+        except struct.error:
+            raise DataError(f"{what} is broken; is it complete?") from None
+        unpacked = sum(max(size, 0) for size in sizes)
+        check_unpacked(what, unpacked, len(message.body or b""), self._source)
+        self._ready = memoryview(message.serialize())
         return True
-
-
-class _Table:
-    """A table of a flatbuffer: its fields by their numbers."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        if not 0 <= at < len(data):
-            raise IndexError
-        self._data, self._at = data, at
-        self._fields = at - self._read("<i", at)
-        self._size = self._read("<H", self._fields)
-
-    @classmethod
-    def root(cls, data: bytes) -> "_Table":
-        """The table that a flatbuffer is."""
-        return cls(data, struct.unpack_from("<I", data, 0)[0])
-
-    def has(self, field: int) -> bool:
-        """Whether a field is there."""
-        return bool(self._place(field))
-
-    def number(self, field: int, form: str) -> int:
-        """A number; 0 where it is not there."""
-        place = self._place(field)
-        return self._read(form, place) if place else 0
-
-    def table(self, field: int) -> "_Table | None":
-        """A table inside."""
-        place = self._place(field)
-        return _Table(self._data, place + self._read("<I", place)) if place else None
-
-    def structs(self, field: int, form: struct.Struct) -> Iterator[tuple[int, ...]]:
-        """The structs of a list."""
-        if not (place := self._place(field)):
-            return
-        start = place + self._read("<I", place)
-        for number in range(self._read("<I", start)):
-            at = start + 4 + number * form.size
-            if at < 0 or at + form.size > len(self._data):
-                raise IndexError
-            yield form.unpack_from(self._data, at)
-
-    def _place(self, field: int) -> int:
-        entry = 4 + 2 * field
-        if entry + 2 > self._size:
-            return 0
-        offset = self._read("<H", self._fields + entry)
-        return self._at + offset if offset else 0
-
-    def _read(self, form: str, at: int) -> Any:
-        if at < 0:
-            raise IndexError
-        return struct.unpack_from(form, self._data, at)[0]
