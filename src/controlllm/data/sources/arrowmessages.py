@@ -66,7 +66,7 @@ class _Bounded:
     def read(self, size: int) -> bytes:
         if size > self._most:
             raise DataError(
-                f"{self._name} cannot be read: a message of {size:,} bytes is more than it may hold."
+                f"{self._name} cannot be read: its message of {size:,} bytes is too large."
             )
         first, self._first = self._first[:size], self._first[size:]
         return first + self._file.read(size - len(first))

@@ -6,11 +6,17 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.chunks import Located
-from controlllm.data.sources.limits import check_unpacked, most_unpacked, weight
+from controlllm.data.sources.limits import (
+    check_unpacked,
+    most_unpacked,
+    read_signed,
+    read_unsigned,
+    weight,
+)
 from controlllm.data.sources.lines import too_long
 from controlllm.data.sources.ranges import Range, RangeChunks
 from controlllm.data.sources.registry import register_chunks
@@ -53,12 +59,7 @@ def _unsnappy(data: bytes, most: int) -> bytes:
     """The block, then the big-endian CRC of what it holds; its size stands at its beginning."""
     import pyarrow as pa
 
-    size = 0
-    for number, byte in enumerate(data[:5]):
-        size |= (byte & 127) << (7 * number)
-        if byte < 128:
-            break
-    if size >= most:
+    if (size := read_unsigned(io.BytesIO(data))) >= most:
         return bytes(most)
     unpacked = pa.decompress(data[:-4], size, codec="snappy", asbytes=True)
     if zlib.crc32(unpacked) != int.from_bytes(data[-4:], "big"):
@@ -70,8 +71,7 @@ def _unlz4(data: bytes, most: int) -> bytes:
     """The size, then the block."""
     import pyarrow as pa
 
-    size = int.from_bytes(data[:4], "little")
-    if size >= most:
+    if (size := int.from_bytes(data[:4], "little")) >= most:
         return bytes(most)
     return bytes(pa.decompress(data[4:], size, codec="lz4_raw", asbytes=True))
 
@@ -162,14 +162,19 @@ class AvroChunks(RangeChunks):
 
     def _blocks(self, part: Range) -> Iterator[tuple[int, int, bytes, str, Any]]:
         """(position, records, stored bytes, codec, schema) of the blocks that begin in `part`."""
+        try:
+            from fastavro import block_reader
+        except ImportError:
+            text = f"{part.file} needs the package `fastavro`: pip install fastavro"
+            raise DataError(text) from None
         most = _MOST_BYTES
         if part.file.packed:  # What was packed twice must not grow without end either.
             most = most_unpacked(part.file.size or 0, self.source)
         with part.file.open(part.bytes(_SCAN_BYTES)) as file:
             spliced = _Spliced(file, most)
             with _told(part, 0):
-                reader = _fastavro(part).block_reader(spliced)
-                codec, schema = reader.codec, check_schema(reader.writer_schema)
+                reader = block_reader(cast(IO[bytes], spliced))
+                codec, schema = str(reader.codec), check_schema(reader.writer_schema)
             if part.start and not spliced.jump(part):
                 return
             while not part.ends_before(position := spliced.position):
@@ -181,10 +186,12 @@ class AvroChunks(RangeChunks):
 
 
 def _records(part: Range, position: int, data: bytes, count: int, schema: Any) -> Iterator[Any]:
-    stream, read = io.BytesIO(data), _fastavro(part).schemaless_reader
+    from fastavro import schemaless_reader
+
+    stream = io.BytesIO(data)
     with _told(part, position):
         for _ in range(count):
-            yield read(stream, schema, None)
+            yield schemaless_reader(stream, schema, None)
 
 
 @contextmanager
@@ -207,10 +214,8 @@ class _Spliced:
     """A file as `fastavro` reads it: the head, then blocks from where `jump` found one."""
 
     def __init__(self, file: IO[bytes], most: int) -> None:
-        self._file = file
-        self._most = most
-        self.position = 0
-        self._last = b""
+        self._file, self._most = file, most
+        self.position, self._last = 0, b""
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self._most:
@@ -221,33 +226,20 @@ class _Spliced:
             self._last = data  # The head, and each block, ends with the marker.
         return data
 
-    def tell(self) -> int:
-        return self.position
-
     def block(self) -> tuple[int, bytes] | None:
         """(records, stored bytes) of the block that comes next; None at the end."""
-        marker = self._last
-        first = self.read(1)
-        if not first:
-            return None
-        count, size = self._number(first), self._number(self.read(1))
+        marker, start = self._last, self.position
+        try:
+            count, size = read_signed(self), read_signed(self)
+        except IndexError:
+            if self.position == start:
+                return None
+            raise ValueError("the file ends within it") from None
         data = self.read(size)
         if len(data) < size or self.read(_MARKER_BYTES) != marker or count < 0:
             raise ValueError("no marker at its end")
         self._last = marker
         return count, data
-
-    def _number(self, byte: bytes) -> int:
-        """A number as Avro writes it: seven bits in each byte, the sign last."""
-        value = shift = 0
-        while byte and byte[0] >= 128 and shift < 63:
-            value |= (byte[0] & 127) << shift
-            shift += 7
-            byte = self.read(1)
-        if not byte:
-            raise ValueError("the file ends within it")
-        value |= byte[0] << shift
-        return (value >> 1) ^ -(value & 1)
 
     def jump(self, part: Range) -> bool:
         """Go on at the first block that begins in `part`; whether there is one."""
@@ -265,11 +257,3 @@ class _Spliced:
             if part.ends_before(start):
                 return False
         return False
-
-
-def _fastavro(part: Range) -> Any:
-    try:
-        import fastavro
-    except ImportError:
-        raise DataError(f"{part.file} needs the package `fastavro`: pip install fastavro") from None
-    return fastavro

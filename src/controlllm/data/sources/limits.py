@@ -1,11 +1,11 @@
-"""How much memory a row takes, and how much may be unpacked at once."""
+"""How much memory a row takes, and how much may be unpacked at once, as heads of blocks say it."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 
-__all__ = ["check_unpacked", "most_unpacked", "weight"]
+__all__ = ["check_unpacked", "most_unpacked", "read_signed", "read_unsigned", "weight"]
 
 ROWS, TIMES = 8, 20
 """A block may hold so many rows of `max_row_bytes`, or so many times the bytes that are stored:
@@ -50,3 +50,30 @@ def weight(row: Any) -> int:
             stack += value
         total += _ERROR if isinstance(value, Exception) else _OTHER
     return total
+
+
+class Readable(Protocol):
+    """What numbers are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def read_unsigned(data: Readable) -> int:
+    """A number as heads hold it: seven bits in each byte, the lowest first.
+
+    Raises:
+        IndexError: the data ends within it, or it is too large.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data.read(1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise IndexError
+
+
+def read_signed(data: Readable) -> int:
+    """The same for a number whose lowest bit is its sign."""
+    value = read_unsigned(data)
+    return (value >> 1) ^ -(value & 1)

@@ -6,13 +6,13 @@ What the footer of the file says is no more than a promise, so it is held agains
 """
 
 import bisect
-import os
+import io
 from dataclasses import dataclass
 from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.limits import check_unpacked
+from controlllm.data.sources.limits import check_unpacked, read_signed, read_unsigned
 
 __all__ = ["CheckedPages", "Column", "columns_of"]
 
@@ -27,54 +27,47 @@ _DELTA_BYTES = 7
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a row group, as the footer says.
-
-    Attributes:
-        name: for messages.
-        start: where its pages begin.
-        stored: their bytes.
-        unpacked: bytes that they become.
-        has_lists: whether a row may hold several of its values.
-        has_dictionary: whether it may spell values once for many rows.
-        spells_once: whether pyarrow can keep what its dictionary spells once for many rows so.
-        grows: whether a value may be spelt in other ways by less than it is.
-    """
+    """A column of a row group, as the footer says."""
 
     name: str
     start: int
+    """Where its pages begin."""
     stored: int
+    """Their bytes."""
     unpacked: int
+    """Bytes that they become."""
     has_lists: bool
+    """Whether a row may hold several of its values."""
     has_dictionary: bool
+    """Whether it may spell values once for many rows."""
     spells_once: bool
+    """Whether pyarrow can keep what its dictionary spells once for many rows so."""
     grows: bool
+    """Whether a value may be spelt in other ways by less than it is."""
 
 
 def columns_of(footer: Any, group: int) -> list[Column]:
     """The columns of a row group."""
-    found = []
-    for number in range(footer.num_columns):
-        column_chunk, kind = footer.row_group(group).column(number), footer.schema.column(number)
-        start, first = column_chunk.data_page_offset, column_chunk.dictionary_page_offset
-        has_dictionary = column_chunk.has_dictionary_page or any(
-            "DICTIONARY" in encoding for encoding in column_chunk.encodings
-        )
-        is_bytes = kind.physical_type == "BYTE_ARRAY" and kind.logical_type.type != "DECIMAL"
-        spells_once = has_dictionary and is_bytes and kind.logical_type.type in ("NONE", "STRING")
-        found.append(
-            Column(
-                kind.path,
-                min(start, first) if column_chunk.has_dictionary_page and first else start,
-                column_chunk.total_compressed_size,
-                column_chunk.total_uncompressed_size,
-                kind.max_repetition_level > 0,
-                has_dictionary,
-                spells_once,
-                "DELTA_BYTE_ARRAY" in column_chunk.encodings
-                or (has_dictionary and is_bytes and not spells_once),
-            )
-        )
-    return sorted(found, key=lambda column: column.start)
+    return sorted(
+        (
+            _column(footer.row_group(group).column(number), footer.schema.column(number))
+            for number in range(footer.num_columns)
+        ),
+        key=lambda column: column.start,
+    )
+
+
+def _column(told: Any, kind: Any) -> Column:
+    start, logical, encodings = told.data_page_offset, kind.logical_type.type, told.encodings
+    if told.has_dictionary_page and told.dictionary_page_offset:
+        start = min(start, told.dictionary_page_offset)
+    has_dictionary = told.has_dictionary_page or any("DICTIONARY" in name for name in encodings)
+    is_bytes = kind.physical_type == "BYTE_ARRAY" and logical != "DECIMAL"
+    spells_once = has_dictionary and is_bytes and logical in ("NONE", "STRING")
+    grows = "DELTA_BYTE_ARRAY" in encodings or (has_dictionary and is_bytes and not spells_once)
+    sizes = told.total_compressed_size, told.total_uncompressed_size
+    has_lists = kind.max_repetition_level > 0
+    return Column(kind.path, start, *sizes, has_lists, has_dictionary, spells_once, grows)
 
 
 class CheckedPages:
@@ -85,17 +78,9 @@ class CheckedPages:
     def __init__(
         self, file: IO[bytes], name: str, columns: list[Column], source: SourceConfig
     ) -> None:
-        self._file = file
+        self._file, self.seek, self.tell = file, file.seek, file.tell
         self._starts = [column.start for column in columns]
         self._columns = [_ColumnPages(f"{name}, column {c.name!r}", c, source) for c in columns]
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place of the file."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._file.tell()
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the file.
@@ -106,10 +91,10 @@ class CheckedPages:
         start = self._file.tell()
         data = self._file.read(size)
         number = max(0, bisect.bisect_right(self._starts, start) - 1)
-        for column_chunk in self._columns[number:]:
-            if column_chunk.column.start >= start + len(data):
+        for pages in self._columns[number:]:
+            if pages.column.start >= start + len(data):
                 break
-            column_chunk.look(start, data)
+            pages.look(start, data)
         return data
 
 
@@ -117,11 +102,8 @@ class _ColumnPages:
     """The pages of a column in a row group, whose heads are read as they come."""
 
     def __init__(self, what: str, column: Column, source: SourceConfig) -> None:
-        self.column = column
-        self._what, self._source = what, source
-        self._next = column.start
-        self._end = column.start + column.stored
-        self._head = b""
+        self.column, self._what, self._source = column, what, source
+        self._next, self._end, self._head = column.start, column.start + column.stored, b""
         self._values = self._stored = self._unpacked = 0
 
     def look(self, start: int, data: bytes) -> None:
@@ -136,31 +118,30 @@ class _ColumnPages:
                 return
             # A head is hardly ever longer than this; of a longer one the rest is taken next.
             self._head += data[at : at + 64 + len(self._head)]
-            reader = _Compact(self._head)
+            head = io.BytesIO(self._head)
             try:
-                head = reader.struct()
+                told = _struct(head)
             except IndexError:
                 if len(self._head) > _MOST_HEAD:
                     raise DataError(f"{self._what}: the head of a page is broken.") from None
                 continue
-            self._check(head)
-            self._next += reader.at + head[_STORED]
+            self._check(told)
+            self._next += head.tell() + told[_STORED]
             self._head = b""
 
     def _check(self, head: dict[int, Any]) -> None:
         size, stored = head.get(_SIZE, -1), head.get(_STORED, -1)
         page = head.get(_DATA) or head.get(_DATA_V2) or {}
-        is_dictionary = head.get(1) == _DICTIONARY_PAGE
         values = page.get(1, 0)
         if min(size, stored, values) < 0:
             raise DataError(f"{self._what}: the head of a page is broken.")
         check_unpacked(f"{self._what}, a page", size, stored, self._source)
         self._stored, self._unpacked = self._stored + stored, self._unpacked + size
-        encoding = page.get(4 if _DATA_V2 in head else 2)
+        is_delta = page.get(4 if _DATA_V2 in head else 2) == _DELTA_BYTES
         told = self.column
         if (
-            (is_dictionary and not told.has_dictionary)
-            or (encoding == _DELTA_BYTES and not told.grows)
+            (head.get(1) == _DICTIONARY_PAGE and not told.has_dictionary)
+            or (is_delta and not told.grows)
             or (told.grows and self._unpacked > told.unpacked)
         ):
             raise DataError(
@@ -172,67 +153,39 @@ class _ColumnPages:
             check_unpacked(what, self._values * _VALUE, self._stored, self._source)
 
 
-class _Compact:
-    """Thrift's compact form: structs as the numbers of their fields -> values."""
+def _struct(data: IO[bytes], depth: int = 0) -> dict[int, Any]:
+    """The struct that comes next in Thrift's compact form: numbers of fields -> values.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 0
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The struct that comes next.
-
-        Raises:
-            IndexError: the data ends within it, or it is none.
-        """
-        if depth > _DEEPEST:
-            raise IndexError
-        found: dict[int, Any] = {}
-        field = 0
-        while kind := self._byte():
-            field = field + (kind >> 4) if kind >> 4 else self._number()
-            found[field] = self._value(kind & 15, depth)
-        return found
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):  # true, false
-            return kind == 1
-        if kind in (4, 5, 6):  # integers
-            return self._number()
-        if kind == 12:
-            return self.struct(depth + 1)
-        if kind in (3, 7):  # a byte, a double
-            return self._skip(1 if kind == 3 else 8)
-        if kind == 8:  # bytes
-            return self._skip(self._unsigned())
-        if kind in (9, 10):  # lists
-            size = self._byte()
-            count = size >> 4 if size >> 4 < 15 else self._unsigned()
-            for _ in range(count):
-                # Booleans in lists take a byte each.
-                self._skip(1) if size & 15 in (1, 2) else self._value(size & 15, depth + 1)
-            return None
+    Raises:
+        IndexError: the data ends within it, or it is none.
+    """
+    if depth > _DEEPEST:
         raise IndexError
+    found: dict[int, Any] = {}
+    field = 0
+    while kind := data.read(1)[0]:
+        field = field + (kind >> 4) if kind >> 4 else read_signed(data)
+        found[field] = _value(data, kind & 15, depth)
+    return found
 
-    def _skip(self, count: int) -> None:
-        self.at += count
-        if self.at > len(self._data):
-            raise IndexError
 
-    def _byte(self) -> int:
-        self._skip(1)
-        return self._data[self.at - 1]
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while shift < 70:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
+def _value(data: IO[bytes], kind: int, depth: int) -> Any:
+    if kind in (1, 2):  # true, false
+        return kind == 1
+    if kind in (4, 5, 6):  # integers
+        return read_signed(data)
+    if kind == 12:
+        return _struct(data, depth + 1)
+    if kind in (9, 10):  # lists
+        size = data.read(1)[0]
+        # Booleans in lists take a byte each.
+        item = 3 if size & 15 in (1, 2) else size & 15
+        for _ in range(size >> 4 if size >> 4 < 15 else read_unsigned(data)):
+            _value(data, item, depth + 1)
+        return None
+    if kind not in (3, 7, 8):  # a byte, a double, bytes
         raise IndexError
-
-    def _number(self) -> int:
-        value = self._unsigned()
-        return (value >> 1) ^ -(value & 1)
+    size = {3: 1, 7: 8}.get(kind) or read_unsigned(data)
+    if len(data.read(size)) < size:
+        raise IndexError
+    return None
