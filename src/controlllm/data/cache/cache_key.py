@@ -8,6 +8,7 @@ code_key      the code of formats, filters and hooks               with the rows
 """
 
 import ast
+import importlib.util
 import inspect
 import json
 import sys
@@ -15,7 +16,6 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -32,17 +32,10 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder
 from controlllm.data.examples.row_filters import FILTERS
 from controlllm.data.formats import FORMATS
+from controlllm.data.sources.files import digest
 from controlllm.data.sources.registry import READERS, SOURCES
 
-__all__ = [
-    "NOT_OF_ROWS",
-    "OF_ENCODING",
-    "code_key",
-    "file_digest",
-    "forget_file",
-    "model_key",
-    "options_key",
-]
+__all__ = ["code_key", "file_digest", "forget_file", "model_key", "options_key"]
 
 NOT_OF_ROWS = {"path", "name", "weight", "streaming", "epochs", "split", "subset", "revision"}
 """Fields of a source that change no row, or that the identity of its rows tells already."""
@@ -71,8 +64,9 @@ def options_key(encoder: RowEncoder) -> str:
     config = {name: getattr(encoder.config, name) for name in OF_ENCODING}
     renderer = encoder.renderer
     values = (source, config, renderer.every_token, renderer.chat_template)
-    text = json.dumps(values, sort_keys=True, default=repr)
-    return _hash(text, _tokenizer_digest(renderer.tokenizer))
+    return digest(
+        json.dumps(values, sort_keys=True, default=repr), _tokenizer_digest(renderer.tokenizer)
+    )
 
 
 def model_key(model: Any) -> str:
@@ -81,49 +75,37 @@ def model_key(model: Any) -> str:
     Sums of bits are exact on every device, so the key does not depend on where the model lies.
     """
     config = getattr(model, "config", None)
-    parts = [json.dumps(config.to_dict(), sort_keys=True, default=str)] if config else []
+    parts: list[Any] = [json.dumps(config.to_dict(), sort_keys=True, default=str) if config else ""]
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            parts += [name, *_tensor_parts(tensor.detach())]
-    return _hash(*parts)
+            parts += [name, str(tensor.dtype), tuple(tensor.shape), _content(tensor.detach())]
+    return digest(*parts)
 
 
-def _tensor_parts(tensor: Tensor) -> Iterator[str]:
-    yield f"{tensor.dtype}{tuple(tensor.shape)}"
+def _content(tensor: Tensor) -> Any:
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if tensor.numel() and tensor.element_size() in kinds:
-        bits = tensor.contiguous().view(kinds[tensor.element_size()]).flatten()
-        yield str(int(bits.sum(dtype=torch.int64)))
-        yield str(bits[:: -(-len(bits) // SAMPLED)].tolist())
-    elif tensor.numel():  # complex128 and the like
-        yield str(tensor.tolist())
+    if not tensor.numel() or tensor.element_size() not in kinds:  # complex128 and the like
+        return tensor.tolist()
+    bits = tensor.contiguous().view(kinds[tensor.element_size()]).flatten()
+    return int(bits.sum(dtype=torch.int64)), bits[:: -(-len(bits) // SAMPLED)].tolist()
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Of the tokenizer's content, wherever it was loaded from; computed anew where it changed."""
     backend = tokenizer.backend_tokenizer
-    steps = [
-        str(step and step.__getstate__())
-        for step in (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
-    ]
+    steps = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    state = _hash(str(id(backend)), str(len(tokenizer)), special, *steps)
+    state = digest(
+        id(backend), len(tokenizer), special, *(step and step.__getstate__() for step in steps)
+    )
     known = _digests.get(tokenizer)
     if known is None or known[0] != state:
         content = json.loads(backend.to_str())
         # What a call may switch on and off again is no content.
         content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
-        known = state, _hash(json.dumps(content), special)
+        known = state, digest(json.dumps(content), special)
         _digests[tokenizer] = known
     return known[1]
-
-
-def _hash(*parts: str) -> str:
-    hasher = blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        hasher.update(len(data).to_bytes(8, "big") + data)
-    return hasher.hexdigest()
 
 
 VERSION = 1
@@ -145,14 +127,13 @@ def code_key(source: SourceConfig) -> str:
         ConfigError: a format, filter or hook that the source names is not known.
     """
     own = [part for function in _functions(source) for part in _parts(_plain(function))]
-    return _hash(f"{VERSION}", *map(version, TOKENIZING), *own)
+    return digest(VERSION, *map(version, TOKENIZING), *own)
 
 
 def file_digest(path: str, content: bytes | None = None) -> str:
     """A hash of a file as this process first saw it, which is the code that it runs."""
     if path not in _seen:
-        content = Path(path).read_bytes() if content is None else content
-        _seen[path] = blake2b(content, digest_size=16).hexdigest()
+        _seen[path] = digest(Path(path).read_bytes() if content is None else content)
     return _seen[path]
 
 
@@ -194,8 +175,11 @@ def _parts(function: Callable[..., Any]) -> Iterator[str]:
             yield file_digest(file)
             yield from sorted(map(file_digest, _imported(module, own_package, {file})))
     elif isinstance(code := getattr(function, "__code__", None), CodeType):
-        yield repr(_content(code))
-    yield from _enclosed(function)
+        yield repr(_instructions(code))
+    # Plain values that it was made with: `shorter_than(10)` is not `shorter_than(20)`.
+    for cell in getattr(function, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, str | int | float | bool | tuple | frozenset):
+            yield repr(cell.cell_contents)
 
 
 def _imported(module: ModuleType, own_package: str, seen: set[str]) -> Iterator[str]:
@@ -227,9 +211,7 @@ def _import_names(file: str, package: str) -> tuple[str, ...]:
                 parts = alias.name.split(".")
                 names += (".".join(parts[: n + 1]) for n in range(len(parts)))
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")
-            above = above[: len(above) - node.level + 1] if node.level else []
-            start = ".".join([*above, *([node.module] if node.module else [])])
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [start, *(f"{start}.{alias.name}" for alias in node.names)]
     return tuple(names)
 
@@ -239,24 +221,13 @@ def _file(module: ModuleType) -> str | None:
     return file if file and file.endswith(".py") and Path(file).is_file() else None
 
 
-def _is_installed(file: str) -> bool:
-    return any(Path(file).resolve().is_relative_to(place) for place in _installed_places())
-
-
 @cache
-def _installed_places() -> frozenset[Path]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return frozenset(Path(sysconfig.get_path(name)).resolve() for name in names)
+def _is_installed(file: str) -> bool:
+    places = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+    return any(Path(file).resolve().is_relative_to(Path(place).resolve()) for place in places)
 
 
-def _content(code: CodeType) -> tuple[Any, ...]:
+def _instructions(code: CodeType) -> tuple[Any, ...]:
     """What a function does, of one that was typed into a session or a notebook."""
-    constants = [_content(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    constants = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return code.co_code.hex(), code.co_names, constants
-
-
-def _enclosed(function: Any) -> Iterator[str]:
-    """Plain values that a function was made with: `shorter_than(10)` is not `shorter_than(20)`."""
-    for cell in getattr(function, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, str | int | float | bool | tuple | frozenset):
-            yield repr(cell.cell_contents)

@@ -17,28 +17,27 @@ joins them. So they need a shared disk.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from controlllm.common.distributed import Ranks
-from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.errors import CheckpointError, ControlLLMError, DataError
 from controlllm.common.storage.files import atomic_folder
 from controlllm.common.storage.lock import make_once, own_folder
 from controlllm.common.text.progress import tick
 from controlllm.data.cache.cache_key import code_key, model_key, options_key
-from controlllm.data.cache.postprocess import hooked_rows, is_shared
 from controlllm.data.cache.store import META, StoreWriter, TokenStore
 from controlllm.data.cache.whole_source import Selection
-from controlllm.data.config.hooks import POSTPROCESS
+from controlllm.data.config.hooks import POSTPROCESS, PostprocessContext
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import RowEncoder, encode_rows
 from controlllm.data.sources import Chunks, Located
+from controlllm.data.sources.files import digest
 
-__all__ = ["needs_pass", "prepare_source", "prepared_store", "store_folder"]
+__all__ = ["hooked_rows", "needs_pass", "prepare_source", "prepared_store", "store_folder"]
 
 
 def needs_pass(source: SourceConfig) -> bool:
@@ -55,11 +54,10 @@ def store_folder(encoder: RowEncoder, chunks: Chunks, model: Any = None) -> Path
     parts = [chunks.fingerprint, chunks.stamp, options_key(encoder), code_key(source)]
     if source.postprocess and POSTPROCESS.get(source.postprocess).uses_model:
         parts.append("none" if model is None else model_key(model))
-    key = blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
     root = encoder.config.cache_dir or os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
     # The name is for people; whatever cannot stand in a file's name is left out of it.
     name = re.sub(r"[^\w.-]+", "_", str(source.name)).strip(".")[:64]
-    return Path(root).expanduser() / "data" / f"{name}-{key}"
+    return Path(root).expanduser() / "data" / f"{name}-{digest(*parts)}"
 
 
 def prepared_store(encoder: RowEncoder, chunks: Chunks) -> TokenStore | None:
@@ -84,11 +82,46 @@ def prepare_source(
         DataError: a row cannot be used, nothing is left, or another process did not finish.
     """
     work = _Pass(encoder.fresh(), chunks, store_folder(encoder, chunks, model), model)
-    if ranks is not None and is_shared(encoder.source, ranks):
+    hook = encoder.source.postprocess
+    if ranks is not None and ranks.world_size > 1 and hook and POSTPROCESS.get(hook).sharded:
         _make_together(work, ranks)
     else:
-        work.once(work.make)
+        work.once(lambda: work.write(work.folder, work.encode))
     return _open(encoder.source, work.folder)
+
+
+def hooked_rows(encoder: RowEncoder, rows: Iterable[Located], model: Any) -> Iterator[Located]:
+    """The rows that the source's hook makes of those that take part.
+
+    Raises:
+        DataError: the hook fails, or a row cannot be used.
+    """
+    name = str(encoder.source.postprocess)
+    context = PostprocessContext(encoder.source, encoder.renderer.tokenizer, model)
+    taken = made = 0
+
+    def given() -> Iterator[Any]:
+        nonlocal taken
+        for _, row in encoder.choose(rows):
+            taken += 1
+            yield row
+
+    try:
+        for row in POSTPROCESS.get(name).function(given(), context):
+            yield f"row {made} of postprocess {name!r}", row
+            made += 1
+    except ControlLLMError:
+        raise
+    # Whatever a user's own function raises; nothing after it can be trusted.
+    except Exception as error:
+        raise DataError(
+            f"source {encoder.source.name!r}: the postprocess hook {name!r} fails after {made} "
+            f"rows: {error!r}."
+        ) from error
+    encoder.stats.filtered += max(taken - made, 0)
+
+
+Fill: TypeAlias = Callable[[StoreWriter, Selection], None]
 
 
 @dataclass(frozen=True)
@@ -101,11 +134,6 @@ class _Pass:
     model: Any
 
     @property
-    def timeout(self) -> float:
-        """Seconds to wait for another process that makes the same."""
-        return self.encoder.config.cache_timeout
-
-    @property
     def parts(self) -> Path:
         """Where ranks put what the hook made of their shares."""
         return self.folder.with_name(f"{self.folder.name}.parts")
@@ -113,7 +141,8 @@ class _Pass:
     def once(self, make: Callable[[], None]) -> None:
         """Make the folder, unless another process has made it or makes it now."""
         _require_own(self.folder)
-        make_once(self.folder, lambda: _is_whole(self.folder), make, self.timeout)
+        timeout = self.encoder.config.cache_timeout
+        make_once(self.folder, lambda: _is_whole(self.folder), make, timeout)
 
     def make_parts(self) -> None:
         """An empty folder for what the ranks make; what a run that was killed left is removed."""
@@ -126,10 +155,6 @@ class _Pass:
                 "another `data.cache_dir`."
             ) from error
 
-    def make(self) -> None:
-        """The pass by this process alone."""
-        self.write(self.folder, self._encode)
-
     def share(self, ranks: Ranks) -> None:
         """The pass over this rank's share of the rows, into a part. Collective.
 
@@ -138,7 +163,7 @@ class _Pass:
         """
 
         def fill(writer: StoreWriter, selection: Selection) -> None:
-            self._encode(writer, selection, ranks.rank, ranks.world_size)
+            self.encode(writer, selection, ranks.rank, ranks.world_size)
             selection.save(writer.folder)
 
         error: Exception | None = None
@@ -169,12 +194,7 @@ class _Pass:
         self.write(self.folder, fill)
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def write(
-        self,
-        folder: Path,
-        fill: Callable[[StoreWriter, Selection], None],
-        is_part: bool = False,
-    ) -> None:
+    def write(self, folder: Path, fill: Fill, is_part: bool = False) -> None:
         """Examples into a folder, then what the source chooses among them (of a part: all).
 
         Raises:
@@ -194,7 +214,7 @@ class _Pass:
         except CheckpointError as error:
             raise DataError(f"source {encoder.source.name!r}: {error}") from error
 
-    def _encode(
+    def encode(
         self, writer: StoreWriter, selection: Selection, first: int = 0, step: int = 1
     ) -> None:
         """Every row, or each `step`-th from the `first` on, to examples."""

@@ -8,11 +8,10 @@ opening costs the same for any size.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -23,6 +22,7 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.files import read_json, write_json
 from controlllm.data.examples.encode import Example, SourceStats
 from controlllm.data.sources import Chunks, Located
+from controlllm.data.sources.files import digest
 
 __all__ = ["StoreWriter", "TokenStore"]
 
@@ -70,11 +70,8 @@ class TokenStore(Chunks):
         self.name = name
         self.num_rows = len(ends if index is None else index)
         self.stats = SourceStats()
-        self._ids = input_ids
-        self._targets = targets
-        self._ends = ends
-        self._index = index
-        self.fingerprint = fingerprint or _digest(input_ids, targets, ends)
+        self._ids, self._targets, self._ends, self._index = input_ids, targets, ends, index
+        self.fingerprint = fingerprint or digest(*(a.tobytes() for a in (input_ids, targets, ends)))
 
     @classmethod
     def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
@@ -121,22 +118,19 @@ class TokenStore(Chunks):
                     f"source {name!r}: the prepared tokens in {folder} are damaged ({file} has "
                     f"{found} bytes, not {size}); remove that folder, and they are made anew."
                 )
-        if not meta["files"][IDS]:
+        if not meta["files"][IDS]:  # Which cannot be mapped.
             raise DataError(f"source {name!r} holds no examples.")
         # Plain views of the mapped files: slicing a `memmap` costs several times more.
         ids = np.asarray(np.memmap(folder / IDS, dtype=meta["dtype"], mode="r"))
         targets = np.asarray(np.memmap(folder / TARGETS, dtype=bool, mode="r"))
         ends = np.asarray(_load(folder / ENDS, mmap_mode="r"))
-        index = None
-        if INDEX in meta["files"]:
-            index = np.asarray(_load(folder / INDEX, mmap_mode="r"))
+        has_index = INDEX in meta["files"]
+        index = np.asarray(_load(folder / INDEX, mmap_mode="r")) if has_index else None
         store = cls(name, ids, targets, ends, index, meta["fingerprint"])
         if STARTS in meta["files"]:
-            starts, starts_ends = _load(folder / STARTS), _load(folder / STARTS_ENDS)
-            store._starts = starts, starts_ends
-        store.folder = folder
+            store._starts = _load(folder / STARTS), _load(folder / STARTS_ENDS)
+        store.folder, store.phases = folder, meta["phases"]
         store.stats = SourceStats(**meta["stats"])
-        store.phases = meta["phases"]
         return store
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
@@ -229,12 +223,7 @@ class StoreWriter:
         """The writer; its files are closed at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ids.close()
         self._targets.close()
 
@@ -266,8 +255,7 @@ class StoreWriter:
         phases: Sequence[int] | None = None,
     ) -> None:
         """Write what is known only at the end; the files are closed."""
-        self._ids.close()
-        self._targets.close()
+        self.__exit__()
         np.save(self.folder / ENDS, np.cumsum(self.lengths, dtype=np.int64))
         if self._starts_ends:
             np.save(self.folder / STARTS, np.array(self._starts, dtype=np.int32))
@@ -275,10 +263,9 @@ class StoreWriter:
         if index is not None:
             np.save(self.folder / INDEX, index)
             self._digest.update(index.tobytes())
-        files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())}
-        meta: Mapping[str, Any] = {
+        meta = {
             "dtype": self.dtype,
-            "files": files,
+            "files": {file.name: file.stat().st_size for file in sorted(self.folder.iterdir())},
             "fingerprint": self._digest.hexdigest(),
             "phases": phases,
             "stats": vars(stats),
@@ -291,10 +278,3 @@ def _ranges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the parts at some places begin and end."""
     return np.where(places > 0, ends[places - 1], 0), ends[places]
-
-
-def _digest(*arrays: NDArray[np.generic]) -> str:
-    digest = blake2b(digest_size=16)
-    for values in arrays:
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()

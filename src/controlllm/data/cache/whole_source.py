@@ -95,11 +95,7 @@ class Selection:
         counts = self._columns()
         pieces = counts[0]
         if sizes is not None:
-            ends = np.cumsum(sizes)
-            sizes = [
-                int(pieces[rows[end - size : end]].sum())
-                for end, size in zip(ends, sizes, strict=True)
-            ]
+            sizes = [int(pieces[part].sum()) for part in np.split(rows, np.cumsum(sizes)[:-1])]
         sums = counts[:, rows].sum(axis=1).tolist()
         stats.examples, stats.tokens, stats.targets, stats.repeated_bos = sums
         return _examples_of(rows, pieces), sizes

@@ -20,8 +20,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.remote import shown
 from controlllm.common.text.progress import tick
-from controlllm.data.cache.postprocess import hooked_rows
-from controlllm.data.cache.prepare import prepared_store, store_folder
+from controlllm.data.cache.prepare import hooked_rows, prepared_store, store_folder
 from controlllm.data.cache.store import TokenStore
 from controlllm.data.cache.whole_source import Selection
 from controlllm.data.config.data_config import DataConfig

@@ -3,7 +3,6 @@
 import os
 import sys
 from functools import cache
-from hashlib import blake2b
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.data.cache.cache_key import file_digest, forget_file
 from controlllm.data.config.data_config import DataConfig
+from controlllm.data.sources.files import digest
 
 __all__ = ["ENTRY_POINT_GROUPS", "load_plugins"]
 
@@ -33,18 +33,14 @@ def load_plugins(config: DataConfig) -> None:
         _refuse_fetched(file, config)
         _load_file(file)
         # A cache must not be made by one version of a plugin under the key of another.
-        if blake2b(file.read_bytes(), digest_size=16).hexdigest() != file_digest(str(file)):
+        if digest(file.read_bytes()) != file_digest(str(file)):
             raise ConfigError(
                 f"data.plugins: {file} was edited after this process had loaded it; start again."
             )
 
 
 def _refuse_fetched(file: Path, config: DataConfig) -> None:
-    """Refuse a file below a cache: what lies there may have come from somebody else.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Refuse a file below a cache: what lies there may have come from somebody else."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     own = os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
@@ -74,7 +70,7 @@ def _load_entry_points() -> None:
 @cache
 def _load_file(path: Path) -> None:
     # The same name in every process, so that what the module defines can be pickled into workers.
-    name = f"controlllm_plugin_{path.stem}_{blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    name = f"controlllm_plugin_{path.stem}_{digest(str(path))}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"data.plugins: {path} is not a Python file.")

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from hashlib import blake2b
 from itertools import islice
 from typing import Any, TypedDict
 
@@ -26,6 +25,7 @@ from controlllm.data.loader.open_source import Size, estimate_size, make_feed, s
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.data.loader.stream import Feed
 from controlllm.data.loader.workers import Serving, serve
+from controlllm.data.sources.files import digest
 
 __all__ = ["TrainLoader"]
 
@@ -279,9 +279,9 @@ class TrainLoader:
 
     def fingerprints(self) -> dict[str, str]:
         """What the sequence of batches depends on: each source, and how they are mixed."""
-        mix = repr((self.seed, self.plan, [getattr(self.config, name) for name in _DECIDES]))
+        mix = self.seed, self.plan, [getattr(self.config, name) for name in _DECIDES]
         sources = {f"{i}:{feed.name}": feed.fingerprint for i, feed in enumerate(self.feeds)}
-        return {"mix": blake2b(mix.encode(), digest_size=16).hexdigest(), **sources}
+        return {"mix": digest(*mix), **sources}
 
     def _check(self, state: LoaderState) -> None:
         own, written = self.fingerprints(), state["data"]
