@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.remote import is_remote
-from controlllm.data.cache.postprocess import hooked_rows
+from controlllm.data.cache.prepare import hooked_rows
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder
