@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -199,14 +200,12 @@ def detectable_difference(
         ConfigError: `significance` or `power` is not between 0 and 1.
         DataError: there is no item.
     """
-    from scipy.stats import norm
-
     _check_share("significance", significance)
     _check_share("power", power)
     if num_items < 1:
         raise DataError("there is no item to compare.")
-    quantiles = norm.ppf(1 - significance / 2) + norm.ppf(power)
-    return float(quantiles * deviation / math.sqrt(num_items))
+    quantiles = NormalDist().inv_cdf(1 - significance / 2) + NormalDist().inv_cdf(power)
+    return quantiles * deviation / math.sqrt(num_items)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
