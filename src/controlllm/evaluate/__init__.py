@@ -4,6 +4,7 @@ forgetting   Losses of a model and its base on the same text, and the dial betwe
 items        Every question put to every model, kept item by item
 harness      lm-evaluation-harness tasks on a live model
 task_scores  Their scores, base and trained document by document
+suites       Benchmarks by name, their tasks and where their data lie
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
 texts        What a model writes, held against what it should have written
 
