@@ -30,6 +30,7 @@ from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
+from controlllm.cli.ship import ShipOptions
 from controlllm.data import DataConfig
 from controlllm.demo import DemoConfig
 from controlllm.train import RunConfig
@@ -47,6 +48,7 @@ OPTIONS = {
     "data inspect": InspectData,
     "data prepare": PrepareData,
     "inspect": InspectOptions,
+    "ship": ShipOptions,
     "demo": DemoConfig,
     "env": EnvOptions,
 }

@@ -1,12 +1,14 @@
 """The command line: `controlllm <verb>`. Thin: it parses, calls one function and tells errors.
 
 Each verb is a module with `run(argv)`, imported only when it is asked for, so that `--help` is
-quick. Errors that this library raises on purpose are one line on stderr with exit code 2;
-`--debug` shows the traceback. Of several processes of a run, one shows what went wrong.
+quick. It returns the exit code where that says more than that all went well. Errors that this
+library raises on purpose are one line on stderr with exit code 2, or with what the verb's
+`error_code(error)` says; `--debug` shows the traceback. Of several processes of a run, one shows
+what went wrong.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +22,7 @@ VERBS = {
     "eval": "loss and lm-eval tasks, base and trained side by side",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "compare": "what several runs learned, forgot and took, in one table",
+    "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
     "chat": "talk with a model; alpha can change in the middle",
     "export": "write a model as a sidecar or adapter, in full, or collapsed into the base's form",
     "combine": "join two models expanded from the same base",
@@ -29,7 +32,7 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
-_WITHOUT_MODELS = ("inspect",)
+_WITHOUT_MODELS = ("inspect", "ship")
 """Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
 
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; 1 if another process of the run was lost; 2 for a wrong input or what
         else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C.
+        `ship` has its own (`controlllm.cli.ship`).
     """
     from controlllm.common.text.readable import guarded_output
 
@@ -71,6 +75,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
     from controlllm.common.registry import check_choice
     from controlllm.common.text.progress import show_progress
 
+    module: Any = None
     try:
         check_choice("command", verb, VERBS)
         with plain_warnings():
@@ -80,9 +85,9 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
             module = import_module(_MODULES[verb])
             raise_once()
             show_progress(True)
-            module.run([*argv, "--debug"] if debug and verb == "train" else argv)
+            code = module.run([*argv, "--debug"] if debug and verb == "train" else argv)
     except ControlLLMError as error:
-        return _tell(error, debug)
+        return _tell(error, debug, getattr(module, "error_code", lambda error: _OURS))
     except KeyboardInterrupt:
         return _tell_interrupted(verb)
     except SystemExit as end:  # --help and --print_config of the parser
@@ -96,7 +101,7 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
         return outcome.code
     finally:
         show_progress(False)
-    return 0
+    return int(code or 0)
 
 
 def _tell_interrupted(verb: str) -> int:
@@ -108,13 +113,13 @@ def _tell_interrupted(verb: str) -> int:
     return INTERRUPTED
 
 
-def _tell(error: Exception, debug: bool) -> int:
+def _tell(error: Exception, debug: bool, code_of: Callable[[Exception], int]) -> int:
     """Show an error, unless another process of the run does; the exit code."""
     from controlllm.cli.kit.terminal import record, speaks
     from controlllm.common.errors import Outcome, noted_outcome
     from controlllm.common.text.readable import readable
 
-    outcome = noted_outcome(error) or Outcome(speaks(), _OURS)
+    outcome = noted_outcome(error) or Outcome(speaks(), code_of(error))
     if outcome.shown:
         record(error)
         if debug:

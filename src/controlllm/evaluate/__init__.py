@@ -2,6 +2,7 @@
 
 forgetting   Losses of a model and its base on the same text, and the dial between them
 items        Every question put to every model, kept item by item
+judging      A verdict by the rules of a gate, and the page that shows what speaks for it
 harness      lm-evaluation-harness tasks on a live model
 task_scores  Their scores, base and trained document by document
 suites       Benchmarks by name, their tasks and where their data lie
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
     from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
+    from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
+    from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
+    from controlllm.evaluate.judging.runs import read_evaluations
     from controlllm.evaluate.statistics import (
         Difference,
         Interval,
@@ -62,14 +66,18 @@ __all__ = [
     "DialPoint",
     "Difference",
     "Evaluation",
+    "Gate",
     "HarnessConfig",
     "Interval",
     "Item",
+    "Judgement",
     "LossReport",
     "Outcome",
     "Reading",
     "Reference",
     "RetentionReport",
+    "Rule",
+    "Ruling",
     "Subject",
     "TaskReport",
     "TaskScore",
@@ -85,6 +93,7 @@ __all__ = [
     "find_tasks",
     "format_table",
     "holm",
+    "judge",
     "losses_table",
     "mcnemar",
     "mean_loss",
@@ -92,6 +101,8 @@ __all__ = [
     "paired_bootstrap",
     "paired_difference",
     "plot_curves",
+    "read_evaluations",
+    "read_gate",
     "run_tasks",
     "warn_if_not_finite",
     "wilson",

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from controlllm.cli.kit.terminal import speaks
-from controlllm.cli.kit.words import Words, is_required, parse_words
+from controlllm.cli.kit.words import Words, hint_of, is_required, is_several, parse_words
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import describe_facts, settings_of
 from controlllm.common.settings import RUNS_CODE, require_settings, settings_with, value_at
@@ -179,7 +179,11 @@ def _print_help(cls: type, verb: str, unread: Collection[str]) -> None:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    required = [field.name.upper() for field in fields(cls) if is_required(field)]
+    required = [
+        field.name.upper() + (" ..." if is_several(hint_of(cls, field.name)) else "")
+        for field in fields(cls)
+        if is_required(field)
+    ]
     parser = ArgumentParser(
         prog=f"controlllm {verb}",
         usage=" ".join(["controlllm", verb, *required, "[--config FILE.yaml] [options]"]),

@@ -14,7 +14,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.settings import near_setting, setting_names
 from controlllm.common.text.yamls import parse_yaml
 
-__all__ = ["Words", "hint_of", "is_required", "parse_words"]
+__all__ = ["Words", "hint_of", "is_required", "is_several", "parse_words"]
 
 OWN_OPTIONS = ("config", "help", "print_config", "trust_config")
 _SWITCHES = {"help", "print_config"}
@@ -49,13 +49,23 @@ def parse_words(cls: type, argv: list[str]) -> Words:
     words, names = Words(), sorted(setting_names(cls))
     places = [f.name for f in dataclasses.fields(cls) if is_required(f)]
     given: set[str] = set()
+    several = [name for name in places if is_several(hint_of(cls, name))]
+    listed: list[str] = []
     for option, value in _pairs(cls, argv, names):
         if option is None:
             place = next((name for name in places if name not in given), None)
             if place is None:
                 raise ConfigError(f"{value!r} is one word too many; options begin with --.")
+            if place in several:
+                listed.append(value)
+                continue
             option = place
         _take(cls, words, given, option, value)
+    if listed:
+        (place,) = several
+        if place in given:
+            raise ConfigError(f"--{place} is given twice: {listed[0]!r}; keep one of them.")
+        words.values[place] = listed
     return words
 
 
@@ -89,6 +99,11 @@ def hint_of(cls: type, name: str) -> Any:
 def is_required(field: dataclasses.Field[Any]) -> bool:
     """Whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def is_several(hint: Any) -> bool:
+    """Whether a place takes all words that are left, as a list of texts."""
+    return get_origin(hint) is list and get_args(hint) == (str,)
 
 
 def _pairs(cls: type, argv: list[str], names: list[str]) -> Iterator[tuple[str | None, str]]:

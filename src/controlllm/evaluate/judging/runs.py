@@ -1,0 +1,246 @@
+"""What a run folder holds that a judge reads: evaluations, losses in time, the dial, texts.
+
+RUN/evaluations/SUITE/     evaluations, one folder each (`items.records`)
+RUN/checkpoint-N/          its history: losses of the held-out sets
+RUN/calibrated/            `calibration.json`: the dial's curve
+RUN/samples/*.jsonl        texts that were written while it trained
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from controlllm.checkpoint.training.checkpoints import list_checkpoints
+from controlllm.checkpoint.training.manifest import STATE
+from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.storage.files import read_json
+from controlllm.common.storage.schema import OPEN, check_record
+from controlllm.evaluate.items.records import READINGS, Evaluation
+
+__all__ = ["Run", "SampleText", "read_evaluations", "read_run", "read_runs"]
+
+EVALUATION, EVALUATIONS = "evaluation.json", "evaluations"
+MOST_STATE = 2**28
+MOST_CONFIG = 2**20
+MOST_SAMPLES = 2**24
+"""Bytes of a file that is read."""
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """What base and model wrote to one prompt while the run trained."""
+
+    prompt: str
+    reference: str
+    base: str | None
+    tuned: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it is judged.
+
+    Attributes:
+        name: its folder's; of several runs no two have the same.
+        folder: where it is.
+        evaluations: one for each suite.
+        history: rows of `step` and the metrics of held-out sets.
+        calibration: the dial's curve as `calibration.json` has it; None where there is none.
+        samples: texts by the name of their file.
+        unread: how many rows of these files have other fields.
+        config: the run's settings as text; empty where there are none.
+    """
+
+    name: str
+    folder: Path
+    evaluations: tuple[Evaluation, ...] = ()
+    history: tuple[dict[str, float], ...] = ()
+    calibration: dict[str, Any] | None = None
+    samples: dict[str, tuple[SampleText, ...]] = field(default_factory=dict)
+    unread: int = 0
+    config: str = ""
+
+
+class _Loss(TypedDict):
+    base_loss: float
+    loss: float
+
+
+class _Point(TypedDict):
+    alpha: float | None
+    learn: dict[str, Annotated[_Loss, OPEN]]
+    retain: dict[str, Annotated[_Loss, OPEN]]
+    learn_loss: float
+    forgetting: float
+
+
+class _Calibration(TypedDict):
+    dial: str
+    max_forgetting: float
+    chosen: float | None
+    points: list[Annotated[_Point, OPEN]]
+
+
+def read_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
+    """The evaluations of a run, or the one that lies in the folder itself.
+
+    Raises:
+        DataError: there is none, one is damaged, or a reading is no number.
+    """
+    evaluations = tuple(_evaluations(Path(folder)))
+    if not evaluations:
+        raise DataError(
+            f"{folder} holds no evaluation: run `controlllm eval {folder} --suite NAME` first."
+        )
+    return evaluations
+
+
+def read_runs(folders: Sequence[str | Path]) -> tuple[Run, ...]:
+    """Read several runs; see `read_run`.
+
+    Raises:
+        DataError: one holds nothing to judge or is damaged, or they have no base in common.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name or str(path) for path in paths]
+    if len({*names}) < len(names):
+        names = [str(path) for path in paths]
+    if len({*names}) < len(names):
+        raise DataError(f"a run is named twice: {', '.join(names)}.")
+    runs = tuple(read_run(path, name) for path, name in zip(paths, names, strict=True))
+    _require_one_base(runs)
+    return runs
+
+
+def read_run(folder: str | Path, name: str | None = None) -> Run:
+    """Read all of a run but its weights.
+
+    Raises:
+        DataError: it holds nothing to judge, or an evaluation is damaged.
+        CheckpointError: another file is damaged.
+    """
+    folder = Path(folder)
+    samples, unread = _samples(folder)
+    run = Run(
+        name=name or folder.resolve().name,
+        folder=folder,
+        evaluations=tuple(_evaluations(folder)),
+        history=tuple(_history(folder)),
+        calibration=_calibration(folder),
+        samples=samples,
+        unread=unread,
+        config=_config(folder),
+    )
+    if not (run.evaluations or run.history or run.calibration):
+        read_evaluations(folder)  # Says what to do.
+    return run
+
+
+def _evaluations(folder: Path) -> Iterator[Evaluation]:
+    if (folder / EVALUATION).is_file():
+        found = [folder / EVALUATION]
+    else:
+        found = sorted((folder / EVALUATIONS).glob(f"*/{EVALUATION}"))
+    for path in found:
+        if not path.parent.name.startswith("."):  # Being written.
+            evaluation = Evaluation.load(path.parent)
+            _require_numbers(evaluation, path.parent)
+            yield evaluation
+
+
+def _require_numbers(evaluation: Evaluation, folder: Path) -> None:
+    for label, items in evaluation.items.items():
+        for item in items:
+            for name in READINGS:
+                value = item.reading(name)
+                if value is not None and not math.isfinite(value):
+                    where = f"{folder}: {item.benchmark}, document {item.doc} of {item.task}"
+                    raise DataError(
+                        f"{where}: {name} of {label} is {value}, which is no finite number: its "
+                        "outputs were none."
+                    )
+
+
+def _require_one_base(runs: Sequence[Run]) -> None:
+    """Runs stand side by side only where one base was asked, by its identity."""
+    known: dict[str, tuple[str, dict[str, str]]] = {}
+    for run in runs:
+        for evaluation in run.evaluations:
+            base = next((one for one in evaluation.models if one.label == "base"), None)
+            if base is None or not base.identity:
+                continue
+            other, identity = known.setdefault(evaluation.suite, (run.name, base.identity))
+            for key in sorted(identity.keys() | base.identity.keys()):
+                if identity.get(key) != base.identity.get(key):
+                    raise DataError(
+                        f"{other} and {run.name} have no base in common: {key} is "
+                        f"{identity.get(key)} and {base.identity.get(key)} (suite "
+                        f"{evaluation.suite}). Make one report for each base."
+                    )
+
+
+def _history(folder: Path) -> Iterator[dict[str, float]]:
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return
+    path = checkpoints[-1] / STATE
+    values = read_json(path, MOST_STATE)
+    rows = values.get("history") if isinstance(values, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            sets = ("learn/", "retain/")
+            kept = {k: float(v) for k, v in row.items() if k.startswith(sets) and _is_number(v)}
+            if kept:
+                yield {"step": float(row["step"]), **kept}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _calibration(folder: Path) -> dict[str, Any] | None:
+    for path in (folder / "calibrated" / "calibration.json", folder / "calibration.json"):
+        if path.is_file():
+            found = check_record(read_json(path), Annotated[_Calibration, OPEN], path)
+            return dict(found)
+    return None
+
+
+def _config(folder: Path) -> str:
+    path = folder / "config.yaml"
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_CONFIG).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _samples(folder: Path) -> tuple[dict[str, tuple[SampleText, ...]], int]:
+    found, unread = {}, 0
+    for path in sorted((folder / "samples").glob("*.jsonl")):
+        with path.open("rb") as file:
+            lines = file.read(MOST_SAMPLES).splitlines()
+        texts = [_sample(line) for line in lines]
+        unread += texts.count(None)
+        if kept := tuple(text for text in texts if text is not None):
+            found[path.stem] = kept
+    return found, unread
+
+
+def _sample(line: bytes) -> SampleText | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    prompt, reference, tuned = (row.get(name) for name in ("prompt", "reference", "tuned"))
+    base = row.get("base")
+    if not (isinstance(prompt, str) and isinstance(reference, str) and isinstance(tuned, str)):
+        return None
+    return SampleText(prompt, reference, base, tuned) if isinstance(base, str | None) else None

@@ -1,0 +1,90 @@
+"""`ship`, by the real command: what it prints, its exit codes, and that it loads no model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.evaluate.judged import evaluation, rights
+
+COMMAND = """
+import sys
+sys.argv = ["controlllm", *sys.argv[1:]]
+from controlllm.cli import main
+code = main()
+heavy = {"torch", "transformers", "huggingface_hub", "lm_eval"} & set(sys.modules)
+sys.exit(f"imported: {sorted(heavy)}" if heavy else code)
+"""
+RULE = "{benchmark: gsm8k, reading: strict, not_below: -0.02}"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder in which 80 of 300 items were lost, and one more in the second suite."""
+    evaluation(rights(150, 70)).save(tmp_path / "run" / "evaluations" / "s")
+    evaluation(rights(150, 150), suite="t").save(tmp_path / "run" / "evaluations" / "t")
+    return tmp_path / "run"
+
+
+def gate(folder, *rules):
+    """A file of rules."""
+    (folder / "gate.yaml").write_text("rules:\n" + "".join(f"  - {rule}\n" for rule in rules))
+    return folder / "gate.yaml"
+
+
+def in_suite(rule, suite):
+    """The rule for one suite."""
+    return rule.replace("}", f", suite: {suite}}}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "code", "told"),
+    [
+        ([in_suite(RULE, "t")], 0, "PASS: the one rule holds."),
+        ([in_suite(RULE, "s"), in_suite(RULE, "t")], 2, "FAIL: 1 of 2 rules broken: gsm8k strict"),
+        ([in_suite(RULE.replace("0.02", "0.27"), "s")], 4, "INCONCLUSIVE: no rule is surely"),
+        ([RULE], 3, "rule 1: gsm8k is in the suites s, t"),
+        ([RULE.replace("gsm8k", "gsm8")], 3, "Did you mean 'gsm8k'?"),
+        (["{benchmark: gsm8k}"], 3, "rule 1: give either reading or share"),
+    ],
+)
+def test_exit_codes(cli, tmp_path, run, rules, code, told):
+    found, out, err = cli("ship", run, "--gate", gate(tmp_path, *rules))
+    assert (found, told in out + err) == (code, True), out + err
+
+
+def test_errors_have_the_exit_code_1_and_wrong_words_3(cli, tmp_path, run):
+    rules = gate(tmp_path, in_suite(RULE, "t"))
+    assert cli("ship", tmp_path, "--gate", rules)[0] == 1
+    (run / "evaluations" / "t" / "items-1.jsonl").write_text("{")
+    code, _, err = cli("ship", run, "--gate", rules)
+    assert code == 1 and "items-1.jsonl:1 is no JSON" in err
+    assert cli("ship", run)[0] == 3
+    assert cli("ship", run, "--gate", tmp_path / "none.yaml")[0] == 3
+    assert cli("ship", run, "--gate", rules, "--modle", "x")[0] == 3
+    assert cli("compare", tmp_path)[0] == 2
+
+
+def test_the_verdict_is_written_as_json(cli, tmp_path, run):
+    rules = gate(tmp_path, in_suite(RULE, "s"))
+    code, out, _ = cli("ship", run, "--gate", rules, "--json", tmp_path / "verdict.json")
+    assert code == 2 and "| gsm8k     | strict | -0.2667 |" in out
+    assert "suite s: tuned is a/run" in out and "suite t" not in out
+    told = json.loads((tmp_path / "verdict.json").read_text())
+    assert (told["verdict"], told["model"], told["level"]) == ("FAIL", "tuned", 0.95)
+    (rule,) = told["rules"]
+    assert rule["value"]["estimate"] == pytest.approx(-80 / 300)
+    assert rule["rule"] == {
+        "benchmark": "gsm8k",
+        "reading": "strict",
+        "suite": "s",
+        "not_below": -0.02,
+    }
+
+
+def test_the_command_itself_ends_with_the_code_and_loads_no_model(tmp_path, run):
+    rules = gate(tmp_path, in_suite(RULE, "s"))
+    words = [sys.executable, "-c", COMMAND, "ship", str(run), "--gate", str(rules)]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 2, found.stderr
+    assert "FAIL: 1 of 1 rules broken" in found.stdout
