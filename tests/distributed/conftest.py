@@ -3,11 +3,12 @@
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks import soak
-from tests.train.conftest import loaded, pretrained_pico, run_config, texts  # noqa: F401
+from tests.train.conftest import learned_old, loaded, run_config, texts  # noqa: F401
 
 from controlllm.train.observe.peaks import measured_peak
 
@@ -31,6 +32,14 @@ def prepared() -> None:
         if find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     measured_peak(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def pretrained_pico(pico_llama: Any, pico_tokenizer: Any) -> Any:
+    """Of three layers, two of which are expanded: each costs every process of every run."""
+    return learned_old(
+        pico_llama(seed=1, initializer_range=0.1, num_hidden_layers=3), pico_tokenizer
+    )
 
 
 @pytest.fixture(scope="module")

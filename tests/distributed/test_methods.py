@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.test_training import losses, require_close, run_of, train_by
+from tests.distributed.test_training import losses, require_close, run_of, train_by, train_each
 from tests.processes import run_ranks, values
 
 import controlllm.expansion.hub.peft
@@ -22,28 +22,39 @@ METHODS: dict[str, dict[str, Any]] = {
     "oft": {"method": "lora", "peft": {"type": "oft", "block_size": 8}},
     "freeze": {"method": "freeze", "freeze": {"also_train": ["norm"]}},
     "kl": {"method": "kl", "kl": {"weight": 1.0}},
-    "stack": {"method": "stack"},
     "on top": {"peft": {"type": "lora", "r": 4}},
 }
-WAYS = {"fsdp": ("lora", "dora", "oft", "freeze", "kl", "stack", "on top"), "ddp": ("lora", "kl")}
+WAYS = {"fsdp": tuple(METHODS), "ddp": ("lora", "kl")}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process found, by method."""
+    return {}
+
+
+@pytest.mark.parametrize("strategy", WAYS)
 def test_two_processes_train_the_same_model(
-    run_config: Any, loaded: Any, tmp_path: Path, method: str
+    run_config: Any, loaded: Any, tmp_path: Path, alone: dict[str, Any], strategy: str
 ) -> None:
     require_peft()
-    over = METHODS[method]
-    [expected] = train_by(run_of(run_config, tmp_path / "alone", **over), loaded, 1, tmp_path)
-    alone = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
-    for strategy in (name for name, methods in WAYS.items() if method in methods):
-        folder = tmp_path / strategy
-        run = run_of(run_config, folder, parallel={"strategy": strategy}, **over)
-        for history in train_by(run, loaded, 2, tmp_path / "processes"):
-            assert losses(history) == pytest.approx(losses(expected), rel=2e-4), strategy
-        found = load_checkpoint(newest_checkpoint(folder))
-        assert found.model == alone.model
-        require_close(found.tensors, alone.tensors)
+    methods = WAYS[strategy]
+    for name in set(methods) - set(alone):
+        run = run_of(run_config, tmp_path / "alone" / name, **METHODS[name])
+        history = train_by(run, loaded, 1, tmp_path)[0]
+        alone[name] = history, load_checkpoint(newest_checkpoint(tmp_path / "alone" / name))
+    parallel = {"strategy": strategy}
+    runs = [
+        run_of(run_config, tmp_path / name, parallel=parallel, **METHODS[name]) for name in methods
+    ]
+    found = zip(*train_each(runs, loaded, 2, tmp_path / "processes"), strict=True)
+    for name, histories in zip(methods, found, strict=True):
+        expected, checkpoint = alone[name]
+        for history in histories:
+            assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
+        state = load_checkpoint(newest_checkpoint(tmp_path / name))
+        assert state.model == checkpoint.model
+        require_close(state.tensors, checkpoint.tensors)
 
 
 @pytest.mark.parametrize("method", ["lora", "freeze", "on top"])
@@ -56,22 +67,24 @@ def test_what_two_saved_one_loads_and_goes_on_with(
     over = METHODS[method] | {"model": {"model_name_or_path": base}}
 
     def run(name: str, steps: int) -> Any:
-        return run_of(run_config, tmp_path / name, training={"max_steps": steps}, **over)
+        return run_of(
+            run_config, tmp_path / name, training={"max_steps": steps, "save_steps": steps}, **over
+        )
 
     def train_half(rank: int) -> Any:
-        result = train(run("two", 6))
-        return [row for row in result.history if row["step"] == 6]
+        result = train(run("two", 3))
+        return [row for row in result.history if row["step"] == 3]
 
     require_peft()
     history = values(run_ranks(train_half, 2, tmp_path / "processes", timeout=100))[0]
     model, _ = load_model(newest_checkpoint(tmp_path / "two"))
-    ready = set_up(run("eval", 6))
+    ready = set_up(run("eval", 3))
     ready.loader.close()
     ready.meter.model = model
     measured = ready.meter.measure().metrics
     for name in ("learn/new/loss",):
         assert measured[name] == pytest.approx(history[-1][name], rel=1e-3)
-    again = train(run("two", 6), None)  # by one process: there is nothing left to do
+    again = train(run("two", 3), None)  # by one process: there is nothing left to do
     assert again.stopped_because == "max_steps"
 
 

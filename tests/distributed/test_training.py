@@ -1,7 +1,7 @@
 """One model by one process, or by several in every way: the same losses, the same weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from controlllm.common.errors import ConfigError
 from controlllm.train import train
 
 LANES = {"lanes": 4}
@@ -30,9 +31,10 @@ def losses(history: list[dict[str, Any]]) -> list[float]:
 
 
 def run_of(run_config: Any, folder: Path, **over: Any) -> Any:
-    """Six steps of four rows each and one checkpoint, whatever the number of processes."""
+    """Three steps of four rows each and one checkpoint, whatever the number of processes."""
     training = {
-        "save_steps": 6,
+        "max_steps": 3,
+        "save_steps": 3,
         "output_dir": str(folder),
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 1,
@@ -47,7 +49,16 @@ def train_by(run: Any, loaded: Any, ranks: int, folder: Path) -> list[Any]:
     """Train in so many processes; the history of each."""
     if ranks == 1:
         return [train(run, loaded()).history]
-    return values(run_ranks(lambda rank: train(run, loaded()).history, ranks, folder, timeout=100))
+    return [history for [history] in train_each([run], loaded, ranks, folder)]
+
+
+def train_each(runs: Sequence[Any], loaded: Any, ranks: int, folder: Path) -> list[list[Any]]:
+    """Train one run after the other in one group of processes; each one's history of each run."""
+
+    def call(rank: int) -> list[Any]:
+        return [train(run, loaded()).history for run in runs]
+
+    return values(run_ranks(call, ranks, folder, timeout=100 + 20 * len(runs)))
 
 
 def mean_alphas(state: TrainingState) -> dict[str, float]:
@@ -64,56 +75,70 @@ def require_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torc
         assert apart <= 1e-3 * torch.linalg.vector_norm(tensor.float()) + 1e-6, name
 
 
-FOUR_STEPS = {"max_steps": 4, "eval_steps": 2, "save_steps": 4}
-SOME = ("fsdp 2", "tensor 2")
-"""Ways that the other methods are tried in."""
+METHODS: dict[str, dict[str, Any]] = {
+    "concat": {},
+    "ends and gates": {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
+    "stack": {"expansion": {"structure": "stack"}},
+    "full": {"method": "full"},
+    "loss in chunks": {
+        "expansion": {"expand_ends": True},
+        "training": {"loss_chunk_size": 5, "gradient_checkpointing": True},
+    },
+}
+"""What trains."""
+SOME = ("ends and gates", "stack", "full", "loss in chunks")
+TRIED: dict[str, tuple[str, ...]] = {
+    "fsdp 2": SOME,
+    "ddp 2": ("concat",),
+    "hsdp 2x2": ("concat",),
+    "fsdp 2, tensor 2": ("concat",),
+    "tensor 2": SOME,
+}
+"""Which methods each way is tried with."""
 
 
-@pytest.fixture(params=["concat", "ends and gates", "stack", "full", "loss in chunks"])
-def method(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What trains."""
-    return {
-        "concat": {},
-        "ends and gates": {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
-        "stack": {"expansion": {"structure": "stack"}},
-        "full": {"method": "full"},
-        "loss in chunks": {
-            "expansion": {"expand_ends": True},
-            "training": {"loss_chunk_size": 5, "gradient_checkpointing": True},
-        },
-    }[request.param]
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process found, by method."""
+    return {}
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_trains_the_same_model(
-    run_config: Any, loaded: Any, tmp_path: Path, method: dict[str, Any]
+    run_config: Any, loaded: Any, tmp_path: Path, alone: dict[str, Any], way: str
 ) -> None:
-    method = {**method, "training": {**FOUR_STEPS, **method.get("training", {})}}
-    alone = run_of(run_config, tmp_path / "alone", **method)
-    [expected] = train_by(alone, loaded, 1, tmp_path)
-    checkpoint = load_checkpoint(newest_checkpoint(tmp_path / "alone"))
-    weights, alphas = checkpoint.tensors, mean_alphas(checkpoint)
-    for name in WAYS if method.keys() == {"training"} else SOME:
-        ranks, parallel = WAYS[name]
-        folder = tmp_path / name
-        run = run_of(run_config, folder, parallel=parallel, **method)
-        histories = train_by(run, loaded, ranks, tmp_path / "processes")
+    for name in set(TRIED[way]) - set(alone):
+        run = run_of(run_config, tmp_path / "alone" / name, **METHODS[name])
+        history = train_by(run, loaded, 1, tmp_path)[0]
+        alone[name] = history, load_checkpoint(newest_checkpoint(tmp_path / "alone" / name))
+    ranks, parallel = WAYS[way]
+    runs = [
+        run_of(run_config, tmp_path / name, parallel=parallel, **METHODS[name])
+        for name in TRIED[way]
+    ]
+    found = zip(*train_each(runs, loaded, ranks, tmp_path / "processes"), strict=True)
+    for name, histories in zip(TRIED[way], found, strict=True):
+        expected, checkpoint = alone[name]
         for history in histories:
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
         assert all(losses(history) == losses(histories[0]) for history in histories)
-        found = load_checkpoint(newest_checkpoint(folder))
-        assert mean_alphas(found) == pytest.approx(alphas, rel=1e-4)
-        require_close(found.tensors, weights)
+        state = load_checkpoint(newest_checkpoint(tmp_path / name))
+        assert mean_alphas(state) == pytest.approx(mean_alphas(checkpoint), rel=1e-4)
+        require_close(state.tensors, checkpoint.tensors)
 
 
 def test_micro_batches_and_processes_cut_a_step_in_any_way(
     run_config: Any, loaded: Any, tmp_path: Path
 ) -> None:
     """Four rows a step: by one process at once, or in four micro-batches, or two by two."""
-    histories = []
-    for ranks, rows in ((1, 4), (1, 1), (2, 2), (2, 1)):
-        folder = tmp_path / f"{ranks}-{rows}"
-        run = run_of(run_config, folder, training={"per_device_train_batch_size": rows})
-        histories.append(train_by(run, loaded, ranks, tmp_path / "processes")[0])
+
+    def run(ranks: int, rows: int) -> Any:
+        training = {"per_device_train_batch_size": rows}
+        return run_of(run_config, tmp_path / f"{ranks}-{rows}", training=training)
+
+    histories = [train(run(1, rows), loaded()).history for rows in (4, 1)]
+    runs = [run(2, rows) for rows in (2, 1)]
+    histories += train_each(runs, loaded, 2, tmp_path / "processes")[0]
     for history in histories[1:]:
         assert losses(history) == pytest.approx(losses(histories[0]), rel=2e-4)
 
@@ -137,32 +162,39 @@ def test_in_bfloat16_the_trained_weights_stay_in_float32(
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize(("interpolator", "chunk"), [("lerp", None), ("proj", 5)])
 def test_sharded_parts_train_without_a_warning(
-    run_config: Any, loaded: Any, tmp_path: Path, interpolator: str, chunk: int | None
+    run_config: Any, loaded: Any, tmp_path: Path
 ) -> None:
-    run = run_of(
-        run_config,
-        tmp_path / "run",
-        expansion={"interpolator": interpolator},
-        training={"max_steps": 1, "warmup_steps": 0, "loss_chunk_size": chunk},
-    )
-    train_by(run, loaded, 2, tmp_path / "processes")
+    runs = [
+        run_of(
+            run_config,
+            tmp_path / interpolator,
+            expansion={"interpolator": interpolator},
+            training={"max_steps": 1, "warmup_steps": 0, "loss_chunk_size": chunk},
+        )
+        for interpolator, chunk in (("lerp", None), ("proj", 5))
+    ]
+    train_each(runs, loaded, 2, tmp_path / "processes")
 
 
-@pytest.mark.parametrize(
-    ("parallel", "words"),
-    [
+def test_what_cannot_work_is_refused_on_every_process(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"strategy": "hsdp", "shard_size": 3}, r"does not divide the 2 processes.*\[1, 2\]"),
         ({"cpu_offload": True}, "needs an accelerator"),
         ({"tensor_size": 3}, r"tensor_size=3 does not divide the 2 processes"),
-    ],
-)
-def test_what_cannot_work_is_refused_on_every_process(
-    run_config: Any, loaded: Any, tmp_path: Path, parallel: dict[str, Any], words: str
-) -> None:
-    run = run_of(run_config, tmp_path / "run", parallel=parallel)
-    outcomes = run_ranks(lambda rank: train(run, loaded()), 2, tmp_path / "processes")
-    for outcome in outcomes:
-        assert outcome.error is not None
-        assert re.search(words, outcome.error)
+    ]
+    runs = [run_of(run_config, tmp_path / "run", parallel=parallel) for parallel, _ in refused]
+
+    def errors(rank: int) -> list[str]:
+        found = []
+        for run in runs:
+            with pytest.raises(ConfigError) as error:
+                train(run, loaded())
+            found.append(str(error.value))
+        return found
+
+    for found in values(run_ranks(errors, 2, tmp_path / "processes")):
+        for (_, words), message in zip(refused, found, strict=True):
+            assert re.search(words, message)

@@ -58,8 +58,13 @@ def run_config(tmp_path: Path, texts: dict[str, str]) -> Callable[..., RunConfig
 @pytest.fixture(scope="session")
 def pretrained_pico(pico_llama: Any, pico_tokenizer: Any) -> Any:
     """A pico Llama that knows the old domain, so that it has something to forget."""
-    model = pico_llama(seed=1, initializer_range=0.1).train()
-    ids = torch.tensor(pico_tokenizer(OLD * 3).input_ids).unfold(0, 32, 5)
+    return learned_old(pico_llama(seed=1, initializer_range=0.1), pico_tokenizer)
+
+
+def learned_old(model: Any, tokenizer: Any) -> Any:
+    """The model after a while on the old domain."""
+    model.train()
+    ids = torch.tensor(tokenizer(OLD * 3).input_ids).unfold(0, 32, 5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
