@@ -6,7 +6,7 @@ A pico Llama on bytes trains in several processes (gloo, CPU). At random moments
 a checkpoint is being written, one process, the leader or all are killed (SIGKILL); then the same
 run is started again. After each kill every folder named `checkpoint-N` must be whole; at the end of
 each run its metrics and its last checkpoint must be those of the undisturbed run, bit for bit.
-Prints a table and writes `soak.json`. `tests/distributed/test_faults.py` does the same five times.
+Prints a table and writes `soak.json`. `tests/distributed/test_faults.py` does the same three times.
 """
 
 import argparse
@@ -140,7 +140,7 @@ class Soak:
     def until_done(self, most: int) -> None:
         """Start, kill, start again, at most so often, until the run has come to its end."""
         while True:
-            before = self._began()
+            before = record_of(self.folder)
             processes = start_ranks(self._train, self.ranks, self.logs)
             if self.kills and not self.kills[-1].resumed:
                 self.kills[-1].resumed = self._newest_step()
@@ -167,17 +167,12 @@ class Soak:
         steps = [int(path.name.split("-")[1]) for path in self.folder.glob("checkpoint-*")]
         return max(steps, default=0)
 
-    def _began(self) -> int:
-        """Which process writes the records: each makes the file anew as it begins."""
-        path = self.folder / "metrics.jsonl"
-        return path.stat().st_ino if path.is_file() else 0
-
     def _kill(self, processes: list[Any], before: int) -> bool:
         """Kill some at a moment of chance; False where all had ended before."""
         target = self._newest_step() + self.chance.randrange(1, 9)
         during_save = self.chance.random() < 0.5
         while (
-            self._began() == before
+            record_of(self.folder) == before
             or self._last_step() < target
             or (during_save and not self._writing())
         ):
@@ -208,6 +203,12 @@ class Soak:
 
     def _writing(self) -> bool:
         return any(self.folder.glob(".checkpoint-*.writing-*"))
+
+
+def record_of(folder: Path) -> int:
+    """Which process writes the records: each makes the file anew as it begins."""
+    path = folder / "metrics.jsonl"
+    return path.stat().st_ino if path.is_file() else 0
 
 
 def rows_of(folder: Path) -> Iterator[dict[str, Any]]:

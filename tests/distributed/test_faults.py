@@ -21,13 +21,13 @@ from tests.webhdfs import WebHdfs
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.checkpoint.training.manifest import verify_manifest
-from controlllm.common.errors import CheckpointError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.storage.held import Holder
 from controlllm.train import RunConfig, train
 
-KILLS = 5
-STEPS = 24
+KILLS = 3
+STEPS = 18
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def remount(place: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
 
 
-@pytest.mark.parametrize("free", [0.1, 0.5, 1.3, 1.8])
+@pytest.mark.parametrize("free", [0.1, 1.8])
 def test_a_full_disk_is_told_by_all_and_leaves_older_checkpoints(
     a_run: Any, tmp_path: Path, small_disk: Path, two_checkpoints: Path, free: float
 ) -> None:
@@ -106,6 +106,8 @@ def test_a_full_disk_is_told_by_all_and_leaves_older_checkpoints(
     assert {path.name for path in folder.glob("*checkpoint-*")} == names
     for name in names:
         verify_manifest(folder / name)
+    if free < 1:
+        return
     # With more space the same run goes on.
     remount(small_disk, "size=64m")
     outcomes = train_by_two(a_run(8, folder), tmp_path / "processes")
@@ -156,11 +158,20 @@ def test_a_disk_that_becomes_read_only(
 
 def test_a_file_in_the_place_of_the_folder(a_run: Any, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    outcomes = train_by_two(a_run(), tmp_path / "processes")
-    assert all("is a file; choose a folder" in str(outcome.error) for outcome in outcomes)
+    runs = [a_run(), a_run(folder=tmp_path / "run" / "inside")]
+
+    def refused(rank: int) -> list[str]:
+        found = []
+        for run in runs:
+            with pytest.raises(ConfigError) as error:
+                train(run)
+            found.append(str(error.value))
+        return found
+
+    for messages in values(run_ranks(refused, 2, tmp_path / "processes")):
+        assert "is a file; choose a folder" in messages[0]
+        assert "cannot be written: Not a directory" in messages[1]
     assert (tmp_path / "run").read_text() == "mine"
-    outcomes = train_by_two(a_run(folder=tmp_path / "run" / "inside"), tmp_path / "processes")
-    assert all("cannot be written: Not a directory" in str(o.error) for o in outcomes), outcomes
 
 
 def truncate(folder: Path) -> str:
@@ -219,39 +230,45 @@ def change_manifest(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     "damage", [truncate, corrupt, remove, newer, foreign, half_a_manifest, no_manifest]
 )
-def test_a_damaged_checkpoint_is_named_and_passed_over(
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, two_checkpoints: Path, damage: Any) -> None:
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(two_checkpoints / "checkpoint-4", folder)
+    told = damage(folder)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(folder)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [corrupt, no_manifest])
+def test_a_damaged_checkpoint_is_passed_over(
     a_run: Any, tmp_path: Path, two_checkpoints: Path, damage: Any
 ) -> None:
     """By `auto`, once and on the first process only; by its name it is an error on all."""
     folder = tmp_path / "run"
     shutil.copytree(two_checkpoints, folder)
-    told = damage(folder / "checkpoint-4")
-    with pytest.raises(CheckpointError) as error:
-        load_checkpoint(folder / "checkpoint-4")
-    assert told in str(error.value)
+    damaged = folder / "checkpoint-4"
+    told = damage(damaged)
+    by_name = a_run(6, folder, resume_from_checkpoint=str(damaged))
+    run = a_run(6, folder, resume_from_checkpoint="auto")
 
-    def resume(resume_from: str) -> Any:
-        run = a_run(6, folder, resume_from_checkpoint=resume_from)
+    def call(rank: int) -> Any:
+        with pytest.raises(CheckpointError) as error:
+            train(by_name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = train(run)
+        passed = [str(w.message) for w in caught if "Passing over" in str(w.message)]
+        return str(error.value), result.stopped_because, passed
 
-        def call(rank: int) -> Any:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                result = train(run)
-            told = [str(w.message) for w in caught if "Passing over" in str(w.message)]
-            return result.stopped_because, told, result.history[-1]["step"]
-
-        return run_ranks(call, 2, tmp_path / "processes", timeout=90)
-
-    for outcome in resume(str(folder / "checkpoint-4")):
-        assert "CheckpointError: " in str(outcome.error) and told in str(outcome.error)
-    first, second = values(resume("auto"))
-    assert first[0] == second[0] == "max_tokens"
-    assert len(first[1]) == 1 and told in first[1][0]
-    assert second[1] == []
+    first, second = values(run_ranks(call, 2, tmp_path / "processes", timeout=90))
+    assert told in first[0] and told in second[0]
+    assert first[1] == second[1] == "max_tokens"
+    assert len(first[2]) == 1 and told in first[2][0]
+    assert second[2] == []
     newest = newest_checkpoint(folder)
     assert newest is not None and newest.name == "checkpoint-6"
     verify_manifest(folder / "checkpoint-2")
-    verify_manifest(folder / "checkpoint-4")  # It was reached again, and saved again.
+    verify_manifest(damaged)  # It was reached again, and saved again.
 
 
 def test_clocks_say_nothing_about_which_is_newest(
@@ -302,7 +319,7 @@ def slow_hdfs(tmp_path: Path) -> Iterator[WebHdfs]:
 def test_a_slow_copy_is_no_process_that_does_not_answer(
     a_run: Any, tmp_path: Path, slow_hdfs: WebHdfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each copy takes longer than `parallel.timeout`, by which nobody may be kept waiting."""
+    """A copy takes longer than `parallel.timeout`, by which nobody may be kept waiting."""
     from controlllm.checkpoint.mirror.upload import Uploader
     from controlllm.common import distributed
 
@@ -314,7 +331,7 @@ def test_a_slow_copy_is_no_process_that_does_not_answer(
         send(self, checkpoint)
 
     monkeypatch.setattr(Uploader, "send", send_slowly)
-    run = a_run(4, remote_dir=slow_hdfs.address + "runs/seven")
+    run = a_run(4, remote_dir=slow_hdfs.address + "runs/seven", save_steps=4)
     run.parallel.timeout = 3.0
 
     def call(rank: int) -> Any:
@@ -325,8 +342,7 @@ def test_a_slow_copy_is_no_process_that_does_not_answer(
         values(run_ranks(call, 2, tmp_path / "processes", timeout=90)) == [("max_tokens", [])] * 2
     )
     there = slow_hdfs.folder / "runs" / "seven"
-    for name in ("checkpoint-2", "checkpoint-4"):
-        verify_manifest(there / name)
+    verify_manifest(there / "checkpoint-4")
     assert list(soak.rows_of(there)) == list(soak.rows_of(tmp_path / "run"))
 
 

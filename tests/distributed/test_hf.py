@@ -28,13 +28,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 MATRIX = [
     (2, FSDP, "ends and gates"),
-    *((2, ZERO2, name) for name in ("concat", "stack")),
-    *((2, ZERO3, name) for name in STRUCTURES),
+    (2, ZERO2, "concat"),
+    *((2, ZERO3, name) for name in STRUCTURES if name != "concat"),
     (2, DDP, "full"),
     (4, HSDP, "concat"),
 ]
 """Every way, and for ZeRO-3, which knows least of what it cuts, every structure."""
-STEPS = {"max_steps": 10, "eval_steps": 5, "save_steps": 10, "learning_rate": 5e-3}
+STEPS = {"max_steps": 4, "eval_steps": 4, "save_steps": 4, "learning_rate": 5e-3}
 
 
 def merged(structure: str, **training: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def expected() -> dict[str, Any]:
     MATRIX,
     ids=[f"{parallel['strategy']}-{structure}" for _, parallel, structure in MATRIX],
 )
-def test_ten_steps_are_those_of_one_native_process(
+def test_four_steps_are_those_of_one_native_process(
     run_config: Any,
     loaded: Any,
     tmp_path: Path,
@@ -99,7 +99,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_change_nothing(run_config: Any, loaded: Any, tmp_path: Path, name: str) -> None:
     parallel, settings = OPTIONS[name]
-    training = {"max_steps": 4, "eval_steps": 4, **settings.get("training", {})}
+    training = settings.get("training", {})
     settings = {**settings, "training": training}
     [history] = train_by(run_of(run_config, tmp_path / "alone", **settings), loaded, 1, tmp_path)
     settings["training"] = {**training, "backend": "hf"}
@@ -122,7 +122,7 @@ def test_what_deepspeed_refuses_is_told_in_a_sentence(
 def test_in_bfloat16_what_trains_is_kept_in_float32(
     run_config: Any, loaded: Any, tmp_path: Path, parallel: dict[str, Any]
 ) -> None:
-    training = {"bf16": True, "learning_rate": 1e-3, "max_steps": 4}
+    training = {"bf16": True, "learning_rate": 1e-3}
     [history] = train_by(
         run_of(run_config, tmp_path / "alone", training=training), loaded, 1, tmp_path
     )
@@ -141,48 +141,43 @@ def test_in_bfloat16_what_trains_is_kept_in_float32(
 
 
 CHAINS = {
-    "native, zero3, zero2, native": [
+    "native, zero3, native, zero2, one": [
         (2, "native", FSDP),
         (4, "hf", ZERO3),
-        (2, "hf", ZERO2),
         (1, "native", {}),
+        (2, "hf", ZERO2),
+        (1, "hf", {}),
     ],
-    "offloaded zero3, offloaded zero2, offloaded zero3, ddp": [
+    "offloaded zero3, offloaded zero2, offloaded zero3, ddp, fsdp": [
         (2, "hf", {**ZERO3, **OFFLOAD}),
         (2, "hf", {**ZERO2, **OFFLOAD}),
         (2, "hf", {**ZERO3, **OFFLOAD}),
         (2, "hf", DDP),
-    ],
-    "zero2, fsdp, one, zero3": [
-        (2, "hf", ZERO2),
         (2, "hf", FSDP),
-        (1, "hf", {}),
-        (2, "hf", ZERO3),
     ],
 }
-SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 8}
+SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 5}
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_checkpoints_of_one_back_end_are_resumed_by_the_other(
     run_config: Any, loaded: Any, tmp_path: Path, name: str
 ) -> None:
-    """Two steps by each, and one checkpoint after them; the losses are those of one process.
+    """A step by each, and one checkpoint after it; the losses are those of one process.
 
     The bias of a gate is a tensor of one number, which processes cannot share evenly.
     """
-    gates = {"expansion": {"interpolator": "dlerp"}}
-    straight = run_of(run_config, tmp_path / "straight", training=SAVED, **gates)
+    over = {"expansion": {"interpolator": "dlerp"}, "data": {"learn": [], "retain": []}}
+    straight = run_of(run_config, tmp_path / "straight", training=SAVED, **over)
     [history] = train_by(straight, loaded, 1, tmp_path)
     for number, (ranks, backend, parallel) in enumerate(CHAINS[name], start=1):
-        until = {"max_tokens": 2 * number * 4 * 32 - 100} if number < 4 else {}
+        until = {"max_tokens": number * 4 * 32 - 100} if number < 5 else {}
         training = SAVED | until | {"backend": backend}
-        run = run_of(run_config, tmp_path / "run", parallel=parallel, training=training, **gates)
+        run = run_of(run_config, tmp_path / "run", parallel=parallel, training=training, **over)
         found = train_by(run, loaded, ranks, tmp_path / "processes")[0]
-        assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{2 * number}"
-    trained = [[row for row in h if "train/loss" in row] for h in (found, history)]
-    assert [row["step"] for row in trained[0]] == list(range(1, 9))
-    assert losses(trained[0]) == pytest.approx(losses(trained[1]), rel=2e-4)
+        assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{number}"
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
+    assert losses(found) == pytest.approx(losses(history), rel=2e-4)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])

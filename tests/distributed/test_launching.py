@@ -69,35 +69,40 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "train" in p.cmdline()]
+
+
 @pytest.mark.slow
-def test_started_stopped_killed_and_done(run_file: Any, tmp_path: Path) -> None:
-    """A run by two processes is asked to stop, goes on, loses one of them, and goes on."""
-    path, folder = run_file("run"), tmp_path / "run"
-    process = train(path, "--nproc=2")
+def test_started_killed_stopped_and_done(run_file: Any, tmp_path: Path) -> None:
+    """A run by two processes loses one of them, goes on, is asked to stop, and goes on."""
+    path, folder = run_file("run", steps=20), tmp_path / "run"
+    process = train(path, "--nproc", 2, "--max_restarts", 1)
     wait_for_step(folder, 4, process)
+    before, workers = soak.record_of(folder), workers_of(process)
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGKILL)
+    end = time.monotonic() + SECONDS
+    while soak.record_of(folder) == before:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    wait_for_step(folder, 8, process)
     process.send_signal(signal.SIGUSR1)
     code, out, err = ended(process)
     assert code == launch.PREEMPTED == 75, err
     assert out.count("stopped because preempted") == 1
+    assert err.count("starting the processes again (1 of 1)") == 1
+    assert err.count("Training source") == 2  # Once for each start, and by one process.
     assert "Traceback" not in err and "death signal" not in err
     stopped_at = max(row["step"] for row in soak.rows_of(folder))
-    assert 4 <= stopped_at < 12
+    assert 8 <= stopped_at < 20
     assert newest_checkpoint(folder) == folder / f"checkpoint-{stopped_at}"
     assert not list(folder.glob(".*"))
 
-    process = train(path, "--nproc", 2, "--max_restarts", 1)
-    wait_for_step(folder, stopped_at + 2, process)
-    workers = [p for p in psutil.Process(process.pid).children() if "train" in p.cmdline()]
-    assert len(workers) == 2
-    workers[1].send_signal(signal.SIGKILL)
-    code, out, err = ended(process)
-    assert code == 0, err
-    assert out == f"{folder}: stopped because max_steps\n"
-    assert err.count("starting the processes again (1 of 1)") == 1
-    assert err.count("Training source") == 2  # Once for each start, and by one process.
-    assert "Traceback" not in err
-    codes, _ = run_ranks(run_file("straight"), tmp_path / "logs")
-    assert codes == [0, 0]
+    for name in ("run", "straight"):
+        codes, printed = run_ranks(run_file(name, steps=20), tmp_path / "logs")
+        assert codes == [0, 0]
+        assert printed[0].endswith(f"{tmp_path / name}: stopped because max_steps\n")
     soak.require_same(folder, tmp_path / "straight")
 
 
@@ -106,7 +111,7 @@ def test_without_their_launcher_the_processes_save_and_end(run_file: Any, tmp_pa
     path, folder = run_file("run"), tmp_path / "run"
     process = train(path, "--nproc=2")
     wait_for_step(folder, 4, process)
-    workers = [p for p in psutil.Process(process.pid).children() if "train" in p.cmdline()]
+    workers = workers_of(process)
     assert len(workers) == 2
     process.kill()
     _, alive = psutil.wait_procs(workers, timeout=SECONDS)
@@ -230,20 +235,12 @@ def test_all_stop_where_one_is_asked_to(
     run_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:
     """The second process gets the signal; both finish the step, save, and end with 75."""
-    path = run_file("run", steps=7)
-    with monkeypatch.context() as patch:
-        fail_at(patch, 4, {1: lambda: os.kill(os.getpid(), signal.Signals[number])})
-        codes, printed = run_ranks(path, tmp_path / "logs")
+    fail_at(monkeypatch, 4, {1: lambda: os.kill(os.getpid(), signal.Signals[number])})
+    codes, printed = run_ranks(run_file("run", steps=7), tmp_path / "logs")
     assert codes == [75, 75], printed
     assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-5"
     assert "stopped because preempted" in printed[0]
     assert printed[1] == ""
-    if number != "SIGUSR1":
-        return
-    codes, _ = run_ranks(path, tmp_path / "logs")
-    assert codes == [0, 0]
-    codes, _ = run_ranks(run_file("straight", steps=7), tmp_path / "logs")
-    soak.require_same(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_whole_process_group_is_asked_and_the_data_workers_with_it(

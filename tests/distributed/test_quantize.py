@@ -10,7 +10,7 @@ from tests.processes import run_ranks, values
 
 from controlllm.checkpoint import load_checkpoint
 
-SAVED = {"save_steps": 100, "eval_steps": 3, "max_steps": 6}
+SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 3}
 
 
 @pytest.mark.parametrize(("kind", "ways"), [("int8", ["fsdp 2", "hsdp 2x2"]), ("nf4", ["ddp 2"])])
@@ -28,14 +28,14 @@ def test_every_way_trains_beside_the_same_quantised_base(
         return train_by(run, loaded, ranks, tmp_path / "processes")
 
     [expected] = by(1, "alone", {})
-    weights = load_checkpoint(tmp_path / "alone" / "checkpoint-6").tensors
+    weights = load_checkpoint(tmp_path / "alone" / "checkpoint-3").tensors
     for name in ways:
         ranks, parallel = WAYS[name]
         for history in by(ranks, name, parallel):
             assert losses(history) == pytest.approx(losses(expected), rel=2e-4), name
-        state = load_checkpoint(tmp_path / name / "checkpoint-6")
+        state = load_checkpoint(tmp_path / name / "checkpoint-3")
         require_close(state.tensors, weights)
-    base = [load_checkpoint(tmp_path / n / "checkpoint-6").model for n in ("alone", ways[0])]
+    base = [load_checkpoint(tmp_path / n / "checkpoint-3").model for n in ("alone", ways[0])]
     assert base[0]["config"]["base"] == base[1]["config"]["base"]
 
 
@@ -112,7 +112,7 @@ def test_four_bits_of_bitsandbytes_are_shared(
             run_config,
             tmp_path / name,
             parallel=parallel,
-            training={**SAVED, "max_steps": 3, **training},
+            training={**SAVED, **training},
             model={"quantize_base": "bnb_nf4_double", "model_name_or_path": str(folder)},
         )
         return train_by(run, lambda: None, ranks, tmp_path / "processes")
