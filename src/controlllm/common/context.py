@@ -33,20 +33,12 @@ def check_length(setting: str, length: int, model: PreTrainedModel) -> None:
     if context is None or length <= context:
         return
     text = f"{setting}={length} is above the context of {type(model).__name__}, {context} positions"
-    if _has_table(model, context):
+    words = model.get_input_embeddings()
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)
+    if any(context <= table.num_embeddings <= context + _OFFSETS for table in tables):
         raise ModelError(f"{text}, and it has a learned row for each; set at most {context}.")
     warnings.warn(
         f"{text}: longer rows are computed at positions that it has never seen. Set at most "
         f"{context}, or give the base a config for longer ones (rope_scaling).",
         stacklevel=3,
-    )
-
-
-def _has_table(model: PreTrainedModel, context: int) -> bool:
-    words = model.get_input_embeddings()
-    return any(
-        isinstance(module, nn.Embedding)
-        and module is not words
-        and context <= module.num_embeddings <= context + _OFFSETS
-        for module in model.modules()
     )

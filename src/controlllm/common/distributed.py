@@ -135,7 +135,8 @@ class Ranks:
         return bool(flags[1])
 
     def _fail(self, error: Exception | None) -> None:
-        told = self.gather(None if error is None else (_kind(error), _words(error)))
+        words = str(error) if isinstance(error, ControlLLMError) else repr(error)
+        told = self.gather(None if error is None else (_kind(error), words))
         failed = [(rank, *what) for rank, what in enumerate(told) if what is not None]
         text = "; ".join(f"rank {rank}: {words}" for rank, _, words in failed)
         failure: ControlLLMError = getattr(errors, failed[0][1])(text)
@@ -174,7 +175,3 @@ def _kind(error: Exception) -> str:
     """The name of the nearest class that every rank knows."""
     own = [cls for cls in type(error).__mro__ if cls.__module__ == errors.__name__]
     return own[0].__name__ if own else ControlLLMError.__name__
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, ControlLLMError) else repr(error)

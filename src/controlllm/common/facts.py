@@ -39,13 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Read:
-    """When a setting is read.
-
-    Attributes:
-        when: whether a config reads it; gets the outermost one.
-        remedy: why it is not, or when it is, and what to do: the end of a sentence.
-        refuse: whether it is an error to give it where it is not read; else a warning.
-    """
+    """When a setting is read, as a `Rule` says it; `when` gets the outermost config."""
 
     when: Callable[[Any], bool]
     remedy: str
@@ -80,11 +74,7 @@ def setting(
 
 
 def check_values(config: Any, where: str) -> None:
-    """Check every value of a dataclass by the facts of its field (`setting`).
-
-    Args:
-        config: the dataclass.
-        where: its dotted name, for the messages.
+    """Check every value of a dataclass, called `where`, by the facts of its fields (`setting`).
 
     Raises:
         ConfigError: with the first field whose number is out of its range, or whose text is none of

@@ -8,11 +8,7 @@ __all__ = ["Forwarding"]
 
 
 class Forwarding(nn.Module):
-    """Attributes that it does not have are those of one of its submodules.
-
-    Attributes:
-        forwards_to: the name of that submodule.
-    """
+    """Attributes that it does not have are those of one of its submodules."""
 
     forwards_to: ClassVar[str]
 

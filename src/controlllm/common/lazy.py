@@ -22,11 +22,7 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make `__getattr__` and `__dir__` for a package, by what it imports for type checkers.
-
-    Returns:
-        The two functions, to be assigned at module level.
-    """
+    """Make `__getattr__` and `__dir__` for a package, by what it imports for type checkers."""
 
     @cache
     def homes() -> dict[str, str]:

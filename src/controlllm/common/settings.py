@@ -109,11 +109,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 def check_range(field: str, value: float, low: float, high: float = LARGEST) -> None:
-    """Check that `low <= value <= high`, which no `nan` is.
-
-    Raises:
-        ConfigError: with the field, the value and the range.
-    """
+    """Check that `low <= value <= high`, which no `nan` is (ConfigError)."""
     if not low <= value <= high:
         upper = "" if high >= LARGEST and not value > high else f" and at most {plain_number(high)}"
         lower = "above 0" if low == TINY else f"at least {plain_number(low)}"
@@ -165,12 +161,7 @@ def dataclass_in(hint: Any) -> type | None:
 
 
 def require_settings(cls: type, values: Mapping[str, Any], where: str = "") -> None:
-    """Check that all names in nested values are settings of a dataclass, or of one inside it.
-
-    Args:
-        cls: the dataclass.
-        values: as YAML gives them.
-        where: what they were read from, to begin the message with.
+    """Check that all names in nested values, read from `where`, are settings of a dataclass.
 
     Raises:
         ConfigError: with the first that is not, and the section that has such a setting, or the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
 
-__all__ = ["copy_tensors", "own_part", "require_same", "whole", "whole_shape"]
+__all__ = ["copy_tensors", "few", "own_part", "require_same", "whole", "whole_shape"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
     Raises:
         CheckpointError: if names or shapes differ; nothing is copied then.
     """
-    require_same(_shapes(own), _shapes(tensors), where)
+    shapes = ({name: tensor.shape for name, tensor in some.items()} for some in (own, tensors))
+    require_same(next(shapes), next(shapes), where)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
@@ -62,15 +63,11 @@ def copy_tensors(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str)
 def require_same(
     own: Mapping[str, Sequence[int]], saved: Mapping[str, Sequence[int]], where: str
 ) -> None:
-    """Check that saved tensors have the names and shapes of a model's.
-
-    Raises:
-        CheckpointError: if names or shapes differ.
-    """
+    """Check that saved tensors have the names and shapes of a model's (CheckpointError)."""
     missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{where} does not fit this model: missing {_few(missing)}, left over {_few(extra)}; "
+            f"{where} does not fit this model: missing {few(missing)}, left over {few(extra)}; "
             "set the model up as it was when it was saved."
         )
     for name, shape in own.items():
@@ -81,11 +78,7 @@ def require_same(
             )
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first names of a list, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more or "none"

@@ -14,18 +14,15 @@ import logging
 import os
 import shutil
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from controlllm.checkpoint.mirror.fetch import (
-    BrokenError,
     fetch_checkpoint,
     fetch_files,
+    first_whole,
     has_whole,
     read_manifest,
 )
@@ -34,7 +31,7 @@ from controlllm.checkpoint.training.manifest import MANIFEST
 from controlllm.checkpoint.training.saved import KINDS
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_folder
-from controlllm.common.storage.lock import own_folder
+from controlllm.common.storage.lock import alone, own_folder
 from controlllm.common.text.names import is_checkpoint, is_plain
 
 __all__ = ["local_copy"]
@@ -62,25 +59,18 @@ def local_copy(address: str, storage_options: dict[str, Any] | None = None) -> P
     if is_checkpoint(name):
         return _copy_of_checkpoint(RemoteRun(parent, storage_options), name)
     if name == "best":
-        run = RemoteRun(parent, storage_options)
-        best = run.best()
-        if best is not None:
-            return _copy_of_checkpoint(run, best)
-    folder = RemoteRun(address, storage_options)
-    names = folder.checkpoints()
-    if not names:
-        return _copy_of_model(folder)
-    best = folder.best()
-    return _copy_of_newest(folder) if best is None else _copy_of_checkpoint(folder, best)
-
-
-def _copy_of_newest(run: RemoteRun) -> Path:
-    for name in reversed(run.checkpoints(whole=False)):
-        try:
-            return _copy_of_checkpoint(run, name)
-        except BrokenError as error:
-            warnings.warn(f"Passing over a checkpoint: {error}", stacklevel=2)
-    raise CheckpointError(f"{run.address} holds no whole checkpoint.")
+        above = RemoteRun(parent, storage_options)
+        if best := above.best():
+            return _copy_of_checkpoint(above, best)
+    run = RemoteRun(address, storage_options)
+    if not run.checkpoints():
+        return _copy_of_model(run)
+    if best := run.best():
+        return _copy_of_checkpoint(run, best)
+    newest = first_whole(run.checkpoints(whole=False), partial(_copy_of_checkpoint, run))
+    if newest is None:
+        raise CheckpointError(f"{run.address} holds no whole checkpoint.")
+    return newest
 
 
 def _copy_of_checkpoint(run: RemoteRun, name: str) -> Path:
@@ -134,32 +124,10 @@ def _fill_once(target: Path, is_whole: Callable[[], bool], fill: Callable[[Path]
     """Let one process make the folder, whole at once, while the others wait for it."""
     if is_whole():
         return
-    with _alone(target):
+    with alone(target, CheckpointError, "CONTROLLLM_CACHE"):
         if not is_whole():
             with atomic_folder(target, overwrite=True) as temporary:
                 fill(temporary)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock beside a folder; the kernel gives it back if this process is killed."""
-    lock = FileLock(target.with_name("lock"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("Waiting for another process that fetches %s", target.name)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{target} cannot be locked while it is filled: {error}; set CONTROLLLM_CACHE to a "
-            "folder on a disk that you may write to and that supports file locks."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _link_known(target: Path, name: str, manifest: bytes, folder: Path) -> None:

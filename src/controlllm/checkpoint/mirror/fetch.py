@@ -5,7 +5,7 @@ A checkpoint comes under a temporary name and takes its own once every file fits
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from controlllm.checkpoint.mirror.remote import FOLDERS, RemoteRun
@@ -20,6 +20,7 @@ __all__ = [
     "fetch_checkpoint",
     "fetch_files",
     "fetch_newest",
+    "first_whole",
     "has_whole",
     "read_manifest",
 ]
@@ -36,8 +37,6 @@ class BrokenError(CheckpointError):
 def fetch_newest(remote: RemoteRun, folder: Path, after: int = -1) -> Path | None:
     """Bring the newest whole checkpoint into a local run folder, and the best one too.
 
-    Warns of each broken one that is passed over.
-
     Args:
         remote: the run elsewhere.
         folder: the local run folder; its `best.json`, if any, is already that of the run.
@@ -50,14 +49,19 @@ def fetch_newest(remote: RemoteRun, folder: Path, after: int = -1) -> Path | Non
         CheckpointError: if the server, or the local disk, fails on the way.
     """
     names = [n for n in remote.checkpoints(whole=False) if checkpoint_step(n) > after]
+    found = first_whole(names, lambda name: fetch_checkpoint(remote, name, folder))
+    if found is not None:
+        _fetch_best(remote, folder)
+    return found
+
+
+def first_whole(names: Sequence[str], fetch: Callable[[str], Path]) -> Path | None:
+    """The newest checkpoint that can be fetched; warns of each broken one that is passed over."""
     for name in reversed(names):
         try:
-            found = fetch_checkpoint(remote, name, folder)
+            return fetch(name)
         except BrokenError as error:
             warnings.warn(f"Passing over a checkpoint: {error}", stacklevel=2)
-            continue
-        _fetch_best(remote, folder)
-        return found
     return None
 
 

@@ -35,7 +35,7 @@ class RemoteRun:
         timeout: the longest wait in seconds.
 
     Raises:
-        CheckpointError: if its server cannot be reached.
+        CheckpointError: if its server cannot be reached; each method, too, if it cannot answer.
     """
 
     def __init__(
@@ -54,11 +54,7 @@ class RemoteRun:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Raise errors of the server within the block as `CheckpointError`.
-
-        Raises:
-            CheckpointError: for any `OSError`.
-        """
+        """Raise errors of the server within the block as `CheckpointError`."""
         try:
             yield
         except OSError as error:
@@ -71,9 +67,6 @@ class RemoteRun:
         """The names `checkpoint-N` by rising step.
 
         With `whole`, those that were not copied to their end are left out.
-
-        Raises:
-            CheckpointError: if the server cannot say.
         """
         with self.asking():
             entries = self._list("")
@@ -84,37 +77,22 @@ class RemoteRun:
             return [n for n in names if self.filesystem.exists(self.at(f"{n}/{MANIFEST}"))]
 
     def newest_step(self) -> int:
-        """The step of the newest checkpoint that was copied to its end; -1 if there is none.
-
-        Raises:
-            CheckpointError: if the server cannot say.
-        """
+        """The step of the newest checkpoint that was copied to its end; -1 if there is none."""
         return max(map(checkpoint_step, self.checkpoints()), default=-1)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """The files directly in a folder, with their bytes; hidden and odd names are left out.
-
-        Raises:
-            CheckpointError: if the server cannot say.
-        """
+        """The files directly in a folder, with their bytes; hidden and odd names are left out."""
         return {name: entry["size"] for name, entry in self._files(folder).items()}
 
     def stamps(self) -> dict[str, str | None]:
         """The files directly in this folder, each with what changes when the file does.
 
         None where the server tells neither a time nor an ETag.
-
-        Raises:
-            CheckpointError: if the server cannot say.
         """
         return {name: _stamp(entry) for name, entry in self._files("").items()}
 
     def best(self) -> str | None:
-        """The name of the best checkpoint, or None where none is marked.
-
-        Raises:
-            CheckpointError: if the server cannot say, or the mark is damaged.
-        """
+        """The name of the best checkpoint, or None where none is marked."""
         content, where = self.read(BEST), f"{self.address}/{BEST}"
         if content is None:
             return None
@@ -124,11 +102,7 @@ class RemoteRun:
             raise CheckpointError(f"{where} is damaged: {error}; remove it.") from error
 
     def read(self, relative: str) -> bytes | None:
-        """The content of a small file, or None where it is not there.
-
-        Raises:
-            CheckpointError: if the server cannot say.
-        """
+        """The content of a small file, or None where it is not there."""
         with self.asking():
             for place in (self.at(relative), self.at(_old(relative))):
                 try:
@@ -138,11 +112,7 @@ class RemoteRun:
             return None
 
     def open(self, relative: str) -> Any:
-        """A file, to be read.
-
-        Raises:
-            CheckpointError: if it is not there, or the server cannot say.
-        """
+        """A file, to be read."""
         with self.asking():
             try:
                 return self.filesystem.open(self.at(relative), "rb")
@@ -150,13 +120,10 @@ class RemoteRun:
                 return self.filesystem.open(self.at(_old(relative)), "rb")
 
     def rename(self, temporary: str, relative: str) -> None:
-        """Give a file its name, in place of an older one.
+        """Give a file its name, in place of an older one (OSError).
 
         At any moment one of both is found by `read`, `open` and `sizes`, whatever is killed. Where
         the server cannot rename over a file (HttpFS, some SFTP), the older one steps aside first.
-
-        Raises:
-            OSError: as its server says.
         """
         move, place, old = self.filesystem.mv, self.at(relative), self.at(_old(relative))
         try:
@@ -173,20 +140,12 @@ class RemoteRun:
         self.remove(_old(relative))
 
     def remove(self, relative: str) -> None:
-        """Remove a file or a folder, if it is there.
-
-        Raises:
-            OSError: as its server says.
-        """
+        """Remove a file or a folder, if it is there (OSError)."""
         if self.filesystem.exists(self.at(relative)):
             self.filesystem.rm(self.at(relative), recursive=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints and `best.json`: a run starts afresh.
-
-        Raises:
-            CheckpointError: if they cannot be removed.
-        """
+        """Remove all checkpoints and `best.json`: a run starts afresh."""
         names = self.checkpoints(whole=False)
         with self.asking():
             for name in [*names, BEST, _old(BEST)]:

@@ -95,10 +95,15 @@ class Uploader:
 
     def _send(self, local: Path, relative: str) -> None:
         """Copy one file, anew where the connection breaks."""
+        filesystem, place = self.remote.filesystem, self.remote.at(relative)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._send_once(local, relative)
-                return
+                filesystem.put_file(str(local), place)
+                filesystem.invalidate_cache()
+                size, arrived = local.stat().st_size, filesystem.info(place)["size"]
+                if arrived == size:
+                    return
+                raise OSError(f"{place} has {arrived} bytes instead of {size}")
             except (PermissionError, TimeoutError):
                 raise  # Asking again would not help, or would take as long again.
             except OSError as error:
@@ -106,14 +111,6 @@ class Uploader:
                     raise
                 log.warning("Copying %s failed (%s); trying again", local, error)
                 time.sleep(_PAUSE_SECONDS)
-
-    def _send_once(self, local: Path, relative: str) -> None:
-        place, size = self.remote.at(relative), local.stat().st_size
-        self.remote.filesystem.put_file(str(local), place)
-        self.remote.filesystem.invalidate_cache()
-        arrived = self.remote.filesystem.info(place)["size"]
-        if arrived != size:
-            raise OSError(f"{place} has {arrived} bytes instead of {size}")
 
     def _replace(self, local: Path, relative: str) -> None:
         """Copy a file that may be there already: at any moment the old or the new one is read."""

@@ -66,9 +66,6 @@ def export(
         inplace: use the model up where that saves memory (`collapsed`, merged adapters); it is
             gone then.
 
-    Returns:
-        The folder.
-
     Raises:
         ConfigError: for an unknown form.
         CheckpointError: if the folder is not empty (with `overwrite`: and holds no saved model),
@@ -79,7 +76,7 @@ def export(
     require_free(folder, overwrite)
     require_numbers(model.named_parameters(), "the model")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        with _shown(temporary, form, _bytes(model, form)), quiet_imports(), quiet_bars():
+        with _shown(temporary, form, model), quiet_imports(), quiet_bars():
             write(model, temporary, inplace)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
@@ -89,16 +86,11 @@ def export(
     return Path(folder)
 
 
-def _bytes(model: PreTrainedModel, form: str) -> int:
-    """About how many are going to be written."""
-    trained_only = form in ("sidecar", "adapter")
-    return sum(p.nbytes for p in model.parameters() if p.requires_grad or not trained_only)
-
-
 @contextmanager
-def _shown(folder: Path, form: str, total: int) -> Iterator[None]:
-    """Show how many bytes there are by now."""
-    done = Event()
+def _shown(folder: Path, form: str, model: PreTrainedModel) -> Iterator[None]:
+    """Show how many bytes there are by now, of about how many."""
+    done, trained_only = Event(), form in ("sidecar", "adapter")
+    total = sum(p.nbytes for p in model.parameters() if p.requires_grad or not trained_only)
 
     def watch(line: Progress) -> None:
         while not done.wait(0.5):

@@ -157,13 +157,17 @@ def _group(name: str) -> str:
 
 
 def _fill_in_alphas(folder: Path, parts: dict[str, Part], expansion: ExpansionConfig) -> None:
-    logits = _constant_logits(folder)
+    constants = {
+        _place(name)[0]: 1 / (1 + math.exp(-logit))
+        for file in _weight_files(folder)
+        for name, logit in read_scalars(file, _LOGIT).items()  # Of several ranks one has it.
+    }
     for place, part in parts.items():
         if part.kind in ("base", "adapter"):
             continue
         last = place.rsplit(".", 1)[-1]
         layer = int(last) if part.kind != "end" and last.isdecimal() else None
-        part.alpha = _alpha(expansion, part.kind, layer, logits.get(place))
+        part.alpha = _alpha(expansion, part.kind, layer, constants.get(place))
 
 
 def _alpha(
@@ -183,21 +187,8 @@ def _alpha(
     return 1.0 if kind == "stack" else constant
 
 
-def _constant_logits(folder: Path) -> dict[str, float]:
-    """Constant alphas by place: a handful of one-element tensors."""
-    return {
-        _place(name)[0]: 1 / (1 + math.exp(-logit))
-        for file in _weight_files(folder)
-        for name, logit in read_scalars(file, _LOGIT).items()  # Of several ranks one has it.
-    }
-
-
 def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
-    """Name, shape and bytes of every tensor, from the headers of the safetensors files.
-
-    Raises:
-        CheckpointError: if there is no such file, or one is broken.
-    """
+    """Name, shape and bytes of every tensor, from the files' headers (CheckpointError)."""
     files = _weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder} has no safetensors files.")

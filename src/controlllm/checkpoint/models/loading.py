@@ -54,10 +54,6 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from any form: a run, a checkpoint, a sidecar, a full model.
 
-    Args:
-        path_or_name: see the table at the top of this module.
-        options: how to load it.
-
     Returns:
         The model in evaluation mode, and its tokenizer.
 
@@ -167,18 +163,13 @@ class _Apart:
 
 def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
     """What is to be put on a base, or None if what lies there is a whole model."""
-    if location.kind is Kind.HUB:
-        return _apart_on_hub(location.path, options)
-    folder = Path(location.path)
-    kind = kind_in(folder)
-    return None if kind is None or kind.base_of is None else _Apart(kind, folder)
-
-
-def _apart_on_hub(name: str, options: LoadOptions) -> _Apart | None:
-    """The local copy of a sidecar or adapter on the Hub; None if there is a whole model."""
+    name, revision = location.path, options.revision
+    if location.kind is not Kind.HUB:
+        saved = kind_in(Path(name))
+        return None if saved is None or saved.base_of is None else _Apart(saved, Path(name))
     for kind in KINDS.values():
-        if kind.base_of is not None and file_on_hub(name, kind.config, options.revision):
-            return _Apart(kind, download(name, options.revision))
+        if kind.base_of is not None and file_on_hub(name, kind.config, revision):
+            return _Apart(kind, download(name, revision))
     return None
 
 
@@ -281,11 +272,7 @@ def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
 
 
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    """The model on its device.
-
-    Raises:
-        ConfigError: if torch does not know the device, or the machine does not have it.
-    """
+    """The model on its device (ConfigError)."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

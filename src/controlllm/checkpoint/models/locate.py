@@ -37,12 +37,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model lies, and in which form.
-
-    Attributes:
-        kind: its form.
-        path: the folder that holds it, or its name on the Hub.
-    """
+    """Where a model lies, and in which form."""
 
     kind: Kind
     path: str
@@ -103,7 +98,10 @@ def _look_into(folder: Path) -> Location:
         return Location(Kind.CHECKPOINT, str(folder))
     saved = kind_in(folder)
     if saved is not None:
-        return Location(_FORMS.get(saved.name) or _form_of_whole(folder), str(folder))
+        expanded = (
+            saved.name == "full" and read_model_file(folder).get("model_type") == "controlllm"
+        )
+        return Location(Kind.EXPANDED if expanded else _FORMS[saved.name], str(folder))
     if list_checkpoints(folder):
         checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
         if checkpoint is None:
@@ -113,10 +111,10 @@ def _look_into(folder: Path) -> Location:
     raise CheckpointError(f"{folder} holds no model: no {files} and no checkpoint-N folder.")
 
 
-def _form_of_whole(folder: Path) -> Kind:
-    expanded = read_model_file(folder).get("model_type") == "controlllm"
-    return Kind.EXPANDED if expanded else Kind.PLAIN
-
-
-_FORMS = {"control": Kind.SIDECAR, "adapters": Kind.ADAPTER, "part": Kind.PART}
-"""The form of a folder by the kind of what lies in it, if that is not a whole model."""
+_FORMS = {
+    "control": Kind.SIDECAR,
+    "adapters": Kind.ADAPTER,
+    "part": Kind.PART,
+    "full": Kind.PLAIN,
+}
+"""The form of a folder by the kind of what lies in it."""

@@ -19,6 +19,7 @@ from controlllm.common.quiet import quiet_bars, quiet_imports
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.storage.tensor_headers import require_file
+from controlllm.common.tensors import few
 from controlllm.common.text.names import DATA_PATTERNS
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.hf_config import ControlLLMConfig
@@ -53,11 +54,20 @@ def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
         settings["attn_implementation"] = options.attn_implementation
     if options.quantize_base:
         compute = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
-        _refuse_expanded(name, options)
+        config = from_pretrained(AutoConfig.from_pretrained, name, options)
+        if isinstance(config, ControlLLMConfig):
+            raise ConfigError(
+                f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what "
+                "it has learned would be quantised, too. Load its sidecar onto the base instead."
+            )
         settings["quantization_config"] = bnb_config(options.quantize_base, compute)
     load = AutoModelForCausalLM.from_pretrained
     model, found = from_pretrained(load, name, options, output_loading_info=True, **settings)
-    _require_all(found, name)
+    if made_up := {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}:
+        raise CheckpointError(
+            f"{name} lacks the weights of {few(sorted(made_up))}, which would be random "
+            "numbers: its files are not those of its config.json. Copy or download it again."
+        )
     require_numbers(model.named_parameters(), name)
     settle(model)
     return cast(PreTrainedModel, model)
@@ -118,11 +128,7 @@ def file_on_hub(name: str, file: str, revision: str | None = None) -> Path | Non
 
 
 def download(name: str, revision: str | None = None, code: bool = False) -> Path:
-    """The local copy of all data of a repository on the Hub; with `code` also of its modules.
-
-    Raises:
-        CheckpointError: the Hub does not give it.
-    """
+    """The local copy of a Hub repository's data, with `code` its modules too (CheckpointError)."""
     from huggingface_hub import snapshot_download
 
     patterns = [*DATA_PATTERNS, *(["*.py"] if code else [])]
@@ -135,11 +141,7 @@ def download(name: str, revision: str | None = None, code: bool = False) -> Path
 def from_pretrained(
     load: Callable[..., Any], name: str, options: LoadOptions, **settings: Any
 ) -> Any:
-    """Call a `from_pretrained`; whatever it raises becomes a `CheckpointError`.
-
-    Raises:
-        CheckpointError: whatever went wrong; what lies there may be anybody's.
-    """
+    """Call a `from_pretrained`; whatever it raises becomes a `CheckpointError`."""
     try:
         with quiet_imports(), quiet_bars():
             return load(
@@ -157,26 +159,6 @@ def from_pretrained(
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
-
-
-def _require_all(found: dict[str, Any], name: str) -> None:
-    """Refuse a model of which weights were missing, and made up."""
-    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(
-            f"{name} lacks the weights of {', '.join(missing[:3])}{more}, which would be random "
-            "numbers: its files are not those of its config.json. Copy or download it again."
-        )
-
-
-def _refuse_expanded(name: str, options: LoadOptions) -> None:
-    config = from_pretrained(AutoConfig.from_pretrained, name, options)
-    if isinstance(config, ControlLLMConfig):
-        raise ConfigError(
-            f"quantize_base={options.quantize_base}, but {name} is a full expanded model: what it "
-            "has learned would be quantised, too. Load its sidecar onto the base instead."
-        )
 
 
 def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -89,8 +89,11 @@ def _pack_dict(value: dict[Any, Any], place: str, tensors: dict[str, Tensor]) ->
 
 
 def _unpack_mark(mark: str, inner: Any, tensors: dict[str, Tensor]) -> Any:
-    if mark == "$dict" and _is_pairs(inner):
-        return {key: unpack(item, tensors) for key, item in inner}
+    if mark == "$dict" and isinstance(inner, list):
+        pairs = (pair for pair in inner if isinstance(pair, list) and len(pair) == 2)
+        made = {key: unpack(item, tensors) for key, item in pairs if isinstance(key, _PLAIN)}
+        if len(made) == len(inner):
+            return made
     if mark == "$tuple" and isinstance(inner, list):
         return tuple(unpack(item, tensors) for item in inner)
     known = isinstance(inner, str) and inner in tensors
@@ -99,13 +102,6 @@ def _unpack_mark(mark: str, inner: Any, tensors: dict[str, Tensor]) -> Any:
             f"the state refers to {mark} {inner!r}, which the file lacks; use another checkpoint."
         )
     return tensors[inner] if mark == "$tensor" else tensors[inner].numpy()
-
-
-def _is_pairs(inner: Any) -> bool:
-    """Whether it is a list of pairs of a plain key and any item."""
-    return isinstance(inner, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], _PLAIN) for pair in inner
-    )
 
 
 def capture_rng() -> dict[str, Any]:

@@ -44,7 +44,14 @@ def verify_manifest(folder: str | Path) -> None:
         CheckpointError: naming the first file that does not fit, or the format that is not ours.
     """
     folder, advice = Path(folder), "use another checkpoint"
-    files = _read_manifest(folder)["files"]
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; give a checkpoint-N or a run folder.")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a whole training checkpoint: it has no {MANIFEST}; {advice}."
+        )
+    files = parse_manifest(path.read_bytes(), path)["files"]
     compare_files(folder, files, MANIFEST, advice)
     for path in sorted(folder.iterdir()):
         known = path.name in files or path.name == MANIFEST
@@ -96,13 +103,3 @@ def _missing(files: dict[str, Any]) -> str | None:
     in_parts = any(name.startswith("shard-") for name in files)
     own = () if in_parts else (kind.weights, "optimizer.safetensors")
     return next((name for name in (*_ALWAYS, *own) if name not in files), None)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; give a checkpoint-N folder or a run folder.")
-    if not (folder / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{folder} is not a whole training checkpoint: it has no {MANIFEST}; use another one."
-        )
-    return parse_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST)

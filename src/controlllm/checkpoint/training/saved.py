@@ -77,17 +77,8 @@ def kind_in(folder: Path) -> SavedKind | None:
     return next((kind for kind in KINDS.values() if (folder / kind.config).is_file()), None)
 
 
-def _base_of_sidecar(folder: Path) -> dict[str, Any]:
-    base: dict[str, Any] = read_sidecar_config(folder)["base"]
-    return base
-
-
 def base_of_adapters(folder: Path) -> dict[str, Any]:
-    """What an adapter records of its base, in `base.json` and in PEFT's config.
-
-    Raises:
-        CheckpointError: a file is broken, or a field does not fit.
-    """
+    """What an adapter records of its base, in both of its JSON files (CheckpointError)."""
     values = read_peft_config(folder)
     base = {"name_or_path": values.get("base_model_name_or_path")}
     base["revision"] = values.get("revision")
@@ -96,11 +87,7 @@ def base_of_adapters(folder: Path) -> dict[str, Any]:
 
 
 def base_of_part(folder: Path) -> dict[str, Any]:
-    """What `part_config.json` records of the base.
-
-    Raises:
-        CheckpointError: the file is broken, or of a newer format.
-    """
+    """What `part_config.json` records of the base (CheckpointError)."""
     path = folder / KINDS["part"].config
     values = read_record(path, _PartFile)
     if values["format"] > PART_FORMAT:
@@ -112,7 +99,12 @@ def base_of_part(folder: Path) -> dict[str, Any]:
 
 
 _ROWS = (
-    SavedKind("control", SIDECAR_WEIGHTS, SIDECAR_CONFIG, _base_of_sidecar),
+    SavedKind(
+        "control",
+        SIDECAR_WEIGHTS,
+        SIDECAR_CONFIG,
+        lambda folder: read_sidecar_config(folder)["base"],
+    ),
     SavedKind("adapters", ADAPTER_WEIGHTS, ADAPTER_CONFIG, base_of_adapters),
     SavedKind("part", "part.safetensors", "part_config.json", base_of_part),
     SavedKind("full", "model.safetensors", "config.json"),

@@ -107,9 +107,6 @@ def save_checkpoint(
         save_total_limit: how many checkpoints to keep; None keeps all. The best and the newest are
             always kept.
 
-    Returns:
-        The checkpoint's folder.
-
     Raises:
         CheckpointError: if the disk is full or the state holds something that cannot be saved;
             older checkpoints are untouched.

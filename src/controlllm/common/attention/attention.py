@@ -102,25 +102,19 @@ def _make_mask(make: Callable[..., Tensor | None], **arguments: Any) -> Tensor |
     transformers asks for a full mask without padding, offset or vmap only when it saw positions
     restart.
     """
-    sizes = {name: arguments[name] for name in ("q_length", "kv_length")}
-    offsets = [arguments.get(name, 0) for name in ("q_offset", "kv_offset")]
+    rest = dict(arguments)
+    size, keys = rest.pop("q_length"), rest.pop("kv_length")
+    offsets = (rest.pop("q_offset", 0), rest.pop("kv_offset", 0))
     packed = (
         arguments.get("attention_mask") is None
         and not arguments.get("allow_is_causal_skip", True)
         and not arguments.get("use_vmap", False)
-        and sizes["q_length"] == sizes["kv_length"] > 1
+        and size == keys > 1
         and all(isinstance(offset, int) and offset == 0 for offset in offsets)
     )
     if not packed:
         return make(**arguments)
-    rest = {
-        name: value
-        for name, value in arguments.items()
-        if name not in ("q_length", "kv_length", "q_offset", "kv_offset")
-    }
-    return PackedMask(
-        partial(make, **rest), sizes["q_length"], arguments.get("local_size"), make is eager_mask
-    )
+    return PackedMask(partial(make, **rest), size, rest.get("local_size"), make is eager_mask)
 
 
 def _attend(
@@ -142,18 +136,15 @@ def _attend(
     outputs = []
     for start, end in pairwise(bounds):
         part = slice(start, end)
-        mask = _document_mask(attention_mask, start, end)
+        if isinstance(attention_mask, PackedMask):
+            mask = attention_mask.document(start, end)
+        else:
+            # Causal order and windows look the same from every start, so a document's square of the
+            # mask is its own mask.
+            mask = None if attention_mask is None else attention_mask[..., part, part]
         rows = (tensor[:, :, part] for tensor in (query, key, value))
         outputs.append(forward(module, *rows, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
-
-
-def _document_mask(mask: Tensor | PackedMask | None, start: int, end: int) -> Tensor | None:
-    if isinstance(mask, PackedMask):
-        return mask.document(start, end)
-    # Causal order and windows look the same from every start, so a document's square of the mask is
-    # its own mask.
-    return None if mask is None else mask[..., start:end, start:end]
 
 
 def _check_packed(module: nn.Module, query: Tensor, key: Tensor, bounds: list[int]) -> None:

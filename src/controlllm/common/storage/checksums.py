@@ -108,11 +108,7 @@ def verify_checksums(folder: str | os.PathLike[str], ours: bool = False) -> None
 
 
 def compare_files(folder: Path, files: dict[str, Any], note: str, advice: str) -> None:
-    """Compare files with their sizes and SHA-256.
-
-    Raises:
-        CheckpointError: with the first that does not.
-    """
+    """Compare files with their sizes and SHA-256 (CheckpointError)."""
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():

@@ -57,12 +57,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
-    """Write `value` as JSON, atomically.
-
-    Args:
-        path: of the file.
-        value: what JSON can say.
-        indent: spaces per level; None = one line, several times as quickly, for what nobody reads.
+    """Write `value` as JSON, atomically; without indent in one line, several times as quickly.
 
     Raises:
         CheckpointError: if the value is not JSON or the file cannot be written.
@@ -155,11 +150,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def require_empty(folder: str | Path) -> None:
-    """Check that `folder` is absent or empty.
-
-    Raises:
-        CheckpointError: if something is there.
-    """
+    """Check that `folder` is absent or empty (CheckpointError)."""
     target = Path(folder)
     if target.is_file():
         raise CheckpointError(f"{target} is a file, not a folder; choose another name.")
@@ -171,11 +162,7 @@ def require_empty(folder: str | Path) -> None:
 
 
 def require_writable(path: str | Path, folder: bool = False) -> None:
-    """Check before long work that its result can be written; nothing is left behind.
-
-    Raises:
-        CheckpointError: nothing can be written there.
-    """
+    """Check before long work that its result can be written (CheckpointError); nothing is left."""
     target = Path(path)
     try:
         if target.is_dir() and not folder:

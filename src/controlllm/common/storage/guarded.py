@@ -182,7 +182,7 @@ class _Reader(AbstractBufferedFile):
         if self.inner is None:
             self.inner = self.fs.open_inner(self.path)
         try:
-            data = self.fs.deadline.run(_read_at, self.inner, start, length)
+            data = self.fs.deadline.run(lambda at: (at.seek(start), at.read(length))[1], self.inner)
         except TimeoutError:
             self.inner = None  # The late call may still move its position.
             raise
@@ -230,12 +230,6 @@ class _Writer(io.RawIOBase):
         if not self.closed:
             super().close()
             self.deadline.run(self.inner.close)
-
-
-def _read_at(inner: Any, start: int, length: int) -> bytes:
-    inner.seek(start)
-    data: bytes = inner.read(length)
-    return data
 
 
 class _Watched:

@@ -41,14 +41,13 @@ class Holder:
     @classmethod
     def this(cls) -> "Holder":
         """This process, now."""
-        host = socket.gethostname()
         name = Path(sys.argv[0]).name
         words = ["controlllm" if name == "__main__.py" else name, *sys.argv[1:]]
         if words[1:2] == ["--config"]:
             del words[1]
         return cls(
-            host=host,
-            boot=_boot() or host,
+            host=socket.gethostname(),
+            boot=_boot(),
             namespace=_namespace(),
             pid=os.getpid(),
             since=datetime.now().astimezone().isoformat(" ", "seconds"),
@@ -73,7 +72,7 @@ class Holder:
     @property
     def is_on_this_machine(self) -> bool:
         """Whether it runs, or ran, under the kernel of this process: they share its locks."""
-        return self.boot == (_boot() or socket.gethostname())
+        return self.boot == _boot()
 
     @property
     def is_gone(self) -> bool:
@@ -82,10 +81,8 @@ class Holder:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     def __str__(self) -> str:
@@ -96,7 +93,7 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
     except OSError:
-        return ""
+        return socket.gethostname()
 
 
 def _namespace() -> str:
@@ -118,11 +115,7 @@ _BYTES_OF_A_NOTE = 2**16
 
 
 class TakenError(Exception):
-    """Another process, or another part of this one, holds the file.
-
-    Attributes:
-        holder: who, if they said so.
-    """
+    """Another process, or another part of this one, holds the file."""
 
     def __init__(self, path: Path, holder: Holder | None) -> None:
         super().__init__(f"{path} is held by {holder or 'another process'}")
@@ -146,25 +139,19 @@ class Held:
         _all_held.add(self)
 
     def note(self) -> None:
-        """Write down that this process holds it.
-
-        Raises:
-            OSError: the disk is full, for instance.
-        """
+        """Write down that this process holds it; on a full disk an OSError, and it is free."""
         assert self._handle is not None
-        os.ftruncate(self._handle, 0)
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        os.write(self._handle, Holder.this().to_text().encode())
+        try:
+            os.ftruncate(self._handle, 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, Holder.this().to_text().encode())
+        except OSError:
+            self.release(remove=True)
+            raise
 
     def release(self, remove: bool = False) -> None:
-        """Give it back.
-
-        Args:
-            remove: whether the file goes, too; who holds it next then begins with an empty one.
-        """
-        if self._handle is None:
-            return
-        if remove:
+        """Give it back; with `remove` the file goes, too, and the next holder finds no note."""
+        if remove and self._handle is not None:
             self.path.unlink(missing_ok=True)
         self.forget()
 
@@ -178,8 +165,8 @@ class Held:
 _all_held: "weakref.WeakSet[Held]" = weakref.WeakSet()
 
 
-def hold(path: Path) -> Held:
-    """Take a file, made if need be, without waiting.
+def hold(path: Path, note: bool = False) -> Held:
+    """Take a file, made if need be, without waiting; with `note` it says who holds it.
 
     Raises:
         TakenError: somebody holds it.
@@ -191,11 +178,15 @@ def hold(path: Path) -> Held:
         try:
             is_locked = _lock(path, handle)
             if not is_locked or _is_at(path, handle):
-                return Held(path, handle, is_locked)
+                held = Held(path, handle, is_locked)
+                break
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # Its holder removed it between opening and locking.
+    if note:
+        held.note()
+    return held
 
 
 def _lock(path: Path, handle: int) -> bool:

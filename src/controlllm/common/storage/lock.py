@@ -17,7 +17,7 @@ from controlllm.common.storage.files import write_text
 from controlllm.common.storage.held import LOCK, Held, TakenError, hold
 from controlllm.common.storage.workplace import make_folder
 
-__all__ = ["make_once", "occupied", "own_folder", "read_note", "write_note"]
+__all__ = ["alone", "make_once", "occupied", "own_folder", "read_note", "write_note"]
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -97,7 +97,7 @@ def make_once(
         return
     failure = _beside(target, "failed")
     known_failure = read_note(failure)
-    with _locked(target, timeout):
+    with alone(target, DataError, "data.cache_dir", timeout):
         if is_whole():
             return
         if (found := read_note(failure)) not in ("", known_failure):
@@ -114,8 +114,15 @@ def make_once(
 
 
 @contextmanager
-def _locked(target: Path, timeout: float) -> Iterator[None]:
-    """Hold the lock beside `target`, with a note of who does."""
+def alone(
+    target: Path, kind: type[ControlLLMError], setting: str, timeout: float = -1
+) -> Iterator[None]:
+    """Hold the lock beside `target`, with a note of who does; the kernel frees it after a kill.
+
+    Raises:
+        ControlLLMError: of that kind; it took longer than `timeout` seconds (-1 = no limit), or the
+            place that `setting` names knows no locks.
+    """
     lock_file, holder = _beside(target, "lock"), _beside(target, "holder")
     lock = FileLock(lock_file)
     try:
@@ -124,18 +131,19 @@ def _locked(target: Path, timeout: float) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:  # Said before the wait, which may be long.
             by = read_note(holder) or "another process"
-            log.info("Waiting up to %g s for %s, which makes %s", timeout, by, target)
+            limit = f"up to {timeout:g} s " if timeout >= 0 else ""
+            log.info("Waiting %sfor %s, which makes %s", limit, by, target)
             lock.acquire(timeout=timeout)
     except Timeout:
-        raise DataError(
+        raise kind(
             f"waited {timeout:g} s for another process ({read_note(holder) or 'unknown'}) that "
             f"prepares {target}. Give it more time (`data.cache_timeout`), or, if no process "
             f"works on it, remove {lock_file}."
         ) from None
     except (OSError, NotImplementedError) as error:
-        raise DataError(
+        raise kind(
             f"{target} cannot be prepared: {lock_file} cannot be locked ({error}); choose another "
-            "`data.cache_dir`, on a disk that you may write to and that supports file locks."
+            f"`{setting}`, on a disk that you may write to and that supports file locks."
         ) from error
     try:
         # A note for people only: a full disk must not stop what might still fit.
@@ -172,7 +180,7 @@ def _enter(folder: Path, named: str) -> Held:
         raise ConfigError(f"{named} is a file; choose a folder.")
     try:
         make_folder(folder)
-        held = _hold(folder)
+        held = hold(folder / LOCK, note=True)
     except TakenError as error:
         raise ConfigError(
             f"{named} is in use by {error.holder or 'another process'}; wait until it has ended, "
@@ -195,14 +203,4 @@ def _enter(folder: Path, named: str) -> Held:
             "disks do not share locks between machines: make sure that this process has ended.",
             stacklevel=4,
         )
-    return held
-
-
-def _hold(folder: Path) -> Held:
-    held = hold(folder / LOCK)
-    try:
-        held.note()
-    except OSError:
-        held.release(remove=True)
-        raise
     return held

@@ -44,6 +44,7 @@ STAMPS = (
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CHAINED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(://[^:]*)?::")
+"""Leads through one file system to another (`simplecache::https://...`)."""
 _LOCAL = ("file", "local")
 _GLOB = re.compile(r"[*?\[{]")
 _PACKAGES = {
@@ -81,9 +82,7 @@ def allow_scheme(scheme: str) -> None:
 
 def is_remote(path: object) -> bool:
     """Whether `path` is an address (`scheme://...`) and not a path on this machine's disk."""
-    text = str(path)
-    match = _SCHEME.match(text)
-    return _is_chained(text) or (match is not None and match[1].lower() not in _LOCAL)
+    return _CHAINED.match(str(path)) is not None or _scheme(str(path)) not in _LOCAL
 
 
 def open_filesystem(
@@ -106,10 +105,14 @@ def open_filesystem(
 
     scheme = _allowed_scheme(address)
     options = {**_options_of(address, scheme), **(storage_options or {})}
-    if scheme == "webhdfs":
-        options = _with_hadoop_user(options)
+    # As Hadoop's clients do, where nothing else says who asks.
+    said = any(options.get(key) for key in ("user", "token", "kerberos"))
+    if scheme == "webhdfs" and not said and (user := os.environ.get("HADOOP_USER_NAME")):
+        options["user"] = user
     try:
-        filesystem = GuardedFileSystem(scheme, options, timeout, _server(address))
+        parts = urlsplit(address)
+        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else address
+        filesystem = GuardedFileSystem(scheme, options, timeout, server)
         filesystem.client  # noqa: B018 - so that wrong options are told now
     except ImportError as error:
         package = _PACKAGES.get(scheme)
@@ -184,15 +187,10 @@ def _is_unreachable(error: BaseException) -> bool:
     return any(type(cause).__name__ in names for cause in causes(error))
 
 
-def _is_chained(address: str) -> bool:
-    """Whether an address leads through one file system to another (`simplecache::https://...`)."""
-    return _CHAINED.match(address) is not None
-
-
 def _allowed_scheme(address: str) -> str:
-    scheme = _scheme(address)
-    if _is_chained(address) or scheme not in _allowed:
-        what = "chains file systems (::)" if _is_chained(address) else f"{scheme}:// is not opened"
+    scheme, chained = _scheme(address), _CHAINED.match(address) is not None
+    if chained or scheme not in _allowed:
+        what = "chains file systems (::)" if chained else f"{scheme}:// is not opened"
         raise DataError(
             f"{shown(address)}: {what}; allowed: {', '.join(sorted(_allowed))}. Allow a client of "
             "your own in Python: controlllm.common.storage.remote.allow_scheme (docs/hdfs.md)."
@@ -203,13 +201,6 @@ def _allowed_scheme(address: str) -> str:
 def _scheme(address: str) -> str:
     match = _SCHEME.match(address)
     return match[1].lower() if match else "file"
-
-
-def _server(address: str) -> str:
-    """Scheme and host of an address, for messages."""
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}" if host else address
 
 
 def _without_user(address: str) -> str:
@@ -244,13 +235,6 @@ def _options_of(address: str, scheme: str) -> dict[str, Any]:
             "HADOOP_USER_NAME (or use a Kerberos ticket) and leave the user out."
         )
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _with_hadoop_user(options: dict[str, Any]) -> dict[str, Any]:
-    """The user of HADOOP_USER_NAME where nothing else says who asks, as Hadoop's clients do."""
-    name = os.environ.get("HADOOP_USER_NAME")
-    said = any(options.get(key) for key in ("user", "token", "kerberos"))
-    return options if said or not name else {**options, "user": name}
 
 
 def _probe(filesystem: "AbstractFileSystem", path: str, address: str) -> None:

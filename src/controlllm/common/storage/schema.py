@@ -55,12 +55,7 @@ _DEEPEST = 100
 
 @dataclasses.dataclass(frozen=True)
 class _Bound:
-    """Which values of a type are allowed; stands beside the type in `Annotated`.
-
-    Attributes:
-        holds: whether a value is allowed.
-        what: how it must be, to end a message with.
-    """
+    """Which values of a type are allowed, and `what` those are; stands beside it in `Annotated`."""
 
     holds: Callable[[Any], bool]
     what: str
@@ -89,9 +84,6 @@ def fitting(holds: Callable[[Any], bool], what: str) -> _Bound:
 def read_record(path: str | Path, schema: Any) -> Any:
     """Read a JSON file that is as a schema says.
 
-    Returns:
-        Its values, as the schema types them.
-
     Raises:
         CheckpointError: if it is missing, no JSON, too large, or a field of it does not fit.
     """
@@ -109,12 +101,7 @@ def check_record(values: Any, schema: Any, path: object) -> Any:
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:
-    """Build the dataclass `cls` from a nested dict.
-
-    Args:
-        cls: a dataclass; fields may be scalars, `Literal`, optional, lists, dicts or dataclasses.
-        values: nested dict as YAML gives it.
-        where: dotted name of this dict in the run file, for error messages.
+    """Build the dataclass `cls` from a nested dict, which has the dotted name `where`.
 
     Raises:
         ConfigError: for a key that is not known (with the nearest) or a value of the wrong type.

@@ -113,11 +113,7 @@ _FOREIGN_SECONDS = 24 * 3600
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """Yield the path to write to, and clear everything away whatever happens.
-
-    Raises:
-        OSError: the place cannot be written.
-    """
+    """Yield the path to write to, and clear everything away whatever happens (OSError)."""
     make_folder(target.parent)
     clean_leftovers(target.parent)
     held = _open(target)

@@ -11,19 +11,8 @@ __all__ = ["DATA_PATTERNS", "holds_data", "is_checkpoint", "is_plain"]
 
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,18}")
 _SUFFIXES = (
-    ".bpe",
-    ".codes",
-    ".jinja",
-    ".json",
-    ".jsonl",
-    ".md",
-    ".model",
-    ".safetensors",
-    ".spm",
-    ".tiktoken",
-    ".txt",
-    ".yaml",
-    ".yml",
+    *(".safetensors", ".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".jinja"),
+    *(".bpe", ".codes", ".model", ".spm", ".tiktoken"),
 )
 DATA_PATTERNS = [f"*{suffix}" for suffix in _SUFFIXES]
 """What is fetched, from anywhere: weights, configs, tokenizers, templates, records. No pickles and

@@ -46,9 +46,10 @@ class Progress:
         """Say how many are done, unless that was said a moment ago."""
         first, self.done = self.done == 0, done
         now = time.monotonic()
-        if now - self._told >= self._pause(now) or (
-            first and (self._left(now) or 0) > _LOG_SECONDS
-        ):
+        # Rarer, the longer it takes, where each is a line of its own.
+        rare = _LOG_SECONDS + (now - self._started) / 10
+        pause = _REWRITE_SECONDS if self._on_terminal else rare
+        if now - self._told >= pause or (first and (self._left(now) or 0) > _LOG_SECONDS):
             self._told = now
             self._say()
 
@@ -56,10 +57,6 @@ class Progress:
         """Take the line off the terminal."""
         if self._on_terminal:
             _write("", True)
-
-    def _pause(self, now: float) -> float:
-        """Seconds between two lines: rarer, the longer it takes."""
-        return _REWRITE_SECONDS if self._on_terminal else _LOG_SECONDS + (now - self._started) / 10
 
     def _left(self, now: float) -> float | None:
         if self.total is None or not self.done:

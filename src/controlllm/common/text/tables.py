@@ -16,16 +16,11 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> st
     """
     headers = [_cell(header) for header in headers]
     texts = [[_cell(format_number(cell)) for cell in row] for row in rows]
-    numeric = [
-        bool(rows) and all(_is_numeric(row[column]) for row in texts)
-        for column in range(len(headers))
-    ]
-    widths = [
-        max(3, *(len(row[c]) for row in [list(headers), *texts])) for c in range(len(headers))
-    ]
-    rule = [
-        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)
-    ]
+    columns = list(zip(headers, *texts, strict=True))
+    numeric = [bool(rows) and all(map(_is_numeric, column[1:])) for column in columns]
+    widths = [max(3, *map(len, column)) for column in columns]
+    aligned = zip(widths, numeric, strict=True)
+    rule = ["-" * (width - right) + ":" * right for width, right in aligned]
     lines = [_line(headers, widths, numeric), _line(rule, widths, numeric)]
     return "\n".join(lines + [_line(row, widths, numeric) for row in texts])
 
