@@ -1,13 +1,4 @@
-"""The method: frozen blocks, trainable copies beside them, and what joins them.
-
-                  x (merged stream, B x T x D)
-                  |---------------------------.
-          pretrained f (frozen)        expanded g (trained copy)      each with its own KV-cache
-          slot:
-                  | p                          | e                    layer_idx l  and  L + k
-                  '------- interpolator -------'--> divergence d(p, e) per token (training only)
-                                |
-                         out = (1-alpha) p + alpha e
+"""The method: frozen blocks, trainable copies beside them, and what joins them (`method.block`).
 
     from controlllm import ExpansionConfig, expand
 
@@ -29,8 +20,7 @@ from controlllm.common.lazy import lazy_names
 if TYPE_CHECKING:
     from controlllm.expansion.files.adapter_config import AdapterConfig
     from controlllm.expansion.files.sidecar import save_sidecar
-    from controlllm.expansion.hub.decoder import decoder_blocks
-    from controlllm.expansion.hub.expand import expand
+    from controlllm.expansion.hub.expand import decoder_blocks, expand
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.hub.peft import add_adapters, require_peft
     from controlllm.expansion.hub.sidecar_loading import load_sidecar

@@ -79,15 +79,7 @@ _UNREAD = ("auto_mapping", "peft_version", "inference_mode", "runtime_config")
 
 
 def check_adapter(values: Any, where: object) -> dict[str, Any]:
-    """Check the fields of an adapter's config that are read here.
-
-    Args:
-        values: the config as PEFT writes it.
-        where: its file, for messages.
-
-    Raises:
-        CheckpointError: with the field that does not fit.
-    """
+    """Check the fields of an adapter's config that are read here (CheckpointError)."""
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in _SCHEMAS:
         raise CheckpointError(
@@ -115,11 +107,6 @@ def read_peft_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def adapter_settings(values: Any, defaults: Mapping[str, Any], where: object) -> dict[str, Any]:
     """The settings that PEFT is given: those that are known, none that would do something else.
 
-    Args:
-        values: the config as PEFT writes it.
-        defaults: PEFT's own value of every setting.
-        where: its file, for messages.
-
     Raises:
         CheckpointError: for a setting that does not fit, or that is not supported and is used.
     """
@@ -137,11 +124,7 @@ def adapter_settings(values: Any, defaults: Mapping[str, Any], where: object) ->
 def require_ranks(
     values: Mapping[str, Any], shapes: Iterable[Iterable[int]], where: object
 ) -> None:
-    """Check, before anything of that size is made, that ranks are those of the saved tensors.
-
-    Raises:
-        CheckpointError: no saved tensor has such a side.
-    """
+    """Check that ranks are those of tensors, before any of that size is made (CheckpointError)."""
     sides = {side for shape in shapes for side in shape}
     ranks = {"r": values.get("r"), **(values.get("rank_pattern") or {})}
     for name, rank in ranks.items():

@@ -18,11 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """Where each tensor lies.
-
-    Attributes:
-        places: the file of each tensor, by its name.
-    """
+    """Where each tensor lies."""
 
     places: dict[str, Path]
 
@@ -31,9 +27,6 @@ class BaseFiles:
         """The files of a model by the name that it was loaded by; None where they are not here.
 
         Nothing is downloaded: what was loaded from the Hub is looked for in its cache.
-
-        Args:
-            model: a model of transformers.
         """
         name = getattr(getattr(model, "config", None), "_name_or_path", "")
         if not name:

@@ -57,16 +57,7 @@ def forget_base(model: PreTrainedModel) -> None:
 
 
 def check_base(base: nn.Module, recorded: dict[str, Any], what: str) -> None:
-    """Check that a base is the recorded one.
-
-    Args:
-        base: the model given.
-        recorded: what is known of the right one: `fingerprint`, `name_or_path`.
-        what: what was trained on it, for the message.
-
-    Raises:
-        CheckpointError: it is another one.
-    """
+    """Check that a base is the recorded one (CheckpointError)."""
     own = getattr(base.config, "_name_or_path", "") or type(base).__name__
     given = {"fingerprint": fingerprint(base), "name_or_path": own}
     require_base(given, recorded, what, "pass check_base=False (--load.check_base false)")
@@ -75,17 +66,7 @@ def check_base(base: nn.Module, recorded: dict[str, Any], what: str) -> None:
 def require_base(
     given: Mapping[str, Any], recorded: Mapping[str, Any], what: str, advice: str
 ) -> None:
-    """Check that a base is the one that something was trained on.
-
-    Args:
-        given: what is known of the base, its fingerprint above all.
-        recorded: what was written down of the one that is wanted.
-        what: was trained on it, for the message.
-        advice: how to load it nevertheless.
-
-    Raises:
-        CheckpointError: if their fingerprints differ.
-    """
+    """Check that a base is the one that something was trained on (CheckpointError)."""
     wanted, got = recorded.get("fingerprint"), given["fingerprint"]
     if wanted == got:
         return

@@ -21,8 +21,8 @@ _INTRO = {
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
     "adapter": "The trained parts only, as an adapter of PEFT.",
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
-    "architecture, no "
-    "extra cost. Folding is an approximation: report its score beside that of the expanded model.",
+    "architecture, no extra cost. Folding is an approximation: report its score beside that of the "
+    "expanded model.",
 }
 
 _LIBRARIES = {"collapsed": "transformers", "adapter": "peft"}
@@ -34,12 +34,7 @@ _SHOWN = (
 
 
 def model_card(config: ControlLLMConfig, form: str) -> str:
-    """The card's Markdown, with the Hub's metadata on top.
-
-    Args:
-        config: the expanded model's config (its expansion and its base).
-        form: "full", "sidecar", "adapter" (of PEFT) or "collapsed".
-    """
+    """The card's Markdown, with the Hub's metadata on top."""
     base = _base_name(config) or "an unnamed base model"
     return "\n".join(
         [
@@ -60,20 +55,14 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
             "",
             _dial_note(form, config),
             "Method: Control LLM (arXiv 2501.10979). Its use is bound by the licence of the base "
-            "model and of the "
-            "training data, which this card does not know: add them here.",
+            "model and of the training data, which this card does not know: add them here.",
             "",
         ]
     )
 
 
 def with_dial(card: str, dial: Any) -> str:
-    """A card whose table says where the dial stands now; all else is as its writers left it.
-
-    Args:
-        card: the card's Markdown.
-        dial: the dial, as the config has it.
-    """
+    """A card whose table says where the dial stands now; all else is as its writers left it."""
     return re.sub(r"^\| dial \| .* \|$", lambda row: _dial_row(dial), card, flags=re.MULTILINE)
 
 
@@ -121,23 +110,27 @@ def _dial_row(dial: Any) -> str:
     return f"| dial | {'as trained' if dial is None else _told(dial)} |"
 
 
+_ONTO_BASE = {
+    "sidecar": (
+        "from transformers import AutoModelForCausalLM\nfrom controlllm import load_sidecar\n",
+        "load_sidecar",
+    ),
+    "adapter": (
+        "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n",
+        "PeftModel.from_pretrained",
+    ),
+}
+"""Imports and loader of the forms that need their base."""
+
+
 def _loading(config: ControlLLMConfig, form: str) -> str:
-    if form == "sidecar":
+    if form in _ONTO_BASE:
+        imports, load = _ONTO_BASE[form]
         base = json.dumps(_base_name(config) or "the-base-model")
         return (
-            "from transformers import AutoModelForCausalLM\n"
-            "from controlllm import load_sidecar\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
-            'model = load_sidecar(base, "this-folder")'
-        )
-    if form == "adapter":
-        base = json.dumps(_base_name(config) or "the-base-model")
-        return (
-            "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base})\n"
-            'model = PeftModel.from_pretrained(base, "this-folder")'
+            f"{imports}\nbase = AutoModelForCausalLM.from_pretrained({base})\n"
+            f'model = {load}(base, "this-folder")'
         )
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if form == "full":
@@ -157,6 +150,5 @@ def _dial_note(form: str, config: ControlLLMConfig) -> str:
     full = "its token gates as they were trained" if gated else "the trained branch"
     return (
         "`model.set_alpha(alpha)` turns the dial between the base (0, bit for bit) and "
-        f"{full} (1); "
-        f"`with model.{off}():` is the base itself.\n"
+        f"{full} (1); `with model.{off}():` is the base itself.\n"
     )

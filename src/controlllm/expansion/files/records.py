@@ -179,9 +179,6 @@ def function_digest(values: Mapping[str, Any]) -> str:
     All settings of the expansion and of adapters, and the base's weights; not the dial and measured
     alphas, which are set afterwards, nor the base's name, which may move. No signature: whoever
     changes the settings can make it anew.
-
-    Args:
-        values: as `sidecar_config` makes them, or as they stand in the file.
     """
     apart = ("dial", "mean_alpha")
     parts = [values.get("expansion", {}), values.get("base", {}), values.get("peft")]

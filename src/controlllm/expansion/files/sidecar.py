@@ -99,18 +99,7 @@ def write_sidecar(
     overwrite: bool = False,
     peft: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write trained tensors that may come from anywhere; see `save_sidecar`.
-
-    Args:
-        folder: where to.
-        tensors: by the names of `sidecar_tensors`.
-        config: its expansion and its base are written.
-        overwrite: whether a folder that holds an older sidecar is replaced.
-        peft: PEFT's config of the adapters that are among the tensors.
-
-    Raises:
-        CheckpointError: if the folder holds anything else, or cannot be written.
-    """
+    """Write trained tensors that may come from anywhere; see `save_sidecar`."""
     if not (Path(folder) / SIDECAR_CONFIG).is_file():
         require_empty(Path(folder))  # whatever lies there is not ours to replace
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -144,9 +133,5 @@ def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a sidecar's tensors, onto the CPU.
-
-    Raises:
-        CheckpointError: if they are missing or broken.
-    """
+    """Read a sidecar's tensors, onto the CPU (CheckpointError)."""
     return read_tensors(Path(folder) / SIDECAR_WEIGHTS)

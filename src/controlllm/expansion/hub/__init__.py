@@ -1,6 +1,5 @@
 """The Hugging Face model and its folders.
 
-decoder          The blocks of a decoder, whether it is expanded or not
 expand           `expand`: a base model in, an expanded model out, with exactly the same outputs
 full             The full form: what `save_pretrained` writes beside the weights, for any process
                  to load

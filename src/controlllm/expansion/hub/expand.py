@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError, ModelError
@@ -14,9 +15,10 @@ from controlllm.expansion.method.plan import plan_blocks
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import Anatomy, examine
 from controlllm.expansion.surgery.checks import refuse_expanded
+from controlllm.expansion.surgery.install import expanded_list
 from controlllm.expansion.surgery.quantised import parameter_count, quantised_kind, quantised_layers
 
-__all__ = ["describe_base", "expand"]
+__all__ = ["decoder_blocks", "describe_base", "expand"]
 
 
 def expand(
@@ -51,7 +53,12 @@ def expand(
     config = config or ExpansionConfig.from_dict(settings)
     check_settings(config)
     refuse_expanded(model)
-    _refuse_parts(model)
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ModelError(
+            "DeepSpeed ZeRO-3 has cut this model's weights already, so its blocks cannot be "
+            "copied. Load and expand it before TrainingArguments(deepspeed=...) is made; the "
+            "trainer then cuts base and copies."
+        )
     anatomy = examine(model)
     plan_blocks(config, anatomy.num_layers)  # refuses before anything is made
     base = describe_base(model, anatomy)
@@ -66,24 +73,17 @@ def expand(
     return expanded.train(model.training)
 
 
-def _refuse_parts(model: PreTrainedModel) -> None:
-    """ZeRO-3 leaves nothing in a weight that could be copied."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ModelError(
-            "DeepSpeed ZeRO-3 has cut this model's weights already, so its blocks cannot be "
-            "copied. Load and expand it before TrainingArguments(deepspeed=...) is made; the "
-            "trainer then cuts base and copies."
-        )
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a model that is expanded or not, in order (ModelError: there are none)."""
+    if isinstance(model, ControlLLMForCausalLM):
+        return expanded_list(model.base, model._expansion)
+    return examine(model).layers
 
 
 def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
     """What saved forms record of the base, without its fingerprint.
 
     `quantised` lists how its layers were quantised when it was expanded (none: an empty list).
-
-    Args:
-        model: the base, not expanded.
-        anatomy: its parts.
     """
     return {
         **origin(model),

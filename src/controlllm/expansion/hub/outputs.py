@@ -43,12 +43,7 @@ def run_merged(
 
 @contextmanager
 def merged_stream(decoder: nn.Module, layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the L + 1 states of the merged stream (B, T, D) in the forward pass inside.
-
-    Args:
-        decoder: the stack of blocks that it runs through.
-        layers: what stands at each position of it, in order.
-    """
+    """Collect the L + 1 states (B, T, D) of the stream that runs through these layers, inside."""
     states: list[Tensor] = []
 
     def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

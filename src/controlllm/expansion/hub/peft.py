@@ -22,9 +22,8 @@ from controlllm.common.quiet import require_package
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.adapter_config import AdapterConfig
 from controlllm.expansion.files.adapter_file import adapter_settings, require_ranks
+from controlllm.expansion.hub.expand import decoder_blocks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.surgery.anatomy import examine
-from controlllm.expansion.surgery.install import expanded_list
 
 __all__ = [
     "adapter_tensors",
@@ -136,28 +135,26 @@ def _inject(model: PreTrainedModel, values: dict[str, Any]) -> None:
 
 def _target_layers(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn.Module]:
     """The layers that get adapters, by their names in the model."""
-    names = {module: name for name, module in model.named_modules()}
+    names, wanted = {m: name for name, m in model.named_modules()}, config.target_modules
     found: dict[str, nn.Module] = {
         names[module]: module
         for block in _target_blocks(model, config)
         for module in block.modules()
-        if isinstance(module, nn.Linear | Conv1D) and _is_named(names[module], config)
+        if isinstance(module, nn.Linear | Conv1D)
+        and (wanted is None or any(_ends_with(names[module], part) for part in wanted))
     }
-    vain = [w for w in config.target_modules or () if not any(_ends_with(n, w) for n in found)]
+    vain = [w for w in wanted or () if not any(_ends_with(n, w) for n in found)]
     if vain or not found:
         raise ConfigError(
             f"no linear layer of {type(model).__name__} is named like peft.target_modules="
-            f"{vain or config.target_modules!r} in these blocks."
+            f"{vain or wanted!r} in these blocks."
         )
     return found
 
 
 def _target_blocks(model: PreTrainedModel, config: AdapterConfig) -> list[nn.Module]:
-    expanded: set[int] = set()
-    if isinstance(model, ControlLLMForCausalLM):
-        blocks, expanded = expanded_list(model.base, model._expansion), set(model.blocks)
-    else:
-        blocks = examine(model).layers
+    blocks = decoder_blocks(model)
+    expanded = set(model.blocks) if isinstance(model, ControlLLMForCausalLM) else set()
     free = [layer for layer in range(len(blocks)) if layer not in expanded]
     chosen = free if config.layers is None else config.layers
     wrong = sorted(set(chosen) - set(free))
@@ -167,11 +164,6 @@ def _target_blocks(model: PreTrainedModel, config: AdapterConfig) -> list[nn.Mod
             f"are {free}{f'; {wrong} are not among them' if wrong else ''}."
         )
     return [blocks[layer] for layer in chosen]
-
-
-def _is_named(name: str, config: AdapterConfig) -> bool:
-    wanted = config.target_modules
-    return wanted is None or any(_ends_with(name, part) for part in wanted)
 
 
 def _ends_with(name: str, part: str) -> bool:

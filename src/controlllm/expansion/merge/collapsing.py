@@ -42,9 +42,6 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
         model: the expanded model.
         inplace: reuse its memory; the expanded model and its base are then gone.
 
-    Returns:
-        A model of the base's class.
-
     Raises:
         ModelError: if the interpolator has no meaning for weights (moe, prog, proj), a token
             gate's mean alpha was never measured, or the base is quantised.
@@ -69,10 +66,6 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
 def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) -> dict[int, float]:
     """The alpha at which each block's weights are interpolated.
 
-    Args:
-        blocks: the expanded blocks by layer.
-        config: how they were expanded, with the mean alphas that were measured.
-
     Raises:
         ModelError: if the interpolator has no meaning for weights, or a token gate's mean alpha was
             never measured.
@@ -80,25 +73,24 @@ def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) 
     if not INTERPOLATORS.get(config.interpolator).collapsible and config.structure != "stack":
         raise ModelError(
             f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "
-            f"collapsed; keep the full or "
-            f"sidecar form, or train with lerp, slerp, dlerp or dlerpin."
+            "collapsed; keep the full or sidecar form, or train with lerp, slerp, dlerp or dlerpin."
         )
     return {layer: _weight_alpha(block, config) for layer, block in blocks.items()}
 
 
 def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, float]) -> None:
-    """Put what was trained into the pretrained blocks and ends, in place.
-
-    Args:
-        expansion: what was put into a model.
-        config: how it was expanded.
-        alphas: of each layer, by `weight_alphas`.
-    """
+    """Put what was trained into the pretrained blocks and ends, in place."""
     for layer, block in expansion.blocks.items():
         if isinstance(block, StackBlock):
             _fold_stack(block, alphas[layer], config.residual_projections)
         else:
-            _fold_concat(block, alphas[layer])
+            assert isinstance(block, ConcatBlock)
+            arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
+            alpha = alphas[layer]
+            pairs = zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True)
+            for p, e in pairs:
+                at = torch.tensor([alpha], device=p.device)
+                p.data.copy_(arc.mix(p.float(), e.float(), at) if arc else interpolate(p, e, alpha))
     _fold_ends(expansion.ends)
 
 
@@ -124,7 +116,14 @@ def combine(
     check_choice("form", form, ("expanded", "collapsed"))
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight={weight!r}; allowed: a number from 0 (only a) to 1 (only b).")
-    _check_same_kind(a, b)
+    if base_fingerprint(a) != base_fingerprint(b):
+        raise ModelError(
+            f"Only models with the same base can be combined: weights {base_fingerprint(a)} "
+            f"against {base_fingerprint(b)}."
+        )
+    if list(a.blocks) != list(b.blocks):
+        raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
+    check_same_kind(a.expansion, b.expansion, sidecar_tensors(a), sidecar_tensors(b))
     if form == "collapsed":
         collapsed, other = collapse(a), collapse(b)
         with torch.no_grad():
@@ -147,34 +146,13 @@ def combine(
     return one
 
 
-def _check_same_kind(a: ControlLLMForCausalLM, b: ControlLLMForCausalLM) -> None:
-    if base_fingerprint(a) != base_fingerprint(b):
-        raise ModelError(
-            f"Only models with the same base can be combined: weights {base_fingerprint(a)} "
-            f"against {base_fingerprint(b)}."
-        )
-    if list(a.blocks) != list(b.blocks):
-        raise ModelError(f"Expanded layers differ: {list(a.blocks)} against {list(b.blocks)}.")
-    check_same_kind(a.expansion, b.expansion, sidecar_tensors(a), sidecar_tensors(b))
-
-
 def check_same_kind(
     a: ExpansionConfig,
     b: ExpansionConfig,
     tensors: Mapping[str, Tensor],
     others: Mapping[str, Tensor],
 ) -> None:
-    """Check that two expansions are alike, so that their trained tensors can be blended.
-
-    Args:
-        a: how the one was expanded.
-        b: how the other was.
-        tensors: the trained tensors of the one, by the names that a sidecar gives them.
-        others: those of the other.
-
-    Raises:
-        ModelError: if it means nothing, with what differs.
-    """
+    """Check that two expansions are alike, so that their tensors can be blended (ModelError)."""
     for key in ("structure", "interpolator", "expand_ends", "relaxed_norm"):
         ours, theirs = getattr(a, key), getattr(b, key)
         if ours != theirs:
@@ -195,9 +173,8 @@ def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
         alpha = block.alpha()
     if alpha is None:
         raise ModelError(
-            f"interpolator={config.interpolator!r} decides alpha per token, and its mean "
-            f"was never measured for layer {block.layer}: evaluate inside `with "
-            f"model.record_alpha():` first."
+            f"interpolator={config.interpolator!r} decides alpha per token, and its mean was never "
+            f"measured for layer {block.layer}: evaluate inside `with model.record_alpha():` first."
         )
     return alpha
 
@@ -205,16 +182,6 @@ def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
 def interpolate(p: Tensor, e: Tensor, alpha: float) -> Tensor:
     """Interpolate weights in float32; equal ones come out unchanged."""
     return torch.lerp(p.float(), e.float(), alpha).to(p.dtype)
-
-
-def _fold_concat(block: ExpandedBlock, alpha: float) -> None:
-    assert isinstance(block, ConcatBlock)
-    arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
-    for p, e in zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True):
-        if arc is None:
-            p.data.copy_(interpolate(p, e, alpha))
-        else:
-            p.data.copy_(arc.mix(p.float(), e.float(), torch.tensor([alpha], device=p.device)))
 
 
 def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> None:

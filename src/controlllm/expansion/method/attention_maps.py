@@ -11,11 +11,7 @@ __all__ = ["AttentionMaps", "attention_module"]
 
 
 def attention_module(branch: nn.Module) -> nn.Module:
-    """The attention module of a decoder block.
-
-    Raises:
-        ModelError: if it has none.
-    """
+    """The attention module of a decoder block (ModelError)."""
     for name, module in branch.named_children():
         if ("attn" in name or "attention" in name) and any(True for _ in module.children()):
             return module
@@ -48,8 +44,7 @@ class AttentionMaps:
         self.caught = [None, None]
         if pretrained is None or expanded is None:
             raise ModelError(
-                "divergence='attention' needs attention maps, which only the eager attention "
-                "gives: "
+                "divergence='attention' needs attention maps, which only eager attention gives: "
                 "load the model with attn_implementation='eager', or choose another divergence."
             )
         return pretrained, expanded

@@ -93,8 +93,8 @@ class ExpansionConfig:
     def _check_positions(self) -> None:
         if self.num_blocks is not None and (not _is_int(self.num_blocks) or self.num_blocks < 1):
             raise ConfigError(
-                f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, or "
-                f"null."
+                f"num_blocks={self.num_blocks!r}; allowed: a whole number from 1 to the depth, "
+                "or null."
             )
         if self.layers is None:
             return
@@ -117,7 +117,7 @@ class ExpansionConfig:
         ):
             raise ConfigError(
                 f"alpha={self.alpha} cannot be trained: its logit is infinite; allowed: strictly "
-                f"between 0 and 1."
+                "between 0 and 1."
             )
         for value in self.dial.values() if isinstance(self.dial, dict) else [self.dial]:
             if value is not None:
@@ -131,19 +131,16 @@ class ExpansionConfig:
             raise ConfigError(
                 f"divergence_weight={weight!r}; allowed: a number from 0, or 'dynamic'."
             )
-        if (
-            relaxed is not None
-            and relaxed != "dynamic"
-            and not (_is_number(relaxed) and 0 <= relaxed <= 1)
-        ):
+        given = relaxed not in (None, "dynamic")
+        if given and not (_is_number(relaxed) and 0 <= relaxed <= 1):
             raise ConfigError(
                 f"relaxed_norm={relaxed!r}; allowed: a number from 0 to 1, 'dynamic', or null."
             )
         if relaxed == "dynamic" and not INTERPOLATORS.get(self.interpolator).constant:
             raise ConfigError(
                 f"relaxed_norm='dynamic' follows a constant alpha, which "
-                f"interpolator={self.interpolator!r} does not "
-                f"have; give a fixed weight, or one of the interpolators lerp, slerp, prog, proj."
+                f"interpolator={self.interpolator!r} does not have; give a fixed weight, or one of "
+                "the interpolators lerp, slerp, prog, proj."
             )
 
     @property

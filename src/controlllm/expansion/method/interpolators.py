@@ -182,10 +182,8 @@ class Slerp(ConstantGate):
     def mix(self, pretrained: Tensor, expanded: Tensor, alpha: Tensor) -> Tensor:
         p, e = pretrained.float(), expanded.float()
         unit_p, unit_e = F.normalize(p, dim=-1), F.normalize(e, dim=-1)
-        # θ = 2 atan2(|p̂ - ê|, |p̂ + ê|) is exact where acos(p̂·ê) loses all its digits: near 0
-        # and π. With
-        # chord/2 = sin(θ/2) and its partner cos(θ/2), sin θ = 2 sin(θ/2) cos(θ/2) = chord *
-        # partner / 2.
+        # θ = 2 atan2(|p̂ - ê|, |p̂ + ê|) is exact where acos(p̂·ê) loses all its digits: near 0 and
+        # π. With chord/2 = sin(θ/2) and its partner cos(θ/2), sin θ = chord * partner / 2.
         chord2 = (unit_p - unit_e).square().sum(-1, keepdim=True)
         partner2 = (unit_p + unit_e).square().sum(-1, keepdim=True)
         straight = chord2 * partner2 < (2 * self.min_sine) ** 2

@@ -48,7 +48,10 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
     """
     layers = _explicit_layers(config.layers, num_layers)
     if layers is None:
-        num_blocks = config.num_blocks or _quarter(num_layers, even=config.structure == "hybrid")
+        quarter = max(num_layers // 4, 1)  # the authors' 8 of 32
+        if config.structure == "hybrid":
+            quarter += quarter % 2
+        num_blocks = config.num_blocks or quarter
         if num_blocks > num_layers:
             raise ConfigError(
                 f"num_blocks={num_blocks}, but the model has only {num_layers} layers; "
@@ -60,29 +63,17 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
             f"structure='hybrid' alternates stack and concat and needs an even number of blocks, "
             f"got {len(layers)}: {layers}."
         )
-    kinds = {"concat": ["concat"], "stack": ["stack"], "hybrid": ["stack", "concat"]}[
-        config.structure
-    ]
+    kinds = ["stack", "concat"] if config.structure == "hybrid" else [config.structure]
     return tuple(
         BlockPlan(layer, kinds[k % len(kinds)], num_layers + k) for k, layer in enumerate(layers)
     )
 
 
 def check_layers(alpha: Iterable[int], expanded: Iterable[int]) -> None:
-    """Check that a dial by layer names expanded layers only.
-
-    Raises:
-        ConfigError: if it names others.
-    """
+    """Check that a dial by layer names expanded layers only (ConfigError)."""
     unknown = sorted(set(alpha) - set(expanded))
     if unknown:
         raise ConfigError(f"alpha for layers {unknown}, but expanded are {sorted(expanded)}.")
-
-
-def _quarter(num_layers: int, even: bool) -> int:
-    """A quarter of the layers (the authors' 8 of 32), at least one, or a pair."""
-    count = max(num_layers // 4, 1)
-    return count + count % 2 if even else count
 
 
 def _explicit_layers(layers: Sequence[int] | None, num_layers: int) -> list[int] | None:

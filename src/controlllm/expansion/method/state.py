@@ -65,14 +65,21 @@ class AlignmentState:
         return self.terms is not None or torch.is_grad_enabled()
 
     @contextmanager
-    def reading(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Let the blocks read the inputs of the forward pass inside."""
-        before = self.inputs
-        self.begin(inputs)
+    def holding(self, **values: Any) -> Iterator[None]:
+        """Inside, these attributes have these values; then what they had before."""
+        before = {name: getattr(self, name) for name in values}
+        vars(self).update(values)
         try:
             yield
         finally:
-            self.inputs = before
+            vars(self).update(before)
+
+    @contextmanager
+    def reading(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Let the blocks read the inputs of the forward pass inside."""
+        with self.holding(inputs=inputs):
+            self.begin(inputs)
+            yield
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Take the inputs of the forward pass that begins."""
@@ -140,19 +147,12 @@ class AlignmentState:
     @contextmanager
     def collecting(self) -> Iterator[DivergenceTerms]:
         """Inside, blocks collect their divergence instead of injecting its gradient."""
-        before, self.terms = self.terms, DivergenceTerms()
-        try:
-            yield self.terms
-        finally:
-            self.terms = before
+        terms = DivergenceTerms()
+        with self.holding(terms=terms):
+            yield terms
 
     def penalty(self, terms: DivergenceTerms, inputs: Mapping[str, Any]) -> Tensor:
-        """What the loss of a forward pass adds to its cross-entropy.
-
-        Args:
-            terms: what the blocks collected in it.
-            inputs: its keyword arguments.
-        """
+        """What the loss of a forward pass adds to its cross-entropy."""
         total, count = terms.total(token_mask(inputs, self.divergence_tokens))
         share = self.share_of_targets()
         return total / count.clamp_min(1) * (1.0 if share is None else share)
@@ -164,11 +164,9 @@ class AlignmentState:
     @contextmanager
     def claiming(self) -> Iterator[Claim]:
         """Inside runs a forward pass whose loss will hold the divergence."""
-        self.claim = Claim()
-        try:
-            yield self.claim
-        finally:
-            self.claim = None
+        claim = Claim()
+        with self.holding(claim=claim):
+            yield claim
 
     def observe_alpha(self, layer: int, alpha: Tensor, like_BT: Tensor) -> None:
         """Add this forward's alpha of one block to the measurement that runs, if one does."""

@@ -75,16 +75,7 @@ RULES = (
 def check_settings(
     config: ExpansionConfig, below: Mapping[str, Any] | None = None, where: str = ""
 ) -> None:
-    """Refuse settings that are given but would not be used.
-
-    Args:
-        config: how to expand.
-        below: values of a preset, which nobody said.
-        where: the dotted name of the config, for messages.
-
-    Raises:
-        ConfigError: with the setting, its value, and what switches it off.
-    """
+    """Refuse settings that are given but would not be used (ConfigError)."""
     check_said(config, RULES, below, where)
 
 

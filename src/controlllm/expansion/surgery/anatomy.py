@@ -85,8 +85,7 @@ def examine(model: nn.Module) -> Anatomy:
     if layers is None:
         raise ModelError(
             f"{name} has no list of decoder blocks (looked in {type(decoder).__name__}); only "
-            f"decoder-only "
-            f"transformers can be expanded."
+            "decoder-only transformers can be expanded."
         )
     return Anatomy(
         decoder=decoder,
@@ -147,9 +146,8 @@ def residual_projections(block: nn.Module, names: list[str] | None = None) -> li
         if not here:
             raise ModelError(
                 f"structure='stack' starts as the identity, but {child_name} of "
-                f"{type(block).__name__} has none of "
-                f"{', '.join(wanted)}; name its output projection in residual_projections, or use "
-                f"'concat'."
+                f"{type(block).__name__} has none of {', '.join(wanted)}; name its output "
+                "projection in residual_projections, or use 'concat'."
             )
         found += here
     return found

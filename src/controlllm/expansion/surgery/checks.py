@@ -21,11 +21,7 @@ __all__ = ["check_parts", "ends_are_tied", "refuse_expanded"]
 
 
 def refuse_expanded(model: nn.Module) -> None:
-    """Check that a model is not expanded yet.
-
-    Raises:
-        ModelError: if it is.
-    """
+    """Check that a model is not expanded yet (ModelError)."""
     if any(isinstance(module, ExpandedBlock) for module in model.modules()):
         raise ModelError(
             "This model is expanded already; call model.unload() first, or set_alpha() to change "
@@ -36,11 +32,7 @@ def refuse_expanded(model: nn.Module) -> None:
 def check_parts(
     model: nn.Module, anatomy: Anatomy, plan: Sequence[BlockPlan], config: ExpansionConfig
 ) -> None:
-    """Check that a model has the parts that a config needs.
-
-    Raises:
-        ModelError, ConfigError: if it has not.
-    """
+    """Check that a model has the parts that a config needs (ModelError, ConfigError)."""
     refuse_unreadable(model, anatomy.layers)
     _check_frozen(anatomy, config)
     for block in plan:

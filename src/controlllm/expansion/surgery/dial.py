@@ -113,24 +113,15 @@ class Dial:
         finally:
             self._state.alpha_sums = None
 
-    @contextmanager
-    def unrecorded(self) -> Iterator[None]:
+    def unrecorded(self) -> AbstractContextManager[None]:
         """Inside, `record_alpha` does not count."""
-        before, self._state.alpha_sums = self._state.alpha_sums, None
-        try:
-            yield
-        finally:
-            self._state.alpha_sums = before
+        return self._state.holding(alpha_sums=None)
 
     @contextmanager
     def disable_expansion(self) -> Iterator[None]:
         """Inside, the model is the base: its function bit for bit, and its cost."""
-        before, self._state.enabled = self._state.enabled, False
-        try:
-            with without_adapters(self._module):
-                yield
-        finally:
-            self._state.enabled = before
+        with self._state.holding(enabled=False), without_adapters(self._module):
+            yield
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """`disable_expansion` under the name that PEFT's models and loops that use them know."""

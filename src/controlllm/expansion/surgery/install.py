@@ -77,11 +77,7 @@ class Expansion:
 
 
 def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
-    """Expand `model` in place.
-
-    Args:
-        model: a decoder-only model; its blocks become the frozen branches.
-        config: how to expand it.
+    """Expand `model` in place; its blocks become the frozen branches.
 
     Raises:
         ModelError, ConfigError: if it cannot be expanded so; the model is then untouched.
@@ -181,14 +177,7 @@ def _expand_ends(
 def rename_tied_keys(
     model: PreTrainedModel, modules: Sequence[str], tied: dict[str, str], branches: Sequence[str]
 ) -> None:
-    """Tell transformers the new names of tied weights: a pair for each branch of the ends.
-
-    Args:
-        model: the model that holds the ends.
-        modules: the names of the ends in it.
-        tied: its map of tied weights before.
-        branches: where in an end the tied weights are now.
-    """
+    """Tell transformers the new names of tied weights: a pair for each branch of the ends."""
 
     def inside(key: str, branch: str) -> str:
         module, _, parameter = key.rpartition(".")

@@ -23,14 +23,7 @@ __all__ = ["make_block", "make_ends"]
 def make_block(
     anatomy: Anatomy, plan: BlockPlan, config: ExpansionConfig, state: AlignmentState
 ) -> ExpandedBlock:
-    """Make the expanded block of one position; the model is not changed.
-
-    Args:
-        anatomy: the model's parts, not expanded.
-        plan: the position.
-        config: how to expand.
-        state: what the parts of this expansion share.
-    """
+    """Make the expanded block of one position of a model, which is not changed."""
     pretrained = anatomy.layers[plan.layer]
     expanded = trainable_twin(pretrained)
     for module in expanded.modules():
@@ -66,11 +59,6 @@ def make_ends(
     """Make the expanded ends by kind; tied weights are tied in the copies, too.
 
     The model is not changed.
-
-    Args:
-        anatomy: the model's parts, not expanded.
-        config: how to expand.
-        state: what the parts of this expansion share.
     """
     tied = ends_are_tied(anatomy)
     kinds: dict[str, tuple[nn.Module | None, type[ExpandedEnd]]] = {

@@ -56,9 +56,6 @@ def quantised_layers(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def full_weight(layer: Any) -> Tensor:
     """The weight that a quantised layer computes with, in the shape that it had before.
 
-    Args:
-        layer: one of `quantised_layers`.
-
     Raises:
         ModelError: torchao has no way back from this tensor class.
     """
@@ -86,9 +83,6 @@ def trainable_twin(module: nn.Module) -> nn.Module:
     Quantised layers become the plain ones that they were, with the numbers they compute with, in
     the float type of what is not quantised beside them. Configs are shared: a changed config
     reaches both.
-
-    Args:
-        module: a block or another part of a model; not changed.
 
     Raises:
         ModelError: a weight cannot be turned back.
@@ -139,15 +133,7 @@ def settle(root: nn.Module) -> None:
 
 
 def refuse_unreadable(model: nn.Module, blocks: nn.Module) -> None:
-    """Check that every weight of the blocks is a number, or can be turned into one.
-
-    Args:
-        model: the base; what quantised it is asked for its name.
-        blocks: its blocks.
-
-    Raises:
-        ModelError: a weight is packed in a way that is not known here.
-    """
+    """Check that every weight of the blocks is a number, or can be turned into one (ModelError)."""
     known = {id(layer.weight) for _, layer in quantised_layers(blocks)}
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     method = getattr(getattr(method, "quant_method", None), "value", None)
