@@ -16,8 +16,7 @@ import torch
 from controlllm.common.storage.files import write_json
 from controlllm.demo import DemoConfig
 from controlllm.demo.domains import NEW, OLD, held_out, write_data
-from controlllm.demo.measure import train_and_measure
-from controlllm.demo.methods import METHODS, load_base
+from controlllm.demo.methods import METHODS, load_base, train_and_measure
 from controlllm.evaluate import format_table
 
 HEADERS = [

@@ -54,11 +54,7 @@ class CalibrateOptions:
     """How the model is loaded."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: with the option and what is allowed.
-        """
+        """Check the values (ConfigError)."""
         check_budget(self.max_forgetting)
         check_settings("alphas", self.alphas)
         check_values(self, "")

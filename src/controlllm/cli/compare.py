@@ -65,6 +65,13 @@ class RunSummary:
     seconds: float
 
 
+_HEADERS = {
+    **{"name": "run", "learning_rate": "lr", "learn_loss": "mean learn loss"},
+    **{"gain": "mean gain", "forgetting": "worst forgetting", "kl": "worst KL"},
+}
+"""What columns are called, if not as the field."""
+
+
 class NoBestStepError(ConfigError):
     """The best step is asked for, and a run has none."""
 
@@ -83,22 +90,9 @@ def run(argv: list[str]) -> None:
     if not runs:
         raise CheckpointError(f"no run in {options.folder} can be compared.")
     runs.sort(key=lambda row: (row.learn_loss is None, worst([row.learn_loss or 0.0])))
-    columns = {
-        "run": "name",
-        "method": "method",
-        "adapters": "adapters",
-        "lr": "learning_rate",
-        "step": "step",
-        "mean learn loss": "learn_loss",
-        "mean gain": "gain",
-        "worst forgetting": "forgetting",
-        "worst KL": "kl",
-        "trained": "trained",
-        "tokens": "tokens",
-        "seconds": "seconds",
-    }
     rows = [asdict(row) | {"learning_rate": f"{row.learning_rate:g}"} for row in runs]
-    print(format_table(list(columns), [[row[key] for key in columns.values()] for row in rows]))
+    headers = [_HEADERS.get(name, name) for name in rows[0]]
+    print(format_table(headers, [list(row.values()) for row in rows]))
     if options.output is not None:
         write_json(options.output, [asdict(row) for row in runs])
 

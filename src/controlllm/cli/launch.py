@@ -46,7 +46,9 @@ def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
             )
         return 0
     if nproc == "auto":
-        return _visible_gpus() if run.model.device in ("auto", "cuda") else 1
+        import torch
+
+        return max(torch.cuda.device_count(), 1) if run.model.device in ("auto", "cuda") else 1
     if nproc > 1 and ":" in run.model.device:
         raise ConfigError(
             f"--nproc {nproc}: model.device={run.model.device!r} is one device; set it to cuda."
@@ -55,11 +57,7 @@ def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
 
 
 def launch(argv: list[str], count: int, max_restarts: int) -> int:
-    """Train in so many processes of this machine.
-
-    Returns:
-        The exit code of the run.
-    """
+    """Train in so many processes of this machine; the exit code of the run."""
     # -P here, and in what they start: no file of the working folder is taken for a module.
     words = ["-P", "-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
     os.environ |= {"PYTHONSAFEPATH": "1", LAUNCHER: str(os.getpid())}
@@ -80,7 +78,10 @@ def _attempt(words: list[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    _silence("torch.distributed.elastic")
+    # Its loggers have levels of their own; they tell in tables what a process told in a line.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with TemporaryDirectory(prefix="controlllm-") as folder:
         try:
             elastic_launch(_settings(count, folder), sys.executable)(*words)
@@ -92,13 +93,6 @@ def _attempt(words: list[str], count: int) -> int:
             saved = any(Path(folder).rglob(SAVED))
             return REFUSED if failed else _code_after(stop.sigval, saved)
     return 0
-
-
-def _silence(package: str) -> None:
-    """Its loggers have levels of their own; they tell in tables what a process told in a line."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(package):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _settings(count: int, folder: str) -> Any:
@@ -142,12 +136,6 @@ def _code_after(number: signal.Signals, saved: bool) -> int:
         return INTERRUPTED
     asks = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None))
     return PREEMPTED if number in asks else 128 + number
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
 
 
 def _without(argv: list[str], options: tuple[str, ...]) -> list[str]:

@@ -37,11 +37,7 @@ class TrainOptions(RunConfig):
 
 
 def parse_run(cls: type[Run], argv: list[str], verb: str) -> Run:
-    """Parse a run file and the words after it; `run.yaml` in front needs no --config.
-
-    Raises:
-        ConfigError: see `parse_options`.
-    """
+    """Parse the words of a verb; a run file in front needs no --config (ConfigError)."""
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
 

@@ -3,10 +3,8 @@
     corpus      English about Python (old domain) and Python code (new domain), from this Python
     base/       a small Llama that has read the English and hardly any code (its README says how)
       |
-    methods     full tuning | Control LLM as in the paper | the retain preset: train(RunConfig)
-      |
-    measure     each model on the held-out sets, at every setting of its dial
-      |
+    methods     full tuning | Control LLM as in the paper | the retain preset: train(RunConfig);
+      |         each model on the held-out sets, at every setting of its dial
     forms       the calibrated model as sidecar, full and collapsed; reloaded, measured, asked
       |
     results     one table, results.json      picture     the plane of forgetting and learning

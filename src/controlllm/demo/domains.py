@@ -20,12 +20,7 @@ LENGTH = 256
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Batches that no model was trained on, by name of the set.
-
-    Attributes:
-        learn: of the new domain.
-        retain: of the old domain.
-    """
+    """Batches that no model was trained on, by name of the set: of the new and the old domain."""
 
     learn: dict[str, list[Batch]]
     retain: dict[str, list[Batch]]

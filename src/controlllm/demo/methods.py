@@ -1,5 +1,6 @@
-"""The ways to learn that the demo compares, as run configs, and the base they start from."""
+"""The ways to learn that the demo compares, as run configs; each is trained and measured."""
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.demo.config import DemoConfig, base_model_path
-from controlllm.demo.domains import data_config
-from controlllm.train import RunConfig
+from controlllm.demo.domains import HeldOut, data_config
+from controlllm.demo.results import Outcome
+from controlllm.evaluate import averaging_curve, calibrate
+from controlllm.train import RunConfig, train
 
-__all__ = ["METHODS", "Method", "load_base", "run_config"]
+__all__ = ["METHODS", "Method", "load_base", "run_config", "train_and_measure"]
+
+SETTINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+"""Where the dial is set: weights of the trained part."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +50,13 @@ METHODS = (
         "paper",
         "Control LLM, paper",
         "alpha",
-        {
-            "preset": "paper",
-            "expansion": {"num_blocks": 4},
-            "training": {"learning_rate": 1e-2},
-        },
+        {"preset": "paper", "expansion": {"num_blocks": 4}, "training": {"learning_rate": 1e-2}},
     ),
     Method(
         "retain",
         "Control LLM, retain",
         "alpha",
-        {
-            "preset": "retain",
-            "expansion": {"num_blocks": 4},
-            "training": {"learning_rate": 3e-3},
-        },
+        {"preset": "retain", "expansion": {"num_blocks": 4}, "training": {"learning_rate": 3e-3}},
     ),
 )
 """In the order they are told. All blocks are expanded: the base is small."""
@@ -97,3 +95,24 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
     if own.get("preset") == "retain":  # An eighth of eight rows: each sequence is used once.
         values["rehearsal"] = {"num_sequences": config.max_steps}
     return RunConfig.from_dict(values)
+
+
+def train_and_measure(
+    method: Method, config: DemoConfig, sets: HeldOut
+) -> tuple[Outcome, PreTrainedModel]:
+    """Run one method, and measure it at every setting of its dial.
+
+    Returns:
+        What was measured; the model, its dial (if it has one) at the chosen setting.
+    """
+    started = time.monotonic()
+    model = train(run_config(method, config)).model
+    seconds = time.monotonic() - started
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # All methods go through the same evaluation; only what is turned differs.
+    rest = (sets.learn, sets.retain, config.max_forgetting, SETTINGS)
+    if method.values.get("method") == "full":
+        curve = averaging_curve((load_base()[0], model), *rest)
+    else:
+        curve = calibrate(model, *rest)
+    return Outcome(method.title, method.dial, curve, trained, seconds), model

@@ -15,18 +15,10 @@ __all__ = ["FormRow", "Outcome", "Results", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One model, measured on the held-out sets; losses in nats per token.
+    """One model, measured on the held-out sets of both domains; losses in nats per token.
 
-    Attributes:
-        method: how it learned.
-        setting: where its dial stands.
-        old_loss: loss on the old domain.
-        new_loss: loss on the new domain.
-        forgetting: rise of the old domain's loss over the base's.
-        gain: fall of the new domain's loss below the base's.
-        kl: KL(base || model) on the old domain.
-        trained_parameters: how many numbers were trained.
-        seconds: wall time of the training call.
+    `forgetting` is the rise of the old domain's loss over the base's, `gain` the fall of the new
+    one's below it, `kl` KL(base || model) on the old domain, `seconds` the time of the training.
     """
 
     method: str
@@ -42,14 +34,9 @@ class Row:
 
 @dataclass(frozen=True)
 class FormRow:
-    """One exported form, reloaded and measured.
+    """One exported form, reloaded and measured (nats per token); on disk with tokenizer and card.
 
-    Attributes:
-        form: sidecar, full or collapsed.
-        megabytes: on disk, tokenizer and card included.
-        old_loss: loss on the old domain.
-        new_loss: loss on the new domain.
-        texts: what it writes after each prompt, greedily.
+    `texts` is what it writes after each prompt, greedily.
     """
 
     form: str
@@ -61,15 +48,7 @@ class FormRow:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method, trained and measured.
-
-    Attributes:
-        title: its name in table and picture.
-        dial: what its dial turns.
-        curve: every measured setting of its dial.
-        trained_parameters: how many numbers were trained.
-        seconds: wall time of the training call.
-    """
+    """One method, trained in so many seconds, and measured at each setting of what `dial` turns."""
 
     title: str
     dial: str
@@ -84,37 +63,21 @@ class Outcome:
 
     def rows(self) -> list[Row]:
         """As it was trained, and with its dial at the best setting within the budget."""
-        calibrated = f"{self.dial} {self.curve.chosen.label}"
-        return [
-            self._row(self.title, "as trained", self.trained),
-            self._row(f"{self.title}, calibrated", calibrated, self.curve.chosen),
-        ]
-
-    def _row(self, method: str, setting: str, point: DialPoint) -> Row:
-        old, new = point.retain[OLD], point.learn[NEW]
-        return Row(
-            method=method,
-            setting=setting,
-            old_loss=old.loss,
-            new_loss=new.loss,
-            forgetting=old.forgetting,
-            gain=new.gain,
-            kl=old.kl,
-            trained_parameters=self.trained_parameters,
-            seconds=self.seconds,
-        )
+        chosen, cost = self.curve.chosen, (self.trained_parameters, self.seconds)
+        rows = []
+        for method, setting, point in (
+            (self.title, "as trained", self.trained),
+            (f"{self.title}, calibrated", f"{self.dial} {chosen.label}", chosen),
+        ):
+            old, new = point.retain[OLD], point.learn[NEW]
+            measured = (old.loss, new.loss, old.forgetting, new.gain, old.kl)
+            rows.append(Row(method, setting, *measured, *cost))
+        return rows
 
 
 @dataclass
 class Results:
-    """Everything found so far; grows method by method.
-
-    Attributes:
-        environment: machine, versions and settings.
-        outcomes: the methods, in the order they ran.
-        forms: the exported forms.
-        seconds: wall time of the whole demo, once it has ended.
-    """
+    """Everything found so far; grows method by method. `seconds` is set once the demo has ended."""
 
     environment: dict[str, Any]
     outcomes: list[Outcome] = field(default_factory=list)
@@ -136,19 +99,11 @@ class Results:
             "model", "dial", "old-domain loss", "new-domain loss", "forgetting", "gain",
             "trained parameters", "seconds",
         ]  # fmt: skip
-        cells: list[list[Cell]] = [
-            [
-                row.method,
-                row.setting,
-                row.old_loss,
-                row.new_loss,
-                f"{row.forgetting:+.3f}",
-                f"{row.gain:+.3f}",
-                row.trained_parameters,
-                round(row.seconds),
-            ]
-            for row in self.rows()
-        ]
+        cells: list[list[Cell]] = []
+        for row in self.rows():
+            changes = (f"{row.forgetting:+.3f}", f"{row.gain:+.3f}")
+            cost = (row.trained_parameters, round(row.seconds))
+            cells.append([row.method, row.setting, row.old_loss, row.new_loss, *changes, *cost])
         return format_table(headers, cells)
 
     def forms_table(self) -> str:

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import controlllm
 from controlllm.common.errors import ConfigError
 from controlllm.common.quiet import quiet_bars
 from controlllm.demo.config import DemoConfig
-from controlllm.demo.domains import HeldOut, held_out, write_data
+from controlllm.demo.domains import held_out, write_data
 from controlllm.demo.forms import FORMS, export_form, write_texts
-from controlllm.demo.measure import train_and_measure
-from controlllm.demo.methods import METHODS, load_base
+from controlllm.demo.methods import METHODS, load_base, train_and_measure
 from controlllm.demo.picture import draw
 from controlllm.demo.results import Results
 from controlllm.demo.threads import quickest_threads
@@ -55,23 +53,15 @@ def run(config: DemoConfig | None = None) -> Results:
             results.save(folder / RESULTS)
         draw(results, folder / "plane.png")
         _say("The last model, calibrated, in the three forms it can be taken away in")
-        _take_away(results, folder, (model, tokenizer), sets)
+        for form in FORMS:
+            place = folder / "exports" / form
+            results.forms.append(export_form(model, tokenizer, place, sets))
+            results.save(folder / RESULTS)
+            print(place, flush=True)
     results.seconds = time.monotonic() - started
     results.save(folder / RESULTS)
     _tell(results, write_texts(base, tokenizer), folder)
     return results
-
-
-def _take_away(
-    results: Results,
-    folder: Path,
-    trained: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    sets: HeldOut,
-) -> None:
-    for form in FORMS:
-        results.forms.append(export_form(*trained, folder / "exports" / form, sets))
-        results.save(folder / RESULTS)
-        print(f"{folder / 'exports' / form}", flush=True)
 
 
 def _tell(results: Results, base_texts: dict[str, str], folder: Path) -> None:
@@ -89,11 +79,7 @@ def _tell(results: Results, base_texts: dict[str, str], folder: Path) -> None:
 
 
 def _claim(folder: Path) -> Path:
-    """Take the output folder, unless it holds something else.
-
-    Raises:
-        ConfigError: if it is a file, or not empty and no earlier demo.
-    """
+    """Take the output folder, unless it holds something else (ConfigError)."""
     if folder.is_file():
         raise ConfigError(f"output_dir={str(folder)!r} is a file; choose a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULTS).is_file():

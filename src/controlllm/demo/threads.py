@@ -17,13 +17,8 @@ def quickest_threads(model: PreTrainedModel) -> Iterator[int]:
     """Compute with one thread or with torch's own number of them, whichever is quicker now.
 
     Threads of one operation wait for each other: where another process holds one of the cores,
-    all wait for the slowest. What is right changes with the machine's load, so it is measured.
-
-    Args:
-        model: a causal language model, on which steps are timed; it is left as it was.
-
-    Yields:
-        The number of threads in force inside the block.
+    all wait for the slowest. What is right changes with the machine's load, so steps are timed. The
+    number of threads is yielded.
     """
     usual = torch.get_num_threads()
     try:

@@ -62,7 +62,7 @@ class Chat:
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
             "/base": self._base,
-            "/trained": self._trained,
+            "/trained": lambda argument: self._answer_as(False, "The trained model answers.\n"),
             "/reset": self._reset,
             "/save": self._save,
             "/help": lambda argument: self.write(HELP),
@@ -87,27 +87,25 @@ class Chat:
                 self.write("\n(interrupted; this turn is forgotten)\n")
 
     def handle(self, line: str) -> bool:
-        """Answer one line, or obey it if it is a command.
-
-        Returns:
-            Whether the conversation goes on.
-        """
+        """Answer one line, or obey a command; whether the conversation goes on."""
         name, _, argument = line.strip().partition(" ")
         if name in ("/quit", "/exit"):
             return False
         if not name.startswith("/"):
             return self._answer_line(line)
-        try:
-            self._command(name, argument.strip())
-        except ControlLLMError as error:
-            self.write(f"{error}\n")
-        return True
+        if name not in self._commands:
+            self.write(f"{name} is not a command.\n{HELP}")
+            return True
+        return self._tried(lambda: self._commands[name](argument.strip()))
 
     def _answer_line(self, line: str) -> bool:
         """Answer a line, whatever it is: the conversation goes on."""
+        return self._tried(lambda: self.answer(line)) if line.strip() else True
+
+    def _tried(self, do: Callable[[], object]) -> bool:
+        """Do it, and write what went wrong."""
         try:
-            if line.strip():
-                self.answer(line)
+            do()
         except ControlLLMError as error:
             self.write(f"{error}\n")
         return True
@@ -124,12 +122,6 @@ class Chat:
         self.write("\n")
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return reply
-
-    def _command(self, name: str, argument: str) -> None:
-        if name not in self._commands:
-            self.write(f"{name} is not a command.\n{HELP}")
-            return
-        self._commands[name](argument)
 
     def set_alpha(self, alpha: float | None) -> None:
         """Answer with this alpha from now on; None = as trained.
@@ -155,14 +147,12 @@ class Chat:
             raise ModelError(
                 "This model has no expansion and no adapters, so it cannot answer as its base."
             )
-        self.base_only = True
-        self.generator.forget()
-        self.write("The base model answers; /trained takes what was trained in again.\n")
+        self._answer_as(True, "The base model answers; /trained takes what was trained in again.\n")
 
-    def _trained(self, argument: str) -> None:
-        self.base_only = False
+    def _answer_as(self, base_only: bool, text: str) -> None:
+        self.base_only = base_only
         self.generator.forget()
-        self.write("The trained model answers.\n")
+        self.write(text)
 
     def _reset(self, argument: str) -> None:
         self.messages = list(self.opening)

@@ -49,11 +49,7 @@ class GenerationSettings:
     """Seed of the sampling; null = a different text each time."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: naming the field, its value and what is allowed.
-        """
+        """Check the values (ConfigError)."""
         check_values(self, "")
         check_said(self, [*rules_of(GenerationSettings)])
 
@@ -111,13 +107,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
 
 
 class Generator:
-    """Writes with one model, keeping the KV cache for as long as the text goes on.
-
-    Args:
-        model: any causal language model of transformers, expanded or not.
-        tokenizer: its tokenizer.
-        settings: how to sample.
-    """
+    """Writes with one model, keeping the KV cache for as long as the text goes on."""
 
     def __init__(
         self,
@@ -153,11 +143,12 @@ class Generator:
         cache = self._read(ids_BT, self._take_cache(ids_BT))
         stream = _TextStream(self.tokenizer, on_text)
         model: Any = self.model
+        tokenizer, padding = self.tokenizer, self.tokenizer.pad_token_id
         output = model.generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             past_key_values=cache,
-            pad_token_id=self._pad_token_id(),
+            pad_token_id=tokenizer.eos_token_id if padding is None else padding,
             streamer=stream,
             return_dict_in_generate=True,
             **self.settings.arguments(),
@@ -200,20 +191,12 @@ class Generator:
         self.cached_tokens = len(cached)
         return cache
 
-    def _pad_token_id(self) -> int | None:
-        tokenizer = self.tokenizer
-        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
 
 class _TextStream(BaseStreamer):
     """Turns token ids into text as they come, and gives each finished piece to a function.
 
     New tokens are decoded behind the end of the prompt: alone, many tokenizers drop the space
     before the first word. A character whose bytes are not all there waits for the rest.
-
-    Args:
-        tokenizer: decodes.
-        on_text: is given each piece.
     """
 
     context_tokens = 8

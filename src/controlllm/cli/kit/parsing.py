@@ -69,14 +69,19 @@ def parse_options(
     if not trusts:
         _require_consent(cls, files, words)
     layers = [values for _, values in files] + [words.values]
-    _refuse_unread(unread, layers, words, verb)
+    for name in unread:
+        if name in words.appended or any(value_at(layer, name) is not None for layer in layers):
+            raise ConfigError(f"{name} is not read by `{verb}`; leave it out.")
     if below is not None:
-        layers.insert(0, dict(below(_laid(layers), trusts)))
-    values = _laid(layers)
-    lists = dict.fromkeys(_replaced_lists(layers)) | dict.fromkeys(words.appended)
+        layers.insert(0, dict(below(_laid(layers)[0], trusts)))
+    values, replaced = _laid(layers)
+    lists = dict.fromkeys([*replaced, *words.appended])
     for name, items in words.appended.items():
         _append(values, name, items)
-    _require_whole(cls, values, verb)
+    required = [field.name for field in fields(cls) if is_required(field)]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"{verb} needs {' and '.join(missing)}. See `controlllm {verb} --help`.")
     options = make(values) if make is not None else build(cls, values)
     _tell_lists(values, lists)
     if words.own.get("print_config"):
@@ -95,19 +100,14 @@ def _read(cls: type, path: str) -> dict[str, Any]:
     return values
 
 
-def _laid(layers: list[dict[str, Any]]) -> dict[str, Any]:
+def _laid(layers: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """All layers in one, and the dotted names of lists that replaced another one."""
     values: dict[str, Any] = {}
+    replaced: list[str] = []
     for layer in layers:
+        replaced += _lists_over(values, layer)
         values = merge(values, layer)
-    return values
-
-
-def _refuse_unread(
-    unread: Collection[str], layers: list[dict[str, Any]], words: Words, verb: str
-) -> None:
-    for name in unread:
-        if name in words.appended or any(value_at(layer, name) is not None for layer in layers):
-            raise ConfigError(f"{name} is not read by `{verb}`; leave it out.")
+    return values, replaced
 
 
 def _require_consent(cls: type, files: list[tuple[str, dict[str, Any]]], words: Words) -> None:
@@ -125,13 +125,6 @@ def _require_consent(cls: type, files: list[tuple[str, dict[str, Any]]], words: 
                 )
 
 
-def _require_whole(cls: type, values: dict[str, Any], verb: str) -> None:
-    """What must be given, is."""
-    missing = [f.name for f in fields(cls) if is_required(f) and f.name not in values]
-    if missing:
-        raise ConfigError(f"{verb} needs {' and '.join(missing)}. See `controlllm {verb} --help`.")
-
-
 def _append(values: dict[str, Any], name: str, items: list[Any]) -> None:
     *sections, last = name.split(".")
     for section in sections:
@@ -139,14 +132,6 @@ def _append(values: dict[str, Any], name: str, items: list[Any]) -> None:
         values = values[section]
     old = values.get(last) or []
     values[last] = [*(old if isinstance(old, list) else [old]), *items]
-
-
-def _replaced_lists(layers: list[dict[str, Any]]) -> Iterator[str]:
-    """Dotted names of lists that replace another one below them."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        yield from _lists_over(values, layer)
-        values = merge(values, layer)
 
 
 def _lists_over(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> Iterator[str]:
