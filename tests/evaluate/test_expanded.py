@@ -5,17 +5,13 @@ import torch
 from tests.evaluate.samples import (
     packed,
     padded,
-    write_generation_task,
-    write_repetition_task,
 )
 
 from controlllm import ExpansionConfig, expand
 from controlllm.evaluate import (
-    HarnessConfig,
     calibrate,
     evaluate_losses,
     measure_retention,
-    run_tasks,
 )
 
 
@@ -93,15 +89,3 @@ def test_a_calibrated_token_gate_can_be_left_as_trained(make, documents):
     assert [point.label for point in curve.points] == ["0", "trained"]
     if curve.chosen.alpha is None:
         assert model.expansion.mean_alpha is not None
-
-
-def test_tasks_run_on_the_base_inside(make, pico_tokenizer, tmp_path):
-    pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
-    write_repetition_task(tmp_path)
-    write_generation_task(tmp_path)
-    config = HarnessConfig(["repeat", "continue"], include_path=[tmp_path])
-    untrained = run_tasks(make(), pico_tokenizer, config)
-    assert {score.task for score in untrained.scores} == {"repeat", "continue"}
-    assert all(score.difference == 0 for score in untrained.scores)
-    moved = run_tasks(make(moved=0.1), pico_tokenizer, config)
-    assert [score.base for score in moved.scores] == [score.value for score in untrained.scores]

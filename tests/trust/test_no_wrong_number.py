@@ -76,13 +76,16 @@ from controlllm.data.loader.collate import packed_batch
 from controlllm.data.sources import open_chunks
 from controlllm.demo import DemoConfig
 from controlllm.evaluate import (
+    Asked,
     DialCurve,
     DialPoint,
+    Evaluation,
+    Item,
     Reference,
     RetentionReport,
-    TaskReport,
-    TaskScore,
+    Subject,
     calibrate,
+    readings_table,
     worst_forgetting,
 )
 from controlllm.evaluate.forgetting.losses import perplexity, warn_if_not_finite
@@ -1424,16 +1427,13 @@ def test_a_base_that_is_no_numbers_is_told_as_that(pico_llama):
 
 
 def test_columns_say_what_their_numbers_are_of():
-    scores = TaskScore("t", "acc", 0.5, 0.6, 0.01, 100, True)
-    headers = TaskReport((scores,)).table().splitlines()[0]
-    assert "± stderr of trained" in headers
-    assert (
-        headers.index("trained |")
-        < headers.index("± stderr of trained")
-        < headers.index("difference")
-        < headers.index("95 % of difference")
-        < headers.index("McNemar's p")
-    )
+    item = Item("b", "t", 0, "0" * 16, "?", "4", strict=1.0)
+    models = (Subject("base", "m"), Subject("tuned", "m"))
+    items = {"base": (item,), "tuned": (item,)}
+    asked = Asked("b", ("t",), "generate")
+    headers = readings_table(Evaluation("s", (asked,), models, items)).splitlines()[0]
+    places = [headers.index(one) for one in ("base", "model's", "difference", "95 %", "McNemar")]
+    assert places == sorted(places)
     retain = {"old": report(2.0, 2.1), "maths": report(2.0, 2.5)}
     point = DialPoint(0.0, {"new": report(2.0, 2.0), "more": report(2.0, 3.0)}, retain)
     table = DialCurve((point,), point, 1.0, "alpha").table().splitlines()

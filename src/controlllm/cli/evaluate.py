@@ -1,30 +1,42 @@
 """`controlllm eval`: what a model learned and forgot, base and trained side by side."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.cli.kit.benchmarks import (
+    OF_BENCHMARKS,
+    BenchmarkOptions,
+    LoadedSuite,
+    folder_of,
+    loaded_suites,
+    store_of,
+)
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import check_values, setting
-from controlllm.common.settings import RUNS_CODE, Rule, check_said
+from controlllm.common.facts import setting
+from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import shown
 from controlllm.common.text.progress import progress, stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
-    HarnessConfig,
+    Evaluation,
     Reference,
+    compare_models,
     evaluate_losses,
-    find_tasks,
+    evaluate_suite,
     format_table,
     losses_table,
     measure_retention,
-    run_tasks,
+    readings_table,
+    scores_table,
+    targets_of,
 )
 from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.evaluate.forgetting.losses import warn_if_not_finite
@@ -32,15 +44,14 @@ from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["EvalOptions", "run"]
 
-_OF_TASKS = tuple(
-    Rule(name, lambda options: bool(options.tasks), "only --tasks reads it; leave it out")
-    for name in ("include_path", "num_fewshot", "limit", "apply_chat_template")
+_OF_COLLAPSED = Rule(
+    "collapsed", lambda one: one.asked, "only --suite and --tasks read it; leave it out"
 )
 
 
 @dataclass
-class EvalOptions:
-    """Measure loss and perplexity on files, and run lm-eval tasks, for base and trained model.
+class EvalOptions(BenchmarkOptions):
+    """Measure loss and perplexity on files, and ask benchmarks, for base and trained model.
 
     A run folder brings its own sets (data.learn, data.retain) along.
     """
@@ -51,20 +62,13 @@ class EvalOptions:
     """Files to measure the loss on, with commas between them (or a list)."""
     data: DataConfig = field(default_factory=DataConfig)
     """How files are read; data.learn and data.retain are measured too."""
-    tasks: str | list[str] = field(default_factory=list)
-    """Tasks of lm-evaluation-harness, with commas between them (or a list)."""
-    include_path: str | list[str] = field(default_factory=list, metadata=RUNS_CODE)
-    """Folders with further task files."""
-    num_fewshot: int | None = None
-    """Examples before each question; null = as the task says."""
-    limit: int | None = None
-    """Questions of each task; null = all."""
-    apply_chat_template: bool = False
-    """Put the questions of tasks as chat messages."""
     batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
-    alpha: float | None = None
-    """Alpha to measure at; null = as it was saved."""
+    alpha: str | float | list[float] | None = None
+    """Alpha to measure at; null = as it was saved. Several (0,0.3,1) are asked --suite and --tasks
+    one after the other, 0 being the base."""
+    collapsed: bool = False
+    """Ask --suite and --tasks of the model collapsed into the base's form, too."""
     reference: str | None = None
     """Base to compare a model with that does not carry it (no expansion, no adapters)."""
     output: str | None = None
@@ -78,9 +82,24 @@ class EvalOptions:
         Raises:
             ConfigError: with the option and what to do.
         """
-        check_settings("alpha", [self.alpha])
-        check_values(self, "")
-        check_said(self, _OF_TASKS)
+        super().__post_init__()
+        check_settings("alpha", self.alphas)
+        check_said(self, (*OF_BENCHMARKS, _OF_COLLAPSED))
+        if len(self.alphas) > 1 and not self.asked:
+            raise ConfigError("several alphas are for --suite and --tasks; give one.")
+
+    @property
+    def alphas(self) -> list[float]:
+        """The settings of the dial that are named."""
+        if self.alpha is None:
+            return []
+        given = self.alpha if isinstance(self.alpha, list) else str(self.alpha).split(",")
+        try:
+            return [float(one) for one in given]
+        except ValueError:
+            raise ConfigError(
+                f"alpha={self.alpha!r} is no number, nor several with commas."
+            ) from None
 
 
 def run(argv: list[str]) -> None:
@@ -90,29 +109,82 @@ def run(argv: list[str]) -> None:
         require_writable(options.output)
     sources = [SourceConfig(path=path) for path in as_list(options.files)]
     sources += [*options.data.learn, *options.data.retain]
-    if not sources and not options.tasks:
+    if not sources and not options.asked:
         raise ConfigError(
-            "nothing to measure: give --files, --data.learn, --data.retain or --tasks."
+            "nothing to measure: give --files, --data.learn, --data.retain, --suite or --tasks."
         )
     _check_names(sources)
-    harness = _harness(options)
-    tasks = find_tasks(harness) if harness is not None else None
+    with loaded_suites(options) as suites:
+        _measure(options, sources, suites)
+
+
+def _measure(
+    options: EvalOptions, sources: list[SourceConfig], suites: Sequence[LoadedSuite]
+) -> None:
+    folder = folder_of(options, options.model)
+    if suites:
+        require_writable(folder, folder=True)
     with stage(f"loading {options.model}"):
         model, tokenizer = load_model(options.model, options.load)
-    if options.alpha is not None:
-        _expanded(model).set_alpha(options.alpha)
+    suites = [suite.for_tokenizer(tokenizer) for suite in suites]
+    if len(options.alphas) == 1:
+        _expanded(model).set_alpha(options.alphas[0])
     reference = _reference(model, options)
     results: dict[str, Any] = {"model": shown(options.model)}
     if sources:
         sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
         tell_size(sets, settings=1)
         results["losses"] = _measure_losses(model, sets, reference)
-    if harness is not None:
-        report = run_tasks(model, tokenizer, harness, reference, tasks)
-        print(report.table())
-        results["tasks"] = report.to_dict()
+    for suite in suites:
+        found = _ask(suite, model, tokenizer, options, reference)
+        found.save(folder / suite.name)
+        print(f"{readings_table(found)}\n\n{scores_table(found)}\n\nitems: {folder / suite.name}")
+        results.setdefault("suites", {})[suite.name] = _numbers(found)
     if options.output is not None:
         write_json(options.output, results)
+
+
+def _ask(
+    suite: LoadedSuite,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    options: EvalOptions,
+    reference: Reference | None,
+) -> Evaluation:
+    targets = targets_of(
+        model,
+        tokenizer,
+        shown(options.model),
+        reference=reference,
+        alphas=options.alphas if len(options.alphas) > 1 else (),
+        collapsed=options.collapsed,
+    )
+    return evaluate_suite(
+        suite.name,
+        suite.benchmarks,
+        targets,
+        tokenizer,
+        store=store_of(options),
+        batch_size=options.batch_size,
+    )
+
+
+def _numbers(found: Evaluation) -> dict[str, Any]:
+    """What `--output` holds of a suite: everything but the items."""
+    labels = [subject.label for subject in found.models]
+    changes = [
+        {
+            "benchmark": change.benchmark.name,
+            "model": label,
+            "outcome": str(change.outcome),
+            "reason": change.reason,
+            "readings": {name: asdict(one) for name, one in change.readings.items()},
+        }
+        for label in labels[1:]
+        if labels[0] == "base"
+        for change in compare_models(found, label)
+    ]
+    return {"changes": changes, "scores": list(found.scores), "provenance": found.provenance}
 
 
 def _check_names(sources: list[SourceConfig]) -> None:
@@ -156,16 +228,3 @@ def _measure_losses(
     ]
     print(format_table(["set", "tokens", "loss", "ppl"], rows))
     return {name: asdict(report) for name, report in losses.items()}
-
-
-def _harness(options: EvalOptions) -> HarnessConfig | None:
-    if not options.tasks:
-        return None
-    return HarnessConfig(
-        tasks=as_list(options.tasks),
-        include_path=as_list(options.include_path),
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        apply_chat_template=options.apply_chat_template,
-    )

@@ -3,8 +3,6 @@
 forgetting   Losses of a model and its base on the same text, and the dial between them
 items        Every question put to every model, kept item by item
 judging      A verdict by the rules of a gate, and the page that shows what speaks for it
-harness      lm-evaluation-harness tasks on a live model
-task_scores  Their scores, base and trained document by document
 suites       Benchmarks by name, their tasks and where their data lie
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
 texts        What a model writes, held against what it should have written
@@ -37,9 +35,13 @@ if TYPE_CHECKING:
         worst_forgetting,
     )
     from controlllm.evaluate.forgetting.tables import losses_table
-    from controlllm.evaluate.harness import HarnessConfig, find_tasks, run_tasks
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
+    from controlllm.evaluate.items.reading import usual_asked
     from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
+    from controlllm.evaluate.items.running import evaluate_suite, targets_of
+    from controlllm.evaluate.items.store import AnswerStore, default_store
+    from controlllm.evaluate.items.tables import readings_table, scores_table
+    from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
     from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
     from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
     from controlllm.evaluate.judging.runs import read_evaluations
@@ -55,11 +57,11 @@ if TYPE_CHECKING:
         paired_difference,
         wilson,
     )
-    from controlllm.evaluate.task_scores import TaskReport, TaskScore
 
 __all__ = [
     "DEFAULT_ALPHAS",
     "READINGS",
+    "AnswerStore",
     "Asked",
     "Change",
     "DialCurve",
@@ -67,10 +69,10 @@ __all__ = [
     "Difference",
     "Evaluation",
     "Gate",
-    "HarnessConfig",
     "Interval",
     "Item",
     "Judgement",
+    "LoadedBenchmark",
     "LossReport",
     "Outcome",
     "Reading",
@@ -79,21 +81,22 @@ __all__ = [
     "Rule",
     "Ruling",
     "Subject",
-    "TaskReport",
-    "TaskScore",
     "Verdict",
     "at_least",
     "average_weights",
     "averaging_curve",
     "calibrate",
     "compare_models",
+    "default_store",
     "detectable_difference",
     "evaluate_losses",
+    "evaluate_suite",
     "evaluating",
     "find_tasks",
     "format_table",
     "holm",
     "judge",
+    "load_benchmark",
     "losses_table",
     "mcnemar",
     "mean_loss",
@@ -103,7 +106,10 @@ __all__ = [
     "plot_curves",
     "read_evaluations",
     "read_gate",
-    "run_tasks",
+    "readings_table",
+    "scores_table",
+    "targets_of",
+    "usual_asked",
     "warn_if_not_finite",
     "wilson",
     "worst_forgetting",

@@ -1,5 +1,14 @@
 """Every question put to every model, kept item by item.
 
-records     What was asked, of whom, and what came back: an evaluation as it lies in a folder
-comparison  Two models on the same items: readings, intervals, and one word for each benchmark
+extract        The answer in a text that a model wrote
+identity       Whose answers are they
+store          Answers of models, kept for every later evaluation
+quiet_harness  lm-eval without what it leaves behind
+asking         Requests in chunks that are always cut alike, dealt over processes
+tasks          lm-eval's tasks, made to ask every model the same
+records        What was asked, of whom, and what came back: an evaluation as it lies in a folder
+reading        Four readings of each item, out of one run
+running        A suite on a model, its base and its dial
+comparison     Two models on the same items: readings, intervals, one word for each benchmark
+tables         An evaluation for a terminal
 """

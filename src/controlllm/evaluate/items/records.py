@@ -88,6 +88,7 @@ class Asked:
         shots: solved examples before each question; None = as each task says.
         strict: the metric read as strict; None where there is none.
         lenient: likewise.
+        choice: lm-eval's metric of the likeliest choice; None = "acc,none".
         max_new_tokens: the limit of an answer; None = as each task says.
         dataset: where its documents come from.
         licence: of these documents.
@@ -103,6 +104,7 @@ class Asked:
     shots: int | None = None
     strict: str | None = None
     lenient: str | None = None
+    choice: str | None = None
     max_new_tokens: int | None = None
     dataset: str = ""
     licence: str = ""

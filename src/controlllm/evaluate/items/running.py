@@ -1,0 +1,190 @@
+"""A suite on a model, its base and its dial: everything asked once, all of it kept."""
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from controlllm.common.distributed import ALONE, Ranks
+from controlllm.common.errors import ConfigError
+from controlllm.evaluate.forgetting.expanded import is_expanded
+from controlllm.evaluate.forgetting.losses import evaluating
+from controlllm.evaluate.forgetting.reference import Reference
+from controlllm.evaluate.items.asking import AnswerBook, Answering, live_model
+from controlllm.evaluate.items.identity import base_identity, model_identity
+from controlllm.evaluate.items.quiet_harness import quiet_harness
+from controlllm.evaluate.items.reading import check_readings, read_items, task_scores
+from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
+from controlllm.evaluate.items.store import AnswerStore
+from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness
+
+__all__ = ["Grader", "Target", "evaluate_suite", "targets_of"]
+
+Grader = Callable[[Asked, LoadedBenchmark, Mapping[str, Any], Sequence[Item]], list[Item]]
+"""Reads strict and lenient off items whose answers are programs."""
+
+BASE, TUNED, COLLAPSED, ONLY = "base", "tuned", "collapsed", "model"
+_PACKAGES = ("controlllm", "lm-eval", "torch", "transformers", "datasets", "peft")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to be asked.
+
+    Attributes:
+        subject: how the evaluation names it.
+        opened: while this is open, the yielded model answers as it.
+    """
+
+    subject: Subject
+    opened: Callable[[], AbstractContextManager[nn.Module]]
+
+
+def targets_of(
+    model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    *,
+    reference: Reference | None = None,
+    alphas: Sequence[float] = (),
+    collapsed: bool = False,
+) -> Iterator[Target]:
+    """The base first, then the model as it is, then along the dial, then collapsed.
+
+    Alpha 0 is the base, and is asked as the base only.
+
+    Args:
+        model: the trained model.
+        tokenizer: that makes its inputs.
+        name: where it was loaded from.
+        reference: its base; an expanded model is its own.
+        alphas: further settings of the dial, in [0, 1].
+        collapsed: whether the model folded into the base's form is asked, too.
+
+    Raises:
+        ConfigError: a dial or a collapse is asked of a model that is not expanded.
+        ModelError: the model cannot be collapsed.
+    """
+    expanded: Any = model
+    if (alphas or collapsed) and not is_expanded(model):
+        raise ConfigError(
+            f"{type(model).__name__} is not expanded: it has no alpha and nothing to collapse."
+        )
+    if reference is None and is_expanded(model):
+        reference = Reference(model)
+    if reference is not None:
+        known = reference
+        with known.active() as base:
+            identity = base_identity(base, tokenizer)
+        yield Target(Subject(BASE, name, 0.0, identity), known.active)
+    identity = model_identity(model, tokenizer)
+    label = TUNED if reference is not None else ONLY
+    yield Target(Subject(label, name, None, identity), lambda: nullcontext(model))
+    trained = expanded.expansion.dial if is_expanded(model) else None
+
+    @contextmanager
+    def dialled(alpha: float) -> Iterator[nn.Module]:
+        expanded.set_alpha(alpha)
+        try:
+            yield model
+        finally:
+            expanded.set_alpha(trained)
+
+    for alpha in alphas:
+        if alpha > 0:
+            told = Subject(f"alpha {alpha:g}", name, alpha, identity | {"alpha": f"{alpha:g}"})
+            yield Target(told, lambda alpha=alpha: dialled(alpha))  # type: ignore[misc]
+    if collapsed:
+        from controlllm.expansion import collapse
+
+        plain = collapse(expanded)
+        told = Subject(COLLAPSED, name, None, model_identity(plain, tokenizer))
+        yield Target(told, lambda: nullcontext(plain))
+
+
+def evaluate_suite(
+    suite: str,
+    benchmarks: Sequence[tuple[Asked, LoadedBenchmark]],
+    targets: Iterator[Target],
+    tokenizer: Any,
+    *,
+    store: str | Path,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    ranks: Ranks = ALONE,
+    graders: Mapping[str, Grader] | None = None,
+) -> Evaluation:
+    """Ask every model every question. Collective where there are several processes.
+
+    What was asked before, of the same weights in the same precision, is read from the store: an
+    evaluation that was killed goes on, and all runs on one base share its answers.
+
+    Args:
+        suite: its name.
+        benchmarks: what is asked, and lm-eval's tasks of it.
+        targets: whom; see `targets_of`.
+        tokenizer: that makes the inputs; it is not changed.
+        store: folder of all answers.
+        batch_size: sequences per forward pass.
+        max_length: longest input in tokens; None = the model's own.
+        ranks: the processes that share the work; each has the whole model.
+        graders: by kind of benchmark, what reads its items beyond lm-eval ("code").
+
+    Raises:
+        ConfigError: a benchmark is to be read by a metric that its tasks have not, or written
+            answers do not fit into the model.
+        DataError: answers cannot be kept, or a model gives no number.
+    """
+    for asked, loaded in benchmarks:
+        check_readings(asked, loaded)
+    subjects, items, scores = [], {}, []
+    for target in targets:
+        with target.opened() as model, evaluating(model):
+            live = live_model(model, tokenizer, batch_size, max_length)
+            book = _book(live, target.subject, store, ranks)
+            found: list[Item] = []
+            for asked, loaded in benchmarks:
+                with quiet_harness(asked.name):
+                    results = ask_harness(loaded, book)
+                    rows = read_items(asked, loaded, results, book)
+                if grade := (graders or {}).get(asked.kind):
+                    rows = ranks.first(lambda: grade(asked, loaded, results, rows))  # noqa: B023
+                found += rows
+                scores += [{"model": target.subject.label} | row for row in task_scores(results)]
+        subjects.append(replace(target.subject, seconds=round(book.seconds, 3)))
+        items[target.subject.label] = tuple(found)
+    return Evaluation(
+        suite=suite,
+        benchmarks=tuple(asked for asked, _ in benchmarks),
+        models=tuple(subjects),
+        items=items,
+        scores=tuple(scores),
+        provenance=_provenance(),
+    )
+
+
+def _book(live: Answering, subject: Subject, store: str | Path, ranks: Ranks) -> AnswerBook:
+    kept = AnswerStore(store, subject.identity)
+    return AnswerBook(live, kept, subject.label, ranks)
+
+
+def _provenance() -> dict[str, str]:
+    found = {
+        "command": shlex.join(["controlllm", *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
