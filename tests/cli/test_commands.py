@@ -31,6 +31,7 @@ from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
 from controlllm.cli.ship import ShipOptions
+from controlllm.cli.suites import SuitesOptions
 from controlllm.data import DataConfig
 from controlllm.demo import DemoConfig
 from controlllm.train import RunConfig
@@ -49,6 +50,7 @@ OPTIONS = {
     "data prepare": PrepareData,
     "inspect": InspectOptions,
     "ship": ShipOptions,
+    "suites": SuitesOptions,
     "demo": DemoConfig,
     "env": EnvOptions,
 }

@@ -20,6 +20,7 @@ VERBS = {
     "train": "train by a run file (YAML), and go on where an interrupted run stopped",
     "plan": "what a run will take: parameters, memory, FLOPs, checkpoints; nothing is loaded",
     "eval": "loss and lm-eval tasks, base and trained side by side",
+    "suites": "suites of benchmarks, and what this machine lacks for them",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "compare": "what several runs learned, forgot and took, in one table",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
@@ -32,7 +33,7 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
-_WITHOUT_MODELS = ("inspect", "ship")
+_WITHOUT_MODELS = ("inspect", "ship", "suites")
 """Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
 

@@ -1,5 +1,7 @@
 """Suite files: those that ship, those of a user, and those of somebody who means harm."""
 
+import dataclasses
+
 import pytest
 import yaml
 
@@ -76,6 +78,13 @@ def test_ones_own_suite_by_name_and_by_path(write, tmp_path):
     (benchmark,) = load_suite("mine", tmp_path).benchmarks
     assert benchmark == load_suite(path).benchmark("mine")
     assert (benchmark.tasks, benchmark.shots, benchmark.prompt) == (("my_task",), None, "auto")
+
+
+def test_the_suite_of_the_page(write, repository):
+    """docs/suites.md shows one."""
+    text = (repository / "docs" / "suites.md").read_text()
+    (benchmark,) = load_suite(write(text.split("```yaml\n")[1].split("```")[0])).benchmarks
+    assert dataclasses.replace(benchmark, prompt="auto") == load_suite("maths").benchmark("gsm8k")
 
 
 @pytest.mark.parametrize(

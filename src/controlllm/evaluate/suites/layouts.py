@@ -53,8 +53,10 @@ _SAME = {"hails/mmlu_no_train": "cais/mmlu"}
 """Datasets with the rows and names of another one."""
 _WHOLE = (None, "main", "default")
 """Configs of datasets that have one only: no folder needs to be named after them."""
+_FOLDERS = ("data", "plain_text", "{name}")
+"""What the hub calls the only folder of such a dataset."""
 _USUAL = ("{name}/{config}/{split}", "{name}/{config}.{split}", "{name}/{config}")
-_UNDIVIDED = ("{name}/{split}", "{name}/data/{split}")
+_UNDIVIDED = ("{name}/{split}", *(f"{{name}}/{one}/{{split}}" for one in _FOLDERS))
 
 KNOWN: dict[str, tuple[Layout, ...]] = {
     "SaylorTwift/bbh": (

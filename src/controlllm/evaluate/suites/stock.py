@@ -3,7 +3,9 @@
 lm-eval reads its YAMLs here without importing the functions that they name.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,9 +82,10 @@ class Tasks:
                 raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
         mine = [str(OWN), *map(str, include_path)]
         few = {str(path) for name in names if (path := _folder_of(name)) is not None}
-        manager = TaskManager(include_path=[*sorted(few), *mine], include_defaults=False)
-        if not set(names) <= set(manager.all_tasks):
-            manager = TaskManager(include_path=mine, include_defaults=True)
+        with _quiet("lm_eval.tasks._index"):  # of tags that tasks of two folders have
+            manager = TaskManager(include_path=[*sorted(few), *mine], include_defaults=False)
+            if not set(names) <= set(manager.all_tasks):
+                manager = TaskManager(include_path=mine, include_defaults=True)
         self._index = manager.task_index
 
     def leaves(self, names: Sequence[str]) -> list[Leaf]:
@@ -141,9 +144,21 @@ def read_template(name: str) -> tuple[Path, dict[str, Any]]:
     return path, values
 
 
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _folder_of(name: str) -> Path | None:
-    """The folder of lm-eval that a task of our suites lies in."""
+    """The folder of lm-eval that a task lies in, if it is of our suites or named like it."""
     spec = find_spec("lm_eval")
-    if name not in _FOLDERS or spec is None or not spec.submodule_search_locations:
+    if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(spec.submodule_search_locations[0]) / "tasks" / _FOLDERS[name]
+    folder = Path(spec.submodule_search_locations[0]) / "tasks" / _FOLDERS.get(name, name)
+    return folder if folder.is_dir() else None

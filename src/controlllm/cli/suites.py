@@ -1,0 +1,84 @@
+"""`controlllm suites`: which suites of benchmarks there are, and what they need on this machine."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.common.text.readable import readable
+from controlllm.common.text.tables import format_table
+from controlllm.evaluate.suites import (
+    Benchmark,
+    Suite,
+    load_suite,
+    suite_names,
+    what_is_missing,
+)
+
+__all__ = ["SuitesOptions", "run"]
+
+_COLUMNS = [
+    *("benchmark", "tasks", "asked", "shots", "strict", "lenient"),
+    *("items", "chance", "MDE80", "licence"),
+]
+_NOTE = (
+    "MDE80: the smallest difference, in points, that the items show with 80 % power where one in "
+    "five is answered differently by the two models. strict: the answer in the asked format; "
+    "lenient: in any."
+)
+
+
+@dataclass
+class SuitesOptions:
+    """List the suites of benchmarks, or show one: its tasks, and what this machine lacks for it."""
+
+    name: str | None = None
+    """A suite, or the path of one's YAML; the word after `suites` is taken for it."""
+    data_dir: str | None = None
+    """Folder with local data, laid out as docs/suites.md says."""
+    suite_dir: str | None = None
+    """Folder with further suites (YAML)."""
+
+
+def run(argv: list[str]) -> None:
+    """Print the suites, or one of them."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--name", *argv]
+    options = parse_options(SuitesOptions, argv, "suites")
+    if options.name is None:
+        names = suite_names(options.suite_dir)
+        lines = _all(load_suite(name, options.suite_dir) for name in names)
+    else:
+        lines = _one(load_suite(options.name, options.suite_dir), options.data_dir)
+    print(readable("\n".join(lines)))
+
+
+def _all(suites: Iterable[Suite]) -> Iterator[str]:
+    for suite in suites:
+        yield f"{suite.name}: {', '.join(one.name for one in suite.benchmarks)}"
+        yield f"    {suite.about}"
+    yield "\n`controlllm suites NAME` shows one, and what this machine lacks for it."
+
+
+def _one(suite: Suite, data_dir: str | None) -> Iterator[str]:
+    yield f"{suite.name}: {suite.about}\n"
+    yield format_table(_COLUMNS, [_row(one) for one in suite.benchmarks])
+    yield f"\n{_NOTE}\n"
+    missing = {one.name: what_is_missing(one, data_dir) for one in suite.benchmarks}
+    if not any(missing.values()):
+        yield "Nothing is missing on this machine."
+    for name, sentences in missing.items():
+        yield from (f"missing for {name}: {sentence}" for sentence in sentences)
+
+
+def _row(one: Benchmark) -> list[object]:
+    more = f", {len(one.tasks) - 1} more" if len(one.tasks) > 1 else ""
+    laid = f" as {one.template}" if one.template else ""
+    asked = f"{one.kind}, {one.prompt}"
+    shots = "the task's" if one.shots is None else one.shots
+    detectable = f"{100 * one.detectable:.1f}"
+    metrics = [one.strict, one.lenient]
+    chance = f"{one.chance:g}"
+    return [
+        *(one.name, f"{one.tasks[0]}{more}{laid}", asked, shots, *metrics),
+        *(one.items, chance, detectable, one.licence),
+    ]
