@@ -19,7 +19,6 @@ from benchmarks import soak
 from controlllm.checkpoint import newest_checkpoint
 from controlllm.cli import launch, main
 from controlllm.common.errors import ConfigError, DataError, TrainingError
-from controlllm.train import RunConfig
 from controlllm.train.loops.native import NativeLoop
 
 SECONDS = 120
@@ -297,10 +296,6 @@ def test_before_the_first_step_there_is_nothing_to_save(
     assert newest_checkpoint(tmp_path / "run") is None
 
 
-def run_on(device: str = "auto", backend: str = "native") -> RunConfig:
-    return RunConfig.from_dict({"model": {"device": device}, "training": {"backend": backend}})
-
-
 @pytest.mark.parametrize(
     ("nproc", "device", "gpus", "count"),
     [
@@ -319,18 +314,18 @@ def test_how_many_are_started(
     monkeypatch: pytest.MonkeyPatch, nproc: Any, device: str, gpus: int, count: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert launch.processes_to_start(nproc, run_on(device)) == count
+    assert launch.processes_to_start(nproc, device) == count
     monkeypatch.setenv("RANK", "0")
     if nproc in ("auto", 1):
-        assert launch.processes_to_start(nproc, run_on(device)) == 0
+        assert launch.processes_to_start(nproc, device) == 0
     else:
         with pytest.raises(ConfigError, match="has started this process already"):
-            launch.processes_to_start(nproc, run_on(device))
+            launch.processes_to_start(nproc, device)
 
 
 def test_what_cannot_be_started_is_refused(capsys: pytest.CaptureFixture[str], run_file) -> None:
     with pytest.raises(ConfigError, match="'cuda:1' is one device"):
-        launch.processes_to_start(2, run_on("cuda:1"))
+        launch.processes_to_start(2, "cuda:1")
     path = run_file("run")
     for words, told in (
         (["--nproc", "0"], "nproc=0 is out of range; allowed: at least 1"),

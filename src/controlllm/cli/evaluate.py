@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -17,7 +17,10 @@ from controlllm.cli.kit.benchmarks import (
 )
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
+from controlllm.cli.kit.terminal import be_silent, is_first
+from controlllm.cli.launch import launch, processes_to_start
 from controlllm.common.adapters import carries_base
+from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import setting
 from controlllm.common.settings import Rule, check_said
@@ -41,6 +44,8 @@ from controlllm.evaluate import (
 from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.evaluate.forgetting.losses import warn_if_not_finite
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.train.config.parallel_config import ParallelConfig
+from controlllm.train.parallel.world import open_world
 
 __all__ = ["EvalOptions", "run"]
 
@@ -62,6 +67,9 @@ class EvalOptions(BenchmarkOptions):
     """Files to measure the loss on, with commas between them (or a list)."""
     data: DataConfig = field(default_factory=DataConfig)
     """How files are read; data.learn and data.retain are measured too."""
+    nproc: int | Literal["auto"] = setting(1, at_least=1)
+    """Processes of this machine that share the work, each with the whole model; `auto` = one for
+    each visible GPU."""
     batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
     alpha: str | float | list[float] | None = None
@@ -114,16 +122,25 @@ def run(argv: list[str]) -> None:
             "nothing to measure: give --files, --data.learn, --data.retain, --suite or --tasks."
         )
     _check_names(sources)
-    with loaded_suites(options) as suites:
-        _measure(options, sources, suites)
+    count = processes_to_start(options.nproc, options.load.device)
+    if count > 1:
+        raise SystemExit(launch("eval", argv, count))
+    if not is_first():
+        be_silent()
+    shared = ParallelConfig(strategy="ddp")
+    with open_world(shared, options.load.device) as world, loaded_suites(options) as suites:
+        _measure(options, sources, suites, world.ranks)
 
 
 def _measure(
-    options: EvalOptions, sources: list[SourceConfig], suites: Sequence[LoadedSuite]
+    options: EvalOptions,
+    sources: list[SourceConfig],
+    suites: Sequence[LoadedSuite],
+    ranks: Ranks,
 ) -> None:
     folder = folder_of(options, options.model)
     if suites:
-        require_writable(folder, folder=True)
+        ranks.first(lambda: require_writable(folder, folder=True))
     with stage(f"loading {options.model}"):
         model, tokenizer = load_model(options.model, options.load)
     suites = [suite.for_tokenizer(tokenizer) for suite in suites]
@@ -134,14 +151,15 @@ def _measure(
     if sources:
         sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
         tell_size(sets, settings=1)
-        results["losses"] = _measure_losses(model, sets, reference)
+        results["losses"] = _measure_losses(model, sets, reference, ranks)
     for suite in suites:
-        found = _ask(suite, model, tokenizer, options, reference)
-        found.save(folder / suite.name)
-        print(f"{readings_table(found)}\n\n{scores_table(found)}\n\nitems: {folder / suite.name}")
+        found = _ask(suite, model, tokenizer, options, reference, ranks)
+        ranks.first(lambda: found.save(folder / suite.name))  # noqa: B023
+        tables = f"{readings_table(found)}\n\n{scores_table(found)}"
+        _show(f"{tables}\n\nitems: {folder / suite.name}", ranks)
         results.setdefault("suites", {})[suite.name] = _numbers(found)
-    if options.output is not None:
-        write_json(options.output, results)
+    if (output := options.output) is not None:
+        ranks.first(lambda: write_json(output, results))
 
 
 def _ask(
@@ -150,6 +168,7 @@ def _ask(
     tokenizer: Any,
     options: EvalOptions,
     reference: Reference | None,
+    ranks: Ranks,
 ) -> Evaluation:
     targets = targets_of(
         model,
@@ -166,6 +185,7 @@ def _ask(
         tokenizer,
         store=store_of(options),
         batch_size=options.batch_size,
+        ranks=ranks,
     )
 
 
@@ -210,21 +230,33 @@ def _reference(model: PreTrainedModel, options: EvalOptions) -> Reference | None
 
 
 def _measure_losses(
-    model: PreTrainedModel, sets: Sets, reference: Reference | None
+    model: PreTrainedModel, sets: Sets, reference: Reference | None, ranks: Ranks
 ) -> dict[str, Any]:
     with progress("measuring", "batches", sum(map(len, sets.values()))):
         if reference is None:
-            losses = {name: evaluate_losses(model, batches) for name, batches in sets.items()}
+            losses = {
+                name: evaluate_losses(model, batches, ranks) for name, batches in sets.items()
+            }
             found = {name: report.loss for name, report in losses.items()}
         else:
-            reports = {name: measure_retention(model, b, reference) for name, b in sets.items()}
+            reports = {
+                name: measure_retention(model, batches, reference, ranks)
+                for name, batches in sets.items()
+            }
             found = {name: report.loss for name, report in reports.items()}
-    warn_if_not_finite(found, "the model")
+    if ranks.rank == 0:
+        warn_if_not_finite(found, "the model")
     if reference is not None:
-        print(losses_table(reports))
+        _show(losses_table(reports), ranks)
         return {name: asdict(report) for name, report in reports.items()}
     rows: list[list[str | int | float | None]] = [
         [name, report.tokens, report.loss, report.perplexity] for name, report in losses.items()
     ]
-    print(format_table(["set", "tokens", "loss", "ppl"], rows))
+    _show(format_table(["set", "tokens", "loss", "ppl"], rows), ranks)
     return {name: asdict(report) for name, report in losses.items()}
+
+
+def _show(text: str, ranks: Ranks) -> None:
+    """One of several processes shows what all have."""
+    if ranks.rank == 0:
+        print(text)

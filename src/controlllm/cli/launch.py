@@ -1,4 +1,4 @@
-"""`controlllm train --nproc N`: the processes of a run on one machine, by torch's elastic agent.
+"""`--nproc N` of `train` and `eval`: processes on one machine, by torch's elastic agent.
 
 The agent starts them, ends the others when one fails, and passes signals on. Whether to start them
 again is decided here: an error in the input or a request to stop would only come again.
@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from controlllm.cli.kit.terminal import SAVED
 from controlllm.common.errors import ConfigError
-from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
 from controlllm.train.parallel.processes import launched
 from controlllm.train.record.signals import PREEMPTED
@@ -31,12 +30,12 @@ _SECONDS_TO_SAVE = 3600
 """After a request to stop; whoever sent it decides how long that may take."""
 
 
-def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
-    """How many processes to start; 1 = train in this one, 0 = a launcher has started this one.
+def processes_to_start(nproc: int | Literal["auto"], device: str) -> int:
+    """How many processes to start; 1 = work in this one, 0 = a launcher has started this one.
 
     Raises:
-        ConfigError: several are asked for where a launcher has started this process, or the run
-            file names one device.
+        ConfigError: several are asked for where a launcher has started this process, or `device`
+            names one.
     """
     if launched():
         if nproc not in ("auto", 1):
@@ -48,18 +47,18 @@ def processes_to_start(nproc: int | Literal["auto"], run: RunConfig) -> int:
     if nproc == "auto":
         import torch
 
-        return max(torch.cuda.device_count(), 1) if run.model.device in ("auto", "cuda") else 1
-    if nproc > 1 and ":" in run.model.device:
+        return max(torch.cuda.device_count(), 1) if device in ("auto", "cuda") else 1
+    if nproc > 1 and ":" in device:
         raise ConfigError(
-            f"--nproc {nproc}: model.device={run.model.device!r} is one device; set it to cuda."
+            f"--nproc {nproc}: the model's device={device!r} is one device; set it to cuda."
         )
     return nproc
 
 
-def launch(argv: list[str], count: int, max_restarts: int) -> int:
-    """Train in so many processes of this machine; the exit code of the run."""
+def launch(verb: str, argv: list[str], count: int, max_restarts: int = 0) -> int:
+    """Run a verb in so many processes of this machine; the exit code of all of them."""
     # -P here, and in what they start: no file of the working folder is taken for a module.
-    words = ["-P", "-m", "controlllm.cli", "train", *_without(argv, _OWN_OPTIONS)]
+    words = ["-P", "-m", "controlllm.cli", verb, *_without(argv, _OWN_OPTIONS)]
     os.environ |= {"PYTHONSAFEPATH": "1", LAUNCHER: str(os.getpid())}
     # Small models are slower on many threads, and all processes share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

@@ -60,9 +60,9 @@ def run(argv: list[str]) -> None:
     tell_log()
     from controlllm.cli.launch import launch, processes_to_start
 
-    count = processes_to_start(options.nproc, options.to_run())
+    count = processes_to_start(options.nproc, options.model.device)
     if count > 1:
-        raise SystemExit(launch(argv, count, options.max_restarts))
+        raise SystemExit(launch("train", argv, count, options.max_restarts))
     if options.max_restarts and not count:
         raise ConfigError(
             "max_restarts is for processes that --nproc starts; torchrun has its own."

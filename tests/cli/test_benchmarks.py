@@ -1,0 +1,138 @@
+"""`controlllm eval --suite` and `--tasks`: what is asked, kept, shown, and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from controlllm.evaluate import Evaluation
+
+pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+
+SUITE = """
+about: Two readings of few questions.
+benchmarks:
+  - {name: arc, tasks: [arc_easy], kind: choice, shots: 0, prompt: plain, strict: "acc_norm,none",
+     chance: 0.25, items: 2376, dataset: allenai/ai2_arc, config: ARC-Easy}
+  - {name: sums, tasks: [gsm8k_cot], kind: generate, shots: 0, prompt: plain,
+     strict: "exact_match,strict-match", lenient: "extract:number", items: 1319,
+     max_new_tokens: 12, dataset: openai/gsm8k, config: main}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def words(suite, shared_data, stories260k, tmp_path):
+    """`words(option=value)`: those of a small evaluation, some of them other ones."""
+    usual = {
+        "suite": suite,
+        "data_dir": shared_data,
+        "sample": 12,
+        "store": tmp_path / "store",
+        "save_to": tmp_path / "out",
+        "batch_size": 4,
+    }
+
+    def make(**more):
+        options = {name: value for name, value in {**usual, **more}.items() if value is not None}
+        pairs = ((f"--{name}", str(value)) for name, value in options.items())
+        return ["eval", str(stories260k), *(word for pair in pairs for word in pair)]
+
+    return make
+
+
+def test_a_suite_of_one_s_own(cli, words, tmp_path):
+    code, out, _ = cli(*words(output=tmp_path / "numbers.json"))
+    assert code == 0
+    assert "| arc " in out and "bits per byte" in out and "metric of lm-eval" in out
+    found = Evaluation.load(tmp_path / "out" / "mine")
+    assert {item.benchmark for item in found.items["model"]} == {"arc", "sums"}
+    assert all(item.cut_off is not None for item in found.of("model", "sums"))
+    assert json.loads((tmp_path / "numbers.json").read_text())["suites"]["mine"]["scores"]
+
+
+def test_a_run_is_compared_with_its_base(cli, finished_run, suite, shared_data, tmp_path):
+    measured = ["--data.learn", "[]", "--data.retain", "[]", "--limit", 3, "--benchmarks", "arc"]
+    asked = ["--suite", suite, "--data_dir", shared_data, "--collapsed", "true"]
+    kept = ["--store", tmp_path / "store", "--save_to", tmp_path / "out", "--alpha", "0,0.5,1"]
+    code, out, err = cli("eval", finished_run, *measured, *asked, *kept)
+    assert code == 0, err
+    found = Evaluation.load(tmp_path / "out" / "mine")
+    labels = [model.label for model in found.models]
+    assert labels == ["base", "tuned", "alpha 0.5", "alpha 1", "collapsed"]
+    assert "difference" in out and "outcome" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"suite": "maht"}, "Did you mean 'maths'"),
+        ({"benchmarks": "acr"}, "are in no suite; there are: ['arc', 'sums']"),
+        ({"limit": 3}, "limit and sample are both given"),
+        ({"apply_chat_template": "true"}, "only --tasks reads it"),
+        ({"alpha": 0.5}, "alpha needs an expanded model"),
+        ({"alpha": "0,2"}, "alpha"),
+        ({"alpha": "half"}, "is no number"),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"nproc": 0}, "nproc"),
+        ({"max_new_tokens": 100_000}, "--max_new_tokens"),
+    ],
+)
+def test_what_is_refused(cli, words, more, told):
+    code, _, err = cli(*words(**more))
+    assert code == 2 and told in err and "Traceback" not in err
+
+
+def test_options_of_benchmarks_without_any(cli, stories260k, tmp_path):
+    (tmp_path / "t.txt").write_text("Once upon a time there was a cat.\n" * 20)
+    for option in (["--sample", "3"], ["--store", tmp_path], ["--collapsed", "true"]):
+        code, _, err = cli("eval", stories260k, "--files", tmp_path / "t.txt", *option)
+        assert code == 2 and "only --suite and --tasks read" in err
+
+
+def run(words, tmp_path, **more) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "controlllm.cli", *words]
+    log = (tmp_path / "log.txt").open("ab")
+    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **more})
+
+
+def test_killed_and_resumed_equals_straight(cli, words, tmp_path):
+    """A process that is killed while it asks; the same command goes on with what is kept."""
+    straight = words(sample=40, store=tmp_path / "a", save_to=tmp_path / "one")
+    assert cli(*straight)[0] == 0
+    killed = words(sample=40, store=tmp_path / "b", save_to=tmp_path / "two")
+    process = run(killed, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (kept := [*(tmp_path / "b").glob("*/answers.jsonl")]) or not kept[0].stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    before = len(kept[0].read_bytes().splitlines())
+    assert cli(*killed)[0] == 0
+    (path,) = (tmp_path / "a").glob("*/answers.jsonl")
+    whole = path.read_bytes().splitlines()
+    assert 0 < before < len(whole)
+    one, two = (Evaluation.load(tmp_path / name / "mine") for name in ("one", "two"))
+    assert one.items == two.items and one.scores == two.scores
+
+
+def test_two_processes_write_what_one_writes(cli, words, tmp_path):
+    assert cli(*words(store=tmp_path / "a", save_to=tmp_path / "one"))[0] == 0
+    shared = words(nproc=2, store=tmp_path / "b", save_to=tmp_path / "two")
+    process = run(shared, tmp_path, OMP_NUM_THREADS="1")
+    assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()
+    one, two = (Evaluation.load(tmp_path / name / "mine") for name in ("one", "two"))
+    assert one.items == two.items and one.scores == two.scores
+    assert (tmp_path / "log.txt").read_text().count("items: ") == 1  # One of them speaks.
