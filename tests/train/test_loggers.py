@@ -80,10 +80,10 @@ def test_tensorboard_holds_what_the_history_holds(run_config, loaded):
 
 def test_tensorboard_continues_without_repeating_steps(context):
     for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
-        loggers = make_loggers(context(start, ["tensorboard"]))
+        (logger,) = make_loggers(context(start, ["tensorboard"]))
         for step in steps:
-            loggers.log({"train/loss": float(start)}, step)
-        loggers.close()
+            logger.log({"train/loss": float(start)}, step)
+        logger.close()
     curves = read_tensorboard(context().folder / "tensorboard")
     assert curves["train/loss"] == [(2, 0.0), (4, 0.0), (6, 4.0), (8, 4.0)]
 
@@ -91,7 +91,7 @@ def test_tensorboard_continues_without_repeating_steps(context):
 def test_without_tensorboard_training_goes_on_and_says_so(context, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.warns(UserWarning, match="pip install"):
-        logger = make_loggers(context(report_to=["tensorboard"]))
+        (logger,) = make_loggers(context(report_to=["tensorboard"]))
     logger.log({"a": 1.0}, 1)
     logger.close()
 
@@ -114,12 +114,12 @@ def test_the_console_prints_plain_lines_without_a_terminal(run_config, loaded, c
 def test_the_console_shows_a_bar_on_a_terminal(context, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    loggers = make_loggers(context(start_step=4, report_to=["console"]))
+    (logger,) = make_loggers(context(start_step=4, report_to=["console"]))
     metrics = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 2e3}
-    loggers.log({f"train/{name}": value for name, value in metrics.items()}, 10)
-    loggers.log({"learn/a/loss": 2.0, "learn/a/gain": 0.25}, 10)
-    loggers.close()
-    loggers.close()  # closing twice does no harm
+    logger.log({f"train/{name}": value for name, value in metrics.items()}, 10)
+    logger.log({"learn/a/loss": 2.0, "learn/a/gain": 0.25}, 10)
+    logger.close()
+    logger.close()  # closing twice does no harm
     out = capsys.readouterr().out
     assert "learn/a 2.000 (gain +0.250)" in out
     assert "10/20" in out and "loss 1.5000" in out

@@ -1,7 +1,7 @@
 import pytest
 
 from controlllm.evaluate import RetentionReport
-from controlllm.train.observe.metrics import learn_metrics, retain_metrics
+from controlllm.train.observe.metrics import set_metrics
 from controlllm.train.observe.retention import Best, Measurement, better, within_budget
 
 
@@ -37,10 +37,10 @@ def test_a_loss_that_is_not_a_number_is_never_best():
 
 def test_metric_names():
     report = {"x/y": RetentionReport(base_loss=2.0, loss=2.5, kl=0.3, tokens=10)}
-    assert learn_metrics(report) == {
+    assert set_metrics("learn", report) == {
         "learn/x/y/loss": 2.5,
         "learn/x/y/base_loss": 2.0,
         "learn/x/y/gain": -0.5,
     }
-    assert retain_metrics(report)["retain/x/y/forgetting"] == pytest.approx(0.5)
-    assert retain_metrics(report)["retain/x/y/kl"] == 0.3
+    assert set_metrics("retain", report)["retain/x/y/forgetting"] == pytest.approx(0.5)
+    assert set_metrics("retain", report)["retain/x/y/kl"] == 0.3

@@ -48,13 +48,10 @@ REFUSED = {
 
 
 class ControlLLMArgs(BaseModel):
-    """What the plugin adds to axolotl's YAML.
-
-    Attributes:
-        controlllm: see `PluginSettings`; the plugin checks it, so that its own errors are seen.
-    """
+    """What the plugin adds to axolotl's YAML."""
 
     controlllm: dict[str, Any] | None = None
+    """See `PluginSettings`; the plugin checks it, so that its own errors are seen."""
 
 
 class ControlLLMPlugin(BasePlugin):

@@ -74,12 +74,7 @@ def write_for_mergekit(
 
 
 def merge_recipe(model: ControlLLMForCausalLM, base: str, donor: str) -> dict[str, Any]:
-    """A mergekit config by which base and donor make the collapsed model.
-
-    Args:
-        model: the expanded model.
-        base: name or path of its base.
-        donor: path of the model collapsed at alpha 1.
+    """A mergekit config by which base and donor, the model at alpha 1, make the collapsed model.
 
     Raises:
         ModelError: if its weights are no linear mix of the two (slerp, moe, prog, proj), a token
@@ -100,11 +95,14 @@ def merge_recipe(model: ControlLLMForCausalLM, base: str, donor: str) -> dict[st
             "tokenizer options."
         )
     alphas = _alphas(model)
+    # Conditional weights: the first filter that is part of a tensor's name counts.
+    theirs = [{"filter": name, "value": 1 - alpha} for name, alpha in alphas.items()]
+    ours = [{"filter": name, "value": alpha} for name, alpha in alphas.items()]
     return {
         "merge_method": "linear",
         "models": [
-            {"model": base, "parameters": {"weight": _weights(alphas, base=True)}},
-            {"model": donor, "parameters": {"weight": _weights(alphas, base=False)}},
+            {"model": base, "parameters": {"weight": [*theirs, {"value": 1.0}]}},
+            {"model": donor, "parameters": {"weight": [*ours, {"value": 0.0}]}},
         ],
         "parameters": {"normalize": False},
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -125,14 +123,6 @@ def _alphas(model: ControlLLMForCausalLM) -> dict[str, float]:
     return alphas
 
 
-def _weights(alphas: dict[str, float], base: bool) -> list[dict[str, Any]]:
-    """Conditional weights: the first filter that is part of a tensor's name counts."""
-    weights: list[dict[str, Any]] = [
-        {"filter": name, "value": 1 - alpha if base else alpha} for name, alpha in alphas.items()
-    ]
-    return [*weights, {"value": 1.0 if base else 0.0}]
-
-
 @contextmanager
 def _at_alpha_one(model: ControlLLMForCausalLM) -> Iterator[None]:
     """Inside, each block collapses to its copy, gates included; then the dial is where it was."""
@@ -149,14 +139,7 @@ def _at_alpha_one(model: ControlLLMForCausalLM) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `python -m controlllm.integrations.mergekit`.
-
-    Args:
-        argv: its words; None = those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run `python -m controlllm.integrations.mergekit`; gives the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m controlllm.integrations.mergekit",
         description="Write an expanded model's donor and mergekit recipe.",

@@ -7,7 +7,6 @@ A plugin reads its settings from the tool's own config, expands the base that th
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -61,33 +60,24 @@ def plugin_base(module: str, name: str) -> type:
 
 @dataclass
 class PluginSettings:
-    """A tool's `controlllm` block: fields of `ExpansionConfig`, and those of the plugin.
-
-    Attributes:
-        expansion: the fields of `ExpansionConfig` that were given.
-        checkpoints: what the weights of a checkpoint are: `sidecar` (the trained tensors) or
-            `full` (the whole model as the tool writes it, the sidecar beside it).
-        check_base: refuse a sidecar of another base.
-    """
+    """A tool's `controlllm` block: fields of `ExpansionConfig`, and those of the plugin."""
 
     expansion: dict[str, Any] = field(default_factory=dict)
+    """The fields of `ExpansionConfig` that were given."""
     checkpoints: Checkpoints = "sidecar"
-    check_base: bool = True
+    """What the weights of a checkpoint are: `sidecar` (the trained tensors) or `full` (the whole
+    model as the tool writes it, the sidecar beside it)."""
+    check_base: bool = True  # refuse a sidecar of another base
 
     @classmethod
     def read(cls, values: object, where: str) -> "PluginSettings":
-        """Check what stands in a tool's config.
-
-        Args:
-            values: a mapping, or None for all defaults.
-            where: what the tool calls it, for messages.
+        """Check what stands in a tool's config, which calls it `where`; None = all defaults.
 
         Raises:
             ConfigError: for anything but a mapping, a key that is none of the settings (with the
                 nearest one), or a value that cannot work.
         """
-        if values is None:
-            values = {}
+        values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ConfigError(
                 f"{where}={values!r} is no mapping; write settings such as num_blocks: 8 into it."
@@ -184,11 +174,7 @@ def write_into(
 
 
 class PluginCallback(ControlLLMCallback):
-    """Tells the model of accumulation, and writes sidecars beside whole models where asked to.
-
-    Args:
-        beside: whether each checkpoint gets a sidecar; False = they are sidecars already.
-    """
+    """Tells the model of accumulation, and writes sidecars beside whole models where asked to."""
 
     def __init__(self, beside: bool = False) -> None:
         self.beside = beside
@@ -259,24 +245,22 @@ class SidecarCheckpoints:
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save as the Trainer does, but the sidecar in place of the model."""
         model = self.model
+
+        def save_pretrained(
+            folder: str | Path,
+            state_dict: dict[str, Tensor] | None = None,
+            is_main_process: bool = True,
+            **kwargs: Any,
+        ) -> None:
+            if is_main_process:
+                write_into(model, folder, state_dict)
+
         # What the Trainer writes beside the weights (tokenizer, arguments) is its own affair.
-        vars(model)["save_pretrained"] = partial(_save_pretrained, model)
+        vars(model)["save_pretrained"] = save_pretrained
         try:
             self._save(*args, **kwargs)
         finally:
             del vars(model)["save_pretrained"]
-
-
-def _save_pretrained(
-    model: ControlLLMForCausalLM,
-    folder: str | Path,
-    state_dict: dict[str, Tensor] | None = None,
-    is_main_process: bool = True,
-    **kwargs: Any,
-) -> None:
-    """What `model.save_pretrained` is while a Trainer saves."""
-    if is_main_process:
-        write_into(model, folder, state_dict)
 
 
 def _check_agree(settings: PluginSettings, recorded: dict[str, Any], where: str) -> None:

@@ -19,9 +19,6 @@ class BaseReference(nn.Module):
     A call runs the policy itself without gradients, with its expansion (and PEFT's adapters around
     it) disabled, in evaluation mode: what a second copy of the base would give.
 
-    Args:
-        model: the expanded model, or PEFT's model around it.
-
     Raises:
         ModelError: if there is no expanded model in it, it is a base whose expansion is an adapter
             of PEFT (whose own face TRL knows), or parts of its base train.

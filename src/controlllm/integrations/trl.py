@@ -122,54 +122,32 @@ class ControlLLMSFTTrainer(OnExpandedModel, SFTTrainer):
         **options: TRL's other arguments, by name.
 
     Raises:
-        ModelError: if the model is not expanded.
+        ModelError: if the model is not expanded, or its base, as a reference, is not frozen.
         ConfigError: for options that cannot work on one.
     """
 
 
 class ControlLLMDPOTrainer(GivenReference, DPOTrainer):
-    """TRL's `DPOTrainer` on an expanded model; the reference is the base inside it.
+    """TRL's `DPOTrainer`, with the arguments and errors of `ControlLLMSFTTrainer`.
 
-    Args:
-        model: the expanded model, or PEFT's model around it.
-        args: `DPOConfig`.
-        ref_model: another reference, such as the model that DPO begins with; None = the base.
-        callbacks: further callbacks.
-        **options: TRL's other arguments, by name.
-
-    Raises:
-        ModelError: if the model is not expanded, or its base is not frozen.
-        ConfigError: for options that cannot work on one.
+    `args` is a `DPOConfig`. The reference is the base inside the model, or the `ref_model` given,
+    such as the model that DPO begins with.
     """
 
 
 class ControlLLMKTOTrainer(GivenReference, KTOTrainer):
-    """TRL's `KTOTrainer` on an expanded model, with the arguments of `ControlLLMDPOTrainer`.
-
-    `args` is a `KTOConfig`.
-    """
+    """TRL's `KTOTrainer`, as `ControlLLMDPOTrainer`; `args` is a `KTOConfig`."""
 
 
 class ControlLLMGRPOTrainer(LoadedReference, GRPOTrainer):
-    """TRL's `GRPOTrainer` on an expanded model; the reference is the base inside it.
+    """TRL's `GRPOTrainer`, with the arguments and errors of `ControlLLMSFTTrainer`.
 
-    Args:
-        model: the expanded model, or PEFT's model around it.
-        args: `GRPOConfig`; a `beta` above 0 weighs the KL to the base.
-        callbacks: further callbacks.
-        **options: TRL's other arguments, by name.
-
-    Raises:
-        ModelError: if the model is not expanded, or its base is not frozen.
-        ConfigError: for options that cannot work on one.
+    `args` is a `GRPOConfig`; a `beta` above 0 weighs the KL to the base inside the model.
     """
 
 
 class ControlLLMRLOOTrainer(LoadedReference, RLOOTrainer):
-    """TRL's `RLOOTrainer` on an expanded model, with the arguments of `ControlLLMGRPOTrainer`.
-
-    `args` is an `RLOOConfig`.
-    """
+    """TRL's `RLOOTrainer`, as `ControlLLMGRPOTrainer`; `args` is an `RLOOConfig`."""
 
 
 def refuse(model: Any, args: Any, options: dict[str, Any]) -> None:
@@ -196,11 +174,7 @@ def refuse(model: Any, args: Any, options: dict[str, Any]) -> None:
 
 
 def refuse_synchronising(args: Any) -> None:
-    """Refuse a reference model that would be updated from the policy.
-
-    Raises:
-        ConfigError: if it shall follow the policy.
-    """
+    """Refuse a reference model that would be updated from the policy (ConfigError)."""
     if getattr(args, "sync_ref_model", False):
         raise ConfigError(
             "sync_ref_model=True, but the reference is the base inside the model, which never "
@@ -209,11 +183,7 @@ def refuse_synchronising(args: Any) -> None:
 
 
 def refuse_zero3(args: Any) -> None:
-    """Refuse DeepSpeed's ZeRO-3, which needs a reference with parameters of its own.
-
-    Raises:
-        ConfigError: for DeepSpeed's ZeRO-3, which asks each model for its first parameter.
-    """
+    """Refuse DeepSpeed's ZeRO-3, which asks each model for its first parameter (ConfigError)."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         raise ConfigError(

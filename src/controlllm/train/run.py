@@ -1,7 +1,7 @@
 """`train(run)`: the whole way from a run config to a trained model."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
@@ -48,12 +48,17 @@ def train(
         DataError, ModelError, CheckpointError: for what the config names.
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
-    _require_sources(run, loaded)
+    # What is missing is said before anything is written or anything slow begins.
+    if loaded is None and run.model.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
+    if not run.data.train:
+        raise ConfigError("data.train names no source; give at least one to learn from.")
     _require_callbacks(callbacks)
     prepare_recorder(run.debug, run.training.output_dir)
     with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
         with ExitStack() as stack:
-            world.ranks.first(lambda: stack.enter_context(_own_folder(run)))
+            own = occupied(Path(run.training.output_dir), "training.output_dir")
+            world.ranks.first(lambda: stack.enter_context(own))
             result = _train(run, loaded, world, signals, callbacks)
         # They leave together: a launcher that sees one end may end the others.
         world.ranks.agree(None)
@@ -84,10 +89,6 @@ def _train(
         recorder.close()
 
 
-def _own_folder(run: RunConfig) -> AbstractContextManager[None]:
-    return occupied(Path(run.training.output_dir), "training.output_dir")
-
-
 def _require_callbacks(callbacks: Sequence[Callback]) -> None:
     for number, callback in enumerate(callbacks):
         if not isinstance(callback, Callback):
@@ -97,11 +98,3 @@ def _require_callbacks(callbacks: Sequence[Callback]) -> None:
                 f"callbacks[{number}] is {what} {kind.__module__}.{kind.__qualname__}; give an "
                 "object of a subclass of controlllm.train.Callback (docs/extending/callback.md)."
             )
-
-
-def _require_sources(run: RunConfig, loaded: Loaded | None) -> None:
-    """Say what is missing before anything is written or anything slow begins."""
-    if loaded is None and run.model.model_name_or_path is None:
-        raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
-    if not run.data.train:
-        raise ConfigError("data.train names no source; give at least one to learn from.")

@@ -13,7 +13,7 @@ from controlllm.common.errors import ConfigError, TrainingError
 from controlllm.train import train
 from controlllm.train.config.debug_config import DebugConfig
 from controlllm.train.observe.debugging import prepare_recorder
-from controlllm.train.observe.debugging.recorder import recorder_variables
+from controlllm.train.observe.debugging.debugger import recorder_variables
 
 
 @pytest.mark.parametrize("backend", ["native", "hf"])

@@ -3,7 +3,7 @@
 import threading
 from typing import Any
 
-from controlllm.train.observe.debugging.hangs import Report, collective_of, verdict
+from controlllm.train.observe.debugging.watchdog import Report, collective_of, verdict
 
 
 def report(rank: int, count: int, phase: str = "forward", collective: str | None = None) -> Report:

@@ -15,7 +15,7 @@
 | `layer` | what stands in a block's place: the frozen block and one expanded part per adapter |
 | `adapter`, `adapters` | one, with its dial; all of one base: put in, switched, taken out again |
 | `passes` | what happens around a forward pass: the loss gets its divergence |
-| `tuner`, `blending` | `ControlLLMTuner`: what PEFT calls; weighted means |
+| `tuner` | `ControlLLMTuner`: what PEFT calls; weighted means |
 | `names`, `convert` | what tensors are called; a sidecar's folder to an adapter's and back |
 
 Importing this package registers the type, which PEFT offers no entry point for.

@@ -91,9 +91,6 @@ class Adapters:
         ]
         vars(model)[ADAPTERS] = self
 
-    # ------------------------------------------------------------------------------------------
-    # in and out
-
     @skip_init_on_device  # PEFT's low_cpu_mem_usage would leave interpolators without values
     def add(self, name: str, settings: ControlLLMPeftConfig) -> Adapter:
         """Make the parts of a new adapter; `adapt` puts them in their places.
@@ -127,15 +124,9 @@ class Adapters:
         return adapter
 
     def adapt(self, name: str, place: str, target: nn.Module) -> AdaptedLayer:
-        """Put an adapter's part into its place.
+        """Put an adapter's part into its place, by the name that this has in the base.
 
-        Args:
-            name: the adapter.
-            place: the name of the module in the base.
-            target: what stands there now: the base's own, or an adapted layer.
-
-        Returns:
-            What is to stand there.
+        There stands `target` now: the base's own, or an adapted layer; returned is what is to.
         """
         layer = self.layers.get(place)
         if layer is None:
@@ -145,11 +136,7 @@ class Adapters:
         return layer
 
     def without(self, name: str) -> list[str]:
-        """Forget an adapter.
-
-        Returns:
-            The names of the others, sorted.
-        """
+        """Forget an adapter; gives the names of the others, sorted."""
         if name in self.named:
             was_active = self.active is self.named.pop(name)
             self.rename_tied()
@@ -233,9 +220,6 @@ class Adapters:
         for key, value in changes.items():
             setattr(config, key, value)
 
-    # ------------------------------------------------------------------------------------------
-    # what is active
-
     @property
     def active(self) -> Adapter | None:
         """The adapter that a forward pass would use now; None if there is none."""
@@ -269,11 +253,7 @@ class Adapters:
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A forward pass of the base begins.
-
-        Returns:
-            The arguments that it is to have; None where no adapter is active.
-        """
+        """A forward pass of the base begins; gives its arguments (None: no adapter is active)."""
         adapter = self.active
         if adapter is None:
             return None

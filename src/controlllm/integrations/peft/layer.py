@@ -36,10 +36,6 @@ class AdaptedLayer(Forwarding, BaseTunerLayer):
     """A frozen module of the base and the expanded parts that adapters put beside it.
 
     Attributes it does not have are the frozen module's.
-
-    Args:
-        base_layer: the frozen module.
-        adapters: all adapters of the base.
     """
 
     adapter_layer_names = (PARTS,)

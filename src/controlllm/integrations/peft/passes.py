@@ -21,20 +21,15 @@ __all__ = ["ForwardPass"]
 
 
 class ForwardPass:
-    """One forward pass of a base with an active adapter.
+    """One forward pass of a base with an active adapter's parts.
 
-    Args:
-        model: the base.
-        expansion: the active adapter's parts.
-        layers: what stands at each position of the decoder, in order.
+    `layers` are what stands at each position of the decoder, in order.
     """
 
     def __init__(
         self, model: PreTrainedModel, expansion: Expansion, layers: Iterable[nn.Module]
     ) -> None:
-        self.model = model
-        self.expansion = expansion
-        self.layers = layers
+        self.model, self.expansion, self.layers = model, expansion, layers
         self.inputs: dict[str, Any] = {}
         self.claim: Claim | None = None
         self.terms: DivergenceTerms | None = None
@@ -46,11 +41,7 @@ class ForwardPass:
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the arguments of the base's forward.
-
-        Returns:
-            Those that it is to have.
-        """
+        """Take the arguments of the base's forward; gives those that it is to have."""
         state = self.expansion.state
         named = {"input_ids": args[0]} if args else {}
         self.inputs = {k: v for k, v in {**named, **kwargs}.items() if v is not None}

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.tensors import require_same
-from controlllm.expansion.merge.collapsing import check_same_kind, fold, weight_alphas
+from controlllm.expansion.merge.collapsing import check_same_kind, fold, interpolate, weight_alphas
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.integrations.callback import ADAPTERS
 from controlllm.integrations.peft.adapter import Adapter
 from controlllm.integrations.peft.adapters import Adapters, adapters_of
-from controlllm.integrations.peft.blending import blend, check_finite, check_weights
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.layer import AdaptedLayer
 from controlllm.integrations.peft.names import PARTS, without_adapter
@@ -35,9 +34,6 @@ class ControlLLMTuner(BaseTuner):
 
     prefix = "controlllm_"
     tuner_layer_cls = AdaptedLayer
-
-    # ------------------------------------------------------------------------------------------
-    # putting in
 
     def inject_adapter(
         self,
@@ -124,9 +120,6 @@ class ControlLLMTuner(BaseTuner):
             )
         yield
 
-    # ------------------------------------------------------------------------------------------
-    # the active adapter
-
     @property
     def adapter(self) -> Adapter:
         """The active adapter.
@@ -157,9 +150,6 @@ class ControlLLMTuner(BaseTuner):
         """Mean divergence per layer in the active adapter's last training forward pass."""
         return self.adapter.parts.state.means()
 
-    # ------------------------------------------------------------------------------------------
-    # blending and taking out
-
     def add_weighted_adapter(
         self,
         adapters: Sequence[str],
@@ -186,7 +176,15 @@ class ControlLLMTuner(BaseTuner):
             check_choice("adapter", name, self.peft_config)
         if adapter_name in self.peft_config:
             raise ConfigError(f"adapter_name={adapter_name!r} exists already; choose another.")
-        check_weights(adapters, weights)
+        if not adapters or len(adapters) != len(weights):
+            raise ConfigError(
+                f"weights={list(weights)} for adapters {list(adapters)}; give one for each."
+            )
+        if any(not 0 <= weight <= 1 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+            raise ConfigError(
+                f"weights={list(weights)}; allowed: numbers from 0 to 1 with the sum 1, since "
+                "whole blocks are blended and not differences from the base."
+            )
         named = adapters_of(self.model).named
         sources = [named[name] for name in adapters]
         for other in sources[1:]:
@@ -203,7 +201,14 @@ class ControlLLMTuner(BaseTuner):
         except Exception:
             del self.peft_config[adapter_name]
             raise
-        blend(named[adapter_name].tensors(), [source.tensors() for source in sources], weights)
+        parts = [(s.tensors(), w) for s, w in zip(sources, weights, strict=True) if w > 0]
+        with torch.no_grad():
+            for name, tensor in named[adapter_name].tensors().items():
+                mean, total = parts[0][0][name], parts[0][1]
+                for tensors, weight in parts[1:]:
+                    total += weight
+                    mean = interpolate(mean, tensors[name], weight / total)
+                tensor.copy_(mean)
 
     def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT returns it, too
         self,
@@ -232,15 +237,12 @@ class ControlLLMTuner(BaseTuner):
             check_choice("adapter", names[0], adapters.named)
             adapter = adapters.named[names[0]]
             if safe_merge:
-                check_finite(adapter)
+                _check_finite(adapter)
             alphas = weight_alphas(adapter.blocks, adapter.expansion)
             with torch.no_grad():
                 fold(adapter.parts, adapter.expansion, alphas)
         adapters.remove()
         return self.model
-
-    # ------------------------------------------------------------------------------------------
-    # saving and loading
 
     @classmethod
     def _get_adapter_state_dict(
@@ -287,3 +289,11 @@ class ControlLLMTuner(BaseTuner):
         saved = {without_adapter(name, adapter_name): t.shape for name, t in mapped.items()}
         require_same(own, saved, f"The file of adapter {adapter_name!r}")
         return mapped
+
+
+def _check_finite(adapter: Adapter) -> None:
+    """Check that an adapter can be folded into a base without spoiling it (ModelError)."""
+    # A constant alpha of 0 or 1 is an infinite logit, and meant so.
+    for name, tensor in adapter.tensors().items():
+        if not name.endswith(".logit") and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name} has values that are not finite; the base stays as it was.")

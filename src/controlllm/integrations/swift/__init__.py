@@ -43,11 +43,7 @@ class ControlLLMTuner(Tuner):
 
     @staticmethod
     def prepare_model(args: Any, model: PreTrainedModel) -> ControlLLMForCausalLM:
-        """Expand the base that swift has loaded.
-
-        Args:
-            args: swift's `SftArguments`.
-            model: the base.
+        """Expand the base that swift has loaded by its `SftArguments`.
 
         Raises:
             ConfigError: for a setting that is not known or cannot work, or without our callback.
@@ -72,12 +68,9 @@ class ControlLLMTuner(Tuner):
     def from_pretrained(
         model: PreTrainedModel, model_id: str, **kwargs: Any
     ) -> ControlLLMForCausalLM:
-        """Put a checkpoint's sidecar on the base: to infer, to go on, or to begin from it.
+        """Put a checkpoint's or any other sidecar on the base: to infer, go on, or begin from it.
 
-        Args:
-            model: the base.
-            model_id: a checkpoint of this tuner, or any sidecar.
-            **kwargs: swift says `is_trainable`; the frozen parts stay frozen either way.
+        Whatever swift's `is_trainable` says, the frozen parts stay frozen.
 
         Raises:
             ConfigError: for a second adapter (`--ref_adapters`).
@@ -98,14 +91,7 @@ class ControlLLMTuner(Tuner):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write `save_directory/sidecar`.
-
-        Args:
-            model: the model of `prepare_model` or `from_pretrained`.
-            save_directory: the checkpoint.
-            state_dict: gathered tensors, where swift has them.
-            safe_serialization: sidecars are always safetensors.
-            **kwargs: swift gives nothing else.
+        """Write the sidecar of a checkpoint, `save_directory/sidecar`.
 
         Raises:
             ConfigError: for anything but safetensors.
@@ -117,12 +103,7 @@ class ControlLLMTuner(Tuner):
 
 
 class ControlLLMSwiftCallback(PluginCallback):
-    """Tells the model of accumulation, and lets the trainer resume from sidecars.
-
-    Args:
-        args: swift's training arguments.
-        trainer: the trainer that is being made.
-    """
+    """Tells the model of accumulation, and lets the trainer that is made resume from sidecars."""
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__()

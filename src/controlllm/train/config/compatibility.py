@@ -18,37 +18,25 @@ from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.registries import OWN_BACKENDS
 from controlllm.train.config.strategies import STRATEGIES
 
-__all__ = [
-    "REFUSED",
-    "WAYS",
-    "Refused",
-    "Setting",
-    "check_quantised",
-    "check_support",
-]
+__all__ = ["REFUSED", "WAYS", "Refused", "Setting", "check_quantised", "check_support"]
 
 WAYS: dict[tuple[str, str], str] = {
-    (backend, name): STRATEGIES.get(name).backends[backend]
+    (backend, name): known
     for backend in OWN_BACKENDS
     for name in STRATEGIES.names()
-    if backend in STRATEGIES.get(name).backends
+    if (known := STRATEGIES.get(name).backends.get(backend))
 }
 """(training.backend, parallel.strategy) -> what is known of it; others of ours are refused."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the run that has one of some values.
+    """A setting of the run that has one of some values."""
 
-    Attributes:
-        path: its dotted name.
-        values: gives what it has to be; None = anything but unset, off or 1.
-        name: what users call it, if its value follows from several of theirs.
-    """
-
-    path: str
+    path: str  # its dotted name
     values: Callable[[], Sequence[Any]] | None = None
-    name: str = ""
+    """Gives what it has to be; None = anything but unset, off or 1."""
+    name: str = ""  # what users call it, if its value follows from several of theirs
 
     def of(self, run: Any) -> Any:
         """Its value in a run."""
@@ -69,19 +57,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Refused:
-    """Two settings that cannot be combined.
-
-    Attributes:
-        one: a setting.
-        other: another one.
-        why: a sentence without its full stop.
-        instead: what to do, the nearest that works.
-    """
+    """Two settings that cannot be combined."""
 
     one: Setting
     other: Setting
-    why: str
-    instead: str
+    why: str  # a sentence without its full stop
+    instead: str  # what to do, the nearest that works
 
 
 def _those(path: str, registry: Registry[Any], has: Callable[[Any], bool]) -> Setting:
@@ -103,39 +84,34 @@ _NOT_BY_ZERO = _those(
     lambda one: not any(one.shares(way) for way in STRATEGIES.things() if way.by_deepspeed),
 )
 _TENSOR = Setting("parallel.tensor_size")
-
+_QUANTISED = Setting("model.quantize_base")
+_CHUNKED = Setting("training.loss_chunk_size")
+_COMPILED = Setting("training.torch_compile")
+_LIGER = Setting("training.use_liger_kernel")
 _FUSED = Setting(
     "training.fuses_loss", name="training.liger_kernel_config.fused_linear_cross_entropy"
 )
+
 _NO_PLAN = "the model's plan does not say how the matrices of adapters are cut"
+_BY_ROWS = "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only"
+_ALL_LOGITS = "its loss needs all logits of base and model"
+_ALONE = "set parallel.tensor_size=1"
+_UNTESTED = "the two have not been tested together"
+_UNFUSED = "set training.liger_kernel_config={fused_linear_cross_entropy: false}"
+_FSDP, _FSDP_OR_ZERO2 = "take parallel.strategy=fsdp", "take parallel.strategy=fsdp or zero2"
 
 REFUSED = (
+    Refused(_TENSOR, _QUANTISED, _BY_ROWS, _ALONE),
+    Refused(_TENSOR, _NEEDS_ROWS, _BY_ROWS, "set training.optim=adamw"),
     Refused(
         _TENSOR,
-        Setting("model.quantize_base"),
-        "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only",
-        "set parallel.tensor_size=1",
-    ),
-    Refused(
-        _TENSOR,
-        _NEEDS_ROWS,
-        "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only",
-        "set training.optim=adamw",
-    ),
-    Refused(
-        _TENSOR,
-        Setting("training.use_liger_kernel"),
+        _LIGER,
         "Liger's kernels cannot compute with matrices that are cut",
         "leave use_liger_kernel out",
     ),
-    Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, "set parallel.tensor_size=1"),
-    Refused(_TENSOR, _BRINGS_ADAPTERS, _NO_PLAN, "set parallel.tensor_size=1"),
-    Refused(
-        _TENSOR,
-        _BY_ZERO,
-        "DeepSpeed would cut the weights a second time",
-        "take parallel.strategy=fsdp",
-    ),
+    Refused(_TENSOR, Setting("peft.type"), _NO_PLAN, _ALONE),
+    Refused(_TENSOR, _BRINGS_ADAPTERS, _NO_PLAN, _ALONE),
+    Refused(_TENSOR, _BY_ZERO, "DeepSpeed would cut the weights a second time", _FSDP),
     Refused(
         _NEEDS_ROWS,
         _BY_ZERO,
@@ -145,49 +121,31 @@ REFUSED = (
         "parallel.strategy=fsdp",
     ),
     Refused(
-        Setting("model.quantize_base"),
+        _QUANTISED,
         _BRINGS_ADAPTERS,
         "method=lora has been tested on an unquantised base only",
         "set method=control with peft.type=lora, for adapters beside copies",
     ),
     Refused(
-        Setting("model.quantize_base"),
+        _QUANTISED,
         _TRAINS_BASE,
         "it trains weights of the base, and what trains is not quantised",
         "set method=control or stack",
     ),
+    Refused(_NOT_BY_ZERO, _BY_ZERO, _UNTESTED, "set model.quantize_base=int8 or nf4"),
     Refused(
-        _NOT_BY_ZERO,
-        _BY_ZERO,
-        "the two have not been tested together",
-        "set model.quantize_base=int8 or nf4",
-    ),
-    Refused(
-        Setting("training.loss_chunk_size"),
+        _CHUNKED,
         _BY_ZERO3,
         "the head's weight is used outside the head, where ZeRO-3 has not gathered it",
-        "take parallel.strategy=fsdp or zero2",
+        _FSDP_OR_ZERO2,
+    ),
+    Refused(_CHUNKED, _ASKS_BASE, _ALL_LOGITS, "leave it out"),
+    Refused(_FUSED, _ASKS_BASE, _ALL_LOGITS, _UNFUSED),
+    Refused(
+        _FUSED, _BY_ZERO3, "Liger's fused loss needs the head whole, which ZeRO-3 cuts", _UNFUSED
     ),
     Refused(
-        Setting("training.loss_chunk_size"),
-        _ASKS_BASE,
-        "its loss needs all logits of base and model",
-        "leave it out",
-    ),
-    Refused(
-        _FUSED,
-        _ASKS_BASE,
-        "its loss needs all logits of base and model",
-        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
-    ),
-    Refused(
-        _FUSED,
-        _BY_ZERO3,
-        "Liger's fused loss needs the head whole, which ZeRO-3 cuts",
-        "set training.liger_kernel_config={fused_linear_cross_entropy: false}",
-    ),
-    Refused(
-        Setting("model.quantize_base"),
+        _QUANTISED,
         Setting("peft.type", lambda: ["dora"]),
         "DoRA computes with the base's weights",
         "set peft.type=lora or oft",
@@ -196,30 +154,19 @@ REFUSED = (
         Setting("expansion.interpolator", lambda: ["proj"]),
         _BY_ZERO3,
         "its matrix is used outside its forward pass, where ZeRO-3 has not gathered it",
-        "take parallel.strategy=fsdp or zero2",
+        _FSDP_OR_ZERO2,
     ),
+    Refused(_COMPILED, _BY_ZERO, _UNTESTED, _FSDP),
+    Refused(_COMPILED, _LIGER, "the two have not been tried together", "leave one of them out"),
     Refused(
-        Setting("training.torch_compile"),
-        _BY_ZERO,
-        "the two have not been tested together",
-        "take parallel.strategy=fsdp",
-    ),
-    Refused(
-        Setting("training.torch_compile"),
-        Setting("training.use_liger_kernel"),
-        "the two have not been tried together",
-        "leave one of them out",
-    ),
-    Refused(
-        Setting("training.loss_chunk_size"),
+        _CHUNKED,
         _FUSED,
         "both compute the logits in parts",
-        "leave loss_chunk_size out, or set training.liger_kernel_config="
-        "{fused_linear_cross_entropy: false}",
+        f"leave loss_chunk_size out, or {_UNFUSED}",
     ),
     Refused(
         Setting("debug.anomaly"),
-        Setting("training.torch_compile"),
+        _COMPILED,
         "it looks at single modules, and torch.compile joins them into one",
         "switch one of them off",
     ),
@@ -234,10 +181,7 @@ REFUSED = (
 
 
 def check_support(run: Any) -> None:
-    """Check that the settings of a run can be combined.
-
-    Args:
-        run: a run config.
+    """Check that the settings of a run config can be combined.
 
     Raises:
         ConfigError: with the settings, the reason, and the nearest that works.
@@ -259,11 +203,7 @@ def check_support(run: Any) -> None:
 
 
 def check_quantised(kinds: Collection[str], strategy: str) -> None:
-    """Check that several processes can share a quantised base.
-
-    Args:
-        kinds: what it is quantised as (`quantised_kind`).
-        strategy: `parallel.strategy`.
+    """Check that several processes can share a base that is quantised so (`quantised_kind`).
 
     Raises:
         ConfigError: with the reason, and the nearest that works.

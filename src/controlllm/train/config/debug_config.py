@@ -50,12 +50,7 @@ class DebugConfig:
             )
 
     def patience(self, world_size: int, timeout: float) -> float | None:
-        """Seconds after which the watchdog reports; None without one.
-
-        Args:
-            world_size: processes of the run.
-            timeout: `parallel.timeout`.
-        """
+        """Seconds after which the watchdog reports; None without one."""
         if self.watchdog_seconds is None:
             return timeout / 2 if world_size > 1 else None
         return self.watchdog_seconds or None

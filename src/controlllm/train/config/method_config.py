@@ -8,20 +8,10 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import LARGEST
 from controlllm.expansion import ExpansionConfig
-from controlllm.expansion.method.unread import (
-    check_settings,
-    stands_at_zero,
-    without_unread,
-)
+from controlllm.expansion.method.unread import check_settings, stands_at_zero, without_unread
 from controlllm.train.config.training_config import TrainingConfig
 
-__all__ = [
-    "FreezeConfig",
-    "KLConfig",
-    "as_stack",
-    "check_alphas",
-    "settled",
-]
+__all__ = ["FreezeConfig", "KLConfig", "as_stack", "check_alphas", "settled"]
 
 _STACK = {"structure": "stack", "divergence": "none"}
 _FREE = ("num_blocks", "layers", "residual_projections")
@@ -109,12 +99,7 @@ def as_stack(expansion: ExpansionConfig) -> ExpansionConfig:
 def settled(
     expansion: ExpansionConfig, training: TrainingConfig, below: Mapping[str, Any]
 ) -> ExpansionConfig:
-    """The expansion of a run, with a preset's values for unread settings taken back.
-
-    Args:
-        expansion: as the run says it.
-        training: how it trains.
-        below: the preset's values of `expansion`.
+    """The expansion of a run, with a preset's values (`below`) for unread settings taken back.
 
     Raises:
         ConfigError: something is said that would not be used, or the copies would not train.

@@ -17,27 +17,18 @@ __all__ = ["METHODS", "Method"]
 
 @dataclass(frozen=True)
 class Method:
-    """The facts of one method.
+    """The facts of one method."""
 
-    Attributes:
-        expands: whether the base is expanded first, so that there is an alpha.
-        takes_adapters: whether it may train adapters of PEFT.
-        adapters: their type where `peft.type` names none.
-        trains_base: whether weights of the base train.
-        asks_base: whether each step asks the base.
-        section: the section of the run config that it alone reads.
-        check: checks what is its own in a run config (ConfigError).
-        settle: makes the method's expansion of what a run file says (ConfigError).
-    """
-
-    expands: bool = False
-    takes_adapters: bool = False
-    adapters: str | None = None
-    trains_base: bool = False
-    asks_base: bool = False
-    section: str | None = None
+    expands: bool = False  # whether the base is expanded first, so that there is an alpha
+    takes_adapters: bool = False  # whether it may train adapters of PEFT
+    adapters: str | None = None  # their type where `peft.type` names none
+    trains_base: bool = False  # whether weights of the base train
+    asks_base: bool = False  # whether each step asks the base
+    section: str | None = None  # the section of the run config that it alone reads
     check: Callable[[Any], None] = lambda run: None
+    """Checks what is its own in a run config (ConfigError)."""
     settle: Callable[[ExpansionConfig], ExpansionConfig] = lambda expansion: expansion
+    """Makes the method's expansion of what a run file says (ConfigError)."""
 
 
 METHODS: Registry[Method] = Registry("method")

@@ -27,23 +27,16 @@ MIN_BLOCK = 32
 class StateBytes:
     """What is kept of one parameter: its moments and the step."""
 
-    memory: int
-    """On the process that holds most."""
-    saved: int
-    """In a checkpoint, of all processes together."""
+    memory: int  # on the process that holds most
+    saved: int  # in a checkpoint, of all processes together
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The facts of an optimizer whose moments are held in full precision.
+    """The facts of an optimizer whose moments are held in full precision."""
 
-    Attributes:
-        moments: how many tensors it keeps for each parameter.
-        needs_rows: whether each process has to hold whole rows of a matrix.
-    """
-
-    moments: int = 2
-    needs_rows: ClassVar[bool] = False
+    moments: int = 2  # how many tensors it keeps for each parameter
+    needs_rows: ClassVar[bool] = False  # whether each process has to hold whole rows of a matrix
 
     def require(self, setting: str) -> Any:
         """Import what it needs; `setting` is for the message (ConfigError)."""
@@ -62,19 +55,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LowBit(Optimizer):
-    """An optimizer of torchao: moments are codes, with a scale for each block and a table of codes.
+    """An optimizer of torchao: moments are codes, with a scale per block and a table of codes."""
 
-    Attributes:
-        name: torchao's class.
-        bits: of a code.
-        block: how many neighbours share a scale at most.
-        table: bytes of it, where codes are no numbers themselves.
-    """
-
-    name: str = ""
-    bits: int = 8
-    block: int = 256
-    table: int = 0
+    name: str = ""  # torchao's class
+    bits: int = 8  # of a code
+    block: int = 256  # how many neighbours share a scale at most
+    table: int = 0  # bytes of it, where codes are no numbers themselves
     needs_rows: ClassVar[bool] = True
 
     def require(self, setting: str) -> Any:
@@ -108,9 +94,7 @@ def block_size(shape: torch.Size, largest: int) -> int | None:
     >>> block_size(torch.Size([4096]), 256) is None  # a norm
     True
 
-    Args:
-        shape: of the whole tensor.
-        largest: the block to use where rows are a multiple of it; else the half of it, and so on.
+    That is `largest`, where the rows of the whole tensor are a multiple of it; else its half, ...
     """
     if len(shape) < 2 or shape.numel() < MIN_VALUES:
         return None

@@ -146,7 +146,16 @@ class RunConfig:
                 f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
                 "Leave out the preset, or set training.alpha_sampling to null."
             )
-        self._check_method()
+        method.check(self)
+        if method.expands:
+            below = preset_values(self.preset) if self.preset is not None else {}
+            expansion = method.settle(self.expansion)
+            self.expansion = settled(expansion, self.training, below.get("expansion", {}))
+        if self.peft.type is not None and not method.takes_adapters:
+            raise ConfigError(
+                f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
+                f"top of an expanded model; method={self.method!r} has none. Set it to null."
+            )
         refuse_unread(self)
 
     @property
@@ -168,20 +177,6 @@ class RunConfig:
     def trains_interpolators(self) -> bool:
         """Whether anything that joins branches trains."""
         return METHODS.get(self.method).expands and trains_interpolators(self.expansion)
-
-    def _check_method(self) -> None:
-        """What is a method's own, and what does not go together with it."""
-        method = METHODS.get(self.method)
-        method.check(self)
-        if method.expands:
-            below = preset_values(self.preset) if self.preset is not None else {}
-            expansion = method.settle(self.expansion)
-            self.expansion = settled(expansion, self.training, below.get("expansion", {}))
-        if self.peft.type is not None and not method.takes_adapters:
-            raise ConfigError(
-                f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
-                f"top of an expanded model; method={self.method!r} has none. Set it to null."
-            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

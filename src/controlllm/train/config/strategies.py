@@ -19,32 +19,23 @@ _VERSION = "DeepSpeed 0.19.8"
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to share a model.
-
-    Attributes:
-        backends: `training.backend` -> what is known of the two together; others are refused.
-        shape: (processes, of which so many make one group) -> copies of the model, parts of each.
-        has_groups: whether a group may be smaller than all processes (`parallel.shard_size`).
-        cuts_weights: whether each process holds a part of the weights only.
-        by_deepspeed: whether DeepSpeed carries it out.
-    """
+    """One way to share a model."""
 
     backends: Mapping[str, str]
-    shape: Callable[[int, int], tuple[int, int]]
+    """`training.backend` -> what is known of the two together; others are refused."""
+    shape: Callable[[int, int], tuple[int, int]] = lambda processes, group: (1, processes)
+    """(processes, of which so many make one group) -> copies of the model, parts of each."""
     has_groups: bool = False
-    cuts_weights: bool = True
-    by_deepspeed: bool = False
-
-
-def _in_parts(processes: int, group: int) -> tuple[int, int]:
-    return 1, processes
+    """Whether a group may be smaller than all processes (`parallel.shard_size`)."""
+    cuts_weights: bool = True  # whether each process holds a part of the weights only
+    by_deepspeed: bool = False  # whether DeepSpeed carries it out
 
 
 STRATEGIES: Registry[Strategy] = Registry("parallel.strategy")
 """Strategies by the name used in the run config."""
 
 for _name, _strategy in {
-    "fsdp": Strategy({"native": _FOUR, "hf": _TWO}, _in_parts),
+    "fsdp": Strategy({"native": _FOUR, "hf": _TWO}),
     "hsdp": Strategy(
         {"native": _GRID, "hf": _GRID},
         lambda processes, group: (processes // group, group),
@@ -53,9 +44,7 @@ for _name, _strategy in {
     "ddp": Strategy(
         {"native": _TWO, "hf": _TWO}, lambda processes, _: (processes, 1), cuts_weights=False
     ),
-    "zero2": Strategy(
-        {"hf": f"{_TWO}; {_VERSION}"}, _in_parts, cuts_weights=False, by_deepspeed=True
-    ),
-    "zero3": Strategy({"hf": f"{_FOUR}; {_VERSION}"}, _in_parts, by_deepspeed=True),
+    "zero2": Strategy({"hf": f"{_TWO}; {_VERSION}"}, cuts_weights=False, by_deepspeed=True),
+    "zero3": Strategy({"hf": f"{_FOUR}; {_VERSION}"}, by_deepspeed=True),
 }.items():
     STRATEGIES.register(_name)(_strategy)

@@ -43,9 +43,6 @@ _ALONE = Rule(
 def refuse_unread(run: Any) -> None:
     """Check that nothing is given that the run would not read, and that must not be ignored.
 
-    Args:
-        run: a run config.
-
     Raises:
         ConfigError: with the setting, its value, and what to do.
     """
@@ -54,11 +51,6 @@ def refuse_unread(run: Any) -> None:
 
 
 def warn_of_unread(run: Any, processes: int) -> None:
-    """Warn of settings that are given, and that the run does not read.
-
-    Args:
-        run: a run config.
-        processes: how many train.
-    """
+    """Warn of settings that are given, and that the run of so many processes does not read."""
     rules = [rule for rule in rules_of_runs(run.__class__) if not rule.refuse]
     check_said(run, [*rules, _ALONE] if processes == 1 else rules, PRESETS.get(run.preset, {}))

@@ -22,16 +22,10 @@ __all__ = ["NativeLoop", "clip_gradients"]
 
 
 class NativeLoop:
-    """The native loop.
-
-    Args:
-        ready: what trains.
-        recorder: logs, measures and saves.
-    """
+    """The native loop."""
 
     def __init__(self, ready: Ready, recorder: Recorder) -> None:
-        self.ready = ready
-        self.recorder = recorder
+        self.ready, self.recorder = ready, recorder
         self.clock = recorder.instruments.clock
         self.max_grad_norm = ready.run.training.max_grad_norm
 

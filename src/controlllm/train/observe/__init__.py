@@ -10,6 +10,5 @@ peaks        The highest rate of a device: what MFU and HFU are a share of
 progress     How far a run is: counters, history and the averages since the last record
 retention    The forgetting meter inside a run, and the choice of the best checkpoint within a
              budget
-swamped      A divergence that swamps the loss: noticed in the metrics, and told with what to set
 timing       Where the time of a step goes: one clock that is always in one phase
 """

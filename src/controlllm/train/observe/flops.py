@@ -34,12 +34,9 @@ __all__ = ["FlopCount", "Flops", "Part", "sequence_lengths"]
 class Flops:
     """Floating-point operations, by when they are computed."""
 
-    forward: float = 0.0
-    """Of the forward pass."""
-    backward: float = 0.0
-    """Of the backward pass."""
-    extra: float = 0.0
-    """Of what is computed a second time in the backward pass."""
+    forward: float = 0.0  # of the forward pass
+    backward: float = 0.0  # of the backward pass
+    extra: float = 0.0  # of what is computed a second time in the backward pass
 
     @property
     def model(self) -> float:
@@ -62,33 +59,19 @@ class Flops:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of a model computes.
+    """What one part of a model computes."""
 
-    Attributes:
-        name: where it is, for people.
-        matrices: numbers in its matrices that each token is multiplied with.
-        trained: how many of them train.
-        keys: width of queries and keys over all heads; 0 without attention.
-        values: width of values over all heads.
-        window: the most tokens that one attends to; None = all of its document.
-        passes: whether its matrices give gradients to their inputs.
-        again: whether it is computed a second time in the backward pass.
-        scores_again: whether its attention scores are (fused kernels).
-        of_base: whether the base has it, too.
-        is_head: whether it is the LM head, which may see fewer tokens.
-    """
-
-    name: str
-    matrices: float
-    trained: float
-    keys: int = 0
-    values: int = 0
-    window: int | None = None
-    passes: bool = False
-    again: bool = False
-    scores_again: bool = False
-    of_base: bool = True
-    is_head: bool = False
+    name: str  # where it is, for people
+    matrices: float  # numbers in its matrices that each token is multiplied with
+    trained: float  # how many of them train
+    keys: int = 0  # width of queries and keys over all heads; 0 without attention
+    values: int = 0  # width of values over all heads
+    window: int | None = None  # the most tokens that one attends to; None = all of its document
+    passes: bool = False  # whether its matrices give gradients to their inputs
+    again: bool = False  # whether it is computed a second time in the backward pass
+    scores_again: bool = False  # whether its attention scores are (fused kernels)
+    of_base: bool = True  # whether the base has it, too
+    is_head: bool = False  # whether it is the LM head, which may see fewer tokens
 
     def per_token(self) -> Flops:
         """Of the matrices, for each token."""
@@ -105,11 +88,7 @@ class Part:
 
 
 class FlopCount:
-    """Counts batches.
-
-    Args:
-        parts: what a model computes (`model_parts.parts_of`).
-    """
+    """Counts batches of a model that computes such parts (`model_parts.parts_of`)."""
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self.per_token, self.per_prediction = Flops(), Flops()

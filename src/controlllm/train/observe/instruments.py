@@ -32,13 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Instruments:
-    """The instruments of one process.
-
-    Args:
-        run: the run config.
-        loss: the loss of a step, with the model on its device.
-        world: the processes of the run.
-    """
+    """The instruments of one process; the model of the loss is on its device."""
 
     def __init__(self, run: RunConfig, loss: StepLoss, world: World) -> None:
         self.run, self.loss, self.world = run, loss, world

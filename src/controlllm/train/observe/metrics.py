@@ -58,9 +58,8 @@ __all__ = [
     "TOKENS",
     "TOKENS_PER_SECOND",
     "is_of_the_machine",
-    "learn_metrics",
     "memory_gib",
-    "retain_metrics",
+    "set_metrics",
 ]
 
 LOSS = "train/loss"
@@ -92,25 +91,19 @@ def is_of_the_machine(name: str) -> bool:
     return name.startswith(_OF_THE_MACHINE)
 
 
-def learn_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
-    """Metrics of the learn sets."""
-    metrics = {}
-    for name, report in reports.items():
-        metrics[f"learn/{name}/loss"] = report.loss
-        metrics[f"learn/{name}/base_loss"] = report.base_loss
-        metrics[f"learn/{name}/gain"] = report.gain
-    return metrics
+_OF_SETS = {
+    "learn": ("loss", "base_loss", "gain"),
+    "retain": ("loss", "base_loss", "forgetting", "kl"),
+}
 
 
-def retain_metrics(reports: Mapping[str, RetentionReport]) -> dict[str, float]:
-    """Metrics of the retain sets."""
-    metrics = {}
-    for name, report in reports.items():
-        metrics[f"retain/{name}/loss"] = report.loss
-        metrics[f"retain/{name}/base_loss"] = report.base_loss
-        metrics[f"retain/{name}/forgetting"] = report.forgetting
-        metrics[f"retain/{name}/kl"] = report.kl
-    return metrics
+def set_metrics(kind: str, reports: Mapping[str, RetentionReport]) -> dict[str, float]:
+    """Metrics of the `learn` or `retain` sets."""
+    return {
+        f"{kind}/{name}/{what}": getattr(report, what)
+        for name, report in reports.items()
+        for what in _OF_SETS[kind]
+    }
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:

@@ -5,7 +5,6 @@ token, of stacked experts a few; the widths of attention stand in the config.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -23,9 +22,6 @@ _QUADRATIC = ("full_attention", "sliding_attention", "chunked_attention")
 def parts_of(model: nn.Module) -> list[Part]:
     """What a model computes, in order; it may be on the meta device, sharded or quantised.
 
-    Args:
-        model: expanded or not.
-
     Raises:
         ModelError: the model's blocks cannot be found.
     """
@@ -35,53 +31,31 @@ def parts_of(model: nn.Module) -> list[Part]:
 def _parts(model: nn.Module) -> Iterator[Part]:
     ends = model._expansion.ends if isinstance(model, ControlLLMForCausalLM) else {}
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    share = _share_of_experts(config)
     below = _embeds(model)
     for layer, block in enumerate(decoder_blocks(model)):
-        yield from _block(f"layer {layer}", block, _Attention.of(config, layer), below)
+        name, attends = f"layer {layer}", _attention(config, layer)
+        if not isinstance(block, ExpandedBlock):
+            below = below or _trains(block)
+            yield _part(name, block, below, share, **attends)
+        else:
+            below = below or _trains(block.pretrained)
+            yield _part(f"{name} pretrained", block.pretrained, below, share, **attends)
+            yield _part(f"{name} expanded", block.expanded, True, share, of_base=False, **attends)
+            if isinstance(block, ConcatBlock):
+                yield _part(f"{name} interpolator", block.interpolator, below, of_base=False)
         below = below or _trains(block)
     head = ends["head"].expanded if "head" in ends else model.get_output_embeddings()  # type: ignore[operator]
     if head is not None:
-        yield replace(_part("head", head, None, below), is_head=True)
+        yield _part("head", head, below, is_head=True)
 
 
-def _block(name: str, block: nn.Module, attention: "_Attention", below: bool) -> Iterator[Part]:
-    """A block, or the two branches of an expanded one and what joins them."""
-    if not isinstance(block, ExpandedBlock):
-        yield _part(name, block, attention, below or _trains(block))
-        return
-    yield _part(
-        f"{name} pretrained", block.pretrained, attention, below or _trains(block.pretrained)
-    )
-    below = below or _trains(block.pretrained)
-    yield _part(f"{name} expanded", block.expanded, attention, True, of_base=False)
-    if isinstance(block, ConcatBlock):
-        yield _part(f"{name} interpolator", block.interpolator, None, below, of_base=False)
-
-
-def _part(
-    name: str,
-    module: nn.Module,
-    attention: "_Attention | None",
-    passes: bool,
-    of_base: bool = True,
-) -> Part:
-    share = attention.share_of_experts if attention else 1.0
+def _part(name: str, module: nn.Module, passes: bool, share: float = 1.0, **more: Any) -> Part:
     matrices = trained = 0.0
     for number, trains in _matrices(module, share):
         matrices += number
         trained += number * trains
-    return Part(
-        name,
-        matrices,
-        trained,
-        keys=attention.keys if attention else 0,
-        values=attention.values if attention else 0,
-        window=attention.window if attention else None,
-        passes=passes,
-        again=_computed_again(module),
-        scores_again=attention.fused if attention else False,
-        of_base=of_base,
-    )
+    return Part(name, matrices, trained, passes=passes, again=_computed_again(module), **more)
 
 
 def _matrices(module: nn.Module, share_of_experts: float) -> Iterator[tuple[float, bool]]:
@@ -99,27 +73,21 @@ def _matrices(module: nn.Module, share_of_experts: float) -> Iterator[tuple[floa
                 yield shape.numel() * share, parameter.requires_grad
 
 
-@dataclass(frozen=True)
-class _Attention:
-    """What of a decoder's config concerns one layer."""
-
-    keys: int
-    values: int
-    window: int | None
-    fused: bool
-    share_of_experts: float
-
-    @classmethod
-    def of(cls, config: Any, layer: int) -> "_Attention":
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        keys = heads * (getattr(config, "qk_head_dim", None) or width)
-        values = heads * (getattr(config, "v_head_dim", None) or width)
-        kinds = getattr(config, "layer_types", None)
-        kind = kinds[layer] if kinds and layer < len(kinds) else None
-        if kind is not None and kind not in _QUADRATIC:
-            keys = values = 0
-        return cls(keys, values, _window(config, kind), _fused(config), _share_of_experts(config))
+def _attention(config: Any, layer: int) -> dict[str, Any]:
+    """What of a decoder's config concerns the attention of one layer: fields of `Part`."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer < len(kinds) else None
+    if kind is not None and kind not in _QUADRATIC:
+        heads = 0
+    return {
+        "keys": heads * (getattr(config, "qk_head_dim", None) or width),
+        "values": heads * (getattr(config, "v_head_dim", None) or width),
+        "window": _window(config, kind),
+        # A kernel that computes it in one keeps no scores.
+        "scores_again": "eager" not in (config._attn_implementation or "sdpa"),
+    }
 
 
 def _window(config: Any, kind: str | None) -> int | None:
@@ -129,11 +97,6 @@ def _window(config: Any, kind: str | None) -> int | None:
     if not slides or getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)
-
-
-def _fused(config: Any) -> bool:
-    """Whether a kernel computes attention in one and keeps no scores."""
-    return "eager" not in (config._attn_implementation or "sdpa")
 
 
 def _share_of_experts(config: Any) -> float:

@@ -39,19 +39,12 @@ _REPEATS = 3
 class Peak:
     """The highest rate of a device."""
 
-    flops: float
-    """Floating-point operations per second."""
-    source: Literal["table", "measured"]
-    """Where the number comes from."""
+    flops: float  # floating-point operations per second
+    source: Literal["table", "measured"]  # where the number comes from
 
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The peak of a device that is here; it is measured once, where the table has none.
-
-    Args:
-        device: which one.
-        dtype: what the run computes in; what is measured is measured in it.
-    """
+    """The peak of a device that is here; measured once in `dtype`, where the table has none."""
     if device.type == "cuda":
         known = peak_of_name(torch.cuda.get_device_name(device))
         if known is not None:
@@ -73,11 +66,7 @@ def peak_of_name(name: str) -> float | None:
 
 
 def required_peak(name: str) -> float:
-    """The table's FLOP/s for a device that a user names.
-
-    Raises:
-        ConfigError: the table has none.
-    """
+    """The table's FLOP/s for a device that a user names (ConfigError: it has none)."""
     known = peak_of_name(name)
     if known is None:
         raise ConfigError(f"no peak rate is known for {name!r}; known: {', '.join(PEAKS)}.")
@@ -99,13 +88,9 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _product_seconds(device: torch.device, dtype: torch.dtype, size: int) -> float:
     left = torch.ones(size, size, device=device, dtype=dtype)
     product = left @ left  # The first one may set something up.
-    _wait(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
     begin = time.perf_counter()
     torch.matmul(left, left, out=product)
-    _wait(device)
+    wait(device)
     return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,20 +14,14 @@ __all__ = ["Progress", "Window"]
 class Window:
     """Sums over the steps since the last training record."""
 
-    steps: int = 0
-    """Optimizer steps in the window."""
-    tokens: int = 0
-    """Real tokens in the window."""
-    positions: int = 0
-    """Tokens computed in the window, padding included."""
-    seconds: float = 0.0
-    """Time spent in training steps, without evaluation and saving."""
+    steps: int = 0  # optimizer steps in the window
+    tokens: int = 0  # real tokens in the window
+    positions: int = 0  # tokens computed in the window, padding included
+    seconds: float = 0.0  # time spent in training steps, without evaluation and saving
     phases: dict[str, float] = field(default_factory=dict)
     """Of them, seconds of each phase on this process (`timing`)."""
-    model_flops: float = 0.0
-    """FLOPs that this process needed (`flops`)."""
-    hardware_flops: float = 0.0
-    """FLOPs that it computed."""
+    model_flops: float = 0.0  # FLOPs that this process needed (`flops`)
+    hardware_flops: float = 0.0  # FLOPs that it computed
     sums: dict[str, float] = field(default_factory=dict)
     """Sum over the steps of each averaged metric."""
 
@@ -57,18 +51,12 @@ class Window:
 class Progress:
     """What a run has done so far."""
 
-    step: int = 0
-    """Optimizer steps done."""
-    tokens: int = 0
-    """Real tokens trained on."""
-    seconds: float = 0.0
-    """Time spent in training steps, summed over resumes."""
-    forgetting: float | None = None
-    """Largest forgetting of a retain set at the last evaluation."""
-    best: Best | None = None
-    """The best step so far."""
-    window: Window = field(default_factory=Window)
-    """Averages since the last record."""
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # real tokens trained on
+    seconds: float = 0.0  # time spent in training steps, summed over resumes
+    forgetting: float | None = None  # largest forgetting of a retain set at the last evaluation
+    best: Best | None = None  # the best step so far
+    window: Window = field(default_factory=Window)  # averages since the last record
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per record: `step` and its metrics."""
 

@@ -22,7 +22,7 @@ from controlllm.evaluate import (
     measure_retention,
     worst_forgetting,
 )
-from controlllm.train.observe.metrics import learn_metrics, retain_metrics
+from controlllm.train.observe.metrics import set_metrics
 
 __all__ = ["Best", "ForgettingMeter", "Measurement", "better", "within_budget"]
 
@@ -32,12 +32,7 @@ Sets = Mapping[str, Sequence[Batch]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One evaluation.
-
-    Attributes:
-        learn: a report for each set to be learned (its `kl` is not measured: nan).
-        retain: a report for each set to be retained.
-    """
+    """One evaluation: a report for each set; `kl` of learn sets is not measured (nan)."""
 
     learn: Mapping[str, RetentionReport]
     retain: Mapping[str, RetentionReport]
@@ -45,7 +40,7 @@ class Measurement:
     @property
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
-        return learn_metrics(self.learn) | retain_metrics(self.retain)
+        return set_metrics("learn", self.learn) | set_metrics("retain", self.retain)
 
     @property
     def forgetting(self) -> float | None:
@@ -64,8 +59,8 @@ class ForgettingMeter:
     Args:
         model: what trains.
         reference: its base; None where there are no sets.
-        learn: batches of the sets to be learned.
-        retain: batches of the sets to be retained.
+        learn: the sets to be learned.
+        retain: the sets to be retained.
         ranks: processes that share the model, each with all batches.
     """
 
@@ -77,11 +72,8 @@ class ForgettingMeter:
         retain: Sets,
         ranks: Ranks,
     ) -> None:
-        self.ranks = ranks
-        self.model = model
-        self.reference = reference
-        self.learn = learn
-        self.retain = retain
+        self.model, self.reference, self.ranks = model, reference, ranks
+        self.learn, self.retain = learn, retain
 
     @property
     def enabled(self) -> bool:
@@ -103,12 +95,8 @@ class ForgettingMeter:
 
     def _batches(self) -> int:
         """How many this process is going to compute."""
-        first = "_base_of_learn" not in vars(self)  # Then the base computes them, too.
-        sets = [
-            *self.retain.values(),
-            *self.learn.values(),
-            *(self.learn.values() if first else ()),
-        ]
+        times = 1 if "_base_of_learn" in vars(self) else 2  # First the base computes them, too.
+        sets = [*self.retain.values(), *(times * list(self.learn.values()))]
         return sum(-(-len(batches) // self.ranks.world_size) for batches in sets)
 
     @cached_property

@@ -36,17 +36,11 @@ EVALUATION, CHECKPOINT = "evaluation", "checkpoint"
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a process is; all processes of a run pass through the same phases.
+    """Where a process is; all processes of a run pass through the same phases."""
 
-    Attributes:
-        phase: its name; None between phases.
-        count: how many phases have begun or ended.
-        since: when the last of them did, or a beat was (`time.monotonic`).
-    """
-
-    phase: str | None
-    count: int
-    since: float
+    phase: str | None  # its name; None between phases
+    count: int  # how many phases have begun or ended
+    since: float  # when the last of them did, or a beat was (`time.monotonic`)
 
 
 class PhaseClock:

@@ -16,12 +16,7 @@ from controlllm.common.registry import nearest_name
 from controlllm.train.config.config_io import merge
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = [
-    "check_precision",
-    "deepspeed_config",
-    "prepare_deepspeed",
-    "zero3_cutter",
-]
+__all__ = ["check_precision", "deepspeed_config", "prepare_deepspeed", "zero3_cutter"]
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +51,6 @@ _SECTIONS = {
 
 def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     """Let DeepSpeed and accelerate know where they run; call it before either is set up.
-
-    Args:
-        on_cpu: there is no accelerator, or it is not to be used.
-        local_rank: this process among those of its machine.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
@@ -97,32 +88,21 @@ def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
 def check_precision(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Check that an engine can compute with a model's weights.
 
-    Args:
-        model: what it will train.
-        dtype: of mixed precision; None without.
-
     Raises:
-        ConfigError: without mixed precision one is not float32, which is all that DeepSpeed
-            computes in then.
+        ConfigError: without mixed precision (`dtype`) one is not float32, which is all that
+            DeepSpeed computes in then.
     """
-    wrong = [
-        (name, parameter.dtype)
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.dtype != torch.float32
-    ]
-    if wrong and dtype is None:
-        name, dtype = wrong[0]
-        raise ConfigError(
-            f"DeepSpeed computes in float32 here, and {name} is {str(dtype).split('.')[-1]}; set "
-            "training.bf16=true, or model.dtype=float32."
-        )
+    for name, parameter in model.named_parameters() if dtype is None else ():
+        kind = parameter.dtype
+        if kind.is_floating_point and kind != torch.float32:
+            raise ConfigError(
+                f"DeepSpeed computes in float32 here, and {name} is {str(kind).split('.')[-1]}; "
+                "set training.bf16=true, or model.dtype=float32."
+            )
 
 
 def zero3_cutter(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], None]:
-    """Make a function that cuts parameters over all processes, as an engine of ZeRO-3 expects.
-
-    Args:
-        config: of that engine.
+    """Make a function that cuts parameters over all processes, as this engine of ZeRO-3 expects.
 
     Returns:
         A function to be called on all processes with the same parameters, in any portions; the
@@ -156,11 +136,6 @@ def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
 def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -> dict[str, Any]:
     """The settings of the engine: those that the run makes, and over them those of its config.
 
-    Args:
-        run: the run config.
-        micro_batches: of an optimizer step on each process.
-        on_cpu: there is no accelerator, or it is not to be used.
-
     Raises:
         ConfigError: `parallel.deepspeed` sets what the run has a setting of its own for, or what a
             CPU cannot do, or its file cannot be read.
@@ -182,9 +157,8 @@ def deepspeed_config(run: RunConfig, micro_batches: int, on_cpu: bool = False) -
     }
     theirs = _read(parallel.deepspeed)
     _check_keys(theirs, bf16)
-    given = {key: value for key, value in theirs.items() if key not in _OWNED}
-    merged = merge(ours, given)
-    if "zero_optimization" in given:
+    merged = merge(ours, {key: value for key, value in theirs.items() if key not in _OWNED})
+    if "zero_optimization" in theirs:
         _check_zero(merged["zero_optimization"], stage, on_cpu)
     return merged
 

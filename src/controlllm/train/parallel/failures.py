@@ -26,9 +26,7 @@ _SECONDS_TO_HEAR = 1.0
 def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
     """Give each error that leaves the block its exit code, and let one process show it.
 
-    Args:
-        store: one that all processes reach, or None.
-        ranks: the processes.
+    The store is one that all processes reach.
 
     Raises:
         LostRankError: instead of torch's own, where a collective broke off.
@@ -36,7 +34,7 @@ def failing_together(store: Any, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if noted_outcome(error) is None and store is not None:
+        if noted_outcome(error) is None:
             if ranks.is_broken(error):
                 _follow(error, store, ranks)
             note_outcome(error, _lead(error, store, ranks))
@@ -60,7 +58,11 @@ def let_others_hear(store: Any, ranks: Ranks) -> None:
 
 def _lead(error: BaseException, store: Any, ranks: Ranks) -> Outcome:
     """Tell the others of an error of this process."""
-    code = _exit_code(error)
+    code = REFUSED if isinstance(error, ControlLLMError) else FAILED
+    if isinstance(error, KeyboardInterrupt):
+        code = INTERRUPTED
+    elif isinstance(error, SystemExit) and isinstance(error.code, int):
+        code = error.code
     if vars(error).get("known_to_all_ranks"):
         return Outcome(ranks.rank == 0, code)
     shown = not isinstance(error, SystemExit)
@@ -88,11 +90,3 @@ def _follow(error: BaseException, store: Any, ranks: Ranks) -> None:
         outcome = Outcome(False, FAILED)
     note_outcome(lost, outcome)
     raise lost from error
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else FAILED
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    return REFUSED if isinstance(error, ControlLLMError) else FAILED

@@ -118,11 +118,7 @@ def build_on_meta(folder: Path, run: RunConfig) -> PreTrainedModel | None:
 def fill_from(folder: Path, model: nn.Module, world: World, device: torch.device) -> None:
     """Read the weights of a sharded model that is on the meta device. Collective.
 
-    Args:
-        folder: the base's files.
-        model: expanded or not; parameters that are not on the meta device keep their values.
-        world: the processes that share it.
-        device: where it shall be.
+    Parameters that are not on the meta device keep their values.
 
     Raises:
         CheckpointError: a weight is missing.
@@ -157,17 +153,10 @@ def fill_by_units(
     dtype: torch.dtype | None = None,
     cut: Callable[[Sequence[nn.Parameter]], None] | None = None,
 ) -> None:
-    """Read the weights of a model on the meta device, block by block. Collective.
+    """Read the weights of a model of `build_on_meta`, block by block, in `dtype`. Collective.
 
-    Args:
-        folder: the base's files.
-        model: expanded or not, of `build_on_meta`; parameters that are not on the meta device keep
-            their values.
-        world: the processes of the run.
-        device: where it shall be.
-        dtype: what its weights shall be in; None = as they are.
-        cut: called with the parameters of each part once the first process has read them, to share
-            them out among all; without it each process reads them all.
+    Parameters that are not on the meta device keep their values. `cut` is called with those of each
+    part once the first process has read them, to share them out among all; without it all do.
     """
     files = BaseFiles.in_folder(folder)
     names = {parameter: name for name, parameter in model.named_parameters()}

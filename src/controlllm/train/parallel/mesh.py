@@ -12,14 +12,11 @@ __all__ = ["MeshPlan", "plan_mesh"]
 class MeshPlan:
     """A grid of processes; neighbours in rank cut matrices together, then hold parts of a copy."""
 
-    copies: int
-    """How many copies of the weights there are."""
+    copies: int  # how many copies of the weights there are
 
-    parts: int
-    """Processes (or tensor groups) that hold one copy together."""
+    parts: int  # processes (or tensor groups) that hold one copy together
 
-    tensor: int = 1
-    """Processes that compute a block together, on the same rows."""
+    tensor: int = 1  # processes that compute a block together, on the same rows
 
     @property
     def data_size(self) -> int:
@@ -33,12 +30,7 @@ class MeshPlan:
 
 
 def plan_mesh(config: ParallelConfig, world_size: int, local_world_size: int) -> MeshPlan:
-    """The grid that a config asks for.
-
-    Args:
-        config: strategy and sizes.
-        world_size: processes of the run.
-        local_world_size: processes on each machine.
+    """The grid that a config asks for, of so many processes in all and on each machine.
 
     Raises:
         ConfigError: a size does not divide the world.

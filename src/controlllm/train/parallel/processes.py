@@ -31,18 +31,12 @@ _HINT = "start the run by torchrun, srun or `controlllm train --nproc N`, which 
 class Place:
     """This process among those of the run."""
 
-    rank: int
-    """Which one, over all machines."""
-    world_size: int
-    """How many there are."""
-    local_rank: int
-    """Which one on this machine; also which of its devices."""
-    local_world_size: int
-    """How many there are on this machine."""
-    address: str
-    """The machine of rank 0."""
-    port: int
-    """Where rank 0 listens."""
+    rank: int  # which one, over all machines
+    world_size: int  # how many there are
+    local_rank: int  # which one on this machine; also which of its devices
+    local_world_size: int  # how many there are on this machine
+    address: str  # the machine of rank 0
+    port: int  # where rank 0 listens
 
     def __post_init__(self) -> None:
         """Check that the numbers fit one another (ConfigError)."""
@@ -134,19 +128,6 @@ def _place_of_torchrun(environment: Mapping[str, str]) -> Place:
 def _place_of_srun(environment: Mapping[str, str]) -> Place:
     # Two steps that share a machine must not meet.
     step = 31 * _number(environment, "SLURM_JOB_ID", 0) + _number(environment, "SLURM_STEP_ID", 0)
-    hosts = environment.get("SLURM_STEP_NODELIST", "")
-    return Place(
-        rank=_number(environment, "SLURM_PROCID"),
-        world_size=_number(environment, "SLURM_STEP_NUM_TASKS"),
-        local_rank=_number(environment, "SLURM_LOCALID"),
-        local_world_size=_tasks_here(environment),
-        address=environment.get("MASTER_ADDR") or first_host(hosts),
-        port=_number(environment, "MASTER_PORT", _SLURM_PORTS[step % len(_SLURM_PORTS)]),
-    )
-
-
-def _tasks_here(environment: Mapping[str, str]) -> int:
-    """How many tasks of the step this node has."""
     node = _number(environment, "SLURM_NODEID")
     counts = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     nodes = _number(environment, "SLURM_STEP_NUM_NODES")
@@ -154,7 +135,15 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
         raise ConfigError(
             f"node {node} of {nodes}, but SLURM_STEP_TASKS_PER_NODE lists {len(counts)}; {_HINT}"
         )
-    return counts[node]
+    hosts = environment.get("SLURM_STEP_NODELIST", "")
+    return Place(
+        rank=_number(environment, "SLURM_PROCID"),
+        world_size=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        local_world_size=counts[node],
+        address=environment.get("MASTER_ADDR") or first_host(hosts),
+        port=_number(environment, "MASTER_PORT", _SLURM_PORTS[step % len(_SLURM_PORTS)]),
+    )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

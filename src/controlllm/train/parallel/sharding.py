@@ -16,11 +16,8 @@ __all__ = ["shard_model", "sharding_units"]
 def shard_model(model: nn.Module, world: World, dtype: torch.dtype | None = None) -> None:
     """Shard a model in place; with a single process nothing is changed.
 
-    Args:
-        model: what trains, on its device, in the precision that its weights are kept in.
-        world: the processes and their mesh.
-        dtype: what weights are gathered in and computed with (gradients are added up in float32);
-            None = as they are kept.
+    It is on its device, in the precision that its weights are kept in. They are gathered in `dtype`
+    and computed with in it (None = as they are kept); gradients are added up in float32.
 
     Raises:
         ModelError: the model's blocks cannot be found.
@@ -43,14 +40,10 @@ def shard_model(model: nn.Module, world: World, dtype: torch.dtype | None = None
     fully_shard(model, **{**settings, "reshard_after_forward": False})
     for block in decoder_blocks(model):
         # What hands its input through needs no weights, and nothing to be gathered.
-        if isinstance(block, ConcatBlock) and _has_target(block.interpolator):
-            register_fsdp_forward_method(block.interpolator, "target")
+        part = block.interpolator if isinstance(block, ConcatBlock) else None
+        if part is not None and type(part).target is not Interpolator.target:
+            register_fsdp_forward_method(part, "target")
     _prefetch(units, world.config.prefetch)
-
-
-def _has_target(interpolator: Interpolator) -> bool:
-    """Whether the divergence compares with something else than the frozen branch."""
-    return type(interpolator).target is not Interpolator.target
 
 
 def sharding_units(model: nn.Module) -> Iterator[nn.Module]:

@@ -19,13 +19,7 @@ __all__ = ["Storage"]
 
 
 class Storage:
-    """Trained tensors and their moments as the model and its optimizer hold them, sharded or not.
-
-    Args:
-        model: what trains.
-        optimizer: of its trained parameters.
-        ranks: the processes of the run.
-    """
+    """Trained tensors and their moments as a model and its optimizer hold them, sharded or not."""
 
     def __init__(
         self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, ranks: Ranks
@@ -41,11 +35,9 @@ class Storage:
         return trained_tensors(self.model), tensors, rest
 
     def fill(self, checkpoint: Path, rest: dict[str, Any]) -> None:
-        """Fill model and optimizer from a verified checkpoint. Collective.
+        """Fill model and optimizer from a verified checkpoint's folder. Collective.
 
-        Args:
-            checkpoint: its folder.
-            rest: what `read` gave beside the tensors when it was saved.
+        `rest` is what `read` gave beside the tensors when it was saved.
 
         Raises:
             CheckpointError: names, shapes or groups of parameters are not those of the checkpoint.

@@ -17,11 +17,7 @@ KNOWN = ("colwise", "rowwise")
 
 
 def block_plan(config: Any, size: int) -> dict[str, str]:
-    """How the matrices of a block are cut: their names in it -> `colwise` or `rowwise`.
-
-    Args:
-        config: of the decoder.
-        size: processes of a tensor group.
+    """How `size` processes cut a block's matrices: their names in it -> `colwise` or `rowwise`.
 
     Raises:
         ConfigError: the model has no plan, a plan for which more is needed, or heads that cannot be
@@ -33,11 +29,8 @@ def block_plan(config: Any, size: int) -> dict[str, str]:
     """
     kind = getattr(config, "model_type", type(config).__name__)
     plan = getattr(config, "base_model_tp_plan", None) or {}
-    own = {
-        name.split(".*.", 1)[1]: style
-        for name, style in plan.items()
-        if name.startswith("layers.*.")
-    }
+    prefix = "layers.*."
+    own = {n.removeprefix(prefix): style for n, style in plan.items() if n.startswith(prefix)}
     if not own:
         raise ConfigError(
             f"parallel.tensor_size={size}: {kind} has no plan for it in transformers; set 1."
@@ -57,13 +50,7 @@ def block_plan(config: Any, size: int) -> dict[str, str]:
 
 
 def cut_block(block: nn.Module, mesh: Any, plan: dict[str, str]) -> None:
-    """Cut the matrices of a block over a tensor group, in place.
-
-    Args:
-        block: a decoder block.
-        mesh: the mesh of the tensor group.
-        plan: see `block_plan`.
-    """
+    """Cut the matrices of a block over a tensor group, in place, as `block_plan` says."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,

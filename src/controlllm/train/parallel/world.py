@@ -28,22 +28,15 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES
 
 @dataclass(frozen=True)
 class World:
-    """All processes of the run.
+    """All processes of the run."""
 
-    Attributes:
-        ranks: this one among them.
-        config: how they share the model.
-        mesh: the grid of copies and parts (and tensor groups); None for a single process.
-        local_rank: which device of this machine is this process's.
-        data_ranks: those that see rows of their own, with this one's place among them; the same as
-            `ranks` where no blocks are computed together.
-    """
-
-    ranks: Ranks
-    config: ParallelConfig
-    mesh: Any = None
-    local_rank: int = 0
+    ranks: Ranks  # this one among them
+    config: ParallelConfig  # how they share the model
+    mesh: Any = None  # the grid of copies and parts (and tensor groups); None for a single process
+    local_rank: int = 0  # which device of this machine is this process's
     data_ranks: Ranks = field(default_factory=Ranks)
+    """Those that see rows of their own, with this one's place among them; the same as `ranks` where
+    no blocks are computed together."""
 
     @property
     def size(self) -> int:
@@ -56,10 +49,9 @@ class World:
         return self.data_ranks.world_size
 
     def loader_ranks(self, timeout: float) -> Ranks:
-        """The processes that share the rows, in a group of its own for the data. Collective.
+        """The processes that share the rows, in a group for the data. Collective.
 
-        Args:
-            timeout: seconds that one of them may keep the others waiting.
+        It has a time-out of its own, in seconds.
         """
         ranks = Ranks.current(timeout)
         return ranks if self.data_size == self.size else _data_ranks(ranks, self.config.tensor_size)
@@ -123,10 +115,6 @@ def open_world(config: ParallelConfig, device: str) -> Iterator[World]:
     """Join the processes that a launcher started; without a launcher this process is alone.
 
     A process group that is there already (a notebook's, a test's) is used and left as it is.
-
-    Args:
-        config: how they share the model.
-        device: `model.device` of the run.
 
     Raises:
         ConfigError: the mesh does not fit the world, or the device is not there.
@@ -211,14 +199,7 @@ def _join(place: Place, config: ParallelConfig, on_gpu: bool) -> Any:
 
 
 def _world(config: ParallelConfig, device: str, ranks: Ranks, local: tuple[int, int]) -> World:
-    """Make the device mesh.
-
-    Args:
-        config: how the processes share the model.
-        device: `model.device` of the run.
-        ranks: the processes.
-        local: rank and number of processes on this machine.
-    """
+    """Make the device mesh; `local` is rank and number of processes on this machine."""
     plan = plan_mesh(config, ranks.world_size, _same_everywhere(config, ranks, local[1]))
     if ranks.world_size == 1 or config.way.by_deepspeed:
         return World(ranks, config, local_rank=local[0], data_ranks=ranks)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from controlllm.expansion import ControlLLMForCausalLM, ExpandedBlock, decoder_blocks
+from controlllm.expansion import ExpandedBlock, decoder_blocks
 from controlllm.train.observe.model_parts import parts_of
+from controlllm.train.step.losses import collected_divergence
 
 __all__ = ["activation_bytes", "kept_product_bytes"]
 
@@ -21,12 +22,9 @@ _NAME = "controlllm_without_values"
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
-    """What one micro-batch keeps, up to the logits and without them.
+    """What one micro-batch of so many rows and tokens keeps, up to the logits and without them.
 
-    Args:
-        model: on the meta device, in the precision that it computes in.
-        rows: sequences of it.
-        length: tokens of each.
+    The model is on the meta device, in the precision that it computes in.
     """
     if "eager" not in (model.config.get_text_config(decoder=True)._attn_implementation or ""):
         AttentionInterface.register(_NAME, _attend)
@@ -36,30 +34,27 @@ def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     mask = torch.ones_like(ids)
     kept = _Kept(model)
     model.train()
-    with saved_tensors_hooks(kept.pack, kept.unpack):
-        if isinstance(model, ControlLLMForCausalLM):
-            with model.explicit_divergence() as terms:
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                if terms.values:
-                    terms.total(mask.bool())
-        else:
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    del logits
+    with saved_tensors_hooks(kept.pack, lambda x: x), collected_divergence(model) as terms:
+        # The output lives as long as its graph is made.
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        if terms is not None and terms.values:
+            terms.total(mask.bool())
+    del output
     return kept.bytes
 
 
 def kept_product_bytes(model: PreTrainedModel, positions: int, itemsize: int) -> int:
     """What selective activation checkpointing keeps beside the inputs of blocks.
 
-    Args:
-        model: on any device.
-        positions: tokens of a micro-batch.
-        itemsize: bytes of a number.
+    `positions` are the tokens of a micro-batch, `itemsize` is bytes of a number.
     """
     outputs = {part.name: part for part in parts_of(model) if part.passes and not part.is_head}
     width = sum(part.values for part in outputs.values())
     for layer, block in enumerate(decoder_blocks(model)):
-        for branch, module in _branches(block):
+        branches = {"": block}
+        if isinstance(block, ExpandedBlock):
+            branches = {" pretrained": block.pretrained, " expanded": block.expanded}
+        for branch, module in branches.items():
             if f"layer {layer}{branch}" in outputs:
                 linears = (m for m in module.modules() if isinstance(m, nn.Linear))
                 width += sum(linear.out_features for linear in linears)
@@ -80,10 +75,6 @@ class _Kept:
         if storage._cdata not in self._seen:
             self._seen[storage._cdata] = storage
             self.bytes += storage.nbytes()
-        return tensor
-
-    @staticmethod
-    def unpack(tensor: Tensor) -> Tensor:
         return tensor
 
 
@@ -109,9 +100,3 @@ def _attend(
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """A fused kernel reads no mask."""
-
-
-def _branches(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    if isinstance(block, ExpandedBlock):
-        return [(" pretrained", block.pretrained), (" expanded", block.expanded)]
-    return [("", block)]

@@ -62,25 +62,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes.
+    """What a run takes."""
 
-    Attributes:
-        blocks: expanded blocks; None for methods that do not expand.
-        parameters: numbers of the model.
-        trained: how many of them train.
-        memory: on the device that holds most.
-        flops: of one optimizer step, on all devices.
-        tokens: of one optimizer step, on all devices.
-        checkpoint: bytes of a training checkpoint's tensors.
-    """
-
-    blocks: int | None
-    parameters: int
-    trained: int
-    memory: Memory
-    flops: Flops
-    tokens: int
-    checkpoint: int
+    blocks: int | None  # expanded blocks; None for methods that do not expand
+    parameters: int  # numbers of the model
+    trained: int  # how many of them train
+    memory: Memory  # on the device that holds most
+    flops: Flops  # of one optimizer step, on all devices
+    tokens: int  # of one optimizer step, on all devices
+    checkpoint: int  # bytes of a training checkpoint's tensors
 
 
 def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
@@ -116,13 +106,7 @@ def model_config(run: RunConfig) -> tuple[Any, ExpansionConfig | None]:
 def model_without_weights(
     run: RunConfig, config: Any, expansion: ExpansionConfig | None
 ) -> PreTrainedModel:
-    """A run's model as it trains, on the meta device.
-
-    Args:
-        run: its `method` (with its settings), `model` and `training` are used.
-        config: of the base.
-        expansion: how to expand it; None for methods that do not.
-    """
+    """A run's model as it trains, on the meta device; see `estimate`."""
     config = copy.deepcopy(config)  # Expanding counts its layers anew.
     dtype = config.dtype or torch.float32
     if run.model.dtype != "auto":
@@ -195,13 +179,11 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     activations = 0
     if training.gradient_checkpointing_policy == "selective":
         activations = kept_product_bytes(model, rows * length, compute.itemsize)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    chunk = training.loss_chunk_size
+    text, chunk = model.config.get_text_config(decoder=True), training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
     kept = 3 if METHODS.get(run.method).asks_base else 2  # logits, their gradient, the base's
     if training.fuses_loss:
-        width = model.config.get_text_config(decoder=True).hidden_size
-        positions = fused_chunk(positions, vocabulary, width)
+        positions = fused_chunk(positions, text.vocab_size, text.hidden_size)
     module: nn.Module = model
     module.to(compute)
     activations += activation_bytes(model, rows, length)
@@ -211,7 +193,7 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
         gradients=trained,
         optimizer=moments,
         activations=activations,
-        logits=kept * positions * vocabulary * (compute.itemsize + 4),
+        logits=kept * positions * text.vocab_size * (compute.itemsize + 4),
         gathered=gathered,
     )
 
@@ -220,20 +202,17 @@ def _packed(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[Tensor,
     """What is held in place of weights of frozen linear layers (rows, columns)."""
     if quantizer is None or not isinstance(model, ControlLLMForCausalLM):
         return {}
-    return {
-        linear.weight: linear.weight.new_empty(
-            quantizer.shape(*linear.weight.shape), dtype=torch.uint8
-        )
-        for _, _, linear in frozen_linears(model)
-    }
+    weights = [linear.weight for _, _, linear in frozen_linears(model)]
+    return {w: w.new_empty(quantizer.shape(*w.shape), dtype=torch.uint8) for w in weights}
 
 
 def _gathered(model: PreTrainedModel, run: RunConfig, compute: torch.dtype) -> int:
     """What FSDP has whole at a time: the root's own, and the largest units."""
     units = list(sharding_units(model))
-    numbers = sorted((_numbers(unit) for unit in units), reverse=True)
+    every, *each = (sum(p.numel() for p in module.parameters()) for module in [model, *units])
+    numbers = sorted(each, reverse=True)
     at_once = len(units) if not run.parallel.reshard_after_forward else 2 + run.parallel.prefetch
-    root = _numbers(model) - sum(numbers)
+    root = every - sum(numbers)
     return (root + sum(numbers[:at_once])) * compute.itemsize
 
 
@@ -243,10 +222,6 @@ def _optimizer(model: nn.Module, name: str, parts: int) -> Iterator[StateBytes]:
         if parameter.requires_grad:
             quantised = "interpolator" not in path.split(".")
             yield OPTIMIZERS.get(name).state_bytes(parameter, parts, quantised)
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _local(tensor: Tensor, parts: int) -> Tensor:

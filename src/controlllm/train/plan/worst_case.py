@@ -7,13 +7,13 @@ with and without it a run gives the same weights, bit for bit.
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.common.errors import TrainingError
@@ -47,12 +47,14 @@ def run_worst_case(ready: Ready) -> None:
         ready.model.train()
         for rows, width in worst_shapes(ready.run.data, ready.loader.batch_size):
             batch = _make_batch(ready, rows, width)
+            counts = ready.loss.count([batch])
             try:
-                _accumulate(ready, batch)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                raise TrainingError(_advice(ready, rows, width)) from error
+                with _telling(_advice(ready, rows, width)):
+                    # Twice where gradients of an earlier micro-batch are there already.
+                    for _ in range(min(ready.micro_batches, 2)):
+                        with ready.autocast():
+                            loss = ready.loss.micro_batch(ready.to_device(batch), counts)
+                        loss.backward()
             finally:
                 ready.optimizer.zero_grad(set_to_none=True)
             log.info("The largest batch fits into memory: %s", _describe(ready, rows, width))
@@ -90,31 +92,17 @@ def _make_batch(ready: Ready, rows: int, width: int) -> Batch:
     return collate(groups, ready.run.data, pad_id=0)
 
 
-def _accumulate(ready: Ready, batch: Batch) -> None:
-    """Forward and backward, twice where gradients of an earlier micro-batch are there already."""
-    counts = ready.loss.count([batch])
-    for _ in range(min(ready.micro_batches, 2)):
-        with ready.autocast():
-            loss = ready.loss.micro_batch(ready.to_device(batch), counts)
-        loss.backward()
-
-
 @contextmanager
 def _optimizer_memory(ready: Ready) -> Iterator[None]:
     """Hold what the optimizer's state will take, as far as it is not there yet."""
     groups = ready.optimizer.param_groups
     missing = [p for group in groups for p in group["params"] if not ready.optimizer.state.get(p)]
-    try:
+    with _telling(
+        f"the optimizer's state of {sum(p.numel() for p in missing):,} trained parameters does not "
+        "fit into memory; train fewer (expansion.num_blocks) or take a smaller base."
+    ):
         make = getattr(ready.optimizer, "moment_like", torch.empty_like)  # in few bits, or not
         held = [make(p) for p in missing for _ in range(MOMENTS)]
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        count = sum(p.numel() for p in missing)
-        raise TrainingError(
-            f"the optimizer's state of {count:,} trained parameters does not fit into memory; "
-            "train fewer (expansion.num_blocks) or take a smaller base."
-        ) from error
     try:
         yield
     finally:
@@ -124,37 +112,37 @@ def _optimizer_memory(ready: Ready) -> Iterator[None]:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Put back what a forward pass may change: random states, buffers, modes, plain attributes."""
-    random_states = capture_rng()
-    before = [(module, _plain(module), _buffers(module)) for module in model.modules()]
+    random_states, before = capture_rng(), []
+    kinds = (bool, int, float, str, type(None))  # such as the length that rotary embeddings saw
+    for module in model.modules():
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+        buffers = [(*one, one[1].detach().clone()) for one in module.named_buffers(recurse=False)]
+        before.append((module, plain, buffers))
     try:
         yield
     finally:
         for module, plain, buffers in before:
             vars(module).update(plain)
-            for name, (buffer, values) in buffers.items():
+            for name, buffer, values in buffers:
                 module._buffers[name] = buffer
                 with torch.no_grad():
                     buffer.copy_(values)
         restore_rng(random_states)
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Numbers and flags of a module: its mode, or the length that rotary embeddings last saw."""
-    kinds = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+@contextmanager
+def _telling(advice: str) -> Iterator[None]:
+    """Raise a TrainingError with advice where the block runs out of memory.
 
-
-def _buffers(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each buffer and a copy of its values."""
-    own = module.named_buffers(recurse=False)
-    return {name: (buffer, buffer.detach().clone()) for name, buffer in own}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it; the CPU allocator says so in words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "allocate memory" in str(error) or "not enough memory" in str(error)
+    CUDA has a type for it; the CPU allocator says so in words.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not re.search("allocate memory|not enough memory", str(error)):
+            raise
+        raise TrainingError(advice) from error
 
 
 def _describe(ready: Ready, rows: int, width: int) -> str:
@@ -164,14 +152,12 @@ def _describe(ready: Ready, rows: int, width: int) -> str:
 
 def _advice(ready: Ready, rows: int, width: int) -> str:
     data, training = ready.run.data, ready.run.training
-    lower = [f"data.max_length (now {data.max_length:,})"]
+    name, size = "training.per_device_train_batch_size", training.per_device_train_batch_size
     if not data.packing and data.max_tokens_per_batch is not None:
-        lower.insert(0, f"data.max_tokens_per_batch (now {data.max_tokens_per_batch:,})")
-    else:
-        size = training.per_device_train_batch_size
-        lower.insert(0, f"training.per_device_train_batch_size (now {size:,})")
+        name, size = "data.max_tokens_per_batch", data.max_tokens_per_batch
     more = "" if training.gradient_checkpointing else "; or set training.gradient_checkpointing"
     return (
         f"the largest batch of this run, {_describe(ready, rows, width)}, does not fit into memory "
-        f"on {ready.device}; lower {' or '.join(lower)}{more}."
+        f"on {ready.device}; lower {name} (now {size:,}) or data.max_length (now "
+        f"{data.max_length:,}){more}."
     )

@@ -36,11 +36,7 @@ _SECONDS_TO_COPY = 5.0
 class Checkpoints(Callback):
     """Saves every `training.save_steps`, at each best step and at the end; resumes from there.
 
-    Args:
-        run: the run config.
-        world: its processes.
-        clock: of the run.
-        announce: told the folder of each checkpoint that is whole.
+    `announce` is told the folder of each checkpoint that is whole.
     """
 
     def __init__(
@@ -63,13 +59,7 @@ class Checkpoints(Callback):
         return [self._writer.may_finish(), self.uploads.running, self.uploads.failed]
 
     def act(self, state: RunState, may_finish: bool, uploading: bool, failed: bool) -> None:
-        """Finish a checkpoint that all have written. Collective.
-
-        Args:
-            state: the run.
-            may_finish: whether all processes have written their parts.
-            uploading: whether one is copying.
-            failed: whether a copy has failed.
+        """Finish a checkpoint once all have written their parts, and none is copying. Collective.
 
         Raises:
             CheckpointError: a copy has failed.

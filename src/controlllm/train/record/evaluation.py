@@ -13,11 +13,8 @@ __all__ = ["Evaluation"]
 class Evaluation(Callback):
     """Measures before the first step, every `training.eval_steps`, and after the last step.
 
-    A signal ends a run without a last measurement, for which there may be no time.
-
-    Args:
-        clock: of the run.
-        announce: told the metrics of each measurement.
+    A signal ends a run without a last measurement, for which there may be no time. `announce` is
+    told the metrics of each measurement.
 
     Attributes:
         improved: whether the last step is the best one so far.

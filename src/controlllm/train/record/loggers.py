@@ -14,6 +14,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,17 +41,11 @@ class MetricLogger(Protocol):
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """What a logger knows about its run.
-
-    Attributes:
-        run: the run config.
-        total_steps: length of the run in optimizer steps.
-        start_step: steps done before this process (0 = a new run).
-    """
+    """What a logger knows about its run."""
 
     run: RunConfig
-    total_steps: int
-    start_step: int
+    total_steps: int  # length of the run in optimizer steps
+    start_step: int  # steps done before this process (0 = a new run)
 
     @property
     def folder(self) -> Path:
@@ -58,37 +53,15 @@ class LoggerContext:
         return Path(self.run.training.output_dir)
 
 
-class LoggerGroup:
-    """Several loggers as one."""
-
-    def __init__(self, loggers: list[MetricLogger]) -> None:
-        self.loggers = loggers
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Pass the metrics on to every logger."""
-        for logger in self.loggers:
-            logger.log(metrics, step)
-
-    def close(self) -> None:
-        """Close every logger."""
-        for logger in self.loggers:
-            logger.close()
-
-
-def make_loggers(context: LoggerContext, integrations: MetricLogger | None = None) -> LoggerGroup:
-    """All loggers that the run asks for.
-
-    Args:
-        context: what they may know of the run.
-        integrations: stands for those that are not of this package.
+def make_loggers(context: LoggerContext) -> list[MetricLogger]:
+    """All loggers of this package that the run asks for.
 
     Raises:
         ConfigError: for an unknown logger, or one whose package is not installed.
     """
     config = context.run.logging
     asked = [name for name in dict.fromkeys(config.report_to) if name not in config.integrations]
-    loggers = [LOGGERS.get(name)(context) for name in asked]
-    return LoggerGroup(loggers if integrations is None else [*loggers, integrations])
+    return [LOGGERS.get(name)(context) for name in asked]
 
 
 @LOGGERS.register("jsonl")
@@ -175,10 +148,13 @@ class WandbLogger:
                 "logging.report_to names wandb, which is not installed: `pip install wandb`."
             ) from error
         logging, folder = context.run.logging, context.folder
+        note = folder / "wandb.json"
+        if context.start_step == 0 or not note.is_file():
+            write_json(note, {"id": uuid.uuid4().hex[:12]})
         self.run = wandb.init(
             project=logging.project,
             name=logging.run_name or folder.resolve().name,
-            id=_wandb_id(folder / "wandb.json", new=context.start_step == 0),
+            id=str(read_json(note)["id"]),
             resume="allow",
             dir=str(folder),
             config=redacted(context.run.to_dict()),
@@ -191,12 +167,6 @@ class WandbLogger:
     def close(self) -> None:
         """Finish the W&B run."""
         self.run.finish()
-
-
-def _wandb_id(path: Path, new: bool) -> str:
-    if new or not path.is_file():
-        write_json(path, {"id": uuid.uuid4().hex[:12]})
-    return str(read_json(path)["id"])
 
 
 @LOGGERS.register("console")
@@ -212,16 +182,13 @@ class PlainLogger:
     """One line per record."""
 
     def __init__(self, context: LoggerContext) -> None:
-        self.total = context.total_steps
-        self.start = context.start_step
+        self.total, self.start = context.total_steps, context.start_step
         self.began = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Print the record."""
-        print(
-            f"step {step:>{len(str(self.total))}}/{self.total}  {self.describe(metrics, step)}",
-            flush=True,
-        )
+        place = f"{step:>{len(str(self.total))}}/{self.total}"
+        print(f"step {place}  {self.describe(metrics, step)}", flush=True)
 
     def describe(self, metrics: Mapping[str, float], step: int) -> str:
         """The record as one readable line."""
@@ -235,13 +202,10 @@ class PlainLogger:
         parts.append(f"lr {metrics[names.LEARNING_RATE]:.2e}")
         parts.append(f"grad {metrics[names.GRAD_NORM]:.3f}")
         parts.append(f"{metrics[names.TOKENS_PER_SECOND]:,.0f} tokens/s")
-        return "  ".join([*parts, f"ETA {self.remaining(step)}"])
-
-    def remaining(self, step: int) -> str:
-        """Time left at the pace so far, as h:mm:ss."""
+        # Time left at the pace so far, as h:mm:ss.
         pace = (time.monotonic() - self.began) / max(step - self.start, 1)
-        seconds = round(pace * (self.total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        left = timedelta(seconds=round(pace * (self.total - step)))
+        return "  ".join([*parts, f"ETA {left}"])
 
     def close(self) -> None:
         """Nothing is buffered."""
@@ -255,12 +219,9 @@ class ProgressBarLogger(PlainLogger):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        self.bar = Progress(*columns, console=Console(file=unguarded(sys.stdout)))
+        said = TextColumn("{task.description}", markup=False)
+        console = Console(file=unguarded(sys.stdout))
+        self.bar = Progress(BarColumn(), MofNCompleteColumn(), said, console=console)
         self.task = self.bar.add_task("", total=self.total, completed=self.start)
         self.bar.start()
 
@@ -288,8 +249,7 @@ def _describe_sets(metrics: Mapping[str, float]) -> str:
         if kind == "learn":
             note = f"gain {metrics[f'{group}/gain']:+.3f}"
         else:
-            note = (
-                f"forgetting {metrics[f'{group}/forgetting']:+.3f}, kl {metrics[f'{group}/kl']:.3f}"
-            )
+            forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
+            note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
         parts.append(f"{group} {value:.3f} ({note})")
     return "  ".join(parts)

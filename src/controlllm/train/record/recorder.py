@@ -80,13 +80,9 @@ def stop_reason(progress: Progress, training: TrainingConfig, total_steps: int) 
 
 
 class Recorder:
-    """Keeps the records of one run.
+    """Keeps the records of one run, which resumes from the checkpoint, if there is one.
 
-    Args:
-        ready: what trains, as a back end gets it.
-        checkpoint: where to resume from, or None.
-        signals: by which the run is asked to stop, if anybody listens to them.
-        callbacks: the user's, called in this order.
+    The user's callbacks are called in their order.
     """
 
     def __init__(
@@ -117,8 +113,7 @@ class Recorder:
     def start(self, ready: Ready) -> None:
         """Resume, or measure the untrained model; call it last before the first step.
 
-        Args:
-            ready: what trains, with all that the back end has put in place of its parts.
+        The back end may have put something in place of parts of `ready`.
         """
         state = self.state
         state.ready = ready
@@ -198,14 +193,8 @@ class Recorder:
         self.checkpoints.finish(state)
         for line in state.ready.loader.report():
             log.info("Drawn from source %s", line)
-        return TrainResult(
-            output_dir=state.folder,
-            history=state.history,
-            best=state.best,
-            stopped_because=state.stopped,
-            model=state.model,
-            tokenizer=state.tokenizer,
-        )
+        model, tokenizer = state.model, state.tokenizer
+        return TrainResult(state.folder, state.history, state.best, state.stopped, model, tokenizer)
 
     def close(self) -> None:
         """End all that has begun; also after an error."""

@@ -45,8 +45,7 @@ class StopSignals:
     def begin(self, tell: bool) -> None:
         """Let a signal wait for the end of the current step from now on.
 
-        Args:
-            tell: whether this process says on stderr that it was asked; of several, one does.
+        One of several processes is to tell on stderr that it was asked to.
         """
         self._waits, self._tells = True, tell
 
@@ -80,11 +79,7 @@ def ignore_signals() -> None:
 
 
 def stop_without(parent: int) -> None:
-    """Ask this process to stop once its parent is gone: a launcher that is killed tells nobody.
-
-    Args:
-        parent: process id of the launcher.
-    """
+    """Ask this process to stop once its parent is gone: a launcher that is killed tells nobody."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -14,16 +14,12 @@ class Uploads:
     """One copy at a time, in a thread of the first process.
 
     The others only wait where they must, and then in short turns, so that a slow server is no
-    process that does not answer (`parallel.timeout`).
-
-    Args:
-        enabled: whether the run copies at all; the same on all processes.
-        world: the processes of the run.
+    process that does not answer (`parallel.timeout`). Whether the run copies at all is `enabled`,
+    the same on all processes.
     """
 
     def __init__(self, enabled: bool, world: World) -> None:
-        self.enabled = enabled
-        self.world = world
+        self.enabled, self.world = enabled, world
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -38,11 +34,7 @@ class Uploads:
         return self._error is not None and not self.running
 
     def start(self, copy: Callable[[], None]) -> None:
-        """Begin to copy, once `wait` has seen the one before end.
-
-        Args:
-            copy: what to call on the first process.
-        """
+        """Begin to `copy` on the first process, once `wait` has seen the one before end."""
         if not (self.enabled and self.world.is_first):
             return
 
@@ -73,10 +65,6 @@ class Uploads:
         self.world.ranks.agree(error)
 
     def close(self, seconds: float | None = None) -> None:
-        """Wait for the copy in progress.
-
-        Args:
-            seconds: the longest wait; None = as long as the copy takes.
-        """
+        """Wait for the copy in progress, so long at most; None = as long as it takes."""
         if self._thread is not None:
             self._thread.join(seconds)

@@ -2,7 +2,6 @@
 
 activations       What of the activations is kept for backward, and compiled blocks
 base              Stage 1: the base model on its device, and the data that it will learn from
-evaluation        The forgetting meter of a run, on its held-out sets
 methods           How a base model becomes one that trains, and what computes its base afterwards
 model             The base model and its tokenizer, loaded and set up for training
 quantised_linear  Linear layers whose weight is held in 8 or 4 bits: packed by torchao, multiplied
@@ -10,7 +9,6 @@ quantised_linear  Linear layers whose weight is held in 8 or 4 bits: packed by t
 quantize          A frozen base in 8 or 4 bits: less memory for what does not train
 ready             Stage 4: loss, optimizer, schedule and meter of the model: all that a loop needs
 rehearsal         Self-rehearsal: before training, the base writes down what it knows
-requirements      Packages that a run needs are asked for before anything is loaded
 sharding          Stage 3: the model in parts on its processes, with all of its weights
 sizing            How long a run is: steps of a pass over the data, of the whole run, and those the
                   data gives

@@ -10,7 +10,6 @@ Frozen blocks below the first expanded one keep nothing in any case: nothing tha
 a gradient, so autograd does not see them.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -43,32 +42,17 @@ def _keep_products() -> Any:
     """Contexts for forward and recomputation: results of the expensive operations are kept."""
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    return create_selective_checkpoint_contexts(partial(_policy, _expensive()))
-
-
-def _policy(expensive: frozenset[Any], context: Any, operation: Any, *args: Any, **kw: Any) -> Any:
-    from torch.utils.checkpoint import CheckpointPolicy
-
-    keep = operation in expensive
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _expensive() -> frozenset[Any]:
-    aten = torch.ops.aten
     names: tuple[str, ...] = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention")
     names += ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
     names += ("_scaled_dot_product_flash_attention_for_cpu",)
-    found = (getattr(aten, name, None) for name in names)
-    return frozenset(operation.default for operation in found if operation is not None)
+    found = (getattr(torch.ops.aten, name, None) for name in names)
+    return create_selective_checkpoint_contexts(
+        [operation.default for operation in found if operation is not None]
+    )
 
 
 def compile_blocks(units: list[nn.Module]) -> None:
-    """Compile each block and each copy by itself, in place; names of parameters stay.
-
-    Args:
-        units: what is sharded as one (`sharding_units`): frozen blocks and copies; interpolators
-            are too small to gain.
-    """
+    """Compile each of `sharding_units` by itself, in place; names of parameters stay."""
     for unit in units:
-        if not isinstance(unit, Interpolator):
+        if not isinstance(unit, Interpolator):  # too small to gain
             unit.compile()

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from controlllm.common.distributed import Ranks
+from controlllm.common.errors import ConfigError
 from controlllm.data import TrainLoader, check_first_rows, warn_of_overlaps
+from controlllm.expansion import require_peft
 from controlllm.train.config.compatibility import check_quantised
+from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.parallel import World
 from controlllm.train.parallel.deepspeed_config import deepspeed_config, prepare_deepspeed
@@ -17,8 +20,8 @@ from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import weights_to_shard
 from controlllm.train.setup.model import Loaded, load_base
 from controlllm.train.setup.rehearsal import rehearsal_source
-from controlllm.train.setup.requirements import require_packages
 from controlllm.train.setup.stages import Base
+from controlllm.train.step.liger import require_liger
 
 __all__ = ["make_base", "seed_everything"]
 
@@ -37,10 +40,15 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
         ConfigError, DataError, ModelError, CheckpointError: for what the config names.
     """
     world = world or World(Ranks(), run.parallel)
-    require_packages(run)
+    _require_packages(run)
     if run.model.quantize_base is not None and world.shares:
         check_quantised({run.model.quantize_base}, run.parallel.strategy)
-    engine_settings = _prepare_deepspeed(run, world) if run.parallel.way.by_deepspeed else {}
+    engine_settings: dict[str, Any] = {}
+    if run.parallel.way.by_deepspeed:  # Its settings are seen to before anything is loaded.
+        on_cpu = find_device(run.model.device).type == "cpu"
+        prepare_deepspeed(on_cpu, world.local_rank)
+        micro_batches = run.training.micro_batches(world.data_size)
+        engine_settings = deepspeed_config(run, micro_batches, on_cpu)
     seed_everything(run.training.seed)
     world.ranks.first(lambda: check_first_rows(run.data))
     files = weights_to_shard(run, world) if loaded is None else None
@@ -64,11 +72,24 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     return Base(run, world, model, tokenizer, loader, files, engine_settings)
 
 
-def _prepare_deepspeed(run: RunConfig, world: World) -> dict[str, Any]:
-    """Set DeepSpeed up; the settings of its engine, seen to before anything is loaded."""
-    on_cpu = find_device(run.model.device).type == "cpu"
-    prepare_deepspeed(on_cpu, world.local_rank)
-    return deepspeed_config(run, run.training.micro_batches(world.data_size), on_cpu)
+def _require_packages(run: RunConfig) -> None:
+    """Check that every package is there that the run needs, before anything is loaded."""
+    if run.adapters:
+        require_peft()
+    OPTIMIZERS.get(run.training.optim).require(f"training.optim={run.training.optim}")
+    if run.quantizer is not None:
+        run.quantizer.require(f"model.quantize_base={run.model.quantize_base}")
+    for name in run.logging.integrations:
+        from transformers.integrations import integration_utils
+
+        known = f"is_{name.removesuffix('_ml')}_available"
+        if not getattr(integration_utils, known, lambda: True)():
+            raise ConfigError(
+                f"logging.report_to={name} needs a package that is not installed: pip install "
+                f"{name}."
+            )
+    if run.training.use_liger_kernel:
+        require_liger(find_device(run.model.device))
 
 
 def seed_everything(seed: int) -> None:

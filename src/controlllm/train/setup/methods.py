@@ -45,15 +45,12 @@ __all__ = ["SETUPS", "Setup", "asks_base", "prepare_model", "register_method"]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method does to a model.
-
-    Attributes:
-        train: sets up what trains, in place; gets the base, or what became of it by expansion.
-        continues: which trained models it takes besides a plain base, to train them further.
-    """
+    """What a method does to a model."""
 
     train: Callable[[PreTrainedModel, RunConfig], object]
+    """Sets up what trains, in place; gets the base, or what became of it by expansion."""
     continues: Callable[[PreTrainedModel], bool] = lambda model: False
+    """Which trained models it takes besides a plain base, to train them further."""
 
 
 SETUPS: Registry[Setup] = Registry("method")
@@ -61,16 +58,7 @@ SETUPS: Registry[Setup] = Registry("method")
 
 
 def register_method(name: str, method: Method, setup: Setup) -> None:
-    """Register a method.
-
-    Args:
-        name: as run files call it.
-        method: what a run config has to know of it.
-        setup: what it does.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
+    """Register a method: its facts, and what it does (ConfigError: the name is taken)."""
     METHODS.register(name)(method)
     SETUPS.register(name)(setup)
 
@@ -99,7 +87,8 @@ def prepare_model(
     if method.expands and not isinstance(base, ControlLLMForCausalLM):
         model = expand(base, run.expansion)
     elif isinstance(base, ControlLLMForCausalLM) and method.expands:
-        _warn_of_unused(run)
+        if run.expansion != method.settle(ExpansionConfig()):
+            _warn("is expanded already and is trained", "expansion", run)
         check_alphas(base.expansion, run.training)
     setup.train(model, run)
     if carries_base(model):
@@ -135,17 +124,11 @@ def _refuse_trained(base: PreTrainedModel, setup: Setup, run: RunConfig) -> None
     )
 
 
-def _warn_of_unused(run: RunConfig) -> None:
-    """The settings of an expansion that is not made would otherwise be ignored in silence."""
-    if run.expansion != METHODS.get(run.method).settle(ExpansionConfig()):
-        _warn("is expanded already and is trained", "expansion", run)
-
-
 def _warn(what: str, section: str, run: RunConfig) -> None:
     warnings.warn(
         f"{run.model.model_name_or_path or 'the model'} {what} further as it is; the settings "
         f"under `{section}` are not used.",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 
@@ -194,13 +177,9 @@ def _train_blocks(model: PreTrainedModel, run: RunConfig) -> None:
         part.requires_grad_(True)
 
 
-def _train_expanded(model: PreTrainedModel, run: RunConfig) -> None:
-    """`expand` has said what trains."""
-
-
 for _name, _setup in {
     "control": Setup(_train_adapters, continues=_is_expanded),
-    "stack": Setup(_train_expanded, continues=_is_stacked),
+    "stack": Setup(lambda model, run: None, continues=_is_stacked),  # `expand` says what trains.
     "lora": Setup(_train_adapters, continues=lambda model: not _is_expanded(model)),
     "full": Setup(_train_all),
     "replay": Setup(_train_all),

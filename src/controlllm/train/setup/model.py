@@ -56,22 +56,20 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
         if run.quantizer is not None and run.quantizer.at_load:
             dtype = run.training.autocast_dtype or model.dtype
             quantize_base(model, str(run.model.quantize_base), dtype)
-    _require_eos(tokenizer)
-    check_length("data.max_length", run.data.max_length, model)
-    # Whoever talks to the trained model must use the template it was trained with.
-    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
-    if run.data.packing:
-        _pack_attention(model)
-    return model, tokenizer
-
-
-def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Before anything is written by the base, or read to be trained on."""
+    # Before anything is written by the base, or read to be trained on.
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "the tokenizer has no eos_token, so that no text and no answer can end; name another "
             "one (model.tokenizer_name_or_path), or write its eos_token into tokenizer_config.json."
         )
+    check_length("data.max_length", run.data.max_length, model)
+    # Whoever talks to the trained model must use the template it was trained with.
+    tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
+    if run.data.packing:
+        register_packed_attention()
+        current = model.config.get_text_config(decoder=True)._attn_implementation
+        model.set_attn_implementation(packed_attention_for(current))
+    return model, tokenizer
 
 
 def _load(run: RunConfig) -> Loaded:
@@ -80,13 +78,6 @@ def _load(run: RunConfig) -> Loaded:
     if run.quantizer is not None and not run.quantizer.at_load:  # Later, when it is expanded.
         options = replace(options, quantize_base=None)
     return load_model(run.model.model_name_or_path, options)
-
-
-def _pack_attention(model: PreTrainedModel) -> None:
-    """Let attention keep packed documents apart."""
-    register_packed_attention()
-    current = model.config.get_text_config(decoder=True)._attn_implementation
-    model.set_attn_implementation(packed_attention_for(current))
 
 
 def tune_model(model: PreTrainedModel, training: TrainingConfig) -> PreTrainedModel:

@@ -30,16 +30,12 @@ Unpack = Callable[[Tensor, Tensor | None, int], Tensor]
 
 @dataclass(frozen=True)
 class Packer:
-    """How a weight is packed, and read again.
-
-    Attributes:
-        pack: a weight (out, in) -> its rows of bytes (out, bytes), and the values of its codes
-            (256, 2), if they are no numbers themselves.
-        unpack: rows of bytes, the values of codes, in -> a weight (out, in) float32.
-    """
+    """How a weight is packed, and read again."""
 
     pack: Pack
-    unpack: Unpack
+    """A weight (out, in) -> its rows of bytes (out, bytes), and the values of its codes (256, 2),
+    if they are no numbers themselves."""
+    unpack: Unpack  # rows of bytes, the values of codes, in -> a weight (out, in) float32
 
 
 PACKERS: Registry[Packer] = Registry("model.quantize_base")
@@ -47,26 +43,15 @@ PACKERS: Registry[Packer] = Registry("model.quantize_base")
 
 
 def register_quantizer(name: str, quantizer: Quantizer, packer: Packer) -> None:
-    """Register a way to quantise.
-
-    Args:
-        name: as run files call it.
-        quantizer: what is known of it.
-        packer: what does it.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
+    """Register a way to quantise: its facts, and what does it (ConfigError: the name is taken)."""
     QUANTIZERS.register(name)(quantizer)
     PACKERS.register(name)(packer)
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen linear layer whose weight is packed; gradients flow through it, none to it.
+    """A frozen linear layer whose weight is packed, as one of `PACKERS` does it.
 
-    Args:
-        linear: the layer it takes the place of; its bias is kept.
-        kind: one of `PACKERS`.
+    Gradients flow through it, none to it. The bias of the layer that it replaces is kept.
     """
 
     table: Tensor | None

@@ -17,11 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ConfigError
-from controlllm.common.packages.bitsandbytes import (
-    bnb_linear,
-    settle_bnb_linear,
-    stored_bytes,
-)
+from controlllm.common.packages.bitsandbytes import bnb_linear, settle_bnb_linear, stored_bytes
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.expansion import (
     ControlLLMForCausalLM,
@@ -36,11 +32,7 @@ from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.setup.quantised_linear import QuantisedLinear
 
-__all__ = [
-    "check_shared",
-    "frozen_linears",
-    "quantize_base",
-]
+__all__ = ["check_shared", "frozen_linears", "quantize_base"]
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +91,10 @@ def quantize_base(
 
 
 def check_shared(model: nn.Module, parallel: ParallelConfig | None) -> None:
-    """Check that a strategy can share a quantised base, and note the base's fingerprint.
-
-    Args:
-        model: the model that will train, in one piece.
-        parallel: how processes will share it; None for one process.
+    """Note the base's fingerprint where it is quantised, and check that processes can share it.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: they cannot as `parallel` says (None for one process).
     """
     kinds = {str(quantised_kind(layer)) for _, layer in quantised_layers(model)}
     if not kinds:

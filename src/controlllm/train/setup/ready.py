@@ -2,16 +2,16 @@
 
 import logging
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.data import TrainLoader
+from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
 from controlllm.expansion import parameter_count
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.observe.retention import ForgettingMeter
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.base import make_base, seed_everything
-from controlllm.train.setup.evaluation import make_meter
 from controlllm.train.setup.methods import prepare_model
 from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.sharding import shard
@@ -56,6 +56,7 @@ def make_ready(sharded: Sharded) -> Ready:
         ModelError: the model does not compute as the run relies on.
     """
     run, model, world, training = sharded.run, sharded.model, sharded.world, sharded.run.training
+    reference, tokenizer = sharded.reference, sharded.tokenizer
     seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, sharded.loader)
     warn_of_short_data(run, sharded.loader, total_steps)
@@ -64,13 +65,19 @@ def make_ready(sharded: Sharded) -> Ready:
         **fields_of(sharded),
         loss=StepLoss(
             model,
-            sharded.reference,
+            reference,
             run.rehearsal.weight if run.rehearsal.uses_kl else None,
             training.loss_chunk_size,
             run.kl if METHODS.get(run.method).asks_base else None,
             training.fuses_loss,
         ),
-        meter=make_meter((model, sharded.reference), sharded.tokenizer, run, world.data_ranks),
+        meter=ForgettingMeter(
+            model,
+            reference,
+            _eval_sets(run.data.learn, tokenizer, run),
+            _eval_sets(run.data.retain, tokenizer, run),
+            world.data_ranks,
+        ),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, training, total_steps),
@@ -80,6 +87,21 @@ def make_ready(sharded: Sharded) -> Ready:
     if not run.parallel.way.by_deepspeed:  # Under ZeRO it computes once it is an engine's.
         ready.check_model()
     return ready
+
+
+def _eval_sets(
+    sources: list[SourceConfig], tokenizer: PreTrainedTokenizerBase, run: RunConfig
+) -> dict[str, list[Batch]]:
+    """Held-out sets by name; they are read, and kept in memory."""
+    sets = {}
+    for source in sources:
+        examples, stats = read_examples(source, tokenizer, run.data)
+        tokens = sum(map(len, examples))
+        read = f"{len(examples):,} examples of {tokens:,} tokens are measured"
+        log.info("Evaluation set %s: %s; %s", source.name, read, stats.describe())
+        rows = run.training.per_device_eval_batch_size
+        sets[str(source.name)] = eval_batches(examples, tokenizer, run.data, rows)
+    return sets
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

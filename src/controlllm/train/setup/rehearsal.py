@@ -42,25 +42,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """All that decides what the base writes.
+    """All that decides what the base writes."""
 
-    Attributes:
-        num_sequences: how many sequences.
-        length: most tokens of one, its prompt included.
-        temperature: of sampling.
-        batch_size: sequences sampled at a time (it takes part in the random numbers).
-        seed: of sampling.
-        prompts: token ids that sequences start with, taken in turn.
-        end: token that ends a sequence; None = every sequence has full length.
-    """
-
-    num_sequences: int
-    length: int
-    temperature: float
-    batch_size: int
-    seed: int
-    prompts: tuple[tuple[int, ...], ...]
-    end: int | None
+    num_sequences: int  # how many sequences
+    length: int  # most tokens of one, its prompt included
+    temperature: float  # of sampling
+    batch_size: int  # sequences sampled at a time (it takes part in the random numbers)
+    seed: int  # of sampling
+    prompts: tuple[tuple[int, ...], ...]  # token ids that sequences start with, taken in turn
+    end: int | None  # token that ends a sequence; None = every sequence has full length
 
 
 def rehearsal_source(
@@ -68,17 +58,15 @@ def rehearsal_source(
 ) -> TokenStore:
     """The sequences of the base as a source for the train loader, from the cache if they are there.
 
-    Args:
-        model: the base, or one that carries it (expanded, or with adapters): the base writes.
-        tokenizer: gives the BOS token, or tokenizes the prompts.
-        run: its `rehearsal`, `data.max_length` and `training.seed`.
+    The model may carry the base (expanded, or with adapters); the base writes.
 
     Raises:
         ConfigError: if there is nothing to start from, or sequences would not fit.
     """
     plan = _make_plan(model, tokenizer, run)
     folder = run.rehearsal.cache_dir or Path(run.training.output_dir) / "rehearsal"
-    path = Path(folder) / f"{_key(model, plan)}.json"
+    key = hashlib.sha256(f"{fingerprint(model)}{plan}".encode()).hexdigest()[:24]
+    path = Path(folder) / f"{key}.json"
     if path.is_file():
         log.info("Rehearsal: %d sequences from %s", plan.num_sequences, path)
         sequences = read_json(path)["sequences"]
@@ -110,13 +98,7 @@ def sample_sequences(model: PreTrainedModel, plan: SamplingPlan) -> Iterator[lis
 
 
 class _Watch(StoppingCriteria):
-    """Shows the progress of a batch; never stops generation.
-
-    Args:
-        line: where.
-        rows: which sequences they are.
-        length: most tokens of one.
-    """
+    """Shows the progress of a batch of sequences, `rows`; never stops generation."""
 
     def __init__(self, line: Progress, rows: range, length: int) -> None:
         self.line, self.rows, self.length = line, rows, length
@@ -129,48 +111,34 @@ class _Watch(StoppingCriteria):
 def _sample_batch(
     model: PreTrainedModel, plan: SamplingPlan, prompts: list[tuple[int, ...]], watch: _Watch
 ) -> list[list[int]]:
-    ids_BT, mask_BT = _left_padded(prompts)
-    longest = ids_BT.shape[1]
+    longest = max(map(len, prompts))  # They are padded on the left: all end where it starts.
+    gaps = [[0] * (longest - len(prompt)) for prompt in prompts]
+    ids_BT = torch.tensor([[*gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)])
+    mask_BT = torch.tensor([[*gap, *[1] * (longest - len(gap))] for gap in gaps])
     writer: Any = model  # `PreTrainedModel` is not typed as something that generates.
     output = writer.generate(
         input_ids=ids_BT.to(model.device),
         attention_mask=mask_BT.to(model.device),
-        generation_config=_plain_sampling(plan),
+        # The model's own distribution: what a checkpoint's generation config prefers is off.
+        generation_config=GenerationConfig(
+            do_sample=True,
+            temperature=plan.temperature,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            max_length=plan.length,
+            eos_token_id=-1 if plan.end is None else plan.end,
+            pad_token_id=0 if plan.end is None else plan.end,
+        ),
         stopping_criteria=StoppingCriteriaList([watch]),
     )
     rows = []
     for row, prompt in zip(output.tolist(), prompts, strict=True):
-        new = _cut(row[longest:], plan.end)
+        new = row[longest:]
+        if plan.end in new:  # What follows is padding.
+            new = new[: new.index(plan.end) + 1]
         rows.append([*prompt, *new][: plan.length])
     return rows
-
-
-def _plain_sampling(plan: SamplingPlan) -> GenerationConfig:
-    """The model's own distribution: what a checkpoint's generation config prefers is off."""
-    pad = plan.end if plan.end is not None else 0
-    return GenerationConfig(
-        do_sample=True,
-        temperature=plan.temperature,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_length=plan.length,
-        eos_token_id=-1 if plan.end is None else plan.end,
-        pad_token_id=pad,
-    )
-
-
-def _left_padded(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch (B, T) that ends where generation starts, and its attention mask."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def _cut(tokens: list[int], end: int | None) -> list[int]:
-    """Tokens up to and with the end token; what follows is padding."""
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
 def _make_plan(
@@ -220,9 +188,3 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, path: str | None) -> tuple[tupl
     if not prompts:
         raise ConfigError(f"rehearsal.prompts={path!r} holds no prompt; give one per line.")
     return prompts
-
-
-def _key(model: PreTrainedModel, plan: SamplingPlan) -> str:
-    """What the cache is addressed by: the base's weights and the plan."""
-    text = f"{fingerprint(model)}{plan}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -35,7 +35,7 @@ def shard(prepared: Prepared) -> Sharded:
     compute, files = training.autocast_dtype, prepared.files
     if run.parallel.way.by_deepspeed:
         check_precision(model, compute)
-    if run.training.torch_compile:
+    if training.torch_compile:
         compile_blocks(list(sharding_units(model)))
     for module in [model, *_copies(reference)]:
         shard_model(module, world, compute)

@@ -37,12 +37,8 @@ def steps_per_epoch(run: RunConfig, size: Size, world_size: int = 1) -> float:
     """Steps in which the mix draws as much from the train sources as they hold.
 
     Packed slots, and batches by a budget of tokens, count as full, which they are but for some
-    tokens; shares of replay and rehearsal are counted in rows for other padded batches.
-
-    Args:
-        run: shares, and what a step holds.
-        size: of one epoch of all train sources.
-        world_size: processes that draw.
+    tokens; shares of replay and rehearsal are counted in rows for other padded batches. `size` is
+    that of one epoch of all train sources.
     """
     training, data = run.training, run.data
     rows = training.per_device_train_batch_size
@@ -62,11 +58,6 @@ def warn_of_short_data(run: RunConfig, loader: TrainLoader, total_steps: int) ->
 
     Sources with `epochs` leave the mix; once all have left it the run ends, however many steps
     it was planned for. Where the size of the data is not known, nothing is said.
-
-    Args:
-        run: what a step holds, and the schedule.
-        loader: the sources.
-        total_steps: steps that the schedule was made for.
     """
     try:
         size = loader.size_of_all_epochs()

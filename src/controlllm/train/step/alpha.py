@@ -15,17 +15,12 @@ class AlphaSampler:
     """Sets a random alpha for a step and puts the nominal setting back after it.
 
     Everything outside a step (evaluation, checkpoints, saved models) sees the nominal setting: the
-    dial that the config names, or the trained alpha.
-
-    Args:
-        model: an expanded model; with `interval` None any model.
-        interval: [low, high] to draw from; None = never change anything.
-        seed: of the generator.
+    dial that the config names, or the trained alpha. `interval` is [low, high] to draw from; None =
+    never change anything, and then the model need not be an expanded one.
     """
 
     def __init__(self, model: nn.Module, interval: Sequence[float] | None, seed: int) -> None:
-        self.model = model
-        self.interval = interval
+        self.model, self.interval = model, interval
         self.generator = torch.Generator().manual_seed(seed)
         self._nominal = model.expansion.dial if isinstance(model, ControlLLMForCausalLM) else None
 

@@ -12,8 +12,6 @@ thousands of losses to the type of its input, which in bfloat16 leaves two digit
 Shapes: B batch, T tokens, D hidden width, V vocabulary, N positions with a target.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,13 +32,19 @@ def hidden_states_of(
 ) -> Tensor:
     """What the model gives its head (B, T, D), with its graph; no logits are made.
 
-    Args:
-        model: has the head.
-        inputs: of its forward pass.
-        caller: what to call instead of the model: an engine that wraps it.
+    An engine that wraps the model can be called instead of it, as `caller`.
     """
-    with _without_head(model):
+    head: nn.Module = model.get_output_embeddings()
+    before = head.__dict__.get("forward")
+    # A copy: FSDP warns of a model that returns a view of what a module inside it made.
+    head.forward = lambda hidden_states: hidden_states.clone()
+    try:
         hidden_BTD: Tensor = (caller or model)(**inputs).logits
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
     return hidden_BTD
 
 
@@ -49,11 +53,7 @@ def chunked_cross_entropy_sum(
 ) -> Tensor:
     """Sum of next-token cross-entropy in nats, as `common.losses.cross_entropy_sum` of the logits.
 
-    Args:
-        hidden_BTD: what the model gives its head.
-        model: has the head.
-        labels_BT: unshifted labels, -100 = no target.
-        chunk: positions whose logits exist at a time.
+    Labels are unshifted, -100 = no target; `chunk` positions have their logits at a time.
     """
     total: Tensor = _ChunkedCrossEntropy.apply(*head_inputs(hidden_BTD, model, labels_BT), chunk)
     return total
@@ -101,8 +101,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slope_NV = logits.to(hidden_ND.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = slope_NV @ weight_VD
-            if weight_grad is not None:
-                _add_product(weight_grad, slope_NV.t(), hidden_ND[part])
+            if weight_grad is not None and weight_grad.dtype == slope_NV.dtype:
+                weight_grad.addmm_(slope_NV.t(), hidden_ND[part])  # without a result in between
+            elif weight_grad is not None:
+                weight_grad += slope_NV.t() @ hidden_ND[part]
             if bias_grad is not None:
                 bias_grad += logits.sum(0)
             # Not beside those of the next chunk.
@@ -132,14 +134,6 @@ def _replace_by_slopes(logits_NV: Tensor, targets_N1: Tensor) -> Tensor:
     return losses_N1.sum()
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left @ right`, without a result in between where the types allow it."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
 def check_head(model: PreTrainedModel) -> None:
     """Check by a forward pass that the logits are the head applied to the hidden states.
 
@@ -157,19 +151,3 @@ def check_head(model: PreTrainedModel) -> None:
             "scale); set training.loss_chunk_size=null, and training.liger_kernel_config: "
             "{fused_linear_cross_entropy: false} where Liger's kernels are used."
         )
-
-
-@contextmanager
-def _without_head(model: PreTrainedModel) -> Iterator[None]:
-    """In this context the model's head returns the hidden states unchanged."""
-    head: nn.Module = model.get_output_embeddings()
-    before = head.__dict__.get("forward")
-    # A copy: FSDP warns of a model that returns a view of what a module inside it made.
-    head.forward = lambda hidden_states: hidden_states.clone()
-    try:
-        yield
-    finally:
-        if before is None:
-            del head.forward
-        else:
-            head.forward = before

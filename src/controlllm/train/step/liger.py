@@ -75,13 +75,9 @@ def _operations() -> Any:
 
 
 def apply_liger_kernels(model: nn.Module, training: TrainingConfig) -> dict[str, int]:
-    """Let the modules of one model compute by kernels, in place.
+    """Let the modules of one model compute by the kernels that are on, in place.
 
     Call it on a model that is expanded already, and before it is sharded.
-
-    Args:
-        model: expanded or not.
-        training: says which kernels.
 
     Returns:
         How many modules each kernel computes.
@@ -146,10 +142,6 @@ def without_liger_kernels(model: nn.Module) -> Iterator[None]:
             module.forward = forward
 
 
-# ------------------------------------------------------------------------------------------
-# forward passes
-
-
 def _interpreted() -> bool:
     """Whether Triton's interpreter runs kernels on the CPU, which is for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -177,14 +169,10 @@ def _norm_forward(offset: float, casting: str) -> Forward:
 def _mlp_forward(self: Any, x: Tensor) -> Any:
     if not _can_run(x):
         return type(self).forward(self, x)
-    kernel = _operations().LigerSiLUMulFunction
-    return self.down_proj(kernel.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-def _packed_mlp_forward(self: Any, hidden_states: Tensor) -> Any:
-    if not _can_run(hidden_states):
-        return type(self).forward(self, hidden_states)
-    gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+    if hasattr(self, "gate_up_proj"):  # Phi's
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+    else:
+        gate, up = self.gate_proj(x), self.up_proj(x)
     return self.down_proj(_operations().LigerSiLUMulFunction.apply(gate, up))
 
 
@@ -213,61 +201,45 @@ def _with_rotary_kernel(forward: Any) -> Forward:
 
 
 def _family(
-    folder: str,
-    prefix: str,
-    offset: float = 0.0,
-    casting: str = "llama",
-    mlp: Forward | None = _mlp_forward,
+    prefix: str, offset: float = 0.0, casting: str = "llama", swiglu: bool = True
 ) -> dict[str, tuple[str, Callable[[Any], Forward]]]:
     """Class of transformers -> its kernel, and what makes a forward by it of the class's own.
 
     Args:
-        folder: of the model in `transformers.models`.
-        prefix: what the names of its classes begin with.
+        prefix: of its classes, `FOLDER.NAME` with their folder in `transformers.models`.
         offset: what the norm adds to its weight.
         casting: `llama` rounds the normed values before the weight multiplies them, `gemma` after.
-        mlp: the forward of its MLP; None where that is no SwiGLU.
+        swiglu: whether that is its MLP.
     """
-    path = f"transformers.models.{folder}.modeling_{folder}.{prefix}"
+    folder, _, name = prefix.partition(".")
+    path = f"transformers.models.{folder}.modeling_{folder}.{name}"
     found: dict[str, tuple[str, Callable[[Any], Forward]]] = {
         f"{path}RMSNorm": ("rms_norm", lambda plain: _norm_forward(offset, casting)),
         f"{path}Attention": ("rope", _with_rotary_kernel),
     }
-    if mlp is not None:
-        found[f"{path}MLP"] = ("swiglu", lambda plain: mlp)
-    return found
+    return found | ({f"{path}MLP": ("swiglu", lambda plain: _mlp_forward)} if swiglu else {})
 
 
 # Offset and casting are what transformers' own norms do.
 _FAMILIES = {
-    "llama": _family("llama", "Llama"),
-    "mistral": _family("mistral", "Mistral"),
-    "qwen2": _family("qwen2", "Qwen2"),
-    "qwen3": _family("qwen3", "Qwen3"),
-    "qwen3_moe": _family("qwen3_moe", "Qwen3Moe", mlp=None),
-    "mixtral": _family("mixtral", "Mixtral", mlp=None),
-    "phi3": _family("phi3", "Phi3", mlp=_packed_mlp_forward),
-    "olmo2": _family("olmo2", "Olmo2", casting="gemma"),
-    "gemma2": _family("gemma2", "Gemma2", 1.0, "gemma", mlp=None),
-    "gemma3_text": _family("gemma3", "Gemma3", 1.0, "gemma", mlp=None),
+    "llama": _family("llama.Llama"),
+    "mistral": _family("mistral.Mistral"),
+    "qwen2": _family("qwen2.Qwen2"),
+    "qwen3": _family("qwen3.Qwen3"),
+    "qwen3_moe": _family("qwen3_moe.Qwen3Moe", swiglu=False),
+    "mixtral": _family("mixtral.Mixtral", swiglu=False),
+    "phi3": _family("phi3.Phi3"),
+    "olmo2": _family("olmo2.Olmo2", casting="gemma"),
+    "gemma2": _family("gemma2.Gemma2", 1.0, "gemma", swiglu=False),
+    "gemma3_text": _family("gemma3.Gemma3", 1.0, "gemma", swiglu=False),
 }
 """By `model_type`."""
-
-
-# ------------------------------------------------------------------------------------------
-# the loss
 
 
 def fused_cross_entropy_sum(
     hidden_BTD: Tensor, model: PreTrainedModel, labels_BT: Tensor
 ) -> Tensor:
-    """Sum of next-token cross-entropy in nats, as `head.chunked_cross_entropy_sum`.
-
-    Args:
-        hidden_BTD: what the model gives its head.
-        model: has the head.
-        labels_BT: unshifted labels, -100 = no target.
-    """
+    """Sum of next-token cross-entropy in nats, as `head.chunked_cross_entropy_sum`."""
     hidden_ND, weight_VD, bias_V, targets_N = head_inputs(hidden_BTD, model, labels_BT)
     if not _can_run(hidden_ND) or not len(targets_N):  # The kernel fails on no positions.
         return chunked_cross_entropy_sum(hidden_BTD, model, labels_BT, max(len(targets_N), 1))
@@ -291,10 +263,6 @@ def fused_chunk(positions: int, vocabulary: int, width: int) -> int:
     """
     share = -(-positions // -(-vocabulary // width))
     return min(positions, 1 << max(share - 1, 0).bit_length())
-
-
-# ------------------------------------------------------------------------------------------
-# trying it out
 
 
 def check_liger_kernels(model: PreTrainedModel, kernels: Iterable[str]) -> None:

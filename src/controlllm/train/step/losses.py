@@ -48,26 +48,18 @@ from controlllm.train.step.rows import rows_of_origin
 
 K = TypeVar("K")
 
-__all__ = ["Counts", "StepLoss", "StepReport"]
+__all__ = ["Counts", "StepLoss", "StepReport", "collected_divergence"]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the sums of one optimizer step are divided by.
+    """What the sums of one optimizer step are divided by."""
 
-    Attributes:
-        targets: positions with a cross-entropy.
-        tokens: positions with a divergence.
-        rehearsed: positions with a rehearsal KL.
-        real: tokens that are no padding, for throughput and budgets.
-        positions: all that the model computes, padding included.
-    """
-
-    targets: int = 0
-    tokens: int = 0
-    rehearsed: int = 0
-    real: int = 0
-    positions: int = 0
+    targets: int = 0  # positions with a cross-entropy
+    tokens: int = 0  # positions with a divergence
+    rehearsed: int = 0  # positions with a rehearsal KL
+    real: int = 0  # tokens that are no padding, for throughput and budgets
+    positions: int = 0  # all that the model computes, padding included
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -79,29 +71,19 @@ class Counts:
 
 @dataclass
 class StepReport:
-    """What one optimizer step measured; the losses are already divided by their global counts.
-
-    Attributes:
-        losses: cross_entropy, divergence, anchor, rehearsal (0-dim tensors on the device).
-        divergence: unweighted divergence per expanded layer.
-        tokens: real tokens seen.
-        positions: tokens computed, padding included.
-    """
+    """What one optimizer step measured; the losses are already divided by their global counts."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
+    """cross_entropy, divergence, anchor, rehearsal (0-dim tensors on the device)."""
     divergence: dict[int, Tensor] = field(default_factory=dict)
-    tokens: int = 0
-    positions: int = 0
+    """Unweighted divergence per expanded layer."""
+    tokens: int = 0  # real tokens seen
+    positions: int = 0  # tokens computed, padding included
 
     @classmethod
     def of(cls, counts: Counts) -> "StepReport":
         """A report on a step of which only the counts are known."""
         return cls(tokens=counts.real, positions=counts.positions)
-
-    def add(self, losses: dict[str, Tensor], divergence: dict[int, Tensor]) -> None:
-        """Add one micro-batch's share."""
-        _add_up(self.losses, losses)
-        _add_up(self.divergence, divergence)
 
     def over(self, world: World) -> "StepReport":
         """What all processes measured together, each having its share. Collective."""
@@ -146,14 +128,10 @@ class StepLoss:
         anchor: KLConfig | None = None,
         fused: bool = False,
     ) -> None:
-        self.chunk = chunk
-        self.anchor = anchor
-        self.fused = fused
-        self.model = model
+        self.model, self.reference, self.rehearsal_weight = model, reference, rehearsal_weight
+        self.chunk, self.anchor, self.fused = chunk, anchor, fused
         self.caller: nn.Module = model
         """What is called instead of the model: an engine that wraps it, say."""
-        self.reference = reference
-        self.rehearsal_weight = rehearsal_weight
 
     def called_by(self, engine: nn.Module) -> "StepLoss":
         """The same loss, where an engine that wraps the model is called instead of it."""
@@ -182,7 +160,7 @@ class StepLoss:
         """
         inputs = dict(model_inputs(batch))
         inputs.pop("labels")
-        with _collected_divergence(self.model) as terms:
+        with collected_divergence(self.model) as terms:
             output = self._forward(inputs)
         losses = {"cross_entropy": self._cross_entropy(output, batch, counts)}
         divergence: dict[int, Tensor] = {}
@@ -192,11 +170,14 @@ class StepLoss:
             blocks = terms.per_block(mask_BT)
             divergence = {layer: s / max(counts.tokens, 1) for layer, (s, _) in blocks.items()}
         if self.anchor is not None:
-            losses["anchor"] = self._anchor(output, batch, counts, self.anchor.weight)
+            # The base computes the whole batch.
+            total, _ = kl_sum(self._base_logits(batch), output, self._task_labels(batch))
+            losses["anchor"] = self.anchor.weight * total / max(counts.targets, 1)
         if counts.rehearsed:
             losses["rehearsal"] = self._rehearsal(output, batch, counts)
         if report is not None:
-            report.add({name: loss.detach() for name, loss in losses.items()}, divergence)
+            _add_up(report.losses, {name: loss.detach() for name, loss in losses.items()})
+            _add_up(report.divergence, divergence)
         return torch.stack(list(losses.values())).sum()
 
     def _forward(self, inputs: dict[str, Any]) -> Tensor:
@@ -227,10 +208,12 @@ class StepLoss:
 
     def _divergence_mask(self, batch: Mapping[str, Any]) -> Tensor:
         """Positions whose divergence counts (B, T bool)."""
-        if isinstance(self.model, ControlLLMForCausalLM):
-            which = self.model.expansion.divergence_tokens
-            if which == "target":
-                return token_mask(batch, which)
+        model = self.model
+        which = (
+            model.expansion.divergence_tokens if isinstance(model, ControlLLMForCausalLM) else ""
+        )
+        if which == "target":
+            return token_mask(batch, which)
         mask: Tensor = batch["origin"] >= 0
         return mask
 
@@ -247,13 +230,6 @@ class StepLoss:
             total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk)
         return total / max(counts.targets, 1)
 
-    def _anchor(
-        self, logits_BTV: Tensor, batch: Mapping[str, Any], counts: Counts, weight: float
-    ) -> Tensor:
-        """Weighted KL(base ‖ model) on what is learned; the base computes the whole batch."""
-        total, _ = kl_sum(self._base_logits(batch), logits_BTV, self._task_labels(batch))
-        return weight * total / max(counts.targets, 1)
-
     def _base_logits(self, batch: Mapping[str, Any]) -> Tensor:
         """What the base predicts (B, T, V)."""
         assert self.reference is not None
@@ -267,16 +243,15 @@ class StepLoss:
             return output.new_zeros((), dtype=torch.float32)
         assert self.rehearsal_weight is not None
         part, select = rows
-        labels_BT = part["labels"]
         logits_BTV = select(output)
         if self.in_parts:
             head = cast(PreTrainedModel, self.model).get_output_embeddings()
             logits_BTV = head(logits_BTV)
-        total, _ = kl_sum(self._base_logits(part), logits_BTV, labels_BT)
+        total, _ = kl_sum(self._base_logits(part), logits_BTV, part["labels"])
         return self.rehearsal_weight * total / counts.rehearsed
 
 
-def _collected_divergence(model: nn.Module) -> AbstractContextManager[DivergenceTerms | None]:
+def collected_divergence(model: nn.Module) -> AbstractContextManager[DivergenceTerms | None]:
     """Collect an expanded model's divergence; a plain model has none."""
     if isinstance(model, ControlLLMForCausalLM):
         return model.explicit_divergence()

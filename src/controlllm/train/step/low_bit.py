@@ -34,14 +34,8 @@ def low_bit_adamw(
 ) -> torch.optim.Optimizer:
     """AdamW with moments in few bits.
 
-    Interpolators' moments are never quantised: they are few numbers that all tokens share.
-
-    Args:
-        name: `training.optim`, for messages.
-        kind: which of torchao's.
-        groups: as `parameter_groups` gives them.
-        betas: decays of the moments.
-        eps: AdamW's epsilon.
+    Interpolators' moments are never quantised: they are few numbers that all tokens share. `name`
+    is that of `training.optim`, for messages; `groups` are those of `parameter_groups`.
 
     Raises:
         ConfigError: torchao is not installed, or a tensor is cut in a way that it cannot follow.

@@ -11,7 +11,7 @@ there pulls scales to 0 and rare tokens' rows away between their updates. An int
 means "alpha one half", which is no better a place than any other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -49,16 +49,7 @@ kernel rounds the ends of tensors otherwise: weights would depend on how they ar
 
 
 def register_optimizer(name: str, optimizer: Optimizer, make: Make) -> None:
-    """Register an optimizer.
-
-    Args:
-        name: as run files call it.
-        optimizer: what a run config and a plan have to know of it.
-        make: what makes it.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
+    """Register an optimizer: its facts, and what makes it (ConfigError: the name is taken)."""
     OPTIMIZERS.register(name)(optimizer)
     MAKERS.register(name)(make)
 
@@ -106,10 +97,6 @@ def decay_by_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
     besides its update: at ratio 0.1 and a rate of 5e-5 by 1 - 2.5e-10, which no float32 weight
     shows. (In the authors' loop each step has the decay of the rate before it; and norms and
     embeddings decay, too.)
-
-    Args:
-        optimizer: its group `matrices` is the one that decays.
-        ratio: weight decay per learning rate.
     """
 
     def follow(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -127,15 +114,17 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     Returns:
         Dicts with `name`, `params`, `lr` and `weight_decay`, as the module's table says.
     """
-    own_rate = config.interpolator_learning_rate
-    rate = config.learning_rate
+    rate, own_rate = config.learning_rate, config.interpolator_learning_rate
     groups: dict[str, dict[str, Any]] = {
         "matrices": {"lr": rate, "weight_decay": config.weight_decay},
         "no_decay": {"lr": rate, "weight_decay": 0.0},
         "interpolators": {"lr": rate if own_rate is None else own_rate, "weight_decay": 0.0},
     }
-    interpolators = set(_interpolator_parameters(model))
-    embeddings = set(_embedding_parameters(model))
+    interpolators = set[Parameter]()
+    if isinstance(model, ControlLLMForCausalLM):
+        interpolators = {p for _, p in model.trainable_parameter_groups()["interpolator"]}
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    embeddings = {p for table in tables for p in table.parameters(recurse=False)}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -147,18 +136,6 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
             group = "matrices"
         groups[group].setdefault("params", []).append(parameter)
     return [{"name": name, **group} for name, group in groups.items() if "params" in group]
-
-
-def _interpolator_parameters(model: nn.Module) -> Iterator[Parameter]:
-    if isinstance(model, ControlLLMForCausalLM):
-        for _, parameter in model.trainable_parameter_groups()["interpolator"]:
-            yield parameter
-
-
-def _embedding_parameters(model: nn.Module) -> Iterator[Parameter]:
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            yield from module.parameters(recurse=False)
 
 
 def make_scheduler(

@@ -15,11 +15,7 @@ Selection = tuple[dict[str, Any], Callable[[Tensor], Tensor]]
 
 
 def rows_of_origin(batch: Mapping[str, Any], origin: int) -> Selection | None:
-    """The part of a batch that came from `origin`.
-
-    Args:
-        batch: padded (B, T) or packed (1, B*T) tensors, with `origin`.
-        origin: the mark to look for.
+    """The part of a batch, padded (B, T) or packed (1, B*T), that came from `origin`.
 
     Returns:
         The part as a batch of the same kind, and a function that takes the same part out of any
@@ -54,10 +50,7 @@ def _documents(batch: Mapping[str, Any], origin: int) -> Selection | None:
 
     bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0).to(lengths.dtype)])
     longest = int(lengths.max())
-    tensors = {k: select(v) for k, v in batch.items() if _is_per_token(v)}
+    per_token = (kv for kv in batch.items() if isinstance(kv[1], Tensor) and kv[1].dim() >= 2)
+    tensors = {k: select(v) for k, v in per_token}
     packing = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     return {**tensors, **packing, "max_length_q": longest, "max_length_k": longest}, select
-
-
-def _is_per_token(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() >= 2

@@ -39,13 +39,7 @@ _FALLS: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_factor(step: int, config: TrainingConfig, total_steps: int) -> float:
-    """The learning rate of a step as a share of the peak, by the module's table.
-
-    Args:
-        step: optimizer steps already done, from 0.
-        config: the schedule's shape.
-        total_steps: length of the schedule.
-    """
+    """The learning rate as a share of the peak after so many steps, by the module's table."""
     warmup = warmup_steps(config, total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from controlllm.checkpoint import capture_rng, restore_rng
 from controlllm.common.errors import ConfigError
-from controlllm.train.loops.hf.arguments import training_arguments
 from controlllm.train.loops.hf.zero import with_engine
 from controlllm.train.loops.native import clip_gradients
 from controlllm.train.observe.timing import BACKWARD, COMMUNICATION, DATA, FORWARD, OPTIMIZER
@@ -46,24 +45,48 @@ def train_with_hf(ready: Ready, recorder: Recorder) -> TrainResult:
     return recorder.finish()
 
 
-class ControlLLMTrainer(Trainer):
-    """A Trainer whose batches, loss and records are ours.
+def _arguments(ready: Ready) -> TrainingArguments:
+    """The Trainer's own logging, evaluation, saving and clipping are off."""
+    run, training = ready.run, ready.run.training
+    sharing: dict[str, Any] = {"max_grad_norm": 0.0}
+    if run.parallel.way.by_deepspeed:
+        sharing = {
+            "deepspeed": ready.engine_settings,
+            "accelerator_config": {"use_configured_state": True},
+            # The engine clips, and computes in its own precision.
+            "max_grad_norm": training.max_grad_norm,
+            "bf16": training.autocast_dtype is torch.bfloat16,
+        }
+    return TrainingArguments(
+        output_dir=training.output_dir,
+        max_steps=ready.total_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=ready.micro_batches,
+        seed=training.seed,
+        use_cpu=ready.device.type == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=run.logging.integrations,
+        run_name=run.logging.run_name,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        **sharing,
+    )
 
-    Args:
-        ready: what trains.
-        recorder: logs, measures and saves.
-    """
+
+class ControlLLMTrainer(Trainer):
+    """A Trainer whose batches, loss and records are ours."""
 
     def __init__(self, ready: Ready, recorder: Recorder) -> None:
-        self.ready = ready
-        self.recorder = recorder
-        self.counts = Counts()
-        self.report = StepReport()
+        self.ready, self.recorder = ready, recorder
+        self.counts, self.report = Counts(), StepReport()
         self.uses_zero = ready.run.parallel.way.by_deepspeed
         self._random_states = capture_rng()
         super().__init__(
             model=ready.model,
-            args=training_arguments(ready),
+            args=_arguments(ready),
             optimizers=(ready.optimizer, ready.scheduler),
             callbacks=[_Steps(self)],
         )

@@ -37,10 +37,6 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def with_engine(ready: Ready, engine: Any) -> Ready:
     """Put DeepSpeed's engine in the place of model and optimizer.
 
-    Args:
-        ready: the stage before.
-        engine: DeepSpeed's.
-
     Raises:
         ModelError: the model does not compute as the run relies on.
     """
@@ -57,11 +53,8 @@ class ZeroStorage(Storage):
     """The trained state of an engine.
 
     To be saved, each tensor is put together on all processes, one after the other, and kept by one
-    of them. To be put back, it is read by all, some at a time.
-
-    Args:
-        engine: DeepSpeed's.
-        storage: of the model before it became the engine's.
+    of them. To be put back, it is read by all, some at a time. `storage` is the model's from before
+    it became the engine's.
     """
 
     def __init__(self, engine: Any, storage: Storage) -> None:
@@ -120,7 +113,10 @@ class ZeroStorage(Storage):
             if parameter.requires_grad:
                 for key in _MOMENTS:
                     self._put(parameter, read[self._moment(parameter, key)], key)
-        self._set_steps(max(v.item() for k, v in read.items() if k.endswith("/step")))
+        steps = max(v.item() for k, v in read.items() if k.endswith("/step"))
+        for state in self.optimizer.state.values():
+            step = state["step"]
+            state["step"] = step.fill_(steps) if isinstance(step, Tensor) else int(steps)
         # After `_make_state`, which leaves the rates as they were.
         restore_groups(self.optimizer, rest["groups"])
         if not self.stage3:
@@ -182,8 +178,3 @@ class ZeroStorage(Storage):
         """Steps of the optimizer so far; None before the first."""
         steps = [state["step"] for state in self.optimizer.state.values() if "step" in state]
         return float(steps[0]) if steps else None
-
-    def _set_steps(self, steps: float) -> None:
-        for state in self.optimizer.state.values():
-            step = state["step"]
-            state["step"] = step.fill_(steps) if isinstance(step, Tensor) else int(steps)

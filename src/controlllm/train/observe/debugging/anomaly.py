@@ -21,12 +21,7 @@ __all__ = ["AnomalyHunt"]
 
 
 class AnomalyHunt:
-    """Checks all outputs and gradients of a model while it trains; evaluation is left alone.
-
-    Args:
-        model: what trains.
-        rank: of this process, for messages.
-    """
+    """Checks all outputs and gradients of a model while it trains; evaluation is left alone."""
 
     def __init__(self, model: nn.Module, rank: int) -> None:
         self.rank = rank

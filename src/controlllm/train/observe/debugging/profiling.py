@@ -23,14 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Profiles this process, if it is to.
+    """Profiles this process, if it is to, with the phases of its clock in the trace.
 
-    Args:
-        config: which steps and ranks.
-        clock: whose phases are to appear in the trace.
-        device: where the model computes.
-        output_dir: the run folder.
-        place: rank of this process, and processes of the run.
+    `place` is the rank of this process, and how many there are.
 
     Raises:
         ConfigError: a rank that there is not, or a memory snapshot of a CPU.
