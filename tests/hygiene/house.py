@@ -22,7 +22,6 @@ REASONS: dict[str, str] = {
     "data/loader/stream.py": "one class: what a lane draws, and the state to go on from",
     "data/loader/train_loader.py": "one class: the face of all lanes, and their state",
     "expansion/hub/modeling.py": "one class, whose interface is that of transformers",
-    "train/step/liger.py": "all that the project knows of Liger, so that no other file does",
 }
 """Why a file is longer, by its path in the package."""
 

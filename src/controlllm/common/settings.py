@@ -187,18 +187,32 @@ def _require_settings(
                 _require_settings(inner, item, begin, names, f"{where}.")
 
 
+_ELSEWHERE = {
+    "mixed_precision": "bf16",
+    "fp16": "bf16",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "max_seq_length": "max_length",
+}
+"""What other trainers call our settings."""
+
+
 def near_setting(name: str, names: Sequence[str], mark: str = "") -> str:
     """What to write instead of a wrong dotted name, as a sentence that begins with a space.
 
-    A setting of that name in another section comes first, then the most similar one of this
-    section, then that of all.
+    A setting of that name in another section comes first, or of what other tools call by it, then
+    the most similar one of this section, then that of all.
 
     >>> near_setting("training.logging_steps", ["logging.logging_steps", "training.eval_steps"])
     ' Did you mean logging.logging_steps?'
+    >>> near_setting("training.mixed_precision", ["training.bf16", "data.mixed_training"])
+    ' Did you mean training.bf16?'
     """
     name = re.sub(r"\[\d+\]", "", name)  # an item of a list
     last = name.rpartition(".")[2]
-    elsewhere = [known for known in names if known.rpartition(".")[2] == last]
+    wanted = {last, _ELSEWHERE.get(last)}
+    elsewhere = [known for known in names if known.rpartition(".")[2] in wanted]
     if elsewhere:
         return f" Did you mean {' or '.join(mark + known for known in elsewhere[:3])}?"
     section = name.rpartition(".")[0]

@@ -16,8 +16,9 @@ __all__ = ["BaseReference"]
 class BaseReference(nn.Module):
     """The base inside an expanded model, as a reference model without any weights of its own.
 
-    A call runs the policy itself without gradients, with its expansion (and PEFT's adapters around
-    it) disabled, in evaluation mode: what a second copy of the base would give.
+    A call runs the policy itself (the expanded model, or PEFT's model around it) without gradients,
+    with its expansion and PEFT's adapters disabled, in evaluation mode: what a second copy of the
+    base would give.
 
     Raises:
         ModelError: if there is no expanded model in it, it is a base whose expansion is an adapter

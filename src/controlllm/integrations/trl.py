@@ -92,7 +92,12 @@ class GivenReference(OnExpandedModel):
         refuse(model, args, options)
         if ref_model is None:
             refuse_synchronising(args)
-            refuse_zero3(args)
+            plugin = getattr(args, "deepspeed_plugin", None)
+            if plugin is not None and plugin.zero_stage == 3:  # It asks for a first parameter.
+                raise ConfigError(
+                    "DeepSpeed's ZeRO-3 takes no reference model without parameters, as the base "
+                    "inside the model is one. Use ZeRO-2 or FSDP2, or give a ref_model."
+                )
             ref_model = BaseReference(model)
         super().__init__(model, args=args, ref_model=ref_model, **options)
 
@@ -179,14 +184,4 @@ def refuse_synchronising(args: Any) -> None:
         raise ConfigError(
             "sync_ref_model=True, but the reference is the base inside the model, which never "
             "changes. Leave it out, or give DPO or KTO a second expanded model as ref_model."
-        )
-
-
-def refuse_zero3(args: Any) -> None:
-    """Refuse DeepSpeed's ZeRO-3, which asks each model for its first parameter (ConfigError)."""
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
-        raise ConfigError(
-            "DeepSpeed's ZeRO-3 takes no reference model without parameters, as the base inside "
-            "the model is one. Use ZeRO-2 or FSDP2, or give a ref_model."
         )

@@ -4,7 +4,7 @@ The one builder of all settings, from the command line, from files and in Python
 but what the type hints say: no value can name a class to import.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from controlllm.common.storage.schema import build
 from controlllm.common.text.secrets import redactions
 from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
 
-__all__ = ["build", "merge", "read_yaml", "require_secrets", "write_yaml"]
+__all__ = ["build", "flat", "merge", "read_yaml", "require_secrets", "write_yaml"]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,6 +29,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of settings and their values; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
 
 
 def require_secrets(values: Any, name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
 
-__all__ = ["LOW_BIT", "OPTIMIZERS", "LowBit", "Optimizer", "StateBytes", "block_size"]
+__all__ = ["LOW_BIT", "OPTIMIZERS", "LowBit", "Optimizer", "StateBytes", "block_size", "held"]
 
 _STEP, _SCALE = 4, 4
 MIN_VALUES = 4096
@@ -50,7 +50,7 @@ class Optimizer:
             quantised: whether its moments may be in few bits (an interpolator's may not).
         """
         size = self.moments * parameter.element_size()
-        return StateBytes(_held(parameter, parts) * size + _STEP, parameter.numel() * size + _STEP)
+        return StateBytes(held(parameter, parts) * size + _STEP, parameter.numel() * size + _STEP)
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class LowBit(Optimizer):
         def stored(numbers: int) -> int:
             return numbers * self.bits // 8 + numbers // block * _SCALE
 
-        held, whole = stored(_held(parameter, parts)), stored(parameter.numel())
-        return StateBytes(self.moments * (held + self.table) + _STEP, self.moments * whole + _STEP)
+        most, whole = stored(held(parameter, parts)), stored(parameter.numel())
+        return StateBytes(self.moments * (most + self.table) + _STEP, self.moments * whole + _STEP)
 
 
-def _held(parameter: Tensor, parts: int) -> int:
-    """Numbers of a parameter on the process that holds most."""
-    rows = parameter.shape[0]
+def held(parameter: Tensor, parts: int) -> int:
+    """Numbers of a parameter on the process that holds most; it is cut along its first axis."""
+    rows = parameter.shape[0] if parts > 1 else 1
     return parameter.numel() // rows * -(-rows // parts)
 
 

@@ -1,7 +1,7 @@
 """The run config: one typed object that says everything about a run and can repeat it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,14 @@ from controlllm.common.settings import require_settings, value_at
 from controlllm.data import DataConfig
 from controlllm.expansion import AdapterConfig, ExpansionConfig, trains_interpolators
 from controlllm.train.config.compatibility import check_support
-from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets, write_yaml
+from controlllm.train.config.config_io import (
+    build,
+    flat,
+    merge,
+    read_yaml,
+    require_secrets,
+    write_yaml,
+)
 from controlllm.train.config.debug_config import DebugConfig
 from controlllm.train.config.logging_config import LoggingConfig
 from controlllm.train.config.method_config import FreezeConfig, KLConfig, settled
@@ -219,7 +226,7 @@ def tell_without_effect(values: Mapping[str, Any]) -> None:
     if preset is None:
         return
     below = preset_values(preset)
-    pairs = [(name, value, value_at(values, name)) for name, value in _leaves(below)]
+    pairs = [(name, value, value_at(values, name)) for name, value in flat(below)]
     if any(given is None for name, _, given in pairs if name != "preset"):
         return
     other = [f"{name}={given!r}" for name, value, given in pairs if given != value]
@@ -230,12 +237,3 @@ def tell_without_effect(values: Mapping[str, Any]) -> None:
             preset,
             ", ".join(other),
         )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of settings and their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -52,6 +52,8 @@ _SECTIONS = {
 def prepare_deepspeed(on_cpu: bool, local_rank: int) -> None:
     """Let DeepSpeed and accelerate know where they run; call it before either is set up.
 
+    `on_cpu`: there is no accelerator, or it is not to be used.
+
     Raises:
         ConfigError: DeepSpeed is not installed.
     """

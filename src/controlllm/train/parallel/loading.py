@@ -59,17 +59,15 @@ def weights_to_shard(run: RunConfig, world: World) -> Path | None:
 
 def _why_whole(run: RunConfig) -> str | None:
     """What of a run needs the base in one piece before it is sharded."""
-    if any(source.postprocess for source in [*run.data.train, *run.data.replay]):
-        return "a postprocess hook may use it"
-    if run.rehearsal.enabled:
-        return "the base writes what is rehearsed"
-    if run.model.quantize_base is not None:
-        return "its frozen blocks are quantised (model.quantize_base)"
-    if run.adapters:
-        return "adapters are made around its weights (peft)"
-    if run.expansion.freeze is not None:
-        return "parts of the base train (expansion.freeze)"
-    return None
+    hooks = [source.postprocess for source in [*run.data.train, *run.data.replay]]
+    reasons = {
+        "a postprocess hook may use it": any(hooks),
+        "the base writes what is rehearsed": run.rehearsal.enabled,
+        "its frozen blocks are quantised (model.quantize_base)": run.quantizer is not None,
+        "adapters are made around its weights (peft)": run.adapters is not None,
+        "parts of the base train (expansion.freeze)": run.expansion.freeze is not None,
+    }
+    return next((why for why, is_so in reasons.items() if is_so), None)
 
 
 def _folder(run: RunConfig) -> str | None:

@@ -27,7 +27,7 @@ from controlllm.common.packages.quantizers import Quantizer
 from controlllm.expansion import ControlLLMConfig, ControlLLMForCausalLM, ExpansionConfig
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.methods import METHODS
-from controlllm.train.config.optimizers import OPTIMIZERS, StateBytes
+from controlllm.train.config.optimizers import OPTIMIZERS, StateBytes, held
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.flops import FlopCount, Flops
 from controlllm.train.observe.model_parts import parts_of
@@ -164,11 +164,11 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
     """Last of all: the model is changed."""
     training = run.training
     packed = _packed(model, run.quantizer)
-    local = [(_local(packed.get(p, p), mesh.parts), p) for p in model.parameters()]
-    frozen = sum(_bytes(t) for t, p in local if not p.requires_grad)
+    local = [(_bytes(packed.get(p, p), mesh.parts), p.requires_grad) for p in model.parameters()]
+    frozen = sum(size for size, trains in local if not trains)
     if run.quantizer is not None:
         frozen += sum(run.quantizer.beside(*weight.shape) for weight in packed)
-    trained = sum(_bytes(t) for t, p in local if p.requires_grad)
+    trained = sum(size for size, trains in local if trains)
     moments = sum(state.memory for state in _optimizer(model, training.optim, mesh.parts))
     if not carries_base(model) and asks_base(run):
         # The base is kept beside it, to be asked; one process has what is frozen only once.
@@ -224,13 +224,5 @@ def _optimizer(model: nn.Module, name: str, parts: int) -> Iterator[StateBytes]:
             yield OPTIMIZERS.get(name).state_bytes(parameter, parts, quantised)
 
 
-def _local(tensor: Tensor, parts: int) -> Tensor:
-    """What the first of so many processes holds of a tensor: FSDP cuts it along its first axis."""
-    if parts == 1:
-        return tensor
-    rows = -(-tensor.shape[0] // parts)
-    return tensor.new_empty(rows, *tensor.shape[1:])
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _bytes(tensor: Tensor, parts: int = 1) -> int:
+    return held(tensor, parts) * tensor.element_size()

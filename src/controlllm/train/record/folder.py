@@ -35,7 +35,7 @@ from controlllm.common.storage.held import LOCK
 from controlllm.common.storage.remote import is_remote
 from controlllm.common.text.secrets import redacted, without_options
 from controlllm.common.text.yamls import parse_yaml
-from controlllm.train.config.config_io import read_yaml, write_yaml
+from controlllm.train.config.config_io import flat, read_yaml, write_yaml
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.training_config import TrainingConfig
 
@@ -222,7 +222,7 @@ def _changes(config: Mapping[str, Any], run: RunConfig) -> Iterator[str]:
     if not config:
         return
     free = tuple(settings_with(RunConfig, {"may_change": True}))
-    before, now = (dict(_flat(_compared(values))) for values in (config, run.to_dict()))
+    before, now = (dict(flat(_compared(values))) for values in (config, run.to_dict()))
     for key in before.keys() | now.keys():
         may_change = key in free or key.startswith(tuple(f"{name}." for name in free))
         if before.get(key) != now.get(key) and not may_change:
@@ -239,11 +239,3 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
     if training.get("total_train_batch_size") is None:
         training[" x ".join(_SPLIT)] = split[0] * split[1]
     return values
-
-
-def _flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", value

@@ -208,12 +208,10 @@ class StepLoss:
 
     def _divergence_mask(self, batch: Mapping[str, Any]) -> Tensor:
         """Positions whose divergence counts (B, T bool)."""
-        model = self.model
-        which = (
-            model.expansion.divergence_tokens if isinstance(model, ControlLLMForCausalLM) else ""
-        )
-        if which == "target":
-            return token_mask(batch, which)
+        if isinstance(self.model, ControlLLMForCausalLM):
+            which = self.model.expansion.divergence_tokens
+            if which == "target":
+                return token_mask(batch, which)
         mask: Tensor = batch["origin"] >= 0
         return mask
 

@@ -132,7 +132,7 @@ class ControlLLMTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The run's batches; no worker reads ahead, so the loader's state is exact."""
-        return _Batches(self.ready)
+        return self.ready.loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -236,13 +236,3 @@ class _Integrations:
 
     def close(self) -> None:
         """The Trainer tells them when training ends."""
-
-
-class _Batches:
-    """The loader as the Trainer wants it: an iterable without a length."""
-
-    def __init__(self, ready: Ready) -> None:
-        self.ready = ready
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.ready.loader)
