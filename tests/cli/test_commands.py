@@ -30,6 +30,7 @@ from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
+from controlllm.cli.report import ReportOptions
 from controlllm.cli.ship import ShipOptions
 from controlllm.cli.suites import SuitesOptions
 from controlllm.data import DataConfig
@@ -49,6 +50,7 @@ OPTIONS = {
     "data inspect": InspectData,
     "data prepare": PrepareData,
     "inspect": InspectOptions,
+    "report": ReportOptions,
     "ship": ShipOptions,
     "suites": SuitesOptions,
     "demo": DemoConfig,

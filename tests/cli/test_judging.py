@@ -1,6 +1,7 @@
-"""`ship`, by the real command: what it prints, its exit codes, and that it loads no model."""
+"""`ship` and `report`, by the real command: what they write, exit codes, and no model loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -88,3 +89,41 @@ def test_the_command_itself_ends_with_the_code_and_loads_no_model(tmp_path, run)
     found = subprocess.run(words, capture_output=True, text=True)
     assert found.returncode == 2, found.stderr
     assert "FAIL: 1 of 1 rules broken" in found.stdout
+
+
+def test_report_writes_one_page_and_loads_no_model(cli, tmp_path, run):
+    rules, page = gate(tmp_path, in_suite(RULE, "s")), tmp_path / "pages" / "page.html"
+    words = [sys.executable, "-c", COMMAND, "report", str(run), "--gate", str(rules)]
+    found = subprocess.run([*words, "--output", str(page)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    text = page.read_text()
+    assert str(page) in found.stdout and "1 of 1 rules broken" in text
+    assert "http:" not in text and "https:" not in text and "<script" not in text
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def test_report_of_several_runs(cli, tmp_path, run):
+    shutil.copytree(run, tmp_path / "other")
+    page = tmp_path / "page.html"
+    code, _, _ = cli("report", run, tmp_path / "other", "--learned", '["gsm8k"]', "--output", page)
+    assert code == 0 and "Report on run and other" in page.read_text()
+    code, _, err = cli("report", run, "--runs", f"['{run}']")
+    assert code == 2 and "given twice" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--learned", "[gsm8]"], "Did you mean 'gsm8k'?"),
+        (["--model", "tunde"], "Did you mean 'tuned'?"),
+        (["--gate", "none.yaml"], "cannot read the gate none.yaml"),
+        (["--examples", "-1"], "examples=-1 is out of range"),
+        (["--output", "."], "is a folder; name a file"),
+        (["nowhere"], "nowhere holds no evaluation"),
+    ],
+)
+def test_report_refuses_what_it_cannot_show(cli, tmp_path, run, words, told, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("report", run, *words)
+    assert code == 2 and told in err
+    assert not (tmp_path / "report.html").exists()

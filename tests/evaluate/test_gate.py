@@ -157,7 +157,9 @@ def test_all_rules_must_hold_and_the_worst_word_counts():
     assert verdict(one, KEEP, open_) == "INCONCLUSIVE"
     assert verdict(one, KEEP, open_, lost) == "FAIL"
     found = judge([one], Gate((KEEP, lost)))
-    assert found.reason.startswith("1 of 2 rules broken: arc_easy choice -0.133")
+    assert found.reason.startswith(
+        "1 of 2 rules broken: arc_easy choice -13.3 points (-16.6 to -10.1), "
+    )
     assert found.to_dict()["rules"][1]["verdict"] == "FAIL"
 
 

@@ -23,6 +23,7 @@ VERBS = {
     "suites": "suites of benchmarks, and what this machine lacks for them",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "compare": "what several runs learned, forgot and took, in one table",
+    "report": "what several runs gained and lost on benchmarks, as one page to send to people",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
     "chat": "talk with a model; alpha can change in the middle",
     "export": "write a model as a sidecar or adapter, in full, or collapsed into the base's form",
@@ -33,7 +34,7 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
-_WITHOUT_MODELS = ("inspect", "ship", "suites")
+_WITHOUT_MODELS = ("inspect", "report", "ship", "suites")
 """Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
 

@@ -193,6 +193,8 @@ def _print_help(cls: type, verb: str, unread: Collection[str]) -> None:
     parser.add_class_arguments(cls, as_group=False, as_positional=True)
     facts = {name: describe_facts(field) for name, field in settings_of(cls)}
     for action in parser._actions:
+        if not action.option_strings and is_several(hint_of(cls, action.dest)):
+            action.metavar = f"{action.dest} ..."
         if action.dest in unread:
             action.help = SUPPRESS
         elif facts.get(action.dest):

@@ -12,7 +12,7 @@ from typing import Any
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.registry import check_choice, nearest
 from controlllm.evaluate.items.comparison import Change, compare_models
-from controlllm.evaluate.items.records import Evaluation
+from controlllm.evaluate.items.records import READINGS, Evaluation
 from controlllm.evaluate.judging.gate import ALL, Gate, Rule
 from controlllm.evaluate.judging.measures import Measure, difference_of, numbers_of, share_of
 from controlllm.evaluate.statistics import (
@@ -265,10 +265,17 @@ def _overall(rulings: Sequence[Ruling]) -> tuple[Verdict, str]:
 
 
 def _told(ruling: Ruling) -> str:
-    rule, value = ruling.rule, ruling.value
+    """A rule and what was found, in points where both are shares."""
+    rule, found = ruling.rule, ruling.value
     asked = {"not_below": "not below", "at_least": "at least", "not_above": "not above"}[rule.kind]
-    sign = "+" if rule.reading is not None else ""
-    return (
-        f"{rule.benchmark} {rule.what} {value.estimate:{sign}.3f} "
-        f"[{value.low:{sign}.3f}, {value.high:{sign}.3f}], asked: {asked} {rule.bound:{sign}g}"
+    is_rate = READINGS.get(rule.what, True)
+    scale, digits, sign = (100, 1, "+") if is_rate else (1, 3, "+")
+    unit = " points" if is_rate else " bits"
+    if rule.share is not None:
+        sign, unit = "", " %"
+    value, low, high = (
+        f"{scale * number:{sign}.{digits}f}" for number in (found.estimate, found.low, found.high)
     )
+    bound = f"{scale * rule.bound:{sign}g}"
+    name = rule.what.replace("_", " ")
+    return f"{rule.benchmark} {name} {value}{unit} ({low} to {high}), asked: {asked} {bound}{unit}"

@@ -1,0 +1,120 @@
+"""Pieces of a page: whatever is put into one is text, unless it is a piece itself.
+
+    tag("p", "kept ", tag("b", name), class_="word")
+
+What could fetch, run or send something has no way in: tags and attributes stand on lists, links go
+to places of the page itself, and control characters of strangers' texts are made visible.
+"""
+
+import re
+from collections.abc import Iterable
+from html import escape
+
+from controlllm.common.text.readable import readable
+
+__all__ = ["LONGEST", "Child", "Piece", "cut", "page", "tag"]
+
+_WORDS = re.compile(r"\S+")
+TAGS = frozenset(
+    _WORDS.findall(
+        "a article b circle code dd details div dl dt figcaption figure footer h1 h2 h3 header li "
+        "line main nav p polyline pre rect section small span strong summary svg table tbody td "
+        "text th thead title tr ul"
+    )
+)
+ATTRIBUTES = frozenset(
+    _WORDS.findall(
+        "aria-hidden class colspan cx cy dir height href id open points r role rx scope "
+        "tabindex text-anchor transform viewbox width x x1 x2 y y1 y2"
+    )
+)
+VIEW_BOX = "viewBox"
+"""The one attribute with a capital letter."""
+LONGEST = 1500
+"""Characters of a text that a page shows."""
+
+Child = object
+"""A piece, a text, a number, None (nothing), or any of them in a row."""
+
+
+class Piece(str):
+    """Markup that `tag` has made; every other text is escaped."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: Child, **attributes: str | float | bool | None) -> Piece:
+    """One element.
+
+    Args:
+        name: of the tag.
+        children: what is in it, in this order.
+        attributes: `class_` is `class`, `text_anchor` is `text-anchor`; None and False leave one
+            out.
+
+    Raises:
+        ValueError: a tag, an attribute or a link is none that a page may have.
+    """
+    if name not in TAGS:
+        raise ValueError(f"a page has no {name!r}")
+    told = "".join(_attribute(key, value) for key, value in attributes.items())
+    return Piece(f"<{name}{told}>{''.join(_flat(children))}</{name}>")
+
+
+def page(title: str, style: str, policy: str, *children: Child) -> str:
+    """A whole document.
+
+    Args:
+        title: shown by the browser.
+        style: CSS of this package, put in as it is.
+        policy: the Content-Security-Policy.
+        children: of the body.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n{''.join(_flat(children))}\n</body>\n</html>\n"
+    )
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """The beginning of a long text, with its whole length said."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]} … ({len(text):,} characters in all)"
+
+
+def _flat(children: Iterable[Child]) -> Iterable[str]:
+    for child in children:
+        if child is None:
+            continue
+        if isinstance(child, Piece):
+            yield child
+        elif isinstance(child, str | int | float):
+            yield _text(str(child))
+        elif isinstance(child, Iterable):
+            yield from _flat(child)
+        else:
+            raise TypeError(f"a page cannot show a {type(child).__name__}")
+
+
+def _text(text: str) -> str:
+    return escape(readable(text), quote=True)
+
+
+def _attribute(key: str, value: str | float | bool | None) -> str:
+    if value is None or value is False:
+        return ""
+    name = key.rstrip("_").replace("_", "-")
+    if name.lower() not in ATTRIBUTES or (name != name.lower() and name != VIEW_BOX):
+        raise ValueError(f"a page has no attribute {name!r}")
+    if name == "href" and not re.fullmatch(r"#[a-z0-9-]+", str(value)):
+        raise ValueError(f"a page links to its own places only, not to {value!r}")
+    if value is True:
+        return f" {name}"
+    told = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return f' {name}="{_text(told)}"'
