@@ -2,11 +2,13 @@
 
 import csv
 import io
+import random
 
 import pytest
 import yaml
 
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.evaluate import find_tasks, load_benchmark
 from controlllm.evaluate.suites import Suite, load_suite, prepare_tasks
 from controlllm.evaluate.suites.suite import Benchmark
 
@@ -54,7 +56,9 @@ def test_a_subject_of_each_form(load, pick, write_rows, tmp_path):
         write_rows(f"mmlu/virology/{split}-00001-of-00002.parquet", [QUESTION] * 4)
         write_rows(f"mmlu/sociology.{split}.json", [QUESTION] * 6)
         write_rows(f"mmlu/management/{split}.jsonl.gz", [QUESTION] * 8)
-    prepared, tasks = load(pick("cpt", "mmlu"), tmp_path / "data")
+    told = "mmlu: 53 of its 57 tasks are left out, as .*: mmlu_abstract_algebra, .* and 48 more"
+    with pytest.warns(match=told):
+        prepared, tasks = load(pick("cpt", "mmlu"), tmp_path / "data")
     sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
     assert sizes == {
         "mmlu_anatomy": 5,
@@ -215,6 +219,26 @@ def test_the_rest_of_original(load, pick, write_rows, tmp_path):
     assert requests_of(tasks["mmlu_pro_law"])[0][0].count("Question:") == 6
 
 
+def test_choices_are_shuffled_alike_in_every_process(pick, write_rows, tmp_path, monkeypatch):
+    """lm-eval shuffles those of GPQA by the state that it finds, when the data are loaded."""
+    import datasets
+
+    wrong = {f"Incorrect Answer {n}": f"w{n}" for n in (1, 2, 3)}
+    rows = [{"Question": f"Q{n}?", "Correct Answer": "r", **wrong} for n in range(20)]
+    write_rows("gpqa/gpqa_main.csv", table(rows))
+    docs = []
+    for state in (1, 2):
+        random.seed(state)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"cache{state}")
+        folder = tmp_path / f"tasks{state}"
+        prepared = prepare_tasks(pick("original", "gpqa"), tmp_path / "data", folder)
+        manager = find_tasks(["gpqa"], [prepared.include_path])
+        (task,) = load_benchmark("gpqa", ["gpqa"], manager).tasks.values()
+        docs.append(list(task.eval_docs))
+    assert docs[0] == docs[1]
+    assert len({doc["answer"] for doc in docs[0]}) == 4
+
+
 def test_tasks_that_need_packages_are_written_without_them(write_rows, tmp_path, pick):
     """lm-eval's code for MATH is imported when the tasks are loaded, not here."""
     row = {"problem": "1?", "solution": r"\boxed{1}", "level": "Level 5", "type": "Algebra"}
@@ -326,9 +350,10 @@ def test_examples_that_are_not_there(write_rows, tmp_path, pick):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (("test.jsonl", "test.json"), "test.jsonl and .*test.json are both there"),
+        (("test.jsonl", "test.json"), "test.json and .*test.jsonl are both there"),
         (("test.jsonl", "dev.parquet"), "must all be of one kind"),
         (("test-00000-of-00002.parquet", "dev.parquet"), "holds 1 of 2 parts"),
+        (("test-00000-of-00001.parquet", "test.parquet"), "are both there"),
     ],
 )
 def test_files_that_do_not_go_together(write_rows, tmp_path, pick, files, told):

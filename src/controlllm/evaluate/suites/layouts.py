@@ -5,6 +5,7 @@ of its name on the hub: what `hf download NAME --repo-type dataset --local-dir D
 writes is read as it is. `KNOWN` holds further layouts of single datasets.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Layout:
 
 _CONFIG = re.compile(r"\w[\w .+-]*")
 """Names that may become part of a path; others are looked for on the hub only."""
-_PARTS = re.compile(r"-\d+-of-(\d+)(-\w+)?$")
+_ENDING = rf"(?P<part>-\d+-of-\d+(-\w+)?)?(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})"
 _SAME = {"hails/mmlu_no_train": "cais/mmlu"}
 """Datasets with the rows and names of another one."""
 _WHOLE = (None, "main", "default")
@@ -165,8 +166,10 @@ def _of_layout(
         if len(forms) > 1 and config != "*":
             both = " and ".join(str(paths[0]) for paths in list(forms.values())[:2])
             raise ConfigError(f"{both} are both there: keep one of them.")
-        suffix, paths = next(iter(forms.items()))
-        files[split], kinds[split] = paths, SUFFIXES[suffix]
+        (suffix, in_parts), paths = next(iter(forms.items()))
+        if in_parts and config != "*":
+            _require_all_parts(paths)
+        files[split], kinds[split] = tuple(paths), SUFFIXES[suffix]
     if splits[0] not in files:
         return None
     if len({*kinds.values()}) > 1:
@@ -175,23 +178,23 @@ def _of_layout(
     return Found(layout, kinds[splits[0]], files)
 
 
-def _forms(root: Path, stem: str) -> dict[str, tuple[Path, ...]]:
-    """The files of a split, by their ending: one, or the numbered parts that the hub has."""
-    forms = {}
-    for suffix in SUFFIXES:
-        paths = sorted(root.glob(f"{stem}{suffix}")) or sorted(root.glob(f"{stem}-*-of-*{suffix}"))
-        if paths:
-            _require_all_parts(paths, suffix)
-            forms[suffix] = tuple(paths)
+def _forms(root: Path, stem: str) -> dict[tuple[str, bool], list[Path]]:
+    """The files of a split by their ending, and whether they are numbered parts as on the hub."""
+    head, _, last = stem.rpartition("/")
+    wanted = re.compile(re.escape(last).replace(r"\*", ".+") + _ENDING)
+    forms: dict[tuple[str, bool], list[Path]] = {}
+    for folder in root.glob(head) if "*" in head else [root / head]:
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if found := wanted.fullmatch(name):
+                forms.setdefault((found["suffix"], bool(found["part"])), []).append(folder / name)
     return forms
 
 
-def _require_all_parts(paths: Sequence[Path], suffix: str) -> None:
+def _require_all_parts(paths: Sequence[Path]) -> None:
     """A download that was interrupted leaves some of the parts."""
-    parts = [found for path in paths if (found := _PARTS.search(path.name.removesuffix(suffix)))]
-    by_folder = {path.parent for path in paths}
-    if parts and len(parts) < int(parts[0][1]) and len(by_folder) == 1:
+    count = int(re.findall(r"-of-(\d+)", paths[0].name)[-1])
+    if len(paths) < count:
         raise ConfigError(
-            f"{paths[0].parent} holds {len(parts)} of {int(parts[0][1])} parts of "
-            f"{paths[0].name}: download the others."
+            f"{paths[0].parent} holds {len(paths)} of {count} parts like {paths[0].name}: download "
+            "the others."
         )

@@ -7,6 +7,7 @@ lm-eval's.
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["Prepared", "prepare_tasks"]
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_length")
+_SHOWN = 5
 _MAGIC = re.compile(r"[*?\[\]{}]|://|::")
 
 
@@ -119,14 +121,12 @@ class _Writer:
         if many:
             self._write(benchmark.name, self._group(benchmark, names))
         kept = {leaf.name for leaf, _ in chosen}
-        return _Written(
-            benchmark.name if many else names[0],
-            names,
-            tuple(
-                path for _, one in there if one for paths in one.files.values() for path in paths
-            ),
-            tuple(leaf.name for leaf in leaves if leaf.name not in kept),
-        )
+        left_out = tuple(leaf.name for leaf in leaves if leaf.name not in kept)
+        if left_out:
+            _warn_of(benchmark, left_out, len(leaves), self.data_dir)
+        files = [path for _, one in there if one for paths in one.files.values() for path in paths]
+        task = benchmark.name if many else names[0]
+        return _Written(task, names, tuple(files), left_out)
 
     def _find(self, leaf: Leaf, benchmark: Benchmark) -> Found | None:
         """The local files of a task, those of its examples with them."""
@@ -212,6 +212,17 @@ class _Writer:
         self.names.add(name)
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
         (self.folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _warn_of(
+    benchmark: Benchmark, left_out: Sequence[str], count: int, data_dir: Path | None
+) -> None:
+    more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+    warnings.warn(
+        f"{benchmark.name}: {len(left_out)} of its {count} tasks are left out, as {data_dir} has "
+        f"no data for them: {', '.join(left_out[:_SHOWN])}{more}.",
+        stacklevel=4,
+    )
 
 
 def _values(leaf: Leaf, benchmark: Benchmark) -> dict[str, Any]:
