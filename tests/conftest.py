@@ -40,9 +40,18 @@ BYTE_OFFSET = 3  # ids 0, 1, 2 of the byte tokenizer are <pad>, <s>, </s>
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device; those that take long come first."""
+    """Skip tests marked `gpu` where there is no CUDA device; those that take long come first.
+
+    Before all others those of several processes: the one worker that gets them imports what they
+    need once, and the last tests to end are short.
+    """
     mark_slow(items)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith("tests/distributed/"),
+            item.get_closest_marker("slow") is None,
+        )
+    )
     if torch.cuda.is_available():
         return
     for item in items:

@@ -22,12 +22,14 @@ ZERO2, ZERO3 = {"strategy": "zero2"}, {"strategy": "zero3"}
 STRUCTURES: dict[str, dict[str, Any]] = {
     "concat": {},
     "stack": {"expansion": {"structure": "stack"}},
-    "ends and gates": {"expansion": {"expand_ends": True, "interpolator": "dlerp"}},
+    "ends and gates, checkpointed": {
+        "expansion": {"expand_ends": True, "interpolator": "dlerp"},
+        "training": {"gradient_checkpointing": True},
+    },
     "full": {"method": "full"},
-    "checkpointing": {"training": {"gradient_checkpointing": True}},
 }
 MATRIX = [
-    (2, FSDP, "ends and gates"),
+    (2, FSDP, "ends and gates, checkpointed"),
     (2, ZERO2, "concat"),
     *((2, ZERO3, name) for name in STRUCTURES if name != "concat"),
     (2, DDP, "full"),
@@ -81,7 +83,6 @@ OFFLOAD = {"cpu_offload": True, "deepspeed": {"zero_force_ds_cpu_optimizer": Fal
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor groups": ({"strategy": "fsdp", "tensor_size": 2}, {}),
     "zero3, base in int8": (ZERO3, {"model": {"quantize_base": "int8"}}),
-    "zero3, offload": ({**ZERO3, **OFFLOAD}, {}),
     "zero3, hpZ": (
         {**ZERO3, "deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}},
         {},
@@ -141,22 +142,20 @@ def test_in_bfloat16_what_trains_is_kept_in_float32(
 
 
 CHAINS = {
-    "native, zero3, native, zero2, one": [
+    "native, zero3, native, zero2": [
         (2, "native", FSDP),
-        (4, "hf", ZERO3),
+        (2, "hf", ZERO3),
         (1, "native", {}),
         (2, "hf", ZERO2),
-        (1, "hf", {}),
     ],
-    "offloaded zero3, offloaded zero2, offloaded zero3, ddp, fsdp": [
-        (2, "hf", {**ZERO3, **OFFLOAD}),
+    "offloaded zero2, offloaded zero3, fsdp, one": [
         (2, "hf", {**ZERO2, **OFFLOAD}),
         (2, "hf", {**ZERO3, **OFFLOAD}),
-        (2, "hf", DDP),
         (2, "hf", FSDP),
+        (1, "hf", {}),
     ],
 }
-SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 5}
+SAVED = {"save_steps": 100, "eval_steps": 100, "max_steps": 4}
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -171,12 +170,12 @@ def test_checkpoints_of_one_back_end_are_resumed_by_the_other(
     straight = run_of(run_config, tmp_path / "straight", training=SAVED, **over)
     [history] = train_by(straight, loaded, 1, tmp_path)
     for number, (ranks, backend, parallel) in enumerate(CHAINS[name], start=1):
-        until = {"max_tokens": number * 4 * 32 - 100} if number < 5 else {}
+        until = {"max_tokens": number * 4 * 32 - 100} if number < 4 else {}
         training = SAVED | until | {"backend": backend}
         run = run_of(run_config, tmp_path / "run", parallel=parallel, training=training, **over)
         found = train_by(run, loaded, ranks, tmp_path / "processes")[0]
         assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / f"checkpoint-{number}"
-    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
     assert losses(found) == pytest.approx(losses(history), rel=2e-4)
 
 

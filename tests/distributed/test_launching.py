@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from benchmarks import soak
+from tests.processes import start as fork
 
 from controlllm.checkpoint import newest_checkpoint
 from controlllm.cli import launch, main
@@ -80,6 +81,7 @@ def test_started_killed_stopped_and_done(run_file: Any, tmp_path: Path) -> None:
     wait_for_step(folder, 4, process)
     before, workers = soak.record_of(folder), workers_of(process)
     assert len(workers) == 2
+    assert workers[0].environ()[launch.LAUNCHER] == str(process.pid)
     workers[1].send_signal(signal.SIGKILL)
     end = time.monotonic() + SECONDS
     while soak.record_of(folder) == before:
@@ -105,20 +107,27 @@ def test_started_killed_stopped_and_done(run_file: Any, tmp_path: Path) -> None:
     soak.require_same(folder, tmp_path / "straight")
 
 
-@pytest.mark.slow
 def test_without_their_launcher_the_processes_save_and_end(run_file: Any, tmp_path: Path) -> None:
-    path, folder = run_file("run"), tmp_path / "run"
-    process = train(path, "--nproc=2")
-    wait_for_step(folder, 4, process)
-    workers = workers_of(process)
+    """A launcher that was forked; that a real one tells its id is seen above."""
+    path, folder = run_file("run", steps=400), tmp_path / "run"
+
+    def launch_and_wait() -> None:
+        os.environ[launch.LAUNCHER] = str(os.getpid())
+        soak.wait_for(soak.start_ranks(lambda: main(["train", str(path)]), 2, tmp_path / "logs"))
+
+    process, end = fork(launch_and_wait), time.monotonic() + SECONDS
+    while max((row["step"] for row in soak.rows_of(folder)), default=0) < 4:
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
     process.kill()
+    process.join()
     _, alive = psutil.wait_procs(workers, timeout=SECONDS)
     assert not alive
     done = max(row["step"] for row in soak.rows_of(folder))
-    assert 4 <= done < 12
+    assert 4 <= done < 400
     assert newest_checkpoint(folder) == folder / f"checkpoint-{done}"
-    process.communicate()
 
 
 @pytest.mark.slow

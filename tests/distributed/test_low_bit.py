@@ -62,7 +62,7 @@ def test_a_run_goes_on_on_two_processes_exactly_and_on_one_closely(
     wide: Any,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Two steps, then two more on two processes, and on one."""
+    """Two steps, then two more on two processes; and on one, where the numbers are coarsest."""
 
     def by(ranks: int, folder: str, tokens: int | None = None) -> list[dict[str, Any]]:
         training = {**SAVED, "optim": name, "max_tokens": tokens}
@@ -80,6 +80,8 @@ def test_a_run_goes_on_on_two_processes_exactly_and_on_one_closely(
     for key, tensor in {**a.tensors, **a.optimizer_tensors}.items():
         assert torch.equal(tensor, {**b.tensors, **b.optimizer_tensors}[key]), key
 
+    if name != "adamw_4bit":
+        return
     by(1, "1 to 2", half)
     for ranks, folder in ((1, "2 to 1"), (2, "1 to 2")):
         assert losses(by(ranks, folder)) == pytest.approx(straight, rel=1e-2)

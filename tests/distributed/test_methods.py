@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl": {"method": "kl", "kl": {"weight": 1.0}},
     "on top": {"peft": {"type": "lora", "r": 4}},
 }
-WAYS = {"fsdp": tuple(METHODS), "ddp": ("lora", "kl")}
+WAYS = {"ddp": ("lora", "kl"), "fsdp": tuple(METHODS)}
 
 
 @pytest.fixture(scope="module")

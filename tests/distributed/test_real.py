@@ -94,36 +94,7 @@ def export(run: Path, folder: Path, form: str) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_killed_resumed_and_exported_in_every_form(shared_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "straight").mkdir()
-    (tmp_path / "killed").mkdir()
-    straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
-    short = {"max_steps": 6, "eval_steps": 3}
-    finish(run_file(tmp_path / "straight", shared_data, training=short))
-    path = run_file(tmp_path / "killed", shared_data, training=short)
-    kill_ranks_after(path, killed, 1)
-    finish(path)
-    assert list(losses(killed)) == [1, 2, 3, 4, 5, 6]
-    assert losses(killed) == losses(straight)
-
-    best = best_checkpoint(killed)
-    assert best is not None
-    assert is_sharded(best)
-    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
-    step = int(best.name.split("-")[1])
-    measured = next(r for r in rows if r["step"] == step and "learn/gsm8k/loss" in r)
-    for form in ("sidecar", "full"):
-        folder = tmp_path / form
-        export(killed, folder, form)
-        found = evaluated(folder, path, tmp_path)
-        for name in ("learn/gsm8k", "retain/stories"):
-            assert found[name] == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
-    export(killed, tmp_path / "collapsed", "collapsed")
-    assert evaluated(tmp_path / "collapsed", path, tmp_path)["learn/gsm8k"] > 0
-
-
-@pytest.mark.timeout(400)
-def test_begun_by_deepspeed_and_finished_by_the_native_loop(
+def test_begun_by_deepspeed_killed_finished_by_the_native_loop_and_exported(
     shared_data: Path, tmp_path: Path
 ) -> None:
     """Killed under ZeRO-3, finished by FSDP2; what is exported is what was measured."""
@@ -136,14 +107,21 @@ def test_begun_by_deepspeed_and_finished_by_the_native_loop(
     found = losses(run)
     assert saved[-1] >= 4 and list(found) == list(range(1, STEPS + 1))
     assert found[STEPS] < found[1] - 1
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    export(run, tmp_path / "sidecar", "sidecar")
+
     best = best_checkpoint(run)
     assert best is not None
+    assert is_sharded(best)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     step = int(best.name.split("-")[1])
     measured = next(r for r in rows if r["step"] == step and "learn/gsm8k/loss" in r)
-    for name, loss in evaluated(tmp_path / "sidecar", path, tmp_path).items():
-        assert loss == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
+    for form in ("sidecar", "full"):
+        folder = tmp_path / form
+        export(run, folder, form)
+        after = evaluated(folder, path, tmp_path)
+        for name in ("learn/gsm8k", "retain/stories"):
+            assert after[name] == pytest.approx(measured[f"{name}/loss"], rel=1e-5)
+    export(run, tmp_path / "collapsed", "collapsed")
+    assert evaluated(tmp_path / "collapsed", path, tmp_path)["learn/gsm8k"] > 0
 
 
 def evaluated(folder: Path, path: Path, tmp_path: Path) -> dict[str, Any]:

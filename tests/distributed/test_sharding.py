@@ -166,7 +166,7 @@ def peak_memory() -> Iterator[list[int]]:
     libc, done = ctypes.CDLL(None), threading.Event()
 
     def trim() -> None:
-        while not done.wait(0.002):
+        while not done.wait(0.01):
             libc.malloc_trim(0)
 
     def now(name: str) -> int:

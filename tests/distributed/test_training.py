@@ -17,9 +17,9 @@ LANES = {"lanes": 4}
 """Of the data: then one process draws the rows that four would draw."""
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
-    "fsdp 2": (2, {"strategy": "fsdp"}),
-    "ddp 2": (2, {"strategy": "ddp"}),
     "hsdp 2x2": (4, {"strategy": "hsdp", "shard_size": 2}),
+    "ddp 2": (2, {"strategy": "ddp"}),
+    "fsdp 2": (2, {"strategy": "fsdp"}),
     "fsdp 2, tensor 2": (4, {"strategy": "fsdp", "tensor_size": 2}),
     "tensor 2": (2, {"strategy": "fsdp", "tensor_size": 2}),
 }
@@ -88,11 +88,11 @@ METHODS: dict[str, dict[str, Any]] = {
 """What trains."""
 SOME = ("ends and gates", "stack", "full", "loss in chunks")
 TRIED: dict[str, tuple[str, ...]] = {
-    "fsdp 2": SOME,
-    "ddp 2": ("concat",),
     "hsdp 2x2": ("concat",),
+    "ddp 2": ("concat",),
+    "fsdp 2": SOME,
     "fsdp 2, tensor 2": ("concat",),
-    "tensor 2": SOME,
+    "tensor 2": ("ends and gates", "full", "loss in chunks"),
 }
 """Which methods each way is tried with."""
 

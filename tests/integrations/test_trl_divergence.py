@@ -106,10 +106,8 @@ def preference_loss(base):
     [
         (0.0, 2, False, "all"),
         (2.0, 1, False, "all"),
-        (2.0, 2, False, "all"),
         (2.0, 2, True, "all"),
-        (2.0, 1, False, "target"),
-        (2.0, 2, True, "target"),
+        (2.0, 2, False, "target"),
     ],
 )
 def test_dpo(talking_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing, tokens):
@@ -159,7 +157,7 @@ def policy_loss(base):
 
 @pytest.mark.parametrize(
     ("weight", "accumulation", "checkpointing"),
-    [(0.0, 2, False), (2.0, 1, False), (2.0, 2, False), (2.0, 2, True)],
+    [(0.0, 2, False), (2.0, 1, False), (2.0, 2, True)],
 )
 def test_grpo(talking_folder, tmp_path, pico_tokenizer, weight, accumulation, checkpointing):
     model, other = expanded(talking_folder, weight), expanded(talking_folder, weight)
@@ -201,7 +199,7 @@ def bare_sft(model, batches, accumulation):
     return take_steps(model, by_step, loss_of)
 
 
-@pytest.mark.parametrize(("weight", "accumulation"), [(0.0, 2), (2.0, 1), (2.0, 2)])
+@pytest.mark.parametrize(("weight", "accumulation"), [(2.0, 1), (2.0, 2)])
 def test_sft_with_a_short_last_step(talking_folder, tmp_path, pico_tokenizer, weight, accumulation):
     model, other = expanded(talking_folder, weight), expanded(talking_folder, weight)
     config = sft_config(tmp_path, accumulation, max_steps=-1, num_train_epochs=1)
@@ -217,8 +215,6 @@ def test_sft_with_a_short_last_step(talking_folder, tmp_path, pico_tokenizer, we
     ("attention", "options"),
     [
         ("sdpa", {"padding_free": True}),
-        ("packed_sdpa", {"padding_free": True}),
-        ("sdpa", {"packing": True}),
         ("packed_sdpa", {"packing": True}),
         ("eager", {"packing": True}),
     ],
@@ -250,7 +246,6 @@ def test_sft_without_padding_is_the_same_training(
 
 
 MEMORY = {
-    "checkpointed": {"gradient_checkpointing": True},
     "reentrant": {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
@@ -262,15 +257,15 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("name", MEMORY)
-def test_what_saves_memory_changes_nothing(talking_folder, tmp_path, pico_tokenizer, name):
-    models = [expanded(talking_folder, 2.0) for _ in range(2)]
-    for model, options in zip(models, ({}, MEMORY[name]), strict=True):
+def test_what_saves_memory_changes_nothing(talking_folder, tmp_path, pico_tokenizer):
+    plain, *models = (expanded(talking_folder, 2.0) for _ in range(1 + len(MEMORY)))
+    for model, options in zip((plain, *models), ({}, *MEMORY.values()), strict=True):
         config = sft_config(tmp_path, 2, **options)
         ControlLLMSFTTrainer(
             model, args=config, train_dataset=TEXTS, processing_class=pico_tokenizer
         ).train()
-    assert_same(*models)
+    for model in models:
+        assert_same(plain, model)
 
 
 def test_the_divergence_matters(talking_folder, tmp_path, pico_tokenizer):

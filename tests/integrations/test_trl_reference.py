@@ -35,20 +35,21 @@ from controlllm.integrations.trl import (
 )
 
 DPO = {
-    "accumulated": {"accumulation": 2},
-    "checkpointed, reentrant": {
+    "accumulated, checkpointed, reentrant": {
+        "accumulation": 2,
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
     "precomputed": {"precompute_ref_log_probs": True},
-    "bf16": {"bf16": True},
+    "bf16, evaluated": {"bf16": True, "eval_strategy": "steps", "eval_steps": 1},
     "ipo and sft": {"loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.5]},
-    "evaluated": {"eval_strategy": "steps", "eval_steps": 1},
 }
 GRPO = {
-    "plain": {},
-    "reused": {"num_iterations": 2, "epsilon": 0.2},
-    "checkpointed": {"gradient_checkpointing": True},
+    "reused, checkpointed": {
+        "num_iterations": 2,
+        "epsilon": 0.2,
+        "gradient_checkpointing": True,
+    },
     "dapo": {"loss_type": "dapo", "accumulation": 2},
     "no KL": {"beta": 0.0},
 }

@@ -11,8 +11,7 @@ OVERS = {
     "control": {"data": {"packing": False}},
     "retain": {"preset": "retain", "rehearsal": {"num_sequences": 4, "share": 0.3}},
     "full": {"method": "full", "training": {"gradient_accumulation_steps": 1}},
-    "bf16": {"training": {"bf16": True}},
-    "no clipping": {"training": {"max_grad_norm": 0.0}},
+    "bf16, no clipping": {"training": {"bf16": True, "max_grad_norm": 0.0}},
 }
 
 

@@ -168,8 +168,9 @@ def test_without_the_package_a_run_is_refused_before_anything_is_loaded(monkeypa
         TrainingConfig(optim="adam_8bit")
 
 
-@pytest.mark.parametrize("backend", ["native", "hf"])
-@pytest.mark.parametrize("name", LOW_BIT)
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "native") for name in LOW_BIT), ("adamw_4bit", "hf")]
+)
 def test_a_run_resumes_exactly(name, backend, run_config, wide, tmp_path):
     def run(folder, **over):
         training = {"output_dir": str(tmp_path / folder), "eval_steps": 100, "optim": name}
