@@ -13,7 +13,16 @@ from pathlib import Path
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["KNOWN", "SUFFIXES", "Found", "Layout", "find_files", "short_name", "usual_place"]
+__all__ = [
+    "KNOWN",
+    "SAME",
+    "SUFFIXES",
+    "Found",
+    "Layout",
+    "find_files",
+    "short_name",
+    "usual_place",
+]
 
 SUFFIXES = {
     ".jsonl": "json",
@@ -50,8 +59,8 @@ class Layout:
 _CONFIG = re.compile(r"\w[\w .+-]*")
 """Names that may become part of a path; others are looked for on the hub only."""
 _ENDING = rf"(?P<part>-\d+-of-\d+(-\w+)?)?(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})"
-_SAME = {"hails/mmlu_no_train": "cais/mmlu"}
-"""Datasets with the rows and names of another one."""
+SAME = {"hails/mmlu_no_train": "cais/mmlu"}
+"""Copies, and what they are copied from: that is asked for instead, so that it is there once."""
 _WHOLE = (None, "main", "default")
 """Configs of datasets that have one only: no folder needs to be named after them."""
 _FOLDERS = ("data", "plain_text", "{name}")
@@ -108,7 +117,7 @@ class Found:
 
 def short_name(dataset: str) -> str:
     """What the folder of a dataset is called: the last part of its name on the hub."""
-    return _SAME.get(dataset, dataset).rpartition("/")[2]
+    return SAME.get(dataset, dataset).rpartition("/")[2]
 
 
 def usual_place(dataset: str, config: str | None, split: str) -> str:
@@ -145,7 +154,7 @@ def find_files(
 
 
 def _layouts(dataset: str, config: str | None) -> Iterator[Layout]:
-    dataset = _SAME.get(dataset, dataset)
+    dataset = SAME.get(dataset, dataset)
     for layout in KNOWN.get(dataset, ()):
         if config == "*" or layout.config in (None, config):
             yield layout

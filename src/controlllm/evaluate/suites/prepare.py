@@ -17,7 +17,7 @@ import yaml
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import require_empty
-from controlllm.evaluate.suites.layouts import Found, find_files, usual_place
+from controlllm.evaluate.suites.layouts import SAME, Found, find_files, usual_place
 from controlllm.evaluate.suites.rows import read_rows
 from controlllm.evaluate.suites.stock import Leaf, Tasks, read_template
 from controlllm.evaluate.suites.suite import Benchmark, Suite
@@ -156,6 +156,8 @@ class _Writer:
         if name != benchmark.name:
             said["task_alias"] = name.removeprefix(f"{benchmark.name}_")
         values = _values(leaf, benchmark)
+        if values.get("dataset_path") in SAME:
+            said["dataset_path"] = SAME[values["dataset_path"]]
         if benchmark.shots is not None:
             said["num_fewshot"] = benchmark.shots
         if benchmark.max_new_tokens is not None and values.get("output_type") == "generate_until":
