@@ -65,6 +65,10 @@ class QuestionSet:
     renderer: Renderer = field(repr=False, compare=False)
     longest: int | None = None
 
+    def part(self, rows: range) -> "QuestionSet":
+        """Some of its rows."""
+        return replace(self, questions=tuple(self.questions[row] for row in rows))
+
     def examples(self, answers: Sequence[str] | None = None) -> list[Example]:
         """Prompt and answer of each question as tokens; the targets are what answers it.
 

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
         register_metric,
         score_texts,
     )
-    from controlllm.evaluate.texts.samples import Sample, as_markdown
+    from controlllm.evaluate.texts.samples import Compared, Sample, as_markdown
     from controlllm.evaluate.texts.targets import TargetScore, score_targets
 
 __all__ = [
     "EXTRACTORS",
     "METRICS",
+    "Compared",
     "Metric",
     "Sample",
     "TargetScore",

@@ -36,6 +36,7 @@ __all__ = [
     "is_mostly_cjk",
     "needs_of",
     "register_metric",
+    "score_each",
     "score_texts",
 ]
 
@@ -140,9 +141,25 @@ def score_texts(
         ConfigError: a metric is not known, fails, gives something else than numbers, or gives a
             name that another one gave.
     """
+    by_metric = score_each(names, texts, references, given)
+    return {key: value for numbers in by_metric.values() for key, value in numbers.items()}
+
+
+def score_each(
+    names: Sequence[str],
+    texts: Sequence[str],
+    references: Sequence[str],
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, float]]:
+    """As `score_texts`: the numbers of each metric by its name.
+
+    Raises:
+        ConfigError: as `score_texts` does.
+    """
     if len(texts) != len(references):
         raise ConfigError(f"{len(texts)} texts cannot be held against {len(references)} references")
-    numbers: dict[str, float] = {}
+    taken: set[str] = set()
+    numbers: dict[str, dict[str, float]] = {}
     for name in names:
         metric, more = METRICS.get(name), given or {}
         if missing := [need for need in metric.needs if need not in more]:
@@ -154,13 +171,13 @@ def score_texts(
             raise
         except Exception as error:  # A user's own function may raise anything.
             raise ConfigError(f"the metric {name!r} fails: {error!r}.") from error
-        for key, value in _checked(name, result).items():
-            if key in numbers:
-                raise ConfigError(
-                    f"two of the metrics {', '.join(names)} give a number called {key!r}; rename "
-                    f"that of {name!r}, or leave one of them out."
-                )
-            numbers[key] = value
+        numbers[name] = _checked(name, result)
+        if twice := sorted(taken & numbers[name].keys()):
+            raise ConfigError(
+                f"two of the metrics {', '.join(names)} give a number called {twice[0]!r}; rename "
+                f"that of {name!r}, or leave one of them out."
+            )
+        taken |= numbers[name].keys()
     return numbers
 
 

@@ -1,6 +1,7 @@
 """Texts for people: prompt, reference, and what the base and the trained model wrote."""
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from controlllm.common.text.readable import readable
 
-__all__ = ["Sample", "as_markdown"]
+__all__ = ["Compared", "Sample", "as_markdown"]
 
 _LONGEST = 2000
 """Characters of a text that a table shows."""
@@ -37,9 +38,47 @@ class Sample:
         return asdict(self)
 
 
-def as_markdown(title: str, samples: Sequence[Sample]) -> str:
-    """Samples one after another, each text as it is: no mark-up inside takes effect."""
+@dataclass(frozen=True)
+class Compared:
+    """A number of base and trained model.
+
+    Attributes:
+        name: of the number.
+        base: the base's.
+        tuned: the trained model's.
+        higher_is_better: whether a larger one is better.
+    """
+
+    name: str
+    base: float
+    tuned: float
+    higher_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two is better; nothing where neither is, or one is not a number."""
+        change = self.tuned - self.base
+        if not change or math.isnan(change):
+            return ""
+        return "better" if (change > 0) == self.higher_is_better else "worse"
+
+
+def as_markdown(title: str, samples: Sequence[Sample], compared: Sequence[Compared] = ()) -> str:
+    """Samples one after another, each text as it is: no mark-up inside takes effect.
+
+    Args:
+        title: the heading.
+        samples: rows.
+        compared: numbers that come first, as a table.
+    """
     lines = [f"# {_inline(title)}", ""]
+    if compared:
+        lines += ["| number | base | tuned | |", "|---|---:|---:|---|"]
+        lines += [
+            f"| {_inline(one.name)} | {one.base:.4g} | {one.tuned:.4g} | {one.verdict} |"
+            for one in compared
+        ]
+        lines.append("")
     for sample in samples:
         lines += [f"## Row {sample.row}", ""]
         texts = {"Prompt": sample.prompt, "Reference": sample.reference}

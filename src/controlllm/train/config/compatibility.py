@@ -88,6 +88,7 @@ _QUANTISED = Setting("model.quantize_base")
 _CHUNKED = Setting("training.loss_chunk_size")
 _COMPILED = Setting("training.torch_compile")
 _LIGER = Setting("training.use_liger_kernel")
+_WRITES = Setting("evaluation.generation.enabled", name="evaluation.generation.sets")
 _FUSED = Setting(
     "training.fuses_loss", name="training.liger_kernel_config.fused_linear_cross_entropy"
 )
@@ -169,6 +170,18 @@ REFUSED = (
         _COMPILED,
         "it looks at single modules, and torch.compile joins them into one",
         "switch one of them off",
+    ),
+    Refused(
+        _WRITES,
+        _BY_ZERO3,
+        "writing texts while ZeRO-3 gathers the weights has not been tested",
+        "take parallel.strategy=fsdp or zero2",
+    ),
+    Refused(
+        _WRITES,
+        _COMPILED,
+        "every new length of a text would be compiled anew",
+        "leave torch_compile out",
     ),
     Refused(
         Setting("training.worst_case_first"),

@@ -23,6 +23,7 @@ from controlllm.train.config.config_io import (
     write_yaml,
 )
 from controlllm.train.config.debug_config import DebugConfig
+from controlllm.train.config.evaluation_config import EvaluationConfig
 from controlllm.train.config.logging_config import LoggingConfig
 from controlllm.train.config.method_config import FreezeConfig, KLConfig, settled
 from controlllm.train.config.methods import METHODS
@@ -36,6 +37,7 @@ from controlllm.train.config.unread import refuse_unread
 __all__ = [
     "AdapterConfig",
     "DebugConfig",
+    "EvaluationConfig",
     "FreezeConfig",
     "KLConfig",
     "LoggingConfig",
@@ -124,6 +126,8 @@ class RunConfig:
     """Self-rehearsal."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
+    evaluation: EvaluationConfig = setting(factory=EvaluationConfig, may_change=True)
+    """What is measured besides losses: texts that the model writes."""
     parallel: ParallelConfig = setting(factory=ParallelConfig, may_change=True)
     """How several processes share the model."""
     logging: LoggingConfig = setting(factory=LoggingConfig, may_change=True)
@@ -163,6 +167,7 @@ class RunConfig:
                 f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
                 f"top of an expanded model; method={self.method!r} has none. Set it to null."
             )
+        self.evaluation.generation.sources(self.data)
         refuse_unread(self)
 
     @property

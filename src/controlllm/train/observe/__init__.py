@@ -3,6 +3,7 @@
 debugging    Finding out what is wrong with a run: `debug` of the run config, made real
 flops        How many floating-point operations a training step takes, counted for what is really
              computed
+generation   What a run writes for the prompts of its held-out sets, and what is measured of it
 instruments  What a run measures of itself: the time of each phase, FLOPs, memory; made into metrics
 metrics      The names of all metrics, written once, and how reports become metrics
 model_parts  What the parts of a model compute, read from its modules and its config

@@ -22,6 +22,10 @@
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
 | `retain/{set}/kl` | KL(base ‖ model) in nats per target token |
+| `generation/{set}/{name}` | of what the model writes, by `evaluation.generation.metrics` |
+| `generation/{set}/base_{name}` | the same of what the base wrote, for the same rows |
+| `generation/{set}/cut_off`, `base_cut_off` | share of texts that `max_new_tokens` ended |
+| `generation/{set}/rows` | how many rows were scored |
 
 Losses, divergences, gradient norms and times are means over the steps since the last record: losses
 and divergences over the tokens of all processes, times over processes. Memory is the largest of any
@@ -30,12 +34,14 @@ process.
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from controlllm.common.errors import ConfigError
 from controlllm.evaluate import RetentionReport
+from controlllm.evaluate.texts import Compared
 
 __all__ = [
     "ALPHA_LAYER",
@@ -57,6 +63,7 @@ __all__ = [
     "TFLOPS",
     "TOKENS",
     "TOKENS_PER_SECOND",
+    "generation_metrics",
     "is_of_the_machine",
     "memory_gib",
     "set_metrics",
@@ -104,6 +111,25 @@ def set_metrics(kind: str, reports: Mapping[str, RetentionReport]) -> dict[str, 
         for name, report in reports.items()
         for what in _OF_SETS[kind]
     }
+
+
+def generation_metrics(name: str, rows: int, compared: Sequence[Compared]) -> dict[str, float]:
+    """Metrics of the texts that were written for a set.
+
+    Raises:
+        ConfigError: a metric gives a number by a name that is taken.
+    """
+    begin = f"generation/{name}"
+    metrics = {f"{begin}/rows": float(rows)}
+    for one in compared:
+        for key, value in ((one.name, one.tuned), (f"base_{one.name}", one.base)):
+            if f"{begin}/{key}" in metrics:
+                raise ConfigError(
+                    f"a metric gives a number called {one.name!r}, and {begin}/{key} is there "
+                    "already; rename it."
+                )
+            metrics[f"{begin}/{key}"] = value
+    return metrics
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from controlllm.evaluate import warn_if_not_finite
 from controlllm.train.observe.retention import Measurement, better
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
+from controlllm.train.record.evaluation_time import EvaluationTime
 from controlllm.train.record.hooks import Callback, RunState
 
 __all__ = ["Evaluation"]
@@ -20,8 +21,13 @@ class Evaluation(Callback):
         improved: whether the last step is the best one so far.
     """
 
-    def __init__(self, clock: PhaseClock, announce: Callable[[Mapping[str, float]], None]) -> None:
-        self.clock, self.announce = clock, announce
+    def __init__(
+        self,
+        clock: PhaseClock,
+        time: EvaluationTime,
+        announce: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        self.clock, self.time, self.announce = clock, time, announce
         self.improved = False
 
     def begin(self, state: RunState) -> None:
@@ -44,7 +50,7 @@ class Evaluation(Callback):
 
     def _measure(self, state: RunState) -> Measurement:
         ready = state.ready
-        with self.clock.phase(EVALUATION), ready.autocast():
+        with self.clock.phase(EVALUATION), self.time.counted(state), ready.autocast():
             measurement = ready.meter.measure()
         state.world.reshard(state.model)
         state.progress.forgetting = measurement.forgetting

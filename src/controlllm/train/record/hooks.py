@@ -10,12 +10,13 @@
 How to write one: docs/extending/callback.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.evaluate.texts import Sample
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.progress import Progress
 from controlllm.train.observe.retention import Best
@@ -31,6 +32,7 @@ class RunState:
     Args:
         ready: what trains.
         write: where metrics go.
+        show: where samples of texts go.
 
     Attributes:
         progress: counters and history.
@@ -38,13 +40,18 @@ class RunState:
         saved: the newest whole checkpoint, if there is one.
     """
 
-    def __init__(self, ready: Ready, write: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(
+        self,
+        ready: Ready,
+        write: Callable[[Mapping[str, float]], None],
+        show: Callable[[str, Sequence[Sample]], None],
+    ) -> None:
         self.ready = ready
         self.progress = Progress()
         self.stopped: str | None = None
         self.saved: Path | None = None
         self.asked: str | None = None
-        self._write = write
+        self._write, self._show = write, show
 
     @property
     def run(self) -> RunConfig:
@@ -113,6 +120,15 @@ class RunState:
             metrics: numbers by name, such as `mine/accuracy`.
         """
         self._write(metrics)
+
+    def log_texts(self, name: str, samples: Sequence[Sample]) -> None:
+        """Give samples of texts of this step to every logger that shows texts.
+
+        Args:
+            name: how they are called, such as `generation/gsm8k`.
+            samples: rows, the same on all processes.
+        """
+        self._show(name, samples)
 
     def stop(self, reason: str = "callback") -> None:
         """End the run after this step, with a checkpoint; one process that asks is enough.

@@ -1,6 +1,7 @@
 """Where metrics go: console, JSON lines, TensorBoard, W&B.
 
-A logger is anything with `log(metrics, step)` and `close()`. Each is made with the step that the
+A logger is anything with `log(metrics, step)` and `close()`; one with `log_texts(name, samples,
+step)` is shown what the model writes, too. Each is made with the step that the
 run starts from, and continues the curves of an earlier process: what that process logged beyond
 the checkpoint is dropped, so that no step appears twice.
 """
@@ -12,8 +13,8 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +23,11 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import read_json, write_json, write_text
 from controlllm.common.text.readable import readable, unguarded
 from controlllm.common.text.secrets import redacted
+from controlllm.evaluate.texts import Sample, as_markdown
 from controlllm.train.config.registries import LOGGERS
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe import metrics as names
+from controlllm.train.record.descriptions import describe_sets
 
 __all__ = ["LOGGERS", "JsonLinesLogger", "LoggerContext", "MetricLogger", "make_loggers"]
 
@@ -126,6 +129,11 @@ class TensorBoardLogger:
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, step)
 
+    def log_texts(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Add samples as a text, in Markdown that none of them can change."""
+        if self.writer is not None:
+            self.writer.add_text(name, as_markdown(name, samples), step)
+
     def close(self) -> None:
         """Flush and close the event file."""
         if self.writer is not None:
@@ -151,6 +159,7 @@ class WandbLogger:
         note = folder / "wandb.json"
         if context.start_step == 0 or not note.is_file():
             write_json(note, {"id": uuid.uuid4().hex[:12]})
+        self.make_table = wandb.Table
         self.run = wandb.init(
             project=logging.project,
             name=logging.run_name or folder.resolve().name,
@@ -163,6 +172,12 @@ class WandbLogger:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send the metrics."""
         self.run.log(dict(metrics), step=step)
+
+    def log_texts(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Send samples as a table."""
+        rows = [list(one.to_dict().values()) for one in samples]
+        columns = [field.name for field in fields(Sample)]
+        self.run.log({f"{name}/samples": self.make_table(columns=columns, data=rows)}, step=step)
 
     def close(self) -> None:
         """Finish the W&B run."""
@@ -193,7 +208,7 @@ class PlainLogger:
     def describe(self, metrics: Mapping[str, float], step: int) -> str:
         """The record as one readable line."""
         if names.LOSS not in metrics:
-            return _describe_sets(metrics)
+            return describe_sets(metrics)
         parts = [
             f"{name.removeprefix('train/')} {metrics[name]:.4f}"
             for name in _LOSSES
@@ -236,20 +251,3 @@ class ProgressBarLogger(PlainLogger):
     def close(self) -> None:
         """Stop the bar."""
         self.bar.stop()
-
-
-def _describe_sets(metrics: Mapping[str, float]) -> str:
-    """`learn/x 2.100 (gain +0.300)  retain/y 1.900 (forgetting +0.010, kl 0.020)`."""
-    parts = []
-    for name, value in metrics.items():
-        kind, _, rest = name.partition("/")
-        if not rest.endswith("/loss"):
-            continue
-        group = name.removesuffix("/loss")
-        if kind == "learn":
-            note = f"gain {metrics[f'{group}/gain']:+.3f}"
-        else:
-            forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
-            note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
-        parts.append(f"{group} {value:.3f} ({note})")
-    return "  ".join(parts)

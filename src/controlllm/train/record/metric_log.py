@@ -1,9 +1,10 @@
 """The hook that logs: each record goes to the history and to every logger."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from controlllm.common.errors import TrainingError
+from controlllm.evaluate.texts import Sample
 from controlllm.expansion import ControlLLMForCausalLM, ExpansionConfig
 from controlllm.train.observe import metrics as names
 from controlllm.train.observe.instruments import Instruments
@@ -83,6 +84,12 @@ class MetricLog(Callback):
                 "Free some space, and run the same command again: it goes on from the newest "
                 "checkpoint."
             ) from error
+
+    def show(self, state: RunState, name: str, samples: Sequence[Sample]) -> None:
+        """Give samples of texts to the loggers that show texts."""
+        for logger in self._loggers:
+            if (show := getattr(logger, "log_texts", None)) is not None:
+                show(name, samples, state.step)
 
     def end(self, state: RunState) -> None:
         """Close the loggers."""

@@ -31,6 +31,8 @@ from controlllm.train.observe.retention import Best
 from controlllm.train.observe.timing import COMMUNICATION
 from controlllm.train.record.checkpoints import Checkpoints
 from controlllm.train.record.evaluation import Evaluation
+from controlllm.train.record.evaluation_time import EvaluationTime
+from controlllm.train.record.generation import Generation
 from controlllm.train.record.hooks import Callback, RunState
 from controlllm.train.record.metric_log import MetricLog
 from controlllm.train.record.signals import StopSignals
@@ -98,9 +100,15 @@ class Recorder:
         clock = self.instruments.clock
         self.debugger = Debugger(run, ready.model, world.ranks, clock)
         self.metrics = MetricLog(self.instruments)
-        self.evaluation = Evaluation(clock, self._tell_metrics)
+        self.evaluation_time = EvaluationTime()
+        self.evaluation = Evaluation(clock, self.evaluation_time, self._tell_metrics)
+        self.generation = Generation(clock, self.evaluation_time)
         self.checkpoints = Checkpoints(run, world, clock, self._tell_saved)
-        self.state = RunState(ready, lambda metrics: self.metrics.write(self.state, metrics))
+        self.state = RunState(
+            ready,
+            lambda metrics: self.metrics.write(self.state, metrics),
+            lambda name, samples: self.metrics.show(self.state, name, samples),
+        )
         self._checkpoint = checkpoint
         self._begun: list[Callback] = []
         self._clock = time.monotonic()
@@ -120,9 +128,11 @@ class Recorder:
         if self._checkpoint is not None:
             self.checkpoints.resume(state, self._checkpoint)
         self.debugger.begin(state.step)
-        for hook in (self.metrics, self.checkpoints, *self.callbacks, self.evaluation):
+        measuring = (self.evaluation, self.generation)
+        for hook in (self.metrics, self.checkpoints, *self.callbacks, *measuring):
             self._begun.append(hook)
             hook.begin(state)
+        self.evaluation_time.begin(state)
         state.stopped = self._reason() or self._asked()
         if self.signals is not None:
             self.signals.begin(tell=state.is_first)
@@ -167,7 +177,7 @@ class Recorder:
         progress.window.add(report, grad_norm, seconds)
         self.instruments.take(progress.window)
         state.stopped = self._reason()  # The last step is logged and measured, whatever it is.
-        for hook in (self.metrics, self.evaluation, *self.callbacks):
+        for hook in (self.metrics, self.evaluation, self.generation, *self.callbacks):
             hook.after_step(state)
         reason = self._asked()
         if reason is not None and state.stopped is None:
@@ -210,6 +220,7 @@ class Recorder:
             self.metrics.record(state)
         if state.step % state.run.training.eval_steps:
             self.evaluation.after_step(state)
+        self.generation.after_step(state)
 
     def _reason(self) -> str | None:
         return stop_reason(self.state.progress, self.state.run.training, self.state.total_steps)

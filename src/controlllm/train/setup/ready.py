@@ -12,6 +12,7 @@ from controlllm.train.observe.retention import ForgettingMeter
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.base import make_base, seed_everything
+from controlllm.train.setup.generation import make_generation_meter
 from controlllm.train.setup.methods import prepare_model
 from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.sharding import shard
@@ -78,6 +79,7 @@ def make_ready(sharded: Sharded) -> Ready:
             _eval_sets(run.data.retain, tokenizer, run),
             world.data_ranks,
         ),
+        texts=make_generation_meter(model, tokenizer, run, world),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, training, total_steps),

@@ -25,6 +25,7 @@ from controlllm.common.attention.documents import check_packing
 from controlllm.data import Batch, TrainLoader
 from controlllm.evaluate import Reference
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.observe.generation import GenerationMeter
 from controlllm.train.observe.retention import ForgettingMeter
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
@@ -89,6 +90,7 @@ class Ready(Sharded):
     Attributes:
         loss: the loss of a step.
         meter: the forgetting meter.
+        texts: what lets base and model answer questions.
         alphas: the alpha of each step.
         optimizer: of what trains.
         scheduler: its learning rate by step.
@@ -98,6 +100,7 @@ class Ready(Sharded):
 
     loss: StepLoss
     meter: ForgettingMeter
+    texts: GenerationMeter
     alphas: AlphaSampler
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR

@@ -1,0 +1,41 @@
+"""Measurements of held-out sets as a line for people."""
+
+from collections.abc import Mapping
+
+__all__ = ["describe_sets"]
+
+
+def describe_sets(metrics: Mapping[str, float]) -> str:
+    """What was measured, set by set.
+
+    >>> describe_sets({"learn/x/loss": 2.1, "learn/x/gain": 0.3})
+    'learn/x 2.100 (gain +0.300)'
+    >>> describe_sets({"generation/x/f1": 0.3, "generation/x/base_f1": 0.2, "generation/x/rows": 9})
+    'generation/x (9 rows): f1 0.300 (base 0.200)'
+    """
+    parts = []
+    for name, value in metrics.items():
+        kind, _, rest = name.partition("/")
+        group, _, last = name.rpartition("/")
+        if kind == "generation" and last == "rows":
+            parts.append(_describe_texts(metrics, group))
+        elif kind in ("learn", "retain") and rest.endswith("/loss"):
+            if kind == "learn":
+                note = f"gain {metrics[f'{group}/gain']:+.3f}"
+            else:
+                forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
+                note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
+            parts.append(f"{group} {value:.3f} ({note})")
+    return "  ".join(parts)
+
+
+def _describe_texts(metrics: Mapping[str, float], group: str) -> str:
+    """What was written for one set, each number beside its base's."""
+    pairs = [
+        (name, value, metrics[base])
+        for key, value in metrics.items()
+        if (name := key.removeprefix(f"{group}/")) != key
+        and (base := f"{group}/base_{name}") in metrics
+    ]
+    told = [f"{name} {value:.3f} (base {base:.3f})" for name, value, base in pairs]
+    return f"{group} ({metrics[f'{group}/rows']:.0f} rows): {', '.join(told)}"
