@@ -10,6 +10,9 @@ from tests.train.test_generation import ROWS, curve, own_registries, questions, 
 
 from controlllm.train import train
 from controlllm.train.config.config_io import merge
+from controlllm.train.observe.answers import Pace
+from controlllm.train.parallel import open_world
+from controlllm.train.setup.ready import set_up
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp 2": (2, {"parallel": {"strategy": "fsdp"}}),
@@ -18,6 +21,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel": {"strategy": "fsdp", "tensor_size": 2}}),
     "hf, fsdp 2": (2, {"parallel": {"strategy": "fsdp"}, "training": {"backend": "hf"}}),
     "hf, zero2": (2, {"parallel": {"strategy": "zero2"}, "training": {"backend": "hf"}}),
+    "hf, zero3": (2, {"parallel": {"strategy": "zero3"}, "training": {"backend": "hf"}}),
     "full, fsdp 2": (2, {"parallel": {"strategy": "fsdp"}, "method": "full"}),
 }
 
@@ -52,12 +56,6 @@ def writing(run_config: Any, questions: Any) -> Any:  # noqa: F811
     return make
 
 
-@pytest.fixture(scope="module")
-def by_one() -> dict[str, Any]:
-    """What one process gave, by method."""
-    return {}
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_several_processes_write_what_one_writes(
     writing: Any, loaded: Any, tmp_path: Path, way: str
@@ -89,3 +87,25 @@ def test_time_cuts_all_processes_at_the_same_row(writing: Any, loaded: Any, tmp_
     )
     assert [{row["rows"] for row in curve(history).values()} for history in several] == [{4}, {4}]
     assert len(samples(tmp_path / "run", 2)) == 4
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_texts_of_different_lengths_do_not_part_the_processes(
+    writing: Any, loaded: Any, tmp_path: Path, strategy: str
+) -> None:
+    # Letters that end a text soon or late: a process that is done has to go on with the others.
+    ends = {2, *(ord(letter) + 3 for letter in " .e")}
+
+    def write(folder: str) -> list[Any]:
+        run = writing(tmp_path / folder, parallel={"strategy": strategy})
+        with open_world(run.parallel, "cpu") as world:
+            ready = set_up(run, loaded(), world)
+            ready.texts.ends["qa"] = ends
+            answers = ready.texts.write(ready.model, Pace(lambda: 0.0))["qa"]
+            ready.loader.close()
+        return answers
+
+    one = write("one")
+    assert len({len(answer.text) for answer in one}) > 1 and not all(a.is_cut for a in one)
+    ranks = run_ranks(lambda rank: write("several"), 2, tmp_path / "ranks", timeout=100)
+    assert [[a.text for a in found] for found in values(ranks)] == [[a.text for a in one]] * 2

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from controlllm import ExpansionConfig, expand
+from controlllm.evaluate.texts import EXTRACTORS, METRICS
 from controlllm.expansion import DIVERGENCES, INTERPOLATORS
 from controlllm.train import LOGGERS, SCHEDULES
 
@@ -20,7 +21,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page registers is known in its test only."""
-    for registry in (DIVERGENCES, INTERPOLATORS, LOGGERS, SCHEDULES):
+    for registry in (DIVERGENCES, EXTRACTORS, INTERPOLATORS, LOGGERS, METRICS, SCHEDULES):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
@@ -99,6 +100,27 @@ def test_schedule(run_page, history, capsys):
     assert shares == pytest.approx(expected)
     said = (Path(__file__).parents[2] / "docs/extending/schedule.md").read_text()
     assert f"# {capsys.readouterr().out.splitlines()[-1]}" in said
+
+
+def test_metric(run_page, history, capsys):
+    rows = [{"prompt": "a cat?", "completion": "on the mat"}] * 3
+    Path("questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    page = (Path(__file__).parents[2] / "docs/extending/metric.md").read_text()
+    given = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)[0])
+    values = yaml.safe_load(Path("my-run.yaml").read_text())
+    values["data"] |= {**given["data"], "max_length": 64}
+    values["training"]["eval_steps"] = 4
+    Path("my-run.yaml").write_text(yaml.safe_dump(values | {"evaluation": given["evaluation"]}))
+    run_page("metric")
+    curve = {row["step"]: row for row in history() if "generation/questions/rows" in row}
+    assert sorted(curve) == [0, 4, 8]
+    name = "generation/questions/relative_length"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [*(f"{step} {row[name]}" for step, row in curve.items()), printed[-1]]
+    assert f"# {printed[-1]}" in page
+    samples = Path("run/generation/step-8/questions.jsonl").read_text().splitlines()
+    lengths = sum(len(json.loads(line)["tuned"]) for line in samples)
+    assert curve[8][name] == lengths / (3 * len("on the mat"))
 
 
 def test_callback(run_page, history):

@@ -97,7 +97,7 @@ class DataConfig:
     cache_timeout: float = setting(3600.0, at_least=TINY, may_change=True)
     """Seconds to wait for another process that prepares the same cache."""
     plugins: list[str] = field(default_factory=list, metadata=RUNS_CODE)
-    """Python files that register formats, sources, filters, hooks or collators."""
+    """Python files that register formats, sources, filters, hooks, collators or metrics."""
     chat_template: str | None = None
     """`plain`, `chatml`, `llama2`, `llama3`, `mistral`, `alpaca`, a Jinja file or text; by default
     the tokenizer's own, or else `plain`."""

@@ -1,4 +1,4 @@
-"""Users' own formats, sources, filters, hooks and collators: found by entry point or by file."""
+"""Users' own formats, sources, filters, hooks, collators, metrics: by entry point or by file."""
 
 import os
 import sys

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         METRICS,
         Metric,
         check_metrics,
+        needs_of,
         register_metric,
+        score_each,
         score_texts,
     )
     from controlllm.evaluate.texts.samples import Compared, Sample, as_markdown
@@ -39,8 +41,10 @@ __all__ = [
     "Written",
     "as_markdown",
     "check_metrics",
+    "needs_of",
     "register_extractor",
     "register_metric",
+    "score_each",
     "score_targets",
     "score_texts",
     "write_texts",

@@ -173,14 +173,9 @@ REFUSED = (
     ),
     Refused(
         _WRITES,
-        _BY_ZERO3,
-        "writing texts while ZeRO-3 gathers the weights has not been tested",
-        "take parallel.strategy=fsdp or zero2",
-    ),
-    Refused(
-        _WRITES,
         _COMPILED,
-        "every new length of a text would be compiled anew",
+        "the many lengths of texts use up what torch compiles of a block, so that training would "
+        "go on uncompiled",
         "leave torch_compile out",
     ),
     Refused(

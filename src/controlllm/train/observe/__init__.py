@@ -1,5 +1,6 @@
 """What a run measures.
 
+answers      What was written for the questions of a run, how long it may take, and its numbers
 debugging    Finding out what is wrong with a run: `debug` of the run config, made real
 flops        How many floating-point operations a training step takes, counted for what is really
              computed

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,93 +24,20 @@ from controlllm.evaluate.texts import (
     Compared,
     Sample,
     Written,
+    needs_of,
+    score_each,
     score_targets,
     write_texts,
 )
-from controlllm.evaluate.texts.metrics import needs_of, score_each
 from controlllm.train.config.evaluation_config import GenerationEvalConfig
+from controlllm.train.observe.answers import Answer, Answers, Pace, SetReport
 from controlllm.train.observe.metrics import generation_metrics
 from controlllm.train.parallel import World
 
-__all__ = ["Answer", "Answers", "GenerationMeter", "Pace", "SetReport", "as_values"]
+__all__ = ["GenerationMeter"]
 
 MOST_LABELS = 20
 """Answers of a set beyond which they are no labels."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote for one row, and what it says of the right answer.
-
-    Attributes:
-        text: the text.
-        is_cut: whether it was ended by `max_new_tokens`.
-        hits: tokens of the right answer that it finds likeliest, teacher-forced.
-        targets: tokens of the right answer; 0 where no metric asks for them.
-        labels: the probability of each label; empty where no metric asks for them.
-    """
-
-    text: str
-    is_cut: bool
-    hits: int = 0
-    targets: int = 0
-    labels: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, values: Any) -> "Answer":
-        """Of plain values, as a file has them.
-
-        Raises:
-            TypeError, ValueError, KeyError: they are no answer.
-        """
-        labels = {str(label): float(p) for label, p in dict(values["labels"]).items()}
-        numbers = int(values["hits"]), int(values["targets"])
-        return cls(str(values["text"]), bool(values["is_cut"]), *numbers, labels)
-
-
-@dataclass(frozen=True)
-class SetReport:
-    """The numbers of one set.
-
-    Attributes:
-        rows: how many rows were scored.
-        compared: each number of base and model.
-    """
-
-    rows: int
-    compared: tuple[Compared, ...]
-
-
-Answers = Mapping[str, Sequence[Answer]]
-"""By the name of their set: those of its first rows."""
-
-
-class Pace:
-    """How long writing may take, and what is told of it; the same on all processes.
-
-    Args:
-        seconds: since the evaluation began, of the slowest process. Collective.
-        bound: seconds that it may take; None = any.
-        on_token: called after each token.
-        on_batch: told rows done, and all rows, after each batch.
-    """
-
-    def __init__(
-        self,
-        seconds: Callable[[], float],
-        bound: float | None = None,
-        on_token: Callable[[], object] = lambda: None,
-        on_batch: Callable[[int, int], object] = lambda done, rows: None,
-    ) -> None:
-        self.seconds, self.bound = seconds, bound
-        self.on_token, self.on_batch = on_token, on_batch
-
-    def share(self, sets: int) -> float:
-        """Until when one of so many sets that are left may take."""
-        if self.bound is None:
-            return math.inf
-        now = self.seconds()
-        return now + max(self.bound - now, 0) / sets
 
 
 class GenerationMeter:
@@ -249,7 +175,7 @@ class GenerationMeter:
             self.config.max_new_tokens,
             self.ends[name],
             self.world.data_ranks,
-            self.world.mesh is not None,
+            self.world.mesh is not None or self.world.cuts_weights,
             on_token,
         )
         hits = [(0, 0)] * len(rows)
@@ -321,8 +247,3 @@ def _softmax(values: Sequence[float]) -> list[float]:
     largest = max(values)
     shares = [math.exp(value - largest) for value in values]
     return [share / sum(shares) for share in shares]
-
-
-def as_values(answers: Answers) -> dict[str, list[dict[str, Any]]]:
-    """Answers as plain values, for a file."""
-    return {name: [asdict(one) for one in rows] for name, rows in answers.items()}

@@ -23,7 +23,8 @@ from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import read_json, write_json, write_text
 from controlllm.common.text.progress import Progress
 from controlllm.evaluate.texts import as_markdown
-from controlllm.train.observe.generation import Answer, Answers, GenerationMeter, Pace, as_values
+from controlllm.train.observe.answers import Answer, Answers, Pace, as_values
+from controlllm.train.observe.generation import GenerationMeter
 from controlllm.train.observe.metrics import generation_metrics
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
 from controlllm.train.record.evaluation_time import EvaluationTime

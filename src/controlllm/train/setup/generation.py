@@ -7,7 +7,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.data import QuestionSet, check_questions, read_questions
-from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate.texts import EXTRACTORS, check_metrics
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.generation import GenerationMeter
@@ -29,11 +28,10 @@ def check_generation(run: RunConfig) -> None:
     config = run.evaluation.generation
     if not config.enabled:
         return
-    load_plugins(run.data)
+    for source in config.sources(run.data).values():
+        check_questions(source, run.data)  # Loads the plugins of a user, which may hold metrics.
     check_metrics(config.metrics)
     EXTRACTORS.get(config.extractor)
-    for source in config.sources(run.data).values():
-        check_questions(source, run.data)
 
 
 def make_generation_meter(
