@@ -41,12 +41,11 @@ def write_rows(tmp_path):
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch):
+def load(tmp_path):
     """`load(suite, data_dir)`: what was prepared, and lm-eval's tasks of it by name."""
     import datasets
     from lm_eval.tasks import TaskManager
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
     def load(suite, data_dir, include_path=()):

@@ -226,10 +226,10 @@ def test_choices_are_shuffled_alike_in_every_process(pick, write_rows, tmp_path,
     wrong = {f"Incorrect Answer {n}": f"w{n}" for n in (1, 2, 3)}
     rows = [{"Question": f"Q{n}?", "Correct Answer": "r", **wrong} for n in range(20)]
     write_rows("gpqa/gpqa_main.csv", table(rows))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "usual")
     docs = []
     for state in (1, 2):
         random.seed(state)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"cache{state}")
         folder = tmp_path / f"tasks{state}"
         prepared = prepare_tasks(pick("original", "gpqa"), tmp_path / "data", folder)
         manager = find_tasks(["gpqa"], [prepared.include_path])
@@ -237,6 +237,7 @@ def test_choices_are_shuffled_alike_in_every_process(pick, write_rows, tmp_path,
         docs.append(list(task.eval_docs))
     assert docs[0] == docs[1]
     assert len({doc["answer"] for doc in docs[0]}) == 4
+    assert not (tmp_path / "usual").exists()
 
 
 def test_tasks_that_need_packages_are_written_without_them(write_rows, tmp_path, pick):
@@ -248,7 +249,7 @@ def test_tasks_that_need_packages_are_written_without_them(write_rows, tmp_path,
     assert prepared.leaves["math"] == ("math_algebra",)
     assert prepared.files["math"] == (path,)
     said = yaml.safe_load((tmp_path / "tasks/math_algebra.yaml").read_text())
-    assert said["dataset_kwargs"] == {"data_files": {"test": [str(path)]}}
+    assert said["dataset_kwargs"]["data_files"] == {"test": [str(path)]}
     assert (said["dataset_path"], said["num_fewshot"], said["training_split"]) == ("json", 4, None)
     assert said["generation_kwargs"]["max_gen_toks"] == 1024
     group = yaml.safe_load((tmp_path / "tasks/math.yaml").read_text())

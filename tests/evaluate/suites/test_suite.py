@@ -134,7 +134,7 @@ def test_a_folder_that_is_none(tmp_path):
         ("[my_task]", "[../x]", r"tasks\[0\]='../x' is no name"),
         ("[my_task]", "[3]", r"tasks\[0\]=3 must be a text"),
         ("name: mine", "name: ../mine", "name='../mine' is no name"),
-        ("kind: choice", "kind: choise", "kind='choise' .*mean 'choice'"),
+        ("kind: choice", "kind: choices", "kind='choices' .*mean 'choice'"),
         ("items: 100", "items: 0", "items=0 is out of range"),
         ("items: 100", "items: many", "items='many' must be a whole number"),
         ("chance: 0.5", "chance: 5", "chance=5.0 is out of range"),

@@ -177,7 +177,8 @@ class _Writer:
                     f"{path}: data cannot be read where a path has * ? [ ] {{ }} or ::"
                 )
         kwargs: dict[str, Any] = {
-            "data_files": {split: [str(path) for path in paths] for split, paths in files.items()}
+            "data_files": {split: [str(path) for path in paths] for split, paths in files.items()},
+            "cache_dir": str(self.folder / "cache"),  # So that nothing is left of it elsewhere.
         }
         if found.rows is not None:
             kwargs["field"] = found.rows
