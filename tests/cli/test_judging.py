@@ -127,3 +127,18 @@ def test_report_refuses_what_it_cannot_show(cli, tmp_path, run, words, told, mon
     code, _, err = cli("report", run, *words)
     assert code == 2 and told in err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_compare_shows_benchmarks_where_runs_were_evaluated(cli, finished_run, tmp_path):
+    runs = [shutil.copytree(finished_run, tmp_path / name) for name in ("a", "b", "c")]
+    evaluation(rights(150, 70)).save(runs[0] / "evaluations" / "s")
+    evaluation(rights(150, 70)).save(runs[2] / "evaluations" / "s")
+    (runs[2] / "evaluations" / "s" / "items-1.jsonl").write_text("{")
+    code, out, _ = cli("compare", *runs, "--output", tmp_path / "o.json")
+    assert code == 0 and "benchmarks left out: " in out and "items-1.jsonl:1 is no JSON" in out
+    row = "| a   | tuned | s     | gsm8k     | knowledge lost | strict  | 0.500 | 0.233 |"
+    assert row in out and "| b   | tuned" not in out
+    a, b, c = json.loads((tmp_path / "o.json").read_text())
+    assert a["benchmarks"][0]["difference"] == pytest.approx(-80 / 300)
+    assert "benchmarks" not in b and "benchmarks" not in c and b["learn_loss"] == a["learn_loss"]
+    assert cli("compare", tmp_path)[1].splitlines()[-1].startswith(row)

@@ -313,14 +313,15 @@ def test_losses_and_the_dial_of_a_run_are_drawn(tmp_path):
     names += ("retain/old/loss", "retain/old/base_loss", "retain/old/forgetting")
     history = [{"step": 0, "train/loss": 3.0}]
     history += [{"step": s, **dict.fromkeys(names, 1.0 + s)} for s in (0, 5, 10)]
-    history[2] |= {"retain/old/loss": math.nan, "learn/new/loss": "x"}
+    history[2] |= {"retain/old/forgetting": math.nan, "learn/new/loss": "x"}
     checkpoint = run / "checkpoint-10"
     checkpoint.mkdir()
     (checkpoint / "state.json").write_text(json.dumps({"step": 10, "history": history}))
     (run / "calibrated").mkdir()
     (run / "calibrated" / "calibration.json").write_text(json.dumps(curve()))
     seen = reported(run)
-    assert "Losses of the sets to learn" in seen.text and "Sets to retain; dashed" in seen.words
+    assert "Losses of the sets to learn" in seen.text
+    assert "Forgetting of the sets to retain" in seen.text
     assert "Gain against forgetting of the held-out sets" in seen.text
     assert "0.5 (chosen)" in seen.words and "the budget of 0.05" in seen.words
     assert "nan" not in re.sub("[a-z]{2,}nan|nan[a-z]+", "", seen.text.split("</style>")[1])

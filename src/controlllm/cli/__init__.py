@@ -22,7 +22,7 @@ VERBS = {
     "eval": "loss and lm-eval tasks, base and trained side by side",
     "suites": "suites of benchmarks, and what this machine lacks for them",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
-    "compare": "what several runs learned, forgot and took, in one table",
+    "compare": "what several runs learned, forgot and took, in one table, benchmarks in another",
     "report": "what several runs gained and lost on benchmarks, as one page to send to people",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
     "chat": "talk with a model; alpha can change in the middle",

@@ -1,6 +1,9 @@
-"""`controlllm compare`: what several runs learned, forgot and took, in one table."""
+"""`controlllm compare`: what several runs learned, forgot and took, in one table.
 
-from collections.abc import Iterator
+Where runs were evaluated, a second table shows what became of each benchmark.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +13,30 @@ from controlllm.checkpoint.models.inspection import inspect_folder
 from controlllm.checkpoint.training.manifest import STATE
 from controlllm.checkpoint.training.state import load_values
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError
+from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError, DataError
 from controlllm.common.storage.files import require_writable, write_json
-from controlllm.common.text.tables import format_table
+from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.forgetting.retention import worst
+from controlllm.evaluate.judging.models import compared_models, main_models, primary
+from controlllm.evaluate.judging.runs import Run, find_evaluations
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = ["CompareOptions", "RunSummary", "run", "summary_of"]
+__all__ = [
+    "BenchmarkSummary",
+    "CompareOptions",
+    "RunSummary",
+    "benchmarks_of",
+    "run",
+    "summary_of",
+]
 
 
 @dataclass
 class CompareOptions:
     """Compare runs by what their newest checkpoints say; nothing is trained or loaded."""
 
-    folder: str
-    """A run folder, or a folder of run folders."""
+    runs: list[str]
+    """Run folders, or folders of run folders."""
     best: bool = False
     """Losses of the best step within the run's budget (training.max_forgetting), not the last."""
     output: str | None = None
@@ -72,6 +84,37 @@ _HEADERS = {
 """What columns are called, if not as the field."""
 
 
+@dataclass(frozen=True)
+class BenchmarkSummary:
+    """One benchmark of a run, by its first reading (`controlllm.evaluate.READINGS`).
+
+    Attributes:
+        suite: where it is from.
+        benchmark: its name.
+        model: label of the trained model.
+        outcome: gained, kept, format lost or knowledge lost.
+        reading: its name.
+        base: the base's value.
+        value: the model's.
+        difference: value minus base.
+        low: where the 95 % interval of the difference begins.
+        high: where it ends.
+        p_value: exact McNemar, corrected over the run's benchmarks; None where there is no test.
+    """
+
+    suite: str
+    benchmark: str
+    model: str
+    outcome: str
+    reading: str
+    base: float
+    value: float
+    difference: float
+    low: float
+    high: float
+    p_value: float | None
+
+
 class NoBestStepError(ConfigError):
     """The best step is asked for, and a run has none."""
 
@@ -81,20 +124,35 @@ def run(argv: list[str]) -> None:
     options = parse_options(CompareOptions, argv, "compare")
     if options.output is not None:
         require_writable(options.output)
-    runs = []
-    for folder in _run_folders(Path(options.folder)):
+    found: list[tuple[RunSummary, tuple[BenchmarkSummary, ...]]] = []
+    for folder in (each for given in options.runs for each in _run_folders(Path(given))):
         try:
-            runs.append(summary_of(folder, options.best))
+            summary = summary_of(folder, options.best)
         except NoBestStepError as error:
             print(f"left out: {error}")
-    if not runs:
-        raise CheckpointError(f"no run in {options.folder} can be compared.")
-    runs.sort(key=lambda row: (row.learn_loss is None, worst([row.learn_loss or 0.0])))
-    rows = [asdict(row) | {"learning_rate": f"{row.learning_rate:g}"} for row in runs]
+            continue
+        found.append((summary, _benchmarks_or_why_not(folder)))
+    if not found:
+        raise CheckpointError(f"no run in {', '.join(options.runs)} can be compared.")
+    found.sort(key=lambda pair: (pair[0].learn_loss is None, worst([pair[0].learn_loss or 0.0])))
+    rows = [asdict(run) | {"learning_rate": f"{run.learning_rate:g}"} for run, _ in found]
     headers = [_HEADERS.get(name, name) for name in rows[0]]
     print(format_table(headers, [list(row.values()) for row in rows]))
+    benchmarks = [(run.name, one) for run, several in found for one in several]
+    if benchmarks:
+        print(f"\n{_benchmark_table(benchmarks)}")
     if options.output is not None:
-        write_json(options.output, [asdict(row) for row in runs])
+        more = [{"benchmarks": [asdict(one) for one in each]} if each else {} for _, each in found]
+        told = [asdict(run) | each for (run, _), each in zip(found, more, strict=True)]
+        write_json(options.output, told)
+
+
+def _benchmarks_or_why_not(folder: Path) -> tuple[BenchmarkSummary, ...]:
+    try:
+        return benchmarks_of(folder)
+    except DataError as error:
+        print(f"benchmarks left out: {error}")
+        return ()
 
 
 def summary_of(folder: Path, best: bool = False) -> RunSummary:
@@ -118,6 +176,51 @@ def summary_of(folder: Path, best: bool = False) -> RunSummary:
             f"{checkpoint / STATE} does not hold the record of a run ({type(error).__name__}: "
             f"{error})."
         ) from error
+
+
+def benchmarks_of(folder: Path) -> tuple[BenchmarkSummary, ...]:
+    """What became of each benchmark that a run was asked; none where it was not evaluated.
+
+    Raises:
+        DataError: an evaluation is damaged, or its models were not asked the same.
+    """
+    evaluations = find_evaluations(folder)
+    if not evaluations:
+        return ()
+    run = Run(folder.name, folder, evaluations)
+    (model,) = main_models([run], compared_models([run]), None)
+    return tuple(
+        BenchmarkSummary(
+            suite=row.suite,
+            benchmark=row.change.benchmark.name,
+            model=model.label,
+            outcome=row.change.outcome.value,
+            reading=reading.name,
+            base=reading.base,
+            value=reading.value,
+            difference=reading.difference.mean,
+            low=reading.difference.interval().low,
+            high=reading.difference.interval().high,
+            p_value=row.p_values[reading.name],
+        )
+        for row in model.rows
+        if (reading := primary(row.change)) is not None
+    )
+
+
+def _benchmark_table(rows: Sequence[tuple[str, BenchmarkSummary]]) -> str:
+    headers = ["run", "model", "suite", "benchmark", "outcome", "reading", "base", "value"]
+    headers += ["difference", "95 % interval", "p (Holm)"]
+    cells = [
+        [
+            *(run, one.model, one.suite, one.benchmark, one.outcome, one.reading),
+            *(one.base, one.value, format_number(one.difference, signed=True)),
+            f"{format_number(one.low, signed=True)} to {format_number(one.high, signed=True)}",
+            one.p_value,
+        ]
+        for run, one in rows
+    ]
+    return format_table(headers, cells)
 
 
 def _summary(run: RunConfig, checkpoint: Path, best: bool) -> RunSummary:

@@ -1,7 +1,7 @@
 """Pictures of a report: what was learned against what was lost, the dial, and losses in time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from controlllm.evaluate.items.comparison import Reading
@@ -10,7 +10,7 @@ from controlllm.evaluate.judging import words
 from controlllm.evaluate.judging.html import Child, Piece, tag
 from controlllm.evaluate.judging.models import Model, primary
 from controlllm.evaluate.judging.runs import Run
-from controlllm.evaluate.judging.svg import Plot, axis_for
+from controlllm.evaluate.judging.svg import Axis, Plot, axis_for
 from controlllm.evaluate.statistics import Difference, Interval
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
 
 POINT = 100
 """Points of a difference of 1."""
+LEARN, RETAIN = "Losses of the sets to learn", "Forgetting of the sets to retain"
 APART = 0.02
 """How far curves stand beside one another, as a share of the axis."""
 
@@ -48,12 +49,12 @@ def learn_forget_plane(models: Sequence[Model], learned: Sequence[str]) -> Child
         return None
     x = axis_for(
         [end for _, x, _ in points for end in (x.estimate, x.low, x.high)],
-        "lost on what was to be kept (points)",
+        "lost on the kept ones (points)",
         [0],
     )
     y = axis_for(
         [end for _, _, y in points for end in (y.estimate, y.low, y.high)],
-        "gained on what was to be learned (points)",
+        "gained on the learned ones (points)",
         [0],
     )
     return _plane(Plot(x, y, "Gain against loss of each model"), points)
@@ -73,12 +74,8 @@ def sets_plane(runs: Sequence[Run]) -> Child:
             points.append((run.name, _point(max(losses)), _point(gain)))
     if not points:
         return None
-    x = axis_for(
-        [x.estimate for _, x, _ in points], "worst forgetting of a retain set (nats per token)", [0]
-    )
-    y = axis_for(
-        [y.estimate for _, _, y in points], "mean gain of the learn sets (nats per token)", [0]
-    )
+    x = axis_for([x.estimate for _, x, _ in points], "worst forgetting (nats per token)", [0])
+    y = axis_for([y.estimate for _, _, y in points], "mean gain (nats per token)", [0])
     return _plane(Plot(x, y, "Gain against forgetting of the held-out sets"), points)
 
 
@@ -128,29 +125,43 @@ def calibration_curve(curve: dict[str, Any]) -> Piece:
 
 
 def loss_curves(run: Run) -> Iterator[Piece]:
-    """Losses of the held-out sets of a run, step by step; the base's dashed."""
-    for kind, told in (("learn", "sets to learn"), ("retain", "sets to retain")):
-        sets = dict.fromkeys(
-            key.split("/", 1)[1].rsplit("/", 1)[0]
-            for row in run.history
-            for key in row
-            if key.startswith(f"{kind}/") and key.endswith("/loss")
-        )
-        lines = [
-            (name, what, _line(run.history, f"{kind}/{name}/{what}"))
-            for name in sets
-            for what in ("loss", "base_loss")
-        ]
-        values = [y for _, _, line in lines for _, y in line]
-        if not any(map(math.isfinite, values)):
-            continue
-        x = axis_for([x for _, _, line in lines for x, _ in line], "step")
-        plot = Plot(x, axis_for(values, "loss (nats per token)"), f"Losses of the {told}")
-        for series, name in enumerate(sets):
-            for other, what, line in lines:
-                if other == name:
-                    plot.line(line, series, dashed=what == "base_loss")
-        yield _figure(plot, list(sets), f"{told.capitalize()}; dashed: the base.")
+    """Losses of the sets to learn, and how far those of the sets to retain rose, step by step."""
+    learn = _curves(run, "learn", "loss")
+    base = _curves(run, "learn", "base_loss")
+    if learn:
+        plot = Plot(_steps(learn), _values([*learn.values(), *base.values()], "loss"), LEARN)
+        for series, (name, line) in enumerate(learn.items()):
+            plot.line(base.get(name, []), series, dashed=True)
+            plot.line(line, series)
+        yield _figure(plot, list(learn), "Dashed: the base.", LEARN)
+    retain = _curves(run, "retain", "forgetting")
+    if retain:
+        plot = Plot(_steps(retain), _values(retain.values(), "forgetting", [0]), RETAIN)
+        plot.rule(y=0)
+        for series, line in enumerate(retain.values()):
+            plot.line(line, series)
+        yield _figure(plot, list(retain), "How far the loss is above the base's.", RETAIN)
+
+
+def _curves(run: Run, kind: str, what: str) -> dict[str, list[tuple[float, float]]]:
+    """A metric of the sets of a kind, by their names: (step, value), if any is finite."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in run.history:
+        for key, value in row.items():
+            if key.startswith(f"{kind}/") and key.endswith(f"/{what}"):
+                name = key.removeprefix(f"{kind}/").removesuffix(f"/{what}")
+                curves.setdefault(name, []).append((row["step"], value))
+    return {n: line for n, line in curves.items() if any(math.isfinite(y) for _, y in line)}
+
+
+def _steps(curves: dict[str, list[tuple[float, float]]]) -> Axis:
+    return axis_for([step for line in curves.values() for step, _ in line], "step")
+
+
+def _values(
+    lines: Iterable[list[tuple[float, float]]], what: str, around: Sequence[float] = ()
+) -> Axis:
+    return axis_for([y for line in lines for _, y in line], f"{what} (nats per token)", around)
 
 
 def _plane(plot: Plot, points: Sequence[tuple[str, Interval, Interval]]) -> Piece:
@@ -203,10 +214,6 @@ def _mean(readings: Sequence[Reading], scale: float) -> Interval:
 
 def _point(value: float) -> Interval:
     return Interval(value, value, value)
-
-
-def _line(history: Sequence[dict[str, float]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in history if key in row]
 
 
 def _figure(plot: Plot, legend: Sequence[str], caption: str, title: str = "") -> Piece:

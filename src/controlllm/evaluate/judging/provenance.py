@@ -55,12 +55,13 @@ def _benchmarks(evaluation: Evaluation) -> Piece:
         shots = "shots as each task says" if asked.shots is None else f"{asked.shots} shots"
         limit = "" if asked.max_new_tokens is None else f", {asked.max_new_tokens:,} tokens at most"
         drawn = "all" if asked.sampled is None else f"{asked.sampled:,} drawn"
-        metrics = [f"{name}: {getattr(asked, name)}" for name in ("strict", "lenient")]
+        metrics = {"strict": asked.strict, "lenient": asked.lenient}
+        read = "".join(f"; {name}: {metric}" for name, metric in metrics.items() if metric)
         cells: list[Child] = [
             tag("td", words.join(list(asked.tasks))) if asked.tasks else tag("td"),
             tag("td", asked.dataset),
             tag("td", asked.licence),
-            tag("td", f"{asked.kind}, {asked.prompt} prompt, {shots}{limit}; {'; '.join(metrics)}"),
+            tag("td", f"{asked.kind}, {asked.prompt} prompt, {shots}{limit}{read}"),
             tag("td", f"{drawn}, seed {asked.seed}"),
             tag("td", tag("code", prompts_hash(evaluation, base, asked.name))),
         ]

@@ -240,6 +240,6 @@ def _samples(runs: Sequence[Run]) -> list[Child]:
         if found := sample_texts(run):
             told += [tag("h3", run.name) if len(runs) > 1 else None, found]
         if run.unread:
-            note = f"{run.unread:,} rows of {run.name}/samples have other fields: not shown."
+            note = f"Rows of {run.name}/samples with other fields, not shown: {run.unread:,}."
             told.append(tag("p", note, class_="soft"))
     return told

@@ -15,12 +15,12 @@ from typing import Annotated, Any, TypedDict
 
 from controlllm.checkpoint.training.checkpoints import list_checkpoints
 from controlllm.checkpoint.training.manifest import STATE
-from controlllm.common.errors import CheckpointError, DataError
+from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.storage.files import read_json
 from controlllm.common.storage.schema import OPEN, check_record
 from controlllm.evaluate.items.records import READINGS, Evaluation
 
-__all__ = ["Run", "SampleText", "read_evaluations", "read_run", "read_runs"]
+__all__ = ["Run", "SampleText", "find_evaluations", "read_evaluations", "read_run", "read_runs"]
 
 EVALUATION, EVALUATIONS = "evaluation.json", "evaluations"
 MOST_STATE = 2**28
@@ -84,13 +84,32 @@ class _Calibration(TypedDict):
     points: list[Annotated[_Point, OPEN]]
 
 
+def find_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
+    """The evaluations of a run, or the one that lies in the folder itself; none where none is.
+
+    Raises:
+        DataError: one is damaged, or a reading is no number.
+        ConfigError: what compares them is not installed.
+    """
+    evaluations = tuple(_evaluations(Path(folder)))
+    if evaluations:
+        try:
+            import scipy.stats  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                f"comparing models needs scipy, which cannot be imported ({error}): "
+                "`pip install 'controlllm[eval]'`."
+            ) from error
+    return evaluations
+
+
 def read_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
-    """The evaluations of a run, or the one that lies in the folder itself.
+    """The evaluations of a run; see `find_evaluations`.
 
     Raises:
         DataError: there is none, one is damaged, or a reading is no number.
     """
-    evaluations = tuple(_evaluations(Path(folder)))
+    evaluations = find_evaluations(folder)
     if not evaluations:
         raise DataError(
             f"{folder} holds no evaluation: run `controlllm eval {folder} --suite NAME` first."
@@ -127,7 +146,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     run = Run(
         name=name or folder.resolve().name,
         folder=folder,
-        evaluations=tuple(_evaluations(folder)),
+        evaluations=find_evaluations(folder),
         history=tuple(_history(folder)),
         calibration=_calibration(folder),
         samples=samples,
