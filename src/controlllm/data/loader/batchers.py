@@ -87,7 +87,7 @@ class Batcher(ABC):
     def load(self, state: BatcherState, waiting: Sequence[Draw]) -> None:
         """Go on with what a state had waiting: the whole examples, read again by the caller."""
         self.waiting = [
-            draw.begin_at(start, self.bos)
+            draw.rest(start + 1, self.bos) if start else draw
             for draw, (*_, start) in zip(waiting, state.waiting, strict=True)
         ]
 
@@ -297,9 +297,9 @@ def make_batcher(
         seed: of the order of grouped batches.
         bos: what the rests of documents that begin with it begin with, too.
     """
-    kind: type[Batcher] = Rows
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)
+    kind: type[Batcher] = Rows
     if config.packing:
         kind = Concat if config.packing_strategy == "concat" else BestFit
     elif config.group_by_length or config.max_tokens_per_batch is not None:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.attention.documents import document_keys
@@ -73,12 +74,10 @@ def padded_batch(rows: Sequence[Sequence[Member]], max_length: int, pad_id: int)
     """Rows padded on the right to the longest, rounded up to 8 but never over `max_length`."""
     members = [member for row in rows for member in row]
     longest = max(len(example) for example, _ in members)
-    width = padded_width(longest, max_length)
-    batch = _Arrays(len(members), width, pad_id)
+    arrays = _arrays(len(members), padded_width(longest, max_length), pad_id)
     for row, (example, origin) in enumerate(members):
-        batch.put(row, 0, example, origin)
-        batch.pad(row, len(example), width)
-    tensors = batch.tensors()
+        _put(arrays, row, 0, example, origin)
+    tensors = _tensors(arrays)
     return {**tensors, "attention_mask": (tensors["origin"] != PADDING).long()}
 
 
@@ -89,7 +88,7 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
     Raises:
         DataError: a slot holds more than `max_length` tokens.
     """
-    batch = _Arrays(1, len(slots) * max_length, pad_id)
+    arrays = _arrays(1, len(slots) * max_length, pad_id)
     starts: list[int] = []
     for number, slot in enumerate(slots):
         start, end = number * max_length, (number + 1) * max_length
@@ -102,41 +101,34 @@ def packed_batch(slots: Sequence[Sequence[Member]], max_length: int, pad_id: int
                     f"slot {number} of a batch holds {start + len(example) - end + max_length} "
                     f"tokens or more, but max_length={max_length}."
                 )
-            batch.put(0, start, example, origin)
+            _put(arrays, 0, start, example, origin)
             start += len(example)
         if start < end:
             starts.append(start)
-            batch.pad(0, start, end)
     bounds = np.array([*starts, len(slots) * max_length], dtype=np.int32)
-    tensors, keys = batch.tensors(), document_keys(torch.from_numpy(bounds))
+    tensors, keys = _tensors(arrays), document_keys(torch.from_numpy(bounds))
     keys["position_ids"][tensors["origin"] == PADDING] = 0
     return {**tensors, **keys}
 
 
-class _Arrays:
-    """Arrays (rows, width), every place of which is put or padded (numpy is quick at slices)."""
+def _arrays(rows: int, width: int, pad_id: int) -> dict[str, NDArray[Any]]:
+    """Arrays (rows, width) of padding (numpy is quick at slices)."""
+    return {
+        "input_ids": np.full((rows, width), pad_id, dtype=np.int64),
+        "labels": np.full((rows, width), IGNORE_INDEX, dtype=np.int64),
+        "origin": np.full((rows, width), PADDING, dtype=np.int8),
+    }
 
-    def __init__(self, rows: int, width: int, pad_id: int) -> None:
-        shape = (rows, width)
-        self._pad_id = pad_id
-        self._input_ids = np.empty(shape, dtype=np.int64)
-        self._labels = np.empty(shape, dtype=np.int64)
-        self._origin = np.empty(shape, dtype=np.int8)
 
-    def put(self, row: int, start: int, example: Example, origin: int) -> None:
-        end = start + len(example)
-        self._input_ids[row, start:end] = example.input_ids
-        self._labels[row, start:end] = example.labels
-        self._origin[row, start:end] = origin
+def _put(arrays: Batch, row: int, start: int, example: Example, origin: int) -> None:
+    place = row, slice(start, start + len(example))
+    arrays["input_ids"][place] = example.input_ids
+    arrays["labels"][place] = example.labels
+    arrays["origin"][place] = origin
 
-    def pad(self, row: int, start: int, end: int) -> None:
-        self._input_ids[row, start:end] = self._pad_id
-        self._labels[row, start:end] = IGNORE_INDEX
-        self._origin[row, start:end] = PADDING
 
-    def tensors(self) -> Batch:
-        arrays = {"input_ids": self._input_ids, "labels": self._labels, "origin": self._origin}
-        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+def _tensors(arrays: Batch) -> Batch:
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 def model_inputs(batch: Mapping[str, Any]) -> Batch:

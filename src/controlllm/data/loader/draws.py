@@ -53,12 +53,6 @@ class Draw(NamedTuple):
         start = self.start + length - self.repeats_bos - 1
         return self._replace(example=self.example.part(length - 1, None, bos), start=start)
 
-    def begin_at(self, start: int, bos: int | None) -> "Draw":
-        """What is left of a whole example behind `start` tokens."""
-        if not start:
-            return self
-        return self._replace(example=self.example.part(start, None, bos), start=start)
-
 
 @dataclass(frozen=True)
 class Unit:

@@ -106,26 +106,18 @@ def check_first_rows(config: DataConfig) -> None:
     for source in (*config.train, *config.replay, *config.learn, *config.retain):
         check_source(source)
         is_here = kind_of_source(source) == "files" and not is_remote(source.path)
-        if is_here and source.on_bad_row == "error" and _names_columns(source):
-            for place, row in open_source(replace(source, max_rows=1), config).rows():
-                _check_columns_of(row, place, source)
-
-
-def _names_columns(source: SourceConfig) -> bool:
-    by_column = source.difficulty not in (None, "length")
-    return bool(source.where or source.group_by or source.columns or by_column)
-
-
-def _check_columns_of(row: Any, place: Any, source: SourceConfig) -> None:
-    if not isinstance(row, dict):
-        return
-    try:
-        if keeps_row(row, source) and not source.postprocess:
-            to_document(row, source.format, source.columns, source.numbers_as_text)
-    except MissingColumnError as error:
-        raise DataError(f"source {source.name!r}: {place}: {error}.") from error
-    except DataError:
-        return
+        by_column = source.difficulty not in (None, "length")
+        names = source.where or source.group_by or source.columns or by_column
+        if not (is_here and source.on_bad_row == "error" and names):
+            continue
+        for place, row in open_source(replace(source, max_rows=1), config).rows():
+            try:
+                if isinstance(row, dict) and keeps_row(row, source) and not source.postprocess:
+                    to_document(row, source.format, source.columns, source.numbers_as_text)
+            except MissingColumnError as error:
+                raise DataError(f"source {source.name!r}: {place}: {error}.") from error
+            except DataError:
+                continue
 
 
 def open_source(source: SourceConfig, config: DataConfig) -> Chunks:
@@ -202,11 +194,8 @@ def _sample(chunks: Chunks, chosen: Sequence[int]) -> tuple[list[Located], int]:
     """Rows from the beginnings of chosen chunks, and how many rows all of these chunks have."""
     sampled: list[Located] = []
     rows = 0
-    most = max(1, SAMPLED_ROWS // len(chosen))
     for chunk in chosen:
-        located = chunks.read(chunk)
-        part = list(islice(located, most))
-        sampled += part
+        sampled += islice(chunks.read(chunk), max(1, SAMPLED_ROWS // len(chosen)))
         if chunks.num_rows is None:
             rows += chunks.count(chunk)
     return sampled, rows

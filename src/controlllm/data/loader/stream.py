@@ -16,12 +16,7 @@ from dataclasses import dataclass, replace
 
 from controlllm.common.errors import DataError
 from controlllm.data.cache.store import TokenStore
-from controlllm.data.examples.encode import (
-    BAD_ROWS_TOLD,
-    RowEncoder,
-    SourceStats,
-    encode_rows,
-)
+from controlllm.data.examples.encode import BAD_ROWS_TOLD, RowEncoder, SourceStats, encode_rows
 from controlllm.data.loader.draws import Draw, Reference, StreamState, Unit
 from controlllm.data.loader.shuffle import Order, random_below
 from controlllm.data.sources import Chunks, Located
@@ -62,10 +57,6 @@ class Feed:
         """Changes when the sequence of examples would."""
         return f"{self.chunks.fingerprint}/{self.key}/{self.numbers}/{self.buffer}"
 
-    def with_encoder(self) -> "Feed":
-        """The same feed with counts of its own."""
-        return replace(self, encoder=self.encoder.fresh()) if self.encoder else self
-
 
 class Stream:
     """Draws examples of one source for one lane.
@@ -79,9 +70,9 @@ class Stream:
     """
 
     def __init__(self, feed: Feed, lane: int, lanes: int, seed: int, source: int = 0) -> None:
-        self.feed = feed.with_encoder()
-        self.source = source
-        self.stats = self.feed.encoder.stats if self.feed.encoder else SourceStats()
+        encoder = feed.encoder.fresh() if feed.encoder else None
+        self.feed, self.source = replace(feed, encoder=encoder), source
+        self.stats = encoder.stats if encoder else SourceStats()
         # With few chunks per lane, lanes would run whole epochs apart: then each chunk is shared
         # row by row.
         self._by_chunk = feed.chunks.by_row or len(feed.chunks) >= 4 * OPEN_CHUNKS * lanes
@@ -139,7 +130,10 @@ class Stream:
 
     def _encode_rows(self) -> bool:
         """Tokenize some rows and queue their examples; whether there was any row."""
-        encoder, rows = self.feed.encoder, self._take_rows()
+        encoder = self.feed.encoder
+        rows: list[tuple[Reference, Located]] = []
+        while len(rows) < self._rows_at_once and (row := self._take_row()):
+            rows.append(row)
         if encoder is None:
             pieces = [[located[1]] for _, located in rows]
             self.stats.rows += len(rows)
@@ -151,7 +145,10 @@ class Stream:
             for piece, example in enumerate(examples)
         ]
         if self.feed.order.shuffled and len(drawn) > len(rows):
-            self._mix(drawn)
+            # Pieces of long rows: a batch of neighbours of one text is no random batch.
+            for last in range(len(drawn) - 1, 0, -1):
+                other = self._random_below(last + 1)
+                drawn[last], drawn[other] = drawn[other], drawn[last]
         self._queue += drawn
         tokens = sum(len(draw.example) for draw in drawn)
         if tokens:
@@ -159,18 +156,6 @@ class Stream:
         wanted = TOKENS_AT_ONCE * len(rows) // (tokens + 1)
         self._rows_at_once = max(1, min(MOST_ROWS_AT_ONCE, wanted))
         return bool(rows)
-
-    def _mix(self, drawn: list[Draw]) -> None:
-        """Mix the pieces of long rows: a batch of neighbours of one text is no random batch."""
-        for last in range(len(drawn) - 1, 0, -1):
-            other = self._random_below(last + 1)
-            drawn[last], drawn[other] = drawn[other], drawn[last]
-
-    def _take_rows(self) -> list[tuple[Reference, Located]]:
-        rows: list[tuple[Reference, Located]] = []
-        while len(rows) < self._rows_at_once and (row := self._take_row()):
-            rows.append(row)
-        return rows
 
     def _take_row(self) -> tuple[Reference, Located] | None:
         """A row at random out of the buffer, which is filled up first."""
@@ -268,11 +253,8 @@ class Stream:
         Raises:
             DataError: the source no longer holds them.
         """
-        self._turn, self._rows_at_once, self._reached = (
-            state.turn,
-            state.rows_at_once,
-            state.reached,
-        )
+        self._turn, self._reached = state.turn, state.reached
+        self._rows_at_once = state.rows_at_once
         self._next = state.next + (self._lane if state.dealt_anew and self._by_chunk else 0)
         self._open = [_OpenUnit(unit, self.feed) for unit in state.units[: state.open]]
         self._backlog = deque(state.units[state.open :])
@@ -294,11 +276,7 @@ class Stream:
         pieces = encoder.fresh().encode(located) if encoder else [[row] for _, row in located]
         examples = dict(zip(rows, pieces, strict=True))
         if lost := [ref for ref in references if ref[2] >= len(examples[ref[:2]])]:
-            raise DataError(
-                f"source {self.feed.name!r} has changed: row {lost[0][1]} of chunk "
-                f"{self.feed.order.chunk(lost[0][0])} is no longer what the run was reading; "
-                "restore the source, or start a new run."
-            )
+            raise _changed(self.feed, *lost[0][:2])
         return [Draw(self.source, ref, examples[ref[:2]][ref[2]]) for ref in references]
 
 
@@ -306,15 +284,9 @@ class _OpenUnit:
     """A unit that is being read; the chunk is opened when its first row is asked for."""
 
     def __init__(self, unit: Unit, feed: Feed) -> None:
-        self._unit = unit
-        self._feed = feed
-        self._taken = unit.taken
+        self._unit, self._feed, self._taken = unit, feed, unit.taken
+        self.number = unit.number
         self._rows: Iterator[Located] | None = None
-
-    @property
-    def number(self) -> int:
-        """Of its chunk, over all epochs."""
-        return self._unit.number
 
     def next_row(self) -> tuple[Reference, Located] | None:
         """The next row of the unit, None at its end."""
@@ -347,9 +319,12 @@ def _read_again(feed: Feed, references: Iterable[Reference]) -> dict[tuple[int, 
             if row in rows:
                 found[number, row] = item
         if missing := [row for row in rows if (number, row) not in found]:
-            raise DataError(
-                f"source {feed.name!r} has changed: chunk {feed.order.chunk(number)} no longer "
-                f"holds row {missing[0]}, which the run was reading; restore the source, or "
-                "start a new run."
-            )
+            raise _changed(feed, number, missing[0])
     return found
+
+
+def _changed(feed: Feed, number: int, row: int) -> DataError:
+    return DataError(
+        f"source {feed.name!r} has changed: row {row} of chunk {feed.order.chunk(number)} is no "
+        "longer what the run was reading; restore the source, or start a new run."
+    )

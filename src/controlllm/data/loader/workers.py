@@ -11,7 +11,6 @@ import pickle
 import signal
 import time
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,45 +34,19 @@ _FOR_PARENTS = {
 }
 
 
-class Serving(ABC):
-    """Items of several lanes in turn."""
+class Serving:
+    """Items of several lanes in turn, made by this process."""
 
-    @abstractmethod
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = list(lanes)
+        self._turn = 0
+
     def next(self) -> Item:
         """The next item; empty once all lanes have come to their end.
 
         Raises:
             DataError: a row or a source cannot be used, or a worker process died.
         """
-
-    @abstractmethod
-    def states(self) -> dict[int, LaneState]:
-        """The state of each lane behind the items given out so far."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End the worker processes, if there are any; nothing is given out afterwards."""
-
-
-def serve(
-    numbers: Sequence[int], make: MakeLane, num_workers: int, prefetch_factor: int
-) -> Serving:
-    """Serve lanes, beginning with the one that has given out least.
-
-    `num_workers` is a divisor of the number of lanes; 0 = this process.
-    """
-    lanes = sorted((make(number) for number in numbers), key=lambda lane: (lane.items, lane.number))
-    if num_workers == 0:
-        return _Here(lanes)
-    return _Workers(lanes, make, num_workers, prefetch_factor)
-
-
-class _Here(Serving):
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self._lanes = list(lanes)
-        self._turn = 0
-
-    def next(self) -> Item:
         for _ in self._lanes:
             lane = self._lanes[self._turn % len(self._lanes)]
             self._turn += 1
@@ -82,9 +55,11 @@ class _Here(Serving):
         return []
 
     def states(self) -> dict[int, LaneState]:
+        """The state of each lane behind the items given out so far."""
         return {lane.number: lane.state() for lane in self._lanes}
 
     def close(self) -> None:
+        """End the worker processes, if there are any; nothing is given out afterwards."""
         self._lanes.clear()
 
 
@@ -125,21 +100,17 @@ class _Workers(Serving):
         self._error: DataError | None = None
 
     def next(self) -> Item:
-        while True:
-            delivery = self._next_delivery()
-            if delivery is None:
-                return []
+        while (delivery := self._next_delivery()) is not None:
             self._states[delivery.lane] = delivery.state
             if delivery.item:
                 return delivery.item
+        return []
 
     def _next_delivery(self) -> _Delivery | None:
         if self._error is not None:  # What a broken run gives out has no order any more.
             raise self._error
         try:
-            delivery = next(self._deliveries)
-        except StopIteration:
-            return None
+            delivery: _Delivery | _Failure | None = next(self._deliveries, None)
         except RuntimeError as error:
             self._error = DataError(
                 f"a data worker process died ({error}). Often it ran out of memory: take fewer "
@@ -151,7 +122,6 @@ class _Workers(Serving):
             if delivery.trace:
                 self._error.add_note(delivery.trace)
             raise self._error
-        assert isinstance(delivery, _Delivery)
         return delivery
 
     def states(self) -> dict[int, LaneState]:
@@ -166,13 +136,24 @@ class _Workers(Serving):
             end()
 
 
+def serve(
+    numbers: Sequence[int], make: MakeLane, num_workers: int, prefetch_factor: int
+) -> Serving:
+    """Serve lanes, beginning with the one that has given out least.
+
+    `num_workers` is a divisor of the number of lanes; 0 = this process.
+    """
+    lanes = sorted((make(number) for number in numbers), key=lambda lane: (lane.items, lane.number))
+    if num_workers == 0:
+        return Serving(lanes)
+    return _Workers(lanes, make, num_workers, prefetch_factor)
+
+
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Take back the signal handler that the loader sets.
-
-    By it the death of a worker is raised wherever the main thread is, be it in the middle of a
-    checkpoint. Without, it is found when the next item is asked for, where all ranks can stop.
-    """
+    # By the handler that the loader sets, the death of a worker is raised wherever the main thread
+    # is, be it in the middle of a checkpoint. Without, it is found when the next item is asked for,
+    # where all ranks can stop.
     known = hasattr(signal, "SIGCHLD") and current_thread() is main_thread()
     before = signal.getsignal(signal.SIGCHLD) if known else None
     try:
@@ -232,11 +213,8 @@ def _end_with(parent: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """End this worker at a signal to end only if the parent sends it.
-
-    Launchers and schedulers send them to all processes of a run, and the parent may need batches to
-    finish its step before it ends.
-    """
+    # Launchers and schedulers send such signals to all processes of a run, and the parent may need
+    # batches to finish its step before it ends.
     while signal.sigwaitinfo(_FOR_PARENTS).si_pid != parent:
         pass
     os._exit(1)
