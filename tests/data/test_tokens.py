@@ -18,9 +18,8 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from controlllm.data.examples.offsets import token_widths
 from controlllm.data.examples.spans import Span
-from controlllm.data.examples.tokens import Prepared, TextTokenizer, Tokenized
+from controlllm.data.examples.tokens import Prepared, TextTokenizer, Tokenized, token_widths
 
 SPECIAL = ["<s>", "</s>", "[INST]"]
 CORPUS = [

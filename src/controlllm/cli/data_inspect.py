@@ -78,7 +78,7 @@ def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | No
     steps = _steps(options, size)
     seen = passes(options.data, mix, reports, steps * _items(options)) if steps else None
     return {
-        **mix.to_dict(),
+        **asdict(mix),
         "steps_per_epoch": _per_epoch(options, mix, size),
         "steps": steps,
         "passes": seen,

@@ -60,12 +60,7 @@ from controlllm.data.loader.collate import (
 )
 from controlllm.data.loader.evaluation import eval_batches, read_examples
 from controlllm.data.loader.open_source import Size, check_first_rows
-from controlllm.data.loader.questions import (
-    Question,
-    QuestionSet,
-    check_questions,
-    read_questions,
-)
+from controlllm.data.loader.questions import Question, QuestionSet, check_questions, read_questions
 from controlllm.data.loader.train_loader import TrainLoader
 from controlllm.data.sources import register_reader, register_source
 

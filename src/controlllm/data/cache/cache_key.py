@@ -150,7 +150,7 @@ def _functions(source: SourceConfig) -> Iterator[Any]:
     for name in [source.file_type] if source.file_type in READERS.names() else READERS.names():
         yield READERS.get(str(name))
     for name in [source.source_type] if source.source_type else SOURCES.names():
-        yield SOURCES.get(name).open
+        yield SOURCES.get(name)
     if source.filter:
         yield FILTERS.get(source.filter)
     if source.postprocess:

@@ -156,11 +156,7 @@ class _Pass:
             ) from error
 
     def share(self, ranks: Ranks) -> None:
-        """The pass over this rank's share of the rows, into a part. Collective.
-
-        Raises:
-            DataError: on all ranks, if the hook fails or a row cannot be used on one of them.
-        """
+        """The pass over this rank's share of the rows, into a part; fails on all ranks or none."""
 
         def fill(writer: StoreWriter, selection: Selection) -> None:
             self.encode(writer, selection, ranks.rank, ranks.world_size)
@@ -195,11 +191,7 @@ class _Pass:
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def write(self, folder: Path, fill: Fill, is_part: bool = False) -> None:
-        """Examples into a folder, then what the source chooses among them (of a part: all).
-
-        Raises:
-            DataError: a row cannot be used, nothing is left, or the disk is full.
-        """
+        """Examples into a folder, then what the source chooses among them (of a part: all)."""
         encoder, selection = self.encoder, Selection(self.encoder.source)
         try:
             with atomic_folder(folder, overwrite=True) as temporary:
@@ -236,16 +228,11 @@ def _make_together(work: _Pass, ranks: Ranks) -> None:
     Every path goes through the same agreements: the first says whether there is work to share, the
     last that it was done.
     """
-    error = None
-    if ranks.rank == 0:
-        error = _lead(work, ranks)
-    elif not ranks.agree(None):
-        work.share(ranks)
-    ranks.agree(error)
-
-
-def _lead(work: _Pass, ranks: Ranks) -> Exception | None:
-    """What rank 0 does; what went wrong, if anything."""
+    if ranks.rank:
+        if not ranks.agree(None):
+            work.share(ranks)
+        ranks.agree(None)
+        return
     began = False
     error: Exception | None = None
 
@@ -264,7 +251,7 @@ def _lead(work: _Pass, ranks: Ranks) -> Exception | None:
         shutil.rmtree(work.parts, ignore_errors=True)
     if not began:
         ranks.agree(error, ended=True)
-    return error
+    ranks.agree(error)
 
 
 def _is_whole(folder: Path) -> bool:

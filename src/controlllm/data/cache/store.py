@@ -80,17 +80,18 @@ class TokenStore(Chunks):
         Raises:
             DataError: there is no row.
         """
-        kept = [np.asarray(row, dtype=np.int32) for row in rows]
-        if not kept:
-            raise DataError(f"source {name!r} holds no examples.")
-        ends = np.cumsum([len(ids) for ids in kept])
-        targets = np.ones(ends[-1], dtype=bool)
-        targets[[0, *ends[:-1]]] = False
-        return cls(name, np.concatenate(kept), targets, ends)
+        kept = (np.array(row, dtype=np.int32) for row in rows)
+        return cls.from_examples(name, [Example(ids, ids).part(0, None, None) for ids in kept])
 
     @classmethod
     def from_examples(cls, name: str, examples: Sequence[Example]) -> "TokenStore":
-        """Documents, or slots of several documents each, at least one; held in memory."""
+        """Documents, or slots of several documents each; held in memory.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not examples:
+            raise DataError(f"source {name!r} holds no examples.")
         none = np.empty(0, np.int32)
         starts = [none if example.starts is None else example.starts for example in examples]
         store = cls(
@@ -156,7 +157,6 @@ class TokenStore(Chunks):
         return int(self._ends[-1]) if self._index is None else int(self.lengths.sum())
 
     def __len__(self) -> int:
-        """Number of examples."""
         return self.num_rows or 0
 
     def __getitem__(self, index: int) -> Example:
@@ -168,26 +168,19 @@ class TokenStore(Chunks):
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at several places, each 0 <= place < len; quicker than one by one."""
         places, starts, ends = self._bounds(indices)
+        within: list[NDArray[np.int32] | None] = [None] * len(places)
+        if self._starts is not None:
+            own = zip(*(each.tolist() for each in _ranges(self._starts[1], places)), strict=True)
+            within = [self._starts[0][first:last] for first, last in own]
         made = []
-        for start, end, within in zip(
-            starts.tolist(), ends.tolist(), self._starts_at(places), strict=True
-        ):
+        for start, end, inner in zip(starts.tolist(), ends.tolist(), within, strict=True):
             ids = self._ids[start:end].astype(np.int32)
             # The ids at targets, -100 elsewhere; quicker than to choose.
             labels = ids - _IGNORED
             labels *= self._targets[start:end]
             labels += _IGNORED
-            made.append(Example(ids, labels, within))
+            made.append(Example(ids, labels, inner))
         return made
-
-    def _starts_at(self, places: NDArray[np.int64]) -> Iterable[NDArray[np.int32] | None]:
-        """Where the documents of slots begin; None where examples are documents."""
-        if self._starts is None:
-            return [None] * len(places)
-        within, ends = self._starts
-        firsts, lasts = _ranges(ends, places)
-        bounds = zip(firsts.tolist(), lasts.tolist(), strict=True)
-        return [within[first:last] for first, last in bounds]
 
     def lengths_of(self, indices: Sequence[int]) -> list[int]:
         """Tokens of the examples at several places."""

@@ -11,6 +11,7 @@ from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from controlllm.data.examples.encode import Example, SourceStats
 
 __all__ = ["Selection"]
 
-_NOTES = ("hashes", "difficulty", "counts")
+_NOTES, _FILE = ("_hashes", "_difficulty", "_counts"), "notes.npz"
 
 
 class Selection:
@@ -31,10 +32,9 @@ class Selection:
 
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
-        self._hashes = array("Q")
-        self._difficulty = array("d")
+        self._hashes, self._difficulty = array("Q"), array("d")
+        # Examples, tokens, targets and repeated BOS of each row.
         self._counts = array("q")
-        """Examples, tokens, targets and repeated BOS of each row."""
 
     def add(self, row: Mapping[str, Any], examples: Sequence[Example]) -> None:
         """Note a row with the examples that it became, at least one.
@@ -43,7 +43,7 @@ class Selection:
             DataError: its difficulty is not a number.
         """
         length = sum(map(len, examples))
-        difficulty = self._difficulty_of(row, length)
+        self._difficulty.append(self._difficulty_of(row, length))
         digest, targets = blake2b(digest_size=8), 0
         for example in examples:
             digest.update(example.input_ids.tobytes() + example.labels.tobytes())
@@ -51,12 +51,10 @@ class Selection:
         repeated_bos = sum(example.reopened for example in examples)
         self._counts.extend((len(examples), length, targets, repeated_bos))
         self._hashes.append(int.from_bytes(digest.digest(), "little"))
-        self._difficulty.append(difficulty)
 
     def save(self, folder: Path) -> None:
         """Write the notes into a folder, for another process to add to its own."""
-        for name in _NOTES:
-            np.save(folder / f"{name}.npy", np.array(getattr(self, f"_{name}")))
+        np.savez(folder / _FILE, *(np.array(getattr(self, name)) for name in _NOTES))
 
     def load(self, folder: Path) -> int:
         """Add the notes that another process has saved; how many rows they are of.
@@ -65,12 +63,12 @@ class Selection:
             DataError: they are damaged.
         """
         try:
-            read = [np.load(folder / f"{name}.npy", allow_pickle=False) for name in _NOTES]
-            for name, values in zip(_NOTES, read, strict=True):
-                getattr(self, f"_{name}").frombytes(values.tobytes())
-        except (OSError, ValueError, EOFError) as error:
+            with np.load(folder / _FILE, allow_pickle=False) as read:
+                for name, values in zip(_NOTES, read.values(), strict=True):
+                    getattr(self, name).frombytes(values.tobytes())
+                return len(read["arr_0"])
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(f"{folder} is damaged ({error}); run again.") from error
-        return len(read[0])
 
     def choose(self, stats: SourceStats) -> tuple[NDArray[np.int64] | None, list[int] | None]:
         """The examples that take part in their order (None = all), and the sizes of phases.
@@ -92,13 +90,16 @@ class Selection:
             rows, sizes = self._in_phases(rows)
         elif len(rows) == len(hashes):
             return None, None
-        counts = self._columns()
-        pieces = counts[0]
+        columns = self._columns()
+        pieces = columns[0]
         if sizes is not None:
             sizes = [int(pieces[part].sum()) for part in np.split(rows, np.cumsum(sizes)[:-1])]
-        sums = counts[:, rows].sum(axis=1).tolist()
+        sums = columns[:, rows].sum(axis=1).tolist()
         stats.examples, stats.tokens, stats.targets, stats.repeated_bos = sums
-        return _examples_of(rows, pieces), sizes
+        # The numbers of their examples: row r has `pieces[r]` of them, one after the other.
+        starts, counts = np.cumsum(pieces) - pieces, pieces[rows]
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(starts[rows], counts) + inside, sizes
 
     def _columns(self) -> NDArray[np.int64]:
         return np.frombuffer(self._counts, dtype=np.int64).reshape(-1, 4).T
@@ -119,18 +120,9 @@ class Selection:
         """Rows from easy to hard, cut where each phase has its part of all tokens."""
         difficulty = np.frombuffer(self._difficulty, dtype=np.float64)[rows]
         rows = rows[np.argsort(difficulty, kind="stable")]
+        if not len(rows):
+            return rows, []
         mass = np.cumsum(self._columns()[1][rows])
-        phases = self.source.phases
-        cuts = (
-            np.searchsorted(mass, mass[-1] * np.arange(1, phases) / phases) + 1 if len(rows) else []
-        )
-        bounds = [0, *np.minimum(cuts, len(rows)), len(rows)]
+        wanted = mass[-1] * np.arange(1, self.source.phases) / self.source.phases
+        bounds = [0, *np.minimum(np.searchsorted(mass, wanted) + 1, len(rows)), len(rows)]
         return rows, [int(size) for size in np.diff(bounds) if size]
-
-
-def _examples_of(rows: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers of the examples of rows: row r has `pieces[r]` of them, one after the other."""
-    starts = np.cumsum(pieces) - pieces
-    counts = pieces[rows]
-    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts[rows], counts) + inside

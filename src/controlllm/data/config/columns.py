@@ -20,14 +20,13 @@ from controlllm.common.registry import nearest_name
 
 __all__ = [
     "MissingColumnError",
-    "check_mapping",
     "column_told",
     "failure_of",
     "kind_of",
     "listed",
     "map_row",
-    "missing_column",
     "not_text",
+    "template_parts",
     "value_of",
 ]
 
@@ -37,12 +36,6 @@ LISTED = 20
 
 class MissingColumnError(DataError):
     """A row has no such column. Mostly no row of the source has: then a name is misspelt."""
-
-
-def missing_column(row: Mapping[str, Any], column: str, named: str = "") -> MissingColumnError:
-    """The error to raise for a column that is missing."""
-    asked = f", {named}," if named else ""
-    return MissingColumnError(f"column {column!r}{asked} is missing {_beside(row, column)}")
 
 
 def failure_of(what: str, error: Exception, row: Mapping[str, Any]) -> DataError:
@@ -74,16 +67,6 @@ class _Mapped(dict[str, Any]):
     names: Mapping[str, str]
 
 
-def check_mapping(columns: Mapping[str, str]) -> None:
-    """Check that every template holds column names in braces and nothing else there.
-
-    Raises:
-        ConfigError: with the template.
-    """
-    for template in columns.values():
-        _parts(template)
-
-
 def map_row(
     row: Mapping[str, Any],
     columns: Mapping[str, str],
@@ -97,7 +80,9 @@ def map_row(
     """
     if numbers_as_text:
         named = {*(reads if reads is not None else row), *columns.values()}
-        named |= {name for template in columns.values() for _, name in _parts(template) if name}
+        named |= {
+            name for template in columns.values() for _, name in template_parts(template) if name
+        }
         row = {key: _written(value) if key in named else value for key, value in row.items()}
     if not columns:
         return row
@@ -127,14 +112,15 @@ def not_text(value: Any) -> str:
     return f"{kind_of(value)}, not text{hint}"
 
 
-def value_of(row: Mapping[str, Any], column: str, field: str) -> Any:
-    """What is in a column that a field of the source names.
+def value_of(row: Mapping[str, Any], column: str, field: str | None = None) -> Any:
+    """What is in a column, which a field of the source may have named.
 
     Raises:
         MissingColumnError: there is none of this name.
     """
     if column not in row:
-        raise missing_column(row, column, f"named in `{field}`")
+        named = f", named in `{field}`," if field else ""
+        raise MissingColumnError(f"column {column!r}{named} is missing {_beside(row, column)}")
     return row[column]
 
 
@@ -142,21 +128,20 @@ def _value(row: Mapping[str, Any], source: str) -> Any:
     """What stands in the user's column, or in several."""
     if source in row:
         return row[source]
-    parts = _parts(source)
+    parts = template_parts(source)
     if all(name is None for _, name in parts):
-        raise missing_column(row, source, "named in `columns`")
-    return "".join(text + ("" if name is None else _joined(row, name)) for text, name in parts)
-
-
-def _joined(row: Mapping[str, Any], name: str) -> str:
-    text = value_of(row, name, "columns")
-    if not isinstance(text, str):
-        raise DataError(f"column {name!r} holds {not_text(text)}")
-    return text
+        return value_of(row, source, "columns")
+    joined = ""
+    for text, name in parts:
+        value = "" if name is None else value_of(row, name, "columns")
+        if not isinstance(value, str):
+            raise DataError(f"column {name!r} holds {not_text(value)}")
+        joined += text + value
+    return joined
 
 
 @lru_cache(256)
-def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+def template_parts(template: str) -> tuple[tuple[str, str | None], ...]:
     """(text, the column behind it) of a template; a plain name is one text.
 
     Raises:

@@ -1,16 +1,55 @@
 """What a user says about the data of a run: its sources, how they become tokens and are mixed."""
 
 import math
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
-from controlllm.common.settings import LARGEST, RUNS_CODE, TINY, check_said
-from controlllm.data.config.rules import DATA_RULES, HELD_OUT_RULES, check_names
+from controlllm.common.settings import LARGEST, RUNS_CODE, TINY, Rule, check_said
 from controlllm.data.config.source_config import SourceConfig
 
 __all__ = ["DataConfig", "StageConfig"]
+
+
+def _shares(data: Any) -> bool:
+    """Whether several sources share the mix; a section without train sources is not judged."""
+    return not data.train or max(len(data.train), len(data.replay)) > 1
+
+
+_OF_PACKING = "it says how packed slots are filled; set packing=true, or leave it out"
+_OF_PADDING = "it shapes padded batches; set packing=false, or leave it out"
+_OF_BUDGETS = "batches of max_tokens_per_batch are of like length already; leave it out"
+_OF_WORKERS = "only worker processes read it; set num_workers, or leave it out"
+_OF_SHUFFLING = "rows come as they lie with shuffle=false; leave it out"
+_OF_SHARES = "there is one source, which has the whole share; leave it out"
+
+_DATA_RULES = (
+    Rule("packing_strategy", lambda data: data.packing, _OF_PACKING),
+    Rule("packing_lookahead", lambda data: data.packing, _OF_PACKING),
+    Rule("group_by_length", lambda data: not data.packing, _OF_PADDING),
+    Rule("max_tokens_per_batch", lambda data: not data.packing, _OF_PADDING),
+    Rule("group_by_length", lambda data: data.max_tokens_per_batch is None, _OF_BUDGETS),
+    Rule("prefetch_factor", lambda data: data.num_workers > 0, _OF_WORKERS),
+    Rule("shuffle_buffer", lambda data: data.shuffle, _OF_SHUFFLING),
+    Rule("temperature", _shares, _OF_SHARES),
+    Rule("stages", _shares, _OF_SHARES),
+)
+"""Of the data section as a whole."""
+
+_ONCE = "each row of a held-out set is measured once, in order; leave it out"
+
+_HELD_OUT_RULES = (
+    Rule("weight", lambda source: False, _ONCE),
+    Rule("epochs", lambda source: False, _ONCE),
+    Rule("sample", lambda source: source.sample <= 1, _ONCE + ", or keep it below 1"),
+    Rule("difficulty", lambda source: False, _ONCE),
+    Rule("phases", lambda source: False, _ONCE),
+)
+"""Of sources of `learn` and `retain`."""
 
 
 def _place(source: SourceConfig) -> tuple[str | None, ...]:
@@ -28,11 +67,7 @@ class StageConfig:
     """Source -> weight in this stage; a source that is not named has weight 0."""
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: with the field and its value.
-        """
+        """Check every field; a `ConfigError` names it and its value."""
         check_values(self, "")
         in_range = all(0 <= weight <= LARGEST for weight in self.weights.values())
         if not in_range or not sum(self.weights.values()):
@@ -123,47 +158,48 @@ class DataConfig:
     that were pretrained with BOS predict badly without it. It costs one token of such a piece."""
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: with the field and its value.
-        """
+        """Check every field; a `ConfigError` names it and its value."""
         check_values(self, "")
-        self._check_batches()
-        if not self.train_on:
-            raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
-        self._check_replay()
-        check_names({"train": self.train, "replay": self.replay})
-        check_names({"learn": self.learn})
-        check_names({"retain": self.retain})
-        self._check_stages()
-        self._check_splits()
-        check_said(self, DATA_RULES, where="data")
-        for group in ("learn", "retain"):
-            for number, source in enumerate(getattr(self, group)):
-                check_said(source, HELD_OUT_RULES, where=f"data.{group}[{number}]")
-
-    @property
-    def has_fixed_slots(self) -> bool:
-        """Whether training reads slots that were filled beforehand."""
-        return self.packing and self.packing_strategy == "fixed"
-
-    def _check_batches(self) -> None:
         budget = self.max_tokens_per_batch
         if budget is not None and budget < self.max_length:
             raise ConfigError(
                 f"max_tokens_per_batch={budget!r} cannot hold a row of "
                 f"max_length={self.max_length}; raise the first, or lower the second."
             )
+        if not self.train_on:
+            raise ConfigError(f"train_on={self.train_on!r} names no role; ['assistant'] is usual.")
+        if not 0 <= self.replay_share < 1:
+            raise ConfigError(f"replay_share={self.replay_share!r} must be at least 0 and below 1.")
+        if bool(self.replay) != (self.replay_share > 0):
+            raise ConfigError(
+                f"replay_share={self.replay_share!r} with {len(self.replay)} replay sources: "
+                "give both a share above 0 and at least one source, or neither."
+            )
+        for groups in (("train", "replay"), ("learn",), ("retain",)):
+            _check_names({group: getattr(self, group) for group in groups})
+        known = {str(source.name) for source in [*self.train, *self.replay]}
+        for number, stage in enumerate(self.stages):
+            if unknown := sorted(stage.weights.keys() - known):
+                raise ConfigError(
+                    f"stages[{number}].weights names {unknown}; the sources are {sorted(known)}."
+                )
+        self._check_splits()
+        check_said(self, _DATA_RULES, where="data")
+        for group in ("learn", "retain"):
+            for number, source in enumerate(getattr(self, group)):
+                check_said(source, _HELD_OUT_RULES, where=f"data.{group}[{number}]")
+
+    @property
+    def has_fixed_slots(self) -> bool:
+        """Whether training reads slots that were filled beforehand."""
+        return self.packing and self.packing_strategy == "fixed"
 
     def _check_splits(self) -> None:
         """Both sides of a split must be cut in the same way, or rows would be on both."""
         trained = [*self.train, *self.replay]
         sources = [*trained, *self.learn, *self.retain]
-        cuts: dict[Any, SourceConfig] = {}
-        for source in sources:
-            if source.part is not None:
-                cuts.setdefault(_place(source), source)
+        # The first of those that split a place.
+        cuts = {_place(source): source for source in reversed(sources) if source.part is not None}
         for source in sources:
             place = _place(source)
             if source.part is None:
@@ -173,7 +209,7 @@ class DataConfig:
                         f"for {cuts[place].name!r}; set `part: train` in the first, too."
                     )
                 continue
-            other = cuts.setdefault(place, source)
+            other = cuts[place]
             if (source.held_out, source.group_by) != (other.held_out, other.group_by):
                 raise ConfigError(
                     f"{source.path!r} is split in two ways: held_out={other.held_out!r}, "
@@ -181,19 +217,35 @@ class DataConfig:
                     f"group_by={source.group_by!r} in {source.name!r}; rows would be on both sides."
                 )
 
-    def _check_stages(self) -> None:
-        known = {str(source.name) for source in [*self.train, *self.replay]}
-        for number, stage in enumerate(self.stages):
-            if unknown := sorted(stage.weights.keys() - known):
-                raise ConfigError(
-                    f"stages[{number}].weights names {unknown}; the sources are {sorted(known)}."
-                )
 
-    def _check_replay(self) -> None:
-        if not 0 <= self.replay_share < 1:
-            raise ConfigError(f"replay_share={self.replay_share!r} must be at least 0 and below 1.")
-        if bool(self.replay) != (self.replay_share > 0):
-            raise ConfigError(
-                f"replay_share={self.replay_share!r} with {len(self.replay)} replay sources: "
-                "give both a share above 0 and at least one source, or neither."
-            )
+def _check_names(groups: Mapping[str, Sequence[SourceConfig]]) -> None:
+    """Refuse two sources of one name: stages, metrics and tables go by names."""
+    known: dict[str, str] = {}
+    for group, sources in groups.items():
+        for source in sources:
+            name = str(source.name)
+            if name in known:
+                raise ConfigError(
+                    f"{name!r} is the name of two sources: {known[name]}, and "
+                    f"{_described(group, source)}. Stages and metrics go by names: set `name` of "
+                    f"one of them, e.g. `name: {_another(source, known)}`."
+                )
+            known[name] = _described(group, source)
+
+
+def _described(group: str, source: SourceConfig) -> str:
+    """A source in the words of its config, without its name."""
+    more = {key: getattr(source, key) for key in ("subset", "part") if getattr(source, key)}
+    if source.split != "train":
+        more["split"] = source.split
+    return f"data.{group} {source.path!r}" + "".join(f" {key}={v!r}" for key, v in more.items())
+
+
+def _another(source: SourceConfig, taken: Container[str]) -> str:
+    """A name that tells the source from one that is called as it is."""
+    folder = source.path.rstrip("/").rpartition("/")[0].rpartition("/")[2]
+    split = source.split if source.split != "train" else None
+    for more in (source.subset, split, re.sub(r"[^\w-]+", "", folder)):
+        if more and (name := f"{source.name}-{more}") not in taken:
+            return name
+    return next(name for i in count(2) if (name := f"{source.name}-{i}") not in taken)

@@ -16,8 +16,6 @@ from controlllm.data.config.source_config import SourceConfig
 __all__ = [
     "COLLATORS",
     "POSTPROCESS",
-    "Collator",
-    "Postprocess",
     "PostprocessContext",
     "register_collator",
     "register_postprocess",

@@ -7,7 +7,7 @@ from typing import Any
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import TINY, Rule, check_said
-from controlllm.data.config.columns import check_mapping
+from controlllm.data.config.columns import template_parts
 
 __all__ = ["SourceConfig", "name_from_path"]
 
@@ -94,24 +94,16 @@ class SourceConfig:
     """`error` stops at the first row that cannot be used; `skip` leaves such rows out, counted."""
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: with the field and its value.
-        """
+        """Check every field; a `ConfigError` names it and its value."""
         if not self.path.strip():
-            raise ConfigError(
-                f"path={self.path!r} is empty; give a file, folder, glob or Hub name."
-            )
+            raise ConfigError(f"path={self.path!r} is empty; give a file, folder, glob or name.")
         check_values(self, "")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out={self.held_out!r} must be above 0 and below 1.")
-        self.where = {
-            column: value if isinstance(value, list) else [value]
-            for column, value in self.where.items()
-        }
+        self.where = {key: v if isinstance(v, list) else [v] for key, v in self.where.items()}
         check_said(self, _RULES)
-        check_mapping(self.columns)
+        for template in self.columns.values():
+            template_parts(template)
         if self.name is None:
             self.name = name_from_path(self.path)
 

@@ -1,7 +1,6 @@
 """A document becomes token ids and labels.
 
 encode       Rows -> examples of at most `max_length` tokens, every row accounted for
-offsets      How many bytes of its text each token stands for, told from the tokenizer alone
 render       Documents -> texts by the chat template, and which of their characters are targets
 row_filters  Which rows of a source take part: a split by hash, wanted values, filters, a sample
 skeleton     Conversations of the same roles differ only in their contents

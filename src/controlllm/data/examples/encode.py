@@ -23,7 +23,7 @@ from controlllm.data.examples.tokens import Prepared, Tokenized
 from controlllm.data.formats import to_document
 from controlllm.data.sources import Located
 
-__all__ = ["Example", "RowEncoder", "SourceStats", "encode_rows", "piece_bos"]
+__all__ = ["Example", "RowEncoder", "SourceStats", "checked_row", "encode_rows", "piece_bos"]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class Example:
     """Whether its first token is a BOS that was put before the rest of a document."""
 
     def __len__(self) -> int:
-        """Number of tokens."""
         return len(self.input_ids)
 
     def reopens(self, bos: int | None) -> bool:
@@ -62,7 +61,6 @@ class Example:
         """Tokens [start, end) as an example; one that begins later has BOS before them.
 
         Neither BOS nor the part's own first token is a target: the part before predicts that one.
-
         `bos` is None where parts begin as they lie.
         """
         ids, labels = self.input_ids[start:end], self.labels[start:end].copy()
@@ -120,27 +118,21 @@ class SourceStats:
 
     def without_targets_text(self, config: DataConfig) -> str:
         """How many rows have nothing to learn from, and why."""
-        return (
-            f"nothing in {self.without_targets:,} of {self.rows:,} rows is of "
-            f"train_on={config.train_on}"
-            + (", as they were cut: raise data.max_length" if self.truncated else "")
-        )
+        advice = ", as they were cut: raise data.max_length" if self.truncated else ""
+        few = f"nothing in {self.without_targets:,} of {self.rows:,} rows"
+        return f"{few} is of train_on={config.train_on}{advice}"
 
     def warn_of_few_targets(self, name: str | None, config: DataConfig) -> None:
         """Warn where more than a tenth of the rows read has nothing to learn from."""
         if self.without_targets > self.rows * MOST_WITHOUT_TARGETS:
-            text = self.without_targets_text(config)
-            log.warning("Source %s: %s. Such rows are left out.", name, text)
+            why = self.without_targets_text(config)
+            log.warning("Source %s: %s. Such rows are left out.", name, why)
 
 
 class RowEncoder:
     """Turns rows of one source into examples, and counts what became of them.
 
-    Args:
-        source: how to read its rows.
-        tokenizer: a fast tokenizer.
-        config: template, targets, `max_length` and what to do with longer rows.
-        training: whether `mixed_training` applies (it does not in evaluation).
+    Only in `training` does `mixed_training` apply.
     """
 
     def __init__(
@@ -150,9 +142,7 @@ class RowEncoder:
         config: DataConfig,
         training: bool = False,
     ) -> None:
-        self.source = source
-        self.config = config
-        self.stats = SourceStats()
+        self.source, self.config, self.stats = source, config, SourceStats()
         self.bad: list[str] = []
         self._told: set[Any] = set()
         self.renderer = Renderer(tokenizer, config, training and config.mixed_training)
@@ -166,20 +156,17 @@ class RowEncoder:
 
     def why_empty(self) -> str:
         """What became of the rows of a source that holds no example, with the first reasons."""
-        stats = self.stats
-        parts = [f"source {self.source.name!r} holds no example: {stats.describe()}"]
-        if self.bad:
-            parts.append("; ".join(self.bad))
-        if stats.without_targets:
-            parts.append(stats.without_targets_text(self.config))
+        parts = [f"source {self.source.name!r} holds no example: {self.stats.describe()}"]
+        parts += ["; ".join(self.bad)] if self.bad else []
+        if self.stats.without_targets:
+            parts.append(self.stats.without_targets_text(self.config))
         return ". ".join(parts) + "."
 
     def encode(self, rows: Sequence[Located], chosen: bool = False) -> list[list[Example]]:
         """The examples of each row, in order; none for a row that is left out.
 
-        Tokenizing many rows at once is several times faster than one by one.
-
-        With `chosen`, `choose` has counted and chosen the rows already.
+        Many at once are several times faster than one by one. With `chosen`, `choose` has counted
+        and chosen the rows already.
 
         Raises:
             DataError: a row cannot be used (named by source, file and row).
@@ -198,7 +185,7 @@ class RowEncoder:
             self.stats.rows += 1
             taken = False
             with self.accounting(place):
-                taken = keeps_row(_row(row), self.source)
+                taken = keeps_row(checked_row(row), self.source)
                 self.stats.filtered += not taken
             if taken:
                 yield place, row
@@ -235,7 +222,7 @@ class RowEncoder:
     def _prepare(self, place: Any, row: Any, chosen: bool) -> Prepared | None:
         self.stats.rows += not chosen
         with self.accounting(place):
-            row, source, document = _row(row), self.source, None
+            row, source, document = checked_row(row), self.source, None
             if chosen or keeps_row(row, source):
                 document = to_document(row, source.format, source.columns, source.numbers_as_text)
             if document is not None:
@@ -277,8 +264,12 @@ class RowEncoder:
         return kept
 
 
-def _row(row: Any) -> dict[str, Any]:
-    """The row itself, or the reason why there is none, raised."""
+def checked_row(row: Any) -> dict[str, Any]:
+    """The row itself.
+
+    Raises:
+        DataError: the reason why there is none.
+    """
     if isinstance(row, DataError):
         raise row
     if not isinstance(row, dict):

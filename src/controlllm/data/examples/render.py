@@ -13,7 +13,7 @@ from controlllm.data.config.data_config import DataConfig
 from controlllm.data.examples.skeleton import Skeleton, make_skeleton
 from controlllm.data.examples.spans import Span, role_spans
 from controlllm.data.examples.templates import resolve_chat_template
-from controlllm.data.examples.tokens import Prepared, TextTokenizer, Tokenized
+from controlllm.data.examples.tokens import Prepared, TextTokenizer
 from controlllm.data.formats import Document, Message
 
 __all__ = ["Renderer"]
@@ -44,22 +44,19 @@ class Renderer:
                 "characters of a token; load the fast one (AutoTokenizer does, if there is one)."
             )
         if tokenizer.eos_token_id is None:
-            raise DataError(
-                "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
-            )
+            text = "the tokenizer has no eos_token, so texts cannot end; set tokenizer.eos_token."
+            raise DataError(text)
         self.tokenizer = tokenizer
-        self._tokens = TextTokenizer(tokenizer)
+        tokens = TextTokenizer(tokenizer)
+        self.tokenize = tokens.tokenize
         self.every_token = every_token
         self.chat_template = resolve_chat_template(config.chat_template, tokenizer)
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self.train_on = frozenset(config.train_on)
-        self._names = None if config.special_tokens_in_text else self._tokens.names
+        self._names = None if config.special_tokens_in_text else tokens.names
         self._special_tokens = frozenset(tokenizer.get_added_vocab())
-        self._has_marks = (
-            not every_token
-            and self.train_on == {"assistant"}
-            and bool(GENERATION_MARK.search(self.chat_template))
-        )
+        marked = GENERATION_MARK.search(self.chat_template) is not None
+        self._has_marks = marked and not every_token and self.train_on == {"assistant"}
 
     def prepare(self, document: Document) -> Prepared:
         """Render one document to text.
@@ -78,15 +75,14 @@ class Renderer:
     def _fill_skeleton(self, document: list[Message]) -> Prepared | None:
         """The quick way, for conversations of plain texts by a template that treats all alike."""
         contents = [message.get("content") for message in document]
-        if any(len(message) != 2 for message in document) or any(
-            type(content) is not str for content in contents
-        ):
+        are_plain = all(len(m) == 2 and type(m.get("content")) is str for m in document)
+        if not are_plain:
             return None
         roles = tuple(message["role"] for message in document)
         if roles not in self._skeletons:
             if len(self._skeletons) >= MOST_SKELETONS:
                 return None
-            self._skeletons[roles] = make_skeleton(roles, self._render_probes, self._probe_spans)
+            self._skeletons[roles] = make_skeleton(roles, self._render_probes, self._prepare_chat)
         skeleton = self._skeletons[roles]
         filled = skeleton.fill(cast(list[str], contents)) if skeleton is not None else None
         return Prepared(*filled) if filled is not None else None
@@ -99,10 +95,6 @@ class Renderer:
             messages=messages, **settings, **self.tokenizer.special_tokens_map
         )
         return text
-
-    def _probe_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        prepared = self._prepare_chat(messages)
-        return prepared.text, prepared.spans or []
 
     def _prepare_chat(self, document: list[Message]) -> Prepared:
         if self._has_marks:
@@ -131,10 +123,6 @@ class Renderer:
             return Prepared(self.prompt(messages), [])
         hidden = self.prompt(self._names.hide(messages))
         return Prepared(self._names.reveal(hidden)[0], [], named=True)
-
-    def tokenize(self, prepared: Sequence[Prepared]) -> list[Tokenized]:
-        """Tokenize many texts at once, which is several times faster than one by one."""
-        return self._tokens.tokenize(prepared)
 
     def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         return self._render(messages, add_generation_prompt)[0]

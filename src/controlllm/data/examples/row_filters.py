@@ -42,8 +42,15 @@ def keeps_row(row: Mapping[str, Any], source: SourceConfig) -> bool:
             return False
     if any(value_of(row, column, "where") not in wanted for column, wanted in source.where.items()):
         return False
-    if source.filter is not None and not _passes(row, source.filter):
-        return False
+    if source.filter is not None:
+        try:
+            if not FILTERS.get(source.filter)(row):
+                return False
+        except ControlLLMError:
+            raise
+        # Whatever a user's own function raises means that the row cannot be judged.
+        except Exception as error:
+            raise failure_of(f"the filter {source.filter!r}", error, row) from error
     if source.sample < 1 and _fraction(row, "sample") >= source.sample:
         return False
     if source.difficulty not in (None, "length") and not source.postprocess:
@@ -88,13 +95,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, date | datetime | time | timedelta | Decimal | UUID):
         return str(value)
     raise DataError(f"a {type(value).__name__} cannot be hashed, which `part` and `sample` need")
-
-
-def _passes(row: Mapping[str, Any], name: str) -> bool:
-    try:
-        return bool(FILTERS.get(name)(row))
-    except ControlLLMError:
-        raise
-    # Whatever a user's own function raises means that the row cannot be judged.
-    except Exception as error:
-        raise failure_of(f"the filter {name!r}", error, row) from error

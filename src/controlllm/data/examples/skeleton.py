@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from controlllm.data.examples.spans import Span
+
 __all__ = ["Skeleton", "make_skeleton"]
 
 _OPEN, _CLOSE, _PAD = "\ue0f2", "\ue0f3", "\u2003"
@@ -40,8 +42,6 @@ class _Content(NamedTuple):
 
 Question = tuple[_Content, str, Any]
 """(content, predicate, argument): asked by a template, answered "no"."""
-
-Span = tuple[int, int]
 
 
 class _LookedTooClosely(Exception):
@@ -86,16 +86,16 @@ class _Probe(_Written):
         return probe
 
     def lstrip(self, chars: str | None = None) -> "_Probe":
-        if chars is not None:  # The content is taken to begin with none of them.
-            self._no("startswith", tuple(chars))
-            return self
-        return _Probe.of(str.lstrip(self), self.content._replace(left=True), self.asked)
+        if chars is None:
+            return _Probe.of(str.lstrip(self), self.content._replace(left=True), self.asked)
+        self._no("startswith", tuple(chars))  # The content is taken to begin with none of them.
+        return self
 
     def rstrip(self, chars: str | None = None) -> "_Probe":
-        if chars is not None:
-            self._no("endswith", tuple(chars))
-            return self
-        return _Probe.of(str.rstrip(self), self.content._replace(right=True), self.asked)
+        if chars is None:
+            return _Probe.of(str.rstrip(self), self.content._replace(right=True), self.asked)
+        self._no("endswith", tuple(chars))
+        return self
 
     def __contains__(self, text: object) -> bool:
         return self._no("holds", text)
@@ -157,33 +157,27 @@ class Skeleton:
 def make_skeleton(
     roles: Sequence[str],
     render: Callable[[list[dict[str, Any]]], str],
-    with_spans: Callable[[list[dict[str, Any]]], tuple[str, list[Span]]],
+    with_spans: Callable[[list[dict[str, Any]]], Any],
 ) -> Skeleton | None:
     """Find what conversations of some roles have in common.
 
-    Args:
-        roles: the role of each message.
-        render: renders messages, handing contents to the template as the objects they are.
-        with_spans: renders messages of plain text, and finds their spans.
-
-    Returns:
-        None where the template treats contents in a way that cannot be known beforehand.
+    `render` hands contents to the template as the objects they are, `with_spans` renders messages
+    of plain text to a `text` and its `spans`. None where the template treats contents in a way that
+    cannot be known beforehand.
     """
     asked: list[Question] = []
     texts = [f"{_PAD}{_OPEN}{i}{_INSIDE}{_CLOSE}{_PAD}" for i in range(len(roles))]
     probes = [_Probe.of(text, _Content(i), asked) for i, text in enumerate(texts)]
     try:
         text = render([{"role": r, "content": c} for r, c in zip(roles, probes, strict=True)])
-        again, spans = with_spans(
-            [{"role": r, "content": c} for r, c in zip(roles, texts, strict=True)]
-        )
+        plain = with_spans([{"role": r, "content": c} for r, c in zip(roles, texts, strict=True)])
     # A template refuses by any error of its own; the slow way then tells the user why.
     except Exception:
         return None
     parts = _parts(text)
-    if parts is None or text != again:
+    if parts is None or text != plain.text:
         return None
-    ends = [_place(place, parts) for span in spans for place in span]
+    ends = [_place(place, parts) for span in plain.spans or () for place in span]
     known = [place for place in ends if place is not None]
     if len(known) < len(ends):
         return None

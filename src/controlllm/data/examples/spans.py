@@ -17,7 +17,7 @@ from typing import TypeAlias
 from controlllm.common.errors import DataError
 from controlllm.data.formats import Message
 
-__all__ = ["RenderText", "Span", "role_spans", "token_range"]
+__all__ = ["RenderText", "Span", "role_spans", "shared_length", "token_range"]
 
 Span: TypeAlias = tuple[int, int]
 """Characters [start, end) of the rendered text."""
@@ -41,13 +41,14 @@ def role_spans(
     An assistant's span is what the model must write: it begins after the generation prompt and ends
     with the closing token. The span of any other role holds its header as well.
 
+    White space behind a special token at a turn's end is left out, since no model writes it.
+
     Args:
-        text: the whole conversation, rendered.
+        text: the whole conversation as the template of `render` writes it.
         messages: the conversation.
         roles: whose turns.
-        render: renders other conversations by the same template.
-        special_tokens: white space behind one of these at a turn's end is left out, since no model
-            writes it.
+        render: renders other conversations.
+        special_tokens: those of the tokenizer.
 
     Raises:
         DataError: a turn cannot be found, because the template does not show its content.
@@ -66,20 +67,15 @@ def role_spans(
 
 
 def token_range(chars_of: Callable[[int], Span | None], count: int, span: Span) -> slice:
-    """The tokens that share a character with a span, found by bisection.
+    """Which of `count` tokens share a character with a span, found by bisection.
 
-    Args:
-        chars_of: token -> its characters [start, end), which never go back.
-        count: number of tokens.
-        span: characters [start, end).
+    `chars_of` tells the characters [start, end) of a token, which never go back.
     """
     start, end = span
-
-    def chars(token: int) -> Span:
-        return chars_of(token) or (0, 0)
-
-    first = bisect_right(range(count), start, key=lambda token: chars(token)[1])
-    return slice(first, bisect_left(range(count), end, lo=first, key=lambda token: chars(token)[0]))
+    none = (0, 0)
+    first = bisect_right(range(count), start, key=lambda token: (chars_of(token) or none)[1])
+    last = bisect_left(range(count), end, lo=first, key=lambda token: (chars_of(token) or none)[0])
+    return slice(first, last)
 
 
 def _try(render: RenderText, messages: Sequence[Message], prompt: bool = False) -> str | None:
@@ -118,11 +114,11 @@ def _content_span(text: str, messages: Sequence[Message], i: int, render: Render
         raise DataError(
             f"the chat template does not show the content of message {i} ({messages[i]['role']})"
         )
-    start = _shared(text, marked)
-    return start, len(text) - _shared(text[start:][::-1], marked[start:][::-1])
+    start = shared_length(text, marked)
+    return start, len(text) - shared_length(text[start:][::-1], marked[start:][::-1])
 
 
-def _shared(a: str, b: str) -> int:
+def shared_length(a: str, b: str) -> int:
     """How many characters two texts share at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 

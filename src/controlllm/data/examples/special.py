@@ -61,9 +61,8 @@ class SpecialNames:
         """Whether any text inside a value (a text, or messages) names a special token."""
         if isinstance(value, str):
             return self.pattern.search(value) is not None
-        if isinstance(value, Mapping):
-            return any(map(self.stand_in, value.values()))
-        return isinstance(value, list | tuple) and any(map(self.stand_in, value))
+        inside = value.values() if isinstance(value, Mapping) else value
+        return isinstance(value, Mapping | list | tuple) and any(map(self.stand_in, inside))
 
     def hide(self, value: Any) -> Any:
         """The same with placeholders for the names: a template writes them as it finds them."""

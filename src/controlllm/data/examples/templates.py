@@ -17,12 +17,9 @@ TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], str]] = Registry("chat_t
 def resolve_chat_template(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     """The Jinja text to render with.
 
-    A tokenizer saved with a trained model should carry it as its `chat_template`.
-
-    Args:
-        template: None for the tokenizer's own (`plain` if it has none), a name in `TEMPLATES`, a
-            `.jinja` file, or a Jinja text.
-        tokenizer: decides whether `plain` starts with BOS.
+    A tokenizer saved with a trained model should carry it as its `chat_template`. The template may
+    be None for the tokenizer's own (`plain` if it has none), a name in `TEMPLATES`, a `.jinja`
+    file, or a Jinja text.
 
     Raises:
         ConfigError: the name is unknown or the file is missing.
@@ -75,13 +72,10 @@ _ALTERNATING = (
 
 
 def _add(name: str, text: str, needs: Sequence[str] = (), begins: bool = False) -> None:
-    """Register a template.
+    """Register a template, a text in Jinja.
 
-    Args:
-        name: what `chat_template` says.
-        text: in Jinja.
-        needs: tokens, and attributes that are tokens, without which its marks would be cut up.
-        begins: whether BOS stands first, if the tokenizer begins texts with it.
+    It `needs` tokens, or attributes that are tokens, without which its marks would be cut up; BOS
+    stands first where it `begins` with it, if the tokenizer begins texts so.
     """
 
     def make(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,17 +1,16 @@
 """Step 2: a row of a known shape -> a document: a text (`str`) or a conversation (messages).
 
 base      What a format is, and how one is chosen for a row
-named     Formats of single data sets, used only where a source names them (`format: gsm8k`)
 oasst     OpenAssistant's message trees, as nested rows or as single messages that a hook joins
 reading   Helpers to read the columns of a row; an odd value is an error with the column's name
-standard  Formats that are recognised by their columns: shapes that many data sets share
+standard  Formats that are recognised by their columns, then those of single data sets
 
-The standard formats are recognised from columns; all others are used only where a source names them
+The first are recognised from columns; all others are used only where a source names them
 (`format: gsm8k`).
 """
 
 # Importing a module registers its formats.
-from controlllm.data.formats import named, oasst, standard
+from controlllm.data.formats import oasst, standard
 from controlllm.data.formats.base import (
     FORMATS,
     Format,
@@ -37,7 +36,6 @@ __all__ = [
     "Message",
     "Row",
     "check_columns",
-    "named",
     "oasst",
     "read_list",
     "read_messages",

@@ -7,8 +7,8 @@ from typing import TypeAlias, TypeVar
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import Registry, nearest
-from controlllm.data.config.columns import MissingColumnError, failure_of, listed, map_row
-from controlllm.data.formats.reading import Document, Row, require
+from controlllm.data.config.columns import MissingColumnError, failure_of, listed, map_row, value_of
+from controlllm.data.formats.reading import Document, Row
 
 __all__ = ["FORMATS", "Format", "check_columns", "register_format", "to_document"]
 
@@ -101,7 +101,7 @@ def to_document(
         _check_mapped(format, tuple(columns), named)
     row = map_row(row, columns or {}, numbers_as_text, known.reads)
     for column in known.columns:
-        require(row, column)
+        value_of(row, column)
     try:
         return known.convert(row)
     except ControlLLMError:
@@ -147,11 +147,7 @@ def _check_any(mapped: Collection[str]) -> None:
 
 
 def _refuse_unknown(mapped: Collection[str], reads: Sequence[str], who: str) -> None:
-    """Refuse a name in `columns` that no format reads: the column that was meant would stay away.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
+    """Refuse a name in `columns` that no format reads: the column that was meant would be left."""
     for name in mapped:
         if name not in reads:
             raise ConfigError(

@@ -31,12 +31,11 @@ def oasst(row: Row) -> Document | None:
     """
     if row.get("prompt") is None:
         fault = "null" if "prompt" in row else "missing"
-        advice = ""
         if "message_id" in row:
-            advice = (
+            fault += (
                 ": these are single messages; say `postprocess: oasst_threads`, and no `format`"
             )
-        raise DataError(f"column 'prompt' is {fault}{advice}")
+        raise DataError(f"column 'prompt' is {fault}")
     node: Any = row["prompt"]
     thread: list[Message] = []
     while node is not None:
@@ -49,7 +48,8 @@ def oasst(row: Row) -> Document | None:
     return _until_last_answer(thread) or None
 
 
-def oasst_threads(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+@register_postprocess("oasst_threads", sharded=False)
+def oasst_threads(rows: Iterable[Row], _: PostprocessContext | None = None) -> Iterator[Row]:
     """Join single messages to threads: one row for each way down a tree that ends in an answer.
 
     Threads of one tree share their beginnings, so early answers come several times. Deleted
@@ -71,7 +71,8 @@ def oasst_threads(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
             yield _joined(root, thread)
 
 
-def oasst_best_threads(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+@register_postprocess("oasst_best_threads", sharded=False)
+def oasst_best_threads(rows: Iterable[Row], _: PostprocessContext | None = None) -> Iterator[Row]:
     """As `oasst_threads`, but of each tree only the thread of its best-ranked replies.
 
     Raises:
@@ -85,16 +86,6 @@ def oasst_best_threads(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
             node = _best(children.get(node["message_id"], []))
         if thread := _until_last_answer(thread):
             yield _joined(root, thread)
-
-
-@register_postprocess("oasst_threads", sharded=False)
-def _all_threads(rows: Iterator[Row], _context: PostprocessContext) -> Iterator[Row]:
-    yield from oasst_threads(rows)
-
-
-@register_postprocess("oasst_best_threads", sharded=False)
-def _best_threads(rows: Iterator[Row], _context: PostprocessContext) -> Iterator[Row]:
-    yield from oasst_best_threads(rows)
 
 
 Children = Mapping[str, list[Row]]
@@ -146,20 +137,18 @@ def _ways_down(root: Row, children: Children) -> Iterator[list[Message]]:
         if path[-1].get("role") == "assistant" and not any(
             children.get(reply["message_id"]) for reply in replies
         ):
-            yield [_read(message) for message in path]
+            yield list(map(_read, path))
 
 
 def _best(replies: Sequence[Any]) -> Any:
     """The best-ranked reply that is not deleted, None if there is none."""
-    alive = [
-        reply for reply in replies if not (isinstance(reply, Mapping) and reply.get("deleted"))
-    ]
-    return min(alive, key=_rank, default=None)
 
+    def rank(reply: Any) -> float:
+        found = reply.get("rank") if isinstance(reply, Mapping) else None
+        return found if isinstance(found, int | float) else float("inf")
 
-def _rank(message: Any) -> float:
-    rank = message.get("rank") if isinstance(message, Mapping) else None
-    return rank if isinstance(rank, int | float) else float("inf")
+    alive = (one for one in replies if not (isinstance(one, Mapping) and one.get("deleted")))
+    return min(alive, key=rank, default=None)
 
 
 def _read(row: Row) -> Message:
@@ -189,6 +178,6 @@ def _until_last_answer(thread: list[Message]) -> list[Message]:
     return thread
 
 
-def _joined(root: Row, thread: list[Message]) -> dict[str, Any]:
+def _joined(root: Row, thread: list[Message]) -> Row:
     tree = root.get("message_tree_id") or root["message_id"]
     return {"messages": thread, "lang": root.get("lang"), "message_tree_id": tree}

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from controlllm.common.errors import DataError
 from controlllm.common.registry import nearest_name
-from controlllm.data.config.columns import column_told, kind_of, missing_column, not_text
+from controlllm.data.config.columns import column_told, kind_of, not_text, value_of
 
 __all__ = [
     "ROLES",
@@ -20,7 +20,6 @@ __all__ = [
     "read_messages",
     "read_text",
     "read_turns",
-    "require",
     "turn",
 ]
 
@@ -55,30 +54,14 @@ Message: TypeAlias = dict[str, Any]
 Document: TypeAlias = str | list[Message]
 
 
-def require(row: Row, column: str) -> Any:
-    """What is in a column.
-
-    Raises:
-        MissingColumnError: there is none of this name.
-    """
-    if column not in row:
-        raise missing_column(row, column)
-    return row[column]
-
-
 def read_text(row: Row, column: str, optional: bool = False) -> str:
-    """The text in a column.
-
-    Args:
-        row: column -> value.
-        column: whose text.
-        optional: whether it may be missing, null or empty, which reads as "".
+    """The text in a column; one that is `optional` may be missing, null or empty, and reads as "".
 
     Raises:
         DataError: it is missing, null, empty, only white space, or no text: numbers and lists are
             not made into one by a guess.
     """
-    value = row.get(column) if optional else require(row, column)
+    value = row.get(column) if optional else value_of(row, column)
     if isinstance(value, float) and math.isnan(value):
         value = None  # Tables write "no value" so.
     if value is None or value == "":
@@ -98,7 +81,7 @@ def read_list(row: Row, column: str) -> list[Any]:
     Raises:
         DataError: it is missing, no list, or empty.
     """
-    value = require(row, column)
+    value = value_of(row, column)
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -114,10 +97,7 @@ def read_list(row: Row, column: str) -> list[Any]:
 def read_messages(row: Row, column: str, roles: Collection[str] | None = ROLES) -> list[Message]:
     """The messages `{"role": ..., "content": ...}` in a column; other keys (tool calls) are kept.
 
-    Args:
-        row: column -> value.
-        column: whose messages.
-        roles: those that may speak; None: any, as for a chat template with roles of its own.
+    `roles` are those that may speak; None: any, as for a chat template with roles of its own.
 
     Raises:
         DataError: it is no list of messages, or a role is not known; says which message is wrong.
@@ -141,7 +121,7 @@ def read_turns(row: Row, column: str, role: str) -> list[Message]:
     Raises:
         DataError: as `read_messages` and `read_text` do.
     """
-    value = require(row, column)
+    value = value_of(row, column)
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if is_list and any(isinstance(part, Mapping) for part in value):
         return read_messages(row, column)
@@ -169,9 +149,5 @@ def message_content(message: Mapping[str, Any], key: str, where: str) -> str:
 
 def turn(question: str, answer: str, system: str = "") -> list[Message]:
     """A question and its answer, after a system message unless that is empty."""
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [
-        *first,
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]
+    said = {"system": system, "user": question, "assistant": answer}
+    return [{"role": who, "content": text} for who, text in said.items() if text or who != "system"]

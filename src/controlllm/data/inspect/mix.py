@@ -1,8 +1,7 @@
 """The mix, looked at before training: shares by the plan, and how full the batcher's items are."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from controlllm.data.inspect.source import Survey
 from controlllm.data.loader.batchers import fill_ratio, item_tokens
 from controlllm.data.loader.lane import Lane, Pipeline
 from controlllm.data.loader.mixing import Plan, plan_shares
-from controlllm.data.loader.open_source import Size, store_feed
+from controlllm.data.loader.open_source import Size, store_feed, sum_sizes
 
 __all__ = ["MixReport", "passes", "survey_mix", "train_size"]
 
@@ -42,19 +41,13 @@ class MixReport:
     repeated_bos: float
     """BOS before the rests of documents that `concat` cut, per real token."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
-        return asdict(self)
-
 
 def survey_mix(
     config: DataConfig, surveys: Sequence[Survey], batch_size: int, rehearsal_share: float = 0.0
 ) -> MixReport | None:
     """Mix and batch the examples of a sample, with the parts that train uses.
 
-    Returns:
-        The report; None where a source has no example, or the temperature asks for a size that is
-        not known.
+    None where a source has no example, or the temperature asks for a size that is not known.
 
     Raises:
         ConfigError: the shares leave nothing for train.
@@ -67,20 +60,14 @@ def survey_mix(
     plan = plan_shares(config, known, rehearsal_share)
     last = plan_shares(config, known)
     last = Plan(last.origins, last.stages[-1:])
-    feeds = [
-        store_feed(
-            survey.report.name,
-            TokenStore.from_examples(survey.report.name, survey.examples),
-            config,
-            [0, number],
-        )
-        for number, survey in enumerate(surveys)
-    ]
+    names = [survey.report.name for survey in surveys]
+    stores = [TokenStore.from_examples(one.report.name, one.examples) for one in surveys]
+    feeds = [store_feed(store.name, store, config, [0, i]) for i, store in enumerate(stores)]
     lane = Lane(Pipeline(feeds, last, config, batch_size, 0, surveys[0].bos), 0, 1)
     items = [lane.next() for _ in range(ITEMS)]
     rows = sum(len(slot) for item in items for slot in item)
     return MixReport(
-        names=[s.report.name for s in surveys] + ["rehearsal"] * (rehearsal_share > 0),
+        names=names + ["rehearsal"] * (rehearsal_share > 0),
         shares=[list(stage.shares) for stage in plan.stages],
         stage_lengths=[*(stage.length for stage in plan.stages[:-1]), None],
         items=ITEMS,
@@ -94,11 +81,7 @@ def survey_mix(
 def passes(
     config: DataConfig, mix: MixReport, reports: Sequence[SourceReport], items: float
 ) -> list[float | None]:
-    """How often a run goes through each source.
-
-    Returns:
-        For each source; None where its size is not known.
-    """
+    """How often a run goes through each source; None where its size is not known."""
     left = items * (mix.tokens_per_item if config.mix_by == "tokens" else mix.rows_per_item)
     drawn = np.zeros(len(mix.names))
     for shares, length in zip(mix.shares, mix.stage_lengths, strict=True):
@@ -111,13 +94,12 @@ def passes(
 
 def train_size(config: DataConfig, reports: Sequence[SourceReport]) -> Size | None:
     """Examples and tokens of one epoch of all train sources; None where one is not known."""
-    examples = tokens = 0.0
-    for source, report in zip(config.train, reports, strict=False):
+    sizes = []
+    for report in reports[: len(config.train)]:
         if report.examples is None or report.tokens is None:
             return None
-        examples += report.examples * max(source.sample, 1.0)
-        tokens += report.tokens * max(source.sample, 1.0)
-    return Size(examples, tokens, all(report.complete for report in reports))
+        sizes.append(Size(report.examples, report.tokens, report.complete))
+    return sum_sizes(sizes, [max(source.sample, 1.0) for source in config.train])
 
 
 def _size(report: SourceReport, config: DataConfig) -> float | None:

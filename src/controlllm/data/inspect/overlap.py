@@ -61,17 +61,9 @@ class Overlap:
 @dataclass(frozen=True)
 class _Rows:
     group: str
-    name: str
+    label: str
     hashes: list[int]
     complete: bool
-
-    @property
-    def label(self) -> str:
-        return f"data.{self.group} {self.name!r}"
-
-    @property
-    def trained(self) -> bool:
-        return self.group in _TRAINED
 
 
 def warn_of_overlaps(config: DataConfig) -> list[Overlap]:
@@ -100,12 +92,12 @@ def measure_overlaps(config: DataConfig) -> list[Overlap]:
 def _common(first: _Rows, second: _Rows) -> Overlap | None:
     known = set(second.hashes)
     common = sum(value in known for value in first.hashes)
-    if not common or (first.group == second.group and not first.trained):
+    if not common or (first.group == second.group and first.group not in _TRAINED):
         return None  # Two sets of one kind are two numbers.
     meaning = "they are drawn by both, so more often than their weights say"
-    if not first.trained:
+    if first.group not in _TRAINED:
         meaning = "its loss is not held out; hold rows out with `part`, or use other rows"
-    if not second.trained:
+    if second.group not in _TRAINED:
         meaning = "what is learned and what is forgotten is measured on the same rows"
     complete = first.complete and second.complete
     return Overlap(first.label, second.label, common, len(first.hashes), complete, meaning)
@@ -126,4 +118,4 @@ def _look(group: str, source: SourceConfig, config: DataConfig) -> _Rows:
             if isinstance(row, dict) and keeps_row(row, source):
                 document = to_document(row, source.format, source.columns, source.numbers_as_text)
                 hashes += [] if document is None else [content_hash(document)]
-    return _Rows(group, str(source.name), hashes, complete)
+    return _Rows(group, f"data.{group} {source.name!r}", hashes, complete)

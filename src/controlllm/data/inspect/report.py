@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data.examples.encode import Example, SourceStats
+from controlllm.data.examples.spans import shared_length
 
 __all__ = ["Kind", "Lengths", "Sample", "SourceReport", "Span", "bars", "mask_spans", "shorten"]
 
@@ -38,13 +39,11 @@ class Lengths:
     """How long examples are, in tokens."""
 
     mean: float
-    """Mean."""
     median: int
     """Half of the examples are at most so long."""
     p95: int
     """19 of 20 examples are at most so long."""
     longest: int
-    """The longest."""
     bin_width: int
     """Bar i counts the lengths i * bin_width + 1 to (i + 1) * bin_width."""
     counts: list[int]
@@ -57,14 +56,8 @@ class Lengths:
         width = -(-longest // BINS)
         counts = np.bincount((lengths - 1) // width, minlength=-(-longest // width))
         middle, high = np.percentile(lengths, [50, 95], method="inverted_cdf")
-        return cls(
-            float(lengths.mean()),
-            int(middle),
-            int(high),
-            longest,
-            width,
-            counts.astype(int).tolist(),
-        )
+        mean = float(lengths.mean())
+        return cls(mean, int(middle), int(high), longest, width, counts.astype(int).tolist())
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,6 @@ class Sample:
     place: str
     """The row it was made of."""
     tokens: int
-    """Its tokens."""
     targets: int
     """How many of them are targets."""
     spans: list[Span]
@@ -152,29 +144,16 @@ def mask_spans(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Spa
     is_target = example.labels != IGNORE_INDEX
     cuts = [*(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(example)]
     # Beginnings are decoded, not parts: tokenizers treat the first token of a text differently.
-    texts = [_decode(tokenizer, example.input_ids[:cut]) for cut in cuts]
-    ends = [_shared(text, texts[-1]) for text in texts]
+    options: Any = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    ids = example.input_ids.tolist()
+    texts = [str(tokenizer.decode(ids[:cut], **options)) for cut in cuts]
+    # The last of a beginning may be half a character.
+    ends = [shared_length(text, texts[-1]) for text in texts]
     starts = [0, *ends[:-1]]
     return [
         Span(texts[-1][start:end], "target" if is_target[cut - 1] else "context")
         for start, end, cut in zip(starts, ends, cuts, strict=True)
     ]
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int32]) -> str:
-    text = tokenizer.decode(
-        ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def _shared(text: str, whole: str) -> int:
-    """How many characters both begin with: the last of `text` may be half a character."""
-    if whole.startswith(text):
-        return len(text)
-    pairs = enumerate(zip(text, whole, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(text), len(whole)))
 
 
 def shorten(spans: Sequence[Span], most: int) -> list[Span]:

@@ -79,7 +79,10 @@ def survey_source(
     encoder = _NotingEncoder(source, tokenizer, config, training=group in ("train", "replay"))
     try:
         chunks = open_chunks(source, config.timeout)
-        _describe(report, chunks)
+        files = getattr(chunks, "files", None)
+        report.files = len(files) if files is not None else None
+        report.chunks, report.by_row = len(chunks), chunks.by_row
+        report.bytes, report.rows = chunks.num_bytes, chunks.num_rows
         store = prepared_store(encoder, chunks)
         if store is not None:
             report.prepared = str(store_folder(encoder, chunks))
@@ -91,8 +94,10 @@ def survey_source(
         return survey
     survey.examples = [example for _, example in kept]
     step = max(1, len(kept) // max(1, options.samples))
-    report.samples = [_sample(*kept[i], tokenizer) for i in range(0, len(kept), step)]
-    del report.samples[options.samples :]
+    for place, example in kept[::step][: options.samples]:
+        targets = int((example.labels != IGNORE_INDEX).sum())
+        spans = mask_spans(example, tokenizer)
+        report.samples.append(Sample(place, len(example), targets, spans))
     return survey
 
 
@@ -123,15 +128,9 @@ class _Reading:
     """Reads rows of a source and notes what becomes of them."""
 
     def __init__(
-        self,
-        report: SourceReport,
-        encoder: _NotingEncoder,
-        chunks: Chunks,
-        options: SurveyOptions,
+        self, report: SourceReport, encoder: _NotingEncoder, chunks: Chunks, options: SurveyOptions
     ) -> None:
-        self.report = report
-        self.encoder = encoder
-        self.chunks = chunks
+        self.report, self.encoder, self.chunks = report, encoder, chunks
         self.most = options.rows
         few = chunks.num_rows is not None and chunks.num_rows <= self.most
         report.complete = self.most == 0 or few
@@ -142,9 +141,16 @@ class _Reading:
     def run(self) -> list[tuple[str, Example]]:
         """Fill in the report; (place, example) of some examples."""
         report, source, stats = self.report, self.encoder.source, self.encoder.stats
-        if source.postprocess and (why := self._why_not_hooked(source.postprocess)):
-            report.notes.append(f"the hook {source.postprocess!r} {why}")
-            return []
+        if source.postprocess:
+            why = "rewrites the whole source: see its numbers with --rows 0, or once prepared"
+            uses_model = POSTPROCESS.get(source.postprocess).uses_model
+            if uses_model:
+                why = (
+                    "needs the model: it runs at the start of `train`, and numbers are known there"
+                )
+            if uses_model or not report.complete:
+                report.notes.append(f"the hook {source.postprocess!r} {why}")
+                return []
         # So many rows out of all are not so many out of a sample: that is a matter of scale.
         selection = Selection(source if report.complete else replace(source, sample_rows=None))
         selects = source.deduplicate or source.difficulty or source.sample_rows is not None
@@ -163,13 +169,6 @@ class _Reading:
         elif report.complete:
             raise DataError(self.encoder.why_empty())
         return self._kept
-
-    def _why_not_hooked(self, name: str) -> str | None:
-        if POSTPROCESS.get(name).uses_model:
-            return "needs the model: it runs at the start of `train`, and numbers are known there"
-        if not self.report.complete:
-            return "rewrites the whole source: see its numbers with --rows 0, or once prepared"
-        return None
 
     def _encoded(self) -> Iterator[tuple[Located, list[Example]]]:
         chosen = bool(self.encoder.source.postprocess)
@@ -230,27 +229,14 @@ class _Reading:
         report.examples, report.tokens, report.targets = (size * scale for size in sizes)
 
 
-def _describe(report: SourceReport, chunks: Chunks) -> None:
-    files = getattr(chunks, "files", None)
-    report.files = len(files) if files is not None else None
-    report.chunks, report.by_row = len(chunks), chunks.by_row
-    report.bytes, report.rows = chunks.num_bytes, chunks.num_rows
-
-
 def _from_store(report: SourceReport, store: TokenStore) -> list[tuple[str, Example]]:
     """What was counted as it was prepared; examples spread over all."""
     stats = store.stats
-    report.complete, report.stats = True, stats
-    report.rows = stats.rows
+    report.complete, report.stats, report.rows = True, stats, stats.rows
     report.examples, report.tokens, report.targets = stats.examples, stats.tokens, stats.targets
     report.lengths = Lengths.of(store.lengths)
     chosen = np.linspace(0, len(store) - 1, min(len(store), EXAMPLES_KEPT)).astype(int).tolist()
     return [(f"prepared example {number}", store[number]) for number in chosen]
-
-
-def _sample(place: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    targets = int((example.labels != IGNORE_INDEX).sum())
-    return Sample(place, len(example), targets, mask_spans(example, tokenizer))
 
 
 def _spread(size: int) -> Iterator[int]:

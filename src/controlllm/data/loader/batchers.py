@@ -102,17 +102,6 @@ class BestFit(Batcher):
 
     def next(self) -> Item:
         """The next item, empty at the end."""
-        lengths = self._lengths_to_choose_from()
-        if not lengths:
-            return []
-        slot: Slot = []
-        # From the end, so that the places of those before stay as they are.
-        for place in reversed(choose_for_slot(lengths, self.config.max_length)):
-            slot.append(self.waiting.pop(place))
-        return [slot[::-1]]
-
-    def _lengths_to_choose_from(self) -> list[int]:
-        """Tokens of each waiting row, once enough of them wait."""
         capacity, lookahead = self.config.max_length, self.config.packing_lookahead
         lengths = [len(draw.example) for draw in self.waiting]
         tokens = sum(lengths)
@@ -122,7 +111,13 @@ class BestFit(Batcher):
             self.waiting.append(draw)
             lengths.append(len(draw.example))
             tokens += lengths[-1]
-        return lengths
+        if not lengths:
+            return []
+        slot: Slot = []
+        # From the end, so that the places of those before stay as they are.
+        for place in reversed(choose_for_slot(lengths, capacity)):
+            slot.append(self.waiting.pop(place))
+        return [slot[::-1]]
 
 
 class Concat(Batcher):
@@ -198,7 +193,11 @@ class Grouped(Batcher):
         """Cut the oldest rows into batches; what waits is their rows in order, then all others."""
         old = len(self.waiting)
         count, ended = self._size_of_pool()
-        batches = self._cut(self._sorted(count))
+        # By length: once falling, once rising.
+        down = self.pools % 2 == 0
+        batches = self._cut(
+            sorted(range(count), key=lambda i: len(self.waiting[i].example), reverse=down)
+        )
         # The last is seldom full. It goes into the next pool, but no row does so twice.
         waits = len(batches) > 1 and not ended and min(batches[-1]) >= old
         rest = batches.pop() if waits and self.config.max_tokens_per_batch else []
@@ -228,11 +227,6 @@ class Grouped(Batcher):
         if budget := self.config.max_tokens_per_batch:
             return tokens >= BATCHES * budget and (rows >= ROWS or tokens >= TOKENS)
         return rows >= max(BATCHES, -(-ROWS // self.batch_size)) * self.batch_size
-
-    def _sorted(self, count: int) -> list[int]:
-        """The first so many places of `waiting`, by length: once falling, once rising."""
-        down = self.pools % 2 == 0
-        return sorted(range(count), key=lambda i: len(self.waiting[i].example), reverse=down)
 
     def _cut(self, places: Sequence[int]) -> list[list[int]]:
         """Batches of at most so many rows, or padded tokens."""
@@ -290,12 +284,8 @@ def make_batcher(
 ) -> Batcher:
     """The batcher that a config asks for.
 
-    Args:
-        draw: gives the next draw of the lane, None at the end of the data.
-        config: how batches are made.
-        batch_size: rows of a padded batch, unless the config has a budget of tokens.
-        seed: of the order of grouped batches.
-        bos: what the rests of documents that begin with it begin with, too.
+    `draw` gives None at the end of the data; `seed` is of the order of grouped batches, `bos` what
+    the rests of documents that begin with it begin with, too.
     """
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)

@@ -4,8 +4,9 @@ A *reference* (number, row, piece) names an example for ever: the piece of a row
 epoch. Whatever was read but not drawn is kept as references, and is read again on resume.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, NamedTuple, TypeAlias
 
 from controlllm.common.errors import ConfigError
@@ -99,11 +100,7 @@ class StreamState:
     """Whether `next` is where all lanes begin, side by side."""
 
     def __post_init__(self) -> None:
-        """Check what no single field tells.
-
-        Raises:
-            ConfigError: more units are open than there are.
-        """
+        """Refuse more open units than there are by a `ConfigError`."""
         if self.open > len(self.units):
             raise ConfigError(f"open={self.open} must be at most the number of units.")
 
@@ -117,10 +114,14 @@ def redeal_streams(states: Sequence[StreamState], lanes: int) -> list[StreamStat
     units = [unit for state in states for unit in state.units[: state.open]]
     # Lanes that lagged behind would have opened these next.
     units += [unit for state in states for unit in state.units[state.open :]]
+    count = len(states)
     for lane, state in enumerate(states):
-        units += _lag(state, lane, len(states), frontier)
-    buffer = tuple(reference for state in states for reference in state.buffer)
-    queue = tuple(reference for state in states for reference in state.queue)
+        if state.by_chunk:
+            units += map(Unit, range(state.next, frontier, count))
+        else:
+            units += (Unit(n, 0, count, (lane + n) % count) for n in range(state.next, frontier))
+    buffer = tuple(chain.from_iterable(state.buffer for state in states))
+    queue = tuple(chain.from_iterable(state.queue for state in states))
     total = SourceStats()
     for state in states:
         total.add(state.stats)
@@ -140,12 +141,3 @@ def redeal_streams(states: Sequence[StreamState], lanes: int) -> list[StreamStat
         )
         for lane in range(lanes)
     ]
-
-
-def _lag(state: StreamState, lane: int, lanes: int, frontier: int) -> Iterator[Unit]:
-    """The units that a lane had not yet opened before the frontier."""
-    if state.by_chunk:
-        yield from map(Unit, range(state.next, frontier, lanes))
-        return
-    for number in range(state.next, frontier):
-        yield Unit(number, 0, lanes, (lane + number) % lanes)

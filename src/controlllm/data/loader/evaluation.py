@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import DataError
 from controlllm.data.cache.prepare import needs_pass, prepare_source, prepared_store
-from controlllm.data.cache.store import TokenStore
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.examples.encode import Example, RowEncoder, SourceStats, encode_rows
@@ -30,11 +29,8 @@ def read_examples(
 ) -> tuple[list[Example], SourceStats]:
     """The first examples of a held-out source, in order; no more rows are read than needed.
 
-    Args:
-        source: the source.
-        tokenizer: a fast tokenizer.
-        config: how rows become examples; and its `max_eval_tokens` bounds what nothing else does.
-        limit: the most examples; by default the config's `max_eval_samples`.
+    `limit` is the most examples, by default the config's `max_eval_samples`; its `max_eval_tokens`
+    bounds what nothing else does.
 
     Raises:
         DataError: the source is missing, empty or unreadable.
@@ -43,21 +39,19 @@ def read_examples(
     limit = limit or config.max_eval_samples
     bound = config.max_eval_tokens if limit is None and source.max_rows is None else None
     encoder, chunks = RowEncoder(source, tokenizer, config), open_source(source, config)
-    if needs_pass(source):
-        store: TokenStore | None = prepare_source(encoder, chunks)
-    else:
-        store = prepared_store(encoder, chunks)
+    store = (
+        prepare_source(encoder, chunks) if needs_pass(source) else prepared_store(encoder, chunks)
+    )
     if store is not None:
-        every: Iterable[Example] = map(store.__getitem__, range(len(store)))
-        store.stats.warn_of_few_targets(source.name, config)
-        return _first(every, limit, bound, source), store.stats
-    rows = encode_rows(encoder, chunks.rows())
-    made = (example for _, examples in rows for example in examples)
-    kept = _first(made, limit, bound, source)
+        made: Iterable[Example] = map(store.__getitem__, range(len(store)))
+    else:
+        rows = encode_rows(encoder, chunks.rows())
+        made = chain.from_iterable(examples for _, examples in rows)
+    kept, stats = _first(made, limit, bound, source), store.stats if store else encoder.stats
     if not kept:
         raise DataError(encoder.why_empty())
-    encoder.stats.warn_of_few_targets(source.name, config)
-    return kept, encoder.stats
+    stats.warn_of_few_targets(source.name, config)
+    return kept, stats
 
 
 def _first(
@@ -69,14 +63,10 @@ def _first(
     for example in islice(examples, limit):
         tokens += len(example)
         if kept and bound is not None and tokens > bound:
-            log.warning(
-                "Held-out set %s: only its first %s examples are measured, which have %s tokens "
-                "(data.max_eval_tokens=%s; null measures all).",
-                source.name,
-                f"{len(kept):,}",
-                f"{tokens - len(example):,}",
-                bound,
-            )
+            text = "Held-out set %s: only its first %s examples are measured, which have %s tokens "
+            text += "(data.max_eval_tokens=%s; null measures all)."
+            sizes = f"{len(kept):,}", f"{tokens - len(example):,}"
+            log.warning(text, source.name, *sizes, bound)
             break
         kept.append(example)
     return kept
@@ -91,12 +81,8 @@ def eval_batches(
 ) -> list[Batch]:
     """All batches of a held-out source, in a fixed order; each target is in them exactly once.
 
-    Args:
-        source: a source, or its examples.
-        tokenizer: a fast tokenizer.
-        config: template, targets, `max_length`, packing.
-        batch_size: rows or slots of a batch; the last batch may have fewer.
-        limit: use only the first so many examples.
+    `source` may be its examples. A batch has `batch_size` rows or slots, the last perhaps fewer;
+    `limit` takes only the first so many examples.
 
     Raises:
         DataError: the source is missing, empty or unreadable.

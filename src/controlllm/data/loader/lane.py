@@ -22,7 +22,6 @@ class Pipeline:
     """What all lanes of a run have in common."""
 
     feeds: Sequence[Feed]
-    """All sources."""
     plan: Plan
     """How they are mixed."""
     config: DataConfig
@@ -30,7 +29,6 @@ class Pipeline:
     batch_size: int
     """Rows of a padded batch."""
     seed: int
-    """Of the run."""
     bos: int | None = None
     """What opens the rests of documents that begin with it, see `piece_bos`."""
 

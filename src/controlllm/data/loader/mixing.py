@@ -2,9 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.data.config.data_config import DataConfig
@@ -40,11 +39,8 @@ def plan_shares(
 ) -> Plan:
     """Turn weights into shares of the whole mix.
 
-    Args:
-        config: its `train` and `replay` sources with their weights, `replay_share`, `temperature`
-            and `stages`.
-        sizes: tokens (or rows) of each train and replay source; only asked for with a temperature.
-        rehearsal_share: share of what the base wrote, 0 if there is none.
+    `sizes` are tokens (or rows) of each train and replay source, only asked for with a temperature;
+    `rehearsal_share` is that of what the base wrote, 0 if there is none.
 
     Raises:
         ConfigError: there is no train source, or nothing is left for them.
@@ -57,7 +53,6 @@ def plan_shares(
             f"shares replay={config.replay_share!r} and rehearsal={rehearsal_share!r} leave "
             "nothing for train; lower them."
         )
-    groups = ((config.train, left), (config.replay, config.replay_share))
     power = 1.0 if config.temperature is None else 1 / config.temperature
     sources = [*config.train, *config.replay]
     if sizes is None or config.temperature is None:
@@ -66,30 +61,24 @@ def plan_shares(
         source.weight * (max(source.sample, 1.0) * max(size, 1.0)) ** power
         for source, size in zip(sources, sizes, strict=True)
     ]
-    stages = [
-        Stage(_shares(groups, _staged(groups, own, stage.weights), rehearsal_share), stage.tokens)
-        for stage in config.stages
-    ]
-    last = Stage(_shares(groups, own, rehearsal_share), float("inf"))
+    count = len(config.train)
+
+    def shares(named: Mapping[str, float]) -> tuple[float, ...]:
+        found: list[float] = []
+        for part, weights, share in (
+            (config.train, own[:count], left),
+            (config.replay, own[count:], config.replay_share),
+        ):
+            told = [named.get(str(source.name), 0.0) for source in part]
+            # A stage that names none of them leaves them their own.
+            weights = told if any(told) else weights
+            found += [share * weight / sum(weights) for weight in weights]
+        return (*found, rehearsal_share) if rehearsal_share else tuple(found)
+
+    stages = [Stage(shares(stage.weights), stage.tokens) for stage in config.stages]
+    last = Stage(shares({}), float("inf"))
     origins = [TRAIN] * len(config.train) + [REPLAY] * len(config.replay)
     return Plan(tuple(origins + [REHEARSAL] * (rehearsal_share > 0)), (*stages, last))
-
-
-def _staged(groups: Any, own: Sequence[float], weights: dict[str, float]) -> list[float]:
-    """A stage's weights for each group that it names a source of; the others keep their own."""
-    result: list[float] = []
-    for sources, _ in groups:
-        named = [weights.get(str(source.name), 0.0) for source in sources]
-        result += named if any(named) else own[len(result) : len(result) + len(sources)]
-    return result
-
-
-def _shares(groups: Any, weights: Sequence[float], rehearsal: float) -> tuple[float, ...]:
-    shares: list[float] = []
-    for sources, share in groups:
-        part = weights[len(shares) : len(shares) + len(sources)]
-        shares += [share * weight / sum(part) for weight in part]
-    return tuple(shares + ([rehearsal] if rehearsal else []))
 
 
 @dataclass(frozen=True)
@@ -112,11 +101,7 @@ class MixerState:
     """The stream of each source."""
 
     def __post_init__(self) -> None:
-        """Check what no single field tells.
-
-        Raises:
-            ConfigError: the lists are of different numbers of sources.
-        """
+        """Refuse lists of different numbers of sources by a `ConfigError`."""
         lists = (self.given, self.drawn, self.before, self.ended, self.streams)
         if len(set(map(len, lists))) > 1:
             raise ConfigError("given, drawn, before, ended and streams must be equally long.")
@@ -136,16 +121,10 @@ class Mixer:
     """
 
     def __init__(self, streams: Sequence[Stream], plan: Plan, by: str, lanes: int) -> None:
-        self.streams = list(streams)
-        self.plan = plan
-        self.by = by
-        self.lanes = lanes
-        self.stage = 0
-        self.given = [0] * len(self.streams)
-        self.drawn = [0] * len(self.streams)
-        self.before = [0] * len(self.streams)
-        self.longest = 1
-        self.ended = [False] * len(self.streams)
+        self.streams, self.plan, self.by, self.lanes = list(streams), plan, by, lanes
+        self.stage, self.longest = 0, 1
+        self.given, self.drawn, self.before = ([0] * len(streams) for _ in range(3))
+        self.ended = [False] * len(streams)
         self._find_left()
 
     def draw(self) -> Draw | None:
@@ -228,11 +207,7 @@ class Mixer:
         )
 
     def load(self, state: MixerState) -> None:
-        """Go on behind the draws that a state has counted.
-
-        Raises:
-            DataError: a source no longer holds the rows that it was reading.
-        """
+        """Go on behind the draws that a state has counted; raises what `Stream.load` does."""
         self.stage, self.longest = state.stage, state.longest
         self.given, self.drawn = list(state.given), list(state.drawn)
         self.before, self.ended = list(state.before), list(state.ended)
@@ -255,10 +230,8 @@ def redeal_mixers(states: Sequence[MixerState], lanes: int) -> list[MixerState]:
         given = _sums(given, none if lags else state.given)
         before = _sums(before, state.before, state.given if lags else none)
         drawn = _sums(drawn, state.drawn)
-    streams = [
-        redeal_streams(of_source, lanes)
-        for of_source in zip(*(s.streams for s in states), strict=True)
-    ]
+    by_source = zip(*(state.streams for state in states), strict=True)
+    streams = [redeal_streams(of_source, lanes) for of_source in by_source]
 
     def share(totals: tuple[int, ...], lane: int) -> tuple[int, ...]:
         return tuple((total + lane) // lanes for total in totals)

@@ -8,7 +8,7 @@ rows as they lie ------------------------------------> Chunks + RowEncoder --> F
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -42,6 +42,7 @@ __all__ = [
     "make_feed",
     "open_source",
     "store_feed",
+    "sum_sizes",
 ]
 
 SAMPLED_ROWS = 1024
@@ -157,11 +158,18 @@ class Size:
     """How large a source is in one epoch."""
 
     examples: float
-    """Examples."""
     tokens: float
     """Tokens of all examples."""
     exact: bool
     """Whether all of it was counted, or estimated from a sample."""
+
+
+def sum_sizes(sizes: Iterable[Size], factors: Iterable[float]) -> Size:
+    """All together, each times its factor."""
+    parts = list(zip(sizes, factors, strict=False))
+    examples = sum(size.examples * factor for size, factor in parts)
+    tokens = sum(size.tokens * factor for size, factor in parts)
+    return Size(examples, tokens, all(size.exact for size, _ in parts))
 
 
 def estimate_size(feed: Feed) -> Size:
@@ -182,20 +190,13 @@ def estimate_size(feed: Feed) -> Size:
     assert feed.encoder is not None
     encoder = feed.encoder.fresh()
     chosen = range(0, len(chunks), max(1, len(chunks) // (SAMPLED_ROWS if chunks.by_row else 8)))
-    sampled, rows_in_chosen = _sample(chunks, chosen)
+    sampled: list[Located] = []
+    rows_in_chosen = 0
+    for chunk in chosen:
+        sampled += islice(chunks.read(chunk), max(1, SAMPLED_ROWS // len(chosen)))
+        rows_in_chosen += chunks.count(chunk) if chunks.num_rows is None else 0
     encoder.encode(sampled)
     rows = chunks.num_rows or round(rows_in_chosen * len(chunks) / len(chosen))
     factor = rows / max(len(sampled), 1)
     stats = encoder.stats
     return Size(stats.examples * factor, stats.tokens * factor, exact=len(sampled) == rows)
-
-
-def _sample(chunks: Chunks, chosen: Sequence[int]) -> tuple[list[Located], int]:
-    """Rows from the beginnings of chosen chunks, and how many rows all of these chunks have."""
-    sampled: list[Located] = []
-    rows = 0
-    for chunk in chosen:
-        sampled += islice(chunks.read(chunk), max(1, SAMPLED_ROWS // len(chosen)))
-        if chunks.num_rows is None:
-            rows += chunks.count(chunk)
-    return sampled, rows

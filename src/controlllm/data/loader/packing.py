@@ -37,14 +37,14 @@ def choose_for_slot(lengths: Sequence[int], capacity: int) -> list[int]:
     The oldest row is always in, so no row waits for ever. Among the others every sum is looked at
     (subset sums, as bits of one large integer: bit s is 1 where some of the rows have s tokens).
 
-    Args:
-        lengths: tokens of each waiting row, oldest first; each at most `capacity`.
-        capacity: tokens of the slot.
-
-    Returns:
-        Positions in `lengths`, rising; the first is always 0.
+    `lengths` are tokens of each waiting row, oldest first, each at most `capacity`, the tokens of
+    the slot; what is returned are positions among them, rising, the first always 0.
     """
-    by_age, room = _take_by_age(lengths, capacity)
+    # The oldest rows are in without a choice, as long as much room is left.
+    by_age, room = 1, capacity - lengths[0]
+    while by_age < len(lengths) and room - lengths[by_age] >= CHOICE:
+        room -= lengths[by_age]
+        by_age += 1
     rest = lengths[by_age:]
     sums = _sums_of_last(rest, room)
     missing = sums[0].bit_length() - 1
@@ -56,15 +56,6 @@ def choose_for_slot(lengths: Sequence[int], capacity: int) -> list[int]:
             chosen.append(by_age + position)
             missing -= length
     return chosen
-
-
-def _take_by_age(lengths: Sequence[int], capacity: int) -> tuple[int, int]:
-    """How many of the oldest rows are in without a choice, and the room that they leave."""
-    count, room = 1, capacity - lengths[0]
-    while count < len(lengths) and room - lengths[count] >= CHOICE:
-        room -= lengths[count]
-        count += 1
-    return count, room
 
 
 def _sums_of_last(lengths: Sequence[int], limit: int) -> list[int]:
@@ -80,16 +71,16 @@ def _sums_of_last(lengths: Sequence[int], limit: int) -> list[int]:
 def fill_slots(lengths: Sequence[int], capacity: int, lookahead: int) -> Iterator[list[int]]:
     """Pack a finite sequence: each position goes into exactly one slot."""
     waiting: list[int] = []
-    tokens = upcoming = 0
-    while waiting or upcoming < len(lengths):
-        while upcoming < len(lengths) and not window_is_full(
-            len(waiting), tokens, capacity, lookahead
-        ):
-            waiting.append(upcoming)
-            tokens += lengths[upcoming]
-            upcoming += 1
-        chosen = choose_for_slot([lengths[position] for position in waiting], capacity)
-        slot = [waiting[i] for i in chosen]
+    upcoming, tokens = iter(range(len(lengths))), 0
+    while True:
+        while not window_is_full(len(waiting), tokens, capacity, lookahead):
+            if (position := next(upcoming, None)) is None:
+                break
+            waiting.append(position)
+            tokens += lengths[position]
+        if not waiting:
+            return
+        slot = [waiting[i] for i in choose_for_slot([lengths[i] for i in waiting], capacity)]
         yield slot
         tokens -= sum(lengths[position] for position in slot)
         taken = set(slot)
@@ -141,9 +132,6 @@ def _fill(
 
 
 def _join(documents: Sequence[Example]) -> Example:
-    lengths = [len(document) for document in documents]
-    return Example(
-        np.concatenate([document.input_ids for document in documents]),
-        np.concatenate([document.labels for document in documents]),
-        np.cumsum(lengths[:-1], dtype=np.int32),
-    )
+    ids, labels = [one.input_ids for one in documents], [one.labels for one in documents]
+    starts = np.cumsum(list(map(len, ids[:-1])), dtype=np.int32)
+    return Example(np.concatenate(ids), np.concatenate(labels), starts)

@@ -4,8 +4,8 @@ import os
 import sys
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.data.cache.cache_key import file_digest, forget_file
@@ -28,7 +28,7 @@ def load_plugins(config: DataConfig) -> None:
     _load_entry_points()
     for path in config.plugins:
         file = Path(path).expanduser().resolve()
-        if not file.is_file():
+        if not (file.is_file() and file.suffix == ".py"):
             raise ConfigError(f"data.plugins: {file} is not a Python file.")
         _refuse_fetched(file, config)
         _load_file(file)
@@ -71,13 +71,10 @@ def _load_entry_points() -> None:
 def _load_file(path: Path) -> None:
     # The same name in every process, so that what the module defines can be pickled into workers.
     name = f"controlllm_plugin_{path.stem}_{digest(str(path))}"
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"data.plugins: {path} is not a Python file.")
     content = path.read_bytes()
     file_digest(str(path), content)
-    module = module_from_spec(spec)
-    sys.modules[name] = module
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = str(path)
     try:
         # Not by the loader: it may run what it compiled before, of a file edited a moment ago.
         exec(compile(content, str(path), "exec"), vars(module))

@@ -18,7 +18,7 @@ from controlllm.common.storage.remote import is_remote
 from controlllm.data.cache.prepare import hooked_rows
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.examples.encode import Example, RowEncoder
+from controlllm.data.examples.encode import Example, RowEncoder, checked_row
 from controlllm.data.examples.render import Renderer
 from controlllm.data.examples.row_filters import keeps_row
 from controlllm.data.formats import Message, to_document
@@ -175,11 +175,7 @@ def check_questions(source: SourceConfig, config: DataConfig) -> None:
 
 def _question(row: Any, source: SourceConfig, renderer: Renderer) -> Question | None:
     """A row as a question; None where it does not take part."""
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError(f"a row must map columns to values; this is a {type(row).__name__}")
-    found = _conversation(row, source)
+    found = _conversation(checked_row(row), source)
     if found is None:
         return None
     messages, answer = found

@@ -9,15 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Order",
-    "Permutation",
-    "Phased",
-    "Shuffled",
-    "order_of",
-    "random_below",
-    "seed_of",
-]
+__all__ = ["Order", "Phased", "Shuffled", "order_of", "permute", "random_below", "seed_of"]
 
 _ROUNDS = 6
 _PART = 1024
@@ -25,31 +17,27 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
-class Permutation:
-    """A random permutation of 0 .. size-1 that is computed, not stored.
+def permute(positions: NDArray[np.int64], size: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """What stands at `positions` (any shape) of a random permutation of 0 .. size-1.
 
-    A Feistel network permutes the next power of four; what falls outside is sent through again
-    until it falls inside ("cycle walking", Black and Rogaway 2002), which keeps it a permutation.
+    It is computed, not stored: a Feistel network permutes the next power of four; what falls
+    outside is sent through again until it falls inside ("cycle walking", Black and Rogaway 2002),
+    which keeps it a permutation.
     """
+    half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
 
-    def __init__(self, size: int, seed: Sequence[int]) -> None:
-        self.size = size
-        self._half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
-        self._mask = np.uint64((1 << int(self._half)) - 1)
-        self._keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
+    def encrypt(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> half, values & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        return left << half | right
 
-    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The elements at `positions` (any shape), each 0 <= position < size."""
-        values = self._encrypt(positions.astype(np.uint64))
-        while (outside := values >= self.size).any():
-            values[outside] = self._encrypt(values[outside])
-        return values.astype(np.int64)
-
-    def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = values >> self._half, values & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & self._mask)
-        return left << self._half | right
+    values = encrypt(positions.astype(np.uint64))
+    while (outside := values >= size).any():
+        values[outside] = encrypt(values[outside])
+    return values.astype(np.int64)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -105,19 +93,13 @@ class Shuffled(Order):
         """The chunk at a position of the epoch's permutation."""
         part, offset = divmod(position, _PART)
         values = self._parts.get((epoch, part))
-        if values is None:
-            values = self._compute(epoch, part)
+        if values is None:  # Positions are asked for nearly in order: a few parts are kept.
+            positions = np.arange(part * _PART, min((part + 1) * _PART, self.size))
+            values = permute(positions, self.size, [*self._seed, epoch])
+            if len(self._parts) >= 4:
+                del self._parts[next(iter(self._parts))]
+            self._parts[epoch, part] = values
         return int(values[offset])
-
-    def _compute(self, epoch: int, part: int) -> NDArray[np.int64]:
-        """Positions are asked for nearly in order, so a few parts of them are kept."""
-        start = part * _PART
-        positions = np.arange(start, min(start + _PART, self.size))
-        values = Permutation(self.size, [*self._seed, epoch])(positions)
-        if len(self._parts) >= 4:
-            del self._parts[next(iter(self._parts))]
-        self._parts[epoch, part] = values
-        return values
 
 
 class Phased(Order):

@@ -9,10 +9,10 @@ What stands below is the state: plain numbers (see `draws`).
 """
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from controlllm.common.errors import DataError
 from controlllm.data.cache.store import TokenStore
@@ -59,15 +59,7 @@ class Feed:
 
 
 class Stream:
-    """Draws examples of one source for one lane.
-
-    Args:
-        feed: where they come from.
-        lane: number of the lane; `lanes` of them share the source.
-        lanes: how many lanes there are.
-        seed: of the lots that it draws.
-        source: the source's number, as draws tell it.
-    """
+    """Draws examples of one source for one of `lanes` lanes; `seed` is of the lots it draws."""
 
     def __init__(self, feed: Feed, lane: int, lanes: int, seed: int, source: int = 0) -> None:
         encoder = feed.encoder.fresh() if feed.encoder else None
@@ -104,9 +96,10 @@ class Stream:
     def _take_examples(self) -> bool:
         """Queue some examples of a store; whether there was any."""
         assert isinstance(self.feed.chunks, TokenStore)
-        numbers = self._next_numbers(EXAMPLES_AT_ONCE)
+        numbers = [unit.number for unit in islice(iter(self._next_unit, None), EXAMPLES_AT_ONCE)]
         if not numbers:
             return False
+        self._opened_without_example = 0
         examples = self.feed.chunks.examples([self.feed.order.chunk(n) for n in numbers])
         self._queue += [
             Draw(self.source, (number, 0, 0), example)
@@ -114,19 +107,6 @@ class Stream:
         ]
         self.stats.rows += len(numbers)
         return True
-
-    def _next_numbers(self, count: int) -> Sequence[int]:
-        """The next chunks of a store, where every chunk is one example."""
-        limit = self.feed.numbers if self.feed.numbers is not None else sys.maxsize
-        if self._backlog:
-            units = [self._backlog.popleft() for _ in range(min(count, len(self._backlog)))]
-            if numbers := [unit.number for unit in units if unit.number < limit]:
-                return numbers
-            return self._next_numbers(count)
-        step = self._lanes
-        numbers_left = range(self._next, min(self._next + count * step, limit), step)
-        self._next += len(numbers_left) * step
-        return numbers_left
 
     def _encode_rows(self) -> bool:
         """Tokenize some rows and queue their examples; whether there was any row."""
@@ -214,9 +194,6 @@ class Stream:
         """A whole epoch was opened and gave no example: one must be among the rows that wait.
 
         Few rows in many chunks (a huge row is in hundreds) wait long for the buffer to be full.
-
-        Raises:
-            DataError: there is none.
         """
         encoder = self.feed.encoder
         waiting = [located for _, located in self._buffer]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ from controlllm.data.loader.collate import Batch, collate, pad_id
 from controlllm.data.loader.draws import Count
 from controlllm.data.loader.lane import Lane, LaneState, Pipeline, redeal
 from controlllm.data.loader.mixing import plan_shares
-from controlllm.data.loader.open_source import Size, estimate_size, make_feed, store_feed
+from controlllm.data.loader.open_source import Size, estimate_size, make_feed, store_feed, sum_sizes
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.data.loader.stream import Feed
 from controlllm.data.loader.workers import Serving, serve
@@ -95,18 +95,22 @@ class TrainLoader:
                 f"{config.max_length}; raise that, or let it write less."
             )
         load_plugins(config)
-        self.config = config
-        self.batch_size = batch_size
-        self.seed = seed
+        self.config, self.batch_size, self.seed = config, batch_size, seed
         self.ranks = ranks or Ranks.current(config.cache_timeout)
         self.batches = 0
-        self.lanes = _number_of_lanes(config, self.ranks)
-        self._pad_id = pad_id(tokenizer)
-        self._bos = piece_bos(tokenizer, config)
+        least = self.ranks.world_size * max(config.num_workers, 1)
+        self.lanes = config.lanes or least
+        if self.lanes % least:
+            raise ConfigError(
+                f"data.lanes={self.lanes} cannot be shared by {self.ranks.world_size} ranks with "
+                f"{config.num_workers} workers each; take a multiple of {least}."
+            )
+        self._pad_id, self._bos = pad_id(tokenizer), piece_bos(tokenizer, config)
         self.feeds = self._open(tokenizer, model)
         sizes = None
         if config.temperature is not None:
-            sizes = [_size(estimate_size(feed), config) for feed in self.feeds]
+            estimated = map(estimate_size, self.feeds)
+            sizes = [s.tokens if config.mix_by == "tokens" else s.examples for s in estimated]
         if rehearsal:
             order_seed = [seed, len(self.feeds)]
             self.feeds.append(store_feed("rehearsal", rehearsal[0], config, order_seed))
@@ -139,7 +143,6 @@ class TrainLoader:
                 )
 
     def __iter__(self) -> Iterator[Batch]:
-        """The loader itself."""
         return self
 
     def __next__(self) -> Batch:
@@ -168,17 +171,14 @@ class TrainLoader:
             raise StopIteration
         self.batches += 1
         if self.batches == 1 and self.ranks.rank == 0:
-            self._warn_of_few_targets()
+            # Of what each source was read so far, or all that is prepared.
+            for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
+                chunks = feed.chunks
+                stats = chunks.stats if isinstance(chunks, TokenStore) else drawn["stats"]
+                stats.warn_of_few_targets(feed.name, self.config)
         origins = self.plan.origins
         groups = [[(draw.example, origins[draw.source]) for draw in slot] for slot in slots]
         return collate(groups, self.config, self._pad_id)
-
-    def _warn_of_few_targets(self) -> None:
-        """Before the first step: what of each source was read so far, or all that is prepared."""
-        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
-            chunks = feed.chunks
-            stats = chunks.stats if isinstance(chunks, TokenStore) else drawn["stats"]
-            stats.warn_of_few_targets(feed.name, self.config)
 
     def progress(self) -> dict[str, dict[str, Any]]:
         """For each source, on this rank: what became of its rows, and how much was drawn."""
@@ -204,12 +204,11 @@ class TrainLoader:
 
         Drawn is also what still waits to be packed; rows are read further ahead than that.
         """
-        lines = []
-        for feed, drawn in zip(self.feeds, self.progress().values(), strict=True):
-            line = f"{feed.name}: {drawn['examples']:,} examples, some of which still wait"
-            read = "" if feed.encoder is None else f"; read ahead: {drawn['stats'].describe()}"
-            lines.append(line + read)
-        return lines
+        return [
+            f"{feed.name}: {drawn['examples']:,} examples, some of which still wait"
+            + (f"; read ahead: {drawn['stats'].describe()}" if feed.encoder else "")
+            for feed, drawn in zip(self.feeds, self.progress().values(), strict=True)
+        ]
 
     def describe(self) -> str:
         """One line for each source: how its rows lie, and how many there are if that is known."""
@@ -217,26 +216,14 @@ class TrainLoader:
 
     def size(self) -> Size:
         """Examples and tokens of one epoch of all train sources, with their up-sampling."""
-        return self._sum([max(source.sample, 1.0) for source in self.config.train])
+        factors = [max(source.sample, 1.0) for source in self.config.train]
+        return sum_sizes(map(estimate_size, self.feeds[: len(factors)]), factors)
 
     def size_of_all_epochs(self) -> Size | None:
         """What the train sources give before they have left the mix; None if one never does."""
-        epochs = []
-        for feed in self.feeds[: len(self.config.train)]:
-            if feed.numbers is None:
-                return None
-            epochs.append(feed.numbers / len(feed.chunks))
-        return self._sum(epochs)
-
-    def _sum(self, factors: Sequence[float]) -> Size:
-        """The size of all train sources, each times its factor."""
-        examples = tokens = 0.0
-        exact = True
-        for feed, factor in zip(self.feeds, factors, strict=False):
-            size = estimate_size(feed)
-            examples, tokens = examples + size.examples * factor, tokens + size.tokens * factor
-            exact = exact and size.exact
-        return Size(examples, tokens, exact)
+        feeds = self.feeds[: len(self.config.train)]
+        epochs = [feed.numbers / len(feed.chunks) for feed in feeds if feed.numbers is not None]
+        return sum_sizes(map(estimate_size, feeds), epochs) if len(epochs) == len(feeds) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and references of all lanes, as JSON takes them. Collective."""
@@ -258,13 +245,9 @@ class TrainLoader:
         self._check(read)
         lanes = [read["lanes"][number] for number in range(len(read["lanes"]))]
         if len(lanes) != self.lanes:
-            log.warning(
-                "The data was dealt into %d lanes, now into %d: every row still comes once, but "
-                "not in the same batches; data.lanes=%d keeps them.",
-                len(lanes),
-                self.lanes,
-                len(lanes),
-            )
+            text = "The data was dealt into %d lanes, now into %d: every row still comes once, but "
+            text += "not in the same batches; data.lanes=%d keeps them."
+            log.warning(text, len(lanes), self.lanes, len(lanes))
             lanes = redeal(lanes, self.lanes)
         self.close()
         self._states = dict(enumerate(lanes))
@@ -293,13 +276,9 @@ class TrainLoader:
                 "whether it was prepared), so the run cannot go on exactly; restore them, or "
                 "start a new run."
             )
-
-        lanes = state["lanes"]
+        lanes, wrong = state["lanes"], ""
         if not lanes or set(lanes) != set(range(len(lanes))):
-            raise CheckpointError(
-                f"the data state is damaged: lanes={sorted(lanes)} must be numbered 0, 1, 2, ...; "
-                "take an earlier checkpoint."
-            )
+            wrong = f"lanes={sorted(lanes)} must be numbered 0, 1, 2, ..."
         for number, lane in lanes.items():
             sources = [reference[0] for reference in lane.batcher.waiting]
             if (
@@ -307,29 +286,23 @@ class TrainLoader:
                 or lane.mixer.stage >= len(self.plan.stages)
                 or max(sources, default=0) >= len(self.feeds)
             ):
-                raise CheckpointError(
-                    f"the data state is damaged: lane {number} has other sources or stages than "
-                    "the run; take an earlier checkpoint."
-                )
+                wrong = wrong or f"lane {number} has other sources or stages than the run"
+        if wrong:
+            text = f"the data state is damaged: {wrong}; take an earlier checkpoint."
+            raise CheckpointError(text)
 
     def _serve(self) -> Serving:
         if self._serving is None:
-            numbers = range(self.ranks.rank, self.lanes, self.ranks.world_size)
-            config = self.config
-            pipeline = Pipeline(
-                self.feeds, self.plan, config, self.batch_size, self.seed, self._bos
-            )
-            make = partial(_make_lane, pipeline, self.lanes, self._states)
+            numbers, config = range(self.ranks.rank, self.lanes, self.ranks.world_size), self.config
+            parts = self.feeds, self.plan, config, self.batch_size, self.seed, self._bos
+            make = partial(_make_lane, Pipeline(*parts), self.lanes, self._states)
             self._serving = serve(numbers, make, config.num_workers, config.prefetch_factor)
         return self._serving
 
     def _take(self) -> Item:
         """The slots (or rows) of the next batch; fewer at the end of the data."""
-        serving = self._serve()
-        if not self.config.packing:
-            return serving.next()
-        items = islice(iter(serving.next, []), self.batch_size)
-        return [slot for item in items for slot in item]
+        count = self.batch_size if self.config.packing else 1
+        return [slot for item in islice(iter(self._serve().next, []), count) for slot in item]
 
 
 def _make_lane(
@@ -340,21 +313,6 @@ def _make_lane(
     if number in states:
         lane.load(states[number])
     return lane
-
-
-def _number_of_lanes(config: DataConfig, ranks: Ranks) -> int:
-    least = ranks.world_size * max(config.num_workers, 1)
-    lanes = config.lanes or least
-    if lanes % least:
-        raise ConfigError(
-            f"data.lanes={lanes} cannot be shared by {ranks.world_size} ranks with "
-            f"{config.num_workers} workers each; take a multiple of {least}."
-        )
-    return lanes
-
-
-def _size(size: Size, config: DataConfig) -> float:
-    return size.tokens if config.mix_by == "tokens" else size.examples
 
 
 def _describe(feed: Feed) -> str:

@@ -128,8 +128,7 @@ class _Workers(Serving):
         return {lane: pickle.loads(state) for lane, state in self._states.items()}
 
     def close(self) -> None:
-        # The iterator ends its workers when it is deleted, but that may be late: somebody may
-        # still hold a traceback that holds it.
+        # Deleted, the iterator ends its workers, but a traceback may still hold it.
         deliveries, self._deliveries = self._deliveries, iter(())
         self._error = self._error or DataError("the loader was closed.")
         if end := getattr(deliveries, "_shutdown_workers", None):

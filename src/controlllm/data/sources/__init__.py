@@ -1,6 +1,6 @@
 """Step 1: a source config -> chunks of rows, each row with the place it came from.
 
-arrow          Arrow files, in both forms (IPC file and stream)
+arrow          Arrow files, in both forms, and folders that `save_to_disk` wrote of them
 arrowmessages  Messages of Arrow's IPC forms, looked at before Arrow unpacks them
 arrowrows      Record batches of Arrow -> rows; what Parquet, Arrow files and saved data sets share
 avro           Avro container files, cut at the sync markers between their blocks of records
@@ -16,7 +16,6 @@ pages          Pages of Parquet files, looked at as they are read, before Arrow 
 parquet        Parquet: a row group is a chunk, known from the footers alone and read batch by batch
 ranges         Files cut into byte ranges. A row belongs to the range in which its first byte lies
 registry       What can be read, by name: openers of whole sources, and readers of one file
-saved          Folders that `save_to_disk` of `datasets` wrote, read as the Arrow files they are
 splits         Splits of a folder, told by the names of its files as on the Hub
 text           Texts (a file, a paragraph or a line is a document), and tables
 """

@@ -5,13 +5,17 @@ of a billion nulls takes no bytes at all. So values are counted before they beco
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.lines import too_long
 
 __all__ = ["batch_rows"]
+
+_PLAIN = ("string", "large_string", "binary", "large_binary")
+"""Types of texts and bytes, each of which lies in memory by itself."""
 
 _VALUE = 8
 """Bytes that a value takes in a Python list at least."""
@@ -51,11 +55,7 @@ def _row(batch: Any, limit: int) -> Any:
 
 
 def _values(batch: Any) -> list[Any]:
-    """The rows of a batch whose values were counted, once nothing in it points outside of it.
-
-    Raises:
-        ValueError or OverflowError: a row cannot be read.
-    """
+    """The rows of a batch whose values were counted, once nothing in it points outside of it."""
     import pyarrow as pa
 
     if any(map(pa.types.is_dictionary, batch.schema.types)):
@@ -80,41 +80,34 @@ def _spelt_out(column: Any) -> Any:
 
 
 def _bytes_of(array: Any) -> int:
-    """About the bytes of all values, those that are stored once for many of them each time.
-
-    Args:
-        array: a `RecordBatch`, or an array.
-
-    Raises:
-        DataError: its type is not read.
-    """
+    """About the bytes of all values of a `RecordBatch` or array, those stored once each time."""
     import pyarrow as pa
 
     if isinstance(array, pa.RecordBatch):
         return sum(map(_bytes_of, array.columns))
-    kind, count, is_type = array.type, len(array), pa.types
-    if kind in _plain_types() or is_type.is_primitive(kind) or is_type.is_decimal(kind):
+    kind, count = array.type, len(array)
+    if _is(kind, *_PLAIN, "primitive", "decimal"):
         return int(array.nbytes)
     total = _VALUE * count
     if isinstance(kind, pa.BaseExtensionType):
         return _bytes_of(array.storage)
-    if is_type.is_null(kind):
+    if _is(kind, "null"):
         return total
-    if is_type.is_dictionary(kind):
+    if _is(kind, "dictionary"):
         return total + _bytes_of_chosen(array)
-    if is_type.is_struct(kind):
+    if _is(kind, "struct"):
         return total + sum(_bytes_of(array.field(i)) + total for i in range(kind.num_fields))
-    if is_type.is_fixed_size_list(kind):
+    if _is(kind, "fixed_size_list"):
         size = kind.list_size
         return total + _bytes_of_items(array.values.slice(array.offset * size, count * size))
-    if is_type.is_list(kind) or is_type.is_large_list(kind) or is_type.is_map(kind):
+    if _is(kind, "list", "large_list", "map"):
         if not count:
             return 0
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
         return total + _bytes_of_items(array.values.slice(first, max(0, last - first)))
-    if is_type.is_binary_view(kind) or is_type.is_string_view(kind):
+    if _is(kind, "binary_view", "string_view"):
         return total + _bytes_of_views(array)
-    if is_type.is_fixed_size_binary(kind):
+    if _is(kind, "fixed_size_binary"):
         return total + int(array.nbytes)
     # The others' values may lie over one another, or repeat.
     raise DataError(f"a column of type {kind} is not read; write it as plain lists and texts")
@@ -125,12 +118,11 @@ def _bytes_of_items(array: Any) -> int:
     return max(_VALUE * len(array), _bytes_of(array))
 
 
-@lru_cache(1)
-def _plain_types() -> frozenset[Any]:
-    """Types of texts and bytes, each of which lies in memory by itself."""
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of some kinds, as `pyarrow.types` names them."""
     import pyarrow as pa
 
-    return frozenset((pa.string(), pa.large_string(), pa.binary(), pa.large_binary()))
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _bytes_of_chosen(array: Any) -> int:
@@ -139,10 +131,9 @@ def _bytes_of_chosen(array: Any) -> int:
     import pyarrow.compute as pc
 
     indices, values = array.indices.drop_null(), array.dictionary
-    has_width = ("is_primitive", "is_fixed_size_binary", "is_decimal")
-    if any(getattr(pa.types, name)(values.type) for name in has_width):
+    if _is(values.type, "primitive", "fixed_size_binary", "decimal"):
         return len(indices) * max(_VALUE, values.type.bit_width // 8)
-    if values.type not in _plain_types():
+    if not _is(values.type, *_PLAIN):
         raise DataError(f"a dictionary of {values.type} is not read; write plain values")
     try:
         return int(pc.sum(pc.binary_length(values).take(indices)).as_py() or 0)
@@ -152,7 +143,5 @@ def _bytes_of_chosen(array: Any) -> int:
 
 def _bytes_of_views(array: Any) -> int:
     """Of views, which may all lie on the same bytes."""
-    import numpy as np
-
     views = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset * 4 :: 4][: len(array)]
     return int(np.maximum(views.astype(np.int64), 0).sum())

@@ -10,14 +10,8 @@ from typing import IO, Any, cast
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.chunks import Located
-from controlllm.data.sources.limits import (
-    check_unpacked,
-    most_unpacked,
-    read_signed,
-    read_unsigned,
-    weight,
-)
-from controlllm.data.sources.lines import too_long
+from controlllm.data.sources.limits import check_unpacked, most_unpacked, read_signed, read_unsigned
+from controlllm.data.sources.lines import bounded
 from controlllm.data.sources.ranges import Range, RangeChunks
 from controlllm.data.sources.registry import register_chunks
 
@@ -149,11 +143,9 @@ class AvroChunks(RangeChunks):
             for number, row in enumerate(_records(part, position, data, count, schema)):
                 if number < skip:
                     continue
-                if len(data) > limit and (length := weight(row)) > limit:
-                    row = too_long(length, limit)
-                elif not isinstance(row, dict):
+                if not isinstance(row, dict):
                     row = DataError(f"a row must be a record; this is a {type(row).__name__}")
-                yield f"{place}, record {number}", row
+                yield f"{place}, record {number}", bounded(row, len(data), limit)
             skip = 0
 
     def count_range(self, part: Range) -> int:

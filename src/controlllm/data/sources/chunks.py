@@ -21,7 +21,6 @@ from controlllm.data.sources.limits import weight
 
 __all__ = [
     "MEMORY_BYTES",
-    "Chained",
     "Chunks",
     "Located",
     "MemoryChunks",
@@ -31,6 +30,7 @@ __all__ = [
     "first_rows",
     "locate",
     "take",
+    "total",
 ]
 
 Located: TypeAlias = tuple[Any, Any]
@@ -102,7 +102,6 @@ class RowChunks(Chunks):
         self.fingerprint, self.stamp = fingerprint, stamp
 
     def __len__(self) -> int:
-        """Number of rows."""
         return self.num_rows
 
     @abstractmethod
@@ -138,6 +137,12 @@ def locate(ends: Sequence[int], number: int) -> tuple[int, int]:
     return part, number - (ends[part - 1] if part else 0)
 
 
+def total(sizes: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known."""
+    known = list(sizes)
+    return None if None in known else sum(size or 0 for size in known)
+
+
 def chained(parts: Sequence[Chunks]) -> Chunks:
     """The chunks of one or several sources, one after the other."""
     return Chained(parts) if len(parts) > 1 else parts[0]
@@ -147,17 +152,13 @@ class Chained(Chunks):
     """The chunks of several sources, one after the other."""
 
     def __init__(self, parts: Sequence[Chunks]) -> None:
-        self._parts = list(parts)
-        self._ends = list(itertools.accumulate(map(len, parts)))
-        rows = [part.num_rows for part in parts]
-        sizes = [part.num_bytes for part in parts]
-        self.num_rows = None if None in rows else sum(count or 0 for count in rows)
-        self.num_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+        self._parts, self._ends = list(parts), list(itertools.accumulate(map(len, parts)))
+        self.num_rows = total(part.num_rows for part in parts)
+        self.num_bytes = total(part.num_bytes for part in parts)
         self.fingerprint = digest([part.fingerprint for part in parts])
         self.stamp = digest([part.stamp for part in parts])
 
     def __len__(self) -> int:
-        """Chunks of all parts."""
         return self._ends[-1]
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
@@ -172,27 +173,15 @@ class Chained(Chunks):
 
     def count(self, chunk: int) -> int:
         """Number of rows of a chunk."""
-        self.require(chunk)
         part, inner = locate(self._ends, chunk)
         return self._parts[part].count(inner)
 
 
 class Part(Chunks):
-    """Some neighbours among the chunks of a source.
-
-    Args:
-        chunks: of the source.
-        wanted: which of them.
-        in_last: how many rows of the last one; by default all.
-        num_rows: rows of all, where that is known.
-    """
+    """Some neighbours among the chunks of a source; of the last one perhaps only `in_last` rows."""
 
     def __init__(
-        self,
-        chunks: Chunks,
-        wanted: range,
-        in_last: int | None = None,
-        num_rows: int | None = None,
+        self, chunks: Chunks, wanted: range, in_last: int | None = None, num_rows: int | None = None
     ) -> None:
         self._chunks, self._wanted, self._in_last = chunks, wanted, in_last
         self._single = chunks.by_row
@@ -202,11 +191,10 @@ class Part(Chunks):
             self.num_bytes = chunks.num_bytes * len(wanted) // len(chunks)
 
     def __len__(self) -> int:
-        """Number of chunks."""
         return len(self._wanted)
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
-        """The rows of a chunk; of the last one perhaps only the first."""
+        """The rows of a chunk."""
         self.require(chunk)
         rows = self._chunks.read(self._wanted[chunk], start)
         if self._in_last is not None and chunk == len(self) - 1:

@@ -19,14 +19,7 @@ from controlllm.data.config.source_config import SourceConfig
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = [
-    "COMPRESSED",
-    "SourceFile",
-    "digest",
-    "ending",
-    "identify",
-    "reading",
-]
+__all__ = ["SourceFile", "digest", "ending", "identify", "reading"]
 
 COMPRESSED = (".gz", ".zst")
 BUFFER_BYTES, REMOTE_BUFFER_BYTES = 2**17, 2**20
@@ -99,8 +92,8 @@ class SourceFile:
     @property
     def can_be_cut(self) -> bool:
         """Whether a part of it can be read without reading what comes before."""
-        in_memory = self.content is not None
-        return self.ranged and not self.packed and self.size is not None and not in_memory
+        is_known = self.size is not None and self.content is None
+        return is_known and self.ranged and not self.packed
 
     def open_raw(self, buffer_bytes: int | None = None) -> IO[bytes]:
         """Its bytes as stored; can be sought in if `ranged`."""
@@ -117,30 +110,23 @@ class SourceFile:
         """Its bytes, unpacked."""
         raw = self.open_raw(buffer_bytes)
         if self.name.endswith(".gz"):
-            unpacked = gzip.GzipFile(fileobj=cast(Any, raw))
-            unpacked.myfileobj = cast(Any, raw)  # Closed with it.
-            return io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
+            unpacked: Any = gzip.GzipFile(fileobj=raw)
+            unpacked.myfileobj = raw  # Closed with it.
+            return io.BufferedReader(unpacked, BUFFER_BYTES)
         if self.name.endswith(".zst"):
             import pyarrow as pa
 
             # Arrow's stream knows no lines; the buffer around it does.
-            stream = cast(
-                io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-            )
+            stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
             return io.BufferedReader(stream, BUFFER_BYTES)
         return raw
 
     def _open_here(self, buffer_bytes: int) -> IO[bytes]:
-        """Open a local file, which must not have become shorter than it was.
-
-        Raises:
-            DataError: it has.
-        """
+        """Open a local file, which must not have become shorter than it was."""
         size = os.stat(self.path).st_size
         if self.size is not None and size < self.size:
-            raise DataError(
-                f"{self} has changed: it has {size:,} bytes, not {self.size:,} as before."
-            )
+            text = f"{self} has changed: it has {size:,} bytes, not {self.size:,} as before."
+            raise DataError(text)
         return open(self.path, "rb", buffering=buffer_bytes)
 
     def load(self, most_bytes: int) -> "SourceFile":
@@ -158,26 +144,12 @@ class SourceFile:
             )
         return replace(self, content=content)
 
-    def require_ranged(self) -> None:
-        """Check that it can be read from anywhere.
-
-        Raises:
-            DataError: its web server reads only from the beginning.
-        """
-        if not self.ranged or self.size is None:
-            raise DataError(
-                f"{self.address}: the server does not read parts of files (no HTTP ranges), which "
-                f"{self.file_type} needs; download the file and give its path."
-            )
-
 
 class _Resumed(io.RawIOBase):
     """A file elsewhere that is opened again, where it stood, when a read breaks off."""
 
     def __init__(self, file: SourceFile) -> None:
-        self._file = file
-        self._size = file.size or 0
-        self._at = 0
+        self._file, self._size, self._at = file, file.size or 0, 0
         self._inner: Any = None
 
     def readable(self) -> bool:
@@ -185,9 +157,6 @@ class _Resumed(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
@@ -197,24 +166,23 @@ class _Resumed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size - self._at))
-        data = self._fetch(wanted) if wanted else b""
+        data = self._read(wanted, TRIES - 1) if wanted else b""
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
-    def _fetch(self, wanted: int) -> bytes:
-        for left in reversed(range(TRIES)):
-            try:
-                return self._read(wanted)
-            except (FileNotFoundError, PermissionError, TimeoutError):
+    def _read(self, wanted: int, more_tries: int) -> bytes:
+        try:
+            return self._read_once(wanted)
+        except (FileNotFoundError, PermissionError, TimeoutError):
+            raise
+        except OSError:
+            self._inner = None
+            if not more_tries:
                 raise
-            except OSError:
-                self._inner = None
-                if not left:
-                    raise
-        raise AssertionError("unreachable")
+        return self._read(wanted, more_tries - 1)
 
-    def _read(self, wanted: int) -> bytes:
+    def _read_once(self, wanted: int) -> bytes:
         assert self._file.filesystem is not None
         if self._inner is None:
             self._inner = self._file.filesystem.open(self._file.path, "rb", cache_type="none")
@@ -227,7 +195,6 @@ class _Resumed(io.RawIOBase):
     def close(self) -> None:
         if self._inner is not None:
             self._inner.close()
-            self._inner = None
         super().close()
 
 
@@ -252,12 +219,7 @@ def identify(files: Sequence[SourceFile], source: SourceConfig, *more: Any) -> t
     """Fingerprint and stamp of files that are read with the options of a source (see `Chunks`).
 
     Files in memory are hashed whole. Of others the sizes are, and samples of some of them: their
-    start, middle and end.
-
-    Args:
-        files: in order.
-        source: `text_unit` and `max_row_bytes` change the rows.
-        *more: whatever else the rows and the cuts between chunks depend on.
+    start, middle and end. `more` is whatever else the rows and the cuts between chunks depend on.
 
     Raises:
         DataError: a file cannot be read.
@@ -270,10 +232,8 @@ def identify(files: Sequence[SourceFile], source: SourceConfig, *more: Any) -> t
 
 def _chosen(files: Sequence[SourceFile]) -> Sequence[SourceFile]:
     """All files that are in memory, else the first, the last and some between them."""
-    if all(file.content is not None for file in files):
-        return files
     most = SAMPLED_FILES if files[0].filesystem is None else SAMPLED_REMOTE_FILES
-    if len(files) <= most:
+    if len(files) <= most or all(file.content is not None for file in files):
         return files
     last = len(files) - 1
     return [files[last * i // (most - 1)] for i in range(most)]

@@ -6,7 +6,6 @@ A path is a file, a folder (all files below it of one type) or a glob, here or a
 import contextlib
 import glob
 import os
-import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,14 +23,7 @@ from controlllm.data.sources.registry import FILE_CHUNKS, known_endings, type_of
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = [
-    "SAVED_MARKS",
-    "Folder",
-    "find_files",
-    "is_glob",
-    "local_path",
-    "with_types",
-]
+__all__ = ["SAVED_MARKS", "Folder", "find_files", "is_glob", "local_path", "with_types"]
 
 SAVED_MARKS = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes into its folders."""
@@ -43,10 +35,6 @@ class Folder:
 
     path: str
     files: list[SourceFile]
-
-    def join(self, name: str) -> str:
-        """The path of a name in it."""
-        return posixpath.join(self.path, name)
 
 
 def find_files(source: SourceConfig, timeout: float) -> Folder | list[SourceFile]:
@@ -92,8 +80,11 @@ def _list(source: SourceConfig, timeout: float) -> Folder | list[SourceFile]:
         return _list_remote(source, timeout)
     path = local_path(source.path)
     if os.path.isdir(path):
-        names = [os.path.join(top, name) for top, _, names in _walk(path) for name in names]
-        return Folder(path, [_local(name, source) for name in sorted(names)])
+        found = []
+        for top, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            found += [os.path.join(top, name) for name in names if not _is_hidden(name)]
+        return Folder(path, [_local(name, source) for name in sorted(found)])
     if os.path.isfile(path):
         return [_local(path, source)]
     if not is_glob(path):
@@ -104,15 +95,8 @@ def _list(source: SourceConfig, timeout: float) -> Folder | list[SourceFile]:
     return [_local(name, source) for name in found if os.path.isfile(name)]
 
 
-def _walk(folder: str) -> Any:
-    """The folders below, but no hidden ones; one that may not be read is an error."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for top, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        yield top, folders, [name for name in names if not _is_hidden(name)]
+def _refuse(error: OSError) -> None:
+    raise error  # Of a folder that may not be read.
 
 
 def _is_hidden(name: str) -> bool:
@@ -214,9 +198,7 @@ def _of_one_type(files: Sequence[SourceFile], source: SourceConfig) -> list[Sour
 
 
 def _typed(file: SourceFile, source: SourceConfig) -> SourceFile:
-    if file.file_type:
-        return file
-    kind = type_of_ending(file.name)
+    kind = file.file_type or type_of_ending(file.name)
     if kind is None:
         suffix = PurePosixPath(file.name).suffix
         raise DataError(

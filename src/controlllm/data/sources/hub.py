@@ -7,6 +7,7 @@ load_dataset(..., streaming=True)   read over the network: chunk = shard (a file
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,7 @@ from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.arrowrows import batch_rows
 from controlllm.data.sources.chunks import Chunks, Located, RowChunks
 from controlllm.data.sources.files import digest
-from controlllm.data.sources.limits import weight
-from controlllm.data.sources.lines import too_long
+from controlllm.data.sources.lines import bounded
 from controlllm.data.sources.registry import register_source
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ _ROWS_AT_ONCE = 1000
 def open_hub(source: SourceConfig, timeout: float) -> Chunks:
     """Chunks of a data set that `datasets.load_dataset` loads; the path is its name on the Hub.
 
-    Args:
-        source: `subset`, `split` (with slices), `revision`, `streaming`; `storage_options` may hold
-            a `token`.
-        timeout: not used: `datasets` has time-outs of its own (`HF_HUB_DOWNLOAD_TIMEOUT`).
+    `storage_options` may hold a `token`. The time-out is not used: `datasets` has its own
+    (`HF_HUB_DOWNLOAD_TIMEOUT`).
 
     Raises:
         DataError: the package is missing, or the data set cannot be loaded.
@@ -48,9 +46,7 @@ def open_hub(source: SourceConfig, timeout: float) -> Chunks:
     options = dict(source.storage_options)
     wanted: dict[str, Any] = {"name": source.subset, "revision": source.revision}
     wanted |= {"token": options.pop("token", None), "streaming": source.streaming}
-    if options:
-        wanted["storage_options"] = options
-    data = _load(source, wanted)
+    data = _load(source, wanted | ({"storage_options": options} if options else {}))
     if source.streaming:
         chosen = (source.subset, source.split, source.revision)
         return ShardChunks(data, f"{source.path}[{source.split}]", chosen, source.max_row_bytes)
@@ -61,9 +57,8 @@ def _load(source: SourceConfig, wanted: dict[str, Any]) -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{source.path} needs the package `datasets`: pip install datasets"
-        ) from None
+        text = f"{source.path} needs the package `datasets`: pip install datasets"
+        raise DataError(text) from None
     if source.streaming and "[" in source.split:
         raise DataError(
             f"{source.path}: split={source.split!r} cannot be streamed; take a whole split with "
@@ -86,10 +81,7 @@ def dataset_chunks(
 ) -> Chunks:
     """Chunks of a `datasets.Dataset`: each row one, in the order it has (`select`, `shuffle`, ...).
 
-    Args:
-        dataset: of any origin; a set format (`with_format`) is not applied.
-        name: as messages call it.
-        max_row_bytes: a row with more bytes is a bad row.
+    A set format (`with_format`) is not applied; a row of more than `max_row_bytes` is a bad row.
 
     Raises:
         DataError: it has no rows.
@@ -107,8 +99,7 @@ class DatasetChunks(RowChunks):
     """
 
     def __init__(self, dataset: "Dataset", name: str, max_row_bytes: int) -> None:
-        self._dataset = dataset.with_format("arrow")
-        self._name = name
+        self._dataset, self._name = dataset.with_format("arrow"), name
         self._limit = max_row_bytes
         super().__init__(len(dataset), "", str(dataset._fingerprint))
         self.fingerprint = self._hash()
@@ -124,11 +115,9 @@ class DatasetChunks(RowChunks):
 
     def _part(self, begin: int, end: int) -> Iterator[Located]:
         table = self._dataset[begin:end] if end - begin > 1 else self._dataset[begin]
-        row = begin
-        for batch in table.to_batches():
-            for item in batch_rows(batch, self._limit):
-                yield f"{self._name}, row {row}", item
-                row += 1
+        items = (item for batch in table.to_batches() for item in batch_rows(batch, self._limit))
+        for row, item in enumerate(items, start=begin):
+            yield f"{self._name}, row {row}", item
 
     def _hash(self) -> str:
         size = len(self)
@@ -149,9 +138,7 @@ class ShardChunks(Chunks):
     def __init__(
         self, dataset: "IterableDataset", name: str, chosen: Sequence[Any], max_row_bytes: int
     ) -> None:
-        self._dataset = dataset
-        self._name = name
-        self._limit = max_row_bytes
+        self._dataset, self._name, self._limit = dataset, name, max_row_bytes
         self._size = dataset.num_shards
         first = next(self.read(0), None)
         if first is None and self._size == 1:
@@ -160,7 +147,6 @@ class ShardChunks(Chunks):
         self.stamp = digest(name, self.fingerprint)  # A stream tells no more.
 
     def __len__(self) -> int:
-        """Number of shards."""
         return self._size
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
@@ -173,8 +159,7 @@ class ShardChunks(Chunks):
         shard = self._dataset.shard(num_shards=self._size, index=chunk)
         try:
             for row, item in enumerate(islice(iter(shard), start, None), start=start):
-                length = weight(item)
-                checked = too_long(length, self._limit) if length > self._limit else item
+                checked = bounded(item, sys.maxsize, self._limit)
                 yield f"{self._name}, shard {chunk}, row {row}", checked
         except Exception as error:
             raise DataError(f"{self._name}, shard {chunk} cannot be read ({error}).") from error

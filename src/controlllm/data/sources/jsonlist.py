@@ -13,8 +13,7 @@ from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
 from controlllm.data.sources.chunks import Chunks, Located, chained
 from controlllm.data.sources.files import SourceFile, reading
-from controlllm.data.sources.limits import weight
-from controlllm.data.sources.lines import BOM, LineChunks, parse_json, parse_row, too_long
+from controlllm.data.sources.lines import BOM, LineChunks, bounded, parse_json, parse_row
 from controlllm.data.sources.registry import READERS, FileChunks, register_chunks
 
 __all__ = ["JsonText", "json_chunks", "read_json"]
@@ -30,9 +29,7 @@ _PLAIN = re.compile(rb"[^\s,\]}:]*+")
 class JsonText:
     """The bytes of a file, cut into the spellings of values; what was looked at is let go.
 
-    Args:
-        opened: its bytes.
-        most: bytes of a value that is kept; one that is longer is passed over.
+    A value of more than `most` bytes is passed over.
     """
 
     def __init__(self, opened: IO[bytes], most: int) -> None:
@@ -101,22 +98,15 @@ class JsonText:
         Raises:
             DataError: it is no list, or does not end.
         """
-        for first in self._items(b"[", b"]"):
+        for first in self.items(b"[", b"]"):
             yield first, self.value()
 
-    def names(self) -> Iterator[str]:
-        """The names in the object that comes next; who asks for one takes its value.
+    def items(self, opening: bytes, closing: bytes) -> Iterator[bytes]:
+        """The first byte of each item between two brackets; who asks for one takes it.
 
         Raises:
-            DataError: it is no object, or does not end.
+            DataError: something else comes next, or it does not end.
         """
-        for _ in self._items(b"{", b"}"):
-            key = str(parse_json(self.value() or b""))
-            self.take(b":")
-            yield key
-
-    def _items(self, opening: bytes, closing: bytes) -> Iterator[bytes]:
-        """The first byte of each item between two brackets; who asks for one takes it."""
         self.take(opening)
         more = self.peek() != closing
         while more:
@@ -138,10 +128,9 @@ class JsonText:
         return DataError(f"not valid JSON ({what}, at byte {self._before + self._at:,})")
 
 
-def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+def _end(pattern: Any, data: bytes, at: int) -> int:
     """How far a pattern goes that fits everywhere, if only by nothing."""
-    found = pattern.match(data, at)
-    return found.end() if found else at
+    return int(pattern.match(data, at).end())
 
 
 def _told(mark: bytes) -> str:
@@ -209,20 +198,15 @@ def _rows(file: SourceFile, text: JsonText, limit: int) -> Iterator[Located]:
 def _row(spelling: bytes | None, limit: int) -> Any:
     if spelling is None:
         return DataError(f"the row has more bytes than `max_row_bytes`, which is {limit:,}")
-    row = parse_row(spelling)
-    if 4 * len(spelling) > limit and (length := weight(row)) > limit:
-        return too_long(length, limit)
-    return row
+    return bounded(parse_row(spelling), 4 * len(spelling), limit)
 
 
 def _keys_of_lists(text: JsonText, until: str | None = None) -> list[str]:
-    """The keys of an object that hold lists of objects; `until` stops before the list of that key.
-
-    Raises:
-        DataError: it is not JSON.
-    """
+    """The keys of an object that hold lists of objects; `until` stops before that one's list."""
     found: list[str] = []
-    for key in text.names():
+    for _ in text.items(b"{", b"}"):
+        key = str(parse_json(text.value() or b""))
+        text.take(b":")
         if text.peek() != b"[":
             text.value()
         elif key == until:

@@ -1,6 +1,6 @@
 """How much memory a row takes, and how much may be unpacked at once, as heads of blocks say it."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.config.source_config import SourceConfig
@@ -52,14 +52,8 @@ def weight(row: Any) -> int:
     return total
 
 
-class Readable(Protocol):
-    """What numbers are read from."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-def read_unsigned(data: Readable) -> int:
-    """A number as heads hold it: seven bits in each byte, the lowest first.
+def read_unsigned(data: Any) -> int:
+    """A number as heads hold it: seven bits in each byte that `data.read` gives, the lowest first.
 
     Raises:
         IndexError: the data ends within it, or it is too large.
@@ -73,7 +67,7 @@ def read_unsigned(data: Readable) -> int:
     raise IndexError
 
 
-def read_signed(data: Readable) -> int:
+def read_signed(data: Any) -> int:
     """The same for a number whose lowest bit is its sign."""
     value = read_unsigned(data)
     return (value >> 1) ^ -(value & 1)

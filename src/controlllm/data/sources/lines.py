@@ -7,10 +7,11 @@ from typing import IO, Any
 
 from controlllm.common.errors import DataError
 from controlllm.data.sources.chunks import Located
+from controlllm.data.sources.limits import weight
 from controlllm.data.sources.ranges import Range, RangeChunks
 from controlllm.data.sources.registry import register_chunks
 
-__all__ = ["BOM", "LineChunks", "bounded_lines", "check_row", "parse_json", "parse_row", "too_long"]
+__all__ = ["BOM", "LineChunks", "bounded", "bounded_lines", "parse_json", "parse_row", "too_long"]
 
 BOM = b"\xef\xbb\xbf"
 _PIECE = 2**16
@@ -38,14 +39,6 @@ def bounded_lines(file: IO[bytes], limit: int) -> Iterator[tuple[bytes | None, i
 def too_long(length: int, limit: int) -> DataError:
     """The error of a row that is too long."""
     return DataError(f"the row has {length:,} bytes; `max_row_bytes` is {limit:,}")
-
-
-def parse_row(line: bytes) -> Any:
-    """The object on a line, or the `DataError` that says what is wrong with it."""
-    try:
-        return check_row(parse_json(line), line)
-    except DataError as error:
-        return error
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,19 +69,23 @@ def parse_json(data: bytes) -> Any:
         raise DataError("JSON nested too deeply") from None
 
 
-def check_row(row: Any, data: bytes) -> Any:
-    r"""The row, or the `DataError` that says why it is none.
+def bounded(row: Any, stored: int, limit: int) -> Any:
+    """A row, or the error that it is too long; one of few stored bytes is not looked at."""
+    return row if stored <= limit or (length := weight(row)) <= limit else too_long(length, limit)
 
-    Args:
-        row: what was parsed.
-        data: its spelling; only `\ud...` in it can be half a character.
-    """
+
+def parse_row(line: bytes) -> Any:
+    """The object on a line, or the `DataError` that says what is wrong with it."""
+    try:
+        row = parse_json(line)
+    except DataError as error:
+        return error
     if not isinstance(row, dict):
         return DataError(f"a row must map columns to values; this is a {type(row).__name__}")
     # Recursive functions must be able to walk through a row.
-    if data.count(b"[") + data.count(b"{") > DEPTH and _depth(row) > DEPTH:
+    if line.count(b"[") + line.count(b"{") > DEPTH and _depth(row) > DEPTH:
         return DataError(f"JSON nested too deeply (more than {DEPTH} levels)")
-    if b"\\ud" in data or b"\\uD" in data:
+    if b"\\ud" in line or b"\\uD" in line:  # Only these can be half a character.
         try:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -114,7 +111,7 @@ class LineChunks(RangeChunks):
     def read_range(self, part: Range, skip: int) -> Iterator[Located]:
         """The rows whose lines begin in `part`."""
         limit = self.source.max_row_bytes
-        counted = part.is_whole or part.start == 0
+        counted = part.end is None or part.start == 0
         for number, position, line, length in self._lines(part):
             if line is not None and line.isspace():
                 continue

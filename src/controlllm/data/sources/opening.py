@@ -10,6 +10,7 @@ from dataclasses import replace
 from controlllm.common.errors import DataError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.data.config.source_config import SourceConfig
+from controlllm.data.sources.arrow import is_saved, saved_chunks
 from controlllm.data.sources.chunks import (
     MEMORY_BYTES,
     Chunks,
@@ -22,13 +23,13 @@ from controlllm.data.sources.files import SourceFile
 from controlllm.data.sources.finding import Folder, find_files, is_glob, local_path, with_types
 from controlllm.data.sources.registry import (
     FILE_CHUNKS,
+    READ_BY_SOURCE,
     READ_BY_TYPE,
     SOURCES,
     register_source,
     require_read,
     type_of_ending,
 )
-from controlllm.data.sources.saved import is_saved, saved_chunks
 from controlllm.data.sources.splits import choose_split, files_by_split
 
 __all__ = ["SMALL_BYTES", "kind_of_source", "open_chunks", "open_files"]
@@ -49,8 +50,8 @@ def open_chunks(source: SourceConfig, timeout: float = 60.0) -> Chunks:
     """
     kind = kind_of_source(source)
     opener = SOURCES.get(kind)
-    require_read(source, opener.reads, f"`source_type: {kind}`")
-    return first_rows(opener.open(source, timeout), source.max_rows)
+    require_read(source, READ_BY_SOURCE[kind], f"`source_type: {kind}`")
+    return first_rows(opener(source, timeout), source.max_rows)
 
 
 def kind_of_source(source: SourceConfig) -> str:
@@ -87,16 +88,10 @@ def open_files(source: SourceConfig, timeout: float) -> Chunks:
     require_read(source, reads | {"split"}, f"a folder of {what}")
     by_split = files_by_split(found.path, files)
     most = source.max_rows if source.split in by_split else None
+    where = shown(source.path)
     return choose_split(
-        lambda name: _open(by_split[name], source, most),
-        by_split,
-        source.split,
-        shown(source.path),
+        lambda name: _open(by_split[name], source, most), by_split, source.split, where
     )
-
-
-def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -> Chunks:
-    return _in_memory(files, source, most) or _chunks(files, source)
 
 
 def _chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
@@ -105,18 +100,16 @@ def _chunks(files: Sequence[SourceFile], source: SourceConfig) -> Chunks:
     return chained([FILE_CHUNKS.get(kind)(list(group), source) for kind, group in groups])
 
 
-def _in_memory(
-    files: Sequence[SourceFile], source: SourceConfig, most: int | None
-) -> Chunks | None:
-    """All rows of small files, in memory; None where the files, or the rows in them, are large."""
+def _open(files: Sequence[SourceFile], source: SourceConfig, most: int | None) -> Chunks:
+    """Chunks of files; of small ones in memory, unless the rows in them are large."""
     if sum(SMALL_BYTES + 1 if file.size is None else file.size for file in files) > SMALL_BYTES:
-        return None
+        return _chunks(files, source)
     with ThreadPoolExecutor(_LOADED_AT_ONCE) as pool:
         loaded = list(pool.map(lambda file: file.load(SMALL_BYTES), files))
     chunks = _chunks([replace(file, ranged=True) for file in loaded], source)
     rows = take(itertools.islice(chunks.rows(), most), MEMORY_BYTES)
     if rows is None:
-        return None
+        return _chunks(files, source)
     if not rows:
         raise DataError(f"{shown(source.path)} holds no rows.")
     return MemoryChunks(rows, chunks.fingerprint, chunks.stamp)

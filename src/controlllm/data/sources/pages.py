@@ -107,11 +107,7 @@ class _ColumnPages:
         self._values = self._stored = self._unpacked = 0
 
     def look(self, start: int, data: bytes) -> None:
-        """Look at bytes of the file, those of `data` from `start` on.
-
-        Raises:
-            DataError: a page becomes too much, or is not as the footer says.
-        """
+        """Look at the bytes of the file from `start` on."""
         while self._next < self._end:
             at = self._next + len(self._head) - start
             if not 0 <= at < len(data):
@@ -156,8 +152,7 @@ class _ColumnPages:
 def _struct(data: IO[bytes], depth: int = 0) -> dict[int, Any]:
     """The struct that comes next in Thrift's compact form: numbers of fields -> values.
 
-    Raises:
-        IndexError: the data ends within it, or it is none.
+    An `IndexError` says that the data ends within it, or that it is none.
     """
     if depth > _DEEPEST:
         raise IndexError

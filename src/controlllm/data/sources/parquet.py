@@ -1,6 +1,5 @@
 """Parquet: a row group is a chunk, known from the footers alone and read batch by batch."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,37 +41,34 @@ class RowGroupChunks(FilesChunks):
 
     def __init__(self, files: Sequence[SourceFile], source: SourceConfig) -> None:
         for file in files:
-            file.require_ranged()
+            if not file.ranged or file.size is None:
+                raise DataError(
+                    f"{file}: the server does not read parts of files (no HTTP ranges), which "
+                    "parquet needs; download the file and give its path."
+                )
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             groups = list(pool.map(_row_groups, files))
         super().__init__(files, source, groups)
-        table = np.array(
-            [
-                (number, group, rows, first)
-                for number, rows_of_groups in enumerate(groups)
-                for group, (rows, first) in enumerate(
-                    zip(rows_of_groups, accumulate(rows_of_groups, initial=0), strict=False)
-                )
-                if rows
-            ],
-            dtype=np.int64,
-        ).reshape(-1, 4)
-        self._file_of, self._group_of, self._rows_of, self._first_of = table.T.copy()
-        self.num_rows = int(self._rows_of.sum())
-        self._footers: OrderedDict[int, Any] = OrderedDict()
+        table = [
+            (number, group, rows, end - rows)
+            for number, sizes in enumerate(groups)
+            for group, (rows, end) in enumerate(zip(sizes, accumulate(sizes), strict=True))
+            if rows
+        ]
+        self._groups = np.array(table, dtype=np.int64).reshape(-1, 4)
+        self.num_rows = int(self._groups[:, 2].sum())
+        self._footers: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the footers: each process reads those it needs."""
-        return self.__dict__ | {"_footers": OrderedDict()}
+        return self.__dict__ | {"_footers": {}}
 
     def __len__(self) -> int:
-        """Number of row groups that hold rows."""
-        return len(self._rows_of)
+        return len(self._groups)
 
     def count(self, chunk: int) -> int:
         """Rows of a row group, as its footer says."""
-        self.require(chunk)
-        return int(self._rows_of[chunk])
+        return int(self._groups[chunk, 2])
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows of a row group; batches before `start` are not made into Python values.
@@ -81,9 +77,8 @@ class RowGroupChunks(FilesChunks):
             DataError: the file has changed, is broken or cannot be read; with the row group.
         """
         self.require(chunk)
-        number = int(self._file_of[chunk])
-        file, group = self.files[number], int(self._group_of[chunk])
-        places = count(int(self._first_of[chunk]) + start)
+        number, group, _, first = self._groups[chunk].tolist()
+        file, places = self.files[number], count(first + start)
         with _told(file, f"row group {group}"), file.open_raw() as opened:
             footer = self._footer(number, opened)
             if footer.num_row_groups <= group:
@@ -101,14 +96,11 @@ class RowGroupChunks(FilesChunks):
                 start = 0
 
     def _footer(self, number: int, opened: Any) -> Any:
-        footer = self._footers.get(number)
-        if footer is None:
-            footer = _parquet_file(self.files[number], opened).metadata
-        self._footers[number] = footer
-        self._footers.move_to_end(number)
+        footer = self._footers.pop(number, None)
+        self._footers[number] = footer or _parquet_file(self.files[number], opened).metadata
         if len(self._footers) > KEPT_FOOTERS:
-            self._footers.popitem(last=False)
-        return footer
+            del self._footers[next(iter(self._footers))]
+        return self._footers[number]
 
 
 def _parquet_file(

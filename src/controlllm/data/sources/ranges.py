@@ -28,11 +28,6 @@ class Range:
     start: int = 0
     end: int | None = None
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of a file that is not cut."""
-        return self.end is None
-
     def bytes(self, more: int) -> int | None:
         """How much to fetch of it at once: its bytes and some for the last row; None if all."""
         return None if self.end is None else self.end - self.start + more
@@ -60,7 +55,6 @@ class RangeChunks(FilesChunks):
         self._ends = list(itertools.accumulate(cuts))
 
     def __len__(self) -> int:
-        """Number of ranges."""
         return self._ends[-1]
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:

@@ -9,29 +9,26 @@ Each takes `reads=`: the fields of a source that it reads, of those that not eve
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.registry import Registry, check_choice
 from controlllm.common.settings import Rule, check_said
 from controlllm.common.storage.remote import shown
 from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.sources.chunks import Chunks, Located
+from controlllm.data.sources.chunks import Chunks, Located, total
 from controlllm.data.sources.files import SourceFile, ending, identify, reading
 
 __all__ = [
     "FILE_CHUNKS",
     "OPENER_FIELDS",
     "READERS",
+    "READ_BY_SOURCE",
     "READ_BY_TYPE",
     "SOURCES",
-    "ChunkMaker",
     "FileChunks",
     "FilesChunks",
-    "Opener",
-    "Reader",
     "known_endings",
     "readers_of",
     "register_chunks",
@@ -59,16 +56,6 @@ Open: TypeAlias = Callable[[SourceConfig, float], Chunks]
 """(source, seconds to wait for an answer) -> its chunks."""
 
 
-@dataclass(frozen=True)
-class Opener:
-    """What opens sources of one kind."""
-
-    open: Open
-    """The function that does."""
-    reads: frozenset[str]
-    """Which of `OPENER_FIELDS` it reads."""
-
-
 Reader: TypeAlias = Callable[[SourceFile, SourceConfig], Iterator[Located]]
 """(file, source) -> its rows, each with its place."""
 
@@ -76,7 +63,7 @@ Reader: TypeAlias = Callable[[SourceFile, SourceConfig], Iterator[Located]]
 ChunkMaker: TypeAlias = Callable[[Sequence[SourceFile], SourceConfig], Chunks]
 """(files, source) -> chunks of the rows of all files."""
 
-SOURCES: Registry[Opener] = Registry("source_type")
+SOURCES: Registry[Open] = Registry("source_type")
 """Openers of sources by `source_type`: `files`, `saved`, `hub`, and those of plugins."""
 
 READERS: Registry[Reader] = Registry("file_type")
@@ -85,15 +72,15 @@ READERS: Registry[Reader] = Registry("file_type")
 FILE_CHUNKS: Registry[ChunkMaker] = Registry("file_type")
 """Makers of chunks for every file type."""
 
+READ_BY_SOURCE: dict[str, frozenset[str]] = {}
 READ_BY_TYPE: dict[str, frozenset[str]] = {}
-"""File type -> which of `OPENER_FIELDS` are read in files of this type."""
+"""Source type, or file type -> which of `OPENER_FIELDS` are read by its opener or reader."""
 
 _ENDINGS: dict[str, str] = {}
-T = TypeVar("T", bound=ChunkMaker)
-OpenT = TypeVar("OpenT", bound=Open)
+T = TypeVar("T", bound=ChunkMaker | Open)
 
 
-def register_source(name: str, reads: Collection[str] = ()) -> Callable[[OpenT], OpenT]:
+def register_source(name: str, reads: Collection[str] = ()) -> Callable[[T], T]:
     """Decorate an opener `(source, timeout) -> chunks`, to make a kind of source known.
 
     Args:
@@ -104,8 +91,10 @@ def register_source(name: str, reads: Collection[str] = ()) -> Callable[[OpenT],
         ConfigError: the name is taken, or a field is none of `OPENER_FIELDS`.
     """
 
-    def keep(function: OpenT) -> OpenT:
-        SOURCES.register(name)(Opener(function, _checked(reads)))
+    def keep(function: T) -> T:
+        fields = _checked(reads)
+        SOURCES.register(name)(cast(Open, function))
+        READ_BY_SOURCE[name] = fields
         return function
 
     return keep
@@ -125,7 +114,7 @@ def register_chunks(file_type: str, *endings: str, reads: Collection[str] = ()) 
     """
 
     def keep(maker: T) -> T:
-        FILE_CHUNKS.register(file_type)(maker)
+        FILE_CHUNKS.register(file_type)(cast(ChunkMaker, maker))
         READ_BY_TYPE[file_type] = _checked(reads)
         for name in endings:
             if _ENDINGS.setdefault(name.lower(), file_type) != file_type:
@@ -149,12 +138,9 @@ def known_endings() -> list[str]:
 
 
 class FilesChunks(Chunks):
-    """Chunks of the rows of some files of one type.
+    """Chunks of the rows of some files of one type, in order.
 
-    Args:
-        files: in order; none is empty.
-        source: the options they are read with.
-        *identity: whatever else the rows and the cuts between chunks depend on.
+    `identity` is whatever else the rows and the cuts between chunks depend on.
 
     Raises:
         DataError: a file is empty or cannot be read.
@@ -164,11 +150,9 @@ class FilesChunks(Chunks):
         for file in files:
             if file.size == 0 and file.file_type != "text":
                 raise DataError(f"{file} is empty.")
-        self.files = list(files)
-        self.source = source
+        self.files, self.source = list(files), source
         self.fingerprint, self.stamp = identify(files, source, *identity)
-        sizes = [file.size for file in files]
-        self.num_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+        self.num_bytes = total(file.size for file in files)
 
 
 class FileChunks(FilesChunks):
@@ -180,17 +164,15 @@ class FileChunks(FilesChunks):
             self.num_rows = len(files)
 
     def __len__(self) -> int:
-        """Number of files."""
         return len(self.files)
 
     def read(self, chunk: int, start: int = 0) -> Iterator[Located]:
         """The rows of one file."""
         self.require(chunk)
         file = self.files[chunk]
-        # By name: the functions of plugins do not travel into worker processes.
-        reader = READERS.get(file.file_type)
         with reading(file.address):
-            yield from islice(reader(file, self.source), start, None)
+            # By name: the functions of plugins do not travel into worker processes.
+            yield from islice(READERS.get(file.file_type)(file, self.source), start, None)
 
 
 def register_reader(
@@ -201,8 +183,7 @@ def register_reader(
     Args:
         file_type: its name, as `file_type` in a config.
         *endings: of files of this type (`.jsonl`), without `.gz` and `.zst`.
-        reads: which of `OPENER_FIELDS` it reads (`text_unit`); a source that gives another one
-            is refused.
+        reads: which of `OPENER_FIELDS` it reads; a source that gives another one is refused.
 
     Raises:
         ConfigError: the name or an ending is taken, or a field is none of `OPENER_FIELDS`.
@@ -217,22 +198,14 @@ def register_reader(
 
 
 def require_read(source: SourceConfig, reads: Collection[str], kind: str) -> None:
-    """Check that every field that a source gives is read where it leads.
-
-    Args:
-        source: what was given.
-        reads: those of `OPENER_FIELDS` that are read.
-        kind: what the source turned out to be, for the message (`a file`).
+    """Check that every field that a source gives is among those that its `kind` reads.
 
     Raises:
         ConfigError: with the field, its value, the kind of source, and what would read it.
     """
+    because = "only {} can use it, and this is {}; leave it out"
     rules = [
-        Rule(
-            name,
-            lambda _: False,
-            f"only {readers_of(name)} can use it, and this is {kind}; leave it out",
-        )
+        Rule(name, lambda _: False, because.format(readers_of(name), kind))
         for name in OPENER_FIELDS
         if name not in reads
     ]
@@ -248,6 +221,6 @@ def readers_of(field: str) -> str:
     found = [
         _OF_FILES.get(field, "files") if name == "files" else f"`source_type: {name}`"
         for name in SOURCES.names()
-        if field in SOURCES.get(name).reads and not (types and name == "files")
+        if field in READ_BY_SOURCE[name] and not (types and name == "files")
     ]
     return " and ".join(types + found) or "no source that is known"

@@ -12,28 +12,15 @@ Slices are spelt as in `datasets`: `train[:10%]`, `train[100:200]+test`.
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data.sources.chunks import Chunks, Part, chained
 from controlllm.data.sources.files import SourceFile
 
-__all__ = ["choose_split", "files_by_split", "parse_split", "split_names"]
+__all__ = ["choose_split", "files_by_split", "parse_split"]
 
 _PART = re.compile(r"(?P<name>[\w.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
-
-
-def split_names(split: str, known: Iterable[str]) -> list[str]:
-    """The splits that a spelling names.
-
-    Raises:
-        ConfigError: the spelling is wrong.
-        DataError: a split is not there.
-    """
-    names = [match["name"] for match in _parts(split)]
-    if missing := [name for name in names if name not in known]:
-        raise DataError(f"no split {missing[0]!r}; it has {sorted(known)}.")
-    return names
 
 
 def parse_split(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
@@ -41,13 +28,11 @@ def parse_split(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]
 
     Args:
         split: names with slices by rows or percent (rounded to the nearest row), joined by `+`.
-        sizes: the rows of each split.
+        sizes: the rows of each split, all of which are there.
 
     Raises:
         ConfigError: the spelling is wrong.
-        DataError: a split is not there.
     """
-    split_names(split, sizes)
     found = []
     for match in _parts(split):
         size = sizes[match["name"]]
@@ -69,11 +54,9 @@ def _parts(split: str) -> list[re.Match[str]]:
 
 
 def _row(text: str | None, size: int) -> int | None:
-    if text is None:
-        return None
-    if text.endswith("%"):
+    if text is not None and text.endswith("%"):
         return round(size * int(text[:-1]) / 100)
-    return int(text)
+    return None if text is None else int(text)
 
 
 log = logging.getLogger(__name__)
@@ -132,10 +115,9 @@ def choose_split(
         ConfigError: the spelling is wrong.
         DataError: a split is not there or empty, or what is to be cut cannot be.
     """
-    try:
-        wanted = split_names(split, names)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+    wanted = [match["name"] for match in _parts(split)]
+    if missing := [name for name in wanted if name not in names]:
+        raise DataError(f"{where}: no split {missing[0]!r}; it has {sorted(names)}.")
     if left := sorted(set(names) - set(wanted)):
         log.info("%s: split=%r is read; %s are left out.", where, split, left)
     opened = {name: open_split(name) for name in wanted}
