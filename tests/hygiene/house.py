@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = 300
 """Lines beyond which a file needs a reason."""
 REASONS: dict[str, str] = {
-    "data/loader/batchers.py": "all ways of filling items, to be compared with one another",
     "data/loader/stream.py": "one class: what a lane draws, and the state to go on from",
     "data/loader/train_loader.py": "one class: the face of all lanes, and their state",
     "expansion/hub/modeling.py": "one class, whose interface is that of transformers",
