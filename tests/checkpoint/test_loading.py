@@ -21,11 +21,11 @@ from controlllm.checkpoint import (
     load_tokenizer,
     locate,
     mark_best,
-    restore_tensors,
     save_checkpoint,
     trained_tensors,
 )
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
+from controlllm.common.tensors import copy_tensors
 
 IDS = torch.tensor([[1, 40, 50, 60, 70, 80]])
 
@@ -144,6 +144,9 @@ def test_damaged_checkpoint_is_not_loaded(tmp_path: Path, model: ControlLLMForCa
 def test_restored_tensors_are_the_saved_ones(
     base_folder: Path, model: ControlLLMForCausalLM
 ) -> None:
+    def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
+        copy_tensors(trained_tensors(model), tensors, "the checkpoint")
+
     saved = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
     expected = logits(model)
     disturb(model, seed=3)

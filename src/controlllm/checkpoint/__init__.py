@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.mirror.remote import RemoteRun
     from controlllm.checkpoint.mirror.upload import Uploader
     from controlllm.checkpoint.models.export import export, require_free
-    from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
+    from controlllm.checkpoint.models.inspection import inspect_folder
     from controlllm.checkpoint.models.load_options import DTYPES, LoadOptions
     from controlllm.checkpoint.models.loading import (
         find_tokenizer,
         load_model,
         load_tokenizer,
     )
-    from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+    from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         checkpoint_step,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.training.codec import capture_rng, restore_rng
     from controlllm.checkpoint.training.kinds import (
         describe_model,
-        restore_tensors,
         trained_tensors,
     )
     from controlllm.checkpoint.training.saved import KINDS, kind_in
@@ -46,10 +45,8 @@ __all__ = [
     "DTYPES",
     "KINDS",
     "CheckpointWriter",
-    "Inspection",
     "Kind",
     "LoadOptions",
-    "Location",
     "RemoteRun",
     "TrainingState",
     "Uploader",
@@ -76,7 +73,6 @@ __all__ = [
     "require_free",
     "resolve_checkpoint",
     "restore_rng",
-    "restore_tensors",
     "save_checkpoint",
     "trained_tensors",
 ]

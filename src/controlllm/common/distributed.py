@@ -28,6 +28,8 @@ _BROKEN = re.compile(r"gloo|NCCL|ProcessGroup|Connection closed by peer|Broken p
 class Ranks:
     """This process among those of the run.
 
+    What is collective raises a LostRankError where another rank died or did not answer.
+
     Attributes:
         rank: which one, 0 <= rank < world_size.
         world_size: how many there are.
@@ -65,11 +67,7 @@ class Ranks:
         return dist.new_group(backend="gloo", timeout=self.patience)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on every rank. Collective.
-
-        Raises:
-            LostRankError: another rank died or did not answer.
-        """
+        """The values of all ranks, in their order, on every rank. Collective."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -78,11 +76,7 @@ class Ranks:
         return values
 
     def reduce(self, values: Sequence[float], by: Literal["sum", "max"]) -> list[float]:
-        """Each value's sum or maximum over all ranks, in double precision. Collective.
-
-        Raises:
-            LostRankError: another rank died or did not answer.
-        """
+        """Each value's sum or maximum over all ranks, in double precision. Collective."""
         if self.world_size == 1 or not values:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -14,8 +14,8 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from controlllm.common.registry import check_choice
 from controlllm.common.settings import (
@@ -25,6 +25,7 @@ from controlllm.common.settings import (
     Rule,
     check_range,
     plain_number,
+    walk_settings,
 )
 
 __all__ = [
@@ -108,13 +109,9 @@ def describe_facts(one: Any) -> str:
     return " ".join(told)
 
 
-def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def settings_of(cls: type) -> Iterator[tuple[str, Any]]:
     """Dotted names and fields of a dataclass's settings, those of its sections too."""
-    for one, section in _fields_of(cls):
-        if section is None:
-            yield prefix + one.name, one
-        else:
-            yield from settings_of(section, f"{prefix}{one.name}.")
+    return ((name, one) for name, one, is_section in walk_settings(cls) if not is_section)
 
 
 def _allowed(one: Any) -> list[str]:
@@ -123,18 +120,8 @@ def _allowed(one: Any) -> list[str]:
     return sorted(choices() if callable(choices) else choices)
 
 
-def rules_of(cls: type, prefix: str = "") -> Iterator[Rule]:
+def rules_of(cls: type) -> Iterator[Rule]:
     """When the settings and sections of a dataclass are read, of those that are not always."""
-    for one, section in _fields_of(cls):
-        read = one.metadata.get("read")
-        if read is not None:
-            yield Rule(prefix + one.name, read.when, read.remedy, read.refuse)
-        if section is not None:
-            yield from rules_of(section, f"{prefix}{one.name}.")
-
-
-def _fields_of(cls: type) -> Iterator[tuple[Any, type | None]]:
-    """Each field, and its dataclass if it is a section."""
-    hints = get_type_hints(cls)
-    for one in fields(cls):
-        yield one, hints[one.name] if is_dataclass(hints[one.name]) else None
+    for name, one, _ in walk_settings(cls):
+        if (read := one.metadata.get("read")) is not None:
+            yield Rule(name, read.when, read.remedy, read.refuse)

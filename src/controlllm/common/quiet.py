@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from controlllm.common.errors import ConfigError
@@ -31,21 +32,14 @@ _LINES = {
 }
 
 
-class _Without(logging.Filter):
-    """Lets everything pass but messages that hold one text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return self.text not in record.getMessage()
+def _lacks(text: str, record: logging.LogRecord) -> bool:
+    return text not in record.getMessage()
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
     """Inside, packages that are imported for the first time leave out the lines above."""
-    filters = [(logging.getLogger(name), _Without(text)) for name, text in _LINES.items()]
+    filters = [(logging.getLogger(name), partial(_lacks, text)) for name, text in _LINES.items()]
     for logger, one in filters:
         logger.addFilter(one)
     try:

@@ -2,12 +2,12 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["Registry", "check_choice", "nearest", "nearest_name"]
+__all__ = ["Registry", "check_choice", "few", "nearest", "nearest_name"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,12 @@ def nearest(value: object, names: Iterable[str]) -> str:
 def nearest_name(value: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
     """The name that is most like a value; None where none is."""
     return next(iter(difflib.get_close_matches(value, list(names), n=1, cutoff=likeness)), None)
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"
 
 
 class Registry(Generic[T]):

@@ -33,6 +33,7 @@ __all__ = [
     "setting_names",
     "settings_with",
     "value_at",
+    "walk_settings",
 ]
 
 
@@ -125,14 +126,24 @@ RUNS_CODE = {"runs_code": True}
 """Metadata of a field that lets somebody's code run: a file may name it, a person consents."""
 
 
-def settings_with(cls: type, fact: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of a dataclass's settings and sections whose metadata hold a fact."""
+def walk_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Dotted name and field of each setting and section of a dataclass; whether it is a section."""
     hints = get_type_hints(cls)
     for field in fields(cls):
-        if fact.items() <= field.metadata.items():
-            yield prefix + field.name
-        elif is_dataclass(hints[field.name]):
-            yield from settings_with(hints[field.name], fact, f"{prefix}{field.name}.")
+        section = hints[field.name] if is_dataclass(hints[field.name]) else None
+        yield prefix + field.name, field, section is not None
+        if section is not None:
+            yield from walk_settings(section, f"{prefix}{field.name}.")
+
+
+def settings_with(cls: type, fact: Mapping[str, Any]) -> list[str]:
+    """Dotted names of a dataclass's settings and whole sections whose metadata hold a fact."""
+    found: list[str] = []
+    for name, field, _ in walk_settings(cls):
+        inside = any(name.startswith(f"{section}.") for section in found)
+        if fact.items() <= field.metadata.items() and not inside:
+            found.append(name)
+    return found
 
 
 def value_at(values: Any, name: str) -> Any:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
+from controlllm.common.registry import few
 
-__all__ = ["copy_tensors", "few", "own_part", "require_same", "whole", "whole_shape"]
+__all__ = ["copy_tensors", "own_part", "require_same", "whole", "whole_shape"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -76,9 +77,3 @@ def require_same(
                 f"{where}: {name} has shape {tuple(saved[name])}, and in the model "
                 f"{tuple(shape)}; set the model up as it was when it was saved."
             )
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names of a list, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more or "none"

@@ -12,6 +12,7 @@ from controlllm.checkpoint.mirror.remote import FOLDERS, RemoteRun
 from controlllm.checkpoint.training.checkpoints import BEST, best_named, checkpoint_step
 from controlllm.checkpoint.training.manifest import MANIFEST, parse_manifest, verify_manifest
 from controlllm.common.errors import CheckpointError
+from controlllm.common.registry import few
 from controlllm.common.storage.files import atomic_file, atomic_folder, read_json
 from controlllm.common.text.names import holds_data
 
@@ -140,18 +141,12 @@ def _expected_files(remote: RemoteRun, name: str, manifest: bytes) -> list[str]:
     return list(files)
 
 
-def _data_among(names: Iterable[str], where: str) -> list[str]:
+def _data_among(names: list[str], where: str) -> list[str]:
     """Those that hold data; the others are named once, and stay where they are."""
-    names = list(names)
     left = [name for name in names if not holds_data(name)]
     if left:
-        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        log.info(
-            "Not fetched from %s, because they are no data files of a model or a run: %s%s",
-            where,
-            left[:5],
-            more,
-        )
+        text = "Not fetched from %s, because they are no data files of a model or a run: %s"
+        log.info(text, where, few(left, 5))
     return [name for name in names if holds_data(name)]
 
 

@@ -89,7 +89,11 @@ class RemoteRun:
 
         None where the server tells neither a time nor an ETag.
         """
-        return {name: _stamp(entry) for name, entry in self._files("").items()}
+        stamps: dict[str, str | None] = {}
+        for name, entry in self._files("").items():
+            known = [f"{key}={entry[key]}" for key in STAMPS if entry.get(key) is not None]
+            stamps[name] = f"{entry['size']} {' '.join(known)}" if known else None
+        return stamps
 
     def best(self) -> str | None:
         """The name of the best checkpoint, or None where none is marked."""
@@ -177,8 +181,3 @@ def _old(relative: str) -> str:
     """Where an older file is while a new one takes its name."""
     folder, slash, name = relative.rpartition("/")
     return f"{folder}{slash}.{name}.old"
-
-
-def _stamp(entry: dict[str, Any]) -> str | None:
-    known = [f"{key}={entry[key]}" for key in STAMPS if entry.get(key) is not None]
-    return f"{entry['size']} {' '.join(known)}" if known else None

@@ -64,7 +64,10 @@ class Uploader:
             CheckpointError: if they could not be copied.
         """
         with self._copying(f"the files of {folder}"), TemporaryDirectory() as still:
-            for file in _files_beside(folder):
+            inner = (path for name in FOLDERS for path in sorted((folder / name).glob("*")))
+            for file in (*sorted(folder.iterdir()), *inner):
+                if not file.is_file() or file.name.startswith("."):  # a temporary name
+                    continue
                 stat = file.stat()
                 stamp = (stat.st_size, stat.st_mtime_ns)
                 name = file.relative_to(folder).as_posix()
@@ -132,11 +135,3 @@ class Uploader:
         removable = [name for name in whole if name not in kept]
         for name in removable[: max(len(whole) - max(self.limit, 1), 0)]:
             self.remote.remove(name)
-
-
-def _files_beside(folder: Path) -> list[Path]:
-    """What makes a folder of checkpoints a run folder; temporary names are left out."""
-    found = sorted(folder.iterdir())
-    for inner in FOLDERS:
-        found += sorted((folder / inner).glob("*"))
-    return [path for path in found if path.is_file() and not path.name.startswith(".")]

@@ -18,10 +18,10 @@ file first.
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -111,9 +111,7 @@ def find_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer that `load_model` would give, without the model.
 
-    Args:
-        path_or_name: see the table at the top of this module.
-        options: as `load_model`; with `tokenizer_name_or_path`, the model need not be there.
+    Where options have a `tokenizer_name_or_path`, the model need not be there.
 
     Raises:
         CheckpointError: if there is nothing to load, or no tokenizer.
@@ -153,8 +151,7 @@ def load_tokenizer(
     )
 
 
-@dataclass(frozen=True)
-class _Apart:
+class _Apart(NamedTuple):
     """What is saved apart from its base: its kind, and the folder on this machine."""
 
     kind: SavedKind

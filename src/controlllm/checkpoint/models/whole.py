@@ -16,11 +16,12 @@ from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.bitsandbytes import bnb_config
 from controlllm.common.quiet import quiet_bars, quiet_imports
+from controlllm.common.registry import few
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.storage.tensor_headers import require_file
-from controlllm.common.tensors import few
 from controlllm.common.text.names import DATA_PATTERNS
+from controlllm.expansion.files.base_files import file_of
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.quantised import settle
@@ -111,20 +112,10 @@ def _refuse_link(template: Path) -> None:
 
 def file_on_hub(name: str, file: str, revision: str | None = None) -> Path | None:
     """The local copy of a file on the Hub; None if it is not there, or the Hub does not answer."""
-    from transformers.utils.hub import cached_file
-
     try:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        return file_of(name, file, revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} cannot be loaded: {_first_line(error)}") from error
-    return Path(found) if found else None
 
 
 def download(name: str, revision: str | None = None, code: bool = False) -> Path:

@@ -26,7 +26,7 @@ from controlllm.expansion.files.sidecar import (
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.hub.peft import adapter_tensors, put_adapters
 
-__all__ = ["HANDLERS", "Handler", "describe_model", "restore_tensors", "trained_tensors"]
+__all__ = ["HANDLERS", "Handler", "describe_model", "trained_tensors"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ def _put_adapters(
     saved = _read(folder, ADAPTER_WEIGHTS) if tensors is None else tensors
     put_adapters(base, read_peft_config(folder), saved, str(folder))
     return base
-
-
-def _is_partly_frozen(model: PreTrainedModel) -> bool:
-    trains = {parameter.requires_grad for parameter in model.parameters()}
-    return trains == {True, False}
 
 
 def _part_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -125,7 +120,10 @@ HANDLERS = {
         put_on=_put_adapters,
     ),
     "part": Handler(
-        holds=_is_partly_frozen, tensors=_part_tensors, describe=_describe_part, put_on=_put_part
+        holds=lambda model: {p.requires_grad for p in model.parameters()} == {True, False},
+        tensors=_part_tensors,
+        describe=_describe_part,
+        put_on=_put_part,
     ),
     "full": Handler(
         holds=lambda model: True,
@@ -162,13 +160,3 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """
     kind = _kind_of(model)
     return {"method": kind, **HANDLERS[kind].describe(model)}
-
-
-def restore_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into the model, in place.
-
-    Raises:
-        CheckpointError: if names or shapes differ: the model was set up in another way than the
-            one that was saved. Nothing is copied then.
-    """
-    copy_tensors(trained_tensors(model), tensors, "the checkpoint")

@@ -101,11 +101,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `output_dir/checkpoint-{step}` atomically and remove the oldest ones beyond the limit.
 
-    Args:
-        output_dir: the run folder.
-        state: what to save.
-        save_total_limit: how many checkpoints to keep; None keeps all. The best and the newest are
-            always kept.
+    None keeps all; the best and the newest are always kept.
 
     Raises:
         CheckpointError: if the disk is full or the state holds something that cannot be saved;

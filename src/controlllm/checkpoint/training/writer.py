@@ -56,11 +56,6 @@ class CheckpointWriter:
         self._running = _Running(target, folder, stack, start_shards(folder, parts, self._group))
         return whole
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a checkpoint was begun and not finished."""
-        return self._running is not None
-
     def may_finish(self) -> bool:
         """Whether this rank's parts of the one that was begun are written."""
         return self._running is not None and self._running.future.done()

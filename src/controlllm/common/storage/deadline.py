@@ -56,22 +56,20 @@ class Deadline:
                 answers.put((None, error))
 
         threading.Thread(target=work, daemon=True, name=f"waits for {self.server}").start()
-        result, error = self._answer(answers, last)
-        if error is not None:
-            raise _as_os_error(error, self.server) from error
-        return cast(T, result)
-
-    def _answer(self, answers: "queue.SimpleQueue[Any]", last: list[float]) -> Any:
         while True:
             left = last[0] + self.seconds - time.monotonic()
             try:
-                return answers.get(timeout=max(left, 0.001))
+                result, error = answers.get(timeout=max(left, 0.001))
+                break
             except queue.Empty:
                 if time.monotonic() - last[0] >= self.seconds:
                     raise TimeoutError(
                         f"{self.server} gave no answer within {self.seconds:g} s; is it up and "
                         "reachable from here? A slow server needs a longer time-out"
                     ) from None
+        if error is not None:
+            raise _as_os_error(error, self.server) from error
+        return cast(T, result)
 
 
 def _as_os_error(error: BaseException, server: str) -> BaseException:

@@ -69,11 +69,6 @@ class GuardedFileSystem(AbstractFileSystem):
             self._client = (os.getpid(), made)
         return self._client[1]
 
-    @property
-    def fsid(self) -> str:
-        """What tells this file system from others of its kind."""
-        return f"{self.protocol}-{self.deadline.server}"
-
     info = _with_deadline("info")
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:

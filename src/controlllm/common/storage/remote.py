@@ -111,7 +111,8 @@ def open_filesystem(
         options["user"] = user
     try:
         parts = urlsplit(address)
-        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else address
+        host = parts.netloc.rpartition("@")[2]
+        server = f"{parts.scheme}://{host}" if host else address
         filesystem = GuardedFileSystem(scheme, options, timeout, server)
         filesystem.client  # noqa: B018 - so that wrong options are told now
     except ImportError as error:
@@ -125,7 +126,9 @@ def open_filesystem(
             f"{shown(address)} cannot be opened: {hidden(error)}; check the address and the "
             "storage options (docs/hdfs.md)."
         ) from error
-    path = str(filesystem._strip_protocol(_without_user(address)))
+    has_user = scheme not in ("http", "https") and "@" in parts.netloc
+    plain = urlunsplit(parts._replace(netloc=host)) if has_user else address
+    path = str(filesystem._strip_protocol(plain))
     if scheme not in _LOCAL:
         _probe(filesystem, path, address)
     return filesystem, path
@@ -201,13 +204,6 @@ def _allowed_scheme(address: str) -> str:
 def _scheme(address: str) -> str:
     match = _SCHEME.match(address)
     return match[1].lower() if match else "file"
-
-
-def _without_user(address: str) -> str:
-    parts = urlsplit(address)
-    if "@" not in parts.netloc or parts.scheme in ("http", "https"):
-        return address
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _options_of(address: str, scheme: str) -> dict[str, Any]:

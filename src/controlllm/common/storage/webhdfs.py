@@ -120,7 +120,7 @@ class _Session(requests.Session):
         self.url = url
         self.auth = made.auth
         self.others = requests.Session()
-        self.others.auth = _nobody
+        self.others.auth = lambda request: request  # as nobody; also keeps `~/.netrc` out
         for session in (self, self.others):
             session.cert, session.verify = made.cert, made.verify
             for scheme in ("http://", "https://"):
@@ -171,11 +171,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return super().send(request, **kwargs)
 
 
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Who asks, where nobody is to be told; also keeps `~/.netrc` out."""
-    return request
-
-
 def _hosts(proxy: Any) -> set[str]:
     """The hosts to which `data_proxy` maps data nodes: the user has typed them."""
     mapped = [str(value) for value in proxy.values()] if isinstance(proxy, dict) else []
@@ -212,8 +207,11 @@ def _check(answer: requests.Response, path: str) -> None:
     except (ValueError, KeyError, TypeError):
         kind, text = answer.reason, answer.text[:200]
     message = f"{path}: {kind}: {text} (HTTP {answer.status_code})"
-    if kind == "FileNotFoundException":
-        raise FileNotFoundError(message)
-    if kind in ("AccessControlException", "SecurityException"):
-        raise PermissionError(message)
-    raise OSError(message)
+    raise _ERRORS.get(kind, OSError)(message)
+
+
+_ERRORS = {
+    "FileNotFoundException": FileNotFoundError,
+    "AccessControlException": PermissionError,
+    "SecurityException": PermissionError,
+}
