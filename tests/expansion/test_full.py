@@ -2,7 +2,7 @@ import ast
 import sys
 import types
 
-from controlllm.expansion.hub.full import BUNDLED, remote_code
+from controlllm.expansion.hub.full import bundled, remote_code
 
 
 def imported(node):
@@ -41,19 +41,20 @@ def test_the_bundle_needs_torch_and_transformers_only():
 
 def test_the_bundle_holds_every_module_that_the_model_imports(repository):
     source = repository / "src" / "controlllm"
-    for name in BUNDLED:
+    names = bundled()
+    for name in names:
         tree = ast.parse((source / name).read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("controlllm."):
                 needed = node.module.removeprefix("controlllm.").replace(".", "/") + ".py"
-                assert needed in BUNDLED
-                assert BUNDLED.index(needed) < BUNDLED.index(name)
+                assert needed in names
+                assert names.index(needed) < names.index(name)
 
 
 def test_no_two_bundled_modules_define_the_same_name(repository):
     """In one module the later definition would silently replace the earlier."""
     source, seen = repository / "src" / "controlllm", {}
-    for name in BUNDLED:
+    for name in bundled():
         for node in ast.parse((source / name).read_text(encoding="utf-8")).body:
             names = []
             if isinstance(node, ast.FunctionDef | ast.ClassDef):

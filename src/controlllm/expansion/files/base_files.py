@@ -10,7 +10,7 @@ from torch import Tensor
 from controlllm.common.storage.schema import read_record
 from controlllm.expansion.files.records import IndexFile
 
-__all__ = ["INDEX", "BaseFiles"]
+__all__ = ["INDEX", "BaseFiles", "file_of"]
 
 _WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,10 +33,10 @@ class BaseFiles:
             return None
         revision = getattr(model.config, "_commit_hash", None)
         try:
-            if (index := _file(name, INDEX, revision)) is not None:
+            if (index := file_of(name, INDEX, revision, local_files_only=True)) is not None:
                 places = read_record(index, IndexFile)["weight_map"]
                 return cls({tensor: index.parent / file for tensor, file in places.items()})
-            if (whole := _file(name, _WHOLE, revision)) is not None:
+            if (whole := file_of(name, _WHOLE, revision, local_files_only=True)) is not None:
                 with safe_open(whole, "pt") as tensors:
                     return cls(dict.fromkeys(tensors.keys(), whole))
         except (OSError, SafetensorError):
@@ -63,15 +63,21 @@ class BaseFiles:
             return tensor
 
 
-def _file(name: str, file: str, revision: str | None) -> Path | None:
-    """A file of a folder, or of a repository in the Hub's cache; None if it is not there."""
+def file_of(
+    name: str, file: str, revision: str | None, local_files_only: bool = False
+) -> Path | None:
+    """A file of a folder, or the local copy of one on the Hub; None if it is not there.
+
+    Raises:
+        OSError, ValueError: the Hub refuses, or `name` can be none of both.
+    """
     from transformers.utils.hub import cached_file
 
     found = cached_file(
         name,
         file,
         revision=revision,
-        local_files_only=True,
+        local_files_only=local_files_only,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

@@ -36,9 +36,13 @@ _SHOWN = (
 def model_card(config: ControlLLMConfig, form: str) -> str:
     """The card's Markdown, with the Hub's metadata on top."""
     base = _base_name(config) or "an unnamed base model"
+    metadata: dict[str, Any] = {"library_name": _LIBRARIES.get(form, "controlllm")}
+    if _is_hub_name(name := str(config.base.get("name_or_path") or "")):
+        metadata["base_model"] = name
+    metadata["tags"] = ["control-llm", "continual-learning"]
     return "\n".join(
         [
-            _metadata(config, form),
+            f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n",
             f"# {_told(base.split('/')[-1])}, expanded by Control LLM ({form})",
             "",
             _INTRO[form],
@@ -82,15 +86,6 @@ def _told(value: Any) -> str:
     if _PLAIN.fullmatch(text):
         return text
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _metadata(config: ControlLLMConfig, form: str) -> str:
-    name = str(config.base.get("name_or_path") or "")
-    values: dict[str, Any] = {"library_name": _LIBRARIES.get(form, "controlllm")}
-    if _is_hub_name(name):
-        values["base_model"] = name
-    values["tags"] = ["control-llm", "continual-learning"]
-    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
 def _table(config: ControlLLMConfig) -> str:

@@ -78,20 +78,16 @@ def remember_fingerprint(model: nn.Module) -> None:
 def _of_files(
     model: nn.Module, tensors: Sequence[tuple[str, Tensor]], layers: Mapping[int, nn.Module]
 ) -> str | None:
-    """The fingerprint of a quantised base before that; None where it cannot be told."""
+    """The fingerprint of a quantised base before that, of its files' tensors.
+
+    None where these cannot be told, or the model's are not the same but for quantising.
+    """
     base = getattr(model, "base", model)
     if (known := vars(base).get(_REMEMBERED)) is not None:
         return str(known)
     files = BaseFiles.of(base)
     if files is None or any(name not in files for name, _ in tensors):
         return None
-    return _hash_matching(files, tensors, layers)
-
-
-def _hash_matching(
-    files: BaseFiles, tensors: Sequence[tuple[str, Tensor]], layers: Mapping[int, nn.Module]
-) -> str | None:
-    """The fingerprint of the files' tensors, if the model's are the same but for quantising."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         saved = files.read(name).to(tensor.device)

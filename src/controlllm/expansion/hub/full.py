@@ -9,40 +9,10 @@ from controlllm.common.storage.files import write_text
 from controlllm.expansion.files.card import model_card
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 
-__all__ = ["complete_folder", "remote_code"]
+__all__ = ["bundled", "complete_folder", "remote_code"]
 
-BUNDLED = (
-    "common/errors.py",
-    "common/registry.py",
-    "common/losses.py",
-    "common/tensors.py",
-    "common/forwarding.py",
-    "common/adapters.py",
-    "common/quiet.py",
-    "common/packages/bitsandbytes.py",
-    "expansion/method/registries.py",
-    "expansion/method/divergence.py",
-    "expansion/method/interpolators.py",
-    "expansion/method/expansion_config.py",
-    "expansion/method/plan.py",
-    "expansion/method/injection.py",
-    "expansion/method/terms.py",
-    "expansion/method/state.py",
-    "expansion/method/attention_maps.py",
-    "expansion/method/relaxed_norm.py",
-    "expansion/surgery/anatomy.py",
-    "expansion/method/block.py",
-    "expansion/method/ends.py",
-    "expansion/surgery/quantised.py",
-    "expansion/surgery/checks.py",
-    "expansion/surgery/parts.py",
-    "expansion/surgery/install.py",
-    "expansion/method/hf_config.py",
-    "expansion/hub/outputs.py",
-    "expansion/surgery/dial.py",
-    "expansion/hub/modeling.py",
-)
-"""The modules that the expanded model consists of, each after those that it imports."""
+_ROOTS = ("controlllm.expansion.method.divergence", "controlllm.expansion.hub.modeling")
+"""What is asked for by name (a registry imports the first), and not by another module."""
 
 
 def complete_folder(config: ControlLLMConfig, folder: str | os.PathLike[str]) -> None:
@@ -58,12 +28,31 @@ def remote_code() -> str:
     is not installed.
     """
     imports: dict[str, None] = {}
-    bodies = []
-    for name in BUNDLED:
-        source = resources.files("controlllm").joinpath(name).read_text(encoding="utf-8")
-        bodies.append(_body(source, imports))
+    bodies = [_body(_source(name), imports) for name in bundled()]
     header = '"""Control LLM in one module, written by controlllm."""\n'
     return "\n".join([header, *sorted(imports), "", *bodies])
+
+
+def bundled() -> list[str]:
+    """The files that the expanded model consists of, each after those that it imports."""
+    found: dict[str, None] = {}
+
+    def add(module: str) -> None:
+        name = f"{module.removeprefix('controlllm.').replace('.', '/')}.py"
+        if name in found:
+            return
+        for node in ast.parse(_source(name)).body:
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("controlllm."):
+                add(str(node.module))
+        found[name] = None
+
+    for root in _ROOTS:
+        add(root)
+    return list(found)
+
+
+def _source(name: str) -> str:
+    return resources.files("controlllm").joinpath(name).read_text(encoding="utf-8")
 
 
 def _body(source: str, imports: dict[str, None]) -> str:

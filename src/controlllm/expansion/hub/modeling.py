@@ -20,7 +20,7 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.injection import ClaimGradient
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
-from controlllm.expansion.surgery.install import freeze_again, install, remove
+from controlllm.expansion.surgery.install import install, remove, set_trainable
 from controlllm.expansion.surgery.quantised import quantised_layers
 
 __all__ = ["AUTO_MAP", "ControlLLMForCausalLM"]
@@ -77,7 +77,7 @@ class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
         """As `transformers` does it; its loader makes all parameters trainable, so freeze again."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        freeze_again(model.base, model._expansion)
+        set_trainable(model.base, model._expansion.trainable)
         return loaded
 
     def init_weights(self) -> None:

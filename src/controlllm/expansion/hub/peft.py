@@ -96,7 +96,10 @@ def put_adapters(
         ConfigError: PEFT is not installed.
         CheckpointError: they do not fit the model, which is then unchanged.
     """
-    settings = adapter_settings(config, _defaults(config), where)
+    known = require_peft().PEFT_TYPE_TO_CONFIG_MAPPING
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    defaults = vars(known[kind]()) if isinstance(kind, str) and kind in known else {}
+    settings = adapter_settings(config, defaults, where)
     require_ranks(settings, (tensor.shape for tensor in tensors.values()), where)
     _inject(model, {**settings, "inference_mode": False})
     if not fill:
@@ -109,13 +112,6 @@ def put_adapters(
     except Exception:
         remove_adapters(model)
         raise
-
-
-def _defaults(values: Any) -> dict[str, Any]:
-    """PEFT's own settings of a kind of adapters."""
-    known = require_peft().PEFT_TYPE_TO_CONFIG_MAPPING
-    kind = values.get("peft_type") if isinstance(values, dict) else None
-    return vars(known[kind]()) if isinstance(kind, str) and kind in known else {}
 
 
 def _inject(model: PreTrainedModel, values: dict[str, Any]) -> None:

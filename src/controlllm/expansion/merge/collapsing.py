@@ -75,7 +75,20 @@ def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) 
             f"interpolator={config.interpolator!r} has no meaning for weights and cannot be "
             "collapsed; keep the full or sidecar form, or train with lerp, slerp, dlerp or dlerpin."
         )
-    return {layer: _weight_alpha(block, config) for layer, block in blocks.items()}
+    alphas = {}
+    for layer, block in blocks.items():
+        if isinstance(block, ConcatBlock) and not block.interpolator.constant:
+            alpha = block.at_dial((config.mean_alpha or {}).get(layer))
+        else:
+            alpha = block.alpha()
+        if alpha is None:
+            raise ModelError(
+                f"interpolator={config.interpolator!r} decides alpha per token, and its mean was "
+                f"never measured for layer {layer}: evaluate inside `with model.record_alpha():` "
+                "first."
+            )
+        alphas[layer] = alpha
+    return alphas
 
 
 def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, float]) -> None:
@@ -163,20 +176,6 @@ def check_same_kind(
         raise ModelError(
             f"Trained tensors differ in shape or name, first: {different[:3] or 'different sets'}."
         )
-
-
-def _weight_alpha(block: ExpandedBlock, config: ExpansionConfig) -> float:
-    """The alpha at which a block's weights are interpolated."""
-    if isinstance(block, ConcatBlock) and not block.interpolator.constant:
-        alpha = block.at_dial((config.mean_alpha or {}).get(block.layer))
-    else:
-        alpha = block.alpha()
-    if alpha is None:
-        raise ModelError(
-            f"interpolator={config.interpolator!r} decides alpha per token, and its mean was never "
-            f"measured for layer {block.layer}: evaluate inside `with model.record_alpha():` first."
-        )
-    return alpha
 
 
 def interpolate(p: Tensor, e: Tensor, alpha: float) -> Tensor:

@@ -36,12 +36,6 @@ class ExpandedEnd(Forwarding, ABC):
     """A frozen end of the model, its trainable copy, and their constant alpha.
 
     Attributes it does not have are the copy's (which knows the grown vocabulary).
-
-    Args:
-        pretrained: the frozen module.
-        expanded: its trainable copy.
-        config: says alpha and whether it trains.
-        state: what the expanded parts of one model share.
     """
 
     forwards_to = "expanded"

@@ -123,9 +123,12 @@ class ConstantGate(Interpolator):
 class TokenGate(Interpolator):
     """Alpha per token from a linear map of hidden states; it starts at `alpha` for every token."""
 
-    def __init__(self, inputs: int, alpha: float) -> None:
-        nn.Module.__init__(self)
-        self.weight = nn.Parameter(torch.zeros(1, inputs))
+    states = 1
+    """How many hidden states it reads."""
+
+    def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
+        super().__init__(hidden_size, alpha, train_alpha)
+        self.weight = nn.Parameter(torch.zeros(1, self.states * hidden_size))
         self.bias = nn.Parameter(torch.full((1,), logit(alpha)))
 
     def score(self, *states: Tensor) -> Tensor:
@@ -146,8 +149,7 @@ class Lerp(ConstantGate):
 class DLerp(TokenGate):
     """Lerp with alpha_t = sigmoid(w·[p_t; e_t] + b)."""
 
-    def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
-        super().__init__(2 * hidden_size, alpha)
+    states = 2
 
     def gate(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
         return self.score(pretrained, expanded).sigmoid()
@@ -157,9 +159,6 @@ class DLerp(TokenGate):
 @final
 class DLerpIn(TokenGate):
     """Lerp with alpha_t = sigmoid(w·x_t + b)."""
-
-    def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
-        super().__init__(hidden_size, alpha)
 
     def gate(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
         return self.score(x).sigmoid()

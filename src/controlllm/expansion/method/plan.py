@@ -46,7 +46,10 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
         ConfigError: for more blocks than layers, a layer out of range, or an odd number of blocks
         in a hybrid.
     """
-    layers = _explicit_layers(config.layers, num_layers)
+    layers = None if config.layers is None else sorted(config.layers)
+    if bad := [layer for layer in config.layers or () if not 0 <= layer < num_layers]:
+        allowed = f"the model has layers 0 to {num_layers - 1}"
+        raise ConfigError(f"layers={config.layers}: {bad} out of range; {allowed}.")
     if layers is None:
         quarter = max(num_layers // 4, 1)  # the authors' 8 of 32
         if config.structure == "hybrid":
@@ -74,16 +77,6 @@ def check_layers(alpha: Iterable[int], expanded: Iterable[int]) -> None:
     unknown = sorted(set(alpha) - set(expanded))
     if unknown:
         raise ConfigError(f"alpha for layers {unknown}, but expanded are {sorted(expanded)}.")
-
-
-def _explicit_layers(layers: Sequence[int] | None, num_layers: int) -> list[int] | None:
-    if layers is None:
-        return None
-    bad = [layer for layer in layers if not 0 <= layer < num_layers]
-    if bad:
-        allowed = f"the model has layers 0 to {num_layers - 1}"
-        raise ConfigError(f"layers={list(layers)}: {bad} out of range; {allowed}.")
-    return sorted(layers)
 
 
 def extended_lists(

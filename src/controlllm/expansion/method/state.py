@@ -117,15 +117,10 @@ class AlignmentState:
                 return hidden
         weighted, _ = masked_sum(d_BT * weight, mask)
         penalty = weighted / count.clamp_min(1) / self.num_terms
-        return InjectGradient.apply(hidden, penalty, self._injected_share(), self.claim)
-
-    def _injected_share(self) -> float | Tensor | None:
-        """What this micro-batch counts where its loss is not ours; None = cannot be known."""
-        share = self.share_of_targets()
-        if share is not None:
-            return share
-        steps = self.gradient_accumulation_steps or _accelerate_steps()
-        return None if steps is None else 1.0 / steps
+        share: float | Tensor | None = self.share_of_targets()
+        if share is None and (steps := self.gradient_accumulation_steps or _accelerate_steps()):
+            share = 1.0 / steps
+        return InjectGradient.apply(hidden, penalty, share, self.claim)
 
     def share_of_targets(self) -> Tensor | None:
         """What this micro-batch counts in its accumulated batch, by target tokens.

@@ -28,15 +28,10 @@ RESIDUAL_PROJECTIONS = (
 
 @dataclass
 class Anatomy:
-    """The parts of a decoder-only model that expansion touches.
+    """The parts of a decoder-only model that expansion touches; None is one that it lacks.
 
-    Attributes:
-        decoder: the stack of blocks with embedding and final norm.
-        layers: its list of blocks.
-        config: the config that the decoder's loop and its cache read.
-        embedding: the token embedding.
-        norm: the final norm, if there is one.
-        head: the LM head, if there is one.
+    `layers` is the list of blocks in its `decoder`, `config` the one that the loop over them and
+    the cache read, `norm` the last norm that stands directly in the decoder.
     """
 
     decoder: nn.Module
@@ -87,12 +82,13 @@ def examine(model: nn.Module) -> Anatomy:
             f"{name} has no list of decoder blocks (looked in {type(decoder).__name__}); only "
             "decoder-only transformers can be expanded."
         )
+    norms = [m for m in decoder.children() if "norm" in type(m).__name__.lower()]
     return Anatomy(
         decoder=decoder,
         layers=layers,
         config=decoder.config,
         embedding=model.get_input_embeddings(),
-        norm=_find_norm(decoder),
+        norm=norms[-1] if norms else None,
         head=model.get_output_embeddings(),
     )
 
@@ -108,12 +104,6 @@ def _find_layers(decoder: nn.Module) -> nn.ModuleList | None:
     if "layers" in lists:
         return lists["layers"]
     return next(iter(lists.values())) if len(lists) == 1 else None
-
-
-def _find_norm(decoder: nn.Module) -> nn.Module | None:
-    """The last norm that stands directly in the decoder."""
-    norms = [m for m in decoder.children() if "norm" in type(m).__name__.lower()]
-    return norms[-1] if norms else None
 
 
 def module_name(root: nn.Module, wanted: nn.Module) -> str:

@@ -50,16 +50,12 @@ def check_parts(
         ends = [ENDS] if config.expand_ends else []
         check_layers(config.dial, [*(block.layer for block in plan), *ends])
     if config.expand_ends:
-        wrong = [
-            what
-            for what, part, kind in (
-                ("token embedding", anatomy.embedding, nn.Embedding),
-                ("final norm", anatomy.norm, nn.Module),
-                ("LM head", anatomy.head, nn.Linear),
-            )
-            if not isinstance(part, kind)
-        ]
-        if wrong:
+        kinds = {
+            "token embedding": (anatomy.embedding, nn.Embedding),
+            "final norm": (anatomy.norm, nn.Module),
+            "LM head": (anatomy.head, nn.Linear),
+        }
+        if wrong := [what for what, (part, kind) in kinds.items() if not isinstance(part, kind)]:
             raise ModelError(
                 f"expand_ends=True, but {type(model).__name__} has no plain {', '.join(wrong)}."
             )

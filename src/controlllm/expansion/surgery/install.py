@@ -31,7 +31,6 @@ from controlllm.expansion.surgery.quantised import settle
 __all__ = [
     "Expansion",
     "expanded_list",
-    "freeze_again",
     "install",
     "remove",
     "rename_tied_keys",
@@ -101,11 +100,6 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
     _extend_config(anatomy, expansion)
     expansion.trainable = trainable_names(model)
     return expansion
-
-
-def freeze_again(model: nn.Module, expansion: Expansion) -> None:
-    """Restore what trains and what is frozen, after a loader has made all parameters anew."""
-    set_trainable(model, expansion.trainable)
 
 
 def remove(model: PreTrainedModel, expansion: Expansion) -> None:
