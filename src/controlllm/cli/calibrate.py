@@ -82,12 +82,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     learn, retain = sets(options.data.learn), sets(options.data.retain)
     tell_size({**learn, **retain}, len({0.0, *options.alphas}) + 1 + options.refine_steps)
     curve = calibrate(
-        model,
-        learn,
-        retain,
-        options.max_forgetting,
-        options.alphas,
-        options.refine_steps,
+        model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
     )
     print(curve.table())
     losses = {

@@ -1,12 +1,12 @@
 """`controlllm data`: look at the data of a run, or tokenize it ahead; no model is loaded."""
 
-import logging
 from collections.abc import Iterator
 from importlib import import_module
 
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.checkpoint import find_tokenizer
+from controlllm.cli.kit.terminal import tell_log
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.data import SourceConfig, resolve_chat_template
@@ -50,9 +50,7 @@ def load_run_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
         ConfigError: neither a model nor a tokenizer is named, or a plugin fails.
         CheckpointError: there is no tokenizer where the run file says.
     """
-    # What is read and cached is told as it happens.
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("controlllm").setLevel(logging.INFO)
+    tell_log()  # what is read and cached, as it happens
     model = run.model
     name = model.tokenizer_name_or_path or model.model_name_or_path
     if name is None:

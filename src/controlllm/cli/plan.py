@@ -118,30 +118,20 @@ def _head(options: PlanOptions, layers: int, mesh: MeshPlan) -> list[str]:
 
 def _sizes(method: str, plans: list[Estimate], speeds: list[float]) -> str:
     headers = ["blocks", "parameters", "trained", "TFLOP/step", "tokens/s", "checkpoint GiB"]
-    rows: list[list[Any]] = [
-        [
-            _name(plan, method),
-            plan.parameters,
-            plan.trained,
-            plan.flops.model / 1e12,
-            round(speed),
-            plan.checkpoint / GIB,
-        ]
-        for plan, speed in zip(plans, speeds, strict=True)
-    ]
+    rows: list[list[Any]] = []
+    for plan, speed in zip(plans, speeds, strict=True):
+        name, step = _name(plan, method), plan.flops.model / 1e12
+        sizes = (plan.parameters, plan.trained)
+        rows.append([name, *sizes, step, round(speed), plan.checkpoint / GIB])
     return format_table(headers, rows)
 
 
 def _memory(method: str, plans: list[Estimate]) -> str:
     parts = list(asdict(plans[0].memory))
-    rows: list[list[Any]] = [
-        [
-            _name(plan, method),
-            *(value / GIB for value in asdict(plan.memory).values()),
-            plan.memory.total / GIB,
-        ]
-        for plan in plans
-    ]
+    rows: list[list[Any]] = []
+    for plan in plans:
+        sizes = (*asdict(plan.memory).values(), plan.memory.total)
+        rows.append([_name(plan, method), *(size / GIB for size in sizes)])
     return format_table(["blocks", *parts, "total"], rows)
 
 

@@ -66,14 +66,17 @@ def documents(domain: Domain, split: Split) -> dict[str, str]:
     """
     check_choice("domain", domain, get_args(Domain))
     check_choice("split", split, get_args(Split))
-    extract = _prose if domain == "english" else _bare_code
+    extract, held_out = _prose if domain == "english" else _bare_code, split == "held_out"
     found = {
         name: extract(path.read_text(encoding="utf-8", errors="replace"))
         for name, path in library_files().items()
-        if is_held_out(name) == (split == "held_out")
+        if is_held_out(name) == held_out
     }
-    if domain == "english":
-        found |= _topics(split)
+    if domain == "english":  # and the language reference as `help()` shows it, without markup
+        from pydoc_data.topics import topics
+
+        texts = {f"topic:{topic}": text for topic, text in topics.items()}
+        found |= {n: _only_prose(t) for n, t in texts.items() if is_held_out(n) == held_out}
     return {name: found[name] for name in sorted(found) if found[name]}
 
 
@@ -105,21 +108,12 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_OF_100
 
 
-def _topics(split: Split) -> dict[str, str]:
-    """The language reference as `help()` shows it, without markup."""
-    from pydoc_data.topics import topics
-
-    names = {f"topic:{topic}": topic for topic in topics}
-    return {
-        name: _only_prose(topics[topic])
-        for name, topic in names.items()
-        if is_held_out(name) == (split == "held_out")
-    }
-
-
 def _prose(source: str) -> str:
     """Docstrings and comment blocks of a file, in the order of their lines."""
-    found = [*_docstrings(_parse(source)), *_comment_blocks(source)]
+    found = [*_comment_blocks(source)]
+    for node in ast.walk(_parse(source)):
+        if isinstance(node, _Documented) and (text := ast.get_docstring(node)):
+            found.append((node.body[0].lineno, text))
     return _only_prose("\n\n".join(text for _, text in sorted(found)))
 
 
@@ -127,12 +121,6 @@ def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The library has old escapes in strings.
         return ast.parse(source)
-
-
-def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, _Documented) and (text := ast.get_docstring(node)):
-            yield node.body[0].lineno, text
 
 
 def _comment_blocks(source: str) -> Iterator[tuple[int, str]]:
@@ -153,15 +141,12 @@ def _comment_blocks(source: str) -> Iterator[tuple[int, str]]:
         yield start, "\n".join(block)
 
 
-def _without_markup(text: str) -> str:
-    """Take out what marks emphasis and code in reStructuredText, and underlines of titles."""
-    text = re.sub(r"^[*=\-~^\"]{3,}$", "", text, flags=re.MULTILINE)
-    return re.sub(r"\*\*|``|`|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)", "", text)
-
-
 def _only_prose(text: str) -> str:
     """The paragraphs that read as English, each on one line, one blank line apart."""
-    paragraphs = re.split(r"\n\s*\n", _without_markup(text))
+    # Without what marks emphasis and code in reStructuredText, and underlines of titles.
+    text = re.sub(r"^[*=\-~^\"]{3,}$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\*\*|``|`|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)", "", text)
+    paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(" ".join(part.split()) for part in paragraphs if _reads_as_english(part))
 
 

@@ -22,13 +22,9 @@ SETTINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class Method:
-    """One way to learn.
+    """One way to learn: a name for folders, a title for table and picture, what its dial turns.
 
-    Attributes:
-        name: short, for folders.
-        title: as table and picture call it.
-        dial: what its dial turns.
-        values: what of the run config is its own.
+    `values` is what of the run config is its own.
     """
 
     name: str

@@ -3,8 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +39,10 @@ def run(config: DemoConfig | None = None) -> Results:
     started, folder = time.monotonic(), _claim(Path(config.output_dir))
     results = Results(_environment(config))
     results.save(folder / RESULTS)
-    with _flushed_denormals(), quiet_bars(on_terminals=True):
+    with ExitStack() as stack, quiet_bars(on_terminals=True):
+        # Tiny numbers count as zero: many of them slow down training on a CPU.
+        torch.set_flush_denormal(True)
+        stack.callback(torch.set_flush_denormal, False)
         _say("Reading this Python: English about it (old domain), its code (new domain)")
         write_data(folder / "data", config)
         base, tokenizer = load_base()
@@ -103,13 +105,3 @@ def _environment(config: DemoConfig) -> dict[str, object]:
 
 def _say(text: str) -> None:
     print(f"\n== {text}", flush=True)
-
-
-@contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Tiny numbers count as zero: many of them slow down training on a CPU."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -117,7 +117,7 @@ class Chat:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = prompt_ids(self.generator.tokenizer, messages)
-        with self._expansion():
+        with as_base(self.model) if self.base_only else nullcontext():
             reply = self.generator.write(ids, self.write)
         self.write("\n")
         self.messages = [*messages, {"role": "assistant", "content": reply}]
@@ -189,9 +189,6 @@ class Chat:
         if not isinstance(self.model, ControlLLMForCausalLM):
             raise ModelError("This model has no expansion, so it has no alpha to set.")
         return self.model
-
-    def _expansion(self) -> AbstractContextManager[None]:
-        return as_base(self.model) if self.base_only else nullcontext()
 
 
 def _number(text: str) -> float:

@@ -55,15 +55,15 @@ class GenerationSettings:
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `generate`; sampling values only where there is sampling."""
-        common = {
+        samples = self.temperature > 0
+        return {
             "max_new_tokens": self.max_new_tokens,
             "repetition_penalty": self.repetition_penalty,
-            "do_sample": self.temperature > 0,
+            "do_sample": samples,
+            "temperature": self.temperature if samples else None,
+            "top_p": self.top_p if samples else None,
+            "top_k": self.top_k if samples else None,
         }
-        if self.temperature == 0:
-            return common | {"temperature": None, "top_p": None, "top_k": None}
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return common | sampling
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> Tensor:
