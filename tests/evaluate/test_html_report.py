@@ -143,10 +143,10 @@ def test_hostile_texts_stay_text_wherever_they_stand(tmp_path):
     for path in (folder / "evaluations").rglob("*.json*"):
         path.write_text(path.read_text().replace("HALF", "\\ud800"))  # half of a letter
     (folder / "config.yaml").write_bytes(EVIL.encode() + b"\x1b\xff\x00")
-    (folder / "samples").mkdir()
+    (folder / "generation" / "step-9").mkdir(parents=True)
     learned = (HOSTILE.replace("HALF", "\ud800"),)
     row = {"prompt": HOSTILE, "reference": HOSTILE, "base": None, "tuned": HOSTILE}
-    (folder / "samples" / "<b>'x.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "generation" / "step-9" / "<b>'x.jsonl").write_text(json.dumps(row) + "\n")
     calibration = folder / "calibrated" / "calibration.json"
     calibration.parent.mkdir()
     calibration.write_text(json.dumps(curve(dial=EVIL)))
@@ -197,7 +197,7 @@ def test_the_numbers_are_those_of_the_comparison(tmp_path):
     for row in table[1:]:
         if len(row) == 1:
             at = next(change for change in changes if row[0].startswith(change.benchmark.name))
-            assert at.outcome in row[0] and at.reason.replace("_", " ") in row[0]
+            assert at.outcome in row[0] and at.reason in row[0]
             continue
         name = row[0].replace(" ", "_").removeprefix("in_the_") or row[0]
         if name in ("format", "cut_off"):
@@ -312,6 +312,7 @@ def test_losses_and_the_dial_of_a_run_are_drawn(tmp_path):
     names = ("learn/new/loss", "learn/new/base_loss", "learn/new/gain")
     names += ("retain/old/loss", "retain/old/base_loss", "retain/old/forgetting")
     history = [{"step": 0, "train/loss": 3.0}]
+    names += ("generation/new/rouge1", "generation/new/base_rouge1", "generation/new/rows")
     history += [{"step": s, **dict.fromkeys(names, 1.0 + s)} for s in (0, 5, 10)]
     history[2] |= {"retain/old/forgetting": math.nan, "learn/new/loss": "x"}
     checkpoint = run / "checkpoint-10"
@@ -323,6 +324,7 @@ def test_losses_and_the_dial_of_a_run_are_drawn(tmp_path):
     assert "Losses of the sets to learn" in seen.text
     assert "Forgetting of the sets to retain" in seen.text
     assert "Gain against forgetting of the held-out sets" in seen.text
+    assert "new: rouge1" in seen.words and "new: rows" not in seen.words
     assert "0.5 (chosen)" in seen.words and "the budget of 0.05" in seen.words
     assert "nan" not in re.sub("[a-z]{2,}nan|nan[a-z]+", "", seen.text.split("</style>")[1])
 
@@ -394,3 +396,17 @@ def test_a_plot_draws_points_where_they_are():
     assert drawn.count('class="whisker s1"') == 1
     infinite = bar(Interval(0.1, -math.inf, math.inf), 0.5, "open")
     assert 'width="200"' in infinite and "inf" not in infinite and "nan" not in infinite
+
+
+def test_the_newest_texts_of_a_run_are_shown(tmp_path):
+    run = saved(tmp_path / "run", two_benchmarks())
+    row = {"row": 0, "prompt": "2 + 2?", "reference": "4", "base": "22", "tuned": "four"}
+    for step, word in ((0, "old"), (9, "older"), (10, "newest")):
+        folder = run / "generation" / f"step-{step}"
+        folder.mkdir(parents=True)
+        rows = [row | {"tuned": f"{word} text"}, {"other": 1}, [], row | {"tuned": 4}]
+        (folder / "maths.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    seen = reported(run)
+    assert "maths, step-10: 1 texts" in seen.words
+    assert "newest text" in seen.words and "older text" not in seen.words
+    assert "Rows of run/generation with other fields, not shown: 3." in seen.words

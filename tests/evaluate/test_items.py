@@ -90,6 +90,17 @@ def test_the_four_words():
     assert outcome(base, rates({"strict": 0.9, "lenient": 0.9}, bits_per_byte=1.5)) == "gained"
 
 
+def test_a_reason_says_what_became_worse_and_what_held():
+    base = rates({"strict": 0.5, "lenient": 0.6}, bits_per_byte=1.0)
+    for share, bits, told in (
+        ({"strict": 0.1, "lenient": 0.2}, 1.5, "strict and lenient fell, bits per byte rose"),
+        ({"strict": 0.1, "lenient": 0.6}, 1.0, "strict fell, lenient and bits per byte held"),
+        ({"strict": 0.5, "lenient": 0.2}, 1.0, "lenient fell"),
+    ):
+        (change,) = compare_models(evaluation(base, rates(share, bits_per_byte=bits)), "tuned")
+        assert change.reason == told
+
+
 def test_bits_per_byte_count_where_answers_are_at_chance():
     guessing = [replace(one, bits_per_byte=1.0 + one.doc % 7) for one in rates({"choice": 0.25})]
     worse = [replace(one, bits_per_byte=1.2 * one.bits_per_byte) for one in guessing]

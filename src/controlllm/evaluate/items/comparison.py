@@ -204,15 +204,15 @@ def _outcome(readings: dict[str, Reading], asked: Asked, n: int) -> tuple[Outcom
     if "strict" in fallen:
         others = sorted(fallen - {"strict"})
         if others:
-            return Outcome.KNOWLEDGE_LOST, f"strict fell, and so did {' and '.join(others)}"
+            return Outcome.KNOWLEDGE_LOST, _worse(["strict", *others])
         held = [name for name in readings if name != "strict"]
         if held:
-            return Outcome.FORMAT_LOST, f"strict fell, {' and '.join(held)} held"
+            return Outcome.FORMAT_LOST, f"strict fell, {_named(held)} held"
         return Outcome.KNOWLEDGE_LOST, "strict fell; nothing else was read that could say why"
     if lost := sorted(fallen & {"choice", "lenient"}):
-        return Outcome.KNOWLEDGE_LOST, f"{' and '.join(lost)} fell"
+        return Outcome.KNOWLEDGE_LOST, _worse(lost)
     if risen := [reading.name for reading in rates if reading.rose]:
-        return Outcome.GAINED, f"{' and '.join(risen)} rose"
+        return Outcome.GAINED, f"{_named(risen)} rose"
     bits = readings.get("bits_per_byte")
     if bits is not None and all(_at_chance(rate, asked.chance, n) for rate in rates):
         # Where answers are no better than guessing, only the likelihood of the right one can tell.
@@ -225,6 +225,17 @@ def _outcome(readings: dict[str, Reading], asked: Asked, n: int) -> tuple[Outcom
     points = 100 * detectable_difference(spread, n)
     seen = f"; {points:.1f} points would mostly have shown" if points else ""
     return Outcome.KEPT, f"no sure change on {n:,} items{seen}"
+
+
+def _worse(names: Sequence[str]) -> str:
+    """Which readings became worse, and in which direction that is."""
+    rates = [name for name in names if READINGS[name]]
+    bits = ", bits per byte rose" if len(rates) < len(names) else ""
+    return f"{_named(rates)} fell{bits}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names)
 
 
 def _at_chance(reading: Reading, chance: float, n: int) -> bool:

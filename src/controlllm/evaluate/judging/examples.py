@@ -31,8 +31,8 @@ def flipped_items(model: Model, most: int) -> list[Piece]:
 
 
 def sample_texts(run: Run) -> list[Piece]:
-    """Texts that base and model wrote while the run trained, the last files first."""
-    shown = list(run.samples.items())[::-1][:MOST_FILES]
+    """Texts that base and model wrote to the prompts of held-out sets, when last asked."""
+    shown = list(run.samples.items())[:MOST_FILES]
     return [
         tag(
             "details",
@@ -44,8 +44,8 @@ def sample_texts(run: Run) -> list[Piece]:
                     _titled("reference", text.reference),
                     tag(
                         "div",
-                        _titled("base", text.base) if text.base is not None else None,
-                        _titled("model", text.tuned),
+                        tag("div", _titled("base", text.base)) if text.base is not None else None,
+                        tag("div", _titled("model", text.tuned)),
                         class_="pair",
                     ),
                 )

@@ -19,11 +19,14 @@ __all__ = [
     "learn_forget_plane",
     "loss_curves",
     "sets_plane",
+    "text_curves",
 ]
 
 POINT = 100
 """Points of a difference of 1."""
 LEARN, RETAIN = "Losses of the sets to learn", "Forgetting of the sets to retain"
+MOST = 12
+"""Pictures of one kind."""
 APART = 0.02
 """How far curves stand beside one another, as a share of the axis."""
 
@@ -141,6 +144,24 @@ def loss_curves(run: Run) -> Iterator[Piece]:
         for series, line in enumerate(retain.values()):
             plot.line(line, series)
         yield _figure(plot, list(retain), "How far the loss is above the base's.", RETAIN)
+
+
+def text_curves(run: Run) -> Iterator[Piece]:
+    """Numbers of the texts that a run wrote for held-out sets, step by step; the base's dashed."""
+    keys = dict.fromkeys(k for row in run.history for k in row if k.startswith("generation/"))
+    names = [tuple(key.split("/", 1)[1].rsplit("/", 1)) for key in keys]
+    for name, number in [pair for pair in names if (pair[0], f"base_{pair[-1]}") in names][:MOST]:
+        tuned, base = (
+            _curves(run, "generation", what).get(name, []) for what in (number, f"base_{number}")
+        )
+        if tuned:
+            title = f"{name}: {number}"
+            plot = Plot(
+                _steps({name: tuned}), axis_for([y for _, y in tuned + base], number), title
+            )
+            plot.line(base, 0, dashed=True)
+            plot.line(tuned, 0)
+            yield _figure(plot, [], "Texts of a held-out set. Dashed: the base.", title)
 
 
 def _curves(run: Run, kind: str, what: str) -> dict[str, list[tuple[float, float]]]:

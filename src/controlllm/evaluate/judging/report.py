@@ -67,7 +67,7 @@ def report_page(runs: Sequence[Run], settings: ReportSettings | None = None) -> 
         ("plane", "Learned and lost", _planes(runs, models, learned)),
         ("capabilities", "Capabilities", _capabilities(models, main)),
         ("dial", "The dial", _dials(runs, models)),
-        ("losses", "Losses in training", _losses(runs)),
+        ("training", "In training", _curves(runs)),
         ("flipped", "Items that flipped", _flipped(main, settings.examples)),
         ("samples", "Texts from training", _samples(runs)),
         ("provenance", "Where the numbers come from", [provenance(run) for run in runs]),
@@ -215,10 +215,10 @@ def _dials(runs: Sequence[Run], models: Sequence[Model]) -> list[Child]:
     return told
 
 
-def _losses(runs: Sequence[Run]) -> list[Child]:
+def _curves(runs: Sequence[Run]) -> list[Child]:
     told: list[Child] = []
     for run in runs:
-        if figures := [*pictures.loss_curves(run)]:
+        if figures := [*pictures.loss_curves(run), *pictures.text_curves(run)]:
             title = tag("h3", run.name) if len(runs) > 1 else None
             told += [title, tag("div", figures, class_="plots")]
     return told
@@ -240,6 +240,6 @@ def _samples(runs: Sequence[Run]) -> list[Child]:
         if found := sample_texts(run):
             told += [tag("h3", run.name) if len(runs) > 1 else None, found]
         if run.unread:
-            note = f"Rows of {run.name}/samples with other fields, not shown: {run.unread:,}."
+            note = f"Rows of {run.name}/generation with other fields, not shown: {run.unread:,}."
             told.append(tag("p", note, class_="soft"))
     return told

@@ -8,6 +8,7 @@ RUN/samples/*.jsonl        texts that were written while it trained
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +48,9 @@ class Run:
         name: its folder's; of several runs no two have the same.
         folder: where it is.
         evaluations: one for each suite.
-        history: rows of `step` and the metrics of held-out sets.
+        history: rows of `step` and the metrics of held-out sets, losses and texts.
         calibration: the dial's curve as `calibration.json` has it; None where there is none.
-        samples: texts by the name of their file.
+        samples: texts of the newest step that has some, by the name of their set.
         unread: how many rows of these files have other fields.
         config: the run's settings as text; empty where there are none.
     """
@@ -210,7 +211,7 @@ def _history(folder: Path) -> Iterator[dict[str, float]]:
     rows = values.get("history") if isinstance(values, dict) else None
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and _is_number(row.get("step")):
-            sets = ("learn/", "retain/")
+            sets = ("learn/", "retain/", "generation/")
             kept = {k: float(v) for k, v in row.items() if k.startswith(sets) and _is_number(v)}
             if kept:
                 yield {"step": float(row["step"]), **kept}
@@ -240,15 +241,20 @@ def _config(folder: Path) -> str:
 
 
 def _samples(folder: Path) -> tuple[dict[str, tuple[SampleText, ...]], int]:
-    found, unread = {}, 0
-    for path in sorted((folder / "samples").glob("*.jsonl")):
+    steps = [
+        (int(found[1]), path)
+        for path in (folder / "generation").glob("step-*")
+        if (found := re.fullmatch(r"step-([0-9]{1,12})", path.name))
+    ]
+    samples, unread = {}, 0
+    for path in sorted(max(steps)[1].glob("*.jsonl")) if steps else ():
         with path.open("rb") as file:
             lines = file.read(MOST_SAMPLES).splitlines()
         texts = [_sample(line) for line in lines]
         unread += texts.count(None)
         if kept := tuple(text for text in texts if text is not None):
-            found[path.stem] = kept
-    return found, unread
+            samples[f"{path.stem}, {path.parent.name}"] = kept
+    return samples, unread
 
 
 def _sample(line: bytes) -> SampleText | None:

@@ -86,6 +86,7 @@ th,td{padding:5px 7px}.verdict .word{display:table;margin-bottom:4px}
 th.name{min-width:8.5rem}}
 @media print{nav{display:none}main{max-width:none;padding:0}.scroll{overflow:visible}
 pre{max-height:none;overflow:visible}tr,figure,article{break-inside:avoid}
+h2,h3,summary{break-after:avoid}
 details::details-content{content-visibility:visible;height:auto}}
 """.replace(
     "SERIES",

@@ -97,13 +97,13 @@ def _benchmark(row: Row, reach: dict[bool, float]) -> Piece:
 
 
 def _about(row: Row) -> list[Child]:
-    asked, reason = row.change.benchmark, row.change.reason.replace("_", " ")
+    asked = row.change.benchmark
     chance = f" · chance {words.percent(asked.chance)}" if asked.chance else ""
     return [
         tag("b", asked.name),
         " ",
         words.word(row.change.outcome),
-        f" {reason}",
+        f" {row.change.reason}",
         tag("div", f"{len(row.change.items):,} items{chance} · suite {row.suite}", class_="soft"),
     ]
 
