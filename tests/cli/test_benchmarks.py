@@ -62,6 +62,31 @@ def test_a_suite_of_one_s_own(cli, words, tmp_path):
     assert json.loads((tmp_path / "numbers.json").read_text())["suites"]["mine"]["scores"]
 
 
+OWN_TASK = """
+task: mine
+dataset_path: allenai/ai2_arc
+dataset_name: ARC-Easy
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}} It is"
+doc_to_choice: "{{choices.text}}"
+doc_to_target: "{{choices.label.index(answerKey)}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_a_suite_of_tasks_of_one_s_own(cli, words, suite, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(OWN_TASK)
+    suite.write_text(SUITE.replace("[arc_easy]", "[mine]").replace("acc_norm,none", "acc,none"))
+    code, _, err = cli(*words(benchmarks="arc", include_path=tmp_path / "tasks"))
+    assert code == 0, err
+    found = Evaluation.load(tmp_path / "out" / "mine").of("model", "arc")
+    assert len(found) == 12
+    code, _, err = cli(*words(benchmarks="arc"))
+    assert code == 2 and "task='mine' is not known" in err
+
+
 def test_a_run_is_compared_with_its_base(cli, finished_run, suite, shared_data, tmp_path):
     measured = ["--data.learn", "[]", "--data.retain", "[]", "--limit", 3, "--benchmarks", "arc"]
     asked = ["--suite", suite, "--data_dir", shared_data, "--collapsed", "true"]

@@ -54,7 +54,7 @@ class BenchmarkOptions:
     tasks: str | list[str] = field(default_factory=list)
     """Tasks of lm-evaluation-harness, with commas between them (or a list)."""
     include_path: str | list[str] = field(default_factory=list, metadata=RUNS_CODE)
-    """Folders with further task files."""
+    """Folders with further task files, for --tasks and for suites of your own."""
     num_fewshot: int | None = setting(None, at_least=0)
     """Solved examples before each question of --tasks; null = as the task says."""
     apply_chat_template: bool = False
@@ -92,9 +92,10 @@ class BenchmarkOptions:
 def _rules() -> Iterator[Rule]:
     for name in ("suite_dir", "benchmarks", "data_dir", "skip_missing"):
         yield Rule(name, lambda one: bool(one.suite), "only --suite reads it; leave it out")
-    for name in ("include_path", "num_fewshot", "apply_chat_template"):
+    for name in ("num_fewshot", "apply_chat_template"):
         yield Rule(name, lambda one: bool(one.tasks), "only --tasks reads it; leave it out")
-    for name in ("limit", "sample", "seed", "max_new_tokens", "store", "save_to"):
+    read = ("include_path", "limit", "sample", "seed", "max_new_tokens", "store", "save_to")
+    for name in read:
         yield Rule(name, lambda one: one.asked, "only --suite and --tasks read it; leave it out")
 
 
@@ -207,7 +208,8 @@ def _require(suites: list[Suite], options: BenchmarkOptions) -> None:
 
 
 def _loaded(suite: Suite, options: BenchmarkOptions, folder: Path) -> LoadedSuite:
-    prepared = prepare_tasks(suite, options.data_dir, folder)
+    own = as_list(options.include_path)
+    prepared = prepare_tasks(suite, options.data_dir, folder, own)
     manager = find_tasks(list(prepared.tasks.values()), [prepared.include_path])
     pairs = []
     for one in suite.benchmarks:
