@@ -40,16 +40,18 @@ BYTE_OFFSET = 3  # ids 0, 1, 2 of the byte tokenizer are <pad>, <s>, </s>
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device; those that take long come first.
+    """Skip tests marked `gpu` where there is no CUDA device; files that take long come first.
 
     Before all others those of several processes: the one worker that gets them imports what they
-    need once, and the last tests to end are short.
+    need once, and the last tests to end are short. A file's tests stay together, or what they share
+    would be made twice.
     """
     mark_slow(items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(
         key=lambda item: (
             not item.nodeid.startswith("tests/distributed/"),
-            item.get_closest_marker("slow") is None,
+            item.path not in slow,
         )
     )
     if torch.cuda.is_available():

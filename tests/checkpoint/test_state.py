@@ -1,15 +1,15 @@
 """Training checkpoints: exact round trips, damage of every kind, killed writers, a full disk."""
 
+import itertools
 import json
 import random
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.processes import start
 
 from controlllm.checkpoint.training import checkpoints
 from controlllm.checkpoint.training.codec import capture_rng, restore_rng
@@ -135,36 +135,31 @@ def test_same_step_can_be_saved_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
-SAVE_FOR_EVER = """
-import itertools, sys, torch
-from controlllm.checkpoint.training.state import TrainingState, save_checkpoint
-model = {"method": "full", "config": {}}
-for step in itertools.count(1):
-    value = torch.full((20_000,), float(step))
-    save_checkpoint(sys.argv[1], TrainingState(step, {"w": value}, model), save_total_limit=3)
-    print(step, flush=True)
-"""
+def save_for_ever(folder: Path) -> None:
+    for step in itertools.count(1):
+        value = torch.full((20_000,), float(step))
+        model = {"method": "full", "config": {}}
+        save_checkpoint(folder, TrainingState(step, {"w": value}, model), save_total_limit=3)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005])
 def test_a_run_killed_while_saving_leaves_a_whole_newest_checkpoint(
     tmp_path: Path, delay: float
 ) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert run.stdout is not None
-    last = [int(run.stdout.readline()) for _ in range(5)][-1]
+    run = start(save_for_ever, tmp_path)
     try:
-        run.wait(delay)
-    except subprocess.TimeoutExpired:
-        run.send_signal(signal.SIGKILL)
-    run.wait()
-    run.stdout.close()
+        end = time.monotonic() + 60
+        while not (tmp_path / "checkpoint-5").exists():
+            assert run.is_alive() and time.monotonic() < end
+            time.sleep(0.0005)
+        time.sleep(delay)
+    finally:
+        run.kill()
+        run.join()
     newest = checkpoints.resolve_checkpoint(tmp_path, "auto")
     assert newest is not None
     state = load_checkpoint(newest)
-    assert state.step >= last
+    assert state.step >= 5
     assert torch.equal(state.tensors["w"], torch.full((20_000,), float(state.step)))
     assert not list(tmp_path.glob(".*"))
 

@@ -325,7 +325,7 @@ def test_env_names_versions_and_devices(cli: Cli) -> None:
 
 
 def test_interrupted_training_says_how_to_go_on_and_goes_on(
-    workplace: Path, tmp_path: Path
+    cli: Cli, workplace: Path, tmp_path: Path
 ) -> None:
     path = run_file(workplace, tmp_path, max_steps=100_000, save_steps=2, eval_steps=100_000)
     words = [sys.executable, "-m", "controlllm.cli", "train", str(path)]
@@ -339,6 +339,6 @@ def test_interrupted_training_says_how_to_go_on_and_goes_on(
     assert "Stopping after this step, and saving" in err
     assert "stopped because preempted" in out and "Run the same command again" in out
     assert "Traceback" not in err
-    again = subprocess.run([*words, "--training.max_tokens", "1"], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "max_tokens" in again.stdout
+    code, out, err = cli("train", path, "--training.max_tokens", 1)
+    assert code == 0, err
+    assert "max_tokens" in out

@@ -1,10 +1,10 @@
 """`data inspect` and `data prepare`: what they print and write, on small texts and on real rows."""
 
+import io
 import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -91,15 +91,16 @@ def test_with_colour_targets_are_coloured(
     assert ("<s>⟦to be or not" in out) == bool(variable)
 
 
-def test_a_terminal_of_ascii_gets_ascii(workplace: Path, tmp_path: Path) -> None:
+def test_a_terminal_of_ascii_gets_ascii(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "zh.txt").write_text("你好世界。")
     path = run_file(workplace, tmp_path, train=[{"path": str(tmp_path / "zh.txt")}])
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    words = [sys.executable, "-m", "controlllm.cli", "data", "inspect", str(path)]
-    result = subprocess.run(words, capture_output=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert rb"| <s>[[\u4f60\u597d" in result.stdout
-    assert b" @ 17" in result.stdout  # the bar of the one length
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+    assert main(["data", "inspect", str(path)]) == 0
+    assert rb"| <s>[[\u4f60\u597d" in printed.getvalue()
+    assert b" @ 17" in printed.getvalue()  # the bar of the one length
 
 
 def test_the_number_of_samples_is_as_asked(cli: Cli, workplace: Path) -> None:
@@ -349,9 +350,13 @@ def test_progress_is_shown_on_a_terminal(workplace: Path, tmp_path: Path) -> Non
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"text": "row {n} {"x" * 50}"}}\n' for n in range(30_000)))
     path = run_file(workplace, tmp_path, train=[{"path": str(rows), "on_bad_row": "skip"}])
-    words = [sys.executable, "-m", "controlllm.cli", "data", "prepare", str(path)]
     parent, child = os.openpty()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=child)
+
+    def prepare() -> None:
+        sys.stderr = os.fdopen(child, "w")
+        raise SystemExit(main(["data", "prepare", str(path)]))
+
+    process = start(prepare)
     os.close(child)
     shown = b""
     try:
@@ -360,7 +365,8 @@ def test_progress_is_shown_on_a_terminal(workplace: Path, tmp_path: Path) -> Non
     except OSError:  # The terminal's other side has closed.
         pass
     os.close(parent)
-    assert process.wait() == 0
+    process.join()
+    assert process.exitcode == 0
     assert re.search(rb"preparing rows: [\d,]+ of [\d,]+ rows, \d+ s left", shown)
 
 

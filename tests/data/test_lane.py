@@ -141,7 +141,7 @@ def test_each_row_of_each_epoch_once_whatever_the_lanes(
     stop=st.integers(0, 30),
     batching=st.sampled_from([*BATCHING, {"packing_strategy": "concat"}]),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_a_restored_lane_goes_on_exactly(
     sizes: list[int], buffer: int, stop: int, batching: dict[str, Any]
 ) -> None:

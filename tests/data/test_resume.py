@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_byte_for_byte(
 
     run, chance = make_run(folder, "killed", packing), random.Random(packing)
     workers: list[int] = []
-    for kill_at in sorted(chance.sample(range(1, 2 * STEPS - 8), 4)):
+    for kill_at in sorted(chance.sample(range(1, 2 * STEPS - 8), 2)):
         process = start(train_and_log, run, killed_log)
         end = time.monotonic() + 60
         while max((n for n, _ in read_log(killed_log)), default=0) < kill_at:

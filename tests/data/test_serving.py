@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from weakref import ref
 import psutil
 import pytest
 import torch
+from tests.processes import start
 from tests.webhdfs import WebHdfs
 from transformers import PreTrainedTokenizerBase
 
@@ -209,27 +208,29 @@ def test_workers_read_from_hdfs_by_connections_of_their_own(
         assert draw(hdfs.address + "rows.jsonl", 3) == wanted
 
 
-def test_workers_end_with_a_run_that_was_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_run_that_was_killed(
+    tmp_path: Path, pico_tokenizer: PreTrainedTokenizerBase
+) -> None:
     """They wait for their parent's locks, which nobody gives up any more."""
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 50)
-    code = (
-        "import sys, time, psutil\n"
-        "from transformers import AutoTokenizer\n"
-        "from controlllm.data import DataConfig, SourceConfig, TrainLoader\n"
-        "from controlllm.demo.config import base_model_path\n"
-        "tokenizer = AutoTokenizer.from_pretrained(base_model_path())\n"
-        "config = DataConfig([SourceConfig(sys.argv[1])], max_length=16, num_workers=2)\n"
-        "loader = TrainLoader(config, tokenizer, 1, 0)\n"
-        "next(loader)\n"
-        "children = psutil.Process().children()\n"
-        "print(*(child.pid for child in children), flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    words = [sys.executable, "-c", code, str(tmp_path / "a.jsonl")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        workers = [int(pid) for pid in run.stdout.readline().split()]
-        run.kill()
+    told = tmp_path / "workers"
+
+    def read_for_ever() -> None:
+        config = DataConfig([SourceConfig(str(tmp_path / "a.jsonl"))], max_length=16, num_workers=2)
+        loader = TrainLoader(config, pico_tokenizer, 1, 0)
+        next(loader)
+        children = psutil.Process().children()
+        told.with_suffix(".part").write_text(" ".join(str(child.pid) for child in children))
+        told.with_suffix(".part").rename(told)
+        time.sleep(60)
+
+    run, end = start(read_for_ever), time.monotonic() + 60
+    while not told.exists():
+        assert run.is_alive() and time.monotonic() < end
+        time.sleep(0.001)
+    run.kill()
+    run.join()
+    workers = [int(pid) for pid in told.read_text().split()]
     assert len(workers) >= 2
     psutil.wait_procs(
         [psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)], timeout=30

@@ -105,6 +105,7 @@ def test_an_interrupted_demo_keeps_what_is_done_and_can_run_again(
 
     real = story.train_and_measure
     config = DemoConfig(output_dir=str(tmp_path), max_steps=1, eval_passages=1)
+    monkeypatch.setattr(story, "METHODS", METHODS[:2])
     with monkeypatch.context() as patch:
         patch.setattr(
             story,
