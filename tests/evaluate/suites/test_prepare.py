@@ -257,6 +257,9 @@ def test_tasks_that_need_packages_are_written_without_them(write_rows, tmp_path,
         "exact_match",
         "math_verify",
     ]
+    group = yaml.safe_load((tmp_path / "tasks/math_hard.yaml").read_text())
+    metrics = [one["metric"] for one in group["aggregate_metric_list"]]
+    assert metrics == ["exact_match", "exact_match_original"]
     assert len(prepared.leaves["math_hard"]) == 7 and prepared.files["math_hard"] == ()
 
 
