@@ -97,6 +97,13 @@ def test_a_run_is_compared_with_its_base(cli, finished_run, suite, shared_data, 
     labels = [model.label for model in found.models]
     assert labels == ["base", "tuned", "alpha 0.5", "alpha 1", "collapsed"]
     assert "difference" in out and "outcome" in out
+    page, gate = tmp_path / "page.html", tmp_path / "gate.yaml"
+    gate.write_text("rules: [{benchmark: arc, reading: choice, not_below: -0.02}]")
+    code, _, err = cli("report", tmp_path / "out", "--gate", gate, "--output", page)
+    assert code == 0, err
+    assert "arc along the dial" in page.read_text() and "collapsed" in page.read_text()
+    code, out, _ = cli("ship", tmp_path / "out", "--gate", gate)
+    assert code in (0, 2, 4) and "| mine  | arc       | choice |" in out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tests.evaluate.judged import ARC, MATHS, evaluation, item, rights
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.evaluate import Evaluation, Gate, Rule, Subject, judge, read_evaluations, read_gate
+from controlllm.evaluate import Gate, Rule, Subject, judge, read_evaluations, read_gate
 
 KEEP = Rule("gsm8k", reading="strict", not_below=-0.02)
 GAIN = Rule("gsm8k", reading="strict", at_least=0.05)
@@ -275,6 +275,11 @@ def test_evaluations_of_a_run_and_of_a_folder(tmp_path):
     one.save(tmp_path / "evaluations" / ".s.being-written")
     assert read_evaluations(tmp_path) == (one,)
     assert read_evaluations(tmp_path / "evaluations" / "s") == (one,)
-    assert Evaluation.load(tmp_path / "evaluations" / "s") == one
+    assert read_evaluations(tmp_path / "evaluations") == (one,)
+    other = replace(one, suite="t")
+    other.save(tmp_path / "evaluations" / "checkpoint-5" / "t")
+    (tmp_path / "checkpoint-5").mkdir()
+    assert read_evaluations(tmp_path / "checkpoint-5") == (other,)
+    assert read_evaluations(tmp_path) == (one,)
     with pytest.raises(DataError, match="controlllm eval"):
-        read_evaluations(tmp_path / "evaluations")
+        read_evaluations(tmp_path / "evaluations" / "checkpoint-6")

@@ -86,7 +86,7 @@ class _Calibration(TypedDict):
 
 
 def find_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
-    """The evaluations of a run, or the one that lies in the folder itself; none where none is.
+    """The evaluations of a run or of one of its checkpoints, or those in the folder itself.
 
     Raises:
         DataError: one is damaged, or a reading is no number.
@@ -160,15 +160,26 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
 
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:
+    for path in _places(folder):
+        evaluation = Evaluation.load(path.parent)
+        _require_numbers(evaluation, path.parent)
+        yield evaluation
+
+
+def _places(folder: Path) -> list[Path]:
+    """The evaluation in a folder, those of a run or of a checkpoint, or those right below it."""
     if (folder / EVALUATION).is_file():
-        found = [folder / EVALUATION]
-    else:
-        found = sorted((folder / EVALUATIONS).glob(f"*/{EVALUATION}"))
-    for path in found:
-        if not path.parent.name.startswith("."):  # Being written.
-            evaluation = Evaluation.load(path.parent)
-            _require_numbers(evaluation, path.parent)
-            yield evaluation
+        return [folder / EVALUATION]
+    of_a_checkpoint = folder.resolve().parent / EVALUATIONS / folder.resolve().name
+    for place in (folder / EVALUATIONS, of_a_checkpoint, folder):
+        found = [
+            path
+            for path in sorted(place.glob(f"*/{EVALUATION}"))
+            if not path.parent.name.startswith(".")  # being written
+        ]
+        if found:
+            return found
+    return []
 
 
 def _require_numbers(evaluation: Evaluation, folder: Path) -> None:
