@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import soak
+from tests.evaluate.conftest import documents  # noqa: F401
 from tests.train.conftest import learned_old, loaded, run_config, texts  # noqa: F401
 
 from controlllm.train.observe.peaks import measured_peak

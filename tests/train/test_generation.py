@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,7 @@ def test_the_base_writes_anew_where_it_is_asked_something_else(
     caplog.set_level(logging.INFO)
     result = train(writing({"max_new_tokens": 3}), loaded())
     assert "The base writes anew" in caplog.text
+    assert sorted(curve(result.history)) == [0, 2, 4]  # Of the step of the stop once, too.
     assert all(len(row["base"]) <= 3 for row in samples(result.output_dir, 4))
     base = Path(result.output_dir, "generation", "base.json")
     meter: Any = SimpleNamespace(sets={"qa": SimpleNamespace(questions=[1])})
@@ -359,6 +361,36 @@ def test_loggers_that_show_texts_are_shown_them(writing: Any, loaded: Any) -> No
     assert len(texts) == 3 and all("the dog lay by the fire" in text for text in texts)
     curves = read_tensorboard(result.output_dir / "tensorboard")
     assert [step for step, _ in curves["generation/qa/rouge1"]] == [0, 2, 4]
+
+
+def test_the_end_of_the_data_is_measured(writing: Any, loaded: Any, texts: Any) -> None:
+    run = writing(data={"train": [{"path": texts["new"], "epochs": 1}]}, training={"max_steps": 99})
+    result = train(run, loaded())
+    assert result.stopped_because == "end_of_data"
+    last = max(row["step"] for row in result.history)
+    assert sorted(curve(result.history)) == sorted({*range(0, last, 2), last})
+
+
+def test_wandb_gets_a_table(writing: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: sent.append((step, values)), finish=lambda: sent.append("end")
+    )
+    table = SimpleNamespace
+    module = SimpleNamespace(init=lambda **kwargs: run, Table=table)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    train(writing(logging={"report_to": ["wandb"]}), loaded())
+    assert sent[-1] == "end"
+    tables = [
+        (step, values["generation/qa/samples"])
+        for step, values in sent[:-1]
+        if "generation/qa/samples" in values
+    ]
+    assert [step for step, _ in tables] == [0, 2, 4]
+    assert tables[0][1].columns == ["row", "prompt", "reference", "base", "tuned"]
+    assert [row[2] for row in tables[0][1].data] == [row["completion"] for row in ROWS]
+    steps = [step for step, values in sent[:-1] if "generation/qa/rouge1" in values]
+    assert steps == [0, 2, 4] and [step for step, _ in sent[:-1]] == sorted(s for s, _ in sent[:-1])
 
 
 def test_strange_names_of_sets_make_plain_files(writing: Any, loaded: Any, questions: Any) -> None:
