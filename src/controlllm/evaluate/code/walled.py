@@ -106,7 +106,7 @@ class Walled:
             descriptors = [job.fileno(), control, status, *(channels or (-1, -1)), report]
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, str(Path(__file__).parent)),
+                    *(sys.executable, "-P", "-s", "-S", "-c", _BOOT, str(Path(__file__).parent)),
                     *map(str, descriptors),
                 ],
                 stdin=subprocess.DEVNULL,

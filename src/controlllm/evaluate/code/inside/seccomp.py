@@ -1,7 +1,9 @@
 """System calls that a program under test has no use for are refused by the kernel (seccomp).
 
 No other programs and processes (threads are fine), no sockets but pairs, no signals to others, no
-tracing, no namespaces and mounts, none of the kernel's larger interfaces (BPF, io_uring, keys).
+tracing, no shared memory by number, no namespaces and mounts, none of the kernel's larger
+interfaces (BPF, io_uring, keys), and no change of modes, owners and times of files, which Landlock
+does not look at.
 It needs no privileges and works in containers; where it cannot be had (an architecture without a
 table here), the self-test of the walls says what stays open.
 """
@@ -18,14 +20,19 @@ _COMMON = {
     "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426,
     "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431,
     "fsmount": 432, "fspick": 433, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440,
-    "mount_setattr": 442,
+    "mount_setattr": 442, "fchmodat2": 452,
 }  # fmt: skip
 _REFUSED = {
     "x86_64": {
-        "socket": 41, "fork": 57, "vfork": 58, "execve": 59, "ptrace": 101, "setpgid": 109,
-        "setsid": 112, "rt_sigqueueinfo": 129, "setpriority": 141, "sched_setparam": 142,
+        "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "fork": 57, "vfork": 58, "execve": 59, "semget": 64,
+        "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71,
+        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101,
+        "setpgid": 109, "setsid": 112, "rt_sigqueueinfo": 129, "utime": 132, "setpriority": 141, "sched_setparam": 142,
         "sched_setscheduler": 144, "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166,
-        "init_module": 175, "tkill": 200, "sched_setaffinity": 203, "add_key": 248,
+        "init_module": 175, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
+        "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "semtimedop": 220,
+        "utimes": 235, "mq_open": 240, "mq_unlink": 241, "fchownat": 260, "futimesat": 261,
+        "fchmodat": 268, "utimensat": 280, "tkill": 200, "sched_setaffinity": 203, "add_key": 248,
         "request_key": 249, "keyctl": 250, "ioprio_set": 251, "migrate_pages": 256, "unshare": 272,
         "move_pages": 279, "rt_tgsigqueueinfo": 297, "perf_event_open": 298,
         "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
@@ -33,6 +40,11 @@ _REFUSED = {
         "userfaultfd": 323,
     },
     "aarch64": {
+        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
+        "fremovexattr": 16, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55,
+        "utimensat": 88, "mq_open": 180, "mq_unlink": 181, "msgget": 186, "msgctl": 187,
+        "msgrcv": 188, "msgsnd": 189, "semget": 190, "semctl": 191, "semtimedop": 192,
+        "semop": 193, "shmget": 194, "shmctl": 195, "shmat": 196,
         "ioprio_set": 30, "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51,
         "init_module": 105, "ptrace": 117, "sched_setparam": 118, "sched_setscheduler": 119,
         "sched_setaffinity": 122, "tkill": 130, "rt_sigqueueinfo": 138, "setpriority": 140,

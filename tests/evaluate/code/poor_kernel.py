@@ -1,0 +1,62 @@
+"""Runs something as on a kernel, or in a container, that refuses what walls are built of.
+
+    python tests/evaluate/code/poor_kernel.py unshare,landlock walls
+    python tests/evaluate/code/poor_kernel.py unshare pytest tests/evaluate/code/test_break_out.py
+
+A seccomp filter on this process and its children gives the answers that such a kernel would give.
+"""
+
+import ctypes
+import json
+import sys
+
+import pytest
+
+from controlllm.common.errors import ConfigError
+from controlllm.evaluate.code import SandboxSettings, check_walls, code_runner
+from controlllm.evaluate.code.inside import seccomp
+from controlllm.evaluate.code.inside.libc import MACHINE, prctl
+
+_LOAD, _EQUAL, _RETURN, _ALLOW, _ERROR = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000
+_UNSHARE, _PRCTL = {"x86_64": (272, 157), "aarch64": (97, 167)}[MACHINE]
+_LANDLOCK, _SET_SECCOMP, _NUMBER, _FIRST = 444, 22, 0, 16
+_EPERM, _EINVAL, _ENOSYS = 1, 22, 38
+REFUSED = {
+    "unshare": [(_EQUAL, 0, 1, _UNSHARE), (_RETURN, 0, 0, _ERROR | _EPERM)],
+    "landlock": [(_EQUAL, 0, 1, _LANDLOCK), (_RETURN, 0, 0, _ERROR | _ENOSYS)],
+    "seccomp": [
+        (_EQUAL, 0, 4, _PRCTL),
+        (_LOAD, 0, 0, _FIRST),
+        (_EQUAL, 0, 1, _SET_SECCOMP),
+        (_RETURN, 0, 0, _ERROR | _EINVAL),
+        (_RETURN, 0, 0, _ALLOW),
+    ],
+}
+
+
+def refuse(names: list[str]) -> None:
+    """From now on the kernel refuses these."""
+    lines = [(_LOAD, 0, 0, _NUMBER), *(line for name in names for line in REFUSED[name])]
+    lines.append((_RETURN, 0, 0, _ALLOW))
+    array = (seccomp._Filter * len(lines))(*[seccomp._Filter(*line) for line in lines])
+    prctl(38, 1)  # no new privileges
+    prctl(22, 2, ctypes.byref(seccomp._Program(len(lines), array)))
+
+
+def walls() -> dict[str, object]:
+    """What stands, and what `strict` says."""
+    found = check_walls()
+    try:
+        code_runner("strict", SandboxSettings())
+        said = ""
+    except ConfigError as error:
+        said = str(error)
+    built, through = list(found.built), dict(found.through)
+    return {"built": built, "through": through, "refused": dict(found.refused), "said": said}
+
+
+if __name__ == "__main__":
+    refuse(sys.argv[1].split(","))
+    if sys.argv[2] == "pytest":
+        sys.exit(pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *sys.argv[3:]]))
+    print(json.dumps(walls()))
