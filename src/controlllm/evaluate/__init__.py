@@ -1,5 +1,6 @@
 """Floor 3: the numbers that say what was learned and what was forgotten.
 
+code         Programs that a model wrote, run behind walls and judged out of their reach
 forgetting   Losses of a model and its base on the same text, and the dial between them
 items        Every question put to every model, kept item by item
 judging      A verdict by the rules of a gate, and the page that shows what speaks for it
@@ -17,6 +18,13 @@ from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from controlllm.common.text.tables import format_table
+    from controlllm.evaluate.code import (
+        CodeRunner,
+        SandboxSettings,
+        check_walls,
+        code_runner,
+        mean_pass_at_k,
+    )
     from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
@@ -64,6 +72,7 @@ __all__ = [
     "AnswerStore",
     "Asked",
     "Change",
+    "CodeRunner",
     "DialCurve",
     "DialPoint",
     "Difference",
@@ -80,12 +89,15 @@ __all__ = [
     "RetentionReport",
     "Rule",
     "Ruling",
+    "SandboxSettings",
     "Subject",
     "Verdict",
     "at_least",
     "average_weights",
     "averaging_curve",
     "calibrate",
+    "check_walls",
+    "code_runner",
     "compare_models",
     "default_store",
     "detectable_difference",
@@ -100,6 +112,7 @@ __all__ = [
     "losses_table",
     "mcnemar",
     "mean_loss",
+    "mean_pass_at_k",
     "measure_retention",
     "paired_bootstrap",
     "paired_difference",

@@ -1,19 +1,20 @@
 """Runs something as on a kernel, or in a container, that refuses what walls are built of.
 
-    python tests/evaluate/code/poor_kernel.py unshare,landlock walls
-    python tests/evaluate/code/poor_kernel.py unshare pytest tests/evaluate/code/test_break_out.py
+    python tests/evaluate/code/poor_kernel.py walls unshare,landlock unshare
+    python tests/evaluate/code/poor_kernel.py pytest unshare tests/evaluate/code/test_break_out.py
 
 A seccomp filter on this process and its children gives the answers that such a kernel would give.
 """
 
 import ctypes
 import json
+import os
 import sys
 
 import pytest
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.code import SandboxSettings, check_walls, code_runner
+from controlllm.evaluate.code import check_walls
 from controlllm.evaluate.code.inside import seccomp
 from controlllm.evaluate.code.inside.libc import MACHINE, prctl
 
@@ -44,10 +45,10 @@ def refuse(names: list[str]) -> None:
 
 
 def walls() -> dict[str, object]:
-    """What stands, and what `strict` says."""
+    """What stands, and what is said where not all do."""
     found = check_walls()
     try:
-        code_runner("strict", SandboxSettings())
+        found.require()
         said = ""
     except ConfigError as error:
         said = str(error)
@@ -55,8 +56,20 @@ def walls() -> dict[str, object]:
     return {"built": built, "through": through, "refused": dict(found.refused), "said": said}
 
 
+def main(what: str, *rest: str) -> int:
+    """Run pytest on one such kernel, or print the walls of several, a line of JSON each."""
+    if what == "pytest":
+        refuse(rest[0].split(","))
+        return pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *rest[1:]])
+    for names in rest:
+        sys.stdout.flush()
+        if (child := os.fork()) == 0:
+            refuse(names.split(","))
+            print(json.dumps({names: walls()}), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    return 0
+
+
 if __name__ == "__main__":
-    refuse(sys.argv[1].split(","))
-    if sys.argv[2] == "pytest":
-        sys.exit(pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *sys.argv[3:]]))
-    print(json.dumps(walls()))
+    sys.exit(main(*sys.argv[1:]))

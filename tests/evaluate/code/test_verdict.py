@@ -90,8 +90,7 @@ def test_what_equals_everything_equals_nothing(run, solution):
         "import builtins\nbuiltins.print = builtins.exec = lambda *_: None\nf = lambda x: 0",
         "import sys\nsys.stdout = sys.stderr = None\nf = lambda x: 0",
         "import sys\nsys.settrace(lambda *_: None)\nsys.setrecursionlimit(9**9)\nf = lambda x: 0",
-        "import inside.worker as w\nw._failure = lambda e: {'value': {'kept': 0}}\n"
-        "def f(x): 1 / 0",
+        "import inside.worker as w\nw._failure = lambda e: {'value': {'kept': 0}}\ndef f(x): 1 / 0",
         "import inside.judge as j\nj.judge = lambda *_: {'reason': 'passed'}\nf = lambda x: 0",
         "import unittest.mock as m\nf = lambda x: m.ANY",
         "print('passed')\nprint('{\"reason\": \"passed\"}')\nf = lambda x: 0",
@@ -113,9 +112,9 @@ def test_nothing_that_it_changes_or_prints_is_a_verdict(run, solution):
         "(10 ** 6).to_bytes(4) + b'[' * 10 ** 6",
         "(10 ** 6).to_bytes(4) + b'{\"value\":' + b'[' * (10 ** 6 - 9)",
         "(15).to_bytes(4) + b'{\"raised\": true}'[:15]",
-        "(22).to_bytes(4) + b'{\"value\": {\"set\": [[]]}}'[:22]",
-        "(36).to_bytes(4) + b'{\"value\": {\"plain type\": \"judge\"}}   '",
-        "(28).to_bytes(4) + b'{\"value\": {\"int\": \"zz\", \"b\": 1}}'",
+        '(22).to_bytes(4) + b\'{"value": {"set": [[]]}}\'[:22]',
+        '(36).to_bytes(4) + b\'{"value": {"plain type": "judge"}}   \'',
+        '(28).to_bytes(4) + b\'{"value": {"int": "zz", "b": 1}}\'',
     ],
 )
 def test_answers_that_are_none(run, answer):
@@ -150,7 +149,8 @@ def f(x):
 @pytest.mark.parametrize(
     "value",
     [
-        "None", "True", "-7", "2 ** 70", "-(2 ** 20000)", "0.1", "float('inf')", "1e-320", "'é\\ud800'",
+        "None", "True", "-7", "2 ** 70", "-(2 ** 20000)", "0.1", "float('inf')", "1e-320",
+        "'é\\ud800'",
         "''", "b'\\x00\\xff'", "[1, [2.0, 'a']]", "(1, (2,))", "{1, 2}", "frozenset({(1,)})",
         "{1: {'a': (2,)}, (1, 2): None}", "{}", "1 + 2j", "range(1, 9, 2)", "int",
     ],
@@ -186,12 +186,24 @@ class f:
     def __iter__(self):
         return iter([self.x, self.next.x])
 """
-    tests = "a, b = f(1), f(2)\na.next = b\nassert list(a) == [1, 2]\nassert a.next.x == 2\nassert a != b"
+    tests = """
+a, b = f(1), f(2)
+a.next = b
+assert list(a) == [1, 2]
+assert a.next.x == 2
+assert a != b
+"""
     assert run(solution, tests).passed
 
 
 def test_tests_may_expect_an_error(run):
-    tests = "try:\n    f(1)\n    assert False\nexcept ValueError as error:\n    assert str(error) == 'no'"
+    tests = """
+try:
+    f(1)
+    assert False
+except ValueError as error:
+    assert str(error) == "no"
+"""
     assert run("def f(x):\n    raise ValueError('no')", tests).passed
     assert not run("def f(x):\n    raise TypeError('no')", tests).passed
 

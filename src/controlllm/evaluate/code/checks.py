@@ -27,7 +27,7 @@ WALLS = {
     "other processes": "other processes are neither seen, signalled nor traced",
     "new processes": "no process is made and no other program started",
     "memory": "more than the allowed memory is not had",
-    "disk": "more than the allowed bytes are not written",
+    "disk": "no file is larger than allowed (in a root of its own: all files together)",
     "privileges": "there are none, and none can be had",
     "time": "a program that does not end is ended",
     "output": "of what is printed no more is kept than allowed",

@@ -40,8 +40,9 @@ MOST_CHARACTERS = 1 << 16
 """Longer texts are no code of these tasks."""
 _MOST_NESTED = 90
 """Brackets in brackets, and signs in a row: far below what Python's parser bears."""
-_MOST_TRIES = 200
+_MOST_TRIES = 50
 _FENCE = re.compile(r"^[ ]{0,3}```[ \t]*([\w+-]*)[ \t]*\n(.*?)(?:^[ ]{0,3}```|\Z)", re.M | re.S)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _PYTHON = {"", "python", "python3", "py"}
 
 
@@ -161,9 +162,6 @@ def called_names(
     return tuple(name for name in free if name not in modules), tuple(modules)
 
 
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
 def _bound_by(node: ast.AST) -> Iterable[str]:
     """Names that a statement or a parameter binds, other than by assignment."""
     if isinstance(node, _DEFINITIONS):
@@ -184,15 +182,22 @@ def cut_at(text: str, stops: Iterable[str]) -> str:
 
 def in_format(solution: str) -> bool:
     """Whether a text is Python: it parses, and is of a length that a solution can have."""
-    if len(solution) > MOST_CHARACTERS or _nested(solution) > _MOST_NESTED:
-        return False
+    return _fault(solution) is None
+
+
+def _fault(code: str) -> int | None:
+    """The line at which code stops being Python, from 1; 0 = as a whole; None = it is Python."""
+    if len(code) > MOST_CHARACTERS or _nested(code) > _MOST_NESTED:
+        return 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string is no matter here
-            ast.parse(solution)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+            ast.parse(code)
+    except SyntaxError as error:
+        return error.lineno or 0
+    except (ValueError, RecursionError, MemoryError):
+        return 0
+    return None
 
 
 def _nested(text: str) -> int:
@@ -227,11 +232,15 @@ def _defines(code: str, name: str) -> bool:
 
 
 def _longest_that_parses(code: str) -> str:
-    """As many lines from the beginning as are Python; the text itself if that would be none."""
+    """As many lines from the beginning as are Python; the text itself if those are not found."""
     lines = code.splitlines(keepends=True)
-    for end in range(len(lines), max(0, len(lines) - _MOST_TRIES), -1):
-        if in_format("".join(lines[:end])):
-            return "".join(lines[:end])
+    for _ in range(_MOST_TRIES):
+        fault = _fault("".join(lines))
+        if fault is None:
+            return "".join(lines)
+        if fault == 0 or len(lines) < 2:
+            break
+        del lines[min(fault, len(lines)) - 1 or 1 :]
     return code
 
 
@@ -241,6 +250,6 @@ def _lenient_human_eval(prompt: str, completion: str, entry: str) -> str:
     before = prompt[: prompt.find(f"def {entry}")]
     if _defines(code, entry):
         return before + "\n" + code
-    if code is not completion and in_format(prompt + code):
+    if code != completion and in_format(prompt + code):
         return prompt + code
-    return prompt + cut_at(completion, HUMANEVAL_STOPS)
+    return _longest_that_parses(prompt + cut_at(completion, HUMANEVAL_STOPS))

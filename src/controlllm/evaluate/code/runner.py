@@ -48,7 +48,7 @@ def code_runner(
     """What runs programs that a model wrote. The walls are tried first.
 
     Args:
-        mode: `strict` refuses unless all walls stand; `unsafe` runs behind those that do, and warns.
+        mode: `strict` refuses unless all walls stand; `unsafe` warns, and runs.
         settings: bounds of each program.
 
     Raises:

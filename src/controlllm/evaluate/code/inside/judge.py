@@ -122,9 +122,7 @@ def _exception(kind: str, base: str, text: str) -> Exception:
     return _Raised(f"{kind}: {text}")
 
 
-def judge(
-    setup: str, tests: str, names: list[str], nonce: str, channel: Channel
-) -> dict[str, str]:
+def judge(setup: str, tests: str, names: list[str], nonce: str, channel: Channel) -> dict[str, str]:
     """Run the tests against the solution behind the channel.
 
     Returns:

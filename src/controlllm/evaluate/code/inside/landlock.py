@@ -1,4 +1,4 @@
-"""Which files a process may reach: Landlock, Linux 5.13 and later, for everybody, in containers too.
+"""Which files a process may reach: Landlock, Linux 5.13 and later, for everybody, in containers.
 
 What it knows grew with the kernel (the number is the version of its interface): files (1), renames
 (2), truncation (3), TCP ports (4), devices (5), signals and abstract sockets (6). The newest that

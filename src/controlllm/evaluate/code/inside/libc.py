@@ -2,12 +2,11 @@
 
 import ctypes
 import os
-import platform
 from typing import Any
 
 __all__ = ["MACHINE", "call", "prctl", "syscall"]
 
-MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+MACHINE = os.uname().machine
 """The kernel's name of this architecture."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -47,10 +47,10 @@ def tries(probe: dict[str, Any], box: str) -> dict[str, str | None]:
     return {wall: "; ".join(through(probe, box)) or None for wall, through in walls.items()}
 
 
-def _works(action: Callable[[], Any]) -> bool:
+def _works(action: Callable[..., Any], *arguments: Any) -> bool:
     """Whether an action succeeds."""
     try:
-        action()
+        action(*arguments)
     except (OSError, MemoryError, ValueError, subprocess.SubprocessError):
         return False
     return True
@@ -58,23 +58,27 @@ def _works(action: Callable[[], Any]) -> bool:
 
 def _reading(probe: dict[str, Any], _: str) -> Iterator[str]:
     for path in (probe["secret"], "/etc/passwd", "/proc/self/environ", "/proc/1/cmdline"):
-        if _works(lambda path=path: Path(path).read_bytes()):
+        if _works(Path(path).read_bytes):
             yield f"read {path}"
-    if _works(lambda: os.listdir(probe["folder"])):
+    if _works(os.listdir, probe["folder"]):
         yield f"listed {probe['folder']}"
 
 
 def _writing(probe: dict[str, Any], _: str) -> Iterator[str]:
     target = Path(probe["folder"]) / "written"
-    if _works(lambda: target.write_text("through")):
+    if _works(target.write_text, "through"):
         yield f"wrote {target}"
     for path in (probe["secret"], "/etc/controlllm", "/tmp/controlllm", os.__file__):
-        if _works(lambda path=path: os.close(os.open(path, os.O_WRONLY | os.O_APPEND))):
+        if _works(_open_to_write, path):
             yield f"opened {path} for writing"
-    if _works(lambda: os.remove(probe["secret"])):
+    if _works(os.remove, probe["secret"]):
         yield f"removed {probe['secret']}"
-    if _works(lambda: os.chmod(probe["folder"], 0o777)):
+    if _works(os.chmod, probe["folder"], 0o777):
         yield f"changed the mode of {probe['folder']}"
+
+
+def _open_to_write(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
 
 
 def _network(probe: dict[str, Any], _: str) -> Iterator[str]:
@@ -85,7 +89,7 @@ def _network(probe: dict[str, Any], _: str) -> Iterator[str]:
         ("an abstract socket", socket.AF_UNIX, socket.SOCK_STREAM, "\0" + probe["abstract"]),
     ]
     for what, family, kind, address in places:
-        if _works(lambda family=family, kind=kind, address=address: _reach(family, kind, address)):
+        if _works(_reach, family, kind, address):
             yield f"reached {what} of this machine"
 
 
@@ -98,29 +102,29 @@ def _reach(family: int, kind: int, address: Any) -> None:
 
 def _others(probe: dict[str, Any], _: str) -> Iterator[str]:
     for process in {probe["parent"], os.getppid()} - {0, 1}:  # 1 has its namespace for itself
-        if _works(lambda process=process: os.kill(process, 0)):
+        if _works(os.kill, process, 0):
             yield f"may signal process {process}"
-        if _works(lambda process=process: call("ptrace", _SEIZE, process, 0, 0)):
+        if _works(call, "ptrace", _SEIZE, process, 0, 0):
             yield f"may trace process {process}"
 
 
 def _new(probe: dict[str, Any], _: str) -> Iterator[str]:
     if _works(lambda: os.fork() or os._exit(0)):
         yield "made a process"
-    for program in (sys.executable, "/bin/true", "/usr/bin/true"):
-        if _works(lambda program=program: os.posix_spawn(program, [program, "--version"], {})):
-            yield f"started {program}"
+    for path in (sys.executable, "/bin/true", "/usr/bin/true"):
+        if _works(os.posix_spawn, path, [path, "--version"], {}):
+            yield f"started {path}"
     if _works(os.setsid):
         yield "left its session"
 
 
 def _memory(probe: dict[str, Any], _: str) -> Iterator[str]:
-    if _works(lambda: bytearray(2 * probe["memory"])):
+    if _works(bytearray, 2 * probe["memory"]):
         yield "more than its memory"
-    if _works(lambda: mmap.mmap(-1, 2 * probe["memory"]).close()):
+    if _works(mmap.mmap, -1, 2 * probe["memory"]):
         yield "more than its memory, by mmap"
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if _works(lambda: resource.setrlimit(resource.RLIMIT_AS, (hard, 4 * hard))):
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if _works(resource.setrlimit, resource.RLIMIT_AS, (hard, 4 * hard)):
         yield "raised its limit"
 
 
@@ -141,7 +145,7 @@ def _privileges(_: dict[str, Any], __: str) -> Iterator[str]:
     call("capget", ctypes.byref(header), ctypes.byref(sets))
     if any(sets):
         yield "has capabilities"
-    if _works(lambda: call("unshare", _NEWUSER)):
+    if _works(call, "unshare", _NEWUSER):
         yield "made a user namespace"
-    if _works(lambda: call("mount", b"none", b"/", None, 1 << 18, None)):
+    if _works(call, "mount", b"none", b"/", None, 1 << 18, None):
         yield "may mount"

@@ -81,9 +81,7 @@ def _supervise(task: _Job) -> None:
     prctl(_SUBREAPER, 1)
     if task.put_up("namespaces", namespaces.enter):
         size = job["limits"]["disk"]
-        if task.put_up(
-            "own root", lambda: namespaces.new_root(task.box, job["readable"], size)
-        ):
+        if task.put_up("own root", lambda: namespaces.new_root(task.box, job["readable"], size)):
             task.box = namespaces.BOX
     limits.die_with_parent()  # only now: a change of user takes it back
     here, theirs = os.pipe()
@@ -204,8 +202,9 @@ def _play(task: _Job) -> None:
         return
     if job["part"] == "judge":
         read, write, report = task.channels
-        words = [job[key] for key in ("setup", "tests", "names", "nonce")]
-        verdict = judge.judge(*words, wire.Channel(read, write))
+        setup, tests, names, nonce = (job[key] for key in ("setup", "tests", "names", "nonce"))
+        channel = wire.Channel(read, write)
+        verdict: Mapping[str, Any] = judge.judge(setup, tests, names, nonce, channel)
     else:
         from . import probe
 

@@ -1,9 +1,10 @@
 """Plain values as JSON between judge and worker; a message is its length and its bytes.
 
-None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range and
-the types of these go over as what they are; subclasses (Counter, defaultdict, namedtuple, an IntEnum) as what they are made of.
-Anything else stays where it is, and a number goes over in its place: nothing that is read can hold
-code, so a value with an `__eq__` of its own arrives as a plain value, or as one that equals nothing.
+None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range and the types
+of these go over as what they are; subclasses (Counter, defaultdict, namedtuple, an IntEnum) as what
+they are made of. Anything else stays where it is, and a number goes over in its place: nothing that
+is read can hold code. So a value with an `__eq__` of its own arrives as a plain value, or as one
+that equals only itself.
 """
 
 import json
@@ -85,6 +86,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     """A value as JSON can hold it.
 
     Args:
+        value: any value.
         keep: called with a value that is not plain; returns the number that stands for it.
 
     Raises:
@@ -120,7 +122,7 @@ def _encode_rare(value: Any, keep: Callable[[Any], int]) -> Any:
         return {"bytes": bytes(value).decode("latin-1")}
     if isinstance(value, range):
         return {"range": [encode(one, keep) for one in (value.start, value.stop, value.step)]}
-    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+    if any(value is one for one in _TYPES.values()):
         return {"plain type": value.__name__}
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
         return encode(value.item(), keep)  # a scalar
@@ -131,6 +133,7 @@ def decode(data: Any, find: Callable[[int, str], Any]) -> Any:
     """The value that `encode` wrote, or something like it that a stranger wrote.
 
     Args:
+        data: what JSON held.
         find: what stands for a value that stayed on the other side, by number and type's name.
 
     Raises:
