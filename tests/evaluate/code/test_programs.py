@@ -56,8 +56,18 @@ def test_human_eval_program():
     assert program.solution == ROW["prompt"] + BODY
     assert program.reference == ROW["prompt"] + ROW["canonical_solution"]
     assert (program.names, program.setup) == (("add",), ROW["prompt"])
-    assert in_format(program.solution)
-    assert not in_format(human_eval(ROW, f"{SAID}{BODY}").solution)
+    for completion, expected in {
+        BODY: True,
+        "    return 7": True,
+        BODY + "```\nIt adds.": True,
+        f"{SAID}{BODY}": False,
+        f"```python\n{WHOLE}```": False,
+        "": False,
+        "\n\n": False,
+        "    return (": False,
+    }.items():
+        for reading in ("strict", "lenient"):
+            assert human_eval(ROW, completion, reading).in_format == expected, completion
     with pytest.raises(DataError, match="lacks test"):
         human_eval({**ROW, "test": None}, BODY)
 
@@ -89,12 +99,19 @@ def test_mbpp_plus_is_graded_by_its_extended_tests(walls):
         (MBPP["code"] + "\n[DONE]\nmore", True, True),
         (f"```python\n{MBPP['code']}\n```", False, True),
         (f"Here:\n{MBPP['code']}\nThat is it.", False, True),
+        (MBPP["code"] + "\n```\nIt doubles.", True, True),
         ("[DONE]" + MBPP["code"], False, False),
     ],
 )
 def test_mbpp_is_read_in_two_ways(walls, completion, strict, lenient):
     programs = mbpp(MBPP, completion), mbpp(MBPP, completion, "lenient")
     assert outcomes(walls, *programs) == [strict, lenient]
+
+
+def test_mbpp_in_format():
+    formats = {MBPP["code"]: True, CHEAT: True, "": False, "```python\nx = 1": False, "Well.": False}
+    for completion, expected in formats.items():
+        assert mbpp(MBPP, completion).in_format == expected, completion
 
 
 def test_what_tests_call_in_the_solution():

@@ -31,10 +31,11 @@ __all__ = [
 
 Reading = Literal["strict", "lenient"]
 
-HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+HUMANEVAL_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "```")
 """Where a completion of HumanEval ends: where its function does (Chen et al., 2021)."""
-MBPP_STOPS = ("[DONE]",)
-"""Where a completion of MBPP ends (Austin et al., 2021)."""
+MBPP_STOPS = ("[DONE]", "```")
+"""Where a completion of MBPP ends: at its mark (Austin et al., 2021), or with the block that the
+prompt opened."""
 
 MOST_CHARACTERS = 1 << 16
 """Longer texts are no code of these tasks."""
@@ -60,6 +61,9 @@ class Program:
     """What the tests call in the solution."""
     setup: str = ""
     """Definitions that the tests need beside it."""
+    in_format: bool = True
+    """Whether what the model wrote is code as the task's format asks, right or wrong; the same for
+    both readings."""
     reference: str = ""
     """A solution that is right, by which time is measured; empty = none is known."""
 
@@ -76,15 +80,15 @@ def human_eval(row: Mapping[str, Any], completion: str, reading: Reading = "stri
         DataError: the row lacks something.
     """
     task, prompt, test, entry = _texts(row, "task_id", "prompt", "test", "entry_point")
-    solution = prompt + cut_at(completion, HUMANEVAL_STOPS)
-    if reading == "lenient":
-        solution = _lenient_human_eval(prompt, completion, entry)
+    body = cut_at(completion, HUMANEVAL_STOPS)
+    lenient = reading == "lenient"
     return Program(
         task_id=task,
-        solution=solution,
+        solution=_lenient_human_eval(prompt, completion, entry) if lenient else prompt + body,
         tests=f"{test}\ncheck({entry})\n",
         names=(entry,),
         setup=prompt,
+        in_format=body.strip() != "" and in_format(prompt + body),
         reference=prompt + _texts(row, "canonical_solution")[0] if _has_reference(row) else "",
     )
 
@@ -117,6 +121,7 @@ def mbpp(row: Mapping[str, Any], completion: str, reading: Reading = "strict") -
         tests=tests,
         names=names,
         setup="\n".join([imports, *[f"import {module}" for module in modules]]),
+        in_format=code.strip() != "" and in_format(code),
         reference=reference,
     )
 
