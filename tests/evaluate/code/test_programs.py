@@ -34,6 +34,8 @@ def outcomes(walls, *programs):
         (BODY + "\nThis adds.", False, True),
         (f"{SAID}```python\n{WHOLE}```\nIt adds.", False, True),
         (f"```\n{WHOLE}```", False, True),
+        (f"    # It adds.\n```\n{WHOLE}```", False, True),
+        (f"{BODY}```\nor\n```python\n{WHOLE.replace('+', '-')}```", True, True),
         (f"```py\n{WHOLE}", False, True),
         (f"```python\n{BODY}```", False, True),
         (f"{SAID}{WHOLE}\nIt adds.", False, True),
@@ -65,6 +67,7 @@ def test_human_eval_program():
         "": False,
         "\n\n": False,
         "    return (": False,
+        "    # It adds.\n": False,
     }.items():
         for reading in ("strict", "lenient"):
             assert human_eval(ROW, completion, reading).in_format == expected, completion
@@ -100,7 +103,9 @@ def test_mbpp_plus_is_graded_by_its_extended_tests(walls):
         (f"```python\n{MBPP['code']}\n```", False, True),
         (f"Here:\n{MBPP['code']}\nThat is it.", False, True),
         (MBPP["code"] + "\n```\nIt doubles.", True, True),
-        ("[DONE]" + MBPP["code"], False, False),
+        (MBPP["code"] + f"\n```\nAlso:\n```python\n{CHEAT}0\n```", True, True),
+        (f"# It doubles.\n```python\n{MBPP['code']}\n```", False, True),
+        ("[DONE]", False, False),
     ],
 )
 def test_mbpp_is_read_in_two_ways(walls, completion, strict, lenient):
@@ -109,7 +114,13 @@ def test_mbpp_is_read_in_two_ways(walls, completion, strict, lenient):
 
 
 def test_mbpp_in_format():
-    formats = {MBPP["code"]: True, CHEAT: True, "": False, "```python\nx = 1": False, "Well.": False}
+    formats = {
+        MBPP["code"]: True,
+        CHEAT: True,
+        "": False,
+        "```python\nx = 1": False,
+        "Well.": False,
+    }
     for completion, expected in formats.items():
         assert mbpp(MBPP, completion).in_format == expected, completion
 

@@ -2,8 +2,9 @@
 
 A completion is read in two ways. *Strict* takes it as the task's format says: HumanEval's goes on
 where the prompt stops, MBPP's is the code itself up to its end mark; a block of Markdown, or a
-sentence before the code, is an error of format. *Lenient* looks for the code: the fenced block that
-defines the function, else the longest beginning that parses. The difference is lost format.
+sentence before the code, is an error of format. *Lenient* looks for code where the strict reading is
+none: the fenced block that defines the function, else the longest beginning that parses. So what
+passes strictly passes leniently, and the difference is lost format.
 """
 
 import ast
@@ -81,14 +82,15 @@ def human_eval(row: Mapping[str, Any], completion: str, reading: Reading = "stri
     """
     task, prompt, test, entry = _texts(row, "task_id", "prompt", "test", "entry_point")
     body = cut_at(completion, HUMANEVAL_STOPS)
-    lenient = reading == "lenient"
+    strict, is_code = prompt + body, _has_code(body) and in_format(prompt + body)
+    rescue = reading == "lenient" and not is_code
     return Program(
         task_id=task,
-        solution=_lenient_human_eval(prompt, completion, entry) if lenient else prompt + body,
+        solution=_lenient_human_eval(prompt, completion, entry) if rescue else strict,
         tests=f"{test}\ncheck({entry})\n",
         names=(entry,),
         setup=prompt,
-        in_format=body.strip() != "" and in_format(prompt + body),
+        in_format=is_code,
         reference=prompt + _texts(row, "canonical_solution")[0] if _has_reference(row) else "",
     )
 
@@ -115,15 +117,22 @@ def mbpp(row: Mapping[str, Any], completion: str, reading: Reading = "strict") -
     tests = "\n".join(str(part) for part in parts if part) + "\n"
     names, modules = called_names(tests, imports, reference, task)
     code = cut_at(completion, MBPP_STOPS)
+    is_code = _has_code(code) and in_format(code)
+    rescue = reading == "lenient" and not (is_code and any(_defines(code, n) for n in names))
     return Program(
         task_id=task,
-        solution=find_code(completion, names) if reading == "lenient" else code,
+        solution=find_code(completion, names) if rescue else code,
         tests=tests,
         names=names,
         setup="\n".join([imports, *[f"import {module}" for module in modules]]),
-        in_format=code.strip() != "" and in_format(code),
+        in_format=is_code,
         reference=reference,
     )
+
+
+def _has_code(text: str) -> bool:
+    """Whether there is more than comments and empty lines."""
+    return any(line.strip() and not line.strip().startswith("#") for line in text.splitlines())
 
 
 def _texts(row: Mapping[str, Any], *keys: str) -> list[str]:
