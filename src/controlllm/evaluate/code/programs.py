@@ -2,8 +2,8 @@
 
 A completion is read in two ways. *Strict* takes it as the task's format says: HumanEval's goes on
 where the prompt stops, MBPP's is the code itself up to its end mark; a block of Markdown, or a
-sentence before the code, is an error of format. *Lenient* looks for code where the strict reading is
-none: the fenced block that defines the function, else the longest beginning that parses. So what
+sentence before the code, is an error of format. *Lenient* looks for code where the strict reading
+is none: the fenced block that defines the function, else the longest beginning that parses. So what
 passes strictly passes leniently, and the difference is lost format.
 """
 
