@@ -60,7 +60,8 @@ def test_errors_have_the_exit_code_1_and_wrong_words_3(cli, tmp_path, run):
     (run / "evaluations" / "t" / "items-1.jsonl").write_text("{")
     code, _, err = cli("ship", run, "--gate", rules)
     assert code == 1 and "items-1.jsonl:1 is no JSON" in err
-    assert cli("ship", run)[0] == 3
+    code, _, err = cli("ship", run)
+    assert code == 3 and "--gate FILE.yaml" in err
     assert cli("ship", run, "--gate", tmp_path / "none.yaml")[0] == 3
     assert cli("ship", run, "--gate", rules, "--modle", "x")[0] == 3
     assert cli("compare", tmp_path)[0] == 2

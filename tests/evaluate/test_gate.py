@@ -1,6 +1,7 @@
 """A gate's verdicts: by hand, by simulation, and what it refuses to judge."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from tests.evaluate.judged import ARC, MATHS, evaluation, item, rights
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.evaluate import Gate, Rule, Subject, judge, read_evaluations, read_gate
+from controlllm.evaluate.suites import load_suite
 
 KEEP = Rule("gsm8k", reading="strict", not_below=-0.02)
 GAIN = Rule("gsm8k", reading="strict", at_least=0.05)
@@ -283,3 +285,16 @@ def test_evaluations_of_a_run_and_of_a_folder(tmp_path):
     assert read_evaluations(tmp_path) == (one,)
     with pytest.raises(DataError, match="controlllm eval"):
         read_evaluations(tmp_path / "evaluations" / "checkpoint-6")
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "gates").glob("*.yaml")), ids=lambda p: p.stem)
+def test_gates_of_recipes_name_what_their_suites_have(path):
+    assert (RECIPES / path.name).is_file()
+    for rule in read_gate(path).rules:
+        kinds = {one.name: one.kind for one in load_suite(rule.suite).benchmarks}
+        assert rule.benchmark in kinds
+        written = kinds[rule.benchmark] != "choice"
+        assert rule.reading == "bits_per_byte" or written != (rule.reading == "choice"), rule

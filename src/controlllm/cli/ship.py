@@ -36,7 +36,7 @@ class ShipOptions:
 
     run: str
     """Run folder with evaluations (`controlllm eval RUN --suite`), or one evaluation's folder."""
-    gate: str
+    gate: str | None = None
     """YAML file of rules (docs/judging.md)."""
     model: str | None = None
     """Label of the judged model; null = "tuned", or the only one beside the base."""
@@ -49,6 +49,8 @@ def run(argv: list[str]) -> int:
     options = parse_options(ShipOptions, argv, "ship")
     if options.json is not None:
         require_writable(options.json)
+    if options.gate is None:
+        raise ConfigError("ship needs rules to judge by: --gate FILE.yaml (docs/judging.md).")
     gate = read_gate(options.gate)
     evaluations = read_evaluations(options.run)
     judgement = judge(evaluations, gate, options.model)

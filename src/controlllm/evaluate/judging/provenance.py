@@ -55,7 +55,7 @@ def _benchmarks(evaluation: Evaluation) -> Piece:
         shots = "shots as each task says" if asked.shots is None else f"{asked.shots} shots"
         limit = "" if asked.max_new_tokens is None else f", {asked.max_new_tokens:,} tokens at most"
         drawn = "all" if asked.sampled is None else f"{asked.sampled:,} drawn"
-        metrics = {"strict": asked.strict, "lenient": asked.lenient}
+        metrics = {name: getattr(asked, name) for name in ("strict", "lenient", "choice")}
         read = "".join(f"; {name}: {metric}" for name, metric in metrics.items() if metric)
         cells: list[Child] = [
             tag("td", words.join(list(asked.tasks))) if asked.tasks else tag("td"),
