@@ -2,7 +2,10 @@
 
 import os
 import socket
+import subprocess
+import sys
 import textwrap
+import time
 
 import psutil
 import pytest
@@ -71,7 +74,7 @@ def test_files_are_not_written(attempts, tmp_path):
         import os, shutil, sys
         folder, = arguments
         victim = folder + "/victim"
-        for place in (victim, folder + "/new", "/tmp/new", "/new", os.__file__, "/usr/lib/new"):
+        for place in (victim, folder + "/new", "/etc/new", "/new", os.__file__, "/usr/lib/new"):
             attempt(place, lambda: open(place, "ab").write(b"through"))
             attempt("by a new link", lambda: os.symlink(place, place + ".link"))
             attempt("folder", lambda: os.mkdir(place + ".folder"))
@@ -287,6 +290,29 @@ def f(x):
 """
     assert run(solution).passed
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+KILLED = """
+import sys
+from controlllm.evaluate.code import Program, SandboxSettings, run_program
+solution = "import time\\ndef f():\\n    print('here', flush=True)\\n    time.sleep(1000)"
+run_program(Program("slow", solution, "f()", ("f",)), 1000, SandboxSettings())
+"""
+
+
+def test_nothing_is_left_running_by_one_that_is_killed(walls):
+    parent = subprocess.Popen([sys.executable, "-c", KILLED])
+    try:
+        processes = []
+        while len(processes) < 6 and parent.poll() is None:  # three for solution and tests each
+            processes = psutil.Process(parent.pid).children(recursive=True)
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert len(processes) == 6
+    assert alive == []
 
 
 def test_a_gigabyte_of_output_is_neither_kept_nor_read(run):

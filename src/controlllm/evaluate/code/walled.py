@@ -224,7 +224,8 @@ def readable_paths() -> list[str]:
     for prefix in {sys.prefix, sys.base_prefix} - {"/", "/usr"}:
         own += [f"{prefix}/lib", f"{prefix}/lib64"]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
-    named = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path != ""]
+    listed = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    named = [path for path in listed if os.path.isabs(path)]
     found = {os.path.abspath(path) for path in own + system + named if Path(path).exists()}
     below = {path for path in found if any(path.startswith(f"{one}/") for one in found)}
     return sorted(found - below - {"/"})

@@ -68,7 +68,7 @@ def _writing(probe: dict[str, Any], _: str) -> Iterator[str]:
     target = Path(probe["folder"]) / "written"
     if _works(target.write_text, "through"):
         yield f"wrote {target}"
-    for path in (probe["secret"], "/etc/controlllm", "/tmp/controlllm", os.__file__):
+    for path in (probe["secret"], "/etc/passwd", os.__file__):
         if _works(_open_to_write, path):
             yield f"opened {path} for writing"
     if _works(os.remove, probe["secret"]):
