@@ -13,7 +13,12 @@ from tests.train.test_loggers import read_tensorboard
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import Question
-from controlllm.evaluate.texts import EXTRACTORS, METRICS, register_metric
+from controlllm.evaluate.texts import (
+    EXTRACTORS,
+    METRICS,
+    register_extractor,
+    register_metric,
+)
 from controlllm.train import LOGGERS, Callback, train
 from controlllm.train.config.config_io import merge
 from controlllm.train.observe.answers import Answer, Pace
@@ -495,6 +500,12 @@ def test_a_metric_that_takes_a_name_of_ours_is_refused(
     register_metric("own", lambda texts, references: {"rows": 1.0})
     with pytest.raises(ConfigError, match=r"a number called 'rows'"):
         train(writing({"metrics": ["own"]}), loaded())
+
+
+def test_an_extractor_that_fails_is_named(writing: Any, loaded: Any) -> None:
+    register_extractor("own")(lambda text, marker: str(1 / 0))
+    with pytest.raises(ConfigError, match=r"extractor='own' fails: ZeroDivisionError"):
+        train(writing({"metrics": ["exact_match"], "extractor": "own"}), loaded())
 
 
 def test_settings_that_are_not_read_are_named(writing: Any, loaded: Any) -> None:

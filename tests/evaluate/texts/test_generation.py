@@ -70,16 +70,20 @@ def test_a_text_ends_at_its_end(pico_llama, pico_tokenizer):
     assert other == write_texts(model, pico_tokenizer, PROMPTS[1:2], 12, {2, end})[0]
 
 
-def test_modes_random_state_and_the_models_own_settings_are_left_alone(pico_llama, pico_tokenizer):
+def test_modes_random_state_and_own_settings_are_left_alone(pico_llama, pico_tokenizer, capfd):
     model = pico_llama(seed=3, attention_dropout=0.5).train()
     model.model.layers[1].eval()
     # What a chat model's folder may prefer; greedy is greedy.
-    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
+    preferred = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 9}
+    model.generation_config.update(**preferred, suppress_tokens=[*range(30, 200)])
+    own = model.generation_config
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     first, second = (write_texts(model, pico_tokenizer, PROMPTS, 8, {2}) for _ in range(2))
     assert first == second == write_texts(pico_llama(seed=3), pico_tokenizer, PROMPTS, 8, {2})
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
+    assert model.generation_config is own
+    assert capfd.readouterr() == ("", "")  # Nothing is said of flags that nobody set.
 
 
 def test_each_token_is_told(pico_llama, pico_tokenizer):

@@ -5,7 +5,8 @@ left and masked, so that a row's text does not depend on the rows beside it (in 
 bits sums are rounded otherwise in another shape, and two near tokens may change places).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,26 +93,31 @@ def _generate(
     """The new token ids of each row, with what fills shorter rows up at their end."""
     ids_BT, mask_BT = _left_padded(prompts, min(ends))
     writer: Any = model  # `PreTrainedModel` is not typed as something that generates.
-    output_BT = writer.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        generation_config=_greedy(max_new_tokens, ends),
-        stopping_criteria=StoppingCriteriaList([_Watch(on_token)]),
-        synced_gpus=synchronized,
-    )
+    with _preferring(writer, _greedy(max_new_tokens, ends)):
+        output_BT = writer.generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            stopping_criteria=StoppingCriteriaList([_Watch(on_token)]),
+            synced_gpus=synchronized,
+        )
     rows: list[list[int]] = output_BT[:, ids_BT.shape[1] :].tolist()
     return rows
 
 
+@contextmanager
+def _preferring(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Nothing that the model's own folder prefers (sampling, penalties, lengths) takes part."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _greedy(max_new_tokens: int, ends: Collection[int]) -> GenerationConfig:
-    """Greedy decoding and nothing else: what a checkpoint's generation config prefers is off."""
     return GenerationConfig(
         do_sample=False,
-        num_beams=1,
         max_new_tokens=max_new_tokens,
-        min_new_tokens=0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends),
         use_cache=True,

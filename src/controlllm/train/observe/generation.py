@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,6 +40,13 @@ MOST_LABELS = 20
 """Answers of a set beyond which they are no labels."""
 
 
+TRIED = 4
+"""Rows that metrics are tried on: long ones take some metrics long."""
+
+Scores: TypeAlias = dict[str, dict[str, float]]
+"""Metric -> its numbers by name."""
+
+
 class GenerationMeter:
     """Lets base and model answer the questions of held-out sets.
 
@@ -64,6 +71,7 @@ class GenerationMeter:
         self.needs = needs_of(config.metrics) if sets else set()
         self.labels = {name: self._labels(one) for name, one in sets.items()}
         self.ends = {name: one.end_ids() for name, one in sets.items()}
+        self._base_scores: dict[str, tuple[Sequence[Answer], Scores]] = {}
 
     @property
     def enabled(self) -> bool:
@@ -123,7 +131,9 @@ class GenerationMeter:
             count = min(len(base[name]), len(tuned[name]))
             rows = questions.questions[:count]
             before, after = base[name][:count], tuned[name][:count]
-            of_base, of_tuned = self._score(rows, before), self._score(rows, after)
+            if self._base_scores.get(name, (None,))[0] != before:
+                self._base_scores[name] = before, self._score(rows, before)
+            of_base, of_tuned = self._base_scores[name][1], self._score(rows, after)
             compared = [
                 Compared(number, of_base[metric][number], value, higher)
                 for metric, numbers in of_tuned.items()
@@ -137,20 +147,27 @@ class GenerationMeter:
         return reports
 
     def try_out(self) -> None:
-        """Score the right answers, before anything is written: a metric that fails does so now.
+        """Score some right answers, before anything is written: a metric that fails does so now.
 
         Raises:
-            ConfigError: as `measure` does.
+            ConfigError: as `measure` does, or there is no answer in any right answer of a set.
         """
-        right = {
-            name: [
-                Answer(one.answer.strip(), False, 1, 1, self._certain(name, one.answer.strip()))
-                for one in questions.questions
+        for name, questions in self.sets.items():
+            rows = [one.answer.strip() for one in questions.questions]
+            if "exact_match" in self.config.metrics and not any(map(self._extract, rows)):
+                raise ConfigError(
+                    f"exact_match finds no answer in any reference of {name!r}, such as "
+                    f"{rows[0][:80]!r}; set evaluation.generation.extractor (and marker) to what "
+                    "they look like."
+                )
+            right = [Answer(row, False, 1, 1, self._certain(name, row)) for row in rows[:TRIED]]
+            scores = self._score(questions.questions[:TRIED], right)
+            compared = [
+                Compared(number, value, value, higher_is_better=True)
+                for numbers in scores.values()
+                for number, value in numbers.items()
             ]
-            for name, questions in self.sets.items()
-        }
-        for name, report in self.measure(right, right).items():
-            generation_metrics(name, report.rows, report.compared)
+            generation_metrics(name, TRIED, [*compared, Compared("cut_off", 0, 0, False)])
 
     def _certain(self, name: str, answer: str) -> dict[str, float]:
         return {label: float(label == answer) for label in self.labels[name]}
@@ -224,19 +241,24 @@ class GenerationMeter:
             )
         return labels
 
-    def _score(
-        self, questions: Sequence[Question], answers: Sequence[Answer]
-    ) -> dict[str, dict[str, float]]:
-        config = self.config
-        extractor = EXTRACTORS.get(config.extractor)
+    def _extract(self, text: str) -> str | None:
+        """The answer inside a text, as the run looks for it."""
+        try:
+            return EXTRACTORS.get(self.config.extractor)(text, self.config.marker)
+        except Exception as error:  # A user's own function may raise anything.
+            raise ConfigError(
+                f"evaluation.generation.extractor={self.config.extractor!r} fails: {error!r}."
+            ) from error
+
+    def _score(self, questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
         given = {
-            "extract": lambda text: extractor(text, config.marker),
+            "extract": self._extract,
             "target_hits": [(one.hits, one.targets) for one in answers],
             "label_probabilities": [one.labels for one in answers],
         }
         texts = [one.text for one in answers]
         references = [one.answer.strip() for one in questions]
-        return score_each(config.metrics, texts, references, given)
+        return score_each(self.config.metrics, texts, references, given)
 
 
 def _answer(written: Written, hits: tuple[int, int], labels: dict[str, float]) -> Answer:

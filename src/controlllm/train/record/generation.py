@@ -63,10 +63,11 @@ class Generation(Callback):
         folder = state.folder / FOLDER
         if state.is_first:
             _drop_later(folder, state.step)
-        self._undisturbed(state, state.ready.texts.try_out)
-        self._base = self._read_base(state) or self._write_base(state)
-        if state.step == 0:
-            self._evaluate(state)
+        with self.clock.phase(EVALUATION):
+            self._undisturbed(state, state.ready.texts.try_out)
+            self._base = self._read_base(state) or self._write_base(state)
+            if state.step == 0:
+                self._evaluate(state)
 
     def after_step(self, state: RunState) -> None:
         """Write where it is time to, once for each step."""
@@ -74,7 +75,8 @@ class Generation(Callback):
         every = config.eval_steps or state.run.training.eval_steps
         due = state.stopped or state.step % every == 0
         if due and state.ready.texts.enabled and state.step != self._done:
-            self._evaluate(state)
+            with self.clock.phase(EVALUATION), self.time.counted(state):
+                self._evaluate(state)
 
     def _evaluate(self, state: RunState) -> None:
         meter, base = state.ready.texts, self._base
@@ -156,12 +158,7 @@ class Generation(Callback):
             self.clock.beat,
             told,
         )
-        with (
-            self.clock.phase(EVALUATION),
-            self.time.counted(state),
-            state.ready.autocast(),
-            closing(line),
-        ):
+        with state.ready.autocast(), closing(line):
             answers = write(pace)
         state.world.reshard(state.model)
         if state.is_first:
