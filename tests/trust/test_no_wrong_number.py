@@ -718,14 +718,16 @@ def test_held_out_sets_are_bounded_alike_everywhere_and_a_cut_is_told(
     assert DataConfig().max_eval_tokens == 65_536
 
 
-def test_a_large_set_is_said_before_it_is_measured_and_in_train_as_in_eval(
-    cli, workplace, tmp_path, caplog
-):
+def test_a_large_set_is_said_before_it_is_measured(cli, workplace, tmp_path, caplog, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", stopped)
     large = tmp_path / "large.txt"
     large.write_text("once upon a time there was a little girl. " * 2500)
     words = ("--data.max_length=128", "--batch_size=64", "--reference", workplace / "base")
     code, _, err = cli("eval", workplace / "base", "--files", large, *words)
-    assert code == 0
+    assert code == 130
     assert "Measuring large (65," in err and "max_eval_tokens=65536" in err + caplog.text
 
 
