@@ -142,7 +142,7 @@ def test_hostile_texts_stay_text_wherever_they_stand(tmp_path):
     folder = saved(tmp_path / "<img src=x onerror=alert(1)>", one)
     for path in (folder / "evaluations").rglob("*.json*"):
         path.write_text(path.read_text().replace("HALF", "\\ud800"))  # half of a letter
-    (folder / "config.yaml").write_bytes(EVIL.encode() + b"\x1b\xff\x00")
+    (folder / "config.yaml").write_text(json.dumps({EVIL: HOSTILE}))
     (folder / "generation" / "step-9").mkdir(parents=True)
     learned = (HOSTILE.replace("HALF", "\ud800"),)
     row = {"prompt": HOSTILE, "reference": HOSTILE, "base": None, "tuned": HOSTILE}
@@ -410,3 +410,21 @@ def test_the_newest_texts_of_a_run_are_shown(tmp_path):
     assert "maths, step-10: 1 texts" in seen.words
     assert "newest text" in seen.words and "older text" not in seen.words
     assert "Rows of run/generation with other fields, not shown: 3." in seen.words
+
+
+def test_secrets_stay_at_home(tmp_path):
+    command = (
+        "controlllm eval a://me:word1@host/run --load.token word2 --load.storage_options "
+        "'{sas: word3}' --api_key=word4 --load.tokenizer kept"
+    )
+    one = two_benchmarks(provenance={"command": command, "site": "http://x/y?sig=word5"})
+    models = (one.models[0], replace(one.models[1], name="https://me:word6@host/m"))
+    run = saved(tmp_path / "run", replace(one, models=models))
+    settings = "data: {plugin: kept}\nload: {token: word7, storage_options: {sas: word8}}\n"
+    (run / "config.yaml").write_text(settings)
+    seen = report_page(read_runs([run]))
+    assert re.findall(r"word\d", seen) == [] and seen.count("kept") == 2
+    assert "--load.token &#x27;&lt;redacted&gt;&#x27;" in seen
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_runs([run])

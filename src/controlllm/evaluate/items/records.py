@@ -8,8 +8,9 @@ FOLDER/items-1.jsonl      of the second
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -31,6 +32,7 @@ LONGEST_LINE = 4 << 20
 """Bytes of one item; texts in it are cut long before."""
 
 T = TypeVar("T")
+_hints_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _made(cls: type[T], values: Any, where: str) -> T:
     """A dataclass of what a file says, every value of the declared type."""
     if not isinstance(values, dict):
         raise DataError(f"{where} is no JSON object.")
-    hints = get_type_hints(cls)
+    hints = _hints_of(cls)
     if unknown := sorted(values.keys() - hints.keys()):
         raise DataError(f"{where} has fields that are not known: {unknown}.")
     made = {

@@ -96,7 +96,7 @@ def _labels(run: Run) -> list[str]:
             raise DataError(
                 f"{run.folder}: suite {evaluation.suite} was asked of "
                 f"{', '.join(evaluation.items) or 'no model'} only: there is no base and trained "
-                "model to compare. Evaluate both."
+                "model to compare. Evaluate both (--reference BASE where the model carries none)."
             )
     labels = [one.label for evaluation in run.evaluations for one in evaluation.models]
     return [label for label in dict.fromkeys(labels) if label != "base"]

@@ -1,8 +1,10 @@
 """Where the numbers of a report come from: data, models, versions, commands."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 
+from controlllm.common.text.secrets import hidden, redacted
 from controlllm.evaluate.items.records import Evaluation
 from controlllm.evaluate.judging import words
 from controlllm.evaluate.judging.html import Child, Piece, cut, tag
@@ -44,7 +46,27 @@ def provenance(run: Run) -> list[Child]:
 def _facts(facts: Mapping[str, str]) -> Child:
     if not facts:
         return tag("p", "Neither versions nor command were noted.", class_="soft")
-    return tag("dl", [[tag("dt", key), tag("dd", cut(value))] for key, value in facts.items()])
+    shown = {k: _command(v) if k == "command" else hidden(v) for k, v in facts.items()}
+    return tag("dl", [[tag("dt", key), tag("dd", cut(value))] for key, value in shown.items()])
+
+
+def _command(text: str) -> str:
+    """The words of a command without the secrets in them."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # An open quote: it was no command.
+        return hidden(text)
+    shown, key = [], ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            key = name.strip("-+").rpartition(".")[2]
+            shown.append(f"{name}={redacted(value, key)}" if equals else name)
+            key = "" if equals else key
+        else:
+            shown.append(str(redacted(word, key)))
+            key = ""
+    return shlex.join(shown)
 
 
 def _benchmarks(evaluation: Evaluation) -> Piece:
@@ -78,7 +100,7 @@ def _models(evaluation: Evaluation) -> Piece:
             tag(
                 "tr",
                 tag("th", tag("b", model.label), scope="row", class_="name"),
-                tag("td", model.name, class_="long"),
+                tag("td", hidden(model.name), class_="long"),
                 tag("td", alpha),
                 tag("td", tag("dl", identity) if identity else "not noted", class_="long"),
                 tag("td", f"{model.seconds:,.0f}", class_="n"),

@@ -132,7 +132,8 @@ def judged_model(evaluation: Evaluation, label: str | None = None) -> str:
     if len(labels) == len(evaluation.models) or not labels:
         raise DataError(
             f"suite {evaluation.suite} was asked of {', '.join(evaluation.items) or 'no model'} "
-            "only: there is no base and trained model to compare. Evaluate both."
+            "only: there is no base and trained model to compare. Evaluate both (--reference BASE "
+            "where the model carries none)."
         )
     if label is not None:
         check_choice("model", label, labels)

@@ -14,18 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+import yaml
+
 from controlllm.checkpoint.training.checkpoints import list_checkpoints
 from controlllm.checkpoint.training.manifest import STATE
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.storage.files import read_json
 from controlllm.common.storage.schema import OPEN, check_record
+from controlllm.common.text.secrets import redacted
+from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
 from controlllm.evaluate.items.records import READINGS, Evaluation
 
 __all__ = ["Run", "SampleText", "find_evaluations", "read_evaluations", "read_run", "read_runs"]
 
 EVALUATION, EVALUATIONS = "evaluation.json", "evaluations"
 MOST_STATE = 2**28
-MOST_CONFIG = 2**20
 MOST_SAMPLES = 2**24
 """Bytes of a file that is read."""
 
@@ -141,6 +144,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     Raises:
         DataError: it holds nothing to judge, or an evaluation is damaged.
         CheckpointError: another file is damaged.
+        ConfigError: its settings are no YAML.
     """
     folder = Path(folder)
     samples, unread = _samples(folder)
@@ -241,14 +245,16 @@ def _calibration(folder: Path) -> dict[str, Any] | None:
 
 
 def _config(folder: Path) -> str:
+    """The settings without secrets, which somebody may have written into them by hand."""
     path = folder / "config.yaml"
     try:
         with path.open("rb") as file:
-            return file.read(MOST_CONFIG).decode("utf-8", "replace")
+            values = parse_yaml(file.read(MAX_BYTES + 1), str(path))
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    return yaml.safe_dump(redacted(values), sort_keys=False, allow_unicode=True)
 
 
 def _samples(folder: Path) -> tuple[dict[str, tuple[SampleText, ...]], int]:
