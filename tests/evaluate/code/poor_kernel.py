@@ -18,12 +18,20 @@ from controlllm.evaluate.code import check_walls
 from controlllm.evaluate.code.inside import seccomp
 from controlllm.evaluate.code.inside.libc import MACHINE, prctl
 
-_LOAD, _EQUAL, _RETURN, _ALLOW, _ERROR = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000
+_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _UNSHARE, _PRCTL = {"x86_64": (272, 157), "aarch64": (97, 167)}[MACHINE]
 _LANDLOCK, _SET_SECCOMP, _NUMBER, _FIRST = 444, 22, 0, 16
 _EPERM, _EINVAL, _ENOSYS = 1, 22, 38
 REFUSED = {
     "unshare": [(_EQUAL, 0, 1, _UNSHARE), (_RETURN, 0, 0, _ERROR | _EPERM)],
+    "users": [  # user namespaces; root may make the others
+        (_EQUAL, 0, 4, _UNSHARE),
+        (_LOAD, 0, 0, _FIRST),
+        (_ANY_BIT, 0, 1, 0x10000000),
+        (_RETURN, 0, 0, _ERROR | _EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ],
     "landlock": [(_EQUAL, 0, 1, _LANDLOCK), (_RETURN, 0, 0, _ERROR | _ENOSYS)],
     "seccomp": [
         (_EQUAL, 0, 4, _PRCTL),

@@ -177,17 +177,30 @@ def test_subclasses_arrive_as_what_they_are_made_of(run, returned, expected):
 
 def test_objects_of_the_solution_can_be_passed_back(run):
     solution = """
+from collections import deque
 class f:
     def __init__(self, x):
         self.x = x
         self.next = None
+        self.nothing = deque()
     def __call__(self):
         return self.x
+    def __len__(self):
+        return 7
+    def __getitem__(self, key):
+        return key
+    def add(self, x):
+        return lambda y: x + y
+    def itself(self):
+        return self
     def __iter__(self):
         return iter([self.x, self.next.x])
 """
     tests = """
 a, b = f(1), f(2)
+assert a.itself() is a and a.itself() == a and a
+assert len(a) == 7 and a["key"] == "key" and not a.nothing
+assert a.add(1)(2) == 3 and a() == 1
 a.next = b
 assert list(a) == [1, 2]
 assert a.next.x == 2

@@ -144,11 +144,13 @@ def _try_programs(settings: SandboxSettings) -> dict[str, str]:
     """Walls that stand on this side: time, output, verdict."""
     small = replace(settings, output=100)
 
-    def outcome(solution: str) -> Outcome:
-        return run_program(Program("walls", solution, "", ()), _SECONDS, small)
+    def outcome(solution: str, seconds: float = _PROBE_SECONDS) -> Outcome:
+        return run_program(Program("walls", solution, "", ()), seconds, small)
 
     through = {}
-    endless = outcome("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile 1: pass")
+    endless = outcome(
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile 1: pass", _SECONDS
+    )
     if endless.passed or endless.reason != Reason.TIME:
         through["time"] = f"a program without end: {endless.reason}"
     loud = outcome("print('x' * 1000)")

@@ -55,7 +55,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one program."""
+    """What became of one program. Output and detail are a stranger's text."""
 
     passed: bool
     reason: str

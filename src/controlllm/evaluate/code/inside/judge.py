@@ -30,7 +30,7 @@ class _Gone(Exception):
 class _Kept:
     """A value that stayed with the solution: it equals only itself, and may be passed back.
 
-    Its items and attributes are asked for, and set, over there.
+    What tests do with it is done over there; what comes back is a claim like any other.
     """
 
     def __init__(self, solution: "_Solution", number: int, kind: str) -> None:
@@ -39,8 +39,25 @@ class _Kept:
     def __repr__(self) -> str:
         return f"<a {self._kind} of the solution>"
 
+    def _use(self, name: str, *arguments: Any) -> Any:
+        here = {"what": "use", "number": self._number, "name": name}
+        handed = [self._solution.hand_over(one) for one in arguments]
+        return self._solution.ask(here | {"arguments": handed})
+
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._solution.ask({"what": "unroll", "number": self._number}))
+        return iter(self._use("list"))
+
+    def __bool__(self) -> bool:
+        return self._use("bool") is True
+
+    def __len__(self) -> int:
+        return int(self._use("len"))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._use("item", key)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._use("call", *arguments)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python's own protocols stay here
@@ -58,6 +75,7 @@ class _Solution:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self.raised: list[BaseException] = []
+        self._there: dict[int, _Kept] = {}
 
     def function(self, name: str) -> Any:
         """What stands for a function, or a class, of the solution."""
@@ -103,7 +121,7 @@ class _Solution:
         raise self.raised[-1]
 
     def _kept(self, number: int, kind: str) -> _Kept:
-        return _Kept(self, number, kind)
+        return self._there.setdefault(number, _Kept(self, number, kind))
 
     def _number(self, value: Any) -> int:
         if isinstance(value, _Kept):

@@ -4,8 +4,10 @@ Whatever the solution does in here (exits, prints, replaces builtins or this ver
 it can bring about is an answer, which the judge compares on its side; or none.
 """
 
+import operator
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from .wire import Channel, WireError, decode, encode
@@ -13,15 +15,28 @@ from .wire import Channel, WireError, decode, encode
 __all__ = ["work"]
 
 
+_USES: dict[str, Callable[..., Any]] = {
+    "list": list,
+    "bool": bool,
+    "len": len,
+    "item": operator.getitem,
+    "call": lambda function, *arguments: function(*arguments),
+}
+"""What tests do with a value that stayed here."""
+
+
 def work(solution: str, channel: Channel) -> None:
     """Run the solution's definitions, say how that went, and answer calls until nobody asks."""
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     kept: list[Any] = []
+    numbers: dict[int, int] = {}
 
     def keep(value: Any) -> int:
-        kept.append(value)
-        return len(kept) - 1
+        if id(value) not in numbers:
+            numbers[id(value)] = len(kept)
+            kept.append(value)
+        return numbers[id(value)]
 
     def find(number: int, _: str) -> Any:
         return kept[number]
@@ -36,8 +51,9 @@ def work(solution: str, channel: Channel) -> None:
             raise NameError(f"name {message['name']!r} is not defined")
         return vars(module)[message["name"]](*arguments, **keywords)
 
-    def unroll(message: dict[str, Any]) -> Any:
-        return list(kept[message["number"]])
+    def use(message: dict[str, Any]) -> Any:
+        arguments = [decode(one, find) for one in message["arguments"]]
+        return _USES[message["name"]](kept[message["number"]], *arguments)
 
     def get(message: dict[str, Any]) -> Any:
         return getattr(kept[message["number"]], message["name"])
@@ -45,7 +61,7 @@ def work(solution: str, channel: Channel) -> None:
     def put(message: dict[str, Any]) -> None:
         setattr(kept[message["number"]], message["name"], decode(message["value"], find))
 
-    can = {"define": define, "call": call, "unroll": unroll, "get": get, "put": put}
+    can = {"define": define, "call": call, "use": use, "get": get, "put": put}
     asked: dict[str, Any] | None = {"what": "define"}
     while asked is not None:
         what = can[asked["what"]]
