@@ -82,15 +82,14 @@ def ask(tasks, tmp_path, pico_tokenizer):
             reference=reference,
             alphas=alphas,
             collapsed=collapsed,
+            batch_size=2,
         )
         ranks = options.pop("ranks", Ranks())
         return evaluate_suite(
             "s",
             loaded(tasks, *names, **options),
             targets,
-            pico_tokenizer,
             store=tmp_path / store,
-            batch_size=2,
             ranks=ranks,
         )
 
@@ -283,7 +282,7 @@ def test_wrong_settings_are_told_before_anything_is_asked(ask, tasks, pico_llama
     ((asked, one),) = loaded(tasks, "repeat")
     asked = replace(asked, choice="acc_nrom,none")
     with pytest.raises(ConfigError, match="Did you mean 'acc_norm'"):
-        evaluate_suite("s", [(asked, one)], iter(()), None, store="unused")
+        evaluate_suite("s", [(asked, one)], [], store="unused")
     with pytest.raises(ConfigError, match="is not expanded"):
         ask(pico_llama(), "repeat", alphas=[0.5])
 
@@ -333,6 +332,6 @@ def test_real_questions_on_a_real_model(stories260k, shared_data, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
     benchmarks = loaded(tmp_path, "copa_local", limit=20)
     targets = targets_of(model, tokenizer, "stories")
-    found = evaluate_suite("s", benchmarks, targets, tokenizer, store=tmp_path / "store")
+    found = evaluate_suite("s", benchmarks, targets, store=tmp_path / "store")
     rate = np.mean([item.choice for item in found.items["model"]])
     assert len(found.items["model"]) == 20 and 0.2 <= rate <= 0.9

@@ -177,15 +177,10 @@ def _ask(
         reference=reference,
         alphas=options.alphas if len(options.alphas) > 1 else (),
         collapsed=options.collapsed,
+        batch_size=options.batch_size,
     )
     return evaluate_suite(
-        suite.name,
-        suite.benchmarks,
-        targets,
-        tokenizer,
-        store=store_of(options),
-        batch_size=options.batch_size,
-        ranks=ranks,
+        suite.name, suite.benchmarks, targets, store=store_of(options), ranks=ranks
     )
 
 

@@ -5,6 +5,7 @@ identity       Whose answers are they
 store          Answers of models, kept for every later evaluation
 quiet_harness  lm-eval without what it leaves behind
 asking         Requests in chunks that are always cut alike, dealt over processes
+models         Models that answer: of transformers in this process, or vLLM's
 tasks          lm-eval's tasks, made to ask every model the same
 records        What was asked, of whom, and what came back: an evaluation as it lies in a folder
 reading        Four readings of each item, out of one run

@@ -1,23 +1,16 @@
 """Ask a model: requests in chunks that are always cut alike, dealt over processes, kept at once."""
 
-import copy
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
-from controlllm.common.context import context_of
 from controlllm.common.distributed import ALONE, Ranks
-from controlllm.common.errors import ConfigError, LostRankError
+from controlllm.common.errors import LostRankError
 from controlllm.common.text.progress import progress
-from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.store import Answer, AnswerStore, Request
 
-__all__ = ["AnswerBook", "Answering", "live_model"]
+__all__ = ["AnswerBook", "Answering"]
 
 CHUNK = 8
 """Batches of one chunk: what is asked and written together, and lost if a process is killed."""
@@ -129,102 +122,6 @@ class AnswerBook:
             step = self.model.batch_size if alike[0].kind == "text" else size
             for begin in range(0, len(alike), step):
                 yield alike[begin : begin + step]
-
-
-def live_model(
-    model: nn.Module, tokenizer: Any, batch_size: int, max_length: int | None = None
-) -> Answering:
-    """A model of transformers in this process, asked as lm-evaluation-harness asks it.
-
-    Args:
-        model: on its device, in evaluation mode.
-        tokenizer: is copied, as the harness sets padding on it.
-        batch_size: sequences per forward pass.
-        max_length: longest input in tokens; None = the model's own.
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    class Live(HFLM):
-        """The harness's model, which also notes what was cut off."""
-
-        ended: list[bool]
-
-        def _model_generate(self, context: Any, max_length: int, stop: list[str], **kw: Any) -> Any:
-            output = super()._model_generate(context, max_length, stop, **kw)
-            rows = output[:, context.shape[1] :].tolist()
-            self.ended += [self._is_ended(row, stop) for row in rows]
-            return output
-
-        def _is_ended(self, row: list[int], stop: list[str]) -> bool:
-            if self.eot_token_id in row:
-                return True
-            text = self.tok_decode(row, skip_special_tokens=False)
-            return any(word in text for word in stop if word)
-
-    with quiet_harness():
-        harness = Live(
-            pretrained=model,
-            backend="causal",
-            tokenizer=copy.deepcopy(tokenizer),
-            batch_size=batch_size,
-            max_length=max_length or context_of(model),
-        )
-    return _LiveModel(harness, batch_size)
-
-
-class _LiveModel:
-    def __init__(self, harness: Any, batch_size: int) -> None:
-        self.harness = harness
-        self.batch_size = batch_size
-        self.room = int(harness.max_length)
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        kind = requests[0].kind
-        if kind == "text":
-            return self._write(requests)
-        arguments = [
-            (one.prompt, one.continuation)[: 2 if kind == "likelihood" else 1] for one in requests
-        ]
-        asked = [_Asked(one) for one in arguments]
-        if kind == "rolling":
-            values = self.harness.loglikelihood_rolling(asked, disable_tqdm=True)
-            return [Answer(log_likelihood=float(value)) for value in values]
-        found = self.harness.loglikelihood(asked, disable_tqdm=True)
-        return [Answer(log_likelihood=float(ll), greedy=bool(greedy)) for ll, greedy in found]
-
-    def _write(self, requests: Sequence[Request]) -> list[Answer]:
-        settings = json.loads(requests[0].settings)
-        most = int(settings.get("max_gen_toks", self.harness.max_gen_toks))
-        if most >= self.room:
-            raise ConfigError(
-                f"answers of up to {most} tokens do not fit into the model's {self.room}: set "
-                "--max_new_tokens to less."
-            )
-        # In the harness's own order, so that what is noted stands in the order of what it returns.
-        order = sorted(
-            range(len(requests)),
-            key=lambda i: (-len(self.harness.tok_encode(requests[i].prompt)), requests[i].prompt),
-        )
-        self.harness.ended = []
-        if settings.get("do_sample"):
-            torch.manual_seed(int(requests[order[0]].key[:15], 16))
-        asked = [_Asked((requests[i].prompt, dict(settings))) for i in order]
-        texts = self.harness.generate_until(asked, disable_tqdm=True)
-        answers: list[Any] = [None] * len(requests)
-        for place, i in enumerate(order):
-            answers[i] = Answer(text=texts[place], cut_off=not self.harness.ended[place])
-        return answers
-
-    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        rendered: str = self.harness.apply_chat_template(messages, add_generation_prompt)
-        return rendered
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request as the harness takes it."""
-
-    args: tuple[Any, ...]
 
 
 def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -111,7 +111,8 @@ def task_scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for task, values in results["results"].items():
         for key, value in values.items():
             metric, _, which = key.partition(",")
-            if which and not metric.endswith("_stderr") and isinstance(value, int | float):
+            told = which and metric != "bypass" and not metric.endswith("_stderr")
+            if told and isinstance(value, int | float):
                 name = metric if which == "none" else key
                 yield {"task": task, "metric": name, "value": float(value)}
 

@@ -3,10 +3,11 @@
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,21 @@ from controlllm.common.errors import ConfigError
 from controlllm.evaluate.forgetting.expanded import is_expanded
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.evaluate.forgetting.reference import Reference
-from controlllm.evaluate.items.asking import AnswerBook, Answering, live_model
+from controlllm.evaluate.items.asking import AnswerBook, Answering
 from controlllm.evaluate.items.identity import base_identity, model_identity
+from controlllm.evaluate.items.models import live_model, vllm_identity, vllm_model
 from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.reading import check_readings, read_items, task_scores
 from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
 from controlllm.evaluate.items.store import AnswerStore
 from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness
 
-__all__ = ["Grader", "Target", "evaluate_suite", "targets_of"]
+__all__ = ["Grader", "Target", "evaluate_suite", "targets_of", "vllm_targets"]
 
-Grader = Callable[[Asked, LoadedBenchmark, Mapping[str, Any], Sequence[Item]], list[Item]]
-"""Reads strict and lenient off items whose answers are programs."""
+Opened = Callable[[], AbstractContextManager[nn.Module]]
+Graded = tuple[list[Item], list[dict[str, Any]]]
+Grader = Callable[[Asked, LoadedBenchmark, Mapping[str, Any], Sequence[Item]], Graded]
+"""Reads strict and lenient off items whose answers are programs, and scores besides."""
 
 BASE, TUNED, COLLAPSED, ONLY = "base", "tuned", "collapsed", "model"
 _PACKAGES = ("controlllm", "lm-eval", "torch", "transformers", "datasets", "peft")
@@ -41,11 +45,11 @@ class Target:
 
     Attributes:
         subject: how the evaluation names it.
-        opened: while this is open, the yielded model answers as it.
+        opened: while this is open, what is yielded answers as it.
     """
 
     subject: Subject
-    opened: Callable[[], AbstractContextManager[nn.Module]]
+    opened: Callable[[], AbstractContextManager[Answering]]
 
 
 def targets_of(
@@ -56,6 +60,8 @@ def targets_of(
     reference: Reference | None = None,
     alphas: Sequence[float] = (),
     collapsed: bool = False,
+    batch_size: int = 8,
+    max_length: int | None = None,
 ) -> Iterator[Target]:
     """The base first, then the model as it is, then along the dial, then collapsed.
 
@@ -68,6 +74,8 @@ def targets_of(
         reference: its base; an expanded model is its own.
         alphas: further settings of the dial, in [0, 1].
         collapsed: whether the model folded into the base's form is asked, too.
+        batch_size: sequences per forward pass.
+        max_length: longest input in tokens; None = the model's own.
 
     Raises:
         ConfigError: a dial or a collapse is asked of a model that is not expanded.
@@ -80,45 +88,68 @@ def targets_of(
         )
     if reference is None and is_expanded(model):
         reference = Reference(model)
+
+    def target(subject: Subject, opened: Opened) -> Target:
+        @contextmanager
+        def answering() -> Iterator[Answering]:
+            with opened() as asked, evaluating(asked):
+                yield live_model(asked, tokenizer, batch_size, max_length)
+
+        return Target(subject, answering)
+
     if reference is not None:
-        known = reference
-        with known.active() as base:
+        with reference.active() as base:
             identity = base_identity(base, tokenizer)
-        yield Target(Subject(BASE, name, 0.0, identity), known.active)
+        yield target(Subject(BASE, name, 0.0, identity), reference.active)
     identity = model_identity(model, tokenizer)
     label = TUNED if reference is not None else ONLY
-    yield Target(Subject(label, name, None, identity), lambda: nullcontext(model))
-    trained = expanded.expansion.dial if is_expanded(model) else None
-
-    @contextmanager
-    def dialled(alpha: float) -> Iterator[nn.Module]:
-        expanded.set_alpha(alpha)
-        try:
-            yield model
-        finally:
-            expanded.set_alpha(trained)
-
+    yield target(Subject(label, name, None, identity), lambda: nullcontext(model))
     for alpha in alphas:
         if alpha > 0:
             told = Subject(f"alpha {alpha:g}", name, alpha, identity | {"alpha": f"{alpha:g}"})
-            yield Target(told, lambda alpha=alpha: dialled(alpha))  # type: ignore[misc]
+            yield target(told, partial(_dialled, expanded, alpha))
     if collapsed:
         from controlllm.expansion import collapse
 
         plain = collapse(expanded)
         told = Subject(COLLAPSED, name, None, model_identity(plain, tokenizer))
-        yield Target(told, lambda: nullcontext(plain))
+        yield target(told, lambda: nullcontext(plain))
+
+
+def vllm_targets(model: str, reference: str | None, dtype: str = "auto") -> Iterator[Target]:
+    """Plain or collapsed models that vLLM loads, the base first where there is one.
+
+    Args:
+        model: its folder.
+        reference: the folder of its base.
+        dtype: of the weights, by vLLM's names.
+
+    Raises:
+        ConfigError: vLLM is not installed, or a folder holds no whole weights.
+    """
+    label = TUNED if reference is not None else ONLY
+    for name, folder in ((BASE, reference), (label, model)):
+        if folder is not None:
+            subject = Subject(name, folder, None, vllm_identity(folder, dtype))
+            yield Target(subject, partial(vllm_model, folder, dtype))
+
+
+@contextmanager
+def _dialled(model: Any, alpha: float) -> Iterator[nn.Module]:
+    trained = model.expansion.dial
+    model.set_alpha(alpha)
+    try:
+        yield model
+    finally:
+        model.set_alpha(trained)
 
 
 def evaluate_suite(
     suite: str,
     benchmarks: Sequence[tuple[Asked, LoadedBenchmark]],
-    targets: Iterator[Target],
-    tokenizer: Any,
+    targets: Iterable[Target],
     *,
     store: str | Path,
-    batch_size: int = 8,
-    max_length: int | None = None,
     ranks: Ranks = ALONE,
     graders: Mapping[str, Grader] | None = None,
 ) -> Evaluation:
@@ -131,10 +162,7 @@ def evaluate_suite(
         suite: its name.
         benchmarks: what is asked, and lm-eval's tasks of it.
         targets: whom; see `targets_of`.
-        tokenizer: that makes the inputs; it is not changed.
         store: folder of all answers.
-        batch_size: sequences per forward pass.
-        max_length: longest input in tokens; None = the model's own.
         ranks: the processes that share the work; each has the whole model.
         graders: by kind of benchmark, what reads its items beyond lm-eval ("code").
 
@@ -147,18 +175,20 @@ def evaluate_suite(
         check_readings(asked, loaded)
     subjects, items, scores = [], {}, []
     for target in targets:
-        with target.opened() as model, evaluating(model):
-            live = live_model(model, tokenizer, batch_size, max_length)
-            book = _book(live, target.subject, store, ranks)
+        with target.opened() as model:
+            kept = AnswerStore(store, target.subject.identity)
+            book = AnswerBook(model, kept, target.subject.label, ranks)
             found: list[Item] = []
             for asked, loaded in benchmarks:
                 with quiet_harness(asked.name):
                     results = ask_harness(loaded, book)
                     rows = read_items(asked, loaded, results, book)
+                values = list(task_scores(results))
                 if grade := (graders or {}).get(asked.kind):
-                    rows = ranks.first(lambda: grade(asked, loaded, results, rows))  # noqa: B023
+                    rows, more = ranks.first(lambda: grade(asked, loaded, results, rows))  # noqa: B023
+                    values += more
                 found += rows
-                scores += [{"model": target.subject.label} | row for row in task_scores(results)]
+                scores += [{"model": target.subject.label} | row for row in values]
         subjects.append(replace(target.subject, seconds=round(book.seconds, 3)))
         items[target.subject.label] = tuple(found)
     return Evaluation(
@@ -169,11 +199,6 @@ def evaluate_suite(
         scores=tuple(scores),
         provenance=_provenance(),
     )
-
-
-def _book(live: Answering, subject: Subject, store: str | Path, ranks: Ranks) -> AnswerBook:
-    kept = AnswerStore(store, subject.identity)
-    return AnswerBook(live, kept, subject.label, ranks)
 
 
 def _provenance() -> dict[str, str]:
