@@ -1,17 +1,19 @@
 """`controlllm eval`: what a model learned and forgot, base and trained side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.cli.kit.benchmarks import (
     OF_BENCHMARKS,
     BenchmarkOptions,
     LoadedSuite,
     folder_of,
+    graders_of,
     loaded_suites,
     store_of,
 )
@@ -31,6 +33,7 @@ from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
     Evaluation,
     Reference,
+    Target,
     compare_models,
     evaluate_losses,
     evaluate_suite,
@@ -40,6 +43,7 @@ from controlllm.evaluate import (
     readings_table,
     scores_table,
     targets_of,
+    vllm_targets,
 )
 from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.evaluate.forgetting.losses import warn_if_not_finite
@@ -49,8 +53,9 @@ from controlllm.train.parallel.world import open_world
 
 __all__ = ["EvalOptions", "run"]
 
-_OF_COLLAPSED = Rule(
-    "collapsed", lambda one: one.asked, "only --suite and --tasks read it; leave it out"
+_OF_MODELS = tuple(
+    Rule(name, lambda one: one.asked, "only --suite and --tasks read it; leave it out")
+    for name in ("collapsed", "engine")
 )
 
 
@@ -81,6 +86,9 @@ class EvalOptions(BenchmarkOptions):
     """Base to compare a model with that does not carry it (no expansion, no adapters)."""
     output: str | None = None
     """JSON file to write all numbers to."""
+    engine: str = setting("hf", choices=("hf", "vllm"))
+    """What computes --suite and --tasks: transformers in this process, or vLLM where it is
+    installed, which loads folders of whole weights only (plain or collapsed models)."""
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
@@ -92,7 +100,11 @@ class EvalOptions(BenchmarkOptions):
         """
         super().__post_init__()
         check_settings("alpha", self.alphas)
-        check_said(self, (*OF_BENCHMARKS, _OF_COLLAPSED))
+        check_said(self, (*OF_BENCHMARKS, *_OF_MODELS))
+        if self.engine == "vllm" and (self.alpha is not None or self.collapsed):
+            raise ConfigError(
+                "engine=vllm has no dial: export the collapsed model, and evaluate that folder."
+            )
         if len(self.alphas) > 1 and not self.asked:
             raise ConfigError("several alphas are for --suite and --tasks; give one.")
 
@@ -138,50 +150,68 @@ def _measure(
     suites: Sequence[LoadedSuite],
     ranks: Ranks,
 ) -> None:
-    folder = folder_of(options, options.model)
     if suites:
+        folder = folder_of(options, options.model)
         ranks.first(lambda: require_writable(folder, folder=True))
-    with stage(f"loading {options.model}"):
-        model, tokenizer = load_model(options.model, options.load)
-    suites = [suite.for_tokenizer(tokenizer) for suite in suites]
-    if len(options.alphas) == 1:
-        _expanded(model).set_alpha(options.alphas[0])
-    reference = _reference(model, options)
     results: dict[str, Any] = {"model": shown(options.model)}
-    if sources:
-        sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
-        tell_size(sets, settings=1)
-        results["losses"] = _measure_losses(model, sets, reference, ranks)
-    for suite in suites:
-        found = _ask(suite, model, tokenizer, options, reference, ranks)
-        ranks.first(lambda: found.save(folder / suite.name))  # noqa: B023
-        tables = f"{readings_table(found)}\n\n{scores_table(found)}"
-        _show(f"{tables}\n\nitems: {folder / suite.name}", ranks)
-        results.setdefault("suites", {})[suite.name] = _numbers(found)
+    asking: Callable[[], Iterator[Target]]
+    if options.engine == "vllm":
+        if sources:
+            raise ConfigError("engine=vllm measures no losses; leave out files and data.*.")
+        tokenizer: Any = find_tokenizer(options.model, options.load)
+        dtype = options.load.dtype
+        asking = partial(vllm_targets, options.model, options.reference, dtype)
+    else:
+        with stage(f"loading {options.model}"):
+            model, tokenizer = load_model(options.model, options.load)
+        if len(options.alphas) == 1:
+            _expanded(model).set_alpha(options.alphas[0])
+        reference = _reference(model, options)
+        if sources:
+            sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
+            tell_size(sets, settings=1)
+            results["losses"] = _measure_losses(model, sets, reference, ranks)
+        asking = partial(
+            targets_of,
+            model,
+            tokenizer,
+            shown(options.model),
+            reference=reference,
+            alphas=options.alphas if len(options.alphas) > 1 else (),
+            collapsed=options.collapsed,
+            batch_size=options.batch_size,
+        )
+    if suites:
+        results["suites"] = _ask(options, suites, tokenizer, asking, ranks)
     if (output := options.output) is not None:
         ranks.first(lambda: write_json(output, results))
 
 
 def _ask(
-    suite: LoadedSuite,
-    model: PreTrainedModel,
-    tokenizer: Any,
     options: EvalOptions,
-    reference: Reference | None,
+    suites: Sequence[LoadedSuite],
+    tokenizer: Any,
+    asking: Callable[[], Iterator[Target]],
     ranks: Ranks,
-) -> Evaluation:
-    targets = targets_of(
-        model,
-        tokenizer,
-        shown(options.model),
-        reference=reference,
-        alphas=options.alphas if len(options.alphas) > 1 else (),
-        collapsed=options.collapsed,
-        batch_size=options.batch_size,
-    )
-    return evaluate_suite(
-        suite.name, suite.benchmarks, targets, store=store_of(options), ranks=ranks
-    )
+) -> dict[str, Any]:
+    """Ask all suites, show and save what came back; the numbers of each."""
+    suites = [suite.for_tokenizer(tokenizer) for suite in suites]
+    graders = graders_of(options, suites)
+    numbers = {}
+    for suite in suites:
+        found = evaluate_suite(
+            suite.name,
+            suite.benchmarks,
+            asking(),
+            store=store_of(options),
+            ranks=ranks,
+            graders=graders,
+        )
+        folder = folder_of(options, options.model) / suite.name
+        ranks.first(lambda: found.save(folder))  # noqa: B023
+        _show(f"{readings_table(found)}\n\n{scores_table(found)}\n\nitems: {folder}", ranks)
+        numbers[suite.name] = _numbers(found)
+    return numbers
 
 
 def _numbers(found: Evaluation) -> dict[str, Any]:

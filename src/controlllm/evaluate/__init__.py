@@ -44,9 +44,16 @@ if TYPE_CHECKING:
     )
     from controlllm.evaluate.forgetting.tables import losses_table
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
+    from controlllm.evaluate.items.grading import code_grader
     from controlllm.evaluate.items.reading import usual_asked
     from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
-    from controlllm.evaluate.items.running import evaluate_suite, targets_of
+    from controlllm.evaluate.items.running import (
+        Grader,
+        Target,
+        evaluate_suite,
+        targets_of,
+        vllm_targets,
+    )
     from controlllm.evaluate.items.store import AnswerStore, default_store
     from controlllm.evaluate.items.tables import readings_table, scores_table
     from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
@@ -67,23 +74,24 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "DEFAULT_ALPHAS",
-    "READINGS",
     "AnswerStore",
     "Asked",
     "Change",
     "CodeRunner",
+    "DEFAULT_ALPHAS",
     "DialCurve",
     "DialPoint",
     "Difference",
     "Evaluation",
     "Gate",
+    "Grader",
     "Interval",
     "Item",
     "Judgement",
     "LoadedBenchmark",
     "LossReport",
     "Outcome",
+    "READINGS",
     "Reading",
     "Reference",
     "RetentionReport",
@@ -91,12 +99,14 @@ __all__ = [
     "Ruling",
     "SandboxSettings",
     "Subject",
+    "Target",
     "Verdict",
     "at_least",
     "average_weights",
     "averaging_curve",
     "calibrate",
     "check_walls",
+    "code_grader",
     "code_runner",
     "compare_models",
     "default_store",
@@ -123,6 +133,7 @@ __all__ = [
     "scores_table",
     "targets_of",
     "usual_asked",
+    "vllm_targets",
     "warn_if_not_finite",
     "wilson",
     "worst_forgetting",

@@ -1,5 +1,6 @@
 """Benchmarks of a verb: suites and single tasks, found and loaded before any model is."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,11 +11,13 @@ from typing import Any
 from controlllm.cli.kit.sets import CONFIG, as_list
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
-from controlllm.common.settings import RUNS_CODE, Rule
+from controlllm.common.settings import RUNS_CODE, TINY, Rule
 from controlllm.common.text.progress import stage
 from controlllm.evaluate import (
     Asked,
+    Grader,
     LoadedBenchmark,
+    code_grader,
     default_store,
     find_tasks,
     load_benchmark,
@@ -27,9 +30,12 @@ __all__ = [
     "BenchmarkOptions",
     "LoadedSuite",
     "folder_of",
+    "graders_of",
     "loaded_suites",
     "store_of",
 ]
+
+log = logging.getLogger(__name__)
 
 OF_TASKS = "tasks"
 """The suite of tasks that are named one by one."""
@@ -67,6 +73,17 @@ class BenchmarkOptions:
     """Of the drawn questions and of the examples before each question."""
     max_new_tokens: int | None = setting(None, at_least=1)
     """Longest written answer in tokens; null = as the suite or the task says."""
+    code_sandbox: str | None = setting(None, choices=("strict",))
+    """`strict`: run the programs that a model writes for benchmarks of code, behind walls that are
+    tried first (docs/code-evaluation.md); null = they are not run."""
+    allow_unsafe_code: bool = field(default=False, metadata=RUNS_CODE)
+    """Run such programs behind the walls that this machine has, even if some are missing."""
+    code_samples: int = setting(1, at_least=1)
+    """Programs written for each question of code; several are drawn at `code_temperature`."""
+    code_temperature: float = setting(0.8, at_least=TINY)
+    """Of several programs for one question."""
+    pass_at: str | int | list[int] = 1
+    """pass@k for these k, each at most `code_samples`."""
     store: str | None = None
     """Folder of all answers, which later evaluations read; null = below $CONTROLLLM_CACHE or
     ~/.cache/controlllm."""
@@ -82,6 +99,26 @@ class BenchmarkOptions:
         check_values(self, "")
         if self.limit is not None and self.sample is not None:
             raise ConfigError("limit and sample are both given; keep one of them.")
+        if not all(1 <= k <= self.code_samples for k in self.pass_at_k):
+            raise ConfigError(
+                f"pass_at={self.pass_at!r}: each k is at least 1 and at most code_samples="
+                f"{self.code_samples}."
+            )
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether programs that a model writes are run."""
+        return self.code_sandbox is not None or self.allow_unsafe_code
+
+    @property
+    def pass_at_k(self) -> list[int]:
+        """The k of pass@k."""
+        given = self.pass_at if isinstance(self.pass_at, list) else str(self.pass_at).split(",")
+        try:
+            return [int(k) for k in given]
+        except ValueError:
+            told = f"pass_at={self.pass_at!r} is no whole number, nor several with commas."
+            raise ConfigError(told) from None
 
     @property
     def asked(self) -> bool:
@@ -92,6 +129,10 @@ class BenchmarkOptions:
 def _rules() -> Iterator[Rule]:
     for name in ("suite_dir", "benchmarks", "data_dir", "skip_missing"):
         yield Rule(name, lambda one: bool(one.suite), "only --suite reads it; leave it out")
+    for name in ("code_sandbox", "allow_unsafe_code", "code_samples"):
+        yield Rule(name, lambda one: bool(one.suite), "only --suite reads it; leave it out")
+    yield Rule("code_temperature", lambda one: one.code_samples > 1, "one program is not drawn")
+    yield Rule("pass_at", lambda one: one.runs_code, "programs are run by --code_sandbox strict")
     for name in ("num_fewshot", "apply_chat_template"):
         yield Rule(name, lambda one: bool(one.tasks), "only --tasks reads it; leave it out")
     read = ("include_path", "limit", "sample", "seed", "max_new_tokens", "store", "save_to")
@@ -159,6 +200,29 @@ def loaded_suites(options: BenchmarkOptions) -> Iterator[list[LoadedSuite]]:
         yield loaded
 
 
+def graders_of(options: BenchmarkOptions, suites: Sequence[LoadedSuite]) -> dict[str, Grader]:
+    """What runs and grades programs, if there are any and that is asked for. Walls are tried.
+
+    Raises:
+        ConfigError: walls are missing, with what to do.
+    """
+    code = [a.name for suite in suites for a, _ in suite.benchmarks if a.kind == "code"]
+    if not code:
+        return {}
+    if not options.runs_code:
+        log.warning(
+            "%s: programs are not run, so only the likelihood of right ones is read; run them by "
+            "--code_sandbox strict.",
+            ", ".join(code),
+        )
+        return {}
+    from controlllm.evaluate.code import code_runner
+
+    with stage("trying the walls around programs"):
+        runner = code_runner("unsafe" if options.allow_unsafe_code else "strict")
+    return {"code": code_grader(runner, options.pass_at_k)}
+
+
 def folder_of(options: BenchmarkOptions, model: str) -> Path:
     """Where results go: into the run, or below the working folder for models that are no run."""
     if options.save_to is not None:
@@ -215,6 +279,10 @@ def _loaded(suite: Suite, options: BenchmarkOptions, folder: Path) -> LoadedSuit
     for one in suite.benchmarks:
         tasks = (prepared.tasks[one.name],)
         longest = options.max_new_tokens or one.max_new_tokens
+        settings: dict[str, Any] = {"max_gen_toks": longest} if longest else {}
+        samples = options.code_samples if one.kind == "code" else 1
+        if samples > 1:
+            settings |= {"do_sample": True, "temperature": options.code_temperature}
         loaded = load_benchmark(
             one.name,
             tasks,
@@ -223,9 +291,10 @@ def _loaded(suite: Suite, options: BenchmarkOptions, folder: Path) -> LoadedSuit
             sample=options.sample,
             limit=options.limit,
             seed=options.seed,
-            settings={"max_gen_toks": longest} if longest else None,
+            samples=samples,
+            settings=settings,
         )
-        pairs.append((_asked(one, options, longest), loaded))
+        pairs.append((replace(_asked(one, options, longest), samples=samples), loaded))
     return LoadedSuite(suite.name, tuple(pairs))
 
 

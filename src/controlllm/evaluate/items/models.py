@@ -80,7 +80,7 @@ def vllm_model(
     from lm_eval.models.vllm_causallms import VLLM
 
     with quiet_harness():
-        harness = VLLM(pretrained=folder, dtype=dtype, max_length=max_length, batch_size="auto")
+        harness = VLLM(pretrained=folder, dtype=dtype, batch_size="auto")
     try:
         yield _Harness(harness, MOST_ASKED_AT_ONCE)
     finally:

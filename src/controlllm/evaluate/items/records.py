@@ -94,6 +94,7 @@ class Asked:
         max_new_tokens: the limit of an answer; None = as each task says.
         dataset: where its documents come from.
         licence: of these documents.
+        samples: how many answers were written to each question.
         sampled: how many of its documents were drawn; None = all.
         seed: of the draw and of the examples.
     """
@@ -110,6 +111,7 @@ class Asked:
     max_new_tokens: int | None = None
     dataset: str = ""
     licence: str = ""
+    samples: int = 1
     sampled: int | None = None
     seed: int = 0
 

@@ -103,6 +103,7 @@ def load_benchmark(
     limit: int | None = None,
     seed: int = 0,
     chat: bool = False,
+    samples: int = 1,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedBenchmark:
     """Load tasks with their documents.
@@ -116,6 +117,8 @@ def load_benchmark(
         limit: the first so many documents of each task; None = all.
         seed: of the draw, and of the examples of each document.
         chat: whether questions stand behind the chat template.
+        samples: how many answers are written to each question; several need `do_sample` in
+            `settings`.
         settings: of written answers, over those of the task (max_gen_toks, temperature, ...).
 
     Raises:
@@ -141,6 +144,8 @@ def load_benchmark(
         )
     for task in loaded["tasks"].values():
         _configure(task, shots, seed, settings or {})
+        if samples > 1:
+            task.set_config(key="repeats", value=samples)
     drawn = None
     if limit is not None:
         drawn = {key: list(range(min(limit, count))) for key, count in counts.items()}
