@@ -11,7 +11,6 @@ from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
 from controlllm.cli.kit.benchmarks import (
     OF_BENCHMARKS,
     BenchmarkOptions,
-    LoadedSuite,
     folder_of,
     graders_of,
     loaded_suites,
@@ -32,6 +31,7 @@ from controlllm.common.text.progress import progress, stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate import (
     Evaluation,
+    LoadedSuite,
     Reference,
     Target,
     compare_models,
@@ -140,8 +140,8 @@ def run(argv: list[str]) -> None:
     if not is_first():
         be_silent()
     shared = ParallelConfig(strategy="ddp")
-    with open_world(shared, options.load.device) as world, loaded_suites(options) as suites:
-        _measure(options, sources, suites, world.ranks)
+    with open_world(shared, options.load.device) as world:
+        _measure(options, sources, loaded_suites(options), world.ranks)
 
 
 def _measure(

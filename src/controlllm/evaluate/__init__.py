@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.tables import losses_table
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
     from controlllm.evaluate.items.grading import code_grader
+    from controlllm.evaluate.items.loading import (
+        Draw,
+        LoadedSuite,
+        available,
+        load_questions,
+        load_tasks,
+    )
     from controlllm.evaluate.items.reading import usual_asked
     from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
     from controlllm.evaluate.items.running import (
@@ -82,6 +89,7 @@ __all__ = [
     "DialCurve",
     "DialPoint",
     "Difference",
+    "Draw",
     "Evaluation",
     "Gate",
     "Grader",
@@ -89,6 +97,7 @@ __all__ = [
     "Item",
     "Judgement",
     "LoadedBenchmark",
+    "LoadedSuite",
     "LossReport",
     "Outcome",
     "READINGS",
@@ -102,6 +111,7 @@ __all__ = [
     "Target",
     "Verdict",
     "at_least",
+    "available",
     "average_weights",
     "averaging_curve",
     "calibrate",
@@ -119,6 +129,8 @@ __all__ = [
     "holm",
     "judge",
     "load_benchmark",
+    "load_questions",
+    "load_tasks",
     "losses_table",
     "mcnemar",
     "mean_loss",

@@ -1,12 +1,9 @@
 """Benchmarks of a verb: suites and single tasks, found and loaded before any model is."""
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from controlllm.cli.kit.sets import CONFIG, as_list
 from controlllm.common.errors import ConfigError
@@ -14,21 +11,21 @@ from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import RUNS_CODE, TINY, Rule
 from controlllm.common.text.progress import stage
 from controlllm.evaluate import (
-    Asked,
+    Draw,
     Grader,
-    LoadedBenchmark,
+    LoadedSuite,
+    available,
     code_grader,
     default_store,
     find_tasks,
-    load_benchmark,
-    usual_asked,
+    load_questions,
+    load_tasks,
 )
-from controlllm.evaluate.suites import Benchmark, Suite, load_suite, prepare_tasks, what_is_missing
+from controlllm.evaluate.suites import Suite, load_suite
 
 __all__ = [
     "OF_BENCHMARKS",
     "BenchmarkOptions",
-    "LoadedSuite",
     "folder_of",
     "graders_of",
     "loaded_suites",
@@ -36,9 +33,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-OF_TASKS = "tasks"
-"""The suite of tasks that are named one by one."""
 
 
 @dataclass(kw_only=True)
@@ -144,60 +138,36 @@ OF_BENCHMARKS = tuple(_rules())
 """Which options are read, for `check_said`."""
 
 
-@dataclass(frozen=True)
-class LoadedSuite:
-    """A suite whose questions are loaded.
-
-    Attributes:
-        name: its name.
-        benchmarks: how each is asked, and lm-eval's tasks of it.
-    """
-
-    name: str
-    benchmarks: tuple[tuple[Asked, LoadedBenchmark], ...]
-
-    def for_tokenizer(self, tokenizer: Any) -> "LoadedSuite":
-        """With "auto" decided: written answers behind the chat template, where there is one.
-
-        Raises:
-            ConfigError: chat messages are asked for, and there is no chat template.
-        """
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        decided = []
-        for asked, loaded in self.benchmarks:
-            prompt = asked.prompt
-            if prompt == "auto":
-                prompt = "chat" if has_template and asked.kind != "choice" else "plain"
-            if prompt == "chat" and not has_template:
-                raise ConfigError(
-                    f"{asked.name} is asked as a chat, but the tokenizer has no chat template; "
-                    "leave --apply_chat_template out, or write `prompt: plain` into the suite."
-                )
-            decided.append((replace(asked, prompt=prompt), replace(loaded, chat=prompt == "chat")))
-        return replace(self, benchmarks=tuple(decided))
-
-
-@contextmanager
-def loaded_suites(options: BenchmarkOptions) -> Iterator[list[LoadedSuite]]:
-    """Find and load everything that is asked; files that are written for it go when it ends.
+def loaded_suites(options: BenchmarkOptions) -> list[LoadedSuite]:
+    """Find and load everything that is asked.
 
     Raises:
         ConfigError: a suite, benchmark or task is not known (with the nearest name), or something
             is missing on this machine (with what to do).
         DataError: documents cannot be loaded.
     """
+    draw = Draw(
+        options.sample,
+        options.limit,
+        options.seed,
+        options.max_new_tokens,
+        options.code_samples,
+        options.code_temperature,
+    )
     suites = [load_suite(name, options.suite_dir) for name in as_list(options.suite)]
     chosen = _chosen(suites, as_list(options.benchmarks))
-    _require(chosen, options)
-    with ExitStack() as stack:
-        loaded = []
-        for suite in chosen:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="controlllm-tasks-"))
-            with stage(f"loading the questions of {suite.name}"):
-                loaded.append(_loaded(suite, options, Path(folder) / "tasks"))
-        if options.tasks:
-            loaded.append(_loaded_tasks(options))
-        yield loaded
+    chosen = [available(suite, options.data_dir, options.skip_missing) for suite in chosen]
+    names, folders = as_list(options.tasks), as_list(options.include_path)
+    manager = find_tasks(names, folders) if names else None
+    loaded = []
+    for suite in chosen:
+        with stage(f"loading the questions of {suite.name}"):
+            loaded.append(load_questions(suite, options.data_dir, draw, folders))
+    if names:
+        with stage("loading the questions of the tasks"):
+            shots, chat = options.num_fewshot, options.apply_chat_template
+            loaded.append(load_tasks(names, manager, draw, shots, chat))
+    return loaded
 
 
 def graders_of(options: BenchmarkOptions, suites: Sequence[LoadedSuite]) -> dict[str, Grader]:
@@ -206,7 +176,7 @@ def graders_of(options: BenchmarkOptions, suites: Sequence[LoadedSuite]) -> dict
     Raises:
         ConfigError: walls are missing, with what to do.
     """
-    code = [a.name for suite in suites for a, _ in suite.benchmarks if a.kind == "code"]
+    code = [name for suite in suites for name in suite.of_kind("code")]
     if not code:
         return {}
     if not options.runs_code:
@@ -252,99 +222,3 @@ def _chosen(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
         for suite in suites
         if (kept := tuple(one for one in suite.benchmarks if one.name in names))
     ]
-
-
-def _require(suites: list[Suite], options: BenchmarkOptions) -> None:
-    """Refuse, or leave out, what cannot be asked on this machine."""
-    for place, suite in enumerate(suites):
-        missing = {one.name: what_is_missing(one, options.data_dir) for one in suite.benchmarks}
-        lacking = {name: told for name, told in missing.items() if told}
-        if lacking and not options.skip_missing:
-            told = "\n".join(f"  {name}: {one}" for name, all_ in lacking.items() for one in all_)
-            raise ConfigError(
-                f"suite {suite.name} lacks something on this machine (--skip_missing true leaves "
-                f"these benchmarks out):\n{told}"
-            )
-        kept = tuple(one for one in suite.benchmarks if one.name not in lacking)
-        if not kept:
-            raise ConfigError(f"suite {suite.name}: no benchmark can be asked on this machine.")
-        suites[place] = replace(suite, benchmarks=kept)
-
-
-def _loaded(suite: Suite, options: BenchmarkOptions, folder: Path) -> LoadedSuite:
-    own = as_list(options.include_path)
-    prepared = prepare_tasks(suite, options.data_dir, folder, own)
-    manager = find_tasks(list(prepared.tasks.values()), [prepared.include_path])
-    pairs = []
-    for one in suite.benchmarks:
-        tasks = (prepared.tasks[one.name],)
-        longest = options.max_new_tokens or one.max_new_tokens
-        settings: dict[str, Any] = {"max_gen_toks": longest} if longest else {}
-        samples = options.code_samples if one.kind == "code" else 1
-        if samples > 1:
-            settings |= {"do_sample": True, "temperature": options.code_temperature}
-        loaded = load_benchmark(
-            one.name,
-            tasks,
-            manager,
-            shots=one.shots,
-            sample=options.sample,
-            limit=options.limit,
-            seed=options.seed,
-            samples=samples,
-            settings=settings,
-        )
-        pairs.append((replace(_asked(one, options, longest), samples=samples), loaded))
-    return LoadedSuite(suite.name, tuple(pairs))
-
-
-def _asked(one: Benchmark, options: BenchmarkOptions, longest: int | None) -> Asked:
-    is_choice = one.kind == "choice"
-    return Asked(
-        name=one.name,
-        tasks=one.tasks,
-        kind=one.kind,
-        chance=one.chance,
-        prompt=one.prompt,
-        shots=one.shots,
-        strict=None if is_choice else one.strict,
-        lenient=None if is_choice else one.lenient,
-        choice=one.strict if is_choice else None,
-        max_new_tokens=longest,
-        dataset=one.dataset or "",
-        licence=one.licence,
-        sampled=options.sample or options.limit,
-        seed=options.seed,
-    )
-
-
-def _loaded_tasks(options: BenchmarkOptions) -> LoadedSuite:
-    names = as_list(options.tasks)
-    manager = find_tasks(names, as_list(options.include_path))
-    with stage("loading the questions of the tasks"):
-        return LoadedSuite(OF_TASKS, tuple(_tasks(names, manager, options)))
-
-
-def _tasks(
-    names: Sequence[str], manager: Any, options: BenchmarkOptions
-) -> Iterator[tuple[Asked, LoadedBenchmark]]:
-    longest = options.max_new_tokens
-    for name in names:
-        loaded = load_benchmark(
-            name,
-            (name,),
-            manager,
-            shots=options.num_fewshot,
-            sample=options.sample,
-            limit=options.limit,
-            seed=options.seed,
-            settings={"max_gen_toks": longest} if longest else None,
-        )
-        known = {
-            "prompt": "chat" if options.apply_chat_template else "plain",
-            "shots": options.num_fewshot,
-            "max_new_tokens": longest,
-            "sampled": options.sample or options.limit,
-            "seed": options.seed,
-        }
-        yield usual_asked(name, loaded, **known), loaded

@@ -7,6 +7,7 @@ quiet_harness  lm-eval without what it leaves behind
 asking         Requests in chunks that are always cut alike, dealt over processes
 models         Models that answer: of transformers in this process, or vLLM's
 tasks          lm-eval's tasks, made to ask every model the same
+loading        Suites and single tasks with their questions
 records        What was asked, of whom, and what came back: an evaluation as it lies in a folder
 reading        Four readings of each item, out of one run
 grading        Items whose answers are programs

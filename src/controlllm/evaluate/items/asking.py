@@ -107,7 +107,7 @@ class AnswerBook:
     def _found(self, request: Request) -> Answer:
         answer = self.store.get(request)
         if answer is None:  # Somebody removed it from under us.
-            raise LostRankError(f"an answer of {self.label} is gone from {self.store.folder}.")
+            raise LostRankError(f"an answer of {self.label} is gone from its store.")
         return answer
 
     def _chunks(self, requests: Sequence[Request]) -> Iterator[list[Request]]:

@@ -86,27 +86,31 @@ class AnswerStore:
     """The answers of one model.
 
     Args:
-        root: folder of all stores.
+        root: folder of all stores; None = they are kept in memory, for a model that goes on to
+            change.
         identity: whose answers, as `identity.model_identity` gives it.
 
     Raises:
         DataError: the folder cannot be made or belongs to somebody else.
     """
 
-    def __init__(self, root: str | Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, root: str | Path | None, identity: Mapping[str, str]) -> None:
+        self._answers: dict[str, Answer] = {}
+        self._read_to = 0
+        self._path: Path | None = None
+        if root is None:
+            return
         name = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:24]
         try:
-            self.folder = own_folder(Path(root).expanduser(), "store") / name
-            self.folder.mkdir(exist_ok=True)
-            if not (self.folder / "identity.json").exists():
-                write_json(self.folder / "identity.json", dict(identity))
+            folder = own_folder(Path(root).expanduser(), "store") / name
+            folder.mkdir(exist_ok=True)
+            if not (folder / "identity.json").exists():
+                write_json(folder / "identity.json", dict(identity))
         except OSError as error:
             raise DataError(
                 f"answers cannot be kept in {root}: {error}; name another folder by --store."
             ) from error
-        self._path = self.folder / "answers.jsonl"
-        self._answers: dict[str, Answer] = {}
-        self._read_to = 0
+        self._path = folder / "answers.jsonl"
         self.refresh()
 
     def __len__(self) -> int:
@@ -118,7 +122,7 @@ class AnswerStore:
 
     def refresh(self) -> None:
         """Read what was appended since, by whomever. A line that broke off does not count."""
-        if not self._path.exists():
+        if self._path is None or not self._path.exists():
             return
         broken = 0
         with self._path.open("rb") as file:
@@ -149,23 +153,24 @@ class AnswerStore:
                     f"the model's log-likelihood of {request.continuation[:60]!r} is {value}: its "
                     "weights or its precision are broken."
                 )
-        try:
-            with FileLock(f"{self._path}.lock"), self._path.open("ab+") as file:
-                torn = self._ends_torn(file)
-                lines = [
-                    json.dumps({"request": request.key, "answer": _plain(answer)})
-                    for request, answer in pairs
-                ]
-                file.write((b"\n" if torn else b"") + "".join(f"{x}\n" for x in lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DataError(f"{self._path} cannot be written: {error}.") from error
+        if self._path is not None:
+            self._append(self._path, pairs)
         self.remember(pairs)
 
     def remember(self, pairs: Sequence[tuple[Request, Answer]]) -> None:
         """Know answers that another process writes."""
         self._answers |= {request.key: answer for request, answer in pairs}
+
+    def _append(self, path: Path, pairs: Sequence[tuple[Request, Answer]]) -> None:
+        rows = ({"request": request.key, "answer": _plain(answer)} for request, answer in pairs)
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        try:
+            with FileLock(f"{path}.lock"), path.open("ab+") as file:
+                file.write((b"\n" if self._ends_torn(file) else b"") + lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error}.") from error
 
     @staticmethod
     def _ends_torn(file: Any) -> bool:
