@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.tables import losses_table
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
     from controlllm.evaluate.items.grading import code_grader
+    from controlllm.evaluate.items.identity import base_identity, model_identity
     from controlllm.evaluate.items.loading import (
         Draw,
         LoadedSuite,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from controlllm.evaluate.items.running import (
         Grader,
         Target,
+        ask_model,
         evaluate_suite,
         targets_of,
         vllm_targets,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
         paired_difference,
         wilson,
     )
+    from controlllm.evaluate.suites.suite import load_suite
 
 __all__ = [
     "AnswerStore",
@@ -110,10 +113,12 @@ __all__ = [
     "Subject",
     "Target",
     "Verdict",
+    "ask_model",
     "at_least",
     "available",
     "average_weights",
     "averaging_curve",
+    "base_identity",
     "calibrate",
     "check_walls",
     "code_grader",
@@ -130,12 +135,14 @@ __all__ = [
     "judge",
     "load_benchmark",
     "load_questions",
+    "load_suite",
     "load_tasks",
     "losses_table",
     "mcnemar",
     "mean_loss",
     "mean_pass_at_k",
     "measure_retention",
+    "model_identity",
     "paired_bootstrap",
     "paired_difference",
     "plot_curves",

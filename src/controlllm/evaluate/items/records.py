@@ -9,7 +9,7 @@ FOLDER/items-1.jsonl      of the second
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -158,6 +158,15 @@ class Evaluation:
     def of(self, label: str, benchmark: str) -> tuple[Item, ...]:
         """The items of one model and one benchmark."""
         return tuple(item for item in self.items[label] if item.benchmark == benchmark)
+
+    def joined(self, other: "Evaluation") -> "Evaluation":
+        """This one with the models of another one, which was asked the same suite."""
+        return replace(
+            self,
+            models=self.models + other.models,
+            items={**self.items, **other.items},
+            scores=self.scores + other.scores,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write it; each file appears whole or not at all, and the list of them last."""

@@ -21,6 +21,7 @@ from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.items.asking import AnswerBook, Answering
 from controlllm.evaluate.items.identity import base_identity, model_identity
+from controlllm.evaluate.items.loading import LoadedSuite
 from controlllm.evaluate.items.models import live_model, vllm_identity, vllm_model
 from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.reading import check_readings, read_items, task_scores
@@ -28,7 +29,7 @@ from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
 from controlllm.evaluate.items.store import AnswerStore
 from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness
 
-__all__ = ["Grader", "Target", "evaluate_suite", "targets_of", "vllm_targets"]
+__all__ = ["Grader", "Target", "ask_model", "evaluate_suite", "targets_of", "vllm_targets"]
 
 Opened = Callable[[], AbstractContextManager[nn.Module]]
 Graded = tuple[list[Item], list[dict[str, Any]]]
@@ -134,6 +135,40 @@ def vllm_targets(model: str, reference: str | None, dtype: str = "auto") -> Iter
             yield Target(subject, partial(vllm_model, folder, dtype))
 
 
+def ask_model(
+    suite: LoadedSuite,
+    subject: Subject,
+    model: Any,
+    tokenizer: Any,
+    *,
+    store: str | Path | None,
+    batch_size: int = 8,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """Ask one model a suite, as it is now; for models that go on to train. Collective.
+
+    Args:
+        suite: the questions.
+        subject: how it is named, and its identity where answers are kept.
+        model: of transformers, whole on each process.
+        tokenizer: that makes its inputs.
+        store: folder of all answers; None = they are kept in memory only.
+        batch_size: sequences per forward pass.
+        ranks: the processes that share the questions.
+
+    Raises:
+        ConfigError, DataError: as `evaluate_suite`.
+    """
+
+    @contextmanager
+    def answering() -> Iterator[Answering]:
+        with evaluating(model):
+            yield live_model(model, tokenizer, batch_size)
+
+    asked = suite.for_tokenizer(tokenizer).benchmarks
+    return evaluate_suite(suite.name, asked, [Target(subject, answering)], store=store, ranks=ranks)
+
+
 @contextmanager
 def _dialled(model: Any, alpha: float) -> Iterator[nn.Module]:
     trained = model.expansion.dial
@@ -149,7 +184,7 @@ def evaluate_suite(
     benchmarks: Sequence[tuple[Asked, LoadedBenchmark]],
     targets: Iterable[Target],
     *,
-    store: str | Path,
+    store: str | Path | None,
     ranks: Ranks = ALONE,
     graders: Mapping[str, Grader] | None = None,
 ) -> Evaluation:
@@ -162,7 +197,7 @@ def evaluate_suite(
         suite: its name.
         benchmarks: what is asked, and lm-eval's tasks of it.
         targets: whom; see `targets_of`.
-        store: folder of all answers.
+        store: folder of all answers; None = they are kept in memory only.
         ranks: the processes that share the work; each has the whole model.
         graders: by kind of benchmark, what reads its items beyond lm-eval ("code").
 

@@ -100,6 +100,9 @@ class GenerationEvalConfig:
         return {name: held_out[names.index(name)] for name in self.sets}
 
 
+_OF_SUITE = Read(lambda run: run.evaluation.suite is not None, "evaluation.suite names no suite")
+
+
 @dataclass
 class EvaluationConfig:
     """What is measured while a run trains, beside losses and forgetting."""
@@ -112,3 +115,17 @@ class EvaluationConfig:
         ),
     )
     """Texts that are written and scored."""
+    suite: str | None = None
+    """Suite of benchmarks that is asked as well (`controlllm suites` lists them; `quick` writes
+    nothing), or a YAML file; null = none. The base's answers are kept for `controlllm eval`."""
+    data_dir: str | None = setting(None, read=_OF_SUITE)
+    """Folder with local data of the suite (docs/suites.md); the rest comes from the Hub."""
+    sample: int | None = setting(100, at_least=1, read=_OF_SUITE)
+    """Questions drawn of each benchmark, by training.seed; null = all."""
+    suite_steps: int | None = setting(None, at_least=1, read=_OF_SUITE)
+    """Optimizer steps between two times that the suite is asked; also before and after. null =
+    training.eval_steps."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_values(self, "evaluation")

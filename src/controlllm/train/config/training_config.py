@@ -39,6 +39,10 @@ def _needing(name: str, why: str) -> Read:
     return Read(given, why, refuse=True)
 
 
+_ASKING = Read(
+    lambda run: bool(run.data.learn or run.data.retain or run.evaluation.suite),
+    "data.learn and data.retain name no set, and evaluation.suite no suite",
+)
 _MEASURING = Read(
     lambda run: bool(run.data.learn or run.data.retain), "data.learn and data.retain name no set"
 )
@@ -76,7 +80,7 @@ class TrainingConfig:
 
     per_device_train_batch_size: int = setting(8, at_least=1)
     """Rows of data.max_length tokens in one micro-batch."""
-    per_device_eval_batch_size: int = setting(8, at_least=1, may_change=True, read=_MEASURING)
+    per_device_eval_batch_size: int = setting(8, at_least=1, may_change=True, read=_ASKING)
     """Rows in one evaluation batch."""
     gradient_accumulation_steps: int = setting(
         1,
@@ -172,7 +176,7 @@ class TrainingConfig:
     alpha_sampling: list[float] | None = None
     """[low, high]: draw one alpha per optimizer step, so that the whole dial is trained."""
 
-    eval_steps: int = setting(100, at_least=1, may_change=True, read=_MEASURING)
+    eval_steps: int = setting(100, at_least=1, may_change=True, read=_ASKING)
     """Optimizer steps between measurements of data.learn and data.retain; also before and after."""
     save_steps: int = setting(500, at_least=1, may_change=True)
     """Optimizer steps between checkpoints; one is always written at the end."""

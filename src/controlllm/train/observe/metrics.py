@@ -26,6 +26,9 @@
 | `generation/{set}/base_{name}` | the same of what the base wrote, for the same rows |
 | `generation/{set}/cut_off`, `base_cut_off` | share of texts that `max_new_tokens` ended |
 | `generation/{set}/rows` | how many rows were scored |
+| `benchmarks/{name}/{reading}` | of the model, by `evaluation.suite`: strict, choice, ... |
+| `benchmarks/{name}/base_{reading}` | the same of the base |
+| `benchmarks/{name}/rows` | how many questions were asked |
 
 Losses, divergences, gradient norms and times are means over the steps since the last record: losses
 and divergences over the tokens of all processes, times over processes. Memory is the largest of any

@@ -17,7 +17,7 @@ def describe_sets(metrics: Mapping[str, float]) -> str:
     for name, value in metrics.items():
         kind, _, rest = name.partition("/")
         group, _, last = name.rpartition("/")
-        if kind == "generation" and last == "rows":
+        if kind in ("generation", "benchmarks") and last == "rows":
             parts.append(_describe_texts(metrics, group))
         elif kind in ("learn", "retain") and rest.endswith("/loss"):
             if kind == "learn":

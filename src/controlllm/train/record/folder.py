@@ -6,6 +6,7 @@
       metrics.jsonl       tensorboard/     (logging.report_to)
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
       rehearsal/          what the base wrote, by content
+      benchmarks/         answers to a suite of benchmarks (evaluation.suite)
       generation/         texts for held-out prompts, base and trained (evaluation.generation)
       .controlllm.lock    held while a run writes here, with a note of which process does
 
@@ -45,7 +46,7 @@ __all__ = ["open_run_folder", "remote_run", "save_tokenizer"]
 CONFIG = "config.yaml"
 _WRITTEN = (
     *("checkpoint-*", "best.json", "metrics.jsonl", "tensorboard", "wandb.json", CONFIG),
-    *("profile", "watchdog", "flight_recorder", "generation"),
+    *("profile", "watchdog", "flight_recorder", "generation", "benchmarks"),
     *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja"),
 )
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")

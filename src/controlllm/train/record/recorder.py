@@ -29,6 +29,7 @@ from controlllm.train.observe.instruments import Instruments
 from controlllm.train.observe.progress import Progress
 from controlllm.train.observe.retention import Best
 from controlllm.train.observe.timing import COMMUNICATION
+from controlllm.train.record.benchmarks import Benchmarks
 from controlllm.train.record.checkpoints import Checkpoints
 from controlllm.train.record.evaluation import Evaluation
 from controlllm.train.record.evaluation_time import EvaluationTime
@@ -103,6 +104,7 @@ class Recorder:
         self.evaluation_time = EvaluationTime()
         self.evaluation = Evaluation(clock, self.evaluation_time, self._tell_metrics)
         self.generation = Generation(clock, self.evaluation_time)
+        self.benchmarks = Benchmarks(clock, self.evaluation_time)
         self.checkpoints = Checkpoints(run, world, clock, self._tell_saved)
         self.state = RunState(
             ready,
@@ -128,7 +130,7 @@ class Recorder:
         if self._checkpoint is not None:
             self.checkpoints.resume(state, self._checkpoint)
         self.debugger.begin(state.step)
-        measuring = (self.evaluation, self.generation)
+        measuring = (self.evaluation, self.generation, self.benchmarks)
         for hook in (self.metrics, self.checkpoints, *self.callbacks, *measuring):
             self._begun.append(hook)
             hook.begin(state)
@@ -177,7 +179,8 @@ class Recorder:
         progress.window.add(report, grad_norm, seconds)
         self.instruments.take(progress.window)
         state.stopped = self._reason()  # The last step is logged and measured, whatever it is.
-        for hook in (self.metrics, self.evaluation, self.generation, *self.callbacks):
+        measuring = (self.evaluation, self.generation, self.benchmarks)
+        for hook in (self.metrics, *measuring, *self.callbacks):
             hook.after_step(state)
         reason = self._asked()
         if reason is not None and state.stopped is None:
@@ -221,6 +224,7 @@ class Recorder:
         if state.step % state.run.training.eval_steps:
             self.evaluation.after_step(state)
         self.generation.after_step(state)
+        self.benchmarks.after_step(state)
 
     def _reason(self) -> str | None:
         return stop_reason(self.state.progress, self.state.run.training, self.state.total_steps)

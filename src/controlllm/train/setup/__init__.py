@@ -2,6 +2,7 @@
 
 activations       What of the activations is kept for backward, and compiled blocks
 base              Stage 1: the base model on its device, and the data that it will learn from
+benchmarks        The suite of benchmarks that a run asks while it trains
 generation        The questions that a run lets its model answer, on its held-out sets
 methods           How a base model becomes one that trains, and what computes its base afterwards
 model             The base model and its tokenizer, loaded and set up for training

@@ -18,6 +18,7 @@ from controlllm.train.parallel import World
 from controlllm.train.parallel.deepspeed_config import deepspeed_config, prepare_deepspeed
 from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import weights_to_shard
+from controlllm.train.setup.benchmarks import load_benchmarks
 from controlllm.train.setup.generation import check_generation
 from controlllm.train.setup.model import Loaded, load_base
 from controlllm.train.setup.rehearsal import rehearsal_source
@@ -53,6 +54,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     seed_everything(run.training.seed)
     world.ranks.first(lambda: check_first_rows(run.data))
     world.ranks.first(lambda: check_generation(run))
+    benchmarks = load_benchmarks(run, world)
     files = weights_to_shard(run, world) if loaded is None else None
     if loaded is None:
         log.info("Loading %s", run.model.model_name_or_path)
@@ -71,7 +73,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
         world.loader_ranks(run.data.cache_timeout),
     )
     world.ranks.first(lambda: warn_of_overlaps(run.data))
-    return Base(run, world, model, tokenizer, loader, files, engine_settings)
+    return Base(run, world, model, tokenizer, loader, files, engine_settings, benchmarks)
 
 
 def _require_packages(run: RunConfig) -> None:

@@ -107,8 +107,8 @@ def _frozen_copy(model: PreTrainedModel, shares: bool) -> PreTrainedModel:
 
 def asks_base(run: RunConfig) -> bool:
     """Whether anything in a run asks the base."""
-    sets = run.data.learn or run.data.retain
-    return bool(sets or run.rehearsal.uses_kl or METHODS.get(run.method).asks_base)
+    measured = run.data.learn or run.data.retain or run.evaluation.suite
+    return bool(measured or run.rehearsal.uses_kl or METHODS.get(run.method).asks_base)
 
 
 def _refuse_trained(base: PreTrainedModel, setup: Setup, run: RunConfig) -> None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.attention.documents import check_packing
 from controlllm.data import Batch, TrainLoader
-from controlllm.evaluate import Reference
+from controlllm.evaluate import LoadedSuite, Reference
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.generation import GenerationMeter
 from controlllm.train.observe.retention import ForgettingMeter
@@ -56,6 +56,7 @@ class Base:
         loader: training batches, on the CPU.
         files: where the weights lie that a model on the meta device has not read yet, or None.
         engine_settings: DeepSpeed's, under zero2 and zero3.
+        benchmarks: the suite that is asked while it trains, or None.
     """
 
     run: RunConfig
@@ -65,6 +66,7 @@ class Base:
     loader: TrainLoader
     files: Path | None
     engine_settings: dict[str, Any]
+    benchmarks: LoadedSuite | None
 
 
 @dataclass(frozen=True)
