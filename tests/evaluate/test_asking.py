@@ -306,6 +306,33 @@ def test_answers_that_do_not_fit_into_the_model(ask, pico_llama):
         ask(pico_llama(), "continue", settings={"max_gen_toks": 100_000})
 
 
+def test_answers_longer_than_the_model_reads_are_scored_in_pieces(
+    ask, pico_llama, pico_tokenizer, tasks, tmp_path
+):
+    """By hand: each token after as many before it as its window has, 16 at a time."""
+    rows = [{"query": "a b", "choices": ["x" * 40, "#"], "gold": 0}]
+    (tmp_path / "long.jsonl").write_text(json.dumps(rows[0]))
+    write_task(tasks, "long", tmp_path / "long.jsonl")
+    model = pico_llama(seed=1).eval()
+    whole = ask(model, "long", store="whole").items["model"][0]
+    model.config.max_position_embeddings = 16
+    pieces = ask(model, "long", store="pieces").items["model"][0]
+    tokens = pico_tokenizer(" " + "x" * 40, add_special_tokens=False)["input_ids"]
+    before = pico_tokenizer("a b\nAnswer:", add_special_tokens=False)["input_ids"][-1:]
+    total = 0.0
+    for begin in range(0, len(tokens), 16):
+        piece = tokens[begin : begin + 16]
+        read = ([*before, *tokens])[begin : begin + len(piece)]
+        if len(piece) < 16 and begin:  # The last window reaches back as far as it can.
+            read = ([*before, *tokens])[len(tokens) - 16 : len(tokens)]
+        with torch.no_grad():
+            logits = model(torch.tensor([read])).logits[0].log_softmax(-1)
+        total += sum(logits[len(read) - len(piece) + i, t].item() for i, t in enumerate(piece))
+    bits = -total / np.log(2) / len(" " + "x" * 40)
+    assert pieces.bits_per_byte == pytest.approx(bits, rel=1e-4)
+    assert whole.bits_per_byte != pieces.bits_per_byte
+
+
 def test_questions_about_one_passage_are_one_cluster(ask, tasks, pico_llama, tmp_path):
     rows = [
         {

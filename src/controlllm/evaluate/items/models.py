@@ -122,9 +122,32 @@ class _Harness:
             texts = [_Asked((one.prompt,)) for one in requests]
             values = self.harness.loglikelihood_rolling(texts, disable_tqdm=True)
             return [Answer(log_likelihood=float(value)) for value in values]
-        pairs = [_Asked((one.prompt, one.continuation)) for one in requests]
-        found = self.harness.loglikelihood(pairs, disable_tqdm=True)
-        return [Answer(log_likelihood=float(ll), greedy=bool(greedy)) for ll, greedy in found]
+        # No token is shorter than a byte: only these may be longer than what the model reads.
+        long = [len(one.continuation.encode()) >= self.room for one in requests]
+        pairs = [
+            _Asked((one.prompt, one.continuation))
+            for one, in_pieces in zip(requests, long, strict=True)
+            if not in_pieces
+        ]
+        found = iter(self.harness.loglikelihood(pairs, disable_tqdm=True) if pairs else ())
+        told = [
+            self._in_pieces(one) if in_pieces else next(found)
+            for one, in_pieces in zip(requests, long, strict=True)
+        ]
+        return [Answer(log_likelihood=float(ll), greedy=bool(greedy)) for ll, greedy in told]
+
+    def _in_pieces(self, request: Request) -> tuple[float, bool]:
+        """The likelihood of a continuation that may be longer than the model reads at once."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        context, continuation = self.harness._encode_pair(request.prompt, request.continuation)
+        whole = [(("", ""), context, continuation)]
+        if len(continuation) >= self.room:
+            before = context[-1] if context else self.harness.prefix_token_id
+            windows = get_rolling_token_windows(continuation, before, self.room, 1)
+            whole = [(("", ""), *make_disjoint_window(window)) for window in windows]
+        found = self.harness._loglikelihood_tokens(whole, disable_tqdm=True)
+        return sum(ll for ll, _ in found), all(greedy for _, greedy in found)
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         settings = json.loads(requests[0].settings)
