@@ -1,5 +1,6 @@
 """`controlllm eval --suite` and `--tasks`: what is asked, kept, shown, and refused."""
 
+import gzip
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controlllm.evaluate import Evaluation
+from controlllm.evaluate import Evaluation, check_walls
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
 
@@ -168,3 +169,81 @@ def test_two_processes_write_what_one_writes(cli, words, tmp_path):
     one, two = (Evaluation.load(tmp_path / name / "mine") for name in ("one", "two"))
     assert one.items == two.items and one.scores == two.scores
     assert (tmp_path / "log.txt").read_text().count("items: ") == 1  # One of them speaks.
+
+
+CODE = """
+about: Programs.
+benchmarks:
+  - {name: functions, tasks: [code_humaneval], kind: code, shots: 0, prompt: plain, items: 164,
+     max_new_tokens: 8, dataset: openai/openai_humaneval}
+"""
+
+
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    path = tmp_path / "programs.yaml"
+    path.write_text(CODE)
+    return path
+
+
+def test_programs_are_not_run_unless_that_is_asked(cli, words, programs, tmp_path, caplog):
+    assert cli(*words(suite=programs, sample=3))[0] == 0
+    assert "functions: programs are not run" in caplog.text
+    found = Evaluation.load(tmp_path / "out" / "programs").items["model"]
+    assert all(item.strict is None and item.bits_per_byte is not None for item in found)
+
+
+def test_programs_are_graded_behind_walls(cli, words, programs, tmp_path, shared_data):
+    """Reference solutions, put in the place of what the model wrote, pass; what it wrote not."""
+    if not check_walls().stand:
+        pytest.skip(f"walls are missing here: {check_walls().describe()}")
+    asked = words(suite=programs, sample=4, code_sandbox="strict")
+    assert cli(*asked)[0] == 0
+    found = Evaluation.load(tmp_path / "out" / "programs")
+    assert [item.strict for item in found.items["model"]] == [0.0] * 4
+    (path,) = (tmp_path / "store").glob("*/answers.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    with gzip.open(shared_data / "eval/humaneval/HumanEval.jsonl.gz", "rt") as file:
+        problems = [json.loads(line) for line in file]
+    right = {}
+    for item in found.items["model"]:
+        (problem,) = (one for one in problems if one["prompt"].endswith(item.question[-200:]))
+        right[item.answer] = problem["canonical_solution"]
+    for row in rows:
+        if "text" in row["answer"]:
+            row["answer"] = {"text": right[row["answer"]["text"]], "cut_off": False}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli(*asked)[0] == 0
+    found = Evaluation.load(tmp_path / "out" / "programs")
+    assert [item.strict for item in found.items["model"]] == [1.0] * 4
+    scores = {row["metric"]: row["value"] for row in found.scores}
+    assert scores["pass@1,strict"] == scores["pass@1,lenient"] == 1.0
+
+
+def test_several_programs_for_each_question(cli, words, programs, tmp_path):
+    if not check_walls().stand:
+        pytest.skip(f"walls are missing here: {check_walls().describe()}")
+    asked = words(suite=programs, sample=2, code_samples=3, pass_at="1,3", code_sandbox="strict")
+    assert cli(*asked)[0] == 0
+    found = Evaluation.load(tmp_path / "out" / "programs")
+    assert found.benchmarks[0].samples == 3
+    assert {row["metric"] for row in found.scores} >= {"pass@1,strict", "pass@3,strict"}
+    (path,) = (tmp_path / "store").glob("*/answers.jsonl")
+    rows = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+    assert len({row["text"] for row in rows if "text" in row}) > 2  # They are drawn.
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"pass_at": 2, "code_sandbox": "strict"}, "at most code_samples=1"),
+        ({"pass_at": "1,x"}, "no whole number"),
+        ({"code_temperature": 0.2}, "one program is not drawn"),
+        ({"code_sandbox": "lax"}, "strict"),
+        ({"engine": "vllm"}, "engine=vllm"),
+        ({"engine": "vllm", "collapsed": "true"}, "has no dial"),
+    ],
+)
+def test_what_is_refused_of_programs_and_engines(cli, words, programs, more, told):
+    code, _, err = cli(*words(suite=programs, **more))
+    assert code == 2 and told in err and "Traceback" not in err

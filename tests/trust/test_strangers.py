@@ -659,7 +659,9 @@ def test_errors_logs_warnings_tables_and_prints_pass_one_sink(
 
 
 def test_a_bar_of_tqdm_still_moves(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr("controlllm.cli.env.run", lambda argv: list(tqdm(range(3), desc="bar")))
+    monkeypatch.setattr(
+        "controlllm.cli.env.run", lambda argv: [*tqdm(range(3), desc="bar")] and None
+    )
     assert main(["env"]) == 0
     assert "\rbar:" in capsys.readouterr().err
 

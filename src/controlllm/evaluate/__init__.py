@@ -84,11 +84,12 @@ if TYPE_CHECKING:
     from controlllm.evaluate.suites.suite import load_suite
 
 __all__ = [
+    "DEFAULT_ALPHAS",
+    "READINGS",
     "AnswerStore",
     "Asked",
     "Change",
     "CodeRunner",
-    "DEFAULT_ALPHAS",
     "DialCurve",
     "DialPoint",
     "Difference",
@@ -103,7 +104,6 @@ __all__ = [
     "LoadedSuite",
     "LossReport",
     "Outcome",
-    "READINGS",
     "Reading",
     "Reference",
     "RetentionReport",
