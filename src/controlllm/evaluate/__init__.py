@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         load_questions,
         load_tasks,
     )
-    from controlllm.evaluate.items.reading import usual_asked
+    from controlllm.evaluate.items.metrics import usual_asked
     from controlllm.evaluate.items.records import READINGS, Asked, Evaluation, Item, Subject
     from controlllm.evaluate.items.running import (
         Grader,

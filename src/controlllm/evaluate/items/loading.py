@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.items.reading import usual_asked
+from controlllm.evaluate.items.metrics import usual_asked
 from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
 from controlllm.evaluate.suites import Benchmark, Suite, prepare_tasks, what_is_missing

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
-from controlllm.common.quiet import require_package
 from controlllm.common.storage.files import file_digest
 from controlllm.evaluate.items.asking import Answering
 from controlllm.evaluate.items.quiet_harness import quiet_harness
@@ -76,7 +75,7 @@ def vllm_model(
     Raises:
         ConfigError: vLLM is not installed.
     """
-    require_package("vllm", "engine=vllm")
+    _require_vllm()
     from lm_eval.models.vllm_causallms import VLLM
 
     with quiet_harness():
@@ -100,10 +99,19 @@ def vllm_identity(folder: str, dtype: str) -> dict[str, str]:
             f"engine=vllm reads a folder with whole weights in safetensors, which {folder} is not: "
             "write one by `controlllm export --form collapsed`."
         )
-    require_package("vllm", "engine=vllm")
+    _require_vllm()
     files += [path for path in [Path(folder) / "tokenizer.json"] if path.is_file()]
     weights = " ".join(f"{path.name}:{file_digest(path)}" for path in files)
     return {"weights": weights, "dtype": dtype, "engine": f"vllm {version('vllm')}"}
+
+
+def _require_vllm() -> None:
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        raise ConfigError(
+            "engine=vllm needs vLLM, which is not installed: `pip install vllm`, or leave it out."
+        ) from None
 
 
 class _Harness:

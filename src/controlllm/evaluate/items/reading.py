@@ -11,6 +11,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.evaluate.items.asking import AnswerBook
 from controlllm.evaluate.items.extract import EXTRACTORS
+from controlllm.evaluate.items.metrics import EXTRACT
 from controlllm.evaluate.items.records import Asked, Item
 from controlllm.evaluate.items.store import Answer, Request
 from controlllm.evaluate.items.tasks import (
@@ -21,62 +22,16 @@ from controlllm.evaluate.items.tasks import (
     text_request,
 )
 
-__all__ = ["EXTRACT", "check_readings", "read_items", "task_scores", "usual_asked"]
+__all__ = ["read_items"]
 
-EXTRACT = "extract:"
-"""Before the name of an extractor, where a metric's name could stand."""
 Extra = tuple[Request | None, Request | None]
 """What is asked besides: the likelihood of the right answer, a letter to be written."""
 LONGEST_QUESTION, LONGEST_ANSWER = 2_000, 8_000
 """Characters of a text in an item; the end of a question counts, and both ends of an answer."""
 LETTERS = "ABCDEFGHIJ"
 WRITE_A_LETTER = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}
-OF_DOCUMENTS = ("exact_match", "acc", "acc_norm", "math_verify", "f1", "em", "contains")
-"""Metrics of lm-eval that are numbers of each document."""
 INVALID = "[invalid]"
 """What lm-eval's filters give where they find no answer."""
-
-
-def usual_asked(name: str, benchmark: LoadedBenchmark, **known: Any) -> Asked:
-    """How a task that no suite describes is read: by its first metric, and by its second filter.
-
-    Args:
-        name: of the task or group.
-        benchmark: it, loaded.
-        known: further fields of `Asked`.
-    """
-    task = next(iter(benchmark.tasks.values()))
-    metrics = list(task.aggregation())
-    if task.OUTPUT_TYPE == "multiple_choice":
-        usual = next((one for one in ("acc_norm", "acc") if one in metrics), metrics[0])
-        return Asked(name, (name,), "choice", choice=f"{usual},none", **known)
-    if task.OUTPUT_TYPE != "generate_until":
-        return Asked(name, (name,), "likelihood", **known)
-    filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
-    numbers = [one for one in metrics if one in OF_DOCUMENTS]
-    if not numbers:  # BLEU and the like: numbers of a whole set, which `scores` hold.
-        return Asked(name, (name,), "generate", **known)
-    lenient = f"{numbers[0]},{filters[1]}" if len(filters) > 1 else None
-    return Asked(
-        name, (name,), "generate", strict=f"{numbers[0]},{filters[0]}", lenient=lenient, **known
-    )
-
-
-def check_readings(asked: Asked, benchmark: LoadedBenchmark) -> None:
-    """Check that the tasks have the metrics that are to be read as strict and lenient.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
-    for name in filter(None, (asked.strict, asked.lenient, asked.choice)):
-        if name.startswith(EXTRACT):
-            check_choice(f"{asked.name}: extractor", name.removeprefix(EXTRACT), EXTRACTORS.names())
-            continue
-        metric, _, which = name.partition(",")
-        for task in benchmark.tasks.values():
-            filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
-            check_choice(f"{asked.name}: metric", metric, task.aggregation())
-            check_choice(f"{asked.name}: filter of {metric}", which or "none", filters)
 
 
 def read_items(
@@ -104,17 +59,6 @@ def read_items(
         _item(asked, benchmark.tasks[name], name, doc, rows, extra[name, doc], answers, cut)
         for name, doc, rows in samples
     ]
-
-
-def task_scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """lm-eval's own values of tasks and groups: task, metric (with its filter), value."""
-    for task, values in results["results"].items():
-        for key, value in values.items():
-            metric, _, which = key.partition(",")
-            told = which and metric != "bypass" and not metric.endswith("_stderr")
-            if told and isinstance(value, int | float):
-                name = metric if which == "none" else key
-                yield {"task": task, "metric": name, "value": float(value)}
 
 
 def _by_document(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Any]]]:

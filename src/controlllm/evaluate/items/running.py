@@ -22,9 +22,10 @@ from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.items.asking import AnswerBook, Answering
 from controlllm.evaluate.items.identity import base_identity, model_identity
 from controlllm.evaluate.items.loading import LoadedSuite
+from controlllm.evaluate.items.metrics import check_readings, task_scores
 from controlllm.evaluate.items.models import live_model, vllm_identity, vllm_model
 from controlllm.evaluate.items.quiet_harness import quiet_harness
-from controlllm.evaluate.items.reading import check_readings, read_items, task_scores
+from controlllm.evaluate.items.reading import read_items
 from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
 from controlllm.evaluate.items.store import AnswerStore
 from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness

@@ -1,0 +1,69 @@
+"""Which metrics of lm-eval's tasks are read as what."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from controlllm.common.registry import check_choice
+from controlllm.evaluate.items.extract import EXTRACTORS
+from controlllm.evaluate.items.records import Asked
+from controlllm.evaluate.items.tasks import LoadedBenchmark
+
+__all__ = ["EXTRACT", "check_readings", "task_scores", "usual_asked"]
+
+EXTRACT = "extract:"
+"""Before the name of an extractor, where a metric's name could stand."""
+OF_DOCUMENTS = ("exact_match", "acc", "acc_norm", "math_verify", "f1", "em", "contains")
+"""Metrics of lm-eval that are numbers of each document."""
+
+
+def usual_asked(name: str, benchmark: LoadedBenchmark, **known: Any) -> Asked:
+    """How a task that no suite describes is read: by its first metric, and by its second filter.
+
+    Args:
+        name: of the task or group.
+        benchmark: it, loaded.
+        known: further fields of `Asked`.
+    """
+    task = next(iter(benchmark.tasks.values()))
+    metrics = list(task.aggregation())
+    if task.OUTPUT_TYPE == "multiple_choice":
+        usual = next((one for one in ("acc_norm", "acc") if one in metrics), metrics[0])
+        return Asked(name, (name,), "choice", choice=f"{usual},none", **known)
+    if task.OUTPUT_TYPE != "generate_until":
+        return Asked(name, (name,), "likelihood", **known)
+    filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
+    numbers = [one for one in metrics if one in OF_DOCUMENTS]
+    if not numbers:  # BLEU and the like: numbers of a whole set, which `scores` hold.
+        return Asked(name, (name,), "generate", **known)
+    lenient = f"{numbers[0]},{filters[1]}" if len(filters) > 1 else None
+    return Asked(
+        name, (name,), "generate", strict=f"{numbers[0]},{filters[0]}", lenient=lenient, **known
+    )
+
+
+def check_readings(asked: Asked, benchmark: LoadedBenchmark) -> None:
+    """Check that the tasks have the metrics that are to be read as strict and lenient.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    for name in filter(None, (asked.strict, asked.lenient, asked.choice)):
+        if name.startswith(EXTRACT):
+            check_choice(f"{asked.name}: extractor", name.removeprefix(EXTRACT), EXTRACTORS.names())
+            continue
+        metric, _, which = name.partition(",")
+        for task in benchmark.tasks.values():
+            filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
+            check_choice(f"{asked.name}: metric", metric, task.aggregation())
+            check_choice(f"{asked.name}: filter of {metric}", which or "none", filters)
+
+
+def task_scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """lm-eval's own values of tasks and groups: task, metric (with its filter), value."""
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, _, which = key.partition(",")
+            told = which and metric != "bypass" and not metric.endswith("_stderr")
+            if told and isinstance(value, int | float):
+                name = metric if which == "none" else key
+                yield {"task": task, "metric": name, "value": float(value)}
