@@ -16,6 +16,7 @@ from torch import nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import ConfigError
+from controlllm.common.text.secrets import hidden
 from controlllm.evaluate.forgetting.expanded import is_expanded
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.evaluate.forgetting.reference import Reference
@@ -239,7 +240,7 @@ def evaluate_suite(
 
 def _provenance() -> dict[str, str]:
     found = {
-        "command": shlex.join(["controlllm", *sys.argv[1:]]),
+        "command": shlex.join(["controlllm", *map(hidden, sys.argv[1:])]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
