@@ -400,8 +400,8 @@ def test_no_code_is_fetched_with_a_run(hdfs, tmp_path):
 def test_what_ranks_share_is_read_without_running_code(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     trap = np.array([Trap(proof)], dtype=object)
-    for name in ("hashes", "difficulty", "counts", "ends"):
-        np.save(tmp_path / f"{name}.npy", trap, allow_pickle=True)
+    np.savez(tmp_path / "notes.npz", _hashes=trap, _difficulty=trap, _counts=trap)
+    np.save(tmp_path / "ends.npy", trap, allow_pickle=True)
     with pytest.raises(DataError, match=r"is damaged .*allow_pickle=False"):
         Selection(SourceConfig("a")).load(tmp_path)
     (tmp_path / "ids.bin").write_bytes(b"xx")
@@ -970,7 +970,7 @@ def test_errors_and_wandb_show_no_secret(secretive, tmp_path, capsys, monkeypatc
         open_filesystem(f"http://127.0.0.1:9/a.txt?sig={SECRET}", timeout=2)
     assert SECRET not in str(failure.value) and "sig=***" in str(failure.value)
     sent = {}
-    fake = types.SimpleNamespace(init=lambda **settings: sent.update(settings))
+    fake = types.SimpleNamespace(init=lambda **settings: sent.update(settings), Table=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = secretive()
     (tmp_path / "run").mkdir()
