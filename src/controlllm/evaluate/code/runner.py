@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class CodeRunner:
-    """Called with programs, it returns what became of each.
+    """Called with programs, it returns what became of each. Equal programs run once.
 
     Raises:
         SandboxError: a program could not be run; nothing is known about it then.
@@ -36,10 +36,15 @@ class CodeRunner:
     """The bounds of each program."""
     references: dict[_Key, Outcome] = field(default_factory=dict, repr=False)
     """How the references of the problems went here; filled as problems come."""
+    outcomes: dict[Program, Outcome] = field(default_factory=dict, repr=False)
+    """What became of the programs so far: of two readings of an answer most are one program."""
 
     def __call__(self, programs: Sequence[Program]) -> list[Outcome]:
         """Run them, at most `settings.workers` at a time; outcomes come in their order."""
-        return run_programs(programs, self.settings, self.walls.built, self.references)
+        new = [*dict.fromkeys(one for one in programs if one not in self.outcomes)]
+        ran = run_programs(new, self.settings, self.walls.built, self.references)
+        self.outcomes.update(zip(new, ran, strict=True))
+        return [self.outcomes[one] for one in programs]
 
 
 def code_runner(
