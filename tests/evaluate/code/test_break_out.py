@@ -231,6 +231,11 @@ def test_no_privileges(attempts):
         attempt("io_uring", lambda: called("syscall", 425, 8, b"\\0" * 120))
         attempt("shared memory", lambda: called("shmget", 0, 4096, 0o1600))
         attempt("mode", lambda: os.chmod(os.getcwd(), 0o777))
+        open("file", "w").write("text")
+        attempt("empty", lambda: os.open("file", os.O_RDONLY | os.O_TRUNC))
+        attempt("cut", lambda: os.truncate("file", 0))
+        attempt("watch", lambda: called("inotify_add_watch", libc.inotify_init(), b".", 0xFFF))
+        attempt("kernel's log", lambda: called("klogctl", 3, b"\\0" * 100, 100))
         attempt("keys", lambda: called("syscall", 250, 0, -3, 1))
         """
     )

@@ -71,6 +71,8 @@ def _writing(probe: dict[str, Any], _: str) -> Iterator[str]:
     for path in (probe["secret"], "/etc/passwd", os.__file__):
         if _works(_open_to_write, path):
             yield f"opened {path} for writing"
+    if _works(os.truncate, probe["secret"], 0):
+        yield f"emptied {probe['secret']}"
     if _works(os.remove, probe["secret"]):
         yield f"removed {probe['secret']}"
     if _works(os.chmod, probe["folder"], 0o777):
