@@ -43,6 +43,14 @@ def test_prompts_and_answers(source, pico_tokenizer):
     assert letters == ["x", "y", "z"]
 
 
+def test_targets_are_the_answers_whatever_else_is_trained_on(source, pico_tokenizer):
+    config = DataConfig(train_on=["user", "assistant"])
+    found = read_questions(source(PAIRS), pico_tokenizer, config, limit=1)
+    (example,) = found.examples()
+    targets = [label for label in example.labels.tolist() if label != IGNORE_INDEX]
+    assert targets == [ord("1") + 3, 2]
+
+
 def test_the_last_answer_of_a_conversation(source, pico_tokenizer):
     turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?")]
     turns += [("assistant", "4"), ("user", "Thanks")]

@@ -143,7 +143,8 @@ def test_training_is_the_same_with_and_without(writing: Any, loaded: Any, backen
     for sets in (["qa"], []):
         metrics = {"metrics": ["noisy"]} if sets else {"metrics": ["rouge"], "max_new_tokens": 128}
         model, tokenizer = loaded()
-        model.config.attention_dropout = 0.3
+        for layer in model.model.layers:  # So that training draws random numbers.
+            layer.self_attn.attention_dropout = 0.3
         training = {"backend": backend, "overwrite_output_dir": True}
         run = writing({"sets": sets, **metrics}, training=training)
         runs.append(train(run, (model, tokenizer)).history)
@@ -278,6 +279,12 @@ def test_chinese_answers_that_are_right_have_full_marks(
     assert compared["bleu"].tuned == pytest.approx(100) and compared["rougeL"].tuned == 1
     assert compared["bleu"].base == compared["rougeL"].base == 0
     assert compared["chrf"].verdict == "better" and compared["cut_off"].verdict == "better"
+    # Of the rows that both have: those of the base here are cut before its wrong one.
+    few = {"qa": [*right["qa"][:3]]}
+    base = {"qa": [*right["qa"][:3], *wrong["qa"][3:]]}
+    report = meter.measure(base, few)["qa"]
+    compared = {one.name: one for one in report.compared}
+    assert report.rows == 3 and compared["bleu"].base == pytest.approx(100)
     result = train(run, loaded())
     assert samples(result.output_dir, 4)[0]["reference"] == rows[0]["input"]
 
