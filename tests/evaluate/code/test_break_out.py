@@ -305,8 +305,9 @@ run_program(Program("slow", solution, "f()", ("f",)), 1000, SandboxSettings())
 """
 
 
-def test_nothing_is_left_running_by_one_that_is_killed(walls):
-    parent = subprocess.Popen([sys.executable, "-c", KILLED])
+def test_nothing_is_left_running_by_one_that_is_killed(walls, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # where it leaves its folders
+    parent = subprocess.Popen([sys.executable, "-c", KILLED], env=environment)
     try:
         processes = []
         while len(processes) < 6 and parent.poll() is None:  # three for solution and tests each
