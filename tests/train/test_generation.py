@@ -350,7 +350,9 @@ def test_a_metric_of_ones_own_comes_from_a_file(writing: Any, loaded: Any, tmp_p
     assert found[4]["first"] == 3 and found[4]["n"] == 5
 
 
-def test_loggers_that_show_texts_are_shown_them(writing: Any, loaded: Any) -> None:
+def test_loggers_that_show_texts_are_shown_them(
+    writing: Any, loaded: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown: list[Any] = []
 
     @LOGGERS.register("shows")
@@ -363,6 +365,9 @@ def test_loggers_that_show_texts_are_shown_them(writing: Any, loaded: Any) -> No
 
     run = writing(logging={"report_to": ["shows", "jsonl", "tensorboard", "console"]})
     result = train(run, loaded())
+    numbers = curve(result.history)[2]
+    said = f"step 2/4  generation/qa (5 rows): rouge1 {numbers['rouge1']:.3f} (base "
+    assert f"{said}{numbers['base_rouge1']:.3f}), rouge2 " in capsys.readouterr().out
     references = [row["completion"] for row in ROWS]
     assert shown == [("generation/qa", step, references) for step in (0, 2, 4)]
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -1,7 +1,8 @@
 """The hook that logs: each record goes to the history and to every logger."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from controlllm.common.errors import TrainingError
 from controlllm.evaluate.texts import Sample
@@ -75,21 +76,32 @@ class MetricLog(Callback):
             TrainingError: it cannot be written.
         """
         state.history.append({"step": state.step, **metrics})
-        try:
+        with self._writing(state):
             for logger in self._loggers:
                 logger.log(metrics, state.step)
+
+    def show(self, state: RunState, name: str, samples: Sequence[Sample]) -> None:
+        """Give samples of texts to the loggers that show texts.
+
+        Raises:
+            TrainingError: they cannot be written.
+        """
+        with self._writing(state):
+            for logger in self._loggers:
+                if (show := getattr(logger, "log_texts", None)) is not None:
+                    show(name, samples, state.step)
+
+    @contextmanager
+    def _writing(self, state: RunState) -> Iterator[None]:
+        """Say what it means that a logger cannot write."""
+        try:
+            yield
         except OSError as error:
             raise TrainingError(
                 f"the metrics of step {state.step} cannot be written to {state.folder}: {error}. "
                 "Free some space, and run the same command again: it goes on from the newest "
                 "checkpoint."
             ) from error
-
-    def show(self, state: RunState, name: str, samples: Sequence[Sample]) -> None:
-        """Give samples of texts to the loggers that show texts."""
-        for logger in self._loggers:
-            if (show := getattr(logger, "log_texts", None)) is not None:
-                show(name, samples, state.step)
 
     def end(self, state: RunState) -> None:
         """Close the loggers."""
