@@ -333,6 +333,23 @@ def test_answers_longer_than_the_model_reads_are_scored_in_pieces(
     assert whole.bits_per_byte != pieces.bits_per_byte
 
 
+def test_a_perplexity_beyond_all_numbers(ask, tasks, pico_llama, tmp_path):
+    """Of lm-eval it is an OverflowError, after everything was asked."""
+    (tmp_path / "far.jsonl").write_text(json.dumps({"text": "xyzzy " * 60}))
+    (tasks / "far.yaml").write_text(
+        "task: far\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'far.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: loglikelihood\n"
+        'doc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+        "metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]\n"
+    )
+    found = ask(pico_llama(seed=1), "far")
+    assert found.items["model"][0].bits_per_byte > 4
+    found.save(tmp_path / "saved")
+    assert Evaluation.load(tmp_path / "saved").items == found.items
+    assert "far" in scores_table(found)
+
+
 def test_questions_about_one_passage_are_one_cluster(ask, tasks, pico_llama, tmp_path):
     rows = [
         {

@@ -148,11 +148,14 @@ class _Harness:
         """The likelihood of a continuation that may be longer than the model reads at once."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        context, continuation = self.harness._encode_pair(request.prompt, request.continuation)
+        if request.prompt:
+            context, continuation = self.harness._encode_pair(request.prompt, request.continuation)
+        else:
+            context = [self.harness.prefix_token_id]
+            continuation = self.harness.tok_encode(request.continuation, add_special_tokens=False)
         whole = [(("", ""), context, continuation)]
         if len(continuation) >= self.room:
-            before = context[-1] if context else self.harness.prefix_token_id
-            windows = get_rolling_token_windows(continuation, before, self.room, 1)
+            windows = get_rolling_token_windows(continuation, context[-1], self.room, 1)
             whole = [(("", ""), *make_disjoint_window(window)) for window in windows]
         found = self.harness._loglikelihood_tokens(whole, disable_tqdm=True)
         return sum(ll for ll, _ in found), all(greedy for _, greedy in found)

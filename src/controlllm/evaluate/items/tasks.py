@@ -6,9 +6,11 @@ the choices that it leaves to chance or to the order of calls: which documents, 
 
 import hashlib
 import json
+import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,8 @@ def _configure(task: Any, shots: int | None, seed: int, settings: Mapping[str, A
     if settings and task.OUTPUT_TYPE == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(settings), update=True)
     task.set_fewshot_seed(seed=seed)
+    for metric, aggregate in getattr(task, "_aggregation_list", {}).items():
+        task._aggregation_list[metric] = partial(_or_infinity, aggregate)
     make = type(task).fewshot_context
 
     def seeded(doc: Any, *args: Any, **kwargs: Any) -> Any:
@@ -246,6 +250,14 @@ def _configure(task: Any, shots: int | None, seed: int, settings: Mapping[str, A
         return make(task, doc, *args, **kwargs)
 
     task.fewshot_context = seeded
+
+
+def _or_infinity(aggregate: Callable[[Any], Any], values: Any) -> Any:
+    """A perplexity beyond all numbers is infinite; the harness would fail with it."""
+    try:
+        return aggregate(values)
+    except OverflowError:
+        return math.inf
 
 
 def _draw(name: str, counts: Mapping[str, int], sample: int, seed: int) -> dict[str, list[int]]:
