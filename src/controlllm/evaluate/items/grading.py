@@ -8,7 +8,6 @@ from controlllm.evaluate.code import (
     CodeRunner,
     Program,
     human_eval,
-    in_format,
     mbpp,
     mean_pass_at_k,
 )
@@ -50,7 +49,7 @@ def code_grader(runner: CodeRunner, pass_at: Sequence[int] = (1,)) -> Grader:
         for item in items:
             key = (item.task, item.doc)
             strict, lenient = (sum(passed[one][key]) / len(passed[one][key]) for one in READINGS)
-            first = in_format(_program(docs[key], texts[key][0], "strict").solution)
+            first = _program(docs[key], texts[key][0], "strict").in_format
             graded.append(replace(item, strict=strict, lenient=lenient, in_format=first))
         return graded, [
             {
