@@ -21,7 +21,7 @@ benchmarks:
   - {name: arc, tasks: [arc_easy], kind: choice, shots: 0, prompt: plain, strict: "acc_norm,none",
      chance: 0.25, items: 2376, dataset: allenai/ai2_arc, config: ARC-Easy}
   - {name: sums, tasks: [gsm8k_cot], kind: generate, shots: 0, prompt: plain,
-     strict: "exact_match,strict-match", lenient: "extract:number", items: 1319,
+     strict: "exact_match,strict-match", lenient: "extract:last_number", items: 1319,
      max_new_tokens: 12, dataset: openai/gsm8k, config: main}
 """
 

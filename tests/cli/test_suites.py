@@ -11,7 +11,7 @@ MINE = """
 about: My own.
 benchmarks:
   - {name: mine, tasks: [my_task, other], kind: generate, items: 164, dataset: org/mine,
-     extras: [no-such-package-here], strict: "extract:number", licence: "\\e[31mMIT"}
+     extras: [no-such-package-here], strict: "extract:last_number", licence: "\\e[31mMIT"}
 """
 
 
@@ -60,7 +60,7 @@ def test_ones_own(cli, tmp_path):
     code, out, _ = cli("suites", "own", "--suite_dir", tmp_path)
     assert code == 0
     assert cells(out, "mine")[1:5] == ["my_task, 1 more", "generate, auto", "the task's",
-                                       "extract:number"]  # fmt: skip
+                                       "extract:last_number"]  # fmt: skip
     assert cells(out, "mine")[8] == "9.8"
     assert "missing for mine: no-such-package-here is not installed" in out
     assert "\x1b" not in out

@@ -62,7 +62,7 @@ def test_what_items_can_show_is_as_published():
 
 
 def test_extractors_are_those_that_there_are():
-    from controlllm.evaluate.items.extract import EXTRACTORS as there
+    from controlllm.evaluate.texts import EXTRACTORS as there
 
     assert sorted(EXTRACTORS) == there.names()
 

@@ -1,10 +1,14 @@
 """Tables for people: the same text reads well in a terminal and renders as Markdown."""
 
+import math
 from collections.abc import Sequence
 
 from controlllm.common.text.readable import readable
 
 __all__ = ["format_number", "format_table"]
+
+LARGEST = 1e9
+"""From here on a float is written with its exponent."""
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -30,6 +34,8 @@ def format_number(cell: object, signed: bool = False) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
+        if math.isfinite(cell) and abs(cell) >= LARGEST:
+            return f"{cell:{'+' if signed else ''}.3e}"
         rounded = round(cell, 3) + 0.0  # adding 0.0 turns -0.0 into 0.0
         return f"{rounded:{'+' if signed else ''}.3f}"
     if isinstance(cell, int):

@@ -1,6 +1,5 @@
 """Every question put to every model, kept item by item.
 
-extract        The answer in a text that a model wrote
 identity       Whose answers are they
 store          Answers of models, kept for every later evaluation
 quiet_harness  lm-eval without what it leaves behind

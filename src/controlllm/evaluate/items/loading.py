@@ -62,7 +62,7 @@ class LoadedSuite:
         for asked, loaded in self.benchmarks:
             prompt = asked.prompt
             if prompt == "auto":
-                prompt = "chat" if has_template and asked.kind != "choice" else "plain"
+                prompt = "chat" if has_template and asked.kind == "generate" else "plain"
             if prompt == "chat" and not has_template:
                 raise ConfigError(
                     f"{asked.name} is asked as a chat, but the tokenizer has no chat template; "

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from controlllm.common.registry import check_choice
-from controlllm.evaluate.items.extract import EXTRACTORS
 from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark
+from controlllm.evaluate.texts import EXTRACTORS
 
 __all__ = ["EXTRACT", "check_readings", "task_scores", "usual_asked"]
 

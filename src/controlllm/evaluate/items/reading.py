@@ -10,7 +10,6 @@ from typing import Any
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.evaluate.items.asking import AnswerBook
-from controlllm.evaluate.items.extract import EXTRACTORS
 from controlllm.evaluate.items.metrics import EXTRACT
 from controlllm.evaluate.items.records import Asked, Item
 from controlllm.evaluate.items.store import Answer, Request
@@ -21,6 +20,7 @@ from controlllm.evaluate.items.tasks import (
     number,
     text_request,
 )
+from controlllm.evaluate.texts import EXTRACTORS
 
 __all__ = ["read_items"]
 
@@ -30,6 +30,8 @@ LONGEST_QUESTION, LONGEST_ANSWER = 2_000, 8_000
 """Characters of a text in an item; the end of a question counts, and both ends of an answer."""
 LETTERS = "ABCDEFGHIJ"
 WRITE_A_LETTER = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}
+MARKER = "####"
+"""Before the answer, for the extractor `after_marker`."""
 INVALID = "[invalid]"
 """What lm-eval's filters give where they find no answer."""
 
@@ -103,7 +105,9 @@ def _item(
         read["cut_off"] = cut.get((name, doc))
     elif task.OUTPUT_TYPE == "loglikelihood":
         (ll, greedy), gold = row["resps"][0][0], row["arguments"][0][1]
-        read = {"choice": float(greedy), "bits_per_byte": _bits(float(ll), gold), "gold": gold}
+        read = {"bits_per_byte": _bits(float(ll), gold), "gold": gold}
+        if "acc" in row["metrics"]:  # The last word of a text, not the whole of one.
+            read["choice"] = float(greedy)
     else:
         text = row["arguments"][0][0]
         read = {"bits_per_byte": _bits(float(row["resps"][0][0]), text), "gold": ""}
@@ -167,7 +171,8 @@ def _of_text(asked: Asked, rows: Sequence[Mapping[str, Any]], gold: str | None) 
             continue
         if name.startswith(EXTRACT):
             extract = EXTRACTORS.get(name.removeprefix(EXTRACT))
-            found, wanted = extract(texts[0]), extract(gold or "") or (gold or "").strip()
+            right = (gold or "").strip()
+            found, wanted = extract(texts[0], MARKER), extract(right, MARKER) or right
             read[reading] = float(found is not None and found == wanted)
             told = found is not None
         else:
@@ -229,7 +234,7 @@ def _letters(task: Any, doc: Any) -> bool:
 
 
 def _letter_in(text: str) -> str | None:
-    return EXTRACTORS.get("letter")(text)
+    return EXTRACTORS.get("letter")(text, MARKER)
 
 
 def _bits(log_likelihood: float, text: str) -> float:
