@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,35 @@ def test_a_run_is_compared_with_its_base(cli, finished_run, suite, shared_data, 
     assert "arc along the dial" in page.read_text() and "collapsed" in page.read_text()
     code, out, _ = cli("ship", tmp_path / "out", "--gate", gate)
     assert code in (0, 2, 4) and "| mine  | arc       | choice |" in out
+
+
+def test_answers_are_read_again_without_the_model(cli, words, suite, tmp_path, monkeypatch):
+    """With another extractor, and with the model's loading made impossible."""
+    assert cli(*words())[0] == 0
+    before = Evaluation.load(tmp_path / "out" / "mine")
+    monkeypatch.setattr("controlllm.cli.evaluate.load_model", None)
+    assert cli(*words(stored="true"))[0] == 0
+    again = Evaluation.load(tmp_path / "out" / "mine")
+    assert again.items == before.items and again.scores == before.scores
+    suite.write_text(SUITE.replace("extract:last_number", "extract:last_line"))
+    assert cli(*words(stored="true"))[0] == 0
+    other = Evaluation.load(tmp_path / "out" / "mine")
+    assert other.benchmarks[1].lenient == "extract:last_line"
+    assert [i.answer for i in other.items["model"]] == [i.answer for i in before.items["model"]]
+    code, _, err = cli(*words(stored="true", sample=13))
+    assert code == 2 and "the store lacks an answer" in err
+    code, _, err = cli(*words(stored="true", save_to=tmp_path / "elsewhere"))
+    assert code == 2 and "controlllm eval --suite" in err
+
+
+def test_a_base_with_another_tokenizer_is_refused(cli, words, stories260k, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(stories260k, other)
+    rules = json.loads((other / "tokenizer.json").read_text())
+    rules["model"]["merges"] = rules["model"]["merges"][:-5]
+    (other / "tokenizer.json").write_text(json.dumps(rules))
+    code, _, err = cli(*words(reference=other))
+    assert code == 2 and "has another tokenizer than the model" in err
 
 
 @pytest.mark.parametrize(

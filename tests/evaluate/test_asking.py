@@ -378,4 +378,6 @@ def test_real_questions_on_a_real_model(stories260k, shared_data, tmp_path):
     targets = targets_of(model, tokenizer, "stories")
     found = evaluate_suite("s", benchmarks, targets, store=tmp_path / "store")
     rate = np.mean([item.choice for item in found.items["model"]])
+    for item in found.items["model"]:  # The answer shown is the one that was counted.
+        assert item.choice == float(item.answer == item.gold)
     assert len(found.items["model"]) == 20 and 0.2 <= rate <= 0.9

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
@@ -42,7 +41,9 @@ from controlllm.evaluate import (
     measure_retention,
     readings_table,
     scores_table,
+    stored_targets,
     targets_of,
+    tokenizer_identity,
     vllm_targets,
 )
 from controlllm.evaluate.forgetting.dial import check_settings
@@ -55,7 +56,7 @@ __all__ = ["EvalOptions", "run"]
 
 _OF_MODELS = tuple(
     Rule(name, lambda one: one.asked, "only --suite and --tasks read it; leave it out")
-    for name in ("collapsed", "engine")
+    for name in ("collapsed", "engine", "stored")
 )
 
 
@@ -89,6 +90,9 @@ class EvalOptions(BenchmarkOptions):
     engine: str = setting("hf", choices=("hf", "vllm"))
     """What computes --suite and --tasks: transformers in this process, or vLLM where it is
     installed, which loads folders of whole weights only (plain or collapsed models)."""
+    stored: bool = False
+    """Read the answers of the last such evaluation again, without its models: after a metric or an
+    extractor has changed. What the store lacks is an error."""
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
     """How the model is loaded."""
 
@@ -104,6 +108,11 @@ class EvalOptions(BenchmarkOptions):
         if self.engine == "vllm" and (self.alpha is not None or self.collapsed):
             raise ConfigError(
                 "engine=vllm has no dial: export the collapsed model, and evaluate that folder."
+            )
+        if self.stored and (self.alpha is not None or self.collapsed or self.reference):
+            raise ConfigError(
+                "stored=true reads the models of the last evaluation; leave alpha, collapsed and "
+                "reference out."
             )
         if len(self.alphas) > 1 and not self.asked:
             raise ConfigError("several alphas are for --suite and --tasks; give one.")
@@ -150,37 +159,42 @@ def _measure(
     suites: Sequence[LoadedSuite],
     ranks: Ranks,
 ) -> None:
+    folder = folder_of(options, options.model)
     if suites:
-        folder = folder_of(options, options.model)
         ranks.first(lambda: require_writable(folder, folder=True))
     results: dict[str, Any] = {"model": shown(options.model)}
-    asking: Callable[[], Iterator[Target]]
-    if options.engine == "vllm":
-        if sources:
-            raise ConfigError("engine=vllm measures no losses; leave out files and data.*.")
+    if options.engine == "vllm" or options.stored:
+        if options.files:
+            raise ConfigError("engine=vllm and stored=true measure no losses; leave --files out.")
         tokenizer: Any = find_tokenizer(options.model, options.load)
-        dtype = options.load.dtype
-        asking = partial(vllm_targets, options.model, options.reference, dtype)
+
+        def asking(suite: str) -> Iterator[Target]:
+            if options.stored:
+                return stored_targets(Evaluation.load(folder / suite), tokenizer)
+            return vllm_targets(options.model, options.reference, options.load.dtype)
+
     else:
         with stage(f"loading {options.model}"):
             model, tokenizer = load_model(options.model, options.load)
         if len(options.alphas) == 1:
             _expanded(model).set_alpha(options.alphas[0])
-        reference = _reference(model, options)
+        reference = _reference(model, tokenizer, options)
         if sources:
             sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
             tell_size(sets, settings=1)
             results["losses"] = _measure_losses(model, sets, reference, ranks)
-        asking = partial(
-            targets_of,
-            model,
-            tokenizer,
-            shown(options.model),
-            reference=reference,
-            alphas=options.alphas if len(options.alphas) > 1 else (),
-            collapsed=options.collapsed,
-            batch_size=options.batch_size,
-        )
+
+        def asking(suite: str) -> Iterator[Target]:
+            return targets_of(
+                model,
+                tokenizer,
+                shown(options.model),
+                reference=reference,
+                alphas=options.alphas if len(options.alphas) > 1 else (),
+                collapsed=options.collapsed,
+                batch_size=options.batch_size,
+            )
+
     if suites:
         results["suites"] = _ask(options, suites, tokenizer, asking, ranks)
     if (output := options.output) is not None:
@@ -191,7 +205,7 @@ def _ask(
     options: EvalOptions,
     suites: Sequence[LoadedSuite],
     tokenizer: Any,
-    asking: Callable[[], Iterator[Target]],
+    asking: Callable[[str], Iterator[Target]],
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Ask all suites, show and save what came back; the numbers of each."""
@@ -202,7 +216,7 @@ def _ask(
         found = evaluate_suite(
             suite.name,
             suite.benchmarks,
-            asking(),
+            asking(suite.name),
             store=store_of(options),
             ranks=ranks,
             graders=graders,
@@ -248,9 +262,16 @@ def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:
     return model
 
 
-def _reference(model: PreTrainedModel, options: EvalOptions) -> Reference | None:
+def _reference(model: PreTrainedModel, tokenizer: Any, options: EvalOptions) -> Reference | None:
     if options.reference is not None:
-        return Reference(model, copy=load_model(options.reference, options.load)[0])
+        base, other = load_model(options.reference, options.load)
+        if tokenizer_identity(other) != tokenizer_identity(tokenizer):
+            raise ConfigError(
+                f"reference={options.reference!r} has another tokenizer than the model: the two "
+                "would read other tokens, and their numbers could not be compared. Give the base "
+                "that the model was trained from."
+            )
+        return Reference(model, copy=base)
     return Reference(model) if carries_base(model) else None
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.tables import losses_table
     from controlllm.evaluate.items.comparison import Change, Outcome, Reading, compare_models
     from controlllm.evaluate.items.grading import code_grader
-    from controlllm.evaluate.items.identity import base_identity, model_identity
+    from controlllm.evaluate.items.identity import base_identity, model_identity, tokenizer_identity
     from controlllm.evaluate.items.loading import (
         Draw,
         LoadedSuite,
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         Target,
         ask_model,
         evaluate_suite,
+        stored_targets,
         targets_of,
         vllm_targets,
     )
@@ -150,7 +151,9 @@ __all__ = [
     "read_gate",
     "readings_table",
     "scores_table",
+    "stored_targets",
     "targets_of",
+    "tokenizer_identity",
     "usual_asked",
     "vllm_targets",
     "warn_if_not_finite",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from controlllm.common.adapters import carries_base
 from controlllm.expansion.files.fingerprint import base_tensors
 
-__all__ = ["base_identity", "model_identity"]
+__all__ = ["base_identity", "model_identity", "tokenizer_identity"]
 
 CHUNK = 1 << 24
 
@@ -47,11 +47,11 @@ def _identity(model: nn.Module, tokenizer: Any, weights: str) -> dict[str, str]:
     return {
         "weights": weights,
         "dtype": "+".join(sorted(dtypes)).replace("torch.", ""),
-        "tokenizer": _tokenizer(tokenizer),
+        "tokenizer": tokenizer_identity(tokenizer),
     }
 
 
-def _tokenizer(tokenizer: Any) -> str:
+def tokenizer_identity(tokenizer: Any) -> str:
     """Its vocabulary, rules and special tokens; padding and templates are no part of it."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:

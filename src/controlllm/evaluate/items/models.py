@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from controlllm.common.context import context_of
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.storage.files import file_digest
 from controlllm.evaluate.items.asking import Answering
 from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.store import Answer, Request
 
-__all__ = ["live_model", "vllm_identity", "vllm_model"]
+__all__ = ["StoredModel", "live_model", "vllm_identity", "vllm_model"]
 
 MOST_ASKED_AT_ONCE = 64
 """Of vLLM, which makes batches by itself: so many sequences times `AnswerBook`'s chunk."""
@@ -103,6 +103,41 @@ def vllm_identity(folder: str, dtype: str) -> dict[str, str]:
     files += [path for path in [Path(folder) / "tokenizer.json"] if path.is_file()]
     weights = " ".join(f"{path.name}:{file_digest(path)}" for path in files)
     return {"weights": weights, "dtype": dtype, "engine": f"vllm {version('vllm')}"}
+
+
+class StoredModel:
+    """Stands for a model that is not loaded: what its store has not, it refuses.
+
+    Args:
+        room: the model's longest input in tokens.
+        tokenizer: its tokenizer, for the chat template.
+    """
+
+    batch_size = 1
+
+    def __init__(self, room: int, tokenizer: Any) -> None:
+        self.room, self.tokenizer = room, tokenizer
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Refuse.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"the store lacks an answer ({requests[0].kind} after {requests[0].prompt[-60:]!r}): "
+            "other questions, settings or another store than before. Leave --stored out to ask."
+        )
+
+    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages behind the chat template, as the harness puts them."""
+        rendered: str = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return rendered
 
 
 def _require_vllm() -> None:

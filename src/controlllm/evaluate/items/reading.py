@@ -143,10 +143,15 @@ def _of_choices(
         choices.index(one) if isinstance(one, str) and one in choices else one for one in right
     ]
     right = [one for one in right if isinstance(one, int) and 0 <= one < len(choices)]
+    metric = asked.choice or "acc,none"
+    # As lm-eval takes the likeliest: for acc_norm by character, for acc_bytes by byte.
+    sizes = {"acc_norm": map(len, choices), "acc_bytes": (len(x.encode()) for x in choices)}
+    by_size = sizes.get(metric.partition(",")[0], (1 for _ in choices))
+    weights = [ll / max(1, size) for ll, size in zip(lls, by_size, strict=True)]
     read: dict[str, Any] = {
         "gold": " | ".join(choices[one] for one in right),
-        "answer": choices[max(range(len(lls)), key=lls.__getitem__)],
-        "choice": _metric(rows, asked.choice or "acc,none"),
+        "answer": choices[max(range(len(weights)), key=weights.__getitem__)],
+        "choice": _metric(rows, metric),
     }
     if right:
         # What the model reads is the same for all choices, or what it writes is.

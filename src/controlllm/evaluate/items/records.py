@@ -125,6 +125,7 @@ class Subject:
         name: where it was loaded from.
         alpha: of the dial; None = as trained, or none.
         identity: what tells its answers from another model's (weights, dtype, tokenizer).
+        room: the longest input in tokens.
         seconds: that its answers took; answers of an earlier evaluation take none.
     """
 
@@ -132,6 +133,7 @@ class Subject:
     name: str
     alpha: float | None = None
     identity: dict[str, str] = field(default_factory=dict)
+    room: int = 0
     seconds: float = 0.0
 
 

@@ -24,14 +24,27 @@ from controlllm.evaluate.items.asking import AnswerBook, Answering
 from controlllm.evaluate.items.identity import base_identity, model_identity
 from controlllm.evaluate.items.loading import LoadedSuite
 from controlllm.evaluate.items.metrics import check_readings, task_scores
-from controlllm.evaluate.items.models import live_model, vllm_identity, vllm_model
+from controlllm.evaluate.items.models import (
+    StoredModel,
+    live_model,
+    vllm_identity,
+    vllm_model,
+)
 from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.reading import read_items
 from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
 from controlllm.evaluate.items.store import AnswerStore
 from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness
 
-__all__ = ["Grader", "Target", "ask_model", "evaluate_suite", "targets_of", "vllm_targets"]
+__all__ = [
+    "Grader",
+    "Target",
+    "ask_model",
+    "evaluate_suite",
+    "stored_targets",
+    "targets_of",
+    "vllm_targets",
+]
 
 Opened = Callable[[], AbstractContextManager[nn.Module]]
 Graded = tuple[list[Item], list[dict[str, Any]]]
@@ -106,7 +119,9 @@ def targets_of(
         yield target(Subject(BASE, name, 0.0, identity), reference.active)
     identity = model_identity(model, tokenizer)
     label = TUNED if reference is not None else ONLY
-    yield target(Subject(label, name, None, identity), lambda: nullcontext(model))
+    dial = expanded.expansion.dial if is_expanded(model) else None
+    alpha_now = float(dial) if isinstance(dial, int | float) else None
+    yield target(Subject(label, name, alpha_now, identity), lambda: nullcontext(model))
     for alpha in alphas:
         if alpha > 0:
             told = Subject(f"alpha {alpha:g}", name, alpha, identity | {"alpha": f"{alpha:g}"})
@@ -171,6 +186,21 @@ def ask_model(
     return evaluate_suite(suite.name, asked, [Target(subject, answering)], store=store, ranks=ranks)
 
 
+def stored_targets(evaluation: Evaluation, tokenizer: Any) -> Iterator[Target]:
+    """The models of an earlier evaluation, of which only the answers in the store are read.
+
+    Args:
+        evaluation: the earlier one; its models are told by their identities.
+        tokenizer: whose chat template stands around questions; its model is not loaded.
+    """
+
+    def target(subject: Subject) -> Target:
+        model: Answering = StoredModel(subject.room, tokenizer)
+        return Target(subject, lambda: nullcontext(model))
+
+    yield from map(target, evaluation.models)
+
+
 @contextmanager
 def _dialled(model: Any, alpha: float) -> Iterator[nn.Module]:
     trained = model.expansion.dial
@@ -226,7 +256,8 @@ def evaluate_suite(
                     values += more
                 found += rows
                 scores += [{"model": target.subject.label} | row for row in values]
-        subjects.append(replace(target.subject, seconds=round(book.seconds, 3)))
+        seconds = round(book.seconds, 3)
+        subjects.append(replace(target.subject, room=model.room, seconds=seconds))
         items[target.subject.label] = tuple(found)
     return Evaluation(
         suite=suite,
