@@ -33,12 +33,12 @@ from controlllm.evaluate import (
     LoadedSuite,
     Reference,
     Target,
-    compare_models,
     evaluate_losses,
     evaluate_suite,
     format_table,
     losses_table,
     measure_retention,
+    numbers_of,
     readings_table,
     scores_table,
     stored_targets,
@@ -224,26 +224,8 @@ def _ask(
         folder = folder_of(options, options.model) / suite.name
         ranks.first(lambda: found.save(folder))  # noqa: B023
         _show(f"{readings_table(found)}\n\n{scores_table(found)}\n\nitems: {folder}", ranks)
-        numbers[suite.name] = _numbers(found)
+        numbers[suite.name] = numbers_of(found)
     return numbers
-
-
-def _numbers(found: Evaluation) -> dict[str, Any]:
-    """What `--output` holds of a suite: everything but the items."""
-    labels = [subject.label for subject in found.models]
-    changes = [
-        {
-            "benchmark": change.benchmark.name,
-            "model": label,
-            "outcome": str(change.outcome),
-            "reason": change.reason,
-            "readings": {name: asdict(one) for name, one in change.readings.items()},
-        }
-        for label in labels[1:]
-        if labels[0] == "base"
-        for change in compare_models(found, label)
-    ]
-    return {"changes": changes, "scores": list(found.scores), "provenance": found.provenance}
 
 
 def _check_names(sources: list[SourceConfig]) -> None:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         vllm_targets,
     )
     from controlllm.evaluate.items.store import AnswerStore, default_store
-    from controlllm.evaluate.items.tables import readings_table, scores_table
+    from controlllm.evaluate.items.tables import numbers_of, readings_table, scores_table
     from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
     from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
     from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
@@ -144,6 +144,7 @@ __all__ = [
     "mean_pass_at_k",
     "measure_retention",
     "model_identity",
+    "numbers_of",
     "paired_bootstrap",
     "paired_difference",
     "plot_curves",

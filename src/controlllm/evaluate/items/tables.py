@@ -1,10 +1,13 @@
 """An evaluation as tables for a terminal or a page of Markdown."""
 
+from dataclasses import asdict
+from typing import Any
+
 from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.items.comparison import compare_models
 from controlllm.evaluate.items.records import READINGS, Evaluation
 
-__all__ = ["readings_table", "scores_table"]
+__all__ = ["numbers_of", "readings_table", "scores_table"]
 
 NAMES = {"bits_per_byte": "bits per byte"}
 
@@ -50,6 +53,24 @@ def scores_table(evaluation: Evaluation) -> str:
         values.setdefault((row["task"], row["metric"]), {})[row["model"]] = row["value"]
     rows = [[*key, *(found.get(label) for label in labels)] for key, found in values.items()]
     return format_table(["task", "metric of lm-eval", *labels], rows)
+
+
+def numbers_of(found: Evaluation) -> dict[str, Any]:
+    """What both models did to a suite, ready for JSON: everything but the items."""
+    labels = [subject.label for subject in found.models]
+    changes = [
+        {
+            "benchmark": change.benchmark.name,
+            "model": label,
+            "outcome": str(change.outcome),
+            "reason": change.reason,
+            "readings": {name: asdict(one) for name, one in change.readings.items()},
+        }
+        for label in labels[1:]
+        if labels[0] == "base"
+        for change in compare_models(found, label)
+    ]
+    return {"changes": changes, "scores": list(found.scores), "provenance": found.provenance}
 
 
 def _alone(evaluation: Evaluation, labels: list[str]) -> str:
