@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.evaluate.samples import write_task
 
 from controlllm.evaluate import Evaluation, check_walls
+from controlllm.evaluate.texts import EXTRACTORS
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
 
@@ -106,6 +108,30 @@ def test_a_run_is_compared_with_its_base(cli, finished_run, suite, shared_data, 
     assert "arc along the dial" in page.read_text() and "collapsed" in page.read_text()
     code, out, _ = cli("ship", tmp_path / "out", "--gate", gate)
     assert code in (0, 2, 4) and "| mine  | arc       | choice |" in out
+
+
+def test_an_extractor_and_task_files_of_one_s_own(
+    cli, words, suite, tmp_path, shared_data, monkeypatch
+):
+    """By a plug-in and by relative paths, from the folder that they lie in."""
+    monkeypatch.setattr(EXTRACTORS, "_things", dict(EXTRACTORS._things))
+    monkeypatch.chdir(tmp_path)
+    Path("tasks").mkdir()
+    write_task(Path("tasks"), "mine_arc", shared_data / "eval/llm_foundry/copa.jsonl")
+    Path("say.py").write_text(
+        "from controlllm.evaluate.texts import register_extractor\n"
+        "register_extractor('first_word')(lambda text, marker: (text.split() or [None])[0])\n"
+    )
+    own = SUITE.replace("extract:last_number", "extract:first_word")
+    own += "  - {name: mine, tasks: [mine_arc], kind: choice, items: 100}\n"
+    suite.write_text(own)
+    asked = words(include_path="tasks")
+    code, _, err = cli(*asked)
+    assert code == 2 and "extractor='first_word'" in err
+    code, _, err = cli(*asked, "--data.plugins", "[say.py]")
+    assert code == 0, err
+    found = Evaluation.load(tmp_path / "out" / "mine")
+    assert [one.choice for one in found.benchmarks] == ["acc_norm,none", None, "acc_norm,none"]
 
 
 def test_answers_are_read_again_without_the_model(cli, words, suite, tmp_path, monkeypatch):

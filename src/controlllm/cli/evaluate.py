@@ -28,6 +28,7 @@ from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import shown
 from controlllm.common.text.progress import progress, stage
 from controlllm.data import DataConfig, SourceConfig
+from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import (
     Evaluation,
     LoadedSuite,
@@ -148,6 +149,7 @@ def run(argv: list[str]) -> None:
         raise SystemExit(launch("eval", argv, count))
     if not is_first():
         be_silent()
+    load_plugins(options.data)  # A suite may name an extractor of the user's own.
     shared = ParallelConfig(strategy="ddp")
     with open_world(shared, options.load.device) as world:
         _measure(options, sources, loaded_suites(options), world.ranks)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.suites import EXTRACTORS, load_suite, suite_names
+from controlllm.evaluate.suites import load_suite, suite_names
 from controlllm.evaluate.suites.stock import OWN, read_template
 
 SHIPPED = ["chinese", "code", "cpt", "maths", "original", "quick", "small"]
@@ -59,12 +59,6 @@ def test_what_items_can_show_is_as_published():
         for suite, name in expected
     }
     assert found == expected
-
-
-def test_extractors_are_those_that_there_are():
-    from controlllm.evaluate.texts import EXTRACTORS as there
-
-    assert sorted(EXTRACTORS) == there.names()
 
 
 def test_quick_generates_nothing():

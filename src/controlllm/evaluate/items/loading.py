@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.items.metrics import usual_asked
+from controlllm.evaluate.items.metrics import usual_asked, usual_choice
 from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
 from controlllm.evaluate.suites import Benchmark, Suite, prepare_tasks, what_is_missing
@@ -141,7 +141,10 @@ def load_questions(
                 samples=samples,
                 settings=settings,
             )
-            pairs.append((_asked(one, draw, longest, samples), loaded))
+            asked = _asked(one, draw, longest, samples)
+            if asked.kind == "choice" and asked.choice is None:
+                asked = replace(asked, choice=usual_choice(loaded))
+            pairs.append((asked, loaded))
     return LoadedSuite(suite.name, tuple(pairs))
 
 

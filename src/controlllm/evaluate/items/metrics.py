@@ -8,7 +8,7 @@ from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark
 from controlllm.evaluate.texts import EXTRACTORS
 
-__all__ = ["EXTRACT", "check_readings", "task_scores", "usual_asked"]
+__all__ = ["EXTRACT", "check_readings", "task_scores", "usual_asked", "usual_choice"]
 
 EXTRACT = "extract:"
 """Before the name of an extractor, where a metric's name could stand."""
@@ -27,8 +27,7 @@ def usual_asked(name: str, benchmark: LoadedBenchmark, **known: Any) -> Asked:
     task = next(iter(benchmark.tasks.values()))
     metrics = list(task.aggregation())
     if task.OUTPUT_TYPE == "multiple_choice":
-        usual = next((one for one in ("acc_norm", "acc") if one in metrics), metrics[0])
-        return Asked(name, (name,), "choice", choice=f"{usual},none", **known)
+        return Asked(name, (name,), "choice", choice=usual_choice(benchmark), **known)
     if task.OUTPUT_TYPE != "generate_until":
         return Asked(name, (name,), "likelihood", **known)
     filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
@@ -38,6 +37,14 @@ def usual_asked(name: str, benchmark: LoadedBenchmark, **known: Any) -> Asked:
     lenient = f"{numbers[0]},{filters[1]}" if len(filters) > 1 else None
     return Asked(
         name, (name,), "generate", strict=f"{numbers[0]},{filters[0]}", lenient=lenient, **known
+    )
+
+
+def usual_choice(benchmark: LoadedBenchmark) -> str:
+    """The metric of the likeliest choice where nobody names one: by character, if it is there."""
+    metrics = list(next(iter(benchmark.tasks.values())).aggregation())
+    return next(
+        (f"{one},none" for one in ("acc_norm", "acc") if one in metrics), f"{metrics[0]},none"
     )
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from controlllm.evaluate.suites.missing import what_is_missing
     from controlllm.evaluate.suites.prepare import Prepared, prepare_tasks
     from controlllm.evaluate.suites.suite import (
-        EXTRACTORS,
         KINDS,
         Benchmark,
         Suite,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "EXTRACTORS",
     "KINDS",
     "Benchmark",
     "Prepared",

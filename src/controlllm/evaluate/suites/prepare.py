@@ -149,7 +149,7 @@ class _Writer:
     def _task(
         self, benchmark: Benchmark, leaf: Leaf, name: str, found: Found | None
     ) -> dict[str, Any]:
-        include = [str(leaf.path)]
+        include = [str(leaf.path.absolute())]
         if benchmark.template is not None:
             include.append(str(read_template(benchmark.template)[0]))
         said: dict[str, Any] = {"include": include, **leaf.over, "task": name, "tag": None}

@@ -12,13 +12,12 @@ from controlllm.common.registry import check_choice
 from controlllm.common.storage.schema import build
 from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
 from controlllm.evaluate.statistics import detectable_difference
+from controlllm.evaluate.texts.extraction import EXTRACTORS
 
-__all__ = ["EXTRACTORS", "KINDS", "Benchmark", "Suite", "load_suite", "suite_names"]
+__all__ = ["KINDS", "Benchmark", "Suite", "load_suite", "suite_names"]
 
 KINDS = ("choice", "generate", "code", "likelihood")
 """Choices compared by likelihood, an answer that is generated, code that is run, a text's loss."""
-EXTRACTORS = ("after_marker", "boxed", "last_line", "last_number", "letter", "whole")
-"""Ways of ours to find the answer in a generated text, named as `extract:last_number`."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[A-Za-z0-9][\w.-]{0,99})?", re.ASCII)
 _METRIC = re.compile(r"[A-Za-z][\w@.-]*,[\w.-]+", re.ASCII)
@@ -43,7 +42,8 @@ class Benchmark:
         prompt: "chat" puts questions as chat messages, "plain" does not, "auto" where the tokenizer
             has a chat template. Base and trained model always get the same.
         strict: the metric that wants the answer in the asked format: one of lm-eval with its filter
-            (`exact_match,strict-match`), or one of `EXTRACTORS` (`extract:last_number`).
+            (`exact_match,strict-match`), or a registered extractor (`extract:last_number`). Of
+            choices the metric that is read (`acc,none`); None = `acc_norm` where the task has it.
         lenient: the metric that takes the answer in any format, written likewise.
         max_new_tokens: of a generated answer; None leaves it to the task.
         extras: what `pip install` needs to be given beyond lm-eval.
@@ -238,4 +238,4 @@ def _check_metric(field: str, value: str | None) -> None:
             f"{field}={value[:100]!r} names no metric; write one of lm-eval with its filter "
             "(exact_match,strict-match), or extract:last_number."
         )
-    check_choice(f"{field}: extractor", name, EXTRACTORS)
+    check_choice(f"{field}: extractor", name, EXTRACTORS.names())
