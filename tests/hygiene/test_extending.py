@@ -11,30 +11,50 @@ import torch
 import yaml
 
 from controlllm import ExpansionConfig, expand
+from controlllm.common.registry import Registry
 from controlllm.evaluate.texts import EXTRACTORS, METRICS
 from controlllm.expansion import DIVERGENCES, INTERPOLATORS
 from controlllm.train import LOGGERS, SCHEDULES
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+REGISTRIES: list[Registry[Any]] = [
+    DIVERGENCES,
+    EXTRACTORS,
+    INTERPOLATORS,
+    LOGGERS,
+    METRICS,
+    SCHEDULES,
+]
 
 
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page registers is known in its test only."""
-    for registry in (DIVERGENCES, EXTRACTORS, INTERPOLATORS, LOGGERS, METRICS, SCHEDULES):
+    for registry in REGISTRIES:
         monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
 @pytest.fixture
-def run_page(repository: Path) -> Callable[..., dict[str, Any]]:
-    """`run_page(name)`: runs the Python of a page; what its last block leaves behind."""
+def run_page(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """`run_page(name)`: runs the Python of a page; what its last block leaves behind.
+
+    Each block runs as a file of its own does: it knows of the others only what it imports.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
 
     def run(name: str) -> dict[str, Any]:
         text = (repository / "docs" / "extending" / f"{name}.md").read_text("utf-8")
         blocks = BLOCK.findall(text)
         assert blocks
+        known = [(registry, dict(registry._things)) for registry in REGISTRIES]
         names: dict[str, Any] = {}
         for block in blocks:
+            for registry, things in known:
+                monkeypatch.setattr(registry, "_things", dict(things))
+            if file := re.match(r"# (\w+\.py)\n", block):
+                (tmp_path / file[1]).write_text(block)
             names = {"__name__": "__main__"}
             exec(compile(block, f"{name}.md", "exec"), names)
         return names

@@ -70,7 +70,8 @@ def fetch_checkpoint(remote: RemoteRun, name: str, folder: Path) -> Path:
     """Bring `checkpoint-N` into a local folder, and verify it; a good copy there is kept.
 
     Raises:
-        CheckpointError: if it is not whole, or the server, or the local disk, fails.
+        BrokenError: if it is not whole.
+        CheckpointError: if the server, or the local disk, fails.
     """
     target = folder / name
     manifest = read_manifest(remote, name)

@@ -96,7 +96,11 @@ class RemoteRun:
         return stamps
 
     def best(self) -> str | None:
-        """The name of the best checkpoint, or None where none is marked."""
+        """The name of the best checkpoint, or None where none is marked.
+
+        Raises:
+            CheckpointError: what marks it is damaged, or the server cannot say.
+        """
         content, where = self.read(BEST), f"{self.address}/{BEST}"
         if content is None:
             return None

@@ -111,7 +111,11 @@ def _refuse_link(template: Path) -> None:
 
 
 def file_on_hub(name: str, file: str, revision: str | None = None) -> Path | None:
-    """The local copy of a file on the Hub; None if it is not there, or the Hub does not answer."""
+    """The local copy of a file on the Hub; None if it is not there, or the Hub does not answer.
+
+    Raises:
+        CheckpointError: the Hub refuses, or `name` is neither a folder nor a Hub name.
+    """
     try:
         return file_of(name, file, revision)
     except (OSError, ValueError) as error:

@@ -66,8 +66,8 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
     left = list(_leave_out(data, trusts, value_at(given, "data.plugins") is not None))
     if left:
         log.warning(
-            "config.yaml of the run names what is not used unless you say so: %s. Give it on the "
-            "command line, or trust this run folder: --trust_config true.",
+            "The run's config.yaml names %s, which is left out unless you repeat it on the command "
+            "line, or trust this run folder: --trust_config true.",
             "; ".join(left),
         )
     return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}

@@ -57,7 +57,7 @@ _digests: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, str]] = WeakKeyD
 
 
 def options_key(encoder: RowEncoder) -> str:
-    """Changes when a tokenizer, template or option would make other examples of the same rows."""
+    """A hash that changes when tokenizer, template or options would make other examples of rows."""
     source = {
         name: value for name, value in asdict(encoder.source).items() if name not in NOT_OF_ROWS
     }
@@ -70,7 +70,7 @@ def options_key(encoder: RowEncoder) -> str:
 
 
 def model_key(model: Any) -> str:
-    """Changes when a model's config or any of its weights does, wherever it was loaded from.
+    """A hash that changes when a model's config or a weight does, wherever it was loaded from.
 
     Sums of bits are exact on every device, so the key does not depend on where the model lies.
     """
@@ -91,7 +91,7 @@ def _content(tensor: Tensor) -> Any:
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the tokenizer's content, wherever it was loaded from; computed anew where it changed."""
+    """A hash of the tokenizer's content, wherever it lay; computed anew where that changed."""
     backend = tokenizer.backend_tokenizer
     steps = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
@@ -121,7 +121,7 @@ _parsing = Lock()  # Python 3.11's parser counts its depth for all threads toget
 
 
 def code_key(source: SourceConfig) -> str:
-    """Changes when the code that reads, renders or filters rows does, a user's own included.
+    """A hash that changes when the code that reads, renders or filters rows does, also a user's.
 
     Raises:
         ConfigError: a format, filter or hook that the source names is not known.

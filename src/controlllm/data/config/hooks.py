@@ -23,7 +23,8 @@ __all__ = [
 
 Collator: TypeAlias = Callable[[Sequence[Sequence[Any]], int, int], dict[str, Any]]
 """(groups, max_length, pad_id) -> batch. A group is a packed slot, or a padded row alone; its
-members are (example, origin). The keys of a batch are those of `batches`."""
+members are (example, origin). The keys of a batch are those of
+`loader.collate`."""
 
 COLLATORS: Registry[Collator] = Registry("collator")
 """Collators by name."""
@@ -95,6 +96,9 @@ def register_postprocess(
         name: what `postprocess` of a source says.
         sharded: whether several ranks may share the rows; False where rows belong together.
         uses_model: whether it asks for `context.model`.
+
+    Raises:
+        ConfigError: the name is taken.
     """
 
     def keep(function: Callable[[Rows, PostprocessContext], Rows]) -> Callable[..., Rows]:

@@ -1,4 +1,4 @@
-"""Step 4: rows -> examples of at most `max_length` tokens, every row accounted for."""
+"""Rows -> examples of at most `max_length` tokens, every row accounted for."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Step 4: documents -> texts by the chat template, and which of their characters are targets."""
+"""Documents -> texts by the chat template, and which of their characters are targets."""
 
 import re
 from collections.abc import Sequence

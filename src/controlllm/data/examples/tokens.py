@@ -1,4 +1,4 @@
-"""Step 4b: rendered texts -> token ids, and which of them are targets; many texts at once.
+"""Rendered texts -> token ids, and which of them are targets; many texts at once.
 
 `tokenizers` can note the characters of every token, which costs it up to half its speed. Two common
 families need no note: every token has a fixed number of bytes, and those of a text add up to it.

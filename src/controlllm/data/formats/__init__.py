@@ -1,4 +1,4 @@
-"""Step 2: a row of a known shape -> a document: a text (`str`) or a conversation (messages).
+"""A row of a known shape -> a document: a text (`str`) or a conversation (messages).
 
 base      What a format is, and how one is chosen for a row
 oasst     OpenAssistant's message trees, as nested rows or as single messages that a hook joins

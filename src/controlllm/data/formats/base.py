@@ -46,6 +46,9 @@ def register_format(
             format is used only where a source names it: right for one data set's own shape.
         reads: the other columns that it may read. Then a source whose `columns` maps anything else
             is refused, for it is misspelt; without it any name may be mapped.
+
+    Raises:
+        ConfigError: the name is taken.
     """
 
     def keep(convert: ConvertT) -> ConvertT:

@@ -6,7 +6,7 @@ draws         What a stream gives out, and the state that it goes on from
 evaluation    The fixed batches of a held-out source: in order, each target exactly once
 lane          All sources, mixed and batched, independent of all other lanes
 mixing        Several streams -> one sequence of draws in which each source holds its share
-open_source   Steps 1 to 4 put together: a source config -> the feed that streams draw from
+open_source   Reading, formats and tokens put together: a source config -> the feed of streams
 packing       Which waiting rows go together into a slot
 plugins       Users' own formats, sources, filters, hooks and collators
 questions     A held-out set as prompts to answer, and their answers

@@ -1,4 +1,4 @@
-"""Step 7: draws -> items: a packed slot, or the rows of a padded batch.
+"""Draws -> items: a packed slot, or the rows of a padded batch.
 
 ```
 best fit   whole documents in a slot: by age, then the longest that fits     waiting: rows
@@ -284,8 +284,8 @@ def make_batcher(
 ) -> Batcher:
     """The batcher that a config asks for.
 
-    `draw` gives None at the end of the data; `seed` is of the order of grouped batches, `bos` what
-    the rests of documents that begin with it begin with, too.
+    `draw` gives None at the end of the data; `seed` is of the order of grouped batches; `bos` is
+    put before the rest of a document that began with it.
     """
     if config.has_fixed_slots:
         return Rows(draw, config, 1, seed)

@@ -1,4 +1,4 @@
-"""Step 7: examples -> the tensors of a batch, padded or packed.
+"""Examples -> the tensors of a batch, padded or packed.
 
 B rows or slots, T tokens of the longest row (padded) or of a slot (packed).
 

@@ -1,4 +1,4 @@
-"""Step 5: what a stream gives out, and the state that it goes on from.
+"""What a stream gives out, and the state that it goes on from.
 
 A *reference* (number, row, piece) names an example for ever: the piece of a row of a chunk of an
 epoch. Whatever was read but not drawn is kept as references, and is read again on resume.

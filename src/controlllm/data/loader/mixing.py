@@ -1,4 +1,4 @@
-"""Step 6: several streams -> one sequence of draws in which each source holds its share."""
+"""Several streams -> one sequence of draws in which each source holds its share."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Steps 1 to 4 put together: a source config -> the feed that streams draw from.
+"""Reading, formats and tokens put together: a source config -> the feed that streams draw from.
 
 ```
 prepared tokens, if there are any ------------------.

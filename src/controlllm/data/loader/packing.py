@@ -1,4 +1,4 @@
-"""Step 7a: which waiting rows go together into a slot.
+"""Which waiting rows go together into a slot.
 
 `slot_store` fills the slots of a whole source beforehand (`packing_strategy: fixed`): a slot is an
 `Example` of several documents. A run then shuffles slots, which is the least work for a step; the

@@ -1,4 +1,4 @@
-"""Step 5: one source, as one lane draws from it: shuffled, endless, and resumable.
+"""One source, as one lane draws from it: shuffled, endless, and resumable.
 
 ```
 numbers -> open chunks -> rows -> shuffle buffer -> tokenized a few at a time, mixed -> queue
@@ -50,11 +50,11 @@ class Feed:
     buffer: int = 0
     """Rows that are mixed on top of the order of chunks."""
     key: str = ""
-    """Changes when the rows would become other examples (tokenizer, template, options)."""
+    """A hash that changes when rows would become other examples (tokenizer, template, options)."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the sequence of examples would."""
+        """A text that changes when the sequence of examples does."""
         return f"{self.chunks.fingerprint}/{self.key}/{self.numbers}/{self.buffer}"
 
 

@@ -1,4 +1,4 @@
-"""Step 8: the training loader."""
+"""The training loader: the lanes of a rank, collated, and their state."""
 
 import json
 import logging

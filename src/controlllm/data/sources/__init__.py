@@ -1,4 +1,4 @@
-"""Step 1: a source config -> chunks of rows, each row with the place it came from.
+"""A source config -> chunks of rows, each row with the place it came from.
 
 arrow          Arrow files, in both forms, and folders that `save_to_disk` wrote of them
 arrowmessages  Messages of Arrow's IPC forms, looked at before Arrow unpacks them

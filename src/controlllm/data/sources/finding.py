@@ -1,4 +1,4 @@
-"""Step 1a: the path of a source -> its files, in a fixed order, each with its type.
+"""The path of a source -> its files, in a fixed order, each with its type.
 
 A path is a file, a folder (all files below it of one type) or a glob, here or at any address.
 """

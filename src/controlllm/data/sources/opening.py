@@ -1,4 +1,4 @@
-"""Step 1: a source config -> its chunks, by whatever opener reads sources of its kind."""
+"""A source config -> its chunks, by whatever opener reads sources of its kind."""
 
 import itertools
 import os

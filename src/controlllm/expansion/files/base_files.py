@@ -69,7 +69,7 @@ def file_of(
     """A file of a folder, or the local copy of one on the Hub; None if it is not there.
 
     Raises:
-        OSError, ValueError: the Hub refuses, or `name` can be none of both.
+        OSError, ValueError: the Hub refuses, or `name` is neither a folder nor a Hub name.
     """
     from transformers.utils.hub import cached_file
 

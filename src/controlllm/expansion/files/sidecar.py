@@ -133,5 +133,5 @@ def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_sidecar_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a sidecar's tensors, onto the CPU (CheckpointError)."""
+    """Read a sidecar's tensors, onto the CPU (CheckpointError: missing or broken)."""
     return read_tensors(Path(folder) / SIDECAR_WEIGHTS)

@@ -256,7 +256,7 @@ class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
 
         Raises:
             ModelError: without `expand_ends` (the frozen base would have to change), or for fewer
-            tokens.
+                tokens.
         """
         if new_num_tokens is None:
             return self.get_input_embeddings()
@@ -299,7 +299,12 @@ class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
             super().register_for_auto_class(auto_class)
 
     def save_sidecar(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the trained tensors only; see `controlllm.expansion.files.sidecar.save_sidecar`."""
+        """Write the trained tensors only; see `controlllm.expansion.files.sidecar.save_sidecar`.
+
+        Raises:
+            ModelError: this class runs as remote code, and the package is not installed.
+            CheckpointError: the folder holds anything else, or cannot be written.
+        """
         try:
             from controlllm.expansion.files.sidecar import save_sidecar
         except ImportError as error:  # this class also runs as remote code, without the package

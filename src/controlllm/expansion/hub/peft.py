@@ -115,7 +115,7 @@ def put_adapters(
 
 
 def _inject(model: PreTrainedModel, values: dict[str, Any]) -> None:
-    """Let PEFT put adapters in; what trained in an expanded model goes on to."""
+    """Let PEFT put adapters in; what trained in an expanded model goes on training."""
     peft = require_peft()
     expanded = isinstance(model, ControlLLMForCausalLM)
     trained = [p for p in model.parameters() if p.requires_grad] if expanded else []

@@ -43,8 +43,7 @@ def load_sidecar(
 
     Raises:
         CheckpointError: if the base is another one, or tensors are missing, left over or of another
-        shape; the base
-            is then unchanged.
+            shape; the base is then unchanged.
     """
     values = read_sidecar_config(folder)
     if tensors is None:

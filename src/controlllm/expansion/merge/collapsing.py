@@ -123,6 +123,7 @@ def combine(
         An expanded model, or one of the base's class.
 
     Raises:
+        ConfigError: for a weight that is not from 0 to 1, or a form that is not known.
         ModelError: if their bases or their expansions differ, with what differs; or for adapters
             in the form "expanded".
     """

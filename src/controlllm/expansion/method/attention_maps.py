@@ -11,7 +11,7 @@ __all__ = ["AttentionMaps", "attention_module"]
 
 
 def attention_module(branch: nn.Module) -> nn.Module:
-    """The attention module of a decoder block (ModelError)."""
+    """The attention module of a decoder block (ModelError: it has none)."""
     for name, module in branch.named_children():
         if ("attn" in name or "attention" in name) and any(True for _ in module.children()):
             return module

@@ -21,7 +21,7 @@ class ExpansionConfig:
 
     Raises:
         ConfigError: for every value that cannot work, with the value, what is allowed and, for
-        names, the nearest.
+            names, the nearest.
     """
 
     structure: str = "concat"

@@ -44,7 +44,7 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
 
     Raises:
         ConfigError: for more blocks than layers, a layer out of range, or an odd number of blocks
-        in a hybrid.
+            in a hybrid.
     """
     layers = None if config.layers is None else sorted(config.layers)
     if bad := [layer for layer in config.layers or () if not 0 <= layer < num_layers]:

@@ -119,7 +119,11 @@ def remove(model: PreTrainedModel, expansion: Expansion) -> None:
 
 
 def expanded_list(model: nn.Module, expansion: Expansion) -> nn.ModuleList:
-    """The list of blocks of a model that is expanded already."""
+    """The list of blocks of a model that is expanded already.
+
+    Raises:
+        ModelError: its blocks no longer lie in a list.
+    """
     block = next(iter(expansion.blocks.values()))
     name = module_name(model, block).rpartition(".")[0]
     layers = model.get_submodule(name)

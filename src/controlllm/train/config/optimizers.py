@@ -39,7 +39,7 @@ class Optimizer:
     needs_rows: ClassVar[bool] = False  # whether each process has to hold whole rows of a matrix
 
     def require(self, setting: str) -> Any:
-        """Import what it needs; `setting` is for the message (ConfigError)."""
+        """Import what it needs; `setting` is for the message (ConfigError: it is missing)."""
 
     def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
         """What it keeps of a parameter.
@@ -64,7 +64,7 @@ class LowBit(Optimizer):
     needs_rows: ClassVar[bool] = True
 
     def require(self, setting: str) -> Any:
-        """Import torchao's optimizers (ConfigError)."""
+        """Import torchao's optimizers (ConfigError: torchao is not installed)."""
         return require_package("torchao.optim", setting)
 
     def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:

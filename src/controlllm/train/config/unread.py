@@ -1,9 +1,10 @@
 """Which settings of a run are read when: what is said and not read is refused, or warned of.
 
-When each is read stands at its field (`common.settings.setting`). Refused, when the config is made,
-is what the run would be another one with, or would break a promise without. Warned of, as training
-begins, is what belongs to a part that is switched off: one file may serve for several methods and
-places.
+When each is read stands at its field (`common.facts.setting`).
+
+Refused when the config is made: settings whose neglect would make it another run, or break a
+promise. Warned of as training begins: settings of a part that is switched off, since one file may
+serve for several methods and places.
 """
 
 from functools import cache

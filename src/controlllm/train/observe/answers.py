@@ -30,7 +30,7 @@ class Answer:
 
     @classmethod
     def read(cls, values: Any) -> "Answer":
-        """Of plain values, as a file has them.
+        """An answer from plain values.
 
         Raises:
             TypeError, ValueError, KeyError: they are no answer.
@@ -78,7 +78,7 @@ class Pace:
         self.on_token, self.on_batch = on_token, on_batch
 
     def share(self, sets: int) -> float:
-        """Until when one of so many sets that are left may take."""
+        """The second at which the next of `sets` remaining sets must end."""
         if self.bound is None:
             return math.inf
         now = self.seconds()

@@ -84,7 +84,7 @@ class GenerationMeter:
         return sum(len(one.questions) for one in self.sets.values())
 
     def key(self) -> str:
-        """Changes when the same model would be asked for other answers."""
+        """A hash that changes when the same model would be asked for other answers."""
         asked = {
             name: [[one.prompt_ids, one.answer] for one in questions.questions]
             for name, questions in self.sets.items()

@@ -20,8 +20,8 @@ def block_plan(config: Any, size: int) -> dict[str, str]:
     """How `size` processes cut a block's matrices: their names in it -> `colwise` or `rowwise`.
 
     Raises:
-        ConfigError: the model has no plan, a plan for which more is needed, or heads that cannot be
-            dealt out.
+        ConfigError: the model has no plan, one with styles other than `colwise` and `rowwise`, or
+            heads that `size` does not divide.
 
     >>> from transformers import LlamaConfig
     >>> block_plan(LlamaConfig(), 2)["self_attn.o_proj"]

@@ -161,7 +161,7 @@ def estimate(
 
 
 def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
-    """Last of all: the model is changed."""
+    """Bytes by part. Call it last: it changes the model."""
     training = run.training
     packed = _packed(model, run.quantizer)
     local = [(_bytes(packed.get(p, p), mesh.parts), p.requires_grad) for p in model.parameters()]

@@ -143,7 +143,8 @@ class Callback:
     """Something that happens while a run trains; a subclass defines the methods that it needs.
 
     Each process of a run calls each method at the same step, so that a method may be collective.
-    The model is in training mode and may be changed in mode only. An error ends the run.
+    The model is in training mode: put its mode back if you change it, and leave its weights alone.
+    An error ends the run.
     """
 
     def begin(self, state: RunState) -> None:
