@@ -161,6 +161,7 @@ def test_inspect_shows_run_and_sidecar(cli: Cli, finished_run: Path, tmp_path: P
     assert code == 0
     assert "model.layers.1 | concat" in out
     assert "checkpoint-3: training checkpoint" in out
+    assert "dial: not turned" in out
     values = json.loads((tmp_path / "i.json").read_text())
     assert values["kind"] == "training checkpoint"
     assert [part["kind"] for part in values["parts"]] == ["concat", "concat", "base"]
@@ -241,6 +242,7 @@ def test_calibrate_writes_the_alpha_into_the_sidecar(
     assert (folder / "calibration.png").stat().st_size > 1000
     model, _ = load_model(folder)
     assert set(model.alphas().values()) == {dial}
+    assert f"dial: {dial}\n" in cli("inspect", folder)[1]
 
 
 def test_calibrate_a_run_writes_a_sidecar_beside_it(

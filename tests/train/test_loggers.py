@@ -111,6 +111,13 @@ def test_the_console_prints_plain_lines_without_a_terminal(run_config, loaded, c
     assert not any("\x1b" in line for line in out)
 
 
+def test_the_console_names_what_a_callback_logs(context, capsys):
+    (logger,) = make_loggers(context(report_to=["console"]))
+    logger.log({"mine/since_best": 2.0, "mine/share": 0.0125}, 3)
+    logger.close()
+    assert capsys.readouterr().out == "step  3/20  mine/since_best 2  mine/share 0.0125\n"
+
+
 def test_the_console_shows_a_bar_on_a_terminal(context, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")

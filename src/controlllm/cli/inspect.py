@@ -50,9 +50,16 @@ def _head(found: Inspection) -> list[str]:
         return [*lines, "not expanded"]
     if few := found.base.get("quantised"):
         lines.append(f"trained beside this base in {', '.join(few)}; eval and chat take it in full")
-    shown = ("structure", "interpolator", "divergence", "divergence_weight", "expand_ends", "dial")
-    lines.append("  ".join(f"{name}: {getattr(found.expansion, name)}" for name in shown))
-    return lines
+    names = ("structure", "interpolator", "divergence", "divergence_weight")
+    shown = [f"{name}: {getattr(found.expansion, name)}" for name in names]
+    shown.append(f"expand_ends: {'yes' if found.expansion.expand_ends else 'no'}")
+    return [*lines, "  ".join([*shown, f"dial: {_dial(found.expansion.dial)}"])]
+
+
+def _dial(dial: float | dict[int, float] | None) -> str:
+    if isinstance(dial, dict):
+        return ", ".join(f"{alpha} in layer {layer}" for layer, alpha in dial.items())
+    return "not turned" if dial is None else str(dial)
 
 
 def _table(found: Inspection) -> str:

@@ -6,12 +6,14 @@ __all__ = ["describe_sets"]
 
 
 def describe_sets(metrics: Mapping[str, float]) -> str:
-    """What was measured, set by set.
+    """What was measured, set by set; other names with their values.
 
     >>> describe_sets({"learn/x/loss": 2.1, "learn/x/gain": 0.3})
     'learn/x 2.100 (gain +0.300)'
     >>> describe_sets({"generation/x/f1": 0.3, "generation/x/base_f1": 0.2, "generation/x/rows": 9})
     'generation/x (9 rows): f1 0.300 (base 0.200)'
+    >>> describe_sets({"mine/accuracy": 0.25, "mine/rows": 1200})
+    'mine/accuracy 0.25  mine/rows 1200'
     """
     parts = []
     for name, value in metrics.items():
@@ -26,6 +28,8 @@ def describe_sets(metrics: Mapping[str, float]) -> str:
                 forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
                 note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
             parts.append(f"{group} {value:.3f} ({note})")
+        elif kind not in ("generation", "benchmarks", "learn", "retain"):
+            parts.append(f"{name} {value:.6g}")
     return "  ".join(parts)
 
 
