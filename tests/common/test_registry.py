@@ -19,6 +19,15 @@ def test_an_unknown_name_gets_the_allowed_and_the_nearest():
         registry.get("rad")
 
 
+def test_an_unknown_name_may_be_one_of_the_users_own_that_is_not_registered_yet():
+    registry: Registry[type] = Registry("colour")
+    registry.register("red")(int)
+    with pytest.raises(ConfigError) as caught:
+        registry.get("teal")
+    hint = "Register a name of your own first (docs/extending/index.md)."
+    assert str(caught.value) == f"colour='teal' is not known; allowed: red. {hint}"
+
+
 def test_a_name_is_taken_once_but_the_same_thing_may_come_again():
     registry: Registry[type] = Registry("colour")
     registry.register("red")(int)

@@ -89,7 +89,8 @@ def check_values(config: Any, where: str) -> None:
                 low, high = one.metadata.get("at_least", 0), one.metadata.get("at_most", LARGEST)
                 check_range(name, item, low, high)
             elif choices and item is not None:
-                check_choice(name, item, choices)
+                # Where a registry is asked, users' own code may add to it.
+                check_choice(name, item, choices, callable(one.metadata["choices"]))
 
 
 def describe_facts(one: Any) -> str:

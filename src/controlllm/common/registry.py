@@ -15,8 +15,8 @@ _MOST_NAMED = 40
 """Names that a message lists: somebody is to read it."""
 
 
-def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
-    """Check that `value` is one of `allowed`.
+def check_choice(field: str, value: object, allowed: Iterable[str], is_open: bool = False) -> None:
+    """Check that `value` is one of `allowed`; `is_open` = users' own code may register more.
 
     Raises:
         ConfigError: with the field, the value, what is allowed and the nearest name.
@@ -27,7 +27,10 @@ def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
     known = ", ".join(names) or "none is registered yet"
     if len(names) > _MOST_NAMED:
         known = f"one of {len(names):,} names"
-    raise ConfigError(f"{field}={value!r} is not known; allowed: {known}.{nearest(value, names)}")
+    own = " Register a name of your own first (docs/extending/index.md)." if is_open else ""
+    raise ConfigError(
+        f"{field}={value!r} is not known; allowed: {known}.{nearest(value, names)}{own}"
+    )
 
 
 def nearest(value: object, names: Iterable[str]) -> str:
@@ -84,7 +87,7 @@ class Registry(Generic[T]):
         """
         if self.home is not None and not self._things.keys() >= set(self.reserved):
             importlib.import_module(self.home)
-        check_choice(self.kind, name, self._things)
+        check_choice(self.kind, name, self._things, is_open=True)
         return self._things[name]
 
     def things(self) -> list[T]:

@@ -58,7 +58,7 @@ def with_types(found: Folder | list[SourceFile], source: SourceConfig) -> list[S
         DataError: it is a mixture of types, or a type is not known.
     """
     if source.file_type is not None:
-        check_choice("file_type", source.file_type, FILE_CHUNKS.names())
+        check_choice("file_type", source.file_type, FILE_CHUNKS.names(), is_open=True)
     if isinstance(found, Folder):
         return _of_one_type(found.files, source)
     return [_typed(file, source) for file in found]

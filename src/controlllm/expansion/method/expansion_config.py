@@ -79,8 +79,9 @@ class ExpansionConfig:
 
     def __post_init__(self) -> None:
         check_choice("structure", self.structure, STRUCTURES)
-        check_choice("interpolator", self.interpolator, INTERPOLATORS.names())
-        check_choice("divergence", self.divergence, [*DIVERGENCES.names(), "none"])
+        check_choice("interpolator", self.interpolator, INTERPOLATORS.names(), is_open=True)
+        divergences = [*DIVERGENCES.names(), "none"]
+        check_choice("divergence", self.divergence, divergences, is_open=True)
         check_choice("divergence_tokens", self.divergence_tokens, DIVERGENCE_TOKENS)
         for group in self.freeze or ():
             check_choice("freeze", group, FROZEN_GROUPS)

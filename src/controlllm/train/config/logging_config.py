@@ -45,7 +45,7 @@ class LoggingConfig:
             from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
             names = dict.fromkeys([*LOGGERS.names(), *INTEGRATION_TO_CALLBACK])
-            check_choice("logging.report_to", name, names)
+            check_choice("logging.report_to", name, names, is_open=True)
 
     @property
     def integrations(self) -> list[str]:
