@@ -267,7 +267,7 @@ def test_a_reading_that_is_no_number_is_told_with_its_item(tmp_path):
     base, tuned = rights(1, 1, 3)
     tuned = (*tuned[:2], replace(tuned[2], bits_per_byte=float("nan")))
     evaluation((base, tuned)).save(tmp_path / "evaluations" / "s")
-    with pytest.raises(DataError, match="document 2 of gsm8k: bits_per_byte of tuned is nan"):
+    with pytest.raises(DataError, match=r"items-1.jsonl:3: bits_per_byte=nan is no finite"):
         read_evaluations(tmp_path)
 
 

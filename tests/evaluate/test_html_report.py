@@ -112,7 +112,8 @@ def two_benchmarks(**more):
 
 
 def test_hostile_texts_stay_text_wherever_they_stand(tmp_path):
-    one = two_benchmarks(provenance={HOSTILE: HOSTILE}, scores=({HOSTILE: HOSTILE},))
+    score = dict.fromkeys(("model", "task", "metric"), HOSTILE) | {"value": math.inf}
+    one = two_benchmarks(provenance={HOSTILE: HOSTILE}, scores=(score,))
     asked = tuple(
         replace(each, dataset=HOSTILE, licence=HOSTILE, tasks=(HOSTILE,), strict=HOSTILE)
         for each in one.benchmarks

@@ -1,12 +1,21 @@
 """Items as they lie in a folder, and what is said of two models on the same ones."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.evaluate import Asked, Evaluation, Item, Outcome, Subject, compare_models
+from controlllm.evaluate import (
+    Asked,
+    Evaluation,
+    Item,
+    Outcome,
+    Subject,
+    compare_models,
+    numbers_of,
+    scores_table,
+)
 
 ARC = Asked("arc", ("arc_easy",), "choice", chance=0.25)
 MATHS = Asked("maths", ("gsm8k",), "generate", strict="exact_match,strict-match")
@@ -61,6 +70,50 @@ def test_damaged_items_are_told_with_their_line(tmp_path, line, told):
     assert "items-1.jsonl:3" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"strict": 1.5}, "strict=1.5 cannot be; allowed: from 0"),
+        ({"choice": -1}, "choice=-1 cannot be"),
+        ({"bits_per_byte": -0.1}, "bits_per_byte=-0.1 cannot be; allowed: 0 or more"),
+        ({"bits_per_byte": float("inf")}, "bits_per_byte=inf is no finite number"),
+        ({"bits_per_byte": 10**400}, "bits_per_byte is an integer of 401 digits"),
+        ({"doc": 10**400}, "doc is an integer of 401 digits"),
+        ({"doc": 1}, r"document 1 of maths \(maths\) again, which line 2 is already"),
+        ({"answer": "a" * (4 << 20)}, "is too long: an item has 4,194,304 bytes at most"),
+    ],
+)
+def test_readings_that_cannot_be_are_told_with_their_line(tmp_path, more, told):
+    evaluation(rates({"strict": 1}, 2), rates({"strict": 1}, 2)).save(tmp_path)
+    with (tmp_path / "items-1.jsonl").open("a") as file:
+        file.write(json.dumps({**asdict(item(2)), **more}) + "\n")
+    with pytest.raises(DataError, match=told) as error:
+        Evaluation.load(tmp_path)
+    assert "items-1.jsonl:3" in str(error.value)
+
+
+def test_the_longest_line_is_read(tmp_path):
+    empty = len(json.dumps(asdict(item(0, answer=""))) + "\n")
+    one = [item(0, answer="a" * ((4 << 20) - empty))]
+    evaluation(one, one).save(tmp_path)
+    assert Evaluation.load(tmp_path).items["tuned"] == tuple(one)
+
+
+def test_scores_that_are_not_finite_are_null(tmp_path):
+    score = {"model": "base", "task": "t", "metric": "perplexity", "value": float("inf")}
+    one = replace(evaluation([item(0)], [item(0)]), scores=(score,))
+    assert numbers_of(one)["scores"][0]["value"] is None
+    one.save(tmp_path)
+    path = tmp_path / "evaluation.json"
+    assert "Infinity" not in path.read_text()
+    found = Evaluation.load(tmp_path)
+    assert found.scores == (score | {"value": None},)
+    assert "| t    | perplexity" in scores_table(found)
+    path.write_text(path.read_text().replace('"value": null', '"value": "3"'))
+    with pytest.raises(DataError, match=r"evaluation.json: scores: value='3' has a wrong type"):
+        Evaluation.load(tmp_path)
+
+
 def test_a_folder_without_an_evaluation_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="controlllm eval --suite"):
         Evaluation.load(tmp_path)
@@ -77,6 +130,17 @@ def test_items_that_do_not_pair_are_refused_with_the_first_difference():
         outcome(base[:2], base)
     with pytest.raises(DataError, match="document 1 of maths was asked with other words"):
         outcome(base, [base[0], replace(base[1], prompt="f" * 16), base[2]])
+    with pytest.raises(
+        DataError, match=r"document 1 of maths has another right answer \('1' and '2'"
+    ):
+        outcome(base, [base[0], replace(base[1], gold="2"), base[2]])
+    with pytest.raises(
+        DataError, match=r"document 1 of maths has another cluster \('None' and 'p'"
+    ):
+        outcome(base, [base[0], replace(base[1], cluster="p"), base[2]])
+    for sides in ((base, [*base, base[1]]), ([*base, base[1]], base)):
+        with pytest.raises(DataError, match="document 1 of maths is there twice"):
+            outcome(*sides)
     with pytest.raises(ConfigError, match="'tuned'"):
         compare_models(evaluation(base, base), "tunde")
 
@@ -127,6 +191,9 @@ def test_questions_about_one_passage_count_as_one():
     apart = [replace(one, strict=float(one.doc % 20 < 11)) for one in base]
     clusters = [replace(one, cluster=str(one.doc // 20 % 2)) for one in base]
     (alone,) = compare_models(evaluation(base, apart), "tuned")
-    (together,) = compare_models(evaluation(clusters, apart), "tuned")
+    tuned = [
+        replace(one, cluster=other.cluster) for one, other in zip(apart, clusters, strict=True)
+    ]
+    (together,) = compare_models(evaluation(clusters, tuned), "tuned")
     assert alone.readings["strict"].difference.num_clusters == 400
     assert together.readings["strict"].difference.num_clusters == 2

@@ -7,6 +7,7 @@ asking         Requests in chunks that are always cut alike, dealt over processe
 models         Models that answer: of transformers in this process, or vLLM's
 tasks          lm-eval's tasks, made to ask every model the same
 loading        Suites and single tasks with their questions
+fields         Values of a JSON file as a dataclass, checked
 records        What was asked, of whom, and what came back: an evaluation as it lies in a folder
 metrics        Which metrics of lm-eval's tasks are read as what
 reading        Four readings of each item, out of one run

@@ -124,11 +124,11 @@ def pair(first: Sequence[Item], second: Sequence[Item]) -> list[tuple[Item, Item
     Raises:
         DataError: they were not asked the same; with the first difference.
     """
-    others = {(item.task, item.doc): item for item in second}
+    known, others = _by_document(first), _by_document(second)
     pairs = []
-    for item in first:
+    for place, item in known.items():
         where = f"{item.benchmark}: document {item.doc} of {item.task}"
-        other = others.pop((item.task, item.doc), None)
+        other = others.pop(place, None)
         if other is None:
             raise DataError(f"{where} was asked of one model only; evaluate both anew.")
         if other.prompt != item.prompt:
@@ -137,11 +137,30 @@ def pair(first: Sequence[Item], second: Sequence[Item]) -> list[tuple[Item, Item
                 "another template, other examples or another version of the task. Evaluate both "
                 "with the same settings."
             )
+        for name, what in (("gold", "right answer"), ("cluster", "cluster")):
+            one, two = getattr(item, name), getattr(other, name)
+            if one != two:
+                raise DataError(
+                    f"{where} has another {what} ({str(one)[:80]!r} and {str(two)[:80]!r}): "
+                    "another version of the task or of its data. Evaluate both anew."
+                )
         pairs.append((item, other))
     if others:
         task, doc = next(iter(others))
         raise DataError(f"document {doc} of {task} was asked of one model only; evaluate both.")
     return pairs
+
+
+def _by_document(items: Sequence[Item]) -> dict[tuple[str, int], Item]:
+    found: dict[tuple[str, int], Item] = {}
+    for item in items:
+        if (item.task, item.doc) in found:
+            raise DataError(
+                f"{item.benchmark}: document {item.doc} of {item.task} is there twice; evaluate "
+                "the model anew."
+            )
+        found[item.task, item.doc] = item
+    return found
 
 
 def _change(evaluation: Evaluation, asked: Asked, label: str, base: str) -> Change:

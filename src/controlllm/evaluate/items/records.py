@@ -8,17 +8,17 @@ FOLDER/items-1.jsonl      of the second
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.files import atomic_file, read_json, write_json
+from controlllm.evaluate.items.fields import made
 
-__all__ = ["READINGS", "Asked", "Evaluation", "Item", "Subject"]
+__all__ = ["READINGS", "Asked", "Evaluation", "Item", "Subject", "finite_score"]
 
 READINGS = {"strict": True, "lenient": True, "choice": True, "bits_per_byte": False}
 """What is read off an item, and whether more is better.
@@ -30,9 +30,6 @@ per UTF-8 byte the model needs to write the right answer.
 EVALUATION = "evaluation.json"
 LONGEST_LINE = 4 << 20
 """Bytes of one item; texts in it are cut long before."""
-
-T = TypeVar("T")
-_hints_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,8 @@ class Evaluation:
         benchmarks: in the suite's order.
         models: the base first, where there is one.
         items: of each model, by its label.
-        scores: lm-eval's own values: model, task, metric, value.
+        scores: lm-eval's own values: model, task, metric, value; read from a file, a value that
+            was no finite number (a perplexity of infinity) is None.
         provenance: versions, command, machine, time.
     """
 
@@ -181,6 +179,7 @@ class Evaluation:
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "items"}
         values["benchmarks"] = [asdict(one) for one in self.benchmarks]
         values["models"] = [asdict(one) for one in self.models]
+        values["scores"] = [finite_score(row) for row in self.scores]
         write_json(folder / EVALUATION, values)
 
     @classmethod
@@ -197,11 +196,14 @@ class Evaluation:
         if not isinstance(values, dict):
             raise DataError(f"{path} is no evaluation.")
         parts: dict[str, Any] = {}
-        for name, kind in (("benchmarks", Asked), ("models", Subject)):
-            rows = values.pop(name, None)
+        for name, kind in (("benchmarks", Asked), ("models", Subject), ("scores", _Score)):
+            rows = values.pop(name, [] if name == "scores" else None)
             if not isinstance(rows, list):
                 raise DataError(f"{path}: {name} is no list.")
-            parts[name] = tuple(_made(kind, row, f"{path}: {name}") for row in rows)
+            if kind is _Score:
+                rows = [finite_score(row) if isinstance(row, dict) else row for row in rows]
+            parts[name] = tuple(made(kind, row, f"{path}: {name}") for row in rows)
+        parts["scores"] = tuple(asdict(score) for score in parts["scores"])
         labels = [model.label for model in parts["models"]]
         if len({*labels}) < len(labels):
             raise DataError(f"{path}: models are named twice: {labels}.")
@@ -209,60 +211,55 @@ class Evaluation:
             label: tuple(_items(Path(folder) / f"items-{number}.jsonl"))
             for number, label in enumerate(labels)
         }
-        return _made(cls, values | parts | {"items": items}, str(path))
+        return made(cls, values | parts | {"items": items}, str(path))
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A row of `Evaluation.scores`."""
+
+    model: str
+    task: str
+    metric: str
+    value: float | None
+
+
+def finite_score(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `Evaluation.scores` for JSON, which knows no infinity: None stands for it."""
+    value = row.get("value")
+    unknown = isinstance(value, float) and not math.isfinite(value)
+    return row | {"value": None} if unknown else row
 
 
 def _items(path: Path) -> Iterator[Item]:
+    lines: dict[tuple[str, str, int], int] = {}
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
                 where = f"{path}:{number}"
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{where} is too long: an item has {LONGEST_LINE:,} bytes at most."
+                    )
                 try:
-                    yield _made(Item, json.loads(line), where)
+                    item = made(Item, json.loads(line), where)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{where} is no JSON: {error}.") from error
+                _check_readings(item, where)
+                first = lines.setdefault((item.benchmark, item.task, item.doc), number)
+                if first != number:
+                    raise DataError(
+                        f"{where} is document {item.doc} of {item.task} ({item.benchmark}) again, "
+                        f"which line {first} is already; which of them counts cannot be told."
+                    )
+                yield item
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def _made(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass of what a file says, every value of the declared type."""
-    if not isinstance(values, dict):
-        raise DataError(f"{where} is no JSON object.")
-    hints = _hints_of(cls)
-    if unknown := sorted(values.keys() - hints.keys()):
-        raise DataError(f"{where} has fields that are not known: {unknown}.")
-    made = {
-        name: tuple(value) if isinstance(value, list) and _is_tuple(hints[name]) else value
-        for name, value in values.items()
-    }
-    for name, value in made.items():
-        if not _fits(value, hints[name]):
-            raise DataError(f"{where}: {name}={str(value)[:80]!r} has a wrong type.")
-    try:
-        return cls(**made)
-    except TypeError as error:
-        raise DataError(f"{where} lacks a field: {error}.") from error
-
-
-def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kinds: Iterable[Any] = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in kinds:
-        plain = get_origin(kind) or kind
-        if plain is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return True
-        if plain is int and isinstance(value, bool):
-            continue
-        if isinstance(value, plain) and (
-            plain is not tuple or all(isinstance(one, get_args(kind)[0]) for one in _plain(value))
-        ):
-            return True
-    return False
-
-
-def _plain(value: Any) -> Iterable[Any]:
-    return value if not any(isinstance(one, dict) for one in value) else ()
+def _check_readings(item: Item, where: str) -> None:
+    for name, is_rate in READINGS.items():
+        value = item.reading(name)
+        if value is not None and (value < 0 or (is_rate and value > 1)):
+            allowed = "from 0 (wrong) to 1 (right)" if is_rate else "0 or more"
+            raise DataError(f"{where}: {name}={value:g} cannot be; allowed: {allowed}.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.items.comparison import compare_models
-from controlllm.evaluate.items.records import READINGS, Evaluation
+from controlllm.evaluate.items.records import READINGS, Evaluation, finite_score
 
 __all__ = ["numbers_of", "readings_table", "scores_table"]
 
@@ -48,7 +48,7 @@ def readings_table(evaluation: Evaluation) -> str:
 def scores_table(evaluation: Evaluation) -> str:
     """lm-eval's own values of tasks and groups, one column for each model."""
     labels = [model.label for model in evaluation.models]
-    values: dict[tuple[str, str], dict[str, float]] = {}
+    values: dict[tuple[str, str], dict[str, float | None]] = {}
     for row in evaluation.scores:
         values.setdefault((row["task"], row["metric"]), {})[row["model"]] = row["value"]
     rows = [[*key, *(found.get(label) for label in labels)] for key, found in values.items()]
@@ -70,7 +70,11 @@ def numbers_of(found: Evaluation) -> dict[str, Any]:
         if labels[0] == "base"
         for change in compare_models(found, label)
     ]
-    return {"changes": changes, "scores": list(found.scores), "provenance": found.provenance}
+    return {
+        "changes": changes,
+        "scores": [*map(finite_score, found.scores)],
+        "provenance": found.provenance,
+    }
 
 
 def _alone(evaluation: Evaluation, labels: list[str]) -> str:

@@ -115,8 +115,12 @@ def _scores(evaluation: Evaluation) -> Child:
         return None
     heads = list(dict.fromkeys(str(key) for score in evaluation.scores for key in score))[:12]
     rows = [
-        tag("tr", [tag("td", cut(str(score.get(head, "–")), 200)) for head in heads])
+        tag("tr", [tag("td", _score(score.get(head))) for head in heads])
         for score in evaluation.scores[:MOST_SCORES]
     ]
     count = f"{len(evaluation.scores):,} scores as lm-eval gives them"
     return tag("details", tag("summary", count), table(heads, tag("tbody", rows)))
+
+
+def _score(value: object) -> str:
+    return "–" if value is None else cut(str(value), 200)

@@ -7,7 +7,6 @@ RUN/samples/*.jsonl        texts that were written while it trained
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from controlllm.common.storage.files import read_json
 from controlllm.common.storage.schema import OPEN, check_record
 from controlllm.common.text.secrets import redacted
 from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
-from controlllm.evaluate.items.records import READINGS, Evaluation
+from controlllm.evaluate.items.records import Evaluation
 
 __all__ = ["Run", "SampleText", "find_evaluations", "read_evaluations", "read_run", "read_runs"]
 
@@ -165,9 +164,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:
     for path in _places(folder):
-        evaluation = Evaluation.load(path.parent)
-        _require_numbers(evaluation, path.parent)
-        yield evaluation
+        yield Evaluation.load(path.parent)
 
 
 def _places(folder: Path) -> list[Path]:
@@ -184,19 +181,6 @@ def _places(folder: Path) -> list[Path]:
         if found:
             return found
     return []
-
-
-def _require_numbers(evaluation: Evaluation, folder: Path) -> None:
-    for label, items in evaluation.items.items():
-        for item in items:
-            for name in READINGS:
-                value = item.reading(name)
-                if value is not None and not math.isfinite(value):
-                    where = f"{folder}: {item.benchmark}, document {item.doc} of {item.task}"
-                    raise DataError(
-                        f"{where}: {name} of {label} is {value}, which is no finite number: its "
-                        "outputs were none."
-                    )
 
 
 def _require_one_base(runs: Sequence[Run]) -> None:
