@@ -14,6 +14,7 @@ from tests.processes import run_ranks, values
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.evaluate import (
+    AnswerStore,
     Evaluation,
     Reference,
     compare_models,
@@ -26,6 +27,7 @@ from controlllm.evaluate import (
     usual_asked,
 )
 from controlllm.evaluate.items.identity import base_identity, model_identity
+from controlllm.evaluate.items.store import Answer, Request
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
 
@@ -243,7 +245,7 @@ def test_along_the_dial(ask, pico_llama, tmp_path):
         for _, parameter in model.named_parameters():
             parameter.add_(0.05 * torch.randn_like(parameter) if parameter.requires_grad else 0)
     model.set_alpha(0.7)
-    found = ask(model, "lettered", alphas=[0.0, 0.3, 1.0], collapsed=True)
+    found = ask(model, "lettered", alphas=[0.0, 0.3, 0.30000001, 0.7, 1.0], collapsed=True)
     labels = [one.label for one in found.models]
     assert labels == ["base", "tuned", "alpha 0.3", "alpha 1", "collapsed"]
     assert found.items["base"] == ask(pico_llama(seed=0), "lettered").items["model"]
@@ -285,6 +287,24 @@ def test_wrong_settings_are_told_before_anything_is_asked(ask, tasks, pico_llama
         evaluate_suite("s", [(asked, one)], [], store="unused")
     with pytest.raises(ConfigError, match="is not expanded"):
         ask(pico_llama(), "repeat", alphas=[0.5])
+
+
+def test_a_kind_that_a_task_is_not(tasks):
+    ((asked, one),) = loaded(tasks, "repeat")
+    for kind in ("code", "likelihood", "generate"):
+        with pytest.raises(ConfigError, match="asks for multiple_choice; write kind: choice"):
+            evaluate_suite("s", [(replace(asked, kind=kind), one)], [], store="unused")
+
+
+def test_two_evaluations_at_once_write_each_answer_once(ask, pico_llama, tmp_path):
+    """Both have read an empty store before either asks."""
+    store = tmp_path / "store"
+    both = [AnswerStore(store, {"weights": "x"}) for _ in range(2)]
+    request, other = Request("text", "a"), Request("text", "b")
+    both[0].add([(request, Answer(text="1", cut_off=False))])
+    both[1].add([(request, Answer(text="2", cut_off=False)), (other, Answer(text="3"))])
+    assert len(lines(store)) == 2
+    assert both[1].get(request).text == "1"  # The one that everybody reads.
 
 
 def test_documents_that_cannot_be_loaded(tmp_path):

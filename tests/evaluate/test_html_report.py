@@ -416,15 +416,15 @@ def test_the_newest_texts_of_a_run_are_shown(tmp_path):
 def test_secrets_stay_at_home(tmp_path):
     command = (
         "controlllm eval a://me:word1@host/run --load.token word2 --load.storage_options "
-        "'{sas: word3}' --api_key=word4 --load.tokenizer kept"
+        "'{sas: word3}' --api_key=word4 --load.tokenizer harmless"
     )
     one = two_benchmarks(provenance={"command": command, "site": "http://x/y?sig=word5"})
     models = (one.models[0], replace(one.models[1], name="https://me:word6@host/m"))
     run = saved(tmp_path / "run", replace(one, models=models))
-    settings = "data: {plugin: kept}\nload: {token: word7, storage_options: {sas: word8}}\n"
+    settings = "data: {plugin: harmless}\nload: {token: word7, storage_options: {sas: word8}}\n"
     (run / "config.yaml").write_text(settings)
     seen = report_page(read_runs([run]))
-    assert re.findall(r"word\d", seen) == [] and seen.count("kept") == 2
+    assert re.findall(r"word\d", seen) == [] and seen.count("harmless") == 2
     assert "--load.token &#x27;&lt;redacted&gt;&#x27;" in seen
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is not valid YAML"):

@@ -195,3 +195,39 @@ def test_levels_are_shares() -> None:
         wilson(1, 2, level=95)
     with pytest.raises(ConfigError, match=r"power=1\.0 is out of range"):
         detectable_difference(1.0, 10, power=1.0)
+
+
+@pytest.mark.parametrize("num_items", [10, 20, 50, 100, 200])
+@pytest.mark.parametrize("margin", [0.02, 0.05])
+def test_few_items_do_not_pass_a_gate_by_chance(num_items, margin):
+    """The worst case: a base that is always right, and a true drop just beyond the margin."""
+    generator = np.random.default_rng(num_items)
+    passed = 0
+    for _ in range(400):
+        after = (generator.random(num_items) > margin + 0.001).astype(float)
+        found = paired_difference(np.ones(num_items), after, rates=True).interval(0.9)
+        passed += at_least(found, -margin) is Verdict.PASS
+    assert passed / 400 <= 0.09
+
+
+def test_where_no_item_differs_the_interval_is_that_of_so_many_items():
+    widths = []
+    for num_items in (1, 10, 100, 10_000):
+        found = paired_difference([1.0] * num_items, [1.0] * num_items, rates=True)
+        low, high = found.interval().low, found.interval().high
+        assert found.mean == 0 and low == -high < 0
+        widths.append(high)
+    assert widths == sorted(widths, reverse=True) and widths[-1] < 0.001
+    assert paired_difference([0.5] * 9, [0.5] * 9).interval().high == 0  # No rates: as before.
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 1), (12, 30), (200, 10)])
+def test_rates_are_those_of_bonett_and_price(won, lost):
+    """With one item more on either side, by their formula."""
+    n = 400
+    first = [0.0] * won + [1.0] * (n - won)
+    second = [1.0] * (n - lost) + [0.0] * lost
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    error = math.sqrt((up + down - (up - down) ** 2) / (n + 1))  # n + 1: of Student's t.
+    found = paired_difference(first, second, rates=True)
+    assert found.around == pytest.approx((up - down, error))

@@ -13,6 +13,7 @@ from controlllm.cli.kit.benchmarks import (
     folder_of,
     graders_of,
     loaded_suites,
+    save_evaluation,
     store_of,
 )
 from controlllm.cli.kit.parsing import parse_options
@@ -224,7 +225,7 @@ def _ask(
             graders=graders,
         )
         folder = folder_of(options, options.model) / suite.name
-        ranks.first(lambda: found.save(folder))  # noqa: B023
+        ranks.first(lambda: save_evaluation(found, folder))  # noqa: B023
         _show(f"{readings_table(found)}\n\n{scores_table(found)}\n\nitems: {folder}", ranks)
         numbers[suite.name] = numbers_of(found)
     return numbers

@@ -3,6 +3,7 @@
 | question | function | source |
 |---|---|---|
 | how far apart are two models on these items? | `paired_difference` | Miller, arXiv 2411.00640 |
+| and where scores are rates? | the same, `rates=True` | Bonett and Price 2012, with Student's t |
 | do they differ in right and wrong at all? | `mcnemar` | McNemar 1947, exact |
 | how sure is one rate? | `wilson` | Wilson 1927 |
 | how sure is a number of a whole corpus (BLEU)? | `paired_bootstrap` | Efron 1979, percentiles |
@@ -17,7 +18,7 @@ less than so many single items.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
 from typing import Any
@@ -65,27 +66,41 @@ class Difference:
     """Independent groups of items; as many as items where none were given."""
     deviation: float
     """Standard deviation of the single differences."""
+    center: float | None = None
+    """Middle of the interval, where it is not the mean: of rates, drawn a little towards 0."""
+    spread: float | None = None
+    """Standard error around `center`; never 0 of rates, however few items differ."""
+
+    def negated(self) -> "Difference":
+        """How much higher the first model scores than the second."""
+        return replace(self, mean=-self.mean, center=-self.around[0])
+
+    @property
+    def around(self) -> tuple[float, float]:
+        """Middle and standard error of the interval."""
+        center = self.mean if self.center is None else self.center
+        return center, self.standard_error if self.spread is None else self.spread
 
     def interval(self, level: float = 0.95) -> Interval:
         """The range around the mean by Student's t, with one degree less than clusters.
 
-        Args:
-            level: the probability that the range holds the true mean, between 0 and 1.
-
-        Raises:
-            ConfigError: `level` is not between 0 and 1.
+        `level` is the probability that the range holds the true mean (ConfigError: not in 0 to 1).
         """
         from scipy.stats import t
 
         _check_share("level", level)
         if self.num_clusters < 2:
             return Interval(self.mean, -math.inf, math.inf)
-        wide = float(t.ppf(0.5 + level / 2, self.num_clusters - 1)) * self.standard_error
-        return Interval(self.mean, self.mean - wide, self.mean + wide)
+        center, error = self.around
+        wide = float(t.ppf(0.5 + level / 2, self.num_clusters - 1)) * error
+        return Interval(self.mean, center - wide, center + wide)
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    rates: bool = False,
 ) -> Difference:
     """The mean of `second - first` over items that both models were asked, and its standard error.
 
@@ -93,6 +108,9 @@ def paired_difference(
         first: one score per item (0 and 1, or any number), of the model compared with.
         second: the same items' scores of the other model, in the same order.
         clusters: what each item belongs to (a passage, a subject); none = each stands alone.
+        rates: whether scores are right and wrong, or shares. Then the interval counts one item more
+            that was won and one that was lost (Bonett and Price 2012): where few items or none
+            differ, the items' own spread would promise more than so many items can show.
 
     Raises:
         DataError: the lengths differ, there is no item, or a score is no finite number.
@@ -106,17 +124,19 @@ def paired_difference(
     correction = groups / (groups - 1) if groups > 1 else 0.0
     error = math.sqrt(correction * float(np.square(sums).sum())) / n
     deviation = float(apart.std(ddof=1)) if n > 1 else 0.0
-    return Difference(mean, error, n, groups, deviation)
+    if not rates:
+        return Difference(mean, error, n, groups, deviation)
+    center = mean * n / (n + 2)
+    sums = np.concatenate([_cluster_sums(apart - center, clusters)[0], [1 - center, -1 - center]])
+    spread = math.sqrt((groups + 2) / (groups + 1) * float(np.square(sums).sum())) / (n + 2)
+    return Difference(mean, error, n, groups, deviation, center, spread)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """The exact two-sided p-value that neither model is right more often than the other.
 
     Only items count that one model has right and the other wrong: under the hypothesis each falls
-    to either side like a coin.
-
-    Raises:
-        DataError: the lengths differ, or there is no item.
+    to either side like a coin. (DataError: the lengths differ, or there is no item.)
     """
     from scipy.stats import binomtest
 
@@ -129,9 +149,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 def wilson(right: int, total: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a rate; it stays within 0 and 1, also for 0 or all of few items.
 
-    Raises:
-        ConfigError: `level` is not between 0 and 1.
-        DataError: there is no item, or more are right than there are.
+    (ConfigError: `level` is not in 0 to 1; DataError: no item, or more are right than there are.)
     """
     from scipy.stats import binomtest
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from controlllm.cli.kit.sets import CONFIG, as_list
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import RUNS_CODE, TINY, Rule
 from controlllm.common.text.progress import stage
 from controlllm.evaluate import (
     Draw,
+    Evaluation,
     Grader,
     LoadedSuite,
     available,
@@ -29,6 +30,7 @@ __all__ = [
     "folder_of",
     "graders_of",
     "loaded_suites",
+    "save_evaluation",
     "store_of",
 ]
 
@@ -203,6 +205,27 @@ def folder_of(options: BenchmarkOptions, model: str) -> Path:
     if (path.parent / CONFIG).is_file():
         return path.parent / "evaluations" / path.name
     return Path("evaluations") / (path.name or "model")
+
+
+def save_evaluation(found: Evaluation, folder: Path) -> None:
+    """Write an evaluation; an earlier one that asked something else is put aside, and told."""
+    try:
+        earlier = Evaluation.load(folder)
+    except DataError:
+        earlier = None
+    if earlier is not None and not earlier.is_like(found):
+        stamp = str(earlier.provenance.get("time", "")).replace(":", "")[:17] or "before"
+        aside = folder.parent / "earlier" / f"{folder.name}-{stamp}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{folder.name}-{stamp}-{number}")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        log.warning(
+            "The evaluation that was in %s asked something else: it is in %s.", folder, aside
+        )
+    found.save(folder)
 
 
 def store_of(options: BenchmarkOptions) -> Path:

@@ -196,7 +196,7 @@ def _reading(name: str, pairs: Sequence[tuple[Item, Item]]) -> Reading | None:
         name=name,
         base=sum(before) / len(before),
         value=sum(after) / len(after),
-        difference=paired_difference(before, after, clusters),
+        difference=paired_difference(before, after, clusters, rates=READINGS[name]),
         p_value=mcnemar([x == 1 for x in before], [y == 1 for y in after])
         if right_or_wrong
         else None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark
@@ -12,6 +13,13 @@ __all__ = ["EXTRACT", "check_readings", "task_scores", "usual_asked", "usual_cho
 
 EXTRACT = "extract:"
 """Before the name of an extractor, where a metric's name could stand."""
+KINDS = {
+    "choice": ("multiple_choice",),
+    "generate": ("generate_until",),
+    "code": ("generate_until",),
+    "likelihood": ("loglikelihood", "loglikelihood_rolling"),
+}
+"""What lm-eval's tasks of each kind ask a model for."""
 OF_DOCUMENTS = ("exact_match", "acc", "acc_norm", "math_verify", "f1", "em", "contains")
 """Metrics of lm-eval that are numbers of each document."""
 
@@ -49,11 +57,18 @@ def usual_choice(benchmark: LoadedBenchmark) -> str:
 
 
 def check_readings(asked: Asked, benchmark: LoadedBenchmark) -> None:
-    """Check that the tasks have the metrics that are to be read as strict and lenient.
+    """Check that the tasks are of the kind, and have the metrics that are to be read.
 
     Raises:
-        ConfigError: with the nearest name.
+        ConfigError: with the kind that they are, or the nearest name.
     """
+    for name, task in benchmark.tasks.items():
+        if task.OUTPUT_TYPE not in KINDS[asked.kind]:
+            fit = [kind for kind, types in KINDS.items() if task.OUTPUT_TYPE in types]
+            raise ConfigError(
+                f"{asked.name}: kind={asked.kind!r}, but {name} asks for {task.OUTPUT_TYPE}; write "
+                f"kind: {' or '.join(fit) or 'one that fits'}."
+            )
     for name in filter(None, (asked.strict, asked.lenient, asked.choice)):
         if name.startswith(EXTRACT):
             check_choice(f"{asked.name}: extractor", name.removeprefix(EXTRACT), EXTRACTORS.names())

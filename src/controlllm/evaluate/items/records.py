@@ -168,6 +168,11 @@ class Evaluation:
             scores=self.scores + other.scores,
         )
 
+    def is_like(self, other: "Evaluation") -> bool:
+        """Whether both asked the same of the same models: one may take the other's place."""
+        mine, others = ([m.label for m in one.models] for one in (self, other))
+        return self.benchmarks == other.benchmarks and mine == others
+
     def save(self, folder: str | Path) -> None:
         """Write it; each file appears whole or not at all, and the list of them last."""
         folder = Path(folder)

@@ -122,10 +122,11 @@ def targets_of(
     dial = expanded.expansion.dial if is_expanded(model) else None
     alpha_now = float(dial) if isinstance(dial, int | float) else None
     yield target(Subject(label, name, alpha_now, identity), lambda: nullcontext(model))
-    for alpha in alphas:
-        if alpha > 0:
-            told = Subject(f"alpha {alpha:g}", name, alpha, identity | {"alpha": f"{alpha:g}"})
-            yield target(told, partial(_dialled, expanded, alpha))
+    # Settings that look alike are one; 0 is the base, and the dial's own is the model as it is.
+    settings = {f"{alpha:g}": alpha for alpha in alphas if alpha not in (0, alpha_now)}
+    for written, alpha in settings.items():
+        told = Subject(f"alpha {written}", name, alpha, identity | {"alpha": written})
+        yield target(told, partial(_dialled, expanded, alpha))
     if collapsed:
         from controlllm.expansion import collapse
 

@@ -159,13 +159,16 @@ class AnswerStore:
 
     def remember(self, pairs: Sequence[tuple[Request, Answer]]) -> None:
         """Know answers that another process writes."""
-        self._answers |= {request.key: answer for request, answer in pairs}
+        for request, answer in pairs:
+            self._answers.setdefault(request.key, answer)
 
     def _append(self, path: Path, pairs: Sequence[tuple[Request, Answer]]) -> None:
-        rows = ({"request": request.key, "answer": _plain(answer)} for request, answer in pairs)
-        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
         try:
             with FileLock(f"{path}.lock"), path.open("ab+") as file:
+                self.refresh()  # Another evaluation may have asked the same meanwhile.
+                new = [pair for pair in pairs if pair[0].key not in self._answers]
+                rows = ({"request": one.key, "answer": _plain(answer)} for one, answer in new)
+                lines = "".join(f"{json.dumps(row)}\n" for row in rows)
                 file.write((b"\n" if self._ends_torn(file) else b"") + lines.encode())
                 file.flush()
                 os.fsync(file.fileno())

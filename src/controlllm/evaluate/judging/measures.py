@@ -6,7 +6,7 @@ were cut off is one of whole answers: such a number is mirrored.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from controlllm.evaluate.items.comparison import Change
 from controlllm.evaluate.items.records import Item
@@ -54,11 +54,11 @@ def difference_of(change: Change, rule: Rule) -> Measure | None:
         return None
     found, mirrored = reading.difference, rule.kind == "not_above"
     if mirrored:
-        found = replace(found, mean=-found.mean)
+        found = found.negated()
     return Measure(
         interval=found.interval,
         p_value=lambda bound: _p_value_of(found, bound),
-        deviation=found.standard_error * math.sqrt(found.num_items),
+        deviation=found.around[1] * math.sqrt(found.num_items),
         num_items=found.num_items,
         mirrored=mirrored,
         mirror=0.0,
@@ -70,10 +70,11 @@ def _p_value_of(found: Difference, bound: float) -> float:
 
     if found.num_clusters < 2:
         return 1.0
-    apart = found.mean - bound
-    if found.standard_error == 0:
+    center, error = found.around
+    apart = center - bound
+    if error == 0:
         return 0.0 if apart >= 0 else 1.0
-    return float(t.sf(apart / found.standard_error, found.num_clusters - 1))
+    return float(t.sf(apart / error, found.num_clusters - 1))
 
 
 def share_of(items: Sequence[tuple[Item, Item]], rule: Rule) -> Measure | None:

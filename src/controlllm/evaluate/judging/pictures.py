@@ -224,7 +224,8 @@ def _mean(readings: Sequence[Reading], scale: float) -> Interval:
     found, count = [reading.difference for reading in readings], len(readings)
     mean = Difference(
         mean=sum(one.mean for one in found) / count,
-        standard_error=math.sqrt(sum(one.standard_error**2 for one in found)) / count,
+        standard_error=math.sqrt(sum(one.around[1] ** 2 for one in found)) / count,
+        center=sum(one.around[0] for one in found) / count,
         num_items=sum(one.num_items for one in found),
         num_clusters=sum(one.num_clusters - 1 for one in found) + 1,
         deviation=0.0,
