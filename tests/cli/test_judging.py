@@ -138,8 +138,40 @@ def test_compare_shows_benchmarks_where_runs_were_evaluated(cli, finished_run, t
     code, out, _ = cli("compare", *runs, "--output", tmp_path / "o.json")
     assert code == 0 and "benchmarks left out: " in out and "items-1.jsonl:1 is no JSON" in out
     row = "| a   | tuned | s     | gsm8k     | knowledge lost | strict  | 0.500 | 0.233 |"
+    assert "strict fell; nothing else was read that could say why |" in out
     assert row in out and "| b   | tuned" not in out
     a, b, c = json.loads((tmp_path / "o.json").read_text())
     assert a["benchmarks"][0]["difference"] == pytest.approx(-80 / 300)
     assert "benchmarks" not in b and "benchmarks" not in c and b["learn_loss"] == a["learn_loss"]
     assert cli("compare", tmp_path)[1].splitlines()[-1].startswith(row)
+
+
+def test_files_of_others_are_not_written_over(cli, tmp_path, run):
+    rules = gate(tmp_path, in_suite(RULE, "t"))
+    text = rules.read_text()
+    code, _, err = cli("ship", run, "--gate", rules, "--json", tmp_path / "x" / ".." / rules.name)
+    assert code == 3 and "is the gate itself" in err
+    other = tmp_path / "other.json"
+    for found in ('{"verdict": 1}', "{", ""):
+        other.write_text(found)
+        code, _, err = cli("ship", run, "--gate", rules, "--json", other)
+        assert code == 3 and "is no verdict of ours" in err and other.read_text() == found
+        code, _, err = cli("report", run, "--gate", rules, "--output", other)
+        assert code == 2 and "is no report of ours" in err and other.read_text() == found
+    code, _, err = cli("report", run, "--gate", rules, "--output", rules)
+    assert code == 2 and rules.read_text() == text
+    for _ in range(2):  # The second time over our own.
+        mine, page = tmp_path / "mine.json", tmp_path / "page.html"
+        assert cli("ship", run, "--gate", rules, "--json", mine)[0] == 0
+        assert cli("report", run, "--output", page)[0] == 0
+
+
+def test_a_run_that_was_asked_in_training_only(cli, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    evaluation(rights(150, 150)).save(run / "benchmarks" / "step-3" / "s")
+    told = f"evaluated in training only; its newest step is read: {run / 'benchmarks' / 'step-3'}"
+    for words in (["ship", run, "--gate", gate(tmp_path, RULE)], ["compare", run]):
+        code, out, _ = cli(*words)
+        assert code == 0 and told in out and "gsm8k" in out
+    code, out, _ = cli("report", run, "--output", tmp_path / "page.html")
+    assert code == 0 and told in out

@@ -221,7 +221,7 @@ def test_the_numbers_are_those_of_the_comparison(tmp_path):
             assert row[6] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
         checked += 1
     assert checked == 4
-    assert "tuned gained on gsm8k (+20.0 points)" in seen.words
+    assert "tuned gained on gsm8k (strict +20.0 points)" in seen.words
     lost = at.flipped()
     assert f"arc_easy: {len(lost)} lost, 0 won (choice)" in seen.words
 
@@ -264,7 +264,7 @@ def test_several_runs_stand_side_by_side_on_one_base(tmp_path):
     seen = reported(*runs, learned=("gsm8k",))
     assert "Report on a and b" in seen.words and "b · tuned gained on gsm8k" in seen.words
     (table,) = [t for t in seen.tables if t[0] == ["benchmark", "a · tuned", "b · tuned"]]
-    assert table[1][1] == table[1][2] == "gained +20.0 points"
+    assert table[1][1] == table[1][2] == "gained strict +20.0 points"
     twin = saved(tmp_path / "more" / "a", one)
     assert str(twin) in reported(runs[0], twin).words
     with pytest.raises(DataError, match="named twice"):
@@ -429,3 +429,53 @@ def test_secrets_stay_at_home(tmp_path):
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         read_runs([run])
+
+
+def guessing(**more):
+    """gsm8k, of which neither model has one right, though the right answers became likelier."""
+    sides = tuple(
+        tuple(
+            item("gsm8k", doc, strict=0.0, bits_per_byte=bits + doc % 5 / 10) for doc in range(50)
+        )
+        for bits in (2.0, 0.93)
+    )
+    return evaluation(sides, **more)
+
+
+def test_the_reading_that_decided_is_named(tmp_path):
+    (change,) = compare_models(guessing(), "tuned")
+    assert (change.outcome, change.decided_by) == ("gained", "bits_per_byte")
+    runs = [saved(tmp_path / name, guessing()) for name in ("a", "b")]
+    seen = reported(*runs)
+    assert "a · tuned gained on gsm8k (bits per byte −1.070)." in seen.words
+    (table,) = [t for t in seen.tables if t[0] == ["benchmark", "a · tuned", "b · tuned"]]
+    assert table[1][1] == "gained bits per byte −1.070"
+
+
+def test_one_name_in_two_suites_is_told_apart(tmp_path):
+    both = (guessing(suite="s"), evaluation(rights(150, 70), suite="t"))
+    seen = reported(*(saved(tmp_path / name, *both) for name in ("a", "b")))
+    assert "gained on gsm8k of suite s (" in seen.words
+    assert "lost knowledge on gsm8k of suite t (strict −26.7 points)" in seen.words
+    (table,) = [t for t in seen.tables if t[0] == ["benchmark", "a · tuned", "b · tuned"]]
+    assert [row[0] for row in table[1:]] == ["gsm8k of suite s", "gsm8k of suite t"]
+
+
+def test_answers_from_the_store_have_no_cost(tmp_path):
+    one = guessing()
+    models = (one.models[0], replace(one.models[1], seconds=12.34))
+    seen = reported(saved(tmp_path / "run", replace(one, models=models)))
+    (table,) = [table for table in seen.tables if table[0][-1] == "seconds"]
+    assert [row[-1] for row in table[1:]] == ["answers from the store", "12.3"]
+
+
+def test_a_run_that_was_asked_in_training_only_says_so(tmp_path):
+    run = tmp_path / "run"
+    for step in (2, 10):
+        guessing().save(run / "benchmarks" / f"step-{step}" / "s")
+    (run / "benchmarks" / "step-11").mkdir()
+    seen = reported(run)
+    assert "evaluated in training only" in seen.words
+    assert str(run / "benchmarks" / "step-10") in seen.words
+    assert "in training only" not in reported(saved(run, guessing())).words
+    assert "in training only" not in reported(run / "benchmarks" / "step-2").words

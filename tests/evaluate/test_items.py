@@ -14,6 +14,7 @@ from controlllm.evaluate import (
     Subject,
     compare_models,
     numbers_of,
+    readings_table,
     scores_table,
 )
 
@@ -163,6 +164,24 @@ def test_a_reason_says_what_became_worse_and_what_held():
     ):
         (change,) = compare_models(evaluation(base, rates(share, bits_per_byte=bits)), "tuned")
         assert change.reason == told
+
+
+def test_the_word_stands_beside_the_reading_that_decided():
+    base = rates({"strict": 0.5, "lenient": 0.6})
+    for tuned, decided_by in (
+        ({"strict": 0.1, "lenient": 0.6}, "strict"),
+        ({"strict": 0.1, "lenient": 0.2}, "strict"),
+        ({"strict": 0.5, "lenient": 0.2}, "lenient"),
+        ({"strict": 0.5, "lenient": 0.9}, "lenient"),
+        ({"strict": 0.5, "lenient": 0.6}, None),
+    ):
+        one = evaluation(base, rates(tuned))
+        (change,) = compare_models(one, "tuned")
+        assert change.decided_by == decided_by
+        assert numbers_of(one)["changes"][0]["decided_by"] == decided_by
+        told = [line for line in readings_table(one).splitlines() if change.reason in line]
+        assert [line.split("|")[3].split()[0] for line in told] == [decided_by or "strict"]
+        assert change.outcome in told[0]
 
 
 def test_bits_per_byte_count_where_answers_are_at_chance():

@@ -17,8 +17,8 @@ from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMErr
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.forgetting.retention import worst
-from controlllm.evaluate.judging.models import compared_models, main_models, primary
-from controlllm.evaluate.judging.runs import Run, find_evaluations
+from controlllm.evaluate.judging.models import compared_models, deciding, main_models
+from controlllm.evaluate.judging.runs import Run, asked_in_training, find_evaluations
 from controlllm.train.config.run_config import RunConfig
 
 __all__ = [
@@ -86,20 +86,21 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class BenchmarkSummary:
-    """One benchmark of a run, by its first reading (`controlllm.evaluate.READINGS`).
+    """One benchmark of a run, by the reading that decided, or its first one.
 
     Attributes:
         suite: where it is from.
         benchmark: its name.
         model: label of the trained model.
         outcome: gained, kept, format lost or knowledge lost.
-        reading: its name.
+        reading: its name (`controlllm.evaluate.READINGS`).
         base: the base's value.
         value: the model's.
         difference: value minus base.
         low: where the 95 % interval of the difference begins.
         high: where it ends.
         p_value: exact McNemar, corrected over the run's benchmarks; None where there is no test.
+        reason: why the outcome is what it is.
     """
 
     suite: str
@@ -113,6 +114,7 @@ class BenchmarkSummary:
     low: float
     high: float
     p_value: float | None
+    reason: str
 
 
 class NoBestStepError(ConfigError):
@@ -148,6 +150,8 @@ def run(argv: list[str]) -> None:
 
 
 def _benchmarks_or_why_not(folder: Path) -> tuple[BenchmarkSummary, ...]:
+    if note := asked_in_training(folder):
+        print(note)
     try:
         return benchmarks_of(folder)
     except DataError as error:
@@ -202,21 +206,23 @@ def benchmarks_of(folder: Path) -> tuple[BenchmarkSummary, ...]:
             low=reading.difference.interval().low,
             high=reading.difference.interval().high,
             p_value=row.p_values[reading.name],
+            reason=row.change.reason,
         )
         for row in model.rows
-        if (reading := primary(row.change)) is not None
+        if (reading := deciding(row.change)) is not None
     )
 
 
 def _benchmark_table(rows: Sequence[tuple[str, BenchmarkSummary]]) -> str:
     headers = ["run", "model", "suite", "benchmark", "outcome", "reading", "base", "value"]
-    headers += ["difference", "95 % interval", "p (Holm)"]
+    headers += ["difference", "95 % interval", "p (Holm)", "why"]
     cells = [
         [
             *(run, one.model, one.suite, one.benchmark, one.outcome, one.reading),
             *(one.base, one.value, format_number(one.difference, signed=True)),
             f"{format_number(one.low, signed=True)} to {format_number(one.high, signed=True)}",
             one.p_value,
+            one.reason,
         ]
         for run, one in rows
     ]

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlllm.cli.kit.parsing import parse_options
+from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.files import require_writable, write_text
 from controlllm.evaluate.judging.gate import read_gate
-from controlllm.evaluate.judging.report import ReportSettings, report_page
+from controlllm.evaluate.judging.report import ReportSettings, is_report, report_page
 from controlllm.evaluate.judging.runs import read_runs
 
 __all__ = ["ReportOptions", "run"]
@@ -45,13 +46,20 @@ def run(argv: list[str]) -> None:
     """Write the page."""
     options = parse_options(ReportOptions, argv, "report")
     require_writable(options.output)
+    if Path(options.output).is_file() and not is_report(options.output):
+        raise ConfigError(
+            f"output={options.output!r} exists and is no report of ours; choose another name."
+        )
     settings = ReportSettings(
         gate=None if options.gate is None else read_gate(options.gate),
         learned=tuple(options.learned),
         model=options.model,
         examples=options.examples,
     )
-    text = report_page(read_runs(options.runs), settings)
+    runs = read_runs(options.runs)
+    text = report_page(runs, settings)
     write_text(options.output, text)
     size = len(text.encode()) / 1e6
+    for note in (each.note for each in runs if each.note):
+        print(note)
     print(f"{Path(options.output).resolve()}: {size:.1f} MB; open it in any browser.")

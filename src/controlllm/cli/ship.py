@@ -10,14 +10,15 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.common.errors import ConfigError
-from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.storage.files import read_json, require_writable, write_json
 from controlllm.common.text.tables import format_table
 from controlllm.evaluate.judging.gate import read_gate
 from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge, judged_model
-from controlllm.evaluate.judging.runs import read_evaluations
+from controlllm.evaluate.judging.runs import asked_in_training, read_evaluations
 from controlllm.evaluate.statistics import Verdict
 
 __all__ = ["ShipOptions", "error_code", "run"]
@@ -47,14 +48,16 @@ class ShipOptions:
 def run(argv: list[str]) -> int:
     """Print the rules and the verdict."""
     options = parse_options(ShipOptions, argv, "ship")
-    if options.json is not None:
-        require_writable(options.json)
     if options.gate is None:
         raise ConfigError("ship needs rules to judge by: --gate FILE.yaml (docs/judging.md).")
+    if options.json is not None:
+        _require_place(options.json, options.gate)
     gate = read_gate(options.gate)
     evaluations = read_evaluations(options.run)
     judgement = judge(evaluations, gate, options.model)
     print(_table(judgement))
+    if note := asked_in_training(options.run):
+        print(note)
     judged = {ruling.rule.suite for ruling in judgement.rulings}
     for evaluation in (one for one in evaluations if one.suite in judged):
         label = judged_model(evaluation, options.model)
@@ -72,6 +75,21 @@ def run(argv: list[str]) -> int:
 def error_code(error: Exception) -> int:
     """The exit code of an error: whether the words and the gate were wrong, or something else."""
     return USAGE if isinstance(error, ConfigError) else ERROR
+
+
+def _require_place(path: str, gate: str) -> None:
+    """Check that a verdict may be written there: over an earlier one, and no other file."""
+    require_writable(path)
+    if Path(path).resolve() == Path(gate).resolve():
+        raise ConfigError(f"json={path!r} is the gate itself; choose another name.")
+    if not Path(path).is_file():
+        return
+    try:
+        known = read_json(path)
+    except CheckpointError:
+        known = None
+    if not (isinstance(known, dict) and {"verdict", "rules"} <= known.keys()):
+        raise ConfigError(f"json={path!r} exists and is no verdict of ours; choose another name.")
 
 
 def _table(judgement: Judgement) -> str:

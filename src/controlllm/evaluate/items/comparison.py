@@ -82,6 +82,7 @@ class Change:
         cut_off: share of answers that reached the limit of tokens, likewise.
         outcome: the word.
         reason: the sentence behind it.
+        decided_by: the reading that the word came from; None where nothing surely changed.
     """
 
     benchmark: Asked
@@ -92,6 +93,7 @@ class Change:
     cut_off: tuple[float, float] | None
     outcome: Outcome
     reason: str
+    decided_by: str | None = None
 
     def flipped(self) -> tuple[tuple[Item, Item], ...]:
         """Items that one of the two had right and the other wrong, by the first reading."""
@@ -168,7 +170,7 @@ def _change(evaluation: Evaluation, asked: Asked, label: str, base: str) -> Chan
     if not pairs:
         raise DataError(f"{asked.name}: there is no item.")
     readings = {name: found for name in READINGS if (found := _reading(name, pairs)) is not None}
-    outcome, reason = _outcome(readings, asked, len(pairs))
+    outcome, reason, decided_by = _outcome(readings, asked, len(pairs))
     return Change(
         benchmark=asked,
         label=label,
@@ -178,6 +180,7 @@ def _change(evaluation: Evaluation, asked: Asked, label: str, base: str) -> Chan
         cut_off=_shares([(a.cut_off, b.cut_off) for a, b in pairs]),
         outcome=outcome,
         reason=reason,
+        decided_by=decided_by,
     )
 
 
@@ -217,33 +220,35 @@ def _shares(values: Sequence[tuple[bool | None, bool | None]]) -> tuple[float, f
     return sum(a for a, _ in told) / len(told), sum(b for _, b in told) / len(told)
 
 
-def _outcome(readings: dict[str, Reading], asked: Asked, n: int) -> tuple[Outcome, str]:
+def _outcome(readings: dict[str, Reading], asked: Asked, n: int) -> tuple[Outcome, str, str | None]:
+    """The word, the sentence behind it, and the reading that it came from."""
     rates = [readings[name] for name in ("strict", "lenient", "choice") if name in readings]
     fallen = {name for name, reading in readings.items() if reading.fell}
     if "strict" in fallen:
         others = sorted(fallen - {"strict"})
         if others:
-            return Outcome.KNOWLEDGE_LOST, _worse(["strict", *others])
+            return Outcome.KNOWLEDGE_LOST, _worse(["strict", *others]), "strict"
         held = [name for name in readings if name != "strict"]
         if held:
-            return Outcome.FORMAT_LOST, f"strict fell, {_named(held)} held"
-        return Outcome.KNOWLEDGE_LOST, "strict fell; nothing else was read that could say why"
+            return Outcome.FORMAT_LOST, f"strict fell, {_named(held)} held", "strict"
+        why = "strict fell; nothing else was read that could say why"
+        return Outcome.KNOWLEDGE_LOST, why, "strict"
     if lost := sorted(fallen & {"choice", "lenient"}):
-        return Outcome.KNOWLEDGE_LOST, _worse(lost)
+        return Outcome.KNOWLEDGE_LOST, _worse(lost), lost[0]
     if risen := [reading.name for reading in rates if reading.rose]:
-        return Outcome.GAINED, f"{_named(risen)} rose"
+        return Outcome.GAINED, f"{_named(risen)} rose", risen[0]
     bits = readings.get("bits_per_byte")
     if bits is not None and all(_at_chance(rate, asked.chance, n) for rate in rates):
         # Where answers are no better than guessing, only the likelihood of the right one can tell.
         why = "bits per byte of the right answer {}" + (", answers are at chance" if rates else "")
         if bits.fell:
-            return Outcome.KNOWLEDGE_LOST, why.format("rose")
+            return Outcome.KNOWLEDGE_LOST, why.format("rose"), bits.name
         if bits.rose:
-            return Outcome.GAINED, why.format("fell")
+            return Outcome.GAINED, why.format("fell"), bits.name
     spread = max((reading.difference.deviation for reading in rates), default=0.0)
     points = 100 * detectable_difference(spread, n)
     seen = f"; {points:.1f} points would mostly have shown" if points else ""
-    return Outcome.KEPT, f"no sure change on {n:,} items{seen}"
+    return Outcome.KEPT, f"no sure change on {n:,} items{seen}", None
 
 
 def _worse(names: Sequence[str]) -> str:

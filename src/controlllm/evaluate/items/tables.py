@@ -15,17 +15,20 @@ NAMES = {"bits_per_byte": "bits per byte"}
 def readings_table(evaluation: Evaluation) -> str:
     """One row per benchmark, model and reading: base, model, difference with its interval.
 
+    The outcome and the reason for it stand in the row of the reading that decided, or in the first.
     Without a base there is no difference, and each model has its own value only.
     """
     labels = [model.label for model in evaluation.models]
     if labels[0] != "base":
         return _alone(evaluation, labels)
     headers = ["benchmark", "model", "reading", "n", "base", "model's", "difference"]
-    headers += ["95 % of difference", "McNemar's p", "outcome"]
+    headers += ["95 % of difference", "McNemar's p", "outcome", "why"]
     rows: list[list[object]] = []
     for label in labels[1:]:
         for change in compare_models(evaluation, label):
-            for place, reading in enumerate(change.readings.values()):
+            decided_by = change.decided_by or next(iter(change.readings), None)
+            for reading in change.readings.values():
+                decided = reading.name == decided_by
                 interval = reading.difference.interval()
                 told = interval.high - interval.low < float("inf")
                 rows.append(
@@ -39,7 +42,8 @@ def readings_table(evaluation: Evaluation) -> str:
                         format_number(reading.difference.mean, signed=True),
                         f"{interval.low:+.3f} to {interval.high:+.3f}" if told else None,
                         reading.p_value,
-                        str(change.outcome) if place == 0 else "",
+                        str(change.outcome) if decided else "",
+                        change.reason if decided else "",
                     ]
                 )
     return format_table(headers, rows)
@@ -64,6 +68,7 @@ def numbers_of(found: Evaluation) -> dict[str, Any]:
             "model": label,
             "outcome": str(change.outcome),
             "reason": change.reason,
+            "decided_by": change.decided_by,
             "readings": {name: asdict(one) for name, one in change.readings.items()},
         }
         for label in labels[1:]

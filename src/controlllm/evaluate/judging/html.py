@@ -12,7 +12,7 @@ from html import escape
 
 from controlllm.common.text.readable import readable
 
-__all__ = ["LONGEST", "Child", "Piece", "cut", "page", "tag"]
+__all__ = ["BEGINNING", "LONGEST", "Child", "Piece", "cut", "page", "tag"]
 
 _WORDS = re.compile(r"\S+")
 TAGS = frozenset(
@@ -32,6 +32,12 @@ VIEW_BOX = "viewBox"
 """The one attribute with a capital letter."""
 LONGEST = 1500
 """Characters of a text that a page shows."""
+
+BEGINNING = (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="generator" content="controlllm report">\n'
+)
+"""Of every page: so it is told from files of others."""
 
 Child = object
 """A piece, a text, a number, None (nothing), or any of them in a row."""
@@ -71,8 +77,7 @@ def page(title: str, style: str, policy: str, *children: Child) -> str:
         children: of the body.
     """
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        f'{BEGINNING}<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         '<meta name="color-scheme" content="light dark">\n'

@@ -10,7 +10,7 @@ from controlllm.evaluate.items.records import READINGS, Evaluation
 from controlllm.evaluate.judging.runs import Run
 from controlllm.evaluate.statistics import holm
 
-__all__ = ["Model", "Row", "compared_models", "main_models", "primary"]
+__all__ = ["Model", "Row", "compared_models", "deciding", "main_models", "primary"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ def primary(change: Change) -> Reading | None:
     """The rate that speaks for a benchmark; bits per byte where there is none."""
     order = ("strict", "choice", "lenient", "bits_per_byte")
     return next((change.readings[name] for name in order if name in change.readings), None)
+
+
+def deciding(change: Change) -> Reading | None:
+    """The reading that the outcome came from; the primary one where nothing surely changed."""
+    return primary(change) if change.decided_by is None else change.readings[change.decided_by]
 
 
 def _labels(run: Run) -> list[str]:

@@ -103,11 +103,16 @@ def _models(evaluation: Evaluation) -> Piece:
                 tag("td", hidden(model.name), class_="long"),
                 tag("td", alpha),
                 tag("td", tag("dl", identity) if identity else "not noted", class_="long"),
-                tag("td", f"{model.seconds:,.0f}", class_="n"),
+                tag("td", _seconds(model.seconds), class_="n"),
             )
         )
     heads = ["model", "loaded from", "alpha", "identity", "seconds"]
     return table(heads, tag("tbody", rows), numeric=(4,))
+
+
+def _seconds(seconds: float) -> str:
+    """What answers took; where none, they were given before, which is no measure of the model."""
+    return f"{seconds:,.1f}" if seconds else "answers from the store"
 
 
 def _scores(evaluation: Evaluation) -> Child:

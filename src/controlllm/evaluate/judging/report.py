@@ -5,12 +5,13 @@ Nothing in it is fetched, run or sent, whatever models and data sets wrote: see 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from controlllm.common.registry import check_choice
 from controlllm.evaluate.judging import pictures, words
 from controlllm.evaluate.judging.examples import flipped_items, sample_texts
 from controlllm.evaluate.judging.gate import Gate
-from controlllm.evaluate.judging.html import Child, Piece, page, tag
+from controlllm.evaluate.judging.html import BEGINNING, Child, Piece, page, tag
 from controlllm.evaluate.judging.models import Model, compared_models, main_models
 from controlllm.evaluate.judging.provenance import provenance
 from controlllm.evaluate.judging.ruling import Judgement, judge
@@ -19,7 +20,7 @@ from controlllm.evaluate.judging.style import POLICY, STYLE
 from controlllm.evaluate.judging.tables import capability_table, gate_table, overview_table
 from controlllm.evaluate.statistics import Verdict
 
-__all__ = ["ReportSettings", "report_page"]
+__all__ = ["ReportSettings", "is_report", "report_page"]
 
 MEANS = {
     Verdict.PASS: "may be shipped by the gate",
@@ -43,6 +44,12 @@ class ReportSettings:
     learned: tuple[str, ...] = ()
     model: str | None = None
     examples: int = 10
+
+
+def is_report(path: str | Path) -> bool:
+    """Whether a file begins as the pages do that `report_page` makes."""
+    with open(path, "rb") as file:
+        return file.read(len(BEGINNING)) == BEGINNING.encode()
 
 
 def report_page(runs: Sequence[Run], settings: ReportSettings | None = None) -> str:
@@ -125,6 +132,8 @@ def _verdicts(
             head = [words.word(judgement.verdict), " ", tag("b", model.name)]
             because = f" {MEANS[judgement.verdict]}: {judgement.reason}."
             lines.insert(0, tag("p", head, because))
+        if run.note:
+            lines.append(tag("p", f"{run.note}.", class_="soft"))
         boxes.append(tag("div", lines, class_=f"verdict {look}".rstrip()))
     return boxes
 
@@ -137,8 +146,8 @@ def _outcome(models: Sequence[Model]) -> list[Child]:
     if len(models) < 2:
         return []
     told = (
-        "What became of each benchmark, and the difference from the base of its first reading; "
-        "coloured where it is sure (95 %)."
+        "What became of each benchmark, and the difference from the base of the reading that "
+        "decided, or of its first one; coloured where it is sure (95 %)."
     )
     return [tag("p", told, class_="soft"), overview_table(models)]
 

@@ -1,6 +1,7 @@
 """What a run folder holds that a judge reads: evaluations, losses in time, the dial, texts.
 
 RUN/evaluations/SUITE/     evaluations, one folder each (`items.records`)
+RUN/benchmarks/step-N/     those that training made; the newest counts where there is no other
 RUN/checkpoint-N/          its history: losses of the held-out sets
 RUN/calibrated/            `calibration.json`: the dial's curve
 RUN/samples/*.jsonl        texts that were written while it trained
@@ -24,9 +25,17 @@ from controlllm.common.text.secrets import redacted
 from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
 from controlllm.evaluate.items.records import Evaluation
 
-__all__ = ["Run", "SampleText", "find_evaluations", "read_evaluations", "read_run", "read_runs"]
+__all__ = [
+    "Run",
+    "SampleText",
+    "asked_in_training",
+    "find_evaluations",
+    "read_evaluations",
+    "read_run",
+    "read_runs",
+]
 
-EVALUATION, EVALUATIONS = "evaluation.json", "evaluations"
+EVALUATION, EVALUATIONS, BENCHMARKS = "evaluation.json", "evaluations", "benchmarks"
 MOST_STATE = 2**28
 MOST_SAMPLES = 2**24
 """Bytes of a file that is read."""
@@ -50,6 +59,7 @@ class Run:
         name: its folder's; of several runs no two have the same.
         folder: where it is.
         evaluations: one for each suite.
+        note: that they were made in training, if so.
         history: rows of `step` and the metrics of held-out sets, losses and texts.
         calibration: the dial's curve as `calibration.json` has it; None where there is none.
         samples: texts of the newest step that has some, by the name of their set.
@@ -60,6 +70,7 @@ class Run:
     name: str
     folder: Path
     evaluations: tuple[Evaluation, ...] = ()
+    note: str = ""
     history: tuple[dict[str, float], ...] = ()
     calibration: dict[str, Any] | None = None
     samples: dict[str, tuple[SampleText, ...]] = field(default_factory=dict)
@@ -104,6 +115,15 @@ def find_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
                 "`pip install 'controlllm[eval]'`."
             ) from error
     return evaluations
+
+
+def asked_in_training(folder: str | Path) -> str:
+    """What to say of a run whose only evaluations are those of its training; else nothing."""
+    found = _places(Path(folder))
+    place = found[0].parent.parent if found else None
+    if place is None or place.parent != Path(folder) / BENCHMARKS:
+        return ""
+    return f"{folder} was evaluated in training only; its newest step is read: {place}"
 
 
 def read_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
@@ -151,6 +171,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         name=name or folder.resolve().name,
         folder=folder,
         evaluations=find_evaluations(folder),
+        note=asked_in_training(folder),
         history=tuple(_history(folder)),
         calibration=_calibration(folder),
         samples=samples,
@@ -172,7 +193,8 @@ def _places(folder: Path) -> list[Path]:
     if (folder / EVALUATION).is_file():
         return [folder / EVALUATION]
     of_a_checkpoint = folder.resolve().parent / EVALUATIONS / folder.resolve().name
-    for place in (folder / EVALUATIONS, of_a_checkpoint, folder):
+    in_training = [path for _, path in sorted(_steps(folder / BENCHMARKS), reverse=True)]
+    for place in (folder / EVALUATIONS, of_a_checkpoint, folder, *in_training):
         found = [
             path
             for path in sorted(place.glob(f"*/{EVALUATION}"))
@@ -242,11 +264,7 @@ def _config(folder: Path) -> str:
 
 
 def _samples(folder: Path) -> tuple[dict[str, tuple[SampleText, ...]], int]:
-    steps = [
-        (int(found[1]), path)
-        for path in (folder / "generation").glob("step-*")
-        if (found := re.fullmatch(r"step-([0-9]{1,12})", path.name))
-    ]
+    steps = _steps(folder / "generation")
     samples, unread = {}, 0
     for path in sorted(max(steps)[1].glob("*.jsonl")) if steps else ():
         with path.open("rb") as file:
@@ -256,6 +274,15 @@ def _samples(folder: Path) -> tuple[dict[str, tuple[SampleText, ...]], int]:
         if kept := tuple(text for text in texts if text is not None):
             samples[f"{path.stem}, {path.parent.name}"] = kept
     return samples, unread
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    """The folders of steps of training in one, unsorted."""
+    return [
+        (int(found[1]), path)
+        for path in folder.glob("step-*")
+        if (found := re.fullmatch(r"step-([0-9]{1,12})", path.name))
+    ]
 
 
 def _sample(line: bytes) -> SampleText | None:

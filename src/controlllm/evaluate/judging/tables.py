@@ -6,7 +6,7 @@ from controlllm.evaluate.items.comparison import Change, Reading
 from controlllm.evaluate.items.records import READINGS
 from controlllm.evaluate.judging import words
 from controlllm.evaluate.judging.html import Child, Piece, tag
-from controlllm.evaluate.judging.models import Model, Row, primary
+from controlllm.evaluate.judging.models import Model, Row, deciding
 from controlllm.evaluate.judging.ruling import Judgement, Ruling
 from controlllm.evaluate.judging.svg import bar
 
@@ -40,11 +40,12 @@ def capability_table(model: Model) -> Piece:
 
 
 def overview_table(models: Sequence[Model]) -> Piece:
-    """Benchmarks down, models across: the outcome and the difference of the first reading."""
+    """Benchmarks down, models across: the outcome, and the difference of what decided."""
     names = list(dict.fromkeys(_key(row) for model in models for row in model.rows))
+    called = words.benchmark_names(names)
     rows = []
     for name in names:
-        cells: list[Child] = [tag("th", name[1], scope="row", class_="name")]
+        cells: list[Child] = [tag("th", called[name], scope="row", class_="name")]
         for model in models:
             row = next((row for row in model.rows if _key(row) == name), None)
             cells.append(tag("td", "–" if row is None else _overview(row.change), class_="t"))
@@ -64,12 +65,12 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _overview(change: Change) -> list[Child]:
-    reading = primary(change)
+    reading = deciding(change)
     told: list[Child] = [words.word(change.outcome)]
     if reading is not None:
-        unit = "points" if READINGS[reading.name] else "bits per byte"
-        text = f" {words.difference(reading.name, reading.difference.mean)} {unit}"
-        told.append(tag("span", text, class_=f"{words.look(reading)}-text"))
+        told.append(
+            tag("span", f" {words.change_of(change)}", class_=f"{words.look(reading)}-text")
+        )
     return told
 
 

@@ -1,15 +1,20 @@
 """Numbers and outcomes as people read them, and the class that gives each its look."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from controlllm.evaluate.items.comparison import Change, Outcome, Reading
 from controlllm.evaluate.items.records import READINGS
 from controlllm.evaluate.judging.gate import Rule
 from controlllm.evaluate.judging.html import Child, Piece, tag
-from controlllm.evaluate.judging.models import Model, primary
+from controlllm.evaluate.judging.models import Model, deciding
 from controlllm.evaluate.statistics import Interval, Verdict
 
 __all__ = [
     "NAMES",
     "asked",
+    "benchmark_names",
+    "change_of",
     "difference",
     "interval",
     "join",
@@ -89,6 +94,25 @@ def asked(rule: Rule) -> str:
     return _minus(f"{ASKED[rule.kind]} {rule.bound:+g} bits per byte")
 
 
+def change_of(change: Change) -> str:
+    """The reading that decided on a benchmark, and how far it is above the base's."""
+    reading = deciding(change)
+    if reading is None:
+        return ""
+    unit = " points" if READINGS[reading.name] else ""
+    return f"{NAMES[reading.name]} {difference(reading.name, reading.difference.mean)}{unit}"
+
+
+def benchmark_names(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What benchmarks are called, by suite and name: with the suite where several have the name."""
+    known = dict.fromkeys(places)
+    count = Counter(name for _, name in known)
+    return {
+        (suite, name): name if count[name] == 1 else f"{name} of suite {suite}"
+        for suite, name in known
+    }
+
+
 def sentence(model: Model) -> list[Child]:
     """What a model gained and lost, for somebody who reads one sentence only."""
     told = {
@@ -97,9 +121,14 @@ def sentence(model: Model) -> list[Child]:
         Outcome.FORMAT_LOST: "lost the answer format, not the knowledge, on",
         Outcome.KEPT: "shows no sure change on",
     }
+    called = benchmark_names((row.suite, row.change.benchmark.name) for row in model.rows)
     parts: list[Child] = []
     for outcome, verb in told.items():
-        names = [_named(row.change) for row in model.rows if row.change.outcome is outcome]
+        names = [
+            _with_change(called[row.suite, row.change.benchmark.name], row.change)
+            for row in model.rows
+            if row.change.outcome is outcome
+        ]
         if names:
             parts += ["; " if parts else " ", verb, " ", join(names)]
     return [tag("b", model.name), *parts, "."]
@@ -111,12 +140,8 @@ def join(names: list[str], most: int = 8) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _named(change: Change) -> str:
-    reading = primary(change)
-    if reading is None or change.outcome is Outcome.KEPT:
-        return change.benchmark.name
-    unit = "points" if READINGS[reading.name] else "bits per byte"
-    return f"{change.benchmark.name} ({difference(reading.name, reading.difference.mean)} {unit})"
+def _with_change(name: str, change: Change) -> str:
+    return name if change.outcome is Outcome.KEPT else f"{name} ({change_of(change)})"
 
 
 def _minus(text: str) -> str:
