@@ -115,6 +115,22 @@ def test_last_lines(text, found):
     assert last_line(text, "") == found
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("2 + 2 is 4. So the answer is 4.", "4"),
+        ("So the answer is (C).\n\nQ: something else", "(C)"),
+        ("not ( True ) is False. The answer is False", "False"),
+        ("True", "True"),
+        ("the answer is", "the answer is"),
+        ("The answer is A, no, the answer is B.", "B"),
+        ("", None),
+    ],
+)
+def test_answers_after_the_phrase(text, found):
+    assert EXTRACTORS.get("answer")(text, "") == found
+
+
 @pytest.mark.parametrize("name", EXTRACTORS.names())
 @pytest.mark.parametrize(
     "text", ["{" * 300_000, "1," * 150_000, "answer is " * 30_000, "(" * 300_000, "\n" * 300_000]

@@ -90,6 +90,18 @@ def letter(text: str, marker: str = "") -> str | None:
     return first.group(1) if first and not listed else None
 
 
+@register_extractor("answer")
+def answer(text: str, marker: str = "") -> str | None:
+    r"""What follows the last "the answer is" on its line, without a full stop; else the last line.
+
+    >>> answer("Let us see. So the answer is (B).\nQ: and"), answer("True")
+    ('(B)', 'True')
+    """
+    said = list(_ANSWER_IS.finditer(text[-LONGEST:]))
+    rest = text[-LONGEST:][said[-1].end() :].splitlines() if said else []
+    return last_line(rest[0] if rest and rest[0].strip() else text)
+
+
 @register_extractor("boxed")
 def boxed(text: str, marker: str = "") -> str | None:
     r"""What stands in the last `\boxed{...}` of a text, whose braces must be closed.
