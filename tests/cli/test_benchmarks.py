@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.evaluate.samples import write_task
 
 from controlllm.evaluate import Evaluation, check_walls
@@ -178,7 +179,7 @@ def test_a_base_with_another_tokenizer_is_refused(cli, words, stories260k, tmp_p
     ("more", "told"),
     [
         ({"suite": "maht"}, "Did you mean 'maths'"),
-        ({"benchmarks": "acr"}, "are in no suite; there are: ['arc', 'sums']"),
+        ({"benchmarks": "acr"}, "are in no suite; there are: ['arc', 'sums']. Did you mean 'arc'?"),
         ({"limit": 3}, "limit and sample are both given"),
         ({"apply_chat_template": "true"}, "only --tasks reads it"),
         ({"alpha": 0.5}, "alpha needs an expanded model"),
@@ -192,6 +193,85 @@ def test_a_base_with_another_tokenizer_is_refused(cli, words, stories260k, tmp_p
 def test_what_is_refused(cli, words, more, told):
     code, _, err = cli(*words(**more))
     assert code == 2 and told in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("place", ["out", "out/mine", "store"])
+def test_a_file_where_a_folder_is_written_is_refused_at_the_start(cli, words, tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a file")
+    (tmp_path / "t.txt").write_text("Once upon a time there was a cat.\n" * 20)
+    code, out, err = cli(*words(files=tmp_path / "t.txt"))
+    assert (code, out) == (2, "")
+    assert err.endswith(f"cannot write {path}: it is a file; name a folder.\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("acc_norm,none", "acc_nrm,none", "arc: metric='acc_nrm' is not known"),
+        ("strict-match", "strict", "sums: filter of exact_match='strict' is not known"),
+    ],
+)
+def test_a_reading_that_a_task_has_not_is_refused_before_the_model_is_loaded(
+    cli, words, suite, monkeypatch, old, new, told
+):
+    monkeypatch.delattr("controlllm.cli.evaluate.load_model")
+    suite.write_text(SUITE.replace(old, new))
+    code, _, err = cli(*words())
+    assert code == 2 and told in err
+
+
+def test_a_run_that_carries_its_base_takes_no_reference(cli, finished_run, sidecar, workplace):
+    for model in (finished_run, sidecar):
+        code, out, err = cli("eval", model, "--reference", workplace / "base",
+                             "--data.retain", "[]", "--files", workplace / "old.txt")  # fmt: skip
+        assert (code, out) == (2, "") and "carries its base" in err
+        assert err.endswith("leave --reference out.\n")
+    code, out, err = cli("eval", workplace / "base", "--reference", finished_run,
+                         "--files", workplace / "old.txt")  # fmt: skip
+    assert (code, out) == (2, "") and "carries a base of its own" in err
+
+
+def test_a_base_is_named_by_its_own_path(cli, words, stories260k, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(stories260k, base)
+    assert cli(*words(reference=base, benchmarks="arc"))[0] == 0
+    models = Evaluation.load(tmp_path / "out" / "mine").models
+    assert [(model.label, model.name) for model in models] == [
+        *(("base", str(base)), ("tuned", str(stories260k))),
+    ]
+
+
+def test_documents_of_a_single_task_that_cannot_be_had(cli, words, suite, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    own = OWN_TASK.replace("dataset_path: allenai/ai2_arc", "dataset_path: json")
+    own = own.replace("dataset_name: ARC-Easy", "dataset_kwargs: {data_files: /nowhere/a.jsonl}")
+    (tmp_path / "tasks" / "mine.yaml").write_text(own)
+    code, _, err = cli(*words(suite=None, data_dir=None, tasks="mine",
+                              include_path=tmp_path / "tasks"))  # fmt: skip
+    assert code == 2 and "cannot be loaded" in err
+    assert "take their documents from the Hub" in err and "Put them below" not in err
+
+
+def test_inputs_that_are_cut_are_told_once(cli, words, stories260k, tmp_path, caplog):
+    """Of two models that read the same; and tokenizers say nothing beside it."""
+    short = tmp_path / "short"
+    shutil.copytree(stories260k, short)
+    for name, key in (("config.json", "max_position_embeddings"),
+                      ("tokenizer_config.json", "model_max_length")):  # fmt: skip
+        values = json.loads((short / name).read_text())
+        (short / name).write_text(json.dumps(values | {key: 40}))
+    other = tmp_path / "other"
+    shutil.copytree(short, other)
+    weights = load_file(other / "model.safetensors")
+    name = sorted(weights)[0]
+    save_file(weights | {name: weights[name] * 1.01}, other / "model.safetensors", {"format": "pt"})
+    asked = words(benchmarks="arc", reference=other)
+    code, _, err = cli(*asked[:1], short, *asked[2:])
+    assert code == 0, err
+    assert caplog.text.count("lost their beginning") == 1
+    assert "Token indices" not in err + caplog.text
 
 
 def test_options_of_benchmarks_without_any(cli, stories260k, tmp_path):

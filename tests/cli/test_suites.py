@@ -83,6 +83,16 @@ def test_what_is_wrong_is_told(cli, words, told):
     assert head in err and tail in err
 
 
+def test_a_bad_file_does_not_hide_the_others(cli, tmp_path):
+    (tmp_path / "own.yaml").write_text(MINE)
+    (tmp_path / "bad.yaml").write_text(MINE.replace(" items: 164,", ""))
+    (tmp_path / "worse.yaml").write_text("[")
+    code, out, err = cli("suites", "--suite_dir", tmp_path)
+    assert code == 2 and "own: mine" in out and "maths: " in out and "bad: " not in out
+    assert "benchmark 'mine': 'items' is missing: how many questions there are." in err
+    assert "worse.yaml" in err and err.count("controlllm: ") == 2
+
+
 SHOW = """
 import sys
 sys.argv = ["controlllm", "suites", "original"]

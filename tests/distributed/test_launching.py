@@ -130,6 +130,41 @@ def test_without_their_launcher_the_processes_save_and_end(run_file: Any, tmp_pa
     assert newest_checkpoint(folder) == folder / f"checkpoint-{done}"
 
 
+def test_without_their_launcher_the_processes_of_eval_end(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them while it works, the other while it waits for that one."""
+    from controlllm.cli import evaluate
+
+    original = evaluate.evaluate_losses
+
+    def slow(model: Any, batches: Any, ranks: Any) -> Any:
+        (tmp_path / f"at-{ranks.rank}").touch()
+        if ranks.rank == 1:
+            time.sleep(SECONDS)
+        return original(model, batches, ranks)
+
+    monkeypatch.setattr(evaluate, "evaluate_losses", slow)
+    (tmp_path / "text.txt").write_text("once upon a time there was a little girl. " * 40)
+    words = ["eval", str(place / "base"), "--files", str(tmp_path / "text.txt")]
+    words += ["--load.device", "cpu"]
+
+    def launch_and_wait() -> None:
+        os.environ[launch.LAUNCHER] = str(os.getpid())
+        soak.wait_for(soak.start_ranks(lambda: main(words), 2, tmp_path / "logs"))
+
+    process, end = fork(launch_and_wait), time.monotonic() + SECONDS
+    while not all((tmp_path / f"at-{rank}").exists() for rank in range(2)):
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
 @pytest.mark.slow
 def test_two_nodes_by_torchrun(run_file: Any, tmp_path: Path, repository: Path) -> None:
     """Two agents on this machine are two nodes to it."""

@@ -233,7 +233,7 @@ def test_a_sample_takes_of_each_task_its_share(tasks):
     for name, numbers in both.drawn.items():
         assert len(set(numbers)) == len(numbers)
         assert abs(len(numbers) - 10 * counts[name] / sum(counts.values())) <= 1
-    with pytest.raises(ConfigError, match="--sample 1 is less than its 2 tasks"):
+    with pytest.raises(ConfigError, match="sample=1 is less than its 2 tasks"):
         loaded(tasks, "both", sample=1)
 
 
@@ -309,7 +309,7 @@ def test_two_evaluations_at_once_write_each_answer_once(ask, pico_llama, tmp_pat
 
 def test_documents_that_cannot_be_loaded(tmp_path):
     write_task(tmp_path, "absent", tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match=r"absent.*--data_dir"):
+    with pytest.raises(DataError, match=r"absent.*below data_dir"):
         loaded(tmp_path, "absent")
 
 

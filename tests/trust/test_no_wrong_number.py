@@ -1256,7 +1256,8 @@ def test_ctrl_c_while_a_model_is_loaded_is_one_line(raised, capsys, monkeypatch)
 
     monkeypatch.setattr(evaluate, "run", load)
     assert main(["eval", "x"]) == 130
-    assert capsys.readouterr().err == "\nInterrupted.\n"
+    hint = "Run the same command again: it goes on with the answers that are kept, if any."
+    assert capsys.readouterr().err == f"\nInterrupted. {hint}\n"
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -37,6 +37,11 @@ _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "contro
 _WITHOUT_MODELS = ("inspect", "report", "ship", "suites")
 """Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
+_GOES_ON = {
+    "train": " Run the same command again: it goes on from the newest checkpoint, if any.",
+    "eval": " Run the same command again: it goes on with the answers that are kept, if any.",
+}
+"""After Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,8 +115,7 @@ def _tell_interrupted(verb: str) -> int:
     from controlllm.cli.kit.terminal import speaks
 
     if speaks():
-        hint = " Run the same command again: it goes on from the newest checkpoint, if any."
-        print(f"\nInterrupted.{hint if verb == 'train' else ''}", file=sys.stderr)
+        print(f"\nInterrupted.{_GOES_ON.get(verb, '')}", file=sys.stderr)
     return INTERRUPTED
 
 

@@ -13,14 +13,23 @@ from controlllm.cli.kit.benchmarks import (
     folder_of,
     graders_of,
     loaded_suites,
+    require_places,
     save_evaluation,
     store_of,
 )
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.sets import UNREAD, Sets, as_list, load_sets, run_defaults, tell_size
+from controlllm.cli.kit.reference import reference_of
+from controlllm.cli.kit.sets import (
+    UNREAD,
+    Sets,
+    as_list,
+    check_names,
+    load_sets,
+    run_defaults,
+    tell_size,
+)
 from controlllm.cli.kit.terminal import be_silent, is_first
-from controlllm.cli.launch import launch, processes_to_start
-from controlllm.common.adapters import carries_base
+from controlllm.cli.launch import end_with_launcher, launch, processes_to_start
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import setting
@@ -45,7 +54,6 @@ from controlllm.evaluate import (
     scores_table,
     stored_targets,
     targets_of,
-    tokenizer_identity,
     vllm_targets,
 )
 from controlllm.evaluate.forgetting.dial import check_settings
@@ -138,16 +146,19 @@ def run(argv: list[str]) -> None:
     options = parse_options(EvalOptions, argv, "eval", run_defaults, unread=UNREAD)
     if options.output is not None:
         require_writable(options.output)
+    if options.asked:
+        require_places(options, options.model)
     sources = [SourceConfig(path=path) for path in as_list(options.files)]
     sources += [*options.data.learn, *options.data.retain]
     if not sources and not options.asked:
         raise ConfigError(
             "nothing to measure: give --files, --data.learn, --data.retain, --suite or --tasks."
         )
-    _check_names(sources)
+    check_names(sources)
     count = processes_to_start(options.nproc, options.load.device)
     if count > 1:
         raise SystemExit(launch("eval", argv, count))
+    end_with_launcher()
     if not is_first():
         be_silent()
     load_plugins(options.data)  # A suite may name an extractor of the user's own.
@@ -163,8 +174,8 @@ def _measure(
     ranks: Ranks,
 ) -> None:
     folder = folder_of(options, options.model)
-    if suites:
-        ranks.first(lambda: require_writable(folder, folder=True))
+    for suite in suites:
+        ranks.first(lambda: require_writable(folder / suite.name, folder=True))  # noqa: B023
     results: dict[str, Any] = {"model": shown(options.model)}
     if options.engine == "vllm" or options.stored:
         if options.files:
@@ -181,7 +192,7 @@ def _measure(
             model, tokenizer = load_model(options.model, options.load)
         if len(options.alphas) == 1:
             _expanded(model).set_alpha(options.alphas[0])
-        reference = _reference(model, tokenizer, options)
+        reference = reference_of(model, tokenizer, options.reference, options.load)
         if sources:
             sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
             tell_size(sets, settings=1)
@@ -193,6 +204,7 @@ def _measure(
                 tokenizer,
                 shown(options.model),
                 reference=reference,
+                reference_name=options.reference and shown(options.reference),
                 alphas=options.alphas if len(options.alphas) > 1 else (),
                 collapsed=options.collapsed,
                 batch_size=options.batch_size,
@@ -231,33 +243,10 @@ def _ask(
     return numbers
 
 
-def _check_names(sources: list[SourceConfig]) -> None:
-    names = [source.name for source in sources]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"{twice} name several sets (--files takes a file's name, beside the sets of the run); "
-            "give each its own `name`: --data.learn '[{path: ..., name: ...}]'."
-        )
-
-
 def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:
     if not isinstance(model, ControlLLMForCausalLM):
         raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
     return model
-
-
-def _reference(model: PreTrainedModel, tokenizer: Any, options: EvalOptions) -> Reference | None:
-    if options.reference is not None:
-        base, other = load_model(options.reference, options.load)
-        if tokenizer_identity(other) != tokenizer_identity(tokenizer):
-            raise ConfigError(
-                f"reference={options.reference!r} has another tokenizer than the model: the two "
-                "would read other tokens, and their numbers could not be compared. Give the base "
-                "that the model was trained from."
-            )
-        return Reference(model, copy=base)
-    return Reference(model) if carries_base(model) else None
 
 
 def _measure_losses(

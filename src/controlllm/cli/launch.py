@@ -18,9 +18,9 @@ from controlllm.cli.kit.terminal import SAVED
 from controlllm.common.errors import ConfigError
 from controlllm.train.parallel.failures import FAILED, INTERRUPTED, REFUSED
 from controlllm.train.parallel.processes import launched
-from controlllm.train.record.signals import PREEMPTED
+from controlllm.train.record.signals import PREEMPTED, stop_without
 
-__all__ = ["LAUNCHER", "launch", "processes_to_start"]
+__all__ = ["LAUNCHER", "end_with_launcher", "launch", "processes_to_start"]
 
 LAUNCHER = "CONTROLLLM_LAUNCHER"
 """Variable by which the processes know the id of the one that started them."""
@@ -53,6 +53,12 @@ def processes_to_start(nproc: int | Literal["auto"], device: str) -> int:
             f"--nproc {nproc}: the model's device={device!r} is one device; set it to cuda."
         )
     return nproc
+
+
+def end_with_launcher() -> None:
+    """Ask this process to stop once the launcher is gone that has started it, if one has."""
+    if LAUNCHER in os.environ:
+        stop_without(int(os.environ[LAUNCHER]))
 
 
 def launch(verb: str, argv: list[str], count: int, max_restarts: int = 0) -> int:

@@ -1,9 +1,11 @@
 """`controlllm suites`: which suites of benchmarks there are, and what they need on this machine."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from controlllm.cli.kit.parsing import parse_options
+from controlllm.common.errors import ConfigError
 from controlllm.common.text.readable import readable
 from controlllm.common.text.tables import format_table
 from controlllm.evaluate.suites import (
@@ -39,17 +41,32 @@ class SuitesOptions:
     """Folder with further suites (YAML)."""
 
 
-def run(argv: list[str]) -> None:
-    """Print the suites, or one of them."""
+def run(argv: list[str]) -> int:
+    """Print the suites, or one of them; the exit code is 2 where a suite's file is wrong."""
     if argv and not argv[0].startswith("-"):
         argv = ["--name", *argv]
     options = parse_options(SuitesOptions, argv, "suites")
     if options.name is None:
-        names = suite_names(options.suite_dir)
-        lines = _all(load_suite(name, options.suite_dir) for name in names)
+        suites, wrong = _loaded(options.suite_dir)
+        lines = _all(suites)
     else:
-        lines = _one(load_suite(options.name, options.suite_dir), options.data_dir)
+        suite, wrong = load_suite(options.name, options.suite_dir), []
+        lines = _one(suite, options.data_dir)
     print(readable("\n".join(lines)))
+    for error in wrong:
+        print(f"controlllm: {readable(str(error))}", file=sys.stderr)
+    return 2 if wrong else 0
+
+
+def _loaded(suite_dir: str | None) -> tuple[list[Suite], list[ConfigError]]:
+    """All suites whose files are right, and what is wrong with the others."""
+    suites, wrong = [], []
+    for name in suite_names(suite_dir):
+        try:
+            suites.append(load_suite(name, suite_dir))
+        except ConfigError as error:
+            wrong.append(error)
+    return suites, wrong
 
 
 def _all(suites: Iterable[Suite]) -> Iterator[str]:

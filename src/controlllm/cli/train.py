@@ -1,6 +1,5 @@
 """`controlllm train`: one run, by one process or by several."""
 
-import os
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -74,12 +73,11 @@ def _train(run: RunConfig) -> None:
     first = is_first()
     if not first:
         be_silent()
-    from controlllm.cli.launch import LAUNCHER
+    from controlllm.cli.launch import end_with_launcher
     from controlllm.train import train
-    from controlllm.train.record.signals import PREEMPTED, ignore_signals, stop_without
+    from controlllm.train.record.signals import PREEMPTED, ignore_signals
 
-    if LAUNCHER in os.environ:
-        stop_without(int(os.environ[LAUNCHER]))
+    end_with_launcher()
     result = train(run)
     preempted = result.stopped_because == "preempted"
     if preempted:

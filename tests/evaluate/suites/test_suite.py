@@ -139,7 +139,7 @@ def test_a_folder_that_is_none(tmp_path):
         ("chance: 0.5", "config: a/../b", "config='a/../b' is no name"),
         ("chance: 0.5", "template: /etc/x", "template='/etc/x' is no name"),
         ("chance: 0.5", "splits: []", "splits is empty"),
-        ("name: mine, ", "", "incomplete: .*'name'"),
+        ("name: mine, ", "", "benchmarks.0.: 'name' is missing: what tables call it"),
         ("about: My own.", "", "`about` must be a text"),
         ("about: My own.", "about: a\nsuites: b", "field='suites' is not known"),
         ("chance: 0.5}", "chance: 0.5}\n  - 3", r"benchmarks\[1\] must be a mapping"),

@@ -2,6 +2,7 @@
 
 benchmarks  Benchmarks of a verb: suites and single tasks, found and loaded before any model is
 parsing     From words and YAML to one typed options object
+reference   The base that a model is compared with: what it carries, or one that is named beside it
 sets        The held-out sets of `eval` and `calibrate`: those given, else the run's own
 terminal    What the terminal shows
 words       The words of a command, by the type hints of its options

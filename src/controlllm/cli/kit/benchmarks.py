@@ -8,7 +8,10 @@ from pathlib import Path
 from controlllm.cli.kit.sets import CONFIG, as_list
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.facts import check_values, setting
+from controlllm.common.registry import nearest
 from controlllm.common.settings import RUNS_CODE, TINY, Rule
+from controlllm.common.storage.files import require_writable
+from controlllm.common.storage.lock import own_folder
 from controlllm.common.text.progress import stage
 from controlllm.evaluate import (
     Draw,
@@ -30,6 +33,7 @@ __all__ = [
     "folder_of",
     "graders_of",
     "loaded_suites",
+    "require_places",
     "save_evaluation",
     "store_of",
 ]
@@ -228,6 +232,21 @@ def save_evaluation(found: Evaluation, folder: Path) -> None:
     found.save(folder)
 
 
+def require_places(options: BenchmarkOptions, model: str) -> None:
+    """Check before long work that results and answers can be written.
+
+    Raises:
+        CheckpointError: where results go, or the store, can be no folder that is written to.
+        ConfigError: others may write to the store.
+    """
+    require_writable(folder_of(options, model), folder=True)
+    store = store_of(options).expanduser()
+    if store.is_dir():
+        own_folder(store, "--store")
+    else:
+        require_writable(store, folder=True)
+
+
 def store_of(options: BenchmarkOptions) -> Path:
     """The folder of all answers."""
     return Path(options.store) if options.store else default_store()
@@ -239,7 +258,10 @@ def _chosen(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
         return list(suites)
     known = {one.name for suite in suites for one in suite.benchmarks}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"benchmarks={unknown} are in no suite; there are: {sorted(known)}.")
+        raise ConfigError(
+            f"benchmarks={unknown} are in no suite; there are: {sorted(known)}."
+            f"{nearest(unknown[0], known)}"
+        )
     return [
         replace(suite, benchmarks=kept)
         for suite in suites

@@ -27,7 +27,7 @@ from controlllm.data.examples.templates import is_template_file
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = ["UNREAD", "Sets", "as_list", "load_sets", "run_defaults", "tell_size"]
+__all__ = ["UNREAD", "Sets", "as_list", "check_names", "load_sets", "run_defaults", "tell_size"]
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,17 @@ def _leave_out(data: dict[str, Any], trusts: bool, plugins_given: bool) -> Itera
 def as_list(value: str | list[str]) -> list[str]:
     """`a,b` on the command line, or a list in YAML."""
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def check_names(sources: list[SourceConfig]) -> None:
+    """Check that no two sets have one name (ConfigError)."""
+    names = [source.name for source in sources]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"{twice} name several sets (--files takes a file's name, beside the sets of the run); "
+            "give each its own `name`: --data.learn '[{path: ..., name: ...}]'."
+        )
 
 
 def load_sets(

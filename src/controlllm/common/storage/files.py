@@ -167,6 +167,8 @@ def require_writable(path: str | Path, folder: bool = False) -> None:
     try:
         if target.is_dir() and not folder:
             raise CheckpointError(f"cannot write {target}: it is a folder; name a file.")
+        if folder and target.exists() and not target.is_dir():
+            raise CheckpointError(f"cannot write {target}: it is a file; name a folder.")
         above = target if target.is_dir() else target.parent
         place = next(each for each in (above, *above.parents) if each.exists())
         with tempfile.TemporaryFile(dir=place):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.items.metrics import usual_asked, usual_choice
+from controlllm.evaluate.items.metrics import check_readings, usual_asked, usual_choice
 from controlllm.evaluate.items.records import Asked
 from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
 from controlllm.evaluate.suites import Benchmark, Suite, prepare_tasks, what_is_missing
@@ -16,6 +16,10 @@ __all__ = ["Draw", "LoadedSuite", "available", "load_questions", "load_tasks"]
 
 OF_TASKS = "tasks"
 """The suite of tasks that are named one by one."""
+_OF_SINGLE = (
+    "Single tasks take their documents from the Hub, or from where a task file of --include_path "
+    "says; a suite takes them from --data_dir, too."
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def load_questions(
         include_path: folders with further task files that the suite names.
 
     Raises:
-        ConfigError: a task is not known, local data do not do, or a package is missing.
+        ConfigError: a task is not known or has not the metrics that it is to be read by, local data
+            do not do, or a package is missing.
         DataError: documents cannot be loaded.
     """
     draw = draw or Draw()
@@ -144,6 +149,7 @@ def load_questions(
             asked = _asked(one, draw, longest, samples)
             if asked.kind == "choice" and asked.choice is None:
                 asked = replace(asked, choice=usual_choice(loaded))
+            check_readings(asked, loaded)
             pairs.append((asked, loaded))
     return LoadedSuite(suite.name, tuple(pairs))
 
@@ -180,6 +186,7 @@ def load_tasks(
             limit=draw.limit,
             seed=draw.seed,
             settings={"max_gen_toks": draw.max_new_tokens} if draw.max_new_tokens else None,
+            advice=_OF_SINGLE,
         )
         known = {
             "prompt": "chat" if chat else "plain",

@@ -32,11 +32,11 @@ class _Counter(logging.Handler):
 
 
 @contextmanager
-def quiet_harness(asked: str = "") -> Iterator[None]:
+def quiet_harness(asked: str = "", told: set[str] | None = None) -> Iterator[None]:
     """Inside, the harness shows nothing but errors; afterwards random states are as before.
 
     Inputs that lost their beginning, as they are longer than the model reads, are told in one line,
-    with the name of what is `asked`.
+    with the name of what is `asked`, which is then added to what was `told`: once is enough.
     """
     import datasets
     from lm_eval.api import task
@@ -44,6 +44,8 @@ def quiet_harness(asked: str = "") -> Iterator[None]:
     harness, counter = logging.getLogger("lm_eval"), _Counter()
     before = harness.propagate
     harness.addHandler(counter)
+    tokenizers = logging.getLogger("transformers.tokenization_utils_base")
+    tokenizers.addFilter(_is_no_length)
     harness.propagate = False
     bars: Any = vars(task)
     shown = bars["tqdm"]
@@ -62,13 +64,21 @@ def quiet_harness(asked: str = "") -> Iterator[None]:
             datasets.enable_progress_bars()
         harness.propagate = before
         harness.removeHandler(counter)
-        if counter.cut:
+        tokenizers.removeFilter(_is_no_length)
+        if counter.cut and asked not in (told or ()):
+            if told is not None:
+                told.add(asked)
             log.warning(
                 "%s: %d inputs are longer than the model reads, and lost their beginning (fewer "
                 "examples before the question, --num_fewshot or `shots`, may help).",
                 asked,
                 counter.cut,
             )
+
+
+def _is_no_length(record: logging.LogRecord) -> bool:
+    """Not what tokenizers say of long texts: inputs that are cut are counted, and told here."""
+    return "Token indices sequence length is longer" not in record.getMessage()
 
 
 def _no_bar(values: Any, **_: Any) -> Any:

@@ -74,6 +74,7 @@ def targets_of(
     name: str,
     *,
     reference: Reference | None = None,
+    reference_name: str | None = None,
     alphas: Sequence[float] = (),
     collapsed: bool = False,
     batch_size: int = 8,
@@ -88,6 +89,7 @@ def targets_of(
         tokenizer: that makes its inputs.
         name: where it was loaded from.
         reference: its base; an expanded model is its own.
+        reference_name: where the base was loaded from; None = with the model.
         alphas: further settings of the dial, in [0, 1].
         collapsed: whether the model folded into the base's form is asked, too.
         batch_size: sequences per forward pass.
@@ -116,7 +118,7 @@ def targets_of(
     if reference is not None:
         with reference.active() as base:
             identity = base_identity(base, tokenizer)
-        yield target(Subject(BASE, name, 0.0, identity), reference.active)
+        yield target(Subject(BASE, reference_name or name, 0.0, identity), reference.active)
     identity = model_identity(model, tokenizer)
     label = TUNED if reference is not None else ONLY
     dial = expanded.expansion.dial if is_expanded(model) else None
@@ -242,13 +244,14 @@ def evaluate_suite(
     for asked, loaded in benchmarks:
         check_readings(asked, loaded)
     subjects, items, scores = [], {}, []
+    told: set[str] = set()
     for target in targets:
         with target.opened() as model:
             kept = AnswerStore(store, target.subject.identity)
             book = AnswerBook(model, kept, target.subject.label, ranks)
             found: list[Item] = []
             for asked, loaded in benchmarks:
-                with quiet_harness(asked.name):
+                with quiet_harness(asked.name, told):
                     results = ask_harness(loaded, book)
                     rows = read_items(asked, loaded, results, book)
                 values = list(task_scores(results))

@@ -107,6 +107,7 @@ def load_benchmark(
     chat: bool = False,
     samples: int = 1,
     settings: Mapping[str, Any] | None = None,
+    advice: str = "Put them below data_dir, or let this machine reach the Hub.",
 ) -> LoadedBenchmark:
     """Load tasks with their documents.
 
@@ -122,6 +123,7 @@ def load_benchmark(
         samples: how many answers are written to each question; several need `do_sample` in
             `settings`.
         settings: of written answers, over those of the task (max_gen_toks, temperature, ...).
+        advice: what to do where documents cannot be loaded.
 
     Raises:
         ConfigError: a package is missing, or fewer documents are to be drawn than there are tasks.
@@ -137,8 +139,8 @@ def load_benchmark(
     except Exception as error:  # Of datasets, the Hub, YAML files, ...
         raise DataError(
             f"{name}: the documents of {', '.join(tasks)} cannot be loaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Put "
-            "them below --data_dir, or let this machine reach the Hub."
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            f"{advice}"
         ) from error
     if not counts or not all(counts.values()):
         raise DataError(
@@ -264,7 +266,7 @@ def _draw(name: str, counts: Mapping[str, int], sample: int, seed: int) -> dict[
     """So many documents, from each task in proportion to its size, at least one."""
     if sample < len(counts):
         raise ConfigError(
-            f"{name}: --sample {sample} is less than its {len(counts)} tasks; draw at least one "
+            f"{name}: sample={sample} is less than its {len(counts)} tasks; draw at least one "
             "document of each."
         )
     total = sum(counts.values())

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,6 +24,12 @@ _METRIC = re.compile(r"[A-Za-z][\w@.-]*,[\w.-]+", re.ASCII)
 _DISCORDANT = 0.2
 _MOST_BENCHMARKS = 200
 _ENDS = (".yaml", ".yml")
+_REQUIRED = {
+    "name": "what tables call it",
+    "tasks": "tasks or groups of lm-eval, as a list",
+    "kind": f"what is asked of the model, one of {', '.join(KINDS)}",
+    "items": "how many questions there are",
+}
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,9 @@ def _benchmark(values: object, number: int) -> Benchmark:
         raise ConfigError(f"{where} must be a mapping.")
     for key in values:
         check_choice(f"{where}: field", key, [one.name for one in fields(Benchmark)])
+    for key in (one.name for one in fields(Benchmark) if one.default is MISSING):
+        if key not in values:
+            raise ConfigError(f"{where}: {key!r} is missing: {_REQUIRED[key]}.")
     try:
         return build(Benchmark, values, "benchmark")
     except ConfigError as error:

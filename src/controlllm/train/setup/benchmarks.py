@@ -26,7 +26,13 @@ def load_benchmarks(run: RunConfig, world: World) -> LoadedSuite | None:
             "the suite after the run, by `controlllm eval`."
         )
     suite = available(load_suite(config.suite), config.data_dir)
-    loaded = load_questions(suite, config.data_dir, Draw(config.sample, seed=run.training.seed))
+    draw = Draw(config.sample, seed=run.training.seed)
+    try:
+        loaded = load_questions(suite, config.data_dir, draw)
+    except ConfigError as error:
+        raise ConfigError(
+            f"evaluation (suite={config.suite!r}, sample={config.sample}): {error}"
+        ) from error
     if code := loaded.of_kind("code"):
         raise ConfigError(
             f"evaluation.suite={config.suite!r} has programs to write ({', '.join(code)}), which "
