@@ -50,6 +50,11 @@ def test_one_is_shown(cli, tmp_path):
 
 def test_real_data_is_found(cli, shared_data):
     _, out, _ = cli("suites", "--data_dir", shared_data, "--name", "small")
+    told = f"37 of its 57 subjects are left out, as {shared_data} has no data for them"
+    assert f"in part for mmlu: {told}" in out and f"in part for mmlu_cloze: {told}" in out
+    assert "in part for bbh: 21 of its 27 subjects" in out and out.count("in part for") == 3
+    assert "missing" not in out.casefold()
+    _, out, _ = cli("suites", "--data_dir", shared_data, "--name", "quick")
     assert out.rstrip().endswith("Nothing is missing on this machine.")
 
 

@@ -13,6 +13,7 @@ from controlllm.evaluate.suites import (
     Suite,
     load_suite,
     suite_names,
+    what_is_left_out,
     what_is_missing,
 )
 
@@ -81,7 +82,9 @@ def _one(suite: Suite, data_dir: str | None) -> Iterator[str]:
     yield format_table(_COLUMNS, [_row(one) for one in suite.benchmarks])
     yield f"\n{_NOTE}\n"
     missing = {one.name: what_is_missing(one, data_dir) for one in suite.benchmarks}
-    if not any(missing.values()):
+    partly = {one.name: what_is_left_out(one, data_dir) for one in suite.benchmarks}
+    yield from (f"in part for {name}: {told}" for name, told in partly.items() if told)
+    if not any(missing.values()) and not any(partly.values()):
         yield "Nothing is missing on this machine."
     for name, sentences in missing.items():
         yield from (f"missing for {name}: {sentence}" for sentence in sentences)

@@ -2,11 +2,17 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pyarrow
 import pytest
 
-from controlllm.evaluate.suites import load_suite, what_is_missing
+from controlllm.evaluate.suites import (
+    load_suite,
+    prepare_tasks,
+    what_is_left_out,
+    what_is_missing,
+)
 
 
 @pytest.fixture
@@ -144,3 +150,14 @@ def test_suites_for_larger_models_where_their_data_are(load, pick, shared_data):
     assert request_count(tasks["arc_challenge_chat"]) == 3
     assert len(prepared.leaves["mmlu_cot"]) == 20
     assert all(request_count(tasks[name]) == 3 for name in prepared.leaves["mmlu_cot"])
+
+
+@pytest.mark.parametrize("name", ["small", "original"])
+def test_what_will_be_left_out_is_what_is_left_out(name, shared_data, tmp_path):
+    suite = load_suite(name)
+    kept = tuple(one for one in suite.benchmarks if not what_is_missing(one, shared_data))
+    with pytest.warns(UserWarning, match="are left out"):
+        prepared = prepare_tasks(replace(suite, benchmarks=kept), shared_data, tmp_path / "tasks")
+    told = {one.name: what_is_left_out(one, shared_data) for one in kept}
+    counts = {key: int(text.split()[0]) for key, text in told.items() if text}
+    assert counts == {key: len(tasks) for key, tasks in prepared.left_out.items()} != {}

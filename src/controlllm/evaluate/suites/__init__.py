@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from controlllm.evaluate.suites.missing import what_is_missing
+    from controlllm.evaluate.suites.missing import what_is_left_out, what_is_missing
     from controlllm.evaluate.suites.prepare import Prepared, prepare_tasks
     from controlllm.evaluate.suites.suite import (
         KINDS,
@@ -33,6 +33,7 @@ __all__ = [
     "load_suite",
     "prepare_tasks",
     "suite_names",
+    "what_is_left_out",
     "what_is_missing",
 ]
 

@@ -1,6 +1,7 @@
 """What a benchmark needs that this machine has not, and how to get it. No model, no lm-eval."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from functools import cache
@@ -12,12 +13,14 @@ from urllib.parse import urlsplit
 
 from controlllm.common.errors import ConfigError
 from controlllm.evaluate.suites.layouts import find_files, short_name, usual_place
+from controlllm.evaluate.suites.stock import folder_of_task
 from controlllm.evaluate.suites.suite import Benchmark
 
-__all__ = ["hub_is_reachable", "what_is_missing"]
+__all__ = ["hub_is_reachable", "what_is_left_out", "what_is_missing"]
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _SECONDS = 0.5
+_SUBJECT = re.compile(r"""^["']?dataset_name["']?:[ ]*["']?([^"'\n]+?)["']?[ ]*$""", re.MULTILINE)
 
 
 def what_is_missing(benchmark: Benchmark, data_dir: str | Path | None = None) -> list[str]:
@@ -34,6 +37,46 @@ def what_is_missing(benchmark: Benchmark, data_dir: str | Path | None = None) ->
         ConfigError: `data_dir` is no folder, or holds a split in two forms.
     """
     return [*_packages(benchmark), *_data(benchmark, data_dir)]
+
+
+def what_is_left_out(benchmark: Benchmark, data_dir: str | Path | None) -> str | None:
+    """Which subjects are not asked, as local data hold others of the same benchmark.
+
+    Args:
+        benchmark: of a suite.
+        data_dir: the folder with local data, if there is one.
+
+    Returns:
+        A sentence; None where all are there, none is, or there are no subjects.
+    """
+    name = benchmark.dataset
+    if data_dir is None or name is None or benchmark.config != "*":
+        return None
+    folder, measured = Path(data_dir), benchmark.splits[:1]
+    if find_files(folder, name, "*", measured) is None:
+        return None
+    subjects = _subjects(benchmark)
+    if not subjects:
+        return f"subjects that {data_dir} does not hold, if any, are left out; items counts all."
+    gone = sum(find_files(folder, name, one, measured) is None for one in subjects)
+    if gone in (0, len(subjects)):
+        return None
+    return (
+        f"{gone} of its {len(subjects)} subjects are left out, as {data_dir} has no data for them; "
+        "items and MDE80 are those of all."
+    )
+
+
+def _subjects(benchmark: Benchmark) -> set[str]:
+    """The subjects by lm-eval's files, which are not read as YAML; empty where it is not known."""
+    found: set[str] = set()
+    for task in benchmark.tasks:
+        folder = folder_of_task(task)
+        if folder is None:
+            return set()
+        for path in folder.glob("*.yaml"):
+            found |= set(_SUBJECT.findall(path.read_text(encoding="utf-8", errors="replace")))
+    return found
 
 
 def hub_is_reachable() -> bool:

@@ -16,7 +16,7 @@ from controlllm.common.quiet import quiet_imports
 from controlllm.common.registry import check_choice
 from controlllm.common.text.yamls import parse_yaml
 
-__all__ = ["OWN", "Leaf", "Tasks", "read_template"]
+__all__ = ["OWN", "Leaf", "Tasks", "folder_of_task", "read_template"]
 
 OWN = Path(__file__).parent / "tasks"
 """Tasks that lm-eval has not, and templates that are laid over tasks."""
@@ -81,7 +81,7 @@ class Tasks:
             if not Path(folder).is_dir():
                 raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
         mine = [str(OWN), *map(str, include_path)]
-        few = {str(path) for name in names if (path := _folder_of(name)) is not None}
+        few = {str(path) for name in names if (path := folder_of_task(name)) is not None}
         with _quiet("lm_eval.tasks._index"):  # of tags that tasks of two folders have
             manager = TaskManager(include_path=[*sorted(few), *mine], include_defaults=False)
             if not set(names) <= set(manager.all_tasks):
@@ -155,7 +155,7 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _folder_of(name: str) -> Path | None:
+def folder_of_task(name: str) -> Path | None:
     """The folder of lm-eval that a task lies in, if it is of our suites or named like it."""
     spec = find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
