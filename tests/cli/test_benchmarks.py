@@ -117,8 +117,11 @@ def test_another_evaluation_does_not_replace_one(cli, words, tmp_path, caplog):
     assert cli(*words())[0] == 0 and "asked something else: it is in" not in caplog.text
     assert cli(*words(benchmarks="arc", sample=5))[0] == 0
     assert "asked something else: it is in" in caplog.text
-    (aside,) = (tmp_path / "out" / "earlier").iterdir()
-    assert Evaluation.load(aside).items == first.items
+    earlier = tmp_path / "out" / "earlier"
+    assert Evaluation.load(earlier / "mine-1").items == first.items
+    (tmp_path / "out" / "mine" / "items-0.jsonl").write_text("damaged")
+    assert cli(*words(benchmarks="arc", sample=5))[0] == 0
+    assert (earlier / "mine-2" / "items-0.jsonl").read_text() == "damaged"
     assert len(Evaluation.load(tmp_path / "out" / "mine").items["model"]) == 5
 
 

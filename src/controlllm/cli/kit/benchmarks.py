@@ -212,19 +212,19 @@ def folder_of(options: BenchmarkOptions, model: str) -> Path:
 
 
 def save_evaluation(found: Evaluation, folder: Path) -> None:
-    """Write an evaluation; an earlier one that asked something else is put aside, and told."""
+    """Write an evaluation; an earlier one that asked something else is put aside, and told.
+
+    So is one that cannot be read any more.
+    """
     try:
-        earlier = Evaluation.load(folder)
+        takes_place = not folder.exists() or Evaluation.load(folder).is_like(found)
     except DataError:
-        earlier = None
-    if earlier is not None and not earlier.is_like(found):
-        stamp = str(earlier.provenance.get("time", "")).replace(":", "")[:17] or "before"
-        aside = folder.parent / "earlier" / f"{folder.name}-{stamp}"
-        number = 1
-        while aside.exists():
+        takes_place = not any(folder.iterdir())
+    if not takes_place:
+        earlier, number = folder.parent / "earlier", 1
+        while (aside := earlier / f"{folder.name}-{number}").exists():
             number += 1
-            aside = aside.with_name(f"{folder.name}-{stamp}-{number}")
-        aside.parent.mkdir(exist_ok=True)
+        earlier.mkdir(exist_ok=True)
         folder.rename(aside)
         log.warning(
             "The evaluation that was in %s asked something else: it is in %s.", folder, aside
