@@ -514,7 +514,7 @@ def test_plugins_of_a_run_folder_are_not_run(
     assert cli("eval", stranger)[0] == 0
     assert not (tmp_path / "executed").exists()
     (told,) = [record.message for record in caplog.records if "plugins" in record.message]
-    assert f"""unless you say so: --data.plugins='["{tmp_path / "plugin.py"}"]'""" in told
+    assert f"""names --data.plugins='["{tmp_path / "plugin.py"}"]', which is left out""" in told
     assert cli("calibrate", stranger, "--max_forgetting", 9, "--alphas", "[1.0]")[0] == 0
     assert not (tmp_path / "executed").exists()
 

@@ -99,7 +99,7 @@ def answer(text: str, marker: str = "") -> str | None:
     """
     said = list(_ANSWER_IS.finditer(text[-LONGEST:]))
     rest = text[-LONGEST:][said[-1].end() :].splitlines() if said else []
-    return last_line(rest[0] if rest and rest[0].strip() else text)
+    return last_line(rest[0] if rest and rest[0].strip() else text, marker)
 
 
 @register_extractor("boxed")
