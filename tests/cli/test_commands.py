@@ -215,7 +215,8 @@ def test_eval_runs_tasks(cli: Cli, finished_run: Path, tmp_path: Path) -> None:
         "doc_to_target": "{{label}}",
     }
     (tmp_path / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
-    words = ("eval", finished_run, "--tasks", "tiny_choice", "--include_path", tmp_path)
+    kept = ("--save_to", tmp_path / "out", "--store", tmp_path / "store")
+    words = ("eval", finished_run, "--tasks", "tiny_choice", "--include_path", tmp_path, *kept)
     code, out, _ = cli(*words, "--data.learn", "[]", "--data.retain", "[]")
     assert code == 0
     assert "tiny_choice" in out
