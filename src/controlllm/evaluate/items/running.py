@@ -108,12 +108,7 @@ def targets_of(
         reference = Reference(model)
 
     def target(subject: Subject, opened: Opened) -> Target:
-        @contextmanager
-        def answering() -> Iterator[Answering]:
-            with opened() as asked, evaluating(asked):
-                yield live_model(asked, tokenizer, batch_size, max_length)
-
-        return Target(subject, answering)
+        return Target(subject, partial(_live, opened, tokenizer, batch_size, max_length))
 
     if reference is not None:
         with reference.active() as base:
@@ -179,14 +174,9 @@ def ask_model(
     Raises:
         ConfigError, DataError: as `evaluate_suite`.
     """
-
-    @contextmanager
-    def answering() -> Iterator[Answering]:
-        with evaluating(model):
-            yield live_model(model, tokenizer, batch_size)
-
     asked = suite.for_tokenizer(tokenizer).benchmarks
-    return evaluate_suite(suite.name, asked, [Target(subject, answering)], store=store, ranks=ranks)
+    opened = partial(_live, lambda: nullcontext(model), tokenizer, batch_size)
+    return evaluate_suite(suite.name, asked, [Target(subject, opened)], store=store, ranks=ranks)
 
 
 def stored_targets(evaluation: Evaluation, tokenizer: Any) -> Iterator[Target]:
@@ -202,6 +192,15 @@ def stored_targets(evaluation: Evaluation, tokenizer: Any) -> Iterator[Target]:
         return Target(subject, lambda: nullcontext(model))
 
     yield from map(target, evaluation.models)
+
+
+@contextmanager
+def _live(
+    opened: Opened, tokenizer: Any, batch_size: int, max_length: int | None = None
+) -> Iterator[Answering]:
+    """A model of this process in evaluation mode, as it answers."""
+    with opened() as model, evaluating(model):
+        yield live_model(model, tokenizer, batch_size, max_length)
 
 
 @contextmanager
