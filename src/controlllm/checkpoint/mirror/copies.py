@@ -31,7 +31,7 @@ from controlllm.checkpoint.training.manifest import MANIFEST
 from controlllm.checkpoint.training.saved import KINDS
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.files import atomic_folder
-from controlllm.common.storage.lock import alone, own_folder
+from controlllm.common.storage.lock import alone, cache_root, own_folder
 from controlllm.common.text.names import is_checkpoint, is_plain
 
 __all__ = ["local_copy"]
@@ -102,7 +102,7 @@ def _copy_of_model(remote: RemoteRun) -> Path:
 
 def _place(remote: RemoteRun, *more: str) -> Path:
     """Where the present version of a folder elsewhere is copied to; its own name comes last."""
-    root = Path(os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm").expanduser()
+    root = Path(cache_root()).expanduser()
     try:
         models = own_folder(root / "models", "CONTROLLLM_CACHE")
     except OSError as error:

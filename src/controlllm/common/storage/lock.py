@@ -17,11 +17,16 @@ from controlllm.common.storage.files import write_text
 from controlllm.common.storage.held import LOCK, Held, TakenError, hold
 from controlllm.common.storage.workplace import make_folder
 
-__all__ = ["alone", "make_once", "occupied", "own_folder", "read_note", "write_note"]
+__all__ = ["alone", "cache_root", "make_once", "occupied", "own_folder", "read_note", "write_note"]
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NOTE_BYTES = 2**16
+
+
+def cache_root() -> str:
+    """`$CONTROLLLM_CACHE`, or `~/.cache/controlllm`; `~` is not expanded yet."""
+    return os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
 
 
 def own_folder(path: Path, option: str) -> Path:

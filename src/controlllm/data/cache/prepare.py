@@ -14,7 +14,6 @@ Ranks that share the work of a hook make a store of their share each, beside tha
 joins them. So they need a shared disk.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,7 @@ from typing import Any, TypeAlias
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import CheckpointError, ControlLLMError, DataError
 from controlllm.common.storage.files import atomic_folder
-from controlllm.common.storage.lock import make_once, own_folder
+from controlllm.common.storage.lock import cache_root, make_once, own_folder
 from controlllm.common.text.progress import tick
 from controlllm.data.cache.cache_key import code_key, model_key, options_key
 from controlllm.data.cache.store import META, StoreWriter, TokenStore
@@ -54,7 +53,7 @@ def store_folder(encoder: RowEncoder, chunks: Chunks, model: Any = None) -> Path
     parts = [chunks.fingerprint, chunks.stamp, options_key(encoder), code_key(source)]
     if source.postprocess and POSTPROCESS.get(source.postprocess).uses_model:
         parts.append("none" if model is None else model_key(model))
-    root = encoder.config.cache_dir or os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
+    root = encoder.config.cache_dir or cache_root()
     # The name is for people; whatever cannot stand in a file's name is left out of it.
     name = re.sub(r"[^\w.-]+", "_", str(source.name)).strip(".")[:64]
     return Path(root).expanduser() / "data" / f"{name}-{digest(*parts)}"

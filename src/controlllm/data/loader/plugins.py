@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.common.storage.lock import cache_root
 from controlllm.data.cache.cache_key import file_digest, forget_file
 from controlllm.data.config.data_config import DataConfig
 from controlllm.data.sources.files import digest
@@ -43,7 +44,7 @@ def _refuse_fetched(file: Path, config: DataConfig) -> None:
     """Refuse a file below a cache: what lies there may have come from somebody else."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
-    own = os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
+    own = cache_root()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     for folder in (own, home, config.cache_dir, HF_HOME, HF_HUB_CACHE):
         if folder and file.is_relative_to(Path(folder).expanduser().resolve()):

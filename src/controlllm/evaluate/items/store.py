@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from controlllm.common.errors import DataError
 from controlllm.common.storage.files import write_json
-from controlllm.common.storage.lock import own_folder
+from controlllm.common.storage.lock import cache_root, own_folder
 
 __all__ = ["Answer", "AnswerStore", "Request", "default_store"]
 
@@ -78,8 +78,7 @@ class Answer:
 
 def default_store() -> Path:
     """`$CONTROLLLM_CACHE/answers`, or below `~/.cache/controlllm`."""
-    root = os.environ.get("CONTROLLLM_CACHE") or "~/.cache/controlllm"
-    return Path(root).expanduser() / "answers"
+    return Path(cache_root()).expanduser() / "answers"
 
 
 class AnswerStore:
