@@ -23,6 +23,7 @@ from controlllm.cli.kit.sets import (
     UNREAD,
     Sets,
     as_list,
+    as_numbers,
     check_names,
     load_sets,
     run_defaults,
@@ -130,15 +131,7 @@ class EvalOptions(BenchmarkOptions):
     @property
     def alphas(self) -> list[float]:
         """The settings of the dial that are named."""
-        if self.alpha is None:
-            return []
-        given = self.alpha if isinstance(self.alpha, list) else str(self.alpha).split(",")
-        try:
-            return [float(one) for one in given]
-        except ValueError:
-            raise ConfigError(
-                f"alpha={self.alpha!r} is no number, nor several with commas."
-            ) from None
+        return [] if self.alpha is None else as_numbers("alpha", self.alpha, float)
 
 
 def run(argv: list[str]) -> None:

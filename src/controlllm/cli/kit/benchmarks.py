@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from controlllm.cli.kit.sets import CONFIG, as_list
+from controlllm.cli.kit.sets import CONFIG, as_list, as_numbers
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.registry import nearest
@@ -113,12 +113,7 @@ class BenchmarkOptions:
     @property
     def pass_at_k(self) -> list[int]:
         """The k of pass@k."""
-        given = self.pass_at if isinstance(self.pass_at, list) else str(self.pass_at).split(",")
-        try:
-            return [int(k) for k in given]
-        except ValueError:
-            told = f"pass_at={self.pass_at!r} is no whole number, nor several with commas."
-            raise ConfigError(told) from None
+        return as_numbers("pass_at", self.pass_at, int)
 
     @property
     def asked(self) -> bool:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,7 +27,16 @@ from controlllm.data.examples.templates import is_template_file
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = ["UNREAD", "Sets", "as_list", "check_names", "load_sets", "run_defaults", "tell_size"]
+__all__ = [
+    "UNREAD",
+    "Sets",
+    "as_list",
+    "as_numbers",
+    "check_names",
+    "load_sets",
+    "run_defaults",
+    "tell_size",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +44,7 @@ _WORTH_TELLING = 2**15
 """Tokens to compute, from which on the size of an evaluation is said."""
 
 Sets = dict[str, Sequence[Any]]
+Number = TypeVar("Number", int, float)
 
 CONFIG = "config.yaml"
 
@@ -128,6 +138,21 @@ def check_names(sources: list[SourceConfig]) -> None:
             f"{twice} name several sets (--files takes a file's name, beside the sets of the run); "
             "give each its own `name`: --data.learn '[{path: ..., name: ...}]'."
         )
+
+
+def as_numbers(name: str, given: Any, kind: type[Number]) -> list[Number]:
+    """One number, `a,b` on the command line, or a list in YAML.
+
+    Raises:
+        ConfigError: one is no such number; `name` is the option's.
+    """
+    parts = given if isinstance(given, list) else str(given).split(",")
+    try:
+        return [kind(part) for part in parts]
+    except ValueError:
+        whole = "whole " if kind is int else ""
+        told = f"{name}={given!r} is no {whole}number, nor several with commas."
+        raise ConfigError(told) from None
 
 
 def load_sets(
