@@ -18,6 +18,8 @@ __all__ = [
     "hits_sum",
     "kl_sum",
     "masked_sum",
+    "next_token_kl",
+    "next_token_log_probs",
     "target_mask",
     "token_mask",
 ]
@@ -76,11 +78,27 @@ def kl_sum(reference_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> tupl
     probability 0.
     """
     mask = target_mask(labels_BT).to(logits_BTV.device)
-    reference = F.log_softmax(reference_BTV[mask].float(), dim=-1)
-    model = F.log_softmax(logits_BTV[mask].float(), dim=-1)[:, : reference.shape[-1]]
+    return next_token_kl(reference_BTV[mask], logits_BTV[mask]).sum(), mask.sum()
+
+
+def next_token_kl(reference_BTV: Tensor, logits_BTV: Tensor) -> Tensor:
+    """KL(reference || model) in nats of what each position says comes next (B, T), in float32.
+
+    The reference may have fewer columns than the model, as in `kl_sum`.
+    """
+    reference = F.log_softmax(reference_BTV.float(), dim=-1)
+    model = F.log_softmax(logits_BTV.float(), dim=-1)[..., : reference.shape[-1]]
     # Where the reference has probability 0 (log = -inf) the term is 0, not nan.
-    terms = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - model))
-    return terms.sum(), mask.sum()
+    return torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - model)).sum(-1)
+
+
+def next_token_log_probs(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
+    """Log-probability in nats of each token but the first, by the logits before it (B, T - 1).
+
+    In float32; no token is masked.
+    """
+    said = F.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
+    return said.gather(-1, ids_BT[:, 1:, None].to(said.device)).squeeze(-1)
 
 
 def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:
