@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
     from controlllm.checkpoint.mirror.remote import RemoteRun
     from controlllm.checkpoint.mirror.upload import Uploader
-    from controlllm.checkpoint.models.export import export, require_free
+    from controlllm.checkpoint.models.export.forms import FORMS, Form, make_form, rules_of_forms
+    from controlllm.checkpoint.models.export.writing import export, require_free
     from controlllm.checkpoint.models.inspection import inspect_folder
     from controlllm.checkpoint.models.load_options import DTYPES, LoadOptions
     from controlllm.checkpoint.models.loading import (
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "FORMS",
     "KINDS",
     "CheckpointWriter",
+    "Form",
     "Kind",
     "LoadOptions",
     "RemoteRun",
@@ -68,11 +71,13 @@ __all__ = [
     "local_copy",
     "locate",
     "locate_recorded",
+    "make_form",
     "mark_best",
     "newest_checkpoint",
     "require_free",
     "resolve_checkpoint",
     "restore_rng",
+    "rules_of_forms",
     "save_checkpoint",
     "trained_tensors",
 ]

@@ -2,12 +2,21 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
-from controlllm.checkpoint import LoadOptions, export, list_checkpoints, load_model, require_free
+from controlllm.checkpoint import (
+    FORMS,
+    LoadOptions,
+    export,
+    list_checkpoints,
+    load_model,
+    make_form,
+    require_free,
+    rules_of_forms,
+)
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.settings import Rule, check_said
+from controlllm.common.facts import check_values, setting
+from controlllm.common.settings import check_said
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
 from controlllm.evaluate.forgetting.dial import check_settings
@@ -24,7 +33,7 @@ class ExportOptions:
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
     folder: str
     """Where to write; absent or empty."""
-    form: Literal["full", "sidecar", "adapter", "collapsed"] = "full"
+    form: str = setting("full", choices=FORMS.names)
     """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
     base with adapters, for PEFT), collapsed (an approximation)."""
     alpha: float | None = None
@@ -38,10 +47,11 @@ class ExportOptions:
     """How the model is loaded."""
 
     def __post_init__(self) -> None:
-        """Check alpha, and that it is used (ConfigError)."""
+        """Check the values, and that the form reads its options (ConfigError)."""
         check_settings("alpha", [self.alpha])
-        adapter = Rule("alpha", lambda options: options.form != "adapter", "adapters have no dial")
-        check_said(self, (adapter,))
+        check_values(self, "")
+        check_said(self, rules_of_forms())
+        make_form(self.form, vars(self))  # checks its options
 
 
 def run(argv: list[str]) -> None:
@@ -73,5 +83,6 @@ def _export(options: ExportOptions) -> None:
         if not isinstance(model, ControlLLMForCausalLM):
             raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
         model.set_alpha(options.alpha)
-    folder = export(model, options.folder, options.form, tokenizer, options.overwrite, inplace=True)
+    form = make_form(options.form, vars(options))
+    folder = export(model, options.folder, form, tokenizer, options.overwrite, inplace=True)
     print(f"{folder}: {options.form} form, {folder_bytes(folder) / 1e6:.1f} MB")

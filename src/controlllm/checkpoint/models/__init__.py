@@ -1,7 +1,6 @@
 """Any saved form becomes a model: found, looked at, loaded, exported.
 
-export        Take a trained model away: as a sidecar or adapter, in full, or collapsed into the
-              base
+export        Take a trained model away: the forms in which it leaves
 inspection    What a saved model consists of, read from configs and file headers
 load_options  How a model is loaded: one config for verbs and for runs
 loading       Any folder or name to a model and its tokenizer

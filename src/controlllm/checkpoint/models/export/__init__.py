@@ -1,0 +1,9 @@
+"""Take a trained model away: the forms in which it leaves, one file each.
+
+writing    `export`: a folder that appears whole or not at all
+forms      The contract of a form, and the registry `FORMS`
+full       The whole model: base and trained parts in one
+sidecar    The trained tensors, apart from their base
+adapter    The adapters of a base, as PEFT writes them
+collapsed  The trained parts folded by weight into the base's own class
+"""

@@ -1,0 +1,32 @@
+"""The base's own class, the trained parts folded in by weight: an approximation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
+from controlllm.common.storage.files import write_text
+from controlllm.expansion import collapse
+from controlllm.expansion.files.card import model_card
+
+__all__ = ["Collapsed"]
+
+
+@FORMS.register("collapsed")
+@dataclass
+class Collapsed(Form):
+    """The base's architecture and cost; report its score beside that of the expanded model."""
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase | None,
+        inplace: bool,
+    ) -> None:
+        """Write what `from_pretrained` reads, with its card."""
+        whole = expanded(model, "collapsed")
+        card = model_card(whole.config, "collapsed")
+        collapse(whole, inplace).save_pretrained(folder)
+        write_text(folder / "README.md", card)
