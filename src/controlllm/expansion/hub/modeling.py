@@ -22,6 +22,7 @@ from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
 from controlllm.expansion.surgery.install import install, remove, set_trainable
 from controlllm.expansion.surgery.quantised import quantised_layers
+from controlllm.expansion.surgery.recording import Probed
 
 __all__ = ["AUTO_MAP", "ControlLLMForCausalLM"]
 
@@ -32,7 +33,7 @@ AUTO_MAP = {
 """Tells transformers where in a saved folder the code of this class is."""
 
 
-class ControlLLMForCausalLM(Dial, Forwarding, PreTrainedModel, GenerationMixin):
+class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, GenerationMixin):
     """A decoder-only model whose blocks (some of them) run beside trainable copies.
 
     Made by `expand`, `load_sidecar` or `from_pretrained`. Everything that it does not define itself

@@ -8,4 +8,5 @@ install    Putting the expanded parts into a model, and taking them out again
 parts      The expanded parts of a model, made of its own; the model is not changed
 quantised  Bases that come quantised: which layers are, what they compute with, and copies that
            train
+recording  What both branches of every expanded part compute, kept while somebody looks
 """
