@@ -27,7 +27,7 @@ __all__ = ["ExportOptions", "run"]
 
 @dataclass
 class ExportOptions:
-    """Write a model as a sidecar or adapter, in full, or collapsed into its base's architecture."""
+    """Write a model in the form that some tool reads, with all that is needed to use it."""
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
@@ -35,7 +35,8 @@ class ExportOptions:
     """Where to write; absent or empty."""
     form: str = setting("full", choices=FORMS.names)
     """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
-    base with adapters, for PEFT), collapsed (an approximation)."""
+    base with adapters, for PEFT), unrolled (a stack as the plain, deeper architecture: exact),
+    collapsed (the plain architecture: an approximation). See docs/exports.md."""
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
     all_checkpoints: bool = False

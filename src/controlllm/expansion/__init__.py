@@ -10,7 +10,7 @@ method   The paper: blocks, gates, mixes, divergences
 surgery  Putting the method into any decoder, turning its dial, and taking it out
 files    What is written beside weights: sidecars, the identity of a base, the card
 hub      The Hugging Face model and its folders: `expand`, `load_sidecar`
-merge    Back to the original architecture: `collapse`, `combine`
+merge    Back to the original architecture: `collapse`, `combine`, `unroll`
 """
 
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from controlllm.expansion.hub.peft import add_adapters, require_peft
     from controlllm.expansion.hub.sidecar_loading import load_sidecar
     from controlllm.expansion.merge.collapsing import collapse, combine
+    from controlllm.expansion.merge.unrolling import unroll
     from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
     from controlllm.expansion.method.divergence import DIVERGENCES
     from controlllm.expansion.method.expansion_config import ExpansionConfig
@@ -62,6 +63,7 @@ __all__ = [
     "require_peft",
     "save_sidecar",
     "trains_interpolators",
+    "unroll",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__)

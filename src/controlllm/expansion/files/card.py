@@ -23,9 +23,12 @@ _INTRO = {
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
     "architecture, no extra cost. Folding is an approximation: report its score beside that of the "
     "expanded model.",
+    "unrolled": "The trained blocks as layers of their own: the base's architecture, deeper, and "
+    "exactly the function of the expanded model.",
 }
 
-_LIBRARIES = {"collapsed": "transformers", "adapter": "peft"}
+_LIBRARIES = {"collapsed": "transformers", "unrolled": "transformers", "adapter": "peft"}
+_WITHOUT_DIAL = ("collapsed", "unrolled")
 
 _SHOWN = (
     *("structure", "num_blocks", "layers", "interpolator", "alpha"),
@@ -137,7 +140,7 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
 
 
 def _dial_note(form: str, config: ControlLLMConfig) -> str:
-    if form == "collapsed":
+    if form in _WITHOUT_DIAL:
         return ""
     off = "disable_adapter" if form == "adapter" else "disable_expansion"
     made = config.expansion_config()

@@ -1,4 +1,5 @@
 """Back to the original architecture.
 
 collapsing  `collapse` and `combine`: expanded models back into one, by interpolating weights
+unrolling   `unroll`: a stack as the plain, deeper architecture of its base
 """

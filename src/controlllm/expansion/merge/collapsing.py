@@ -25,7 +25,16 @@ from controlllm.expansion.surgery.anatomy import residual_projections
 from controlllm.expansion.surgery.install import Expansion
 from controlllm.expansion.surgery.quantised import quantised_layers
 
-__all__ = ["check_same_kind", "collapse", "combine", "fold", "interpolate", "weight_alphas"]
+__all__ = [
+    "check_same_kind",
+    "collapse",
+    "combine",
+    "fold",
+    "fold_ends",
+    "interpolate",
+    "merge_active_adapters",
+    "weight_alphas",
+]
 
 
 @torch.no_grad()
@@ -54,13 +63,19 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     alphas = weight_alphas(model.blocks, model.expansion)
     if not inplace:
         model = copy.deepcopy(model)
-    merge_adapters(model)
+    merge_active_adapters(model)
     fold(model._expansion, model.expansion, alphas)
     grown = model.config.base.get("grown_vocab_size")
     base = model.unload()
     if grown is not None:
         set_vocab_size(base, grown)
     return base
+
+
+def merge_active_adapters(model: ControlLLMForCausalLM) -> None:
+    """Merge adapters into the weights they were put around; at alpha 0, where they are off, not."""
+    if model.expansion.dial != 0:
+        merge_adapters(model)
 
 
 def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) -> dict[int, float]:
@@ -104,7 +119,7 @@ def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, flo
             for p, e in pairs:
                 at = torch.tensor([alpha], device=p.device)
                 p.data.copy_(arc.mix(p.float(), e.float(), at) if arc else interpolate(p, e, alpha))
-    _fold_ends(expansion.ends)
+    fold_ends(expansion.ends)
 
 
 def combine(
@@ -192,7 +207,7 @@ def _fold_stack(block: StackBlock, alpha: float, names: list[str] | None) -> Non
         p.data.copy_(p.float() + alpha * (g.float() - start.float()))
 
 
-def _fold_ends(ends: dict[str, ExpandedEnd]) -> None:
+def fold_ends(ends: dict[str, ExpandedEnd]) -> None:
     """Put the joined weights into the base's own modules; a tied weight is joined once."""
     if not ends:
         return

@@ -6,4 +6,5 @@ full       The whole model: base and trained parts in one
 sidecar    The trained tensors, apart from their base
 adapter    The adapters of a base, as PEFT writes them
 collapsed  The trained parts folded by weight into the base's own class
+unrolled   A stack as the plain, deeper architecture
 """

@@ -68,7 +68,7 @@ class Form(ABC):
 
 FORMS: Registry[type[Form]] = Registry(
     "form",
-    reserved=("adapter", "collapsed", "full", "sidecar"),
+    reserved=("adapter", "collapsed", "full", "sidecar", "unrolled"),
     home="controlllm.checkpoint.models.export.writing",
 )
 """Every form by its name."""
