@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
@@ -15,7 +14,7 @@ from controlllm.common.adapters import remove_adapters
 from controlllm.common.errors import ModelError
 from controlllm.common.forwarding import Forwarding
 from controlllm.expansion.hub.outputs import run_merged
-from controlllm.expansion.method.ends import grow_ends, set_vocab_size
+from controlllm.expansion.method.ends import ExpandedHead, grow_ends, set_vocab_size
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.injection import ClaimGradient
 from controlllm.expansion.method.terms import DivergenceTerms
@@ -139,7 +138,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
             output_hidden_states = self.config.output_hidden_states
         with self._state.reading(inputs):
             output = self._run(inputs, output_hidden_states)
-        self._forbid_added_tokens(output)
+            self._forbid_added_tokens(output)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
 
@@ -158,10 +157,8 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
     def _forbid_added_tokens(self, output: Any) -> None:
         """Where the model is the base, logit -inf for added tokens, though the base caps logits."""
         head = self._expansion.ends.get("head")
-        if head is not None and head.is_base:
-            rows = head.pretrained.get_parameter("weight").shape[0]
-            added = torch.arange(rows, output.logits.shape[-1], device=output.logits.device)
-            output["logits"] = output.logits.index_fill(-1, added, -torch.inf)
+        if isinstance(head, ExpandedHead):
+            output["logits"] = head.forbid_added(output.logits)
 
     def _known_to_base(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Leave out positions for a base that has none: `generate` makes them for every model."""

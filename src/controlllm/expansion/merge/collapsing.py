@@ -17,6 +17,7 @@ from controlllm.common.registry import check_choice
 from controlllm.expansion.files.sidecar import base_fingerprint, sidecar_tensors
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
+from controlllm.expansion.method.dials import is_number
 from controlllm.expansion.method.ends import ExpandedEnd, set_vocab_size
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Slerp
@@ -107,7 +108,16 @@ def weight_alphas(blocks: Mapping[int, ExpandedBlock], config: ExpansionConfig) 
 
 
 def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, float]) -> None:
-    """Put what was trained into the pretrained blocks and ends, in place."""
+    """Put what was trained into the pretrained blocks and ends, in place.
+
+    Raises:
+        ModelError: the dial stands at one alpha per row; nothing is changed then.
+    """
+    if any(part.dial is not None and not is_number(part.dial) for part in expansion.parts()):
+        raise ModelError(
+            "The dial stands at one alpha per row, and weights have no rows: call set_alpha with "
+            "the number to collapse at first."
+        )
     for layer, block in expansion.blocks.items():
         if isinstance(block, StackBlock):
             _fold_stack(block, alphas[layer], config.residual_projections)

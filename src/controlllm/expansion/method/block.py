@@ -20,6 +20,15 @@ from torch import Tensor, nn
 from controlllm.common.forwarding import Forwarding
 from controlllm.common.tensors import whole
 from controlllm.expansion.method.attention_maps import AttentionMaps
+from controlllm.expansion.method.dials import (
+    PartDial,
+    base_where_zero,
+    dial_at,
+    is_number,
+    is_zero,
+    mean_alpha,
+    turned,
+)
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import ConstantGate, Interpolator
 from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
@@ -52,7 +61,7 @@ class ExpandedBlock(Forwarding, ABC):
         self.expanded = expanded
         self.layer = layer
         self.state = state
-        self.dial: float | None = None
+        self.dial: PartDial = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run both branches and join them; whatever else the pretrained block returns is kept."""
@@ -103,20 +112,23 @@ class ConcatBlock(ExpandedBlock):
         if config.divergence == "attention":
             self.maps = AttentionMaps(pretrained, expanded)
         if config.relaxed_norm is not None:
-            RelaxedNorm(config.relaxed_norm, self.alpha).attach(expanded)
+            RelaxedNorm(config.relaxed_norm, self.constant_at).attach(expanded)
 
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The copy on the same input; its divergence counts in training."""
         expanded = first(self.expanded(x, *args, **kwargs))
-        if self.dial == 0:  # the base, whatever g computes and the interpolator does to f's output
+        dial = dial_at(self.dial, x)
+        if is_zero(dial):  # the base, whatever g computes and the interpolator does to f's output
             return pretrained
-        merged, alpha = self.interpolator(x, pretrained, expanded, self.dial)
+        merged, alpha = self.interpolator(x, pretrained, expanded, dial)
         gate = self.interpolator.last_gate
         if gate is not None and not self.replaced:
             self.state.observe_alpha(self.layer, gate, x[..., 0])
         if self.divergence is None or not self.training or not self.state.wanted:
             return merged
         d_BT = self.distance(x, pretrained, expanded)
+        if isinstance(dial, Tensor):  # Rows that stand at 0 are the base: there g is not asked.
+            d_BT = d_BT.masked_fill((dial == 0).squeeze(-1), 0)
         weight = self.weight if isinstance(self.weight, float) else alpha.squeeze(-1)
         return self.state.align(self.layer, d_BT, weight, merged)
 
@@ -138,18 +150,24 @@ class ConcatBlock(ExpandedBlock):
 
     def alpha(self) -> float | None:
         """The dial, the constant, or the dial times the mean gate of the last forward pass."""
-        if self.replaced:
-            return self.dial
         if isinstance(self.interpolator, ConstantGate):
-            return whole(self.interpolator.alpha()).item()
+            known = is_number(self.dial)  # else a parameter that may lie in parts is asked
+            return self.at_dial(None if known else whole(self.interpolator.alpha()).item())
         gate = self.interpolator.last_gate
         return self.at_dial(None if gate is None else gate.mean().item())
 
     def at_dial(self, gate: float | None) -> float | None:
-        """Alpha where the gate gives so much; None where that is not known."""
-        if self.dial is None or self.dial == 0:
-            return gate if self.dial is None else 0.0
-        return None if gate is None else self.dial * gate
+        """Alpha where the gate gives so much, in the mean of all rows; None = not known."""
+        return mean_alpha(self.dial, gate, self.interpolator.constant)
+
+    def constant_at(self, x: Tensor) -> float | Tensor:
+        """The constant alpha under the dial, for states x (B, T, D)."""
+        dial = dial_at(self.dial, x)
+        if is_number(dial):
+            return dial
+        assert isinstance(self.interpolator, ConstantGate)  # ExpansionConfig allows no other here
+        constant = self.interpolator.alpha()
+        return whole(constant).item() if dial is None else turned(constant, dial, replaces=True)
 
 
 class StackBlock(ExpandedBlock):
@@ -158,14 +176,18 @@ class StackBlock(ExpandedBlock):
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The copy on the pretrained block's output."""
         expanded = first(self.expanded(pretrained, *args, **kwargs))
-        if self.dial is None:
+        dial = dial_at(self.dial, x)
+        if dial is None:
             return expanded
-        alpha = torch.full((1,), self.dial, dtype=pretrained.dtype, device=pretrained.device)
-        return pretrained if self.dial == 0 else torch.lerp(pretrained, expanded, alpha)
+        if is_zero(dial):
+            return pretrained
+        alpha = turned(torch.ones(1, device=pretrained.device), dial, replaces=True)
+        merged = torch.lerp(pretrained, expanded, alpha.to(pretrained.dtype))
+        return base_where_zero(dial, pretrained, merged)
 
     def alpha(self) -> float | None:
-        """The dial; 1 where it is not turned."""
-        return 1.0 if self.dial is None else self.dial
+        """The dial, in the mean of all rows; 1 where it is not turned."""
+        return mean_alpha(self.dial, 1.0, replaces=True)
 
 
 def first(output: Any) -> Tensor:

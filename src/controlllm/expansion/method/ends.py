@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from controlllm.common.forwarding import Forwarding
+from controlllm.expansion.method.dials import PartDial, dial_at, is_zero
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Lerp
 from controlllm.expansion.method.state import AlignmentState
@@ -52,16 +53,17 @@ class ExpandedEnd(Forwarding, ABC):
         self.expanded = expanded
         self.interpolator = Lerp(0, alpha=config.alpha, train_alpha=config.train_alpha)
         self.state = state
-        self.dial: float | None = None
+        self.dial: PartDial = None
 
     @property
     def is_base(self) -> bool:
         """Whether this end computes exactly the base now."""
-        return not self.state.enabled or self.dial == 0
+        return not self.state.enabled or is_zero(self.dial)
 
     def join(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
-        """(1 - alpha) pretrained + alpha expanded."""
-        return self.interpolator(pretrained, pretrained, expanded, self.dial)[0]
+        """(1 - alpha) pretrained + alpha expanded; per row where they are states (B, T, ...)."""
+        dial = dial_at(self.dial, pretrained)
+        return self.interpolator(pretrained, pretrained, expanded, dial)[0]
 
     def join_rows(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """Join along the vocabulary: rows that only the copy has are the copy's (W, ...)."""
@@ -104,7 +106,10 @@ class ExpandedEmbedding(ExpandedEnd):
 
 
 class ExpandedHead(ExpandedEnd):
-    """The LM head: weights are joined, for a linear map the same as outputs at half the cost."""
+    """The LM head: weights are joined, for a linear map the same as outputs at half the cost.
+
+    With an alpha per row there is no one joined weight: then outputs are.
+    """
 
     pretrained: nn.Linear
     expanded: nn.Linear
@@ -132,11 +137,34 @@ class ExpandedHead(ExpandedEnd):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Logits (B, T, W) of hidden states (B, T, D)."""
-        if not self.is_base:
+        if self.is_base:
+            logits = self.pretrained(hidden_states)
+            added = self.expanded.weight.shape[0] - logits.shape[-1]
+            return F.pad(logits, (0, added), value=-math.inf) if added else logits
+        dial = self.dial_of(hidden_states)
+        if not isinstance(dial, Tensor):
             return F.linear(hidden_states, self.weight, self.bias)
-        logits = self.pretrained(hidden_states)
-        added = self.expanded.weight.shape[0] - logits.shape[-1]
-        return F.pad(logits, (0, added), value=-math.inf) if added else logits
+        logits, expanded = self.pretrained(hidden_states), self.expanded(hidden_states)
+        own, added = expanded.split([logits.shape[-1], expanded.shape[-1] - logits.shape[-1]], -1)
+        joined = self.interpolator(logits, logits, own, dial)[0]
+        return self.forbid_added(torch.cat([joined, added], -1)) if added.shape[-1] else joined
+
+    def forbid_added(self, logits: Tensor) -> Tensor:
+        """Logits (B, T, W) with -inf for added tokens where the model is the base."""
+        rows = self.pretrained.weight.shape[0]
+        if logits.shape[-1] == rows:
+            return logits
+        is_added = torch.arange(logits.shape[-1], device=logits.device) >= rows
+        if self.is_base:
+            return logits.masked_fill(is_added, -math.inf)
+        dial = self.dial_of(logits)
+        if not isinstance(dial, Tensor):
+            return logits
+        return logits.masked_fill(is_added & (dial == 0), -math.inf)
+
+    def dial_of(self, x: Tensor) -> float | Tensor | None:
+        """The dial for states of the tokens whose logits are wanted."""
+        return dial_at(self.dial, x, (self.state.inputs or {}).get("logits_to_keep"))
 
 
 def grow_ends(embedding: nn.Embedding, head: nn.Linear, rows: int) -> None:

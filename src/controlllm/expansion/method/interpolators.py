@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from controlllm.expansion.method.dials import base_where_zero, is_number, turned
 from controlllm.expansion.method.registries import INTERPOLATORS
 
 __all__ = ["INTERPOLATORS", "Interpolator"]
@@ -71,7 +72,11 @@ class Interpolator(nn.Module, ABC):
         return pretrained
 
     def forward(
-        self, x: Tensor, pretrained: Tensor, expanded: Tensor, dial: float | None = None
+        self,
+        x: Tensor,
+        pretrained: Tensor,
+        expanded: Tensor,
+        dial: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Join the branches.
 
@@ -80,19 +85,21 @@ class Interpolator(nn.Module, ABC):
             pretrained: output of the frozen branch (B, T, D).
             expanded: output of the trained branch (B, T, D); taken in the frozen one's type, which
                 differs where a half-precision base has its copies trained in float32.
-            dial: used instead of a constant alpha; a token's gate is multiplied by it.
+            dial: used instead of a constant alpha; a token's gate is multiplied by it. A tensor
+                (from `dial_at`) does so row by row; where it is 0 the pretrained state comes out.
 
         Returns:
             The joined state (B, T, D), and alpha, broadcastable to (B, T, 1).
         """
         expanded = expanded.to(pretrained.dtype)
-        if dial is not None and self.constant:
+        if is_number(dial) and self.constant:
             alpha = torch.full((1,), dial, dtype=torch.float32, device=pretrained.device)
         else:
             gate = self.gate(x, pretrained, expanded)
             self.last_gate = gate.detach()
-            alpha = gate if dial is None else dial * gate
-        return self.mix(pretrained, expanded, alpha), alpha
+            alpha = turned(gate, dial, self.constant)
+        merged = self.mix(pretrained, expanded, alpha)
+        return base_where_zero(dial, pretrained, merged), alpha
 
 
 def logit(alpha: float) -> float:

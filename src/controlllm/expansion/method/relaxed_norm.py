@@ -20,10 +20,11 @@ class RelaxedNorm:
 
     Args:
         weight: w, or "dynamic" for clamp(2 alpha - 1, 0, 1).
-        alpha: tells alpha as it is now.
+        alpha: tells alpha as it is now, of states (B, T, D): a number, or a tensor that broadcasts
+            to (B, T, 1).
     """
 
-    def __init__(self, weight: float | str, alpha: Callable[[], float | None]) -> None:
+    def __init__(self, weight: float | str, alpha: Callable[[Tensor], float | Tensor]) -> None:
         self.weight = weight
         self.alpha = alpha
 
@@ -36,6 +37,7 @@ class RelaxedNorm:
         """The hook: blend the norm's input into its output."""
         if self.weight != "dynamic":
             return torch.lerp(output, args[0], float(self.weight))
-        alpha = self.alpha()
-        assert alpha is not None  # ExpansionConfig allows "dynamic" with a constant alpha only
+        alpha = self.alpha(args[0])
+        if isinstance(alpha, Tensor):
+            return torch.lerp(output, args[0], (2 * alpha - 1).clamp(0, 1).to(output.dtype))
         return torch.lerp(output, args[0], min(max(2 * alpha - 1, 0.0), 1.0))

@@ -4,17 +4,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from controlllm.common.adapters import switch_adapters, without_adapters
+from controlllm.common.adapters import has_adapters, switch_adapters, without_adapters
+from controlllm.common.errors import ConfigError
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
+from controlllm.expansion.method.dials import checked_alphas
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.plan import ENDS, check_layers
 from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.install import Expansion
 
-__all__ = ["Dial"]
+__all__ = ["Alpha", "Dial"]
+
+Alpha = float | Tensor | Mapping[int, float | Tensor | None] | None
+"""What a dial is turned to: as trained (None), for all rows, for each row, or by layer."""
 
 
 class Dial:
@@ -33,30 +38,58 @@ class Dial:
         """The expanded blocks by layer."""
         return self._expansion.blocks
 
-    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
+    def set_alpha(self, alpha: Alpha) -> None:
         """Turn the dial: the weight of the expanded branch, from 0 (the base, bit for bit) to 1.
 
         It takes the place of a constant alpha, and multiplies what a token gate says: at 1 a gate
         is as it was trained. Adapters (PEFT) on frozen blocks are not weighted: they are off at 0,
-        and on elsewhere.
+        and on elsewhere, for all rows.
 
         Args:
-            alpha: one value for all blocks and ends; or one per layer (-1 = the ends; what is not
-                named keeps its own); or None, the trained alphas again.
+            alpha: one value for all blocks and ends; or a tensor with one per row (B,) of the
+                forward passes to come, or per token (B, T), NaN = as trained; or one of these per
+                layer (-1 = the ends; what is not named keeps its own); or None, the trained alphas
+                again. Tensors are of this process: a model that is saved has the numbers that were
+                set last.
 
         Raises:
-            ConfigError: for a value outside [0, 1] or a layer that is not expanded.
+            ConfigError: for a value outside [0, 1], a layer that is not expanded, or rows at 0
+                beside others in a model with adapters. The forward pass raises a ModelError for
+                a tensor that does not fit its rows.
         """
-        dial: Any = alpha
-        if isinstance(alpha, Mapping):
-            parts = self._parts_by_layer()
-            check_layers(alpha, parts)
-            before = {layer: part[0].dial for layer, part in parts.items()}
-            dial = {k: v for k, v in {**before, **alpha}.items() if v is not None}
+        if isinstance(alpha, Tensor):
+            alpha = checked_alphas(alpha)
+            self._check_adapters(alpha)
+        elif isinstance(alpha, Mapping):
+            check_layers(alpha, self._parts_by_layer())
+            alpha = {k: checked_alphas(v) if isinstance(v, Tensor) else v for k, v in alpha.items()}
+            self._write_dial(self._numbers_with(alpha))
+        else:
+            self._write_dial(alpha)
+        self._apply_dial(alpha)
+
+    def _write_dial(self, dial: Any) -> None:
         self.config.expansion = ExpansionConfig.from_dict(
             self.config.expansion | {"dial": dial}
         ).to_dict()
-        self._apply_dial(alpha)
+
+    def _numbers_with(self, alpha: Mapping[int, Any]) -> dict[int, Any]:
+        """The config's dial by layer, with the numbers of a new one."""
+        before: Any = self.expansion.dial
+        if not isinstance(before, dict):
+            before = dict.fromkeys(self._parts_by_layer(), before)
+        numbers = {k: v for k, v in alpha.items() if not isinstance(v, Tensor)}
+        return {k: v for k, v in (before | numbers).items() if v is not None}
+
+    def _check_adapters(self, alpha: Tensor) -> None:
+        """Refuse rows of the base beside others where adapters would reach them (ConfigError)."""
+        zero = alpha == 0
+        if zero.any() and not zero.all() and has_adapters(self._module):
+            raise ConfigError(
+                "alpha is 0 in some rows and not in others, but this model has adapters (PEFT), "
+                "which are on or off for all rows: run the rows at 0 in a batch of their own, or "
+                "fold the adapters in (collapse)."
+            )
 
     @property
     def has_gates(self) -> bool:
@@ -66,7 +99,7 @@ class Dial:
             for block in self.blocks.values()
         )
 
-    def _apply_dial(self, alpha: float | Mapping[int, float] | None) -> None:
+    def _apply_dial(self, alpha: Alpha) -> None:
         if isinstance(alpha, Mapping):
             for layer, value in alpha.items():
                 for part in self._parts_by_layer()[layer]:
@@ -74,7 +107,8 @@ class Dial:
         else:
             for part in self._expansion.parts():
                 part.dial = alpha
-        switch_adapters(self._module, on=alpha != 0)
+        off = bool((alpha == 0).all()) if isinstance(alpha, Tensor) else alpha == 0
+        switch_adapters(self._module, on=not off)
 
     def _parts_by_layer(self) -> dict[int, list[ExpandedBlock | ExpandedEnd]]:
         """What one key of a dial by layer turns."""

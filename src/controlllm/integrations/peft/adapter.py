@@ -1,12 +1,12 @@
 """One adapter: an expansion of a base beside others, with its tensors and its dial."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from controlllm.expansion.surgery.dial import Dial
+from controlllm.expansion.surgery.dial import Alpha, Dial
 from controlllm.expansion.surgery.install import Expansion
 from controlllm.integrations.peft.config import ControlLLMPeftConfig
 from controlllm.integrations.peft.names import BRANCHES
@@ -49,7 +49,7 @@ class Adapter(Dial):
         seen: dict[int, str] = {}
         return {n: p for n, p in named.items() if seen.setdefault(id(p), n) == n}
 
-    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
+    def set_alpha(self, alpha: Alpha) -> None:
         """Turn the dial, as `ControlLLMForCausalLM.set_alpha` does; it is saved, too."""
         super().set_alpha(alpha)
         self.settings.dial = self.expansion.dial

@@ -1,7 +1,7 @@
 """The tuner: what PEFT calls to put adapters into a base, to save, load, blend and fold them."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from controlllm.common.registry import check_choice
 from controlllm.common.tensors import require_same
 from controlllm.expansion.merge.collapsing import check_same_kind, fold, interpolate, weight_alphas
 from controlllm.expansion.method.terms import DivergenceTerms
+from controlllm.expansion.surgery.dial import Alpha
 from controlllm.integrations.callback import ADAPTERS
 from controlllm.integrations.peft.adapter import Adapter
 from controlllm.integrations.peft.adapters import Adapters, adapters_of
@@ -129,7 +130,7 @@ class ControlLLMTuner(BaseTuner):
         """
         return adapters_of(self.model).require_active()
 
-    def set_alpha(self, alpha: float | Mapping[int, float] | None) -> None:
+    def set_alpha(self, alpha: Alpha) -> None:
         """Turn the active adapter's dial; see `ControlLLMForCausalLM.set_alpha`."""
         self.adapter.set_alpha(alpha)
 
