@@ -3,6 +3,7 @@
 attention_maps    Attention maps of both branches of a block, for `divergence: attention`
 block             The block: a frozen branch, a trained branch on the same input, and what joins
                   them
+dials             What a dial makes of alpha: for all rows, row by row, token by token
 divergence        Divergences: how far the trained branch has moved from its frozen twin, per token
 ends              Expanded ends: trainable copies of embedding, final norm and LM head, joined by a
                   constant alpha
