@@ -1,5 +1,7 @@
 """Floor 3: use a model.
 
+serve     The HTTP face: OpenAI's protocol, its limits, who may ask
+engine    One owner of the model, jobs in a queue, caches by (alpha, sidecar, tokens)
 chat      A conversation with a model, the dial at hand
 compare   Base and tuned model on one text, token by token
 generate  Text from a model, piece by piece as it comes

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,7 @@ from controlllm.common.settings import LARGEST_SEED, TINY, check_said
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
 
-__all__ = ["GenerationSettings", "Generator", "prompt_ids"]
+__all__ = ["GenerationSettings", "Generator", "prompt_ids", "text_ids"]
 
 PART_TOKENS = 2048
 """Longer prompts are read in parts of so many tokens."""
@@ -66,44 +67,71 @@ class GenerationSettings:
         }
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> Tensor:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    render: Callable[[Sequence[Mapping[str, Any]]], str] | None = None,
+) -> Tensor:
     """The token ids (1, T) after which the model writes its next turn.
 
     With a chat template the conversation is rendered by it. Without one the turns are simply put
     one after another, and the model continues the text: what a base model is able to do. Names of
     special tokens inside the turns are text: only the template begins and ends turns.
 
+    Args:
+        tokenizer: a fast one.
+        messages: the turns.
+        render: renders them in the tokenizer's place; it has raised a DataError of its own.
+
     Raises:
         ModelError: the tokenizer is slow.
         DataError: the template refuses the conversation, or the tokenizer cannot take the name of
             a special token as text.
     """
+    if not tokenizer.chat_template:
+        return text_ids(tokenizer, "".join(message["content"] for message in messages))
+    names = _special_names(tokenizer)
+    render = render or partial(_render, tokenizer)
+    if not names.stand_in(messages):
+        return torch.tensor([tokenizer(render(messages), add_special_tokens=False).input_ids])
+    text = names.reveal(render(names.hide(messages)))[0]
+    return torch.tensor([names.backend.encode(text, add_special_tokens=False).ids])
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """The token ids (1, T) of a text to be continued; names of special tokens in it are text.
+
+    Raises:
+        ModelError: the tokenizer is slow.
+        DataError: the tokenizer cannot take the name of a special token as text.
+    """
+    names = _special_names(tokenizer)
+    if names.stand_in(text):
+        return torch.tensor([names.backend.encode(text, add_special_tokens=True).ids])
+    return torch.tensor([tokenizer(text, add_special_tokens=True).input_ids])
+
+
+def _special_names(tokenizer: PreTrainedTokenizerBase) -> SpecialNames:
     if not tokenizer.is_fast:
         raise ModelError(
             f"{type(tokenizer).__name__} cannot tell text from special tokens by its "
             "place; load the fast tokenizer."
         )
-    names = SpecialNames.of(tokenizer)
-    named = names.stand_in(messages)
-    is_chat = bool(tokenizer.chat_template)
-    if is_chat:
-        shown: Any = names.hide(messages) if named else list(messages)
-        try:
-            rendered = tokenizer.apply_chat_template(
-                shown, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # A template is somebody's program, and may raise anything.
-            raise DataError(
-                f"the chat template refuses the conversation ({type(error).__name__}: {error}); "
-                "name another one by --chat_template, or none."
-            ) from error
-        text = str(rendered)
-        text = names.reveal(text)[0] if named else text
-    else:
-        text = "".join(message["content"] for message in messages)
-    if named:
-        return torch.tensor([names.backend.encode(text, add_special_tokens=not is_chat).ids])
-    return torch.tensor([tokenizer(text, add_special_tokens=not is_chat).input_ids])
+    return SpecialNames.of(tokenizer)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    conversation: Any = list(messages)
+    try:
+        rendered = tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # A template is somebody's program, and may raise anything.
+        raise DataError(
+            f"the chat template refuses the conversation ({type(error).__name__}: {error}); "
+            "name another one by --chat_template, or none."
+        ) from error
+    return str(rendered)
 
 
 class Generator:
