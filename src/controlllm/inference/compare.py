@@ -18,9 +18,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import next_token_kl
+from controlllm.data.examples.special import SpecialNames
 from controlllm.inference.generate import PART_TOKENS
 
-__all__ = ["Choice", "TokenChange", "mean_kl", "text_pieces", "token_changes"]
+__all__ = [
+    "Choice",
+    "TokenChange",
+    "answered_chat",
+    "answered_text",
+    "mean_kl",
+    "text_pieces",
+    "token_changes",
+]
 
 PART_POSITIONS = 128
 """Logits of so many positions are held at a time: at 128k tokens of vocabulary 64 MiB a side."""
@@ -104,6 +113,33 @@ def token_changes(
         base_TV, tuned_TV = (side.read(ids[begin:end], keep=end - begin) for side in sides)
         changes += _changes(tokenizer, base_TV, tuned_TV, ids, begin + 1, texts[len(changes) :])
     return changes
+
+
+def answered_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: str
+) -> tuple[list[int], int]:
+    """The tokens of a rendered conversation and an answer, and where the answer begins.
+
+    Names of special tokens in the answer are text.
+    """
+    names = SpecialNames.of(tokenizer)
+    if names.stand_in(answer):
+        ids = names.backend.encode(answer, add_special_tokens=False).ids
+    else:
+        ids = tokenizer(answer, add_special_tokens=False).input_ids
+    return [*prompt, *ids], len(prompt)
+
+
+def answered_text(prompt: Sequence[int], whole: Sequence[int]) -> tuple[list[int], int]:
+    """The tokens of a text that was continued, and the first that is not the prompt's alone.
+
+    Args:
+        prompt: the tokens of its beginning.
+        whole: the tokens of all of it: they may differ where the two meet.
+    """
+    pairs = zip(prompt, whole, strict=False)
+    shared = next((place for place, (a, b) in enumerate(pairs) if a != b), len(prompt))
+    return [*whole], min(shared, len(whole))
 
 
 def mean_kl(changes: Sequence[TokenChange]) -> float:

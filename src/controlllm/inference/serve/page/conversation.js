@@ -1,0 +1,42 @@
+// What was said: each turn is { asked, base, tuned }, each answer { text, sidecar, alpha, ... }.
+// Base and tuned each go on from their own answers.
+
+export const SIDES = ["base", "tuned"];
+
+/** The body of a request for one side's answer to the last of `turns`. */
+export function request(side, turns, settings, info) {
+  const body = { ...voice(side, settings), ...prompt(side, turns, settings, info) };
+  body.temperature = settings.temperature;
+  body.max_tokens = settings.maxTokens;
+  if (settings.seed !== null) body.seed = settings.seed;
+  return body;
+}
+
+/** The body that asks how base and tuned see an answer to the last of `turns`. */
+export function comparison(side, turns, settings, info, answer) {
+  const { sidecar, alpha } = turns[turns.length - 1].tuned ?? settings;
+  return { ...voice("tuned", { sidecar, alpha }), ...prompt(side, turns, settings, info), answer: answer.text };
+}
+
+function voice(side, settings) {
+  if (side === "base") return { model: "base" };
+  const chosen = { model: settings.sidecar };
+  if (settings.alpha !== null) chosen.alpha = settings.alpha;
+  return chosen;
+}
+
+function prompt(side, turns, settings, info) {
+  const last = turns[turns.length - 1];
+  if (!info.can_chat) return { prompt: last.asked };
+  const messages = settings.system ? [{ role: "system", content: settings.system }] : [];
+  for (const turn of turns) {
+    messages.push({ role: "user", content: turn.asked });
+    if (turn !== last && turn[side]) messages.push({ role: "assistant", content: turn[side].text });
+  }
+  return { messages };
+}
+
+/** alpha as it is shown. */
+export function shownAlpha(alpha) {
+  return alpha === null ? "as trained" : `alpha ${alpha.toFixed(2)}`;
+}
