@@ -123,6 +123,7 @@ def test_what_a_model_writes_is_text(browser: Any, pico_llama, pico_tokenizer) -
         assert page.locator("#send").text_content() == "Go on"  # no template: no invented chat
 
 
+@pytest.mark.slow
 def test_a_link_holds_the_conversation_and_sends_nothing(browser: Any, page: Any) -> None:
     page.locator("#show-settings").click()
     page.locator("#system").fill(HOSTILE)
@@ -145,6 +146,7 @@ def test_a_link_holds_the_conversation_and_sends_nothing(browser: Any, page: Any
         assert not [url for url in asked if "/v1/" in url or "compare" in url]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragment", ["#c=AAAA", "#c=%%", "#c=q1YqVrJSUDK0AAA"])
 def test_a_broken_link_is_told(browser: Any, address: str, fragment: str) -> None:
     with opened(browser, f"{address}/{fragment}") as page:
@@ -153,6 +155,7 @@ def test_a_broken_link_is_told(browser: Any, address: str, fragment: str) -> Non
         ask(page, "still works")
 
 
+@pytest.mark.slow
 def test_by_keyboard_alone(page: Any) -> None:
     ready(page)
     order = []
@@ -183,6 +186,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     assert page.locator("button, input, select, textarea").evaluate_all(unnamed) == []
 
 
+@pytest.mark.slow
 def test_stop_keeps_what_was_written(page: Any) -> None:
     ready(page)
     page.evaluate("document.getElementById('max-tokens').value = 2000")
@@ -199,6 +203,7 @@ def test_stop_keeps_what_was_written(page: Any) -> None:
     assert page.locator(".turn").count() == 0
 
 
+@pytest.mark.slow
 def test_download_holds_texts_and_numbers(page: Any) -> None:
     ask(page, "Is it so?")
     with page.expect_download() as waiting:
@@ -210,6 +215,7 @@ def test_download_holds_texts_and_numbers(page: Any) -> None:
     assert [token["text"] for token in turn["base"]["compared"]["tokens"]] == ["no "] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_scrolling_sideways(browser: Any, address: str, scheme: str) -> None:
     phone = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
@@ -245,6 +251,7 @@ CONTRASTS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_is_enough_to_read(browser: Any, address: str, scheme: str) -> None:
     with opened(browser, address, color_scheme=scheme) as page:
@@ -253,6 +260,7 @@ def test_contrast_is_enough_to_read(browser: Any, address: str, scheme: str) -> 
         assert {pair: value for pair, value in contrasts.items() if value < 4.5} == {}
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, pico_llama, pico_tokenizer) -> None:
     model, tokenizer = speaking(pico_llama, pico_tokenizer, "no ", "yes ")
     with (
@@ -270,6 +278,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, pico_llama, pico_t
         assert page.locator("#key").input_value() == ""
 
 
+@pytest.mark.slow
 def test_nothing_said_is_lost_where_the_server_refuses(browser: Any, address: str) -> None:
     with opened(browser, address, complains="400") as page:
         ready(page)

@@ -10,6 +10,8 @@ running          The server as a process, and how it ends
 connection       Clients that send or read nothing are dropped
 guard            Who may ask; headers of every reply
 routes           `/v1/models`, `/v1/chat/completions`, `/v1/completions`
+browser          The page (`page/`), and what it must know of the server
+comparing        `/controlllm/compare`: KL(base || tuned) of an answer, token by token
 bodies           What clients may send
 service          What all routes share; bodies read within bounds, clients that leave
 prompts          From what clients send to tokens

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from controlllm.common.errors import ControlLLMError
 from controlllm.inference.engine import Engine
+from controlllm.inference.serve.browser import page_router
 from controlllm.inference.serve.errors import ApiError, as_api_error
 from controlllm.inference.serve.guard import Guard
 from controlllm.inference.serve.routes import openai_router
@@ -42,6 +43,7 @@ def make_app(engine: Engine, settings: ServeSettings | None = None) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.state.service = service
     app.include_router(openai_router(service))
+    app.include_router(page_router(service))
     _add_own_routes(app, service)
     for kind in (ApiError, ControlLLMError):
         app.add_exception_handler(kind, _tell)

@@ -1,7 +1,7 @@
 """What a browser gets: the page, what it must know of the server, and the comparison.
 
-The page is the folder `page/`: HTML, styles and modules without a build step. All of it is read when
-the server starts; names are looked up in that table, and are never paths.
+The page is the folder `page/`: HTML, styles and modules without a build step. All of it is read
+when the server starts; names are looked up in that table, and are never paths.
 """
 
 from importlib.resources import files

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from controlllm.inference.compare import (
     Choice,
     TokenChange,
-    answered_chat,
     answered_text,
     mean_kl,
     token_changes,
@@ -77,7 +76,7 @@ async def _tokens(service: Service, body: CompareBody) -> tuple[list[int], int]:
         if len(body.messages) > limits.messages:
             raise ApiError(400, f"messages: at most {limits.messages} are taken.", "messages")
         prompt = await prompts.chat([message.plain() for message in body.messages])
-        ids, start = answered_chat(service.engine.tokenizer, prompt, body.answer)
+        ids, start = await prompts.answered(prompt, body.answer)
     if len(ids) - start > limits.max_tokens:
         raise ApiError(400, f"answer: at most {limits.max_tokens} tokens are compared.", "answer")
     context = service.engine.context

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from controlllm.common.errors import DataError
+from controlllm.inference.compare import answered_chat
 from controlllm.inference.generate import prompt_ids, text_ids
 from controlllm.inference.serve.errors import ApiError
 from controlllm.inference.serve.settings import ServeLimits
@@ -68,6 +69,10 @@ class Prompts:
         if any(not 0 <= token < size for token in prompt):
             raise ApiError(400, f"prompt: token ids go from 0 to {size - 1}.", "prompt")
         return self._bounded(list(prompt))
+
+    async def answered(self, prompt: Sequence[int], answer: str) -> tuple[list[int], int]:
+        """The tokens of a conversation and an answer to it, and where the answer begins."""
+        return await self._in_thread(lambda: answered_chat(self.tokenizer, prompt, answer))
 
     def room(self, prompt_tokens: int, asked: int | None) -> int:
         """How many tokens an answer may have.
