@@ -54,10 +54,10 @@ export async function compare(body, signal) {
 }
 
 /**
- * Stream an answer; `onText` gets each piece.
+ * Stream an answer; `onPiece` gets each piece.
  * Returns { finish, tokens } as the server tells them.
  */
-export async function stream(path, body, signal, onText) {
+export async function stream(path, body, signal, onPiece) {
   const asked = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await ask(path, asked, signal);
   let finish = null, tokens = null, ended = false;
@@ -67,7 +67,7 @@ export async function stream(path, body, signal, onText) {
     if (chunk.error) throw new ServerError(500, String(chunk.error.message));
     const choice = chunk.choices?.[0];
     const text = choice?.delta?.content ?? choice?.text;
-    if (text) onText(text);
+    if (text) onPiece(text);
     finish = choice?.finish_reason ?? finish;
     tokens = chunk.usage?.completion_tokens ?? tokens;
   }
