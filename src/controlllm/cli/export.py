@@ -13,6 +13,7 @@ from controlllm.checkpoint import (
     require_free,
     rules_of_forms,
 )
+from controlllm.checkpoint.models.export.lora import Lora
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.facts import check_values, setting
@@ -20,6 +21,7 @@ from controlllm.common.settings import check_said
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
 from controlllm.evaluate.forgetting.dial import check_settings
+from controlllm.expansion.files.records import SIDECAR_CONFIG
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]
@@ -36,9 +38,14 @@ class ExportOptions:
     form: str = setting("full", choices=FORMS.names)
     """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
     base with adapters, for PEFT), unrolled (a stack as the plain, deeper architecture: exact),
-    collapsed (the plain architecture: an approximation). See docs/exports.md."""
+    collapsed (the plain architecture: an approximation), lora (the collapsed difference in low
+    rank, for PEFT, vLLM and llama.cpp). See docs/exports.md."""
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
+    rank: int = Lora.rank
+    """Of the form lora: rank of each matrix."""
+    texts: str | None = Lora.texts
+    """Of the form lora: a text file to measure on how far it is from the trained model."""
     all_checkpoints: bool = False
     """Write every whole checkpoint of a run, each into `folder/checkpoint-N`; those that are there
     already are left as they are, unless `overwrite`."""
@@ -78,6 +85,9 @@ def _export_all(options: ExportOptions) -> None:
 
 def _export(options: ExportOptions) -> None:
     require_free(options.folder, options.overwrite)
+    calibrated = Path(options.model) / "calibrated"
+    if options.alpha is None and (calibrated / SIDECAR_CONFIG).is_file():
+        print(f"the alpha that `calibrate` has chosen is not in the run: {calibrated} has it")
     with stage(f"loading {options.model}"):
         model, tokenizer = load_model(options.model, options.load)
     if options.alpha is not None:
@@ -86,4 +96,6 @@ def _export(options: ExportOptions) -> None:
         model.set_alpha(options.alpha)
     form = make_form(options.form, vars(options))
     folder = export(model, options.folder, form, tokenizer, options.overwrite, inplace=True)
+    for line in form.told:
+        print(line)
     print(f"{folder}: {options.form} form, {folder_bytes(folder) / 1e6:.1f} MB")

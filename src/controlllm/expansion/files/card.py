@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ _INTRO = {
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
     "architecture, no extra cost. Folding is an approximation: report its score beside that of the "
     "expanded model.",
+    "lora": "The collapsed difference from the base as a LoRA: an approximation of an "
+    "approximation, with its error in the table. The scale of the LoRA is the dial.",
     "unrolled": "The trained blocks as layers of their own: the base's architecture, deeper, and "
     "exactly the function of the expanded model.",
 }
 
-_LIBRARIES = {"collapsed": "transformers", "unrolled": "transformers", "adapter": "peft"}
-_WITHOUT_DIAL = ("collapsed", "unrolled")
+_LIBRARIES = {
+    "collapsed": "transformers",
+    "unrolled": "transformers",
+    "adapter": "peft",
+    "lora": "peft",
+}
+_WITHOUT_DIAL = ("collapsed", "lora", "unrolled")
 
 _SHOWN = (
     *("structure", "num_blocks", "layers", "interpolator", "alpha"),
@@ -36,8 +44,14 @@ _SHOWN = (
 )
 
 
-def model_card(config: ControlLLMConfig, form: str) -> str:
-    """The card's Markdown, with the Hub's metadata on top."""
+def model_card(config: ControlLLMConfig, form: str, more: Mapping[str, Any] | None = None) -> str:
+    """The card's Markdown, with the Hub's metadata on top.
+
+    Args:
+        config: the expanded model's.
+        form: the form that the card lies beside.
+        more: rows of the table that only this form has; of a list each item is a row.
+    """
     base = _base_name(config) or "an unnamed base model"
     metadata: dict[str, Any] = {"library_name": _LIBRARIES.get(form, "controlllm")}
     if _is_hub_name(name := str(config.base.get("name_or_path") or "")):
@@ -52,7 +66,7 @@ def model_card(config: ControlLLMConfig, form: str) -> str:
             "",
             "## How it was made",
             "",
-            _table(config),
+            _table(config, more or {}),
             "",
             "## How to load it",
             "",
@@ -91,7 +105,7 @@ def _told(value: Any) -> str:
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _table(config: ControlLLMConfig) -> str:
+def _table(config: ControlLLMConfig, more: Mapping[str, Any]) -> str:
     expansion, base = config.expansion, config.base
     rows: dict[str, Any] = {
         "base model": _base_name(config) or "not recorded",
@@ -100,8 +114,13 @@ def _table(config: ControlLLMConfig) -> str:
         "layers of the base": base.get("num_hidden_layers"),
     }
     rows |= {key: expansion[key] for key in _SHOWN if expansion.get(key) is not None}
-    lines = (f"| {key} | {_told(value)} |" for key, value in rows.items())
-    return "\n".join(["| | |", "|---|---|", *lines, _dial_row(expansion.get("dial"))])
+    added = [
+        (k, v) for k, item in more.items() for v in (item if isinstance(item, list) else [item])
+    ]
+    lines, below = (
+        [f"| {key} | {_told(value)} |" for key, value in some] for some in (rows.items(), added)
+    )
+    return "\n".join(["| | |", "|---|---|", *lines, _dial_row(expansion.get("dial")), *below])
 
 
 def _dial_row(dial: Any) -> str:
@@ -115,6 +134,10 @@ _ONTO_BASE = {
     ),
     "adapter": (
         "import controlllm.integrations.peft  # makes the adapter's type known to PEFT\n"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n",
+        "PeftModel.from_pretrained",
+    ),
+    "lora": (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n",
         "PeftModel.from_pretrained",
     ),

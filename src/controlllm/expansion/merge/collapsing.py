@@ -5,7 +5,7 @@ the expanded one's. Only the ends are exact, being linear. Source: docs/method.m
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from controlllm.expansion.surgery.install import Expansion
 from controlllm.expansion.surgery.quantised import quantised_layers
 
 __all__ = [
+    "blended",
     "check_same_kind",
     "collapse",
     "combine",
@@ -123,13 +124,19 @@ def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, flo
             _fold_stack(block, alphas[layer], config.residual_projections)
         else:
             assert isinstance(block, ConcatBlock)
-            arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
-            alpha = alphas[layer]
-            pairs = zip(block.pretrained.parameters(), block.expanded.parameters(), strict=True)
-            for p, e in pairs:
-                at = torch.tensor([alpha], device=p.device)
-                p.data.copy_(arc.mix(p.float(), e.float(), at) if arc else interpolate(p, e, alpha))
+            for _, p, value in blended(block, alphas[layer]):
+                p.data.copy_(value)
     fold_ends(expansion.ends)
+
+
+def blended(block: ConcatBlock, alpha: float) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Each parameter of the pretrained branch: its name, itself, its blend at alpha in float32."""
+    arc = block.interpolator if isinstance(block.interpolator, Slerp) else None
+    trained = block.expanded.parameters()
+    for (name, p), e in zip(block.pretrained.named_parameters(), trained, strict=True):
+        at = torch.tensor([alpha], device=p.device)
+        one, other = p.float(), e.float()
+        yield name, p, arc.mix(one, other, at) if arc else torch.lerp(one, other, alpha)
 
 
 def combine(

@@ -6,5 +6,7 @@ full       The whole model: base and trained parts in one
 sidecar    The trained tensors, apart from their base
 adapter    The adapters of a base, as PEFT writes them
 collapsed  The trained parts folded by weight into the base's own class
+lora       The collapsed difference as a LoRA of the base, its error measured
+alphas     At which alphas a model is folded, in words
 unrolled   A stack as the plain, deeper architecture
 """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.models.export.alphas import told_alphas
 from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
 from controlllm.common.storage.files import write_text
 from controlllm.expansion import collapse
@@ -27,6 +28,7 @@ class Collapsed(Form):
     ) -> None:
         """Write what `from_pretrained` reads, with its card."""
         whole = expanded(model, "collapsed")
-        card = model_card(whole.config, "collapsed")
+        card = model_card(whole.config, "collapsed", {"folded at alpha": told_alphas(whole)})
+        self.told.append(f"folded at alpha {told_alphas(whole)}")
         collapse(whole, inplace).save_pretrained(folder)
         write_text(folder / "README.md", card)

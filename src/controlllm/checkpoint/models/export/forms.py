@@ -35,6 +35,7 @@ class Form(ABC):
         has_dial: whether the alpha of the model changes what is written.
         trained_only: whether the weights of the base stay away.
         tokenizer_beside: whether a tokenizer is saved beside what was written.
+        told: what `write` found worth telling, line by line.
     """
 
     has_dial: ClassVar[bool] = True
@@ -43,6 +44,7 @@ class Form(ABC):
 
     def __post_init__(self) -> None:
         """Check the options by the facts of their fields (ConfigError)."""
+        self.told: list[str] = []
         check_values(self, "")
 
     @abstractmethod
@@ -68,7 +70,7 @@ class Form(ABC):
 
 FORMS: Registry[type[Form]] = Registry(
     "form",
-    reserved=("adapter", "collapsed", "full", "sidecar", "unrolled"),
+    reserved=("adapter", "collapsed", "full", "lora", "sidecar", "unrolled"),
     home="controlllm.checkpoint.models.export.writing",
 )
 """Every form by its name."""

@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint.models.export import adapter, collapsed, full, sidecar, unrolled
+from controlllm.checkpoint.models.export import adapter, collapsed, full, lora, sidecar, unrolled
 from controlllm.checkpoint.models.export.forms import Form, make_form
 from controlllm.checkpoint.models.locate import Kind, locate
 from controlllm.common.quiet import quiet_bars, quiet_imports
@@ -24,7 +24,7 @@ from controlllm.common.text.progress import Progress, progress
 
 __all__ = ["export", "require_free"]
 
-_BUILT_IN = (adapter, collapsed, full, sidecar, unrolled)
+_BUILT_IN = (adapter, collapsed, full, lora, sidecar, unrolled)
 """Each registers its form in `FORMS`."""
 
 
