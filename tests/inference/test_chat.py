@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,61 @@ def test_ctrl_c_ends_the_answer_only_when_interactive(chat: Chat) -> None:
     interrupted.clear()
     with pytest.raises(KeyboardInterrupt):
         chat.run(["hello"])
+
+
+def test_compare_asks_both_and_keeps_nothing(chat: Chat, pico_llama, pico_tokenizer) -> None:
+    plain = Chat(pico_llama(), pico_tokenizer, chat.generator.settings, lambda text: None)
+    expected = plain.answer("hello"), chat.answer("hello")
+    kept = list(chat.messages)
+    chat.handle("more")
+    following = chat.messages[-1]["content"]
+    chat.messages = list(kept)
+    output(chat)
+    for command in ("/compare hello", "/compare"):
+        chat.messages = [] if command == "/compare hello" else list(kept)
+        before = list(chat.messages)
+        chat.handle(command)
+        text = output(chat)
+        base, tuned = (readable(reply) for reply in expected)
+        assert text.startswith(f"[base] {base}\n(KL(base || tuned) ")
+        assert f"\n[tuned] {tuned}\n(KL(base || tuned) " in text
+        assert chat.messages == before
+    chat.messages = list(kept)
+    chat.handle("more")
+    assert chat.messages[-1]["content"] == following
+
+
+def test_compare_needs_something_to_compare(chat: Chat, pico_llama, pico_tokenizer) -> None:
+    chat.handle("/compare")
+    assert "nothing was said yet" in output(chat)
+    written: list[str] = []
+    Chat(pico_llama(), pico_tokenizer, write=written.append).handle("/compare hello")
+    assert "no base to compare" in "".join(written)
+
+
+def test_compare_follows_the_dial(chat: Chat) -> None:
+    chat.handle("/alpha 0")
+    output(chat)
+    chat.handle("/compare hello")
+    assert output(chat).count("KL(base || tuned) 0.000 nats") == 2
+
+
+def test_a_model_without_names_has_no_sidecar_to_choose(chat: Chat) -> None:
+    chat.handle("/sidecar maths")
+    assert "no named sidecars" in output(chat)
+    chat.handle("/alpha maths=0.3")
+    assert "maths" in output(chat)
+
+
+def test_conversations_are_rendered_elsewhere_where_that_is_wanted(chat, pico_tokenizer) -> None:
+    tokenizer = deepcopy(pico_tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('this one is not asked') }}"
+    asked: list[str] = []
+
+    def render(messages) -> str:
+        asked.append(messages[-1]["content"])
+        return messages[-1]["content"]
+
+    other = Chat(chat.model, tokenizer, chat.generator.settings, lambda text: None, render=render)
+    assert other.answer("hello")
+    assert asked == ["hello"]

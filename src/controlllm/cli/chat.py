@@ -1,8 +1,10 @@
 """`controlllm chat`: talk with a model; works in a terminal and in a pipe."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.cli.kit.parsing import parse_options
@@ -11,6 +13,8 @@ from controlllm.common.text.secrets import hidden
 from controlllm.data import resolve_chat_template
 from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.inference import Chat, GenerationSettings
+from controlllm.inference.serve.settings import ServeLimits
+from controlllm.inference.serve.templates import TemplateProcess
 
 __all__ = ["ChatOptions", "run"]
 
@@ -51,12 +55,30 @@ def run(argv: list[str]) -> None:
         tokenizer.chat_template = None
     elif options.chat_template is not None:
         tokenizer.chat_template = resolve_chat_template(options.chat_template, tokenizer)
-    chat = Chat(model, tokenizer, options.generation, system=options.system)
-    if options.alpha is not None:
-        chat.set_alpha(options.alpha)
+    with _renderer(tokenizer) as render:
+        chat = Chat(model, tokenizer, options.generation, system=options.system, render=render)
+        if options.alpha is not None:
+            chat.set_alpha(options.alpha)
+        _talk(chat, options.model)
+
+
+@contextmanager
+def _renderer(tokenizer: Any) -> Iterator[Callable[..., str] | None]:
+    """Renders by the model's chat template, a stranger's program, in a process of its own."""
+    if not tokenizer.chat_template:
+        yield None
+        return
+    process = TemplateProcess(tokenizer, ServeLimits())
+    try:
+        yield process.render
+    finally:
+        process.close()
+
+
+def _talk(chat: Chat, name: str) -> None:
     if sys.stdin.isatty() and sys.stdout.isatty():
-        name = f"{type(model).__name__} from {hidden(options.model)}"
-        print(f"{name}; /help for commands, Ctrl-D to end.")
+        model = f"{type(chat.model).__name__} from {hidden(name)}"
+        print(f"{model}; /help for commands, Ctrl-D to end.")
         chat.run(_typed_lines(), interactive=True)
     else:
         chat.run(sys.stdin)

@@ -4,6 +4,7 @@ serve     The HTTP face: OpenAI's protocol, its limits, who may ask
 engine    One owner of the model, jobs in a queue, caches by (alpha, sidecar, tokens)
 chat      A conversation with a model, the dial at hand
 compare   Base and tuned model on one text, token by token
+side_by_side  One question to base and tuned model in the terminal
 generate  Text from a model, piece by piece as it comes
 """
 

@@ -2,16 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ConfigError, ControlLLMError, ModelError
+from controlllm.common.registry import check_choice
 from controlllm.common.text.readable import readable
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.inference.generate import GenerationSettings, Generator, prompt_ids
+from controlllm.inference.side_by_side import answer_both
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,9 +22,12 @@ __all__ = ["Chat"]
 
 HELP = """\
 /alpha 0.3   answer with this alpha: 0 = the base, 1 = the expanded branch (or its token gates as
-             they were trained), trained = as trained
+             they were trained), trained = as trained; maths=0.3 zh=0.2 blends several sidecars
+/sidecar maths   answer with this one of several sidecars; alone: which there are
 /base        answer with the base model alone, until the next /alpha or /trained
 /trained     answer with the trained model again
+/compare TEXT    base and tuned model answer it, one after the other, and where they part;
+             alone: what was said last. The conversation stays as it is
 /reset       forget the conversation
 /save FILE   write the conversation to a new .jsonl file as one line, ready to train on
 /help        this list
@@ -42,6 +47,7 @@ class Chat:
         settings: how to sample.
         write: where text goes, piece by piece; without anything that would steer a terminal.
         system: a system message to begin every conversation with.
+        render: renders conversations in the chat template's place, as in `prompt_ids`.
     """
 
     def __init__(
@@ -51,18 +57,25 @@ class Chat:
         settings: GenerationSettings | None = None,
         write: Callable[[str], None] = lambda text: print(text, end="", flush=True),
         system: str | None = None,
+        render: Callable[[Sequence[Mapping[str, Any]]], str] | None = None,
     ) -> None:
         self.model = model
+        self.sidecars: tuple[str, ...] = getattr(model, "sidecars", ())
+        self.render = render
         self.generator = Generator(model, tokenizer, settings)
         self.write = lambda text: write(readable(text))
         self.opening = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.opening)
         self.base_only = False
+        if self.sidecars:
+            self._turn({self.sidecars[0]: None})
         self._saved: dict[Path, TextIO] = {}  # Open, so that no other file can pass for them.
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
             "/base": self._base,
             "/trained": lambda argument: self._answer_as(False, "The trained model answers.\n"),
+            "/sidecar": self._sidecar,
+            "/compare": self._compare,
             "/reset": self._reset,
             "/save": self._save,
             "/help": lambda argument: self.write(HELP),
@@ -116,28 +129,78 @@ class Chat:
         If the answer is interrupted (Ctrl-C), the conversation is as it was before the turn.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = prompt_ids(self.generator.tokenizer, messages)
+        ids = prompt_ids(self.generator.tokenizer, messages, self.render)
         with as_base(self.model) if self.base_only else nullcontext():
             reply = self.generator.write(ids, self.write)
         self.write("\n")
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return reply
 
-    def set_alpha(self, alpha: float | None) -> None:
-        """Answer with this alpha from now on; None = as trained.
+    def compare(self, text: str | None = None) -> None:
+        """Let base and tuned model answer a text, or what was said last; nothing of it is kept.
 
         Raises:
-            ConfigError: it is outside [0, 1].
+            ModelError: the model carries no base.
+            ConfigError: nothing was said yet.
+        """
+        if text is None:
+            messages = self._until_last_question()
+        else:
+            messages = [*self.messages, {"role": "user", "content": text}]
+        ids = prompt_ids(self.generator.tokenizer, messages, self.render)
+        answer_both(self.generator, ids, messages, self.write)
+
+    def _until_last_question(self) -> list[dict[str, str]]:
+        said = [place for place, turn in enumerate(self.messages) if turn["role"] == "user"]
+        if not said:
+            raise ConfigError("/compare: nothing was said yet; give a text: /compare TEXT")
+        return self.messages[: said[-1] + 1]
+
+    def set_alpha(self, alpha: float | Mapping[str, float | None] | None) -> None:
+        """Answer with this alpha from now on; None = as trained.
+
+        Args:
+            alpha: one number; with several sidecars it is that of those that are on. Or one per
+                sidecar, to blend them.
+
+        Raises:
+            ConfigError: it is outside [0, 1], or there is no such sidecar.
             ModelError: the model has no expansion.
         """
-        self._expanded().set_alpha(alpha)
+        model = self._expanded()
+        if not self.sidecars:
+            model.set_alpha(alpha)  # type: ignore[arg-type]  # a name is refused there
+        elif isinstance(alpha, Mapping):
+            self._turn(alpha)
+        else:
+            self._turn(dict.fromkeys(self._on, alpha))
         self.base_only = False
         self.generator.forget()
+
+    def _turn(self, alphas: Any) -> None:
+        """Turn the dials of several sidecars, and know which are on."""
+        self._expanded().set_alpha(alphas)
+        self._on = tuple(alphas)
+
+    def _sidecar(self, argument: str) -> None:
+        if not self.sidecars:
+            raise ModelError(
+                "This model has no named sidecars; give several when you start: "
+                "controlllm chat BASE --sidecars.maths FOLDER --sidecars.zh FOLDER"
+            )
+        if argument:
+            check_choice("sidecar", argument, self.sidecars)
+            self.set_alpha({argument: None})
+        names = (f"{name} (answers)" if name in self._on else name for name in self.sidecars)
+        self.write(f"sidecars: {', '.join(names)}\n")
+
+    def _compare(self, argument: str) -> None:
+        self.compare(argument or None)
 
     def _alpha(self, argument: str) -> None:
         model = self._expanded()
         if argument:
-            self.set_alpha(None if argument == "trained" else _number(argument))
+            self.set_alpha(_alphas(argument))
         values = model.alphas()
         shown = "  ".join(f"{layer}: {alpha:.3g}" for layer, alpha in values.items())
         self.write(f"alpha by layer: {shown}\n")
@@ -191,7 +254,17 @@ class Chat:
         return self.model
 
 
-def _number(text: str) -> float:
+def _alphas(text: str) -> float | dict[str, float | None] | None:
+    """What stands behind /alpha: a number or `trained`, or one of these per sidecar."""
+    if "=" not in text:
+        return _number(text)
+    pairs = [part.partition("=") for part in text.split()]
+    return {name: _number(value) for name, _, value in pairs}
+
+
+def _number(text: str) -> float | None:
+    if text == "trained":
+        return None
     try:
         return float(text)
     except ValueError:

@@ -108,6 +108,7 @@ class TemplateProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal is not meant for it.
                 env={k: v for k, v in os.environ.items() if k in _PASSED} | {"HF_HUB_OFFLINE": "1"},
             )
         connection = Connection(ours.detach())
