@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         combine,
         expand,
         load_sidecar,
+        load_sidecars,
     )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "combine",
     "expand",
     "load_sidecar",
+    "load_sidecars",
 ]
 __version__ = "0.1.0"
 

@@ -80,14 +80,13 @@ def test_the_dial_turns_between_two_generations():
     assert torch.equal(greedy(model), trained)
 
 
-def test_the_dial_turns_inside_one_cache():
-    """Chat may switch alpha midway: both branches run at alpha 0 too, so no slot has a hole."""
+def test_the_dial_turns_inside_one_cache_where_both_branches_run():
     model = make_trained("llama")
     ids = prompts()
     with torch.no_grad():
-        model.set_alpha(0.0)
+        model.set_alpha(0.2)
         cache = model(input_ids=ids, use_cache=True).past_key_values
-        model.set_alpha(0.5)
+        model.set_alpha(torch.tensor([0.0, 1.0]))
         model(input_ids=ids[:, :1], past_key_values=cache)
     assert [layer.get_seq_length() for layer in cache.layers] == [7] * 6
 

@@ -9,7 +9,7 @@
 method   The paper: blocks, gates, mixes, divergences
 surgery  Putting the method into any decoder, turning its dial, and taking it out
 files    What is written beside weights: sidecars, the identity of a base, the card
-hub      The Hugging Face model and its folders: `expand`, `load_sidecar`
+hub      The Hugging Face model and its folders: `expand`, `load_sidecar`, `load_sidecars`
 merge    Back to the original architecture: `collapse`, `combine`, `unroll`
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from controlllm.expansion.hub.expand import decoder_blocks, expand
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.hub.peft import add_adapters, require_peft
+    from controlllm.expansion.hub.several import load_sidecars
     from controlllm.expansion.hub.sidecar_loading import load_sidecar
     from controlllm.expansion.merge.collapsing import collapse, combine
     from controlllm.expansion.merge.unrolling import unroll
@@ -56,6 +57,7 @@ __all__ = [
     "decoder_blocks",
     "expand",
     "load_sidecar",
+    "load_sidecars",
     "parameter_count",
     "plan_blocks",
     "quantised_kind",

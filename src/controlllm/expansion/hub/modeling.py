@@ -17,6 +17,7 @@ from controlllm.expansion.hub.outputs import run_merged
 from controlllm.expansion.method.ends import ExpandedHead, grow_ends, set_vocab_size
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.injection import ClaimGradient
+from controlllm.expansion.method.slots import check_cache, note_cache
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
 from controlllm.expansion.surgery.install import install, remove, set_trainable
@@ -56,21 +57,25 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
     is_quantized = False
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["ConcatBlock", "StackBlock"]  # noqa: RUF012  # as transformers declares it
+    _no_split_modules = ["ConcatBlock", "StackBlock", "SharedBlock"]  # noqa: RUF012  # as transformers declares it
 
     def __init__(self, config: ControlLLMConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self._holds_weights = base is not None
         self.base: Any = base if base is not None else _build_base(config)
-        self._expansion = install(self.base, config.expansion_config())
+        self._expand()
         config.text_config = self.base.config
-        self._apply_dial(config.expansion_config().dial)
-        vocab_size = config.base.get("grown_vocab_size")
-        if vocab_size is not None:
-            self.resize_token_embeddings(vocab_size)
         self.register_forward_pre_hook(_begin_forward, with_kwargs=True)
         self.register_forward_hook(_end_forward, always_call=True)
         self.post_init()
+
+    def _expand(self) -> None:
+        """Put the expanded parts into the base, as the config says."""
+        self._expansion = install(self.base, self.config.expansion_config())
+        self._apply_dial(self.expansion.dial)
+        vocab_size = self.config.base.get("grown_vocab_size")
+        if vocab_size is not None:
+            self.resize_token_embeddings(vocab_size)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -199,6 +204,11 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
 
     # ------------------------------------------------------------------------------------------
     # parts
+
+    @property
+    def sidecars(self) -> tuple[str, ...]:
+        """The names of its sidecars; none where one expansion is its own (`load_sidecars`)."""
+        return ()
 
     def trainable_parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named trainable parameters: of expanded parts, interpolators, and the base."""
@@ -339,9 +349,11 @@ def _begin_forward(
     """Let the blocks know the inputs, whichever `forward` runs (foreign loops replace it)."""
     named = {"input_ids": args[0]} if args else {}
     model._state.begin({**named, **kwargs})
+    check_cache(kwargs.get("past_key_values"), model._expansion.slots())
 
 
 def _end_forward(model: ControlLLMForCausalLM, args: Any, output: Any) -> None:
+    note_cache(getattr(output, "past_key_values", None), model._expansion.slots())
     model._state.inputs = None
 
 

@@ -6,6 +6,7 @@ them. What users mean by `output_hidden_states` is the merged stream: L + 1 stat
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def run_merged(
 
     Returns:
         The output, with L + 1 `hidden_states` where wanted, and one attention map per position (the
-        pretrained branch's) where the base gives maps.
+        pretrained branch's; the copy's where it alone ran) where the base gives maps.
     """
     if not hidden_states:
         return one_attention_per_layer(call(), expansion)
@@ -66,9 +67,10 @@ def one_attention_per_layer(output: Any, expansion: Expansion) -> Any:
     maps = getattr(output, "attentions", None)
     if not maps or not expansion.state.enabled:
         return output
-    steps = [2 if layer in expansion.blocks else 1 for layer in range(len(maps))]
-    positions = range(len(maps) - len(expansion.blocks))
-    output["attentions"] = tuple(maps[sum(steps[:layer])] for layer in positions)
+    steps = {layer: len(block.slots) for layer, block in expansion.blocks.items()}
+    starts = accumulate((steps.get(layer, 1) for layer in range(len(maps))), initial=0)
+    positions = len(maps) - sum(steps.values()) + len(steps)
+    output["attentions"] = tuple(maps[start] for start in islice(starts, positions))
     return output
 
 

@@ -15,6 +15,9 @@ interpolators     Interpolators: how the pretrained and the expanded hidden stat
 plan              Where the copies go: pure functions from a config and a depth to a plan
 registries        Names that an expansion's settings use, and that users' own code may add to
 relaxed_norm      Norms of the expanded branch that let a part of their input through
+several           Several sidecars at one place of a model, around one frozen part that is held
+                  once
+slots             Which branch wrote which slot of a KV cache, so that a gap is never read
 state             What all expanded parts of one model share while a forward pass runs
 terms             The divergences of one forward pass, block by block
 unread            Said, so used: which settings of an expansion are read, depending on the others

@@ -33,6 +33,7 @@ from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import ConstantGate, Interpolator
 from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 from controlllm.expansion.method.relaxed_norm import RelaxedNorm
+from controlllm.expansion.method.slots import Slots, move_slot, slot_of
 from controlllm.expansion.method.state import AlignmentState
 
 __all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
@@ -46,34 +47,76 @@ class ExpandedBlock(Forwarding, ABC):
 
     Args:
         pretrained: the frozen block.
-        expanded: its trainable copy, with its own `layer_idx` (its slot in the KV cache).
+        expanded: its trainable copy.
         layer: the index of the block in the decoder.
         state: what the blocks of one model share during a forward pass.
+        slot: the copy's own slot in the KV cache (its `layer_idx`).
     """
 
     forwards_to = "pretrained"
 
     def __init__(
-        self, pretrained: nn.Module, expanded: nn.Module, layer: int, state: AlignmentState
+        self,
+        pretrained: nn.Module,
+        expanded: nn.Module,
+        layer: int,
+        state: AlignmentState,
+        slot: int,
     ) -> None:
         super().__init__()
         self.pretrained = pretrained
         self.expanded = expanded
         self.layer = layer
         self.state = state
+        self.slot = slot
         self.dial: PartDial = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run both branches and join them; whatever else the pretrained block returns is kept."""
+        """Run both branches and join them; whatever else the pretrained block returns is kept.
+
+        A branch that has no weight for any row does not run.
+        """
+        if self.copy_alone:
+            with move_slot(self.expanded, self.slot, self.layer):
+                return self.expanded(hidden_states, *args, **kwargs)
         output = self.pretrained(hidden_states, *args, **kwargs)
         return self.beside(output, hidden_states, *args, **kwargs)
 
     def beside(self, output: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the expanded branch beside an output that the pretrained block has given already."""
-        if not self.state.enabled:
+        if self.is_base:  # whatever g would compute, and the interpolator do to f's output
             return output
         merged = self.join(hidden_states, first(output), *args, **kwargs)
         return (merged, *output[1:]) if isinstance(output, tuple) else merged
+
+    def take_slot(self, slot: int) -> None:
+        """Give the copy another slot of its own in the KV cache."""
+        for module in slot_of(self.expanded, self.slot):
+            setattr(module, "layer_idx", slot)  # noqa: B010  # mypy: modules have no such field
+        self.slot = slot
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the block computes exactly the base's now, for all rows."""
+        return not self.state.enabled or is_zero(self.dial)
+
+    @property
+    def copy_alone(self) -> bool:
+        """Whether the block computes exactly the copy's output now, for all rows."""
+        return False
+
+    @property
+    def slots(self) -> Slots:
+        """Which slots of the KV cache the block writes now, and which branch each."""
+        if self.copy_alone:
+            return frozenset({(self.layer, self.slot)})
+        return self.slots_beside
+
+    @property
+    def slots_beside(self) -> Slots:
+        """The same where `beside` alone is called."""
+        frozen = {(self.layer, self.layer)}
+        return frozenset(frozen if self.is_base else {*frozen, (self.slot, self.slot)})
 
     @abstractmethod
     def join(self, x: Tensor, pretrained: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -95,10 +138,11 @@ class ConcatBlock(ExpandedBlock):
         expanded: nn.Module,
         layer: int,
         state: AlignmentState,
+        slot: int,
         config: ExpansionConfig,
         hidden_size: int,
     ) -> None:
-        super().__init__(pretrained, expanded, layer, state)
+        super().__init__(pretrained, expanded, layer, state, slot)
         make = INTERPOLATORS.get(config.interpolator)
         self.interpolator = make(hidden_size, alpha=config.alpha, train_alpha=config.train_alpha)
         self.weight = (
@@ -118,19 +162,28 @@ class ConcatBlock(ExpandedBlock):
         """The copy on the same input; its divergence counts in training."""
         expanded = first(self.expanded(x, *args, **kwargs))
         dial = dial_at(self.dial, x)
-        if is_zero(dial):  # the base, whatever g computes and the interpolator does to f's output
-            return pretrained
         merged, alpha = self.interpolator(x, pretrained, expanded, dial)
         gate = self.interpolator.last_gate
         if gate is not None and not self.replaced:
             self.state.observe_alpha(self.layer, gate, x[..., 0])
-        if self.divergence is None or not self.training or not self.state.wanted:
+        if not self.aligns:
             return merged
         d_BT = self.distance(x, pretrained, expanded)
         if isinstance(dial, Tensor):  # Rows that stand at 0 are the base: there g is not asked.
             d_BT = d_BT.masked_fill((dial == 0).squeeze(-1), 0)
         weight = self.weight if isinstance(self.weight, float) else alpha.squeeze(-1)
         return self.state.align(self.layer, d_BT, weight, merged)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a divergence is wanted in this forward pass."""
+        return self.divergence is not None and self.training and self.state.wanted
+
+    @property
+    def copy_alone(self) -> bool:
+        """At 1 a straight line ends in e, bit for bit."""
+        at_copy = is_number(self.dial) and self.dial == 1 and self.interpolator.straight
+        return at_copy and self.state.enabled and not self.aligns and not self.state.shows_maps
 
     def distance(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """d(p, e) per token (B, T), in float32 whatever the autocast."""
@@ -179,8 +232,6 @@ class StackBlock(ExpandedBlock):
         dial = dial_at(self.dial, x)
         if dial is None:
             return expanded
-        if is_zero(dial):
-            return pretrained
         alpha = turned(torch.ones(1, device=pretrained.device), dial, replaces=True)
         merged = torch.lerp(pretrained, expanded, alpha.to(pretrained.dtype))
         return base_where_zero(dial, pretrained, merged)

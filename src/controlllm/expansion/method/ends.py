@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from controlllm.common.forwarding import Forwarding
-from controlllm.expansion.method.dials import PartDial, dial_at, is_zero
+from controlllm.expansion.method.dials import PartDial, dial_at, is_number, is_zero
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Lerp
 from controlllm.expansion.method.state import AlignmentState
@@ -60,9 +60,13 @@ class ExpandedEnd(Forwarding, ABC):
         """Whether this end computes exactly the base now."""
         return not self.state.enabled or is_zero(self.dial)
 
+    def dial_of(self, x: Tensor) -> float | Tensor | None:
+        """The dial in this forward pass, for states x (B, T, ...); see `dial_at`."""
+        return dial_at(self.dial, x)
+
     def join(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """(1 - alpha) pretrained + alpha expanded; per row where they are states (B, T, ...)."""
-        dial = dial_at(self.dial, pretrained)
+        dial = self.dial_of(pretrained)
         return self.interpolator(pretrained, pretrained, expanded, dial)[0]
 
     def join_rows(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
@@ -120,6 +124,8 @@ class ExpandedHead(ExpandedEnd):
         if self.is_base:
             rows = self.pretrained.weight.shape[0]
             return torch.cat([self.pretrained.weight, self.expanded.weight[rows:]])
+        if is_number(self.dial) and self.dial == 1:  # a straight line ends in e, bit for bit
+            return self.expanded.weight.to(self.pretrained.weight.dtype)
         return self.join_rows(self.pretrained.weight, self.expanded.weight)
 
     @property
@@ -163,7 +169,7 @@ class ExpandedHead(ExpandedEnd):
         return logits.masked_fill(is_added & (dial == 0), -math.inf)
 
     def dial_of(self, x: Tensor) -> float | Tensor | None:
-        """The dial for states of the tokens whose logits are wanted."""
+        """The dial in this forward pass, for states of the tokens whose logits are wanted."""
         return dial_at(self.dial, x, (self.state.inputs or {}).get("logits_to_keep"))
 
 

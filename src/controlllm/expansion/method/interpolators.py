@@ -59,6 +59,11 @@ class Interpolator(nn.Module, ABC):
     def __init__(self, hidden_size: int, alpha: float = 0.5, train_alpha: bool = False) -> None:
         super().__init__()
 
+    @property
+    def straight(self) -> bool:
+        """Whether it is (1 - alpha) p + alpha e with an alpha that a dial takes the place of."""
+        return self.constant and type(self).mix is Interpolator.mix
+
     @abstractmethod
     def gate(self, x: Tensor, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """Alpha, broadcastable to (B, T, 1), float32, in [0, 1]."""

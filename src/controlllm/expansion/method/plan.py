@@ -74,7 +74,7 @@ def plan_blocks(config: ExpansionConfig, num_layers: int) -> tuple[BlockPlan, ..
 
 def check_layers(alpha: Iterable[int], expanded: Iterable[int]) -> None:
     """Check that a dial by layer names expanded layers only (ConfigError)."""
-    unknown = sorted(set(alpha) - set(expanded))
+    unknown = sorted(set(alpha) - set(expanded), key=str)
     if unknown:
         raise ConfigError(f"alpha for layers {unknown}, but expanded are {sorted(expanded)}.")
 

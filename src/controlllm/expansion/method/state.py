@@ -64,6 +64,11 @@ class AlignmentState:
         """Whether a divergence computed now could reach a gradient or a reader."""
         return self.terms is not None or torch.is_grad_enabled()
 
+    @property
+    def shows_maps(self) -> bool:
+        """Whether the forward pass that runs now gives attention maps."""
+        return bool((self.inputs or {}).get("output_attentions"))
+
     @contextmanager
     def holding(self, **values: Any) -> Iterator[None]:
         """Inside, these attributes have these values; then what they had before."""

@@ -9,4 +9,5 @@ parts      The expanded parts of a model, made of its own; the model is not chan
 quantised  Bases that come quantised: which layers are, what they compute with, and copies that
            train
 recording  What both branches of every expanded part compute, kept while somebody looks
+sidecars   Putting the parts of several sidecars into one base, which is held once
 """

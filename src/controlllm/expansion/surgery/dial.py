@@ -57,21 +57,25 @@ class Dial:
                 beside others in a model with adapters. The forward pass raises a ModelError for
                 a tensor that does not fit its rows.
         """
+        self._turn(*self._checked(alpha))
+
+    def _checked(self, alpha: Alpha) -> tuple[Alpha, dict[str, Any]]:
+        """What parts get, and the config's expansion then (ConfigError); nothing is changed."""
         if isinstance(alpha, Tensor):
             alpha = checked_alphas(alpha)
             self._check_adapters(alpha)
-        elif isinstance(alpha, Mapping):
+            return alpha, self.config.expansion
+        dial: Any = alpha
+        if isinstance(alpha, Mapping):
             check_layers(alpha, self._parts_by_layer())
             alpha = {k: checked_alphas(v) if isinstance(v, Tensor) else v for k, v in alpha.items()}
-            self._write_dial(self._numbers_with(alpha))
-        else:
-            self._write_dial(alpha)
-        self._apply_dial(alpha)
+            dial = self._numbers_with(alpha)
+        settings = ExpansionConfig.from_dict(self.config.expansion | {"dial": dial})
+        return alpha, settings.to_dict()
 
-    def _write_dial(self, dial: Any) -> None:
-        self.config.expansion = ExpansionConfig.from_dict(
-            self.config.expansion | {"dial": dial}
-        ).to_dict()
+    def _turn(self, alpha: Alpha, expansion: dict[str, Any]) -> None:
+        self.config.expansion = expansion
+        self._apply_dial(alpha)
 
     def _numbers_with(self, alpha: Mapping[int, Any]) -> dict[int, Any]:
         """The config's dial by layer, with the numbers of a new one."""

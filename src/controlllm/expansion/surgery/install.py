@@ -16,6 +16,7 @@ from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.plan import BlockPlan, extended_lists, plan_blocks
+from controlllm.expansion.method.slots import Slots
 from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.anatomy import (
     Anatomy,
@@ -31,6 +32,7 @@ from controlllm.expansion.surgery.quantised import settle
 __all__ = [
     "Expansion",
     "expanded_list",
+    "extend_config",
     "install",
     "remove",
     "rename_tied_keys",
@@ -70,6 +72,10 @@ class Expansion:
         state = AlignmentState(num_terms=concat, divergence_tokens=config.divergence_tokens)
         return cls(plan, state)
 
+    def slots(self) -> Slots:
+        """What a forward pass writes into its KV cache now, at the expanded positions."""
+        return frozenset().union(*(block.slots for block in self.blocks.values()))
+
     def parts(self) -> list[ExpandedBlock | ExpandedEnd]:
         """All expanded blocks and ends."""
         return [*self.blocks.values(), *self.ends.values()]
@@ -97,7 +103,7 @@ def install(model: PreTrainedModel, config: ExpansionConfig) -> Expansion:
         anatomy.layers[block.layer] = expanded
     if config.expand_ends:
         _expand_ends(model, anatomy, config, expansion)
-    _extend_config(anatomy, expansion)
+    extend_config(anatomy, expansion)
     expansion.trainable = trainable_names(model)
     return expansion
 
@@ -191,7 +197,7 @@ def rename_tied_keys(
     model.all_tied_weights_keys = dict(renamed)
 
 
-def _extend_config(anatomy: Anatomy, expansion: Expansion) -> None:
+def extend_config(anatomy: Anatomy, expansion: Expansion) -> None:
     """Caches and serving engines size themselves by the config: it counts L + n layers now."""
     config, L = anatomy.config, anatomy.num_layers
     changes: dict[str, Any] = {"num_hidden_layers": L + len(expansion.plan)}

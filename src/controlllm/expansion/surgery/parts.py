@@ -34,10 +34,11 @@ def make_block(
         with torch.no_grad():
             for parameter in residual_projections(expanded, config.residual_projections):
                 parameter.zero_()
-        block = StackBlock(pretrained, expanded, plan.layer, state)
+        block = StackBlock(pretrained, expanded, plan.layer, state, plan.cache_index)
     else:
+        width = anatomy.config.hidden_size
         block = ConcatBlock(
-            pretrained, expanded, plan.layer, state, config, anatomy.config.hidden_size
+            pretrained, expanded, plan.layer, state, plan.cache_index, config, width
         )
         _to_like(block.interpolator, expanded)
     return block.train(pretrained.training)

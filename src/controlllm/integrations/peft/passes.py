@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from controlllm.expansion.hub.outputs import merged_stream, one_attention_per_layer, picked
 from controlllm.expansion.method.injection import Claim, ClaimGradient
+from controlllm.expansion.method.slots import Slots, check_cache, note_cache
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.install import Expansion
 
@@ -46,6 +47,7 @@ class ForwardPass:
         named = {"input_ids": args[0]} if args else {}
         self.inputs = {k: v for k, v in {**named, **kwargs}.items() if v is not None}
         state.begin(self.inputs)
+        check_cache(self.inputs.get("past_key_values"), self._slots())
         if "labels" in self.inputs and self.model.training and state.terms is None:
             self.claim = self.inside.enter_context(state.claiming())
             self.terms = self.inside.enter_context(state.collecting())
@@ -65,10 +67,16 @@ class ForwardPass:
     def end(self, output: Any) -> Any:
         """Amend the base's output; None where its forward has failed."""
         try:
+            note_cache(getattr(output, "past_key_values", None), self._slots())
             return self._amend(output) if isinstance(output, ModelOutput) else output
         finally:
             self.inside.close()
             self.expansion.state.inputs = None
+
+    def _slots(self) -> Slots:
+        """What the pass writes into its KV cache: the frozen blocks always run here."""
+        blocks = self.expansion.blocks.values()
+        return frozenset().union(*(block.slots_beside for block in blocks))
 
     def _amend(self, output: Any) -> Any:
         output = one_attention_per_layer(output, self.expansion)

@@ -1,0 +1,63 @@
+"""Which branch wrote which slot of a KV cache, so that a gap is never read.
+
+A branch that was skipped (the copy at alpha 0, the frozen block at alpha 1, a sidecar that is off)
+has written no keys and values for those tokens. A cache remembers which slots are whole; a forward
+pass that would read another one is refused.
+
+Only the copy runs at alpha 1: it then writes the frozen block's slot. Caches are asked for their
+length and their masks by the first slots, which so are always written.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from controlllm.common.errors import ModelError
+
+__all__ = ["Slots", "check_cache", "move_slot", "note_cache", "slot_of"]
+
+Slots = frozenset[tuple[int, int]]
+"""Pairs of a slot and the branch that writes it, which is named by its own slot."""
+_MARK = "_controlllm_slots"
+
+
+def check_cache(cache: Any, needed: Slots) -> None:
+    """Check before a forward pass that its branches wrote all of a cache (ModelError)."""
+    whole = getattr(cache, _MARK, None)
+    if whole is None or needed <= whole:
+        return
+    if int(cache.get_seq_length()) == 0:  # It was reset.
+        delattr(cache, _MARK)
+        return
+    raise ModelError(
+        f"This KV cache has gaps: {len(needed - whole)} of the branches that run now did not run "
+        "for the tokens it holds (at alpha 0 no copy runs, at alpha 1 only copies may, and a "
+        "sidecar that is off does not). Keep a sequence at what it began with, or begin with a new "
+        "cache (past_key_values=None)."
+    )
+
+
+def note_cache(cache: Any, written: Slots) -> None:
+    """Note after a forward pass which slots of its cache are whole."""
+    if hasattr(cache, "get_seq_length"):
+        setattr(cache, _MARK, getattr(cache, _MARK, written) & written)
+
+
+def slot_of(branch: nn.Module, slot: int) -> list[nn.Module]:
+    """The modules of a branch that write this slot of the cache."""
+    return [module for module in branch.modules() if getattr(module, "layer_idx", None) == slot]
+
+
+@contextmanager
+def move_slot(branch: nn.Module, old: int, new: int) -> Iterator[None]:
+    """Inside, a branch reads and writes another slot of the cache."""
+    modules: list[Any] = slot_of(branch, old)
+    for module in modules:
+        module.layer_idx = new
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.layer_idx = old
