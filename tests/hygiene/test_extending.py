@@ -14,7 +14,8 @@ from controlllm import ExpansionConfig, expand
 from controlllm.common.registry import Registry
 from controlllm.evaluate.texts import EXTRACTORS, METRICS
 from controlllm.expansion import DIVERGENCES, INTERPOLATORS
-from controlllm.train import LOGGERS, SCHEDULES
+from controlllm.probe import PROBES
+from controlllm.train import LOGGERS, SCHEDULES, RunConfig, train
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 REGISTRIES: list[Registry[Any]] = [
@@ -23,6 +24,7 @@ REGISTRIES: list[Registry[Any]] = [
     INTERPOLATORS,
     LOGGERS,
     METRICS,
+    PROBES,
     SCHEDULES,
 ]
 
@@ -141,6 +143,14 @@ def test_metric(run_page, history, capsys):
     samples = Path("run/generation/step-8/questions.jsonl").read_text().splitlines()
     lengths = sum(len(json.loads(line)["tuned"]) for line in samples)
     assert curve[8][name] == lengths / (3 * len("on the mat"))
+
+
+def test_probe(run_page, history, capsys):
+    train(RunConfig.from_yaml("my-run.yaml"))
+    run_page("probe")
+    said = (Path(__file__).parents[2] / "docs/extending/probe.md").read_text()
+    assert f"# {capsys.readouterr().out.splitlines()[-1]}" in said
+    assert "Sharpness" in Path("probe.html").read_text()
 
 
 def test_callback(run_page, history):

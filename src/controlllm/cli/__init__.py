@@ -24,6 +24,7 @@ VERBS = {
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "compare": "what several runs learned, forgot and took, in one table, benchmarks in another",
     "report": "what several runs gained and lost on benchmarks, as one page to send to people",
+    "probe": "look inside: what each copy does to each token, and which blocks carry the learning",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
     "chat": "talk with a model; alpha can change in the middle",
     "export": "write a model as a sidecar or adapter, in full, or collapsed into the base's form",

@@ -90,6 +90,10 @@ class Registry(Generic[T]):
         check_choice(self.kind, name, self._things, is_open=True)
         return self._things[name]
 
+    def names_in_order(self) -> list[str]:
+        """All known names: those reserved, in their order, then those of users."""
+        return list(dict.fromkeys([*self.reserved, *self._things]))
+
     def things(self) -> list[T]:
         """All that is registered."""
         return list(self._things.values())

@@ -9,10 +9,11 @@ to places of the page itself, and control characters of strangers' texts are mad
 import re
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 from controlllm.common.text.readable import readable
 
-__all__ = ["BEGINNING", "LONGEST", "Child", "Piece", "cut", "page", "tag"]
+__all__ = ["LONGEST", "REPORT", "Child", "Piece", "beginning", "cut", "is_page", "page", "tag"]
 
 _WORDS = re.compile(r"\S+")
 TAGS = frozenset(
@@ -25,7 +26,7 @@ TAGS = frozenset(
 ATTRIBUTES = frozenset(
     _WORDS.findall(
         "aria-hidden class colspan cx cy dir height href id open points r role rx scope "
-        "tabindex text-anchor transform viewbox width x x1 x2 y y1 y2"
+        "tabindex text-anchor title transform viewbox width x x1 x2 y y1 y2"
     )
 )
 VIEW_BOX = "viewBox"
@@ -33,11 +34,23 @@ VIEW_BOX = "viewBox"
 LONGEST = 1500
 """Characters of a text that a page shows."""
 
-BEGINNING = (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="generator" content="controlllm report">\n'
-)
-"""Of every page: so it is told from files of others."""
+REPORT = "controlllm report"
+
+
+def beginning(made_by: str) -> str:
+    """Of every page that a verb makes: so it is told from files of others."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="generator" content="{escape(made_by)}">\n'
+    )
+
+
+def is_page(path: str | Path, made_by: str) -> bool:
+    """Whether a file begins as the pages do that a verb makes."""
+    start = beginning(made_by).encode()
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
 
 Child = object
 """A piece, a text, a number, None (nothing), or any of them in a row."""
@@ -67,7 +80,7 @@ def tag(name: str, *children: Child, **attributes: str | float | bool | None) ->
     return Piece(f"<{name}{told}>{''.join(_flat(children))}</{name}>")
 
 
-def page(title: str, style: str, policy: str, *children: Child) -> str:
+def page(title: str, style: str, policy: str, *children: Child, made_by: str = REPORT) -> str:
     """A whole document.
 
     Args:
@@ -75,9 +88,11 @@ def page(title: str, style: str, policy: str, *children: Child) -> str:
         style: CSS of this package, put in as it is.
         policy: the Content-Security-Policy.
         children: of the body.
+        made_by: the verb, as `is_page` asks for it.
     """
     return (
-        f'{BEGINNING}<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        f"{beginning(made_by)}"
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         '<meta name="color-scheme" content="light dark">\n'

@@ -11,7 +11,7 @@ from controlllm.common.registry import check_choice
 from controlllm.evaluate.judging import pictures, words
 from controlllm.evaluate.judging.examples import flipped_items, sample_texts
 from controlllm.evaluate.judging.gate import Gate
-from controlllm.evaluate.judging.html import BEGINNING, Child, Piece, page, tag
+from controlllm.evaluate.judging.html import REPORT, Child, Piece, is_page, page, tag
 from controlllm.evaluate.judging.models import Model, compared_models, main_models
 from controlllm.evaluate.judging.provenance import provenance
 from controlllm.evaluate.judging.ruling import Judgement, judge
@@ -48,8 +48,7 @@ class ReportSettings:
 
 def is_report(path: str | Path) -> bool:
     """Whether a file begins as the pages do that `report_page` makes."""
-    with open(path, "rb") as file:
-        return file.read(len(BEGINNING)) == BEGINNING.encode()
+    return is_page(path, REPORT)
 
 
 def report_page(runs: Sequence[Run], settings: ReportSettings | None = None) -> str:

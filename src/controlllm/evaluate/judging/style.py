@@ -3,7 +3,7 @@
 import base64
 import hashlib
 
-__all__ = ["POLICY", "STYLE"]
+__all__ = ["POLICY", "STYLE", "policy_for"]
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--card:#f6f7f9;--text:#1b1f24;--soft:#59636e;
@@ -97,9 +97,14 @@ details::details-content{content-visibility:visible;height:auto}}
     ),
 )
 
-POLICY = (
-    "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-"
-    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    + "'"
-)
-"""Nothing may be fetched, run or sent; the one style is known by its hash."""
+
+def policy_for(style: str) -> str:
+    """The Content-Security-Policy of a page with this style, which is known by its hash.
+
+    Nothing may be fetched, run or sent.
+    """
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{digest}'"
+
+
+POLICY = policy_for(STYLE)

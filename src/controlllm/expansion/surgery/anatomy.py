@@ -13,6 +13,7 @@ from controlllm.common.errors import ModelError
 __all__ = [
     "Anatomy",
     "examine",
+    "last_norm",
     "module_name",
     "own_config",
     "replace_module",
@@ -82,15 +83,20 @@ def examine(model: nn.Module) -> Anatomy:
             f"{name} has no list of decoder blocks (looked in {type(decoder).__name__}); only "
             "decoder-only transformers can be expanded."
         )
-    norms = [m for m in decoder.children() if "norm" in type(m).__name__.lower()]
     return Anatomy(
         decoder=decoder,
         layers=layers,
         config=decoder.config,
         embedding=model.get_input_embeddings(),
-        norm=norms[-1] if norms else None,
+        norm=last_norm(decoder),
         head=model.get_output_embeddings(),
     )
+
+
+def last_norm(decoder: nn.Module) -> nn.Module | None:
+    """The last norm that stands directly in a decoder, behind its blocks; expanded or not."""
+    norms = [m for m in decoder.children() if "norm" in type(m).__name__.lower()]
+    return norms[-1] if norms else None
 
 
 def _find_layers(decoder: nn.Module) -> nn.ModuleList | None:
