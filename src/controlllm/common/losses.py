@@ -19,7 +19,6 @@ __all__ = [
     "kl_sum",
     "masked_sum",
     "next_token_kl",
-    "next_token_log_probs",
     "target_mask",
     "token_mask",
 ]
@@ -90,15 +89,6 @@ def next_token_kl(reference_BTV: Tensor, logits_BTV: Tensor) -> Tensor:
     model = F.log_softmax(logits_BTV.float(), dim=-1)[..., : reference.shape[-1]]
     # Where the reference has probability 0 (log = -inf) the term is 0, not nan.
     return torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - model)).sum(-1)
-
-
-def next_token_log_probs(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-    """Log-probability in nats of each token but the first, by the logits before it (B, T - 1).
-
-    In float32; no token is masked.
-    """
-    said = F.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
-    return said.gather(-1, ids_BT[:, 1:, None].to(said.device)).squeeze(-1)
 
 
 def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:

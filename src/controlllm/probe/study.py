@@ -21,8 +21,9 @@ from controlllm.data import DataConfig, Example, SourceConfig, read_examples
 from controlllm.evaluate import Reference, evaluating
 from controlllm.evaluate.forgetting.expanded import is_expanded
 from controlllm.expansion.method.plan import ENDS
+from controlllm.inference.compare import text_pieces
 
-__all__ = ["Study", "StudySettings", "Text", "own_dial", "read_texts", "token_texts"]
+__all__ = ["Study", "StudySettings", "Text", "own_dial", "read_texts"]
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ class Text:
     @cached_property
     def pieces(self) -> list[str]:
         """What each token adds to the text."""
-        return token_texts(self.tokenizer, self.ids[0].tolist())
+        return text_pieces(self.tokenizer, self.ids[0].tolist())
 
     @property
     def begins(self) -> int:
@@ -182,19 +183,3 @@ def read_texts(
 def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
     ids, labels = (torch.tensor(x.tolist())[None] for x in (example.input_ids, example.labels))
     return Text(ids, labels, tokenizer)
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; of a character in several tokens the last one adds it."""
-    pieces: list[str] = []
-    before = ""
-    for end in range(1, len(ids) + 1):
-        text = _decoded(tokenizer, ids[:end]).rstrip("\ufffd")
-        same = text.startswith(before)
-        pieces.append(text[len(before) :] if same else _decoded(tokenizer, ids[end - 1 : end]))
-        before = text
-    return pieces
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -10,10 +10,11 @@ from controlllm.evaluate import evaluating
 from controlllm.evaluate.judging.html import Child, tag
 from controlllm.expansion.surgery.anatomy import last_norm
 from controlllm.expansion.surgery.recording import ProbePass
+from controlllm.inference.compare import text_pieces
 from controlllm.probe.contract import PROBES, Finding
 from controlllm.probe.drawing import SHADES, Scale, figure, legend, visible
 from controlllm.probe.probes.reading import measured
-from controlllm.probe.study import Study, Text, token_texts
+from controlllm.probe.study import Study, Text
 
 __all__ = ["Said", "lens", "read_states"]
 
@@ -101,7 +102,7 @@ def _cell(text: Text, branch: Said, place: int) -> Child:
     token, probability = int(branch.ids[place]), float(branch.probabilities[place])
     comes = place + 1 < text.ids.shape[1] and token == int(text.ids[0, place + 1])
     shade = f"q{min(SHADES, round(SHADES * probability))}"
-    said = visible(token_texts(text.tokenizer, [token])[0])
+    said = visible(text_pieces(text.tokenizer, [int(text.ids[0, place]), token], 1)[0])
     return tag(
         "td", said, class_=f"{shade}{' hit' if comes else ''}", title=f"p = {probability:.3f}"
     )

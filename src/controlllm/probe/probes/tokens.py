@@ -2,9 +2,10 @@
 
 import math
 
-from controlllm.common.losses import next_token_kl, next_token_log_probs
+from controlllm.evaluate import evaluating
 from controlllm.evaluate.judging.html import Child, tag
 from controlllm.evaluate.judging.tables import table
+from controlllm.inference import token_changes
 from controlllm.probe.contract import PROBES, Finding
 from controlllm.probe.drawing import coloured, figure, legend, scale_for, visible
 from controlllm.probe.study import Study, Text
@@ -52,10 +53,9 @@ def tokens(study: Study) -> Finding:
 
 def per_token(study: Study, text: Text) -> tuple[list[float], list[float]]:
     """KL and change of log p of each token's prediction, in nats; nan for the first one."""
-    base, tuned = study.base_logits(text), study.logits(text)
-    kl = next_token_kl(base, tuned)[0, :-1].tolist()
-    before, now = (next_token_log_probs(logits, text.ids)[0] for logits in (base, tuned))
-    return [math.nan, *kl], [math.nan, *(now - before).tolist()]
+    with evaluating(study.model):
+        changes = token_changes(study.model, study.tokenizer, text.ids[0].tolist())
+    return [math.nan, *(one.kl for one in changes)], [math.nan, *(one.change for one in changes)]
 
 
 def _largest(text: Text, kl: list[float], change: list[float]) -> Child:
