@@ -72,7 +72,7 @@ def test_pages_of_ours_are_replaced_files_of_others_are_not(model, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "name", "said"),
     [
-        (["--probes", "movment"], "full", "Did you mean 'movement'"),
+        (["--probes", "movementt"], "full", "Did you mean 'movement'"),
         (["--alpha", "2"], "full", "alpha"),
         (["--max_length", "2"], "full", "max_length=2"),
         (["--layers", "l.yaml", "--probes", "alpha"], "full", "name it in --probes"),

@@ -207,7 +207,7 @@ def test_what_cannot_be_looked_into_is_refused_and_said(study_of, pico_llama, pi
         Study(pico_llama(), pico_tokenizer, [Text(ids, ids, pico_tokenizer)])
     study = study_of()
     with pytest.raises(ConfigError, match="Did you mean 'movement'"):
-        find(study, ["movment"])
+        find(study, ["movementt"])
     study.model.sidecars = ("maths", "zh")
     found = find(study, ["blocks", "dial", "alpha"])
     assert "several sidecars" in found["blocks"] and "several sidecars" in found["dial"]
