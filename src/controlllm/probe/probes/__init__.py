@@ -8,6 +8,7 @@ lens       What each branch would say, read through the last norm and the head
 attention  Where each branch looks
 analogies  Forty phrases "a is to b" in a plane, and in TensorBoard's projector
 dial       One prompt, and the losses, over alpha
+reading    What several of them ask: a pass as it is seen, means by layer, names
 """
 
 from controlllm.probe.probes.alpha import alpha
