@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.laws.architectures import ARCHITECTURES, make_base
+from tests.laws.architectures import ARCHITECTURES, VOCAB, make_base
 from tests.laws.models import MATRIX, greedy, make_expanded, make_trained, prompts
 
 ALL = pytest.mark.parametrize("name, variant", MATRIX)
@@ -110,3 +110,17 @@ def test_generation_computes_no_more_logits_than_it_reads():
 def test_a_wrong_generation_argument_is_refused():
     with pytest.raises(ValueError, match="no_such_option"):
         make_trained("llama").generate(prompts(), no_such_option=1)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_the_head_of_few_tokens_makes_no_joined_weight(name, monkeypatch):
+    model = make_trained(name, "ends")
+    model.resize_token_embeddings(VOCAB + 2)
+    head = model._expansion.ends["head"]
+    x_BTD = torch.randn(1, 3, head.pretrained.in_features)
+    by_weight = head(x_BTD)
+    monkeypatch.setattr(type(head), "weight", None)
+    with torch.no_grad():
+        torch.testing.assert_close(head(x_BTD), by_weight, rtol=1e-5, atol=1e-6)
+        with pytest.raises(TypeError):
+            head(x_BTD.expand(6, 3, -1))  # 18 tokens

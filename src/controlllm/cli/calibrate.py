@@ -55,6 +55,7 @@ class CalibrateOptions:
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
+        self.load.require_full_copies()
         check_budget(self.max_forgetting)
         check_settings("alphas", self.alphas)
         check_values(self, "")

@@ -35,6 +35,7 @@ class CombineOptions:
 
     def __post_init__(self) -> None:
         """Check the weight (ConfigError)."""
+        self.load.require_full_copies()
         check_settings("weight", [self.weight])
 
 

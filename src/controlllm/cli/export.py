@@ -56,6 +56,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         """Check the values, and that the form reads its options (ConfigError)."""
+        self.load.require_full_copies()
         check_settings("alpha", [self.alpha])
         check_values(self, "")
         check_said(self, rules_of_forms())

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
-from controlllm.common.packages.quantizers import QUANTIZERS
+from controlllm.common.packages.quantizers import COPY_KINDS, QUANTIZERS
 from controlllm.common.settings import RUNS_CODE
 
 __all__ = ["DTYPES", "LoadOptions"]
@@ -23,6 +24,9 @@ class LoadOptions:
     """Type of the loaded weights; auto = as they were saved."""
     quantize_base: str | None = setting(None, choices=QUANTIZERS.names)
     """Load the base in 8 or 4 bits by bitsandbytes: bnb_int8, bnb_nf4, bnb_nf4_double."""
+    quantize_copies: str | None = setting(None, choices=COPY_KINDS)
+    """Hold the linear layers of the trained copies in 8 bits: int8. For inference only: nothing
+    can be trained or saved from there."""
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, flex_attention, ...; null = what transformers chooses."""
     trust_remote_code: bool = field(default=False, metadata=RUNS_CODE)
@@ -44,3 +48,11 @@ class LoadOptions:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_values(self, "")
+
+    def require_full_copies(self) -> None:
+        """Refuse copies in few bits, for who writes what is loaded (ConfigError)."""
+        if self.quantize_copies is not None:
+            raise ConfigError(
+                f"load.quantize_copies={self.quantize_copies}: what is loaded here is written "
+                "again, and copies in few bits are for inference only; leave it out."
+            )

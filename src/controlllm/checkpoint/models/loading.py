@@ -45,6 +45,7 @@ from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
 from controlllm.expansion.files.records import SIDECAR_WEIGHTS, read_model_file
+from controlllm.expansion.surgery.int8_copies import quantize_copies
 
 __all__ = ["find_tokenizer", "load_model", "load_tokenizer"]
 
@@ -69,7 +70,10 @@ def load_model(
             f"quantize_base={kind!r} quantises a model that is loaded already: leave it out here, "
             f"and call controlllm.train.setup.quantize.quantize_base(model, {kind!r})."
         )
-    return _load(locate(path_or_name, options.storage_options), options, ())
+    loaded = _load(locate(path_or_name, options.storage_options), options, ())
+    if options.quantize_copies is not None:
+        quantize_copies(loaded[0], options.quantize_copies)
+    return loaded
 
 
 def _load(

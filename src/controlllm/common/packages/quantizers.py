@@ -20,10 +20,13 @@ from controlllm.common.packages.bitsandbytes import BNB_KINDS, packed_bytes
 from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
 
-__all__ = ["NF4_BLOCK", "QUANTIZERS", "READ_ONLY", "Quantizer", "is_shared_by"]
+__all__ = ["COPY_KINDS", "NF4_BLOCK", "QUANTIZERS", "READ_ONLY", "Quantizer", "is_shared_by"]
 
 NF4_BLOCK = 64
 """Neighbours that share a scale in nf4."""
+
+COPY_KINDS = ("int8",)
+"""How copies can be held where nothing trains (`expansion.surgery.int8_copies`)."""
 
 Shares = Callable[[Any], bool]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters, peft_config
+from controlllm.common.errors import ModelError
 from controlllm.common.storage.checksums import write_checksums
 from controlllm.common.storage.files import (
     atomic_folder,
@@ -52,11 +53,19 @@ def sidecar_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a sidecar holds: expanded parts, interpolators, and parts of the base that train.
 
     The tensors are the model's own, not copies; tied ones come once.
+
+    Raises:
+        ModelError: the copies are held in 8 bits.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if parameter.requires_grad or "expanded" in parts or "interpolator" in parts:
+            if not parameter.is_floating_point():
+                raise ModelError(
+                    f"The copies of this model are held in 8 bits ({name}), which are not saved: "
+                    "load it without quantize_copies."
+                )
             tensors[name.removeprefix("base.")] = parameter
     return tensors
 

@@ -327,12 +327,12 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
         """Write the whole model, its card, and the code for processes without this package.
 
         Raises:
-            ModelError: the base is quantised.
+            ModelError: the base or the copies are quantised.
         """
         if next(quantised_layers(self), None) is not None:
             raise ModelError(
-                "the base of this model is quantised and cannot be saved: save the sidecar, and "
-                "load it onto the base as it was."
+                "this model is quantised and cannot be saved: save the sidecar of a model whose "
+                "copies are not, and load it onto the base as it was."
             )
         self.config.auto_map = AUTO_MAP
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -32,6 +32,9 @@ __all__ = [
     "set_vocab_size",
 ]
 
+FEW_TOKENS = 16
+"""Up to so many the head joins outputs, not weights, where there are no gradients."""
+
 
 class ExpandedEnd(Forwarding, ABC):
     """A frozen end of the model, its trainable copy, and their constant alpha.
@@ -112,7 +115,8 @@ class ExpandedEmbedding(ExpandedEnd):
 class ExpandedHead(ExpandedEnd):
     """The LM head: weights are joined, for a linear map the same as outputs at half the cost.
 
-    With an alpha per row there is no one joined weight: then outputs are.
+    Outputs are joined instead with an alpha per row, for which there is no one joined weight; and
+    for few tokens without gradients, where making that weight costs more than both products.
     """
 
     pretrained: nn.Linear
@@ -148,7 +152,9 @@ class ExpandedHead(ExpandedEnd):
             added = self.expanded.weight.shape[0] - logits.shape[-1]
             return F.pad(logits, (0, added), value=-math.inf) if added else logits
         dial = self.dial_of(hidden_states)
-        if not isinstance(dial, Tensor):
+        tokens = hidden_states.shape[:-1].numel()
+        few = tokens <= FEW_TOKENS and not torch.is_grad_enabled()
+        if not isinstance(dial, Tensor) and not few:
             return F.linear(hidden_states, self.weight, self.bias)
         logits, expanded = self.pretrained(hidden_states), self.expanded(hidden_states)
         own, added = expanded.split([logits.shape[-1], expanded.shape[-1] - logits.shape[-1]], -1)

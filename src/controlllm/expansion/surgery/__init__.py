@@ -5,6 +5,7 @@ anatomy    Where the parts of a decoder-only model are, found by structure: no t
 checks     What cannot be expanded is refused before anything is changed
 dial       The dial: reading and setting alpha, and switching the expansion off
 install    Putting the expanded parts into a model, and taking them out again
+int8_copies  Copies in 8 bits, for inference
 parts      The expanded parts of a model, made of its own; the model is not changed
 quantised  Bases that come quantised: which layers are, what they compute with, and copies that
            train

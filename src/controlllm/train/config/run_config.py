@@ -79,6 +79,11 @@ class ModelConfig(LoadOptions):
         check_values(self, "model")
         if self.model_name_or_path is not None and not self.model_name_or_path.strip():
             raise ConfigError("model.model_name_or_path is empty; name a model or a folder.")
+        if self.quantize_copies is not None:
+            raise ConfigError(
+                f"model.quantize_copies={self.quantize_copies}: copies train in full; the option "
+                "is for a trained model that answers (chat, eval, serve). Leave it out."
+            )
 
 
 class _Laid(str):
