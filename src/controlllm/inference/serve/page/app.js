@@ -2,9 +2,10 @@
 
 import * as api from "./api.js";
 import * as controls from "./controls.js";
-import { comparison, request, shownAlpha, SIDES } from "./conversation.js";
+import { comparison, request, shownAlpha, shownName, SIDES } from "./conversation.js";
 import { fromFragment, plain, toFragment } from "./share.js";
 import { legend, showTokens } from "./tokens.js";
+import { announce, keepEndInSight, noticeButton, showError, showNotice } from "./telling.js";
 import { copied, element, showAnswer, showFacts, showMore, showTurn } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -173,8 +174,9 @@ function offerAgain() {
   let settings;
   try { settings = controls.read(); } catch { return; }
   const { tuned } = turn;
-  if (tuned && tuned.alpha === settings.alpha && tuned.sidecar === settings.sidecar) return;
-  const button = element("button", "again", `Answer again: ${settings.sidecar}, ${shownAlpha(settings.alpha)}`);
+  const voice = ({ sidecar, alpha }) => JSON.stringify([sidecar, alpha]);
+  if (tuned && voice(tuned) === voice(settings)) return;
+  const button = element("button", "again", `Answer again: ${shownName(settings.sidecar)}, ${shownAlpha(settings.alpha)}`);
   button.type = "button";
   button.addEventListener("click", again);
   turn.box.append(button);
@@ -201,27 +203,6 @@ function show(error) {
   showError(error.status === 401 && !sessionStorage.getItem("controlllm-key") ? "" : error.message);
 }
 
-function showError(text) {
-  $("error").textContent = text;
-  $("error").hidden = !text;
-}
-
-function showNotice(text) {
-  $("notice").textContent = text;
-  $("notice").hidden = !text;
-}
-
-function noticeButton(text, onClick) {
-  const button = element("button", "plain", text);
-  button.type = "button";
-  button.addEventListener("click", onClick);
-  $("notice").append(" ", button);
-}
-
-function announce(text) {
-  $("status").textContent = text;
-}
-
 function busy() {
   document.querySelector(".again")?.remove();
   talk.setAttribute("aria-busy", "true");
@@ -233,12 +214,6 @@ function idle() {
   talk.removeAttribute("aria-busy");
   $("stop").hidden = true;
   $("send").hidden = false;
-}
-
-function keepEndInSight(always) {
-  const page = document.scrollingElement;
-  const isNear = page.scrollHeight - page.scrollTop - page.clientHeight < 160;
-  if (always || isNear) page.scrollTop = page.scrollHeight;
 }
 
 function fit() {
@@ -255,21 +230,31 @@ say.addEventListener("keydown", (event) => {
   event.preventDefault();
   send();
 });
+addEventListener("hashchange", () => {
+  if (!info) return;
+  forget();
+  openLink();
+});
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 $("stop").addEventListener("click", () => { running?.abort(); say.focus(); });
 
 $("new-chat").addEventListener("click", () => {
+  forget();
+  history.replaceState(null, "", location.pathname);
+  say.focus();
+});
+
+/** What was said before has no more to do with what comes. */
+function forget() {
   running?.abort();
   conversation.abort();
   conversation = new AbortController();
   turns = [];
   talk.replaceChildren();
-  history.replaceState(null, "", location.pathname);
   showNotice("");
   showError("");
   $("welcome").hidden = false;
-  say.focus();
-});
+}
 
 $("share").addEventListener("click", async () => {
   const settings = settled();

@@ -3,6 +3,9 @@
 
 export const SIDES = ["base", "tuned"];
 
+/** In place of a sidecar's name: all of them, each at its own alpha. */
+export const BLEND = "";
+
 /** The body of a request for one side's answer to the last of `turns`. */
 export function request(side, turns, settings, info) {
   const body = { ...voice(side, settings), ...prompt(side, turns, settings, info) };
@@ -20,6 +23,7 @@ export function comparison(side, turns, settings, info, answer) {
 
 function voice(side, settings) {
   if (side === "base") return { model: "base" };
+  if (settings.sidecar === BLEND) return { model: "base", alpha: settings.alpha };
   const chosen = { model: settings.sidecar };
   if (settings.alpha !== null) chosen.alpha = settings.alpha;
   return chosen;
@@ -38,5 +42,13 @@ function prompt(side, turns, settings, info) {
 
 /** alpha as it is shown. */
 export function shownAlpha(alpha) {
-  return alpha === null ? "as trained" : `alpha ${alpha.toFixed(2)}`;
+  if (alpha === null) return "as trained";
+  if (typeof alpha === "number") return `alpha ${alpha.toFixed(2)}`;
+  const on = Object.entries(alpha).filter(([, value]) => value > 0);
+  return on.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(" + ") || "all off";
+}
+
+/** Who speaks, as it is shown. */
+export function shownName(sidecar) {
+  return sidecar === BLEND ? "blend" : sidecar;
 }

@@ -5,6 +5,7 @@ import { SIDES } from "./conversation.js";
 
 const MOST_TEXT = 1 << 20;
 const MOST_TURNS = 256;
+const MOST_SIDECARS = 64;
 
 /** The fragment that holds settings and conversation. */
 export async function toFragment(settings, turns) {
@@ -60,16 +61,20 @@ function checked(data) {
   if (data?.version !== 1 || !Array.isArray(data.turns) || data.turns.length > MOST_TURNS) {
     throw new Error("it is no conversation of this page");
   }
+  const alpha = (value) => {
+    if (value === null || typeof value !== "object") return number(value, 0, 1);
+    return Object.fromEntries(Object.entries(value).slice(0, MOST_SIDECARS).map(([name, one]) => [name, number(one, 0, 1) ?? 0]));
+  };
   const said = data.settings ?? {};
   const answer = (side, value) => (side === "base" ? { text: text(value?.text) }
-    : { text: text(value?.text), sidecar: text(value.sidecar), alpha: number(value.alpha, 0, 1) });
+    : { text: text(value?.text), sidecar: text(value.sidecar), alpha: alpha(value.alpha) });
   return {
     settings: {
       system: text(said.system ?? ""),
       temperature: number(said.temperature, 0, 2) ?? 0,
       seed: number(said.seed, 0, Number.MAX_SAFE_INTEGER),
       maxTokens: number(said.maxTokens, 1, 1e6),
-      alpha: number(said.alpha, 0, 1),
+      alpha: alpha(said.alpha),
       sidecar: text(said.sidecar ?? ""),
       sides: ["both", ...SIDES].includes(said.sides) ? said.sides : "both",
     },

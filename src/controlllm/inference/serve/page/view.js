@@ -1,6 +1,6 @@
 // From turns to what is seen. All text of models, people and links goes in as text, never as HTML.
 
-import { SIDES, shownAlpha } from "./conversation.js";
+import { SIDES, shownAlpha, shownName } from "./conversation.js";
 import { showTokens } from "./tokens.js";
 
 /** An element with a class and a text. */
@@ -24,9 +24,9 @@ export function showTurn(talk, turn) {
 export function showAnswer(turn, side) {
   const answer = turn[side];
   const box = element("article", `answer ${side}`);
-  box.setAttribute("aria-label", side === "base" ? "Base" : `Tuned, ${shownAlpha(answer.alpha)}`);
+  box.setAttribute("aria-label", side === "base" ? "Base" : `Tuned, ${shownName(answer.sidecar)}, ${shownAlpha(answer.alpha)}`);
   const head = element("header");
-  head.append(element("h3", "", side === "base" ? "base" : answer.sidecar));
+  head.append(element("h3", "", side === "base" ? "base" : shownName(answer.sidecar)));
   if (side === "tuned") head.append(element("span", "at", shownAlpha(answer.alpha)));
   const copy = element("button", "plain", "Copy");
   copy.type = "button";
