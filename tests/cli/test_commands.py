@@ -16,7 +16,7 @@ import pytest
 import yaml
 from docstring_parser import parse_from_object
 
-from controlllm.checkpoint import list_checkpoints, load_model
+from controlllm.checkpoint import inspect_folder, list_checkpoints, load_model
 from controlllm.cli import VERBS
 from controlllm.cli.calibrate import CalibrateOptions
 from controlllm.cli.chat import ChatOptions
@@ -244,6 +244,37 @@ def test_calibrate_writes_the_alpha_into_the_sidecar(
     model, _ = load_model(folder)
     assert set(model.alphas().values()) == {dial}
     assert f"dial: {dial}\n" in cli("inspect", folder)[1]
+
+
+def test_a_sidecar_in_few_bits_is_exported_looked_at_and_calibrated(
+    cli: Cli, sidecar: Path, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = tmp_path / "small"
+    assert cli("export", sidecar, small, "--form", "sidecar", "--bits", 2)[0] == 0
+    assert "measure again with `controlllm calibrate`" in caplog.text
+    assert "2 bits a number" in cli("inspect", small)[1]
+    parts = [inspect_folder(folder).total for folder in (sidecar, small)]
+    assert parts[0].trained == parts[1].trained
+    assert parts[0].bytes > 3 * parts[1].bytes
+    before = (small / "sidecar.safetensors").read_bytes()
+    sets = [
+        f"--data.{group}=[{{path: {workplace / name}}}]"
+        for group, name in (("learn", "new.txt"), ("retain", "old.txt"))
+    ]
+    words = ("--alphas", "[0.5]", "--max_forgetting", 10, "--data.max_length", 48)
+    for output in ((), ("--output", tmp_path / "out")):
+        assert cli("calibrate", small, *sets, *words, *output)[0] == 0
+    for folder in (small, tmp_path / "out"):
+        assert (folder / "sidecar.safetensors").read_bytes() == before
+        dial = json.loads((folder / "sidecar_config.json").read_text())["expansion"]["dial"]
+        assert set(load_model(folder)[0].alphas().values()) == {dial}
+    for words, message in (
+        (("--form", "full", "--bits", 2), "only form=sidecar reads it"),
+        (("--form", "sidecar", "--bits", 3), "bits=3; allowed: 1, 2, 4"),
+    ):
+        code, _, err = cli("export", sidecar, tmp_path / "no", *words)
+        assert code == 2
+        assert message in err
 
 
 def test_calibrate_a_run_writes_a_sidecar_beside_it(

@@ -20,6 +20,7 @@ from controlllm.checkpoint import (
     export,
     inspect_folder,
     load_model,
+    make_form,
     mark_best,
     save_checkpoint,
     trained_tensors,
@@ -52,6 +53,8 @@ def saved(tmp_path_factory, pico_llama, pico_tokenizer) -> dict[str, Saved]:
     folders = [
         export(model, place / f, f, pico_tokenizer) for f in ("sidecar", "full", "collapsed")
     ]
+    few = make_form("sidecar", {"bits": 2})
+    folders.append(export(model, place / "small", few, pico_tokenizer))
     folders.append(export(adapted_on(base), place / "adapter", "adapter", pico_tokenizer))
     run = place / "run"
     tensors, rng = trained_tensors(model), [{"python": (3, (1, 2), None)}]

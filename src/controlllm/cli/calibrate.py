@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from controlllm.checkpoint import Kind, LoadOptions, export, load_model, locate, require_free
+from controlllm.checkpoint import (
+    Kind,
+    LoadOptions,
+    export,
+    load_model,
+    locate,
+    make_form,
+    require_free,
+)
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
@@ -21,6 +29,7 @@ from controlllm.evaluate.forgetting.dial import check_budget, check_settings
 from controlllm.evaluate.forgetting.losses import warn_if_not_finite
 from controlllm.evaluate.forgetting.plot import plot_curves
 from controlllm.expansion.files.card import with_dial
+from controlllm.expansion.files.packed import packed_bits
 from controlllm.expansion.files.records import SIDECAR_CONFIG
 
 __all__ = ["CalibrateOptions", "run"]
@@ -95,7 +104,8 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     if target.in_place:
         _write_dial(target.folder, model.config.expansion)
     else:
-        export(model, target.folder, "sidecar", tokenizer, overwrite=options.overwrite)
+        form = make_form("sidecar", {"bits": packed_bits(model)})
+        export(model, target.folder, form, tokenizer, overwrite=options.overwrite)
     curve.save(target.folder / "calibration.json")
     plot_curves({curve.dial: curve}, target.folder / "calibration.png")
     print(f"alpha {curve.chosen.label} is written to {target.folder}")

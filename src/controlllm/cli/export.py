@@ -42,6 +42,8 @@ class ExportOptions:
     rank, for PEFT, vLLM and llama.cpp). See docs/exports.md."""
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
+    bits: int | None = None
+    """Of the form sidecar: 1, 2 or 4 bits a number, as differences from the base; null = whole."""
     rank: int = Lora.rank
     """Of the form lora: rank of each matrix."""
     texts: str | None = Lora.texts

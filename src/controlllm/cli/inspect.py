@@ -52,6 +52,8 @@ def _head(found: Inspection) -> list[str]:
         lines.append(f"trained beside this base in {', '.join(few)}; eval and chat take it in full")
     names = ("structure", "interpolator", "divergence", "divergence_weight")
     shown = [f"{name}: {getattr(found.expansion, name)}" for name in names]
+    if found.bits is not None:
+        lines.append(f"trained matrices: differences from the base's, {found.bits} bits a number")
     shown.append(f"expand_ends: {'yes' if found.expansion.expand_ends else 'no'}")
     return [*lines, "  ".join([*shown, f"dial: {_dial(found.expansion.dial)}"])]
 

@@ -17,6 +17,7 @@ from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion import ExpansionConfig, expand, load_sidecar
+from controlllm.expansion.files.packed import require_whole
 from controlllm.expansion.files.records import SIDECAR_CONFIG, read_sidecar_config
 from controlllm.expansion.files.sidecar import (
     base_fingerprint,
@@ -224,6 +225,7 @@ class SidecarCheckpoints:
             return
         place, model = Path(folder) / FOLDER, self.model
         values = read_sidecar_config(place)
+        require_whole(values, place)
         ours = base_fingerprint(model)
         if values["base"].get("fingerprint") != ours:
             raise CheckpointError(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -57,6 +57,7 @@ class Inspection:
         expansion: how it is expanded; None for a plain model.
         base: what is recorded of the base.
         parts: its parts; the base comes last, and is absent from a sidecar.
+        bits: of a number of the trained matrices, where they are in few (`expansion.files.packed`).
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Inspection:
     expansion: ExpansionConfig | None
     base: dict[str, Any]
     parts: list[Part]
+    bits: int | None = None
 
     @property
     def total(self) -> Part:
@@ -89,28 +91,38 @@ def inspect_folder(path: str | Path) -> Inspection:
         )
     folder = Path(location.path)
     verify_checksums(folder, ours=kind_in(folder) is KINDS["control"])
-    expansion, base = _configs(folder)
-    parts = _parts(folder, expansion, base)
-    return Inspection(location.kind, str(folder), expansion, base, parts)
+    values = _config(folder)
+    expansion = ExpansionConfig.from_dict(values["expansion"]) if "expansion" in values else None
+    packed: dict[str, Any] = values.get("packed", {})
+    parts = _parts(folder, expansion, values["base"], packed.get("columns", {}))
+    return Inspection(
+        location.kind, str(folder), expansion, values["base"], parts, packed.get("bits")
+    )
 
 
-def _configs(folder: Path) -> tuple[ExpansionConfig | None, dict[str, Any]]:
+def _config(folder: Path) -> dict[str, Any]:
+    """What is noted of `base`, of its `expansion` if it has one, and of what is `packed`."""
     kind = kind_in(folder)
+    if kind is KINDS["control"]:
+        return read_sidecar_config(folder)
     if kind is not None and kind.base_of is not None:
-        expands = kind is KINDS["control"]
-        values = read_sidecar_config(folder)["expansion"] if expands else None
-        return ExpansionConfig.from_dict(values) if values else None, kind.base_of(folder)
+        return {"base": kind.base_of(folder)}
     values = read_model_file(folder)
     if values.get("model_type") != "controlllm":
-        return None, {"architecture": (values.get("architectures") or [None])[0]}
-    return ExpansionConfig.from_dict(values["expansion"]), values["base"]
+        return {"base": {"architecture": (values.get("architectures") or [None])[0]}}
+    return values
 
 
-def _parts(folder: Path, expansion: ExpansionConfig | None, base: dict[str, Any]) -> list[Part]:
+def _parts(
+    folder: Path,
+    expansion: ExpansionConfig | None,
+    base: dict[str, Any],
+    columns: Mapping[str, int],
+) -> list[Part]:
     plan = plan_blocks(expansion, base["num_hidden_layers"]) if expansion else ()
     kinds = {str(block.layer): block.kind for block in plan}
     parts: dict[str, Part] = {}
-    for name, (shape, size) in _tensor_sizes(folder):
+    for name, (shape, size) in _tensor_sizes(folder, columns):
         place, branch = _place(name)
         layer = place.rsplit(".", 1)[-1]
         usual = _USUAL.get(branch, "end")
@@ -187,14 +199,22 @@ def _alpha(
     return 1.0 if kind == "stack" else constant
 
 
-def _tensor_sizes(folder: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
-    """Name, shape and bytes of every tensor, from the files' headers (CheckpointError)."""
+def _tensor_sizes(
+    folder: Path, columns: Mapping[str, int]
+) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
+    """Name, shape and bytes of every tensor, from the files' headers (CheckpointError).
+
+    The shape of codes is that of the numbers, `columns` in a row; their scales are no parameters.
+    """
     files = _weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder} has no safetensors files.")
     for file in files:
         header = read_header(file)
         for name, shape in header.shapes.items():
+            matrix, _, end = name.rpartition(".")
+            if matrix in columns and end in ("codes", "scales"):
+                shape = (*shape[:-1], columns[matrix]) if end == "codes" else (0,)
             if not name.startswith(OPTIMIZER_PREFIX):
                 yield name, (shape, header.sizes[name])
 

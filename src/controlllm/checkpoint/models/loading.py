@@ -44,7 +44,11 @@ from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_j
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
-from controlllm.expansion.files.records import SIDECAR_WEIGHTS, read_model_file
+from controlllm.expansion.files.records import (
+    SIDECAR_WEIGHTS,
+    read_model_file,
+    read_sidecar_config,
+)
 from controlllm.expansion.surgery.int8_copies import quantize_copies
 
 __all__ = ["find_tokenizer", "load_model", "load_tokenizer"]
@@ -215,6 +219,8 @@ def _dtype_of(apart: _Apart) -> str:
     if apart.kind is not KINDS["control"]:
         return "auto"
     sidecar = apart.folder
+    if (packed := read_sidecar_config(sidecar).get("packed")) is not None:
+        return str(packed["dtype"])
     path = next(iter(shard_files(sidecar)), sidecar / SIDECAR_WEIGHTS)
     require_file(path)
     try:

@@ -5,7 +5,9 @@ adapter_file    What the config of a PEFT adapter may say to be loaded here: `ad
 base_files      The safetensors files that a model was loaded from, read one tensor at a time
 base_record     Which base a model trains on, noted while that base is still itself
 card            The model card (README.md) beside every saved form
+few_bits        Rows of numbers in 1, 2 or 4 bits each, with one scale a row
 fingerprint     Which base was it? A fingerprint of a model's frozen weights
+packed          A sidecar's matrices in few bits: their differences from what they began as
 records         What our JSON files and those of transformers may say: the schemas, with bounds
 sidecar         The sidecar: all trained tensors of an expanded model, saved apart from its base
 """

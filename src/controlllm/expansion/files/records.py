@@ -25,6 +25,7 @@ from controlllm.common.storage.tensor_headers import read_header
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = [
+    "PACKED_FORMAT",
     "SETTINGS_DIGEST",
     "SIDECAR_CONFIG",
     "SIDECAR_FORMAT",
@@ -33,6 +34,7 @@ __all__ = [
     "Dtype",
     "IndexFile",
     "ModelFile",
+    "PackedRecord",
     "PlainNames",
     "SidecarFile",
     "TensorPart",
@@ -43,6 +45,8 @@ __all__ = [
 
 SIDECAR_CONFIG, SIDECAR_WEIGHTS = "sidecar_config.json", "sidecar.safetensors"
 SIDECAR_FORMAT = 2
+PACKED_FORMAT = 3
+"""Of a sidecar in few bits, which versions that read format 2 only are to refuse."""
 SETTINGS_DIGEST = "settings_sha256"
 """What the weights' file of a sidecar notes: `function_digest` of its settings."""
 
@@ -78,6 +82,18 @@ class _ExpandedBase(BaseRecord, total=False):
     num_hidden_layers: Required[Layers]  # type: ignore[misc]
 
 
+class PackedRecord(TypedDict):
+    """Which matrices of a sidecar are in few bits.
+
+    `bits` of a number, the `dtype` they were trained in, and by their names how many `columns`,
+    numbers of a row, they have: bytes do not tell.
+    """
+
+    bits: Required[Literal[1, 2, 4]]
+    dtype: Required[Dtype]
+    columns: Required[Annotated[dict[TensorPart, Width], at_most(50_000)]]
+
+
 class SidecarFile(TypedDict, total=False):
     """`sidecar_config.json`."""
 
@@ -85,6 +101,7 @@ class SidecarFile(TypedDict, total=False):
     expansion: Required[ExpansionConfig]
     base: Required[_ExpandedBase]
     peft: dict[str, Any]
+    packed: PackedRecord
 
 
 class _Sizes(TypedDict, total=False):
@@ -158,12 +175,18 @@ def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path, weights = Path(folder) / SIDECAR_CONFIG, Path(folder) / SIDECAR_WEIGHTS
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
-    if isinstance(found, int) and found != SIDECAR_FORMAT:
-        advice = "update controlllm" if found > SIDECAR_FORMAT else "make it anew"
+    if isinstance(found, int) and found not in (SIDECAR_FORMAT, PACKED_FORMAT):
+        advice = "update controlllm" if found > PACKED_FORMAT else "make it anew"
         raise CheckpointError(
-            f"{path} has format {found}; this version reads {SIDECAR_FORMAT}: {advice}."
+            f"{path} has format {found}; this version reads {SIDECAR_FORMAT} and, in few bits, "
+            f"{PACKED_FORMAT}: {advice}."
         )
     checked = check_record(values, SidecarFile, path)
+    if ("packed" in checked) != (checked["format"] == PACKED_FORMAT):
+        raise CheckpointError(
+            f"{path} has format {found}, and {'' if 'packed' in checked else 'no '}matrices in few "
+            "bits: that does not go together. Export it again."
+        )
     written = read_header(weights).metadata if weights.is_file() else None
     if written is not None and written.get(SETTINGS_DIGEST) != function_digest(values):
         raise CheckpointError(
@@ -176,7 +199,8 @@ def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def function_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 over what decides which function a sidecar's tensors make of its base.
 
-    All settings of the expansion and of adapters, and the base's weights; not the dial and measured
+    All settings of the expansion and of adapters, what is in few bits, and the base's weights; not
+    the dial and measured
     alphas, which are set afterwards, nor the base's name, which may move. No signature: whoever
     changes the settings can make it anew.
     """
@@ -186,4 +210,6 @@ def function_digest(values: Mapping[str, Any]) -> str:
     settings = {key: value for key, value in expansion.items() if key not in apart}
     names = ("fingerprint", "num_hidden_layers", "vocab_size", "grown_vocab_size")
     record = [settings, {name: base.get(name) for name in names}, peft]
+    if "packed" in values:
+        record.append(values["packed"])
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,8 @@
 
 A folder with `sidecar.safetensors`, `sidecar_config.json` (how it was expanded, which base it was,
 the dial, PEFT's config of adapters), a model card and `checksums.json`. Names in it are the base's
-own, with `.expanded.` and `.interpolator.` where the trained parts are.
+own, with `.expanded.` and `.interpolator.` where the trained parts are. Matrices may be in few bits
+(`packed`).
 
 The weights' file notes a digest of the settings that it was written with, so that settings edited
 by hand are refused. It is no signature.
@@ -29,11 +30,14 @@ from controlllm.common.storage.files import (
 from controlllm.common.storage.tensor_files import read_tensors
 from controlllm.expansion.files.card import model_card
 from controlllm.expansion.files.fingerprint import fingerprint
+from controlllm.expansion.files.packed import check_bits, pack_tensors
 from controlllm.expansion.files.records import (
+    PACKED_FORMAT,
     SETTINGS_DIGEST,
     SIDECAR_CONFIG,
     SIDECAR_FORMAT,
     SIDECAR_WEIGHTS,
+    PackedRecord,
     function_digest,
 )
 from controlllm.expansion.method.hf_config import ControlLLMConfig
@@ -83,6 +87,7 @@ def save_sidecar(
     folder: str | os.PathLike[str],
     overwrite: bool = False,
     tensors: dict[str, Tensor] | None = None,
+    bits: int | None = None,
 ) -> None:
     """Write trained tensors, config and model card; the folder appears whole or not at all.
 
@@ -91,14 +96,23 @@ def save_sidecar(
         folder: where to; absent or empty, or an older sidecar with `overwrite`.
         overwrite: whether a folder that holds an older sidecar is replaced.
         tensors: the trained tensors by `sidecar_tensors`' names, if they are gathered already.
+        bits: 1, 2 or 4 writes each matrix as its difference from the frozen one that it began as,
+            in so many bits a number (`packed`); None = whole.
 
     Raises:
+        ConfigError: for another number of bits.
         CheckpointError: if the folder holds anything else, or cannot be written.
+        ModelError: with `bits`, if the base is quantised, or there is no such matrix.
     """
+    check_bits(bits)
     base_fingerprint(model)
-    tensors = sidecar_tensors(model) if tensors is None else tensors
     config: Any = model.config
-    write_sidecar(folder, tensors, config, overwrite, adapters_config(model))
+    ready: Mapping[str, Tensor] = sidecar_tensors(model) if tensors is None else tensors
+    record = None
+    if bits is not None:
+        packed = pack_tensors(model, ready, bits)
+        ready, record = packed.tensors, packed.record
+    write_sidecar(folder, ready, config, overwrite, adapters_config(model), record)
 
 
 def write_sidecar(
@@ -107,16 +121,18 @@ def write_sidecar(
     config: ControlLLMConfig,
     overwrite: bool = False,
     peft: Mapping[str, Any] | None = None,
+    packed: PackedRecord | None = None,
 ) -> None:
     """Write trained tensors that may come from anywhere; see `save_sidecar`."""
     if not (Path(folder) / SIDECAR_CONFIG).is_file():
         require_empty(Path(folder))  # whatever lies there is not ours to replace
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(Path(folder), overwrite=overwrite) as temporary:
-        values = sidecar_config(config, peft)
+        values = sidecar_config(config, peft, packed)
         save_tensors(temporary / SIDECAR_WEIGHTS, ready, sidecar_metadata(values))
         write_json(temporary / SIDECAR_CONFIG, values)
-        write_text(temporary / "README.md", model_card(config, "sidecar"))
+        more = {"bits of a difference from the base": packed["bits"]} if packed is not None else {}
+        write_text(temporary / "README.md", model_card(config, "sidecar", more))
         write_checksums(temporary)
 
 
@@ -126,11 +142,14 @@ def adapters_config(model: PreTrainedModel) -> dict[str, Any] | None:
 
 
 def sidecar_config(
-    config: ControlLLMConfig, peft: Mapping[str, Any] | None = None
+    config: ControlLLMConfig,
+    peft: Mapping[str, Any] | None = None,
+    packed: PackedRecord | None = None,
 ) -> dict[str, Any]:
-    """What the sidecar's config says: how it was expanded, its base, and PEFT's config if any."""
+    """What the sidecar's config says: how it was expanded, its base, PEFT's config, few bits."""
     values = {"format": SIDECAR_FORMAT, "expansion": config.expansion, "base": config.base}
-    return values | ({"peft": dict(peft)} if peft is not None else {})
+    values |= {"peft": dict(peft)} if peft is not None else {}
+    return values | ({"format": PACKED_FORMAT, "packed": packed} if packed is not None else {})
 
 
 def sidecar_metadata(values: Mapping[str, Any]) -> dict[str, str]:

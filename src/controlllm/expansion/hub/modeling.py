@@ -306,7 +306,9 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
         if not cls.__module__.startswith("controlllm."):
             super().register_for_auto_class(auto_class)
 
-    def save_sidecar(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def save_sidecar(
+        self, folder: str | os.PathLike[str], overwrite: bool = False, bits: int | None = None
+    ) -> None:
         """Write the trained tensors only; see `controlllm.expansion.files.sidecar.save_sidecar`.
 
         Raises:
@@ -319,7 +321,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
             raise ModelError(
                 "Saving a sidecar needs the package: pip install controlllm."
             ) from error
-        save_sidecar(self, folder, overwrite)
+        save_sidecar(self, folder, overwrite, bits=bits)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any

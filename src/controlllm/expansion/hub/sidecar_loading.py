@@ -12,6 +12,7 @@ from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.base_record import check_base as check_recorded
+from controlllm.expansion.files.packed import Packed, has_rows, put_packed
 from controlllm.expansion.files.records import SIDECAR_CONFIG, read_sidecar_config
 from controlllm.expansion.files.sidecar import read_sidecar_tensors, sidecar_tensors
 from controlllm.expansion.hub.expand import expand
@@ -52,8 +53,9 @@ def load_sidecar(
     require_numbers(saved, str(folder))
     if check_base:
         check_recorded(base, values["base"], f"The sidecar {folder}")
+    packed = Packed(values["packed"], saved) if "packed" in values else None
     grown = values["base"].get("grown_vocab_size")
-    if grown and not any(grown in tensor.shape for tensor in saved.values()):
+    if grown and not has_rows(saved, grown, packed):
         raise CheckpointError(
             f"{Path(folder) / SIDECAR_CONFIG}: base.grown_vocab_size={grown}, but no tensor has so "
             "many rows."
@@ -65,7 +67,10 @@ def load_sidecar(
         if "peft" in values:
             put_adapters(model, values["peft"], saved, str(folder), fill=False)
             switch_adapters(model, on=model.expansion.dial != 0)
-        copy_tensors(sidecar_tensors(model), saved, str(folder))
+        if packed is None:
+            copy_tensors(sidecar_tensors(model), saved, str(folder))
+        else:
+            put_packed(model, sidecar_tensors(model), packed, str(folder))
     except Exception:
         model.unload()
         raise

@@ -11,4 +11,5 @@ quantised  Bases that come quantised: which layers are, what they compute with, 
            train
 recording  What both branches of every expanded part compute, kept while somebody looks
 sidecars   Putting the parts of several sidecars into one base, which is held once
+twins      What trained copies began as: the frozen weights beside them
 """

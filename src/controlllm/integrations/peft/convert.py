@@ -12,6 +12,7 @@ from controlllm.common.storage.checksums import verify_checksums, write_checksum
 from controlllm.common.storage.files import atomic_folder, read_json, require_empty, save_tensors
 from controlllm.common.storage.schema import check_record
 from controlllm.common.storage.tensor_files import read_tensors, require_numbers
+from controlllm.expansion.files.packed import require_whole
 from controlllm.expansion.files.records import BaseRecord, read_sidecar_config
 from controlllm.expansion.files.sidecar import read_sidecar_tensors, write_sidecar
 from controlllm.expansion.method.expansion_config import ExpansionConfig
@@ -44,6 +45,7 @@ def sidecar_to_adapter(
             base that train in place, added tokens, adapters on top).
     """
     values = read_sidecar_config(sidecar)
+    require_whole(values, sidecar)
     tensors = read_sidecar_tensors(sidecar)
     expansion, base = values["expansion"], values["base"]
     if base.get("grown_vocab_size"):

@@ -1,5 +1,6 @@
 """The trained tensors with their config and card, apart from their base."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -7,9 +8,12 @@ from typing import ClassVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
+from controlllm.expansion.files.packed import check_bits, packed_bits
 from controlllm.expansion.files.sidecar import save_sidecar
 
 __all__ = ["Sidecar"]
+
+log = logging.getLogger(__name__)
 
 
 @FORMS.register("sidecar")
@@ -19,6 +23,15 @@ class Sidecar(Form):
 
     trained_only: ClassVar[bool] = True
 
+    bits: int | None = None
+    """1, 2 or 4: each trained matrix as its difference from the frozen one, in so many bits a
+    number; null = whole."""
+
+    def __post_init__(self) -> None:
+        """Check `bits` (ConfigError)."""
+        super().__post_init__()
+        check_bits(self.bits)
+
     def write(
         self,
         model: PreTrainedModel,
@@ -27,4 +40,11 @@ class Sidecar(Form):
         inplace: bool,
     ) -> None:
         """Write what `load_sidecar` reads."""
-        save_sidecar(expanded(model, "sidecar"), folder)
+        whole = expanded(model, "sidecar")
+        save_sidecar(whole, folder, bits=self.bits)
+        if self.bits is not None and packed_bits(whole) != self.bits:
+            log.warning(
+                "In %d bits the trained branch is another than the one alpha was chosen for: "
+                "measure again with `controlllm calibrate`.",
+                self.bits,
+            )
