@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Let `AutoConfig` and `AutoModelForCausalLM` know expanded models.
+    """Let `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know expanded models.
 
     Importing the package does so, but for the command line, where `--help` shall not take seconds.
     """
@@ -59,10 +59,13 @@ def register() -> None:
 def _register_model() -> None:
     """Not when the package is imported: the model code takes seconds to import."""
     with quiet_imports():
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM
 
+        from controlllm.expansion.hub.backbone import ControlLLMModel
         from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.method.hf_config import ControlLLMConfig
+
+    AutoModel.register(ControlLLMConfig, ControlLLMModel, exist_ok=True)
 
     AutoModelForCausalLM.register(ControlLLMConfig, ControlLLMForCausalLM, exist_ok=True)
 

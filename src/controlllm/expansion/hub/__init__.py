@@ -1,5 +1,6 @@
 """The Hugging Face model and its folders.
 
+backbone         The expanded model without its head: what `AutoModel` gives
 expand           `expand`: a base model in, an expanded model out, with exactly the same outputs
 full             The full form: what `save_pretrained` writes beside the weights, for any process
                  to load

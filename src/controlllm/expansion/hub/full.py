@@ -11,7 +11,7 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 
 __all__ = ["bundled", "complete_folder", "remote_code"]
 
-_ROOTS = ("controlllm.expansion.method.divergence", "controlllm.expansion.hub.modeling")
+_ROOTS = ("controlllm.expansion.method.divergence", "controlllm.expansion.hub.backbone")
 """What is asked for by name (a registry imports the first), and not by another module."""
 
 

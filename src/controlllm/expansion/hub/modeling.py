@@ -28,9 +28,10 @@ __all__ = ["AUTO_MAP", "ControlLLMForCausalLM"]
 
 AUTO_MAP = {
     "AutoConfig": "modeling_controlllm.ControlLLMConfig",
+    "AutoModel": "modeling_controlllm.ControlLLMModel",
     "AutoModelForCausalLM": "modeling_controlllm.ControlLLMForCausalLM",
 }
-"""Tells transformers where in a saved folder the code of this class is."""
+"""Tells transformers where in a saved folder the code of the classes is."""
 
 
 class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, GenerationMixin):
