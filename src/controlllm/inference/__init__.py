@@ -1,11 +1,12 @@
 """Floor 3: use a model.
 
-serve     The HTTP face: OpenAI's protocol, its limits, who may ask
-engine    One owner of the model, jobs in a queue, caches by (alpha, sidecar, tokens)
-chat      A conversation with a model, the dial at hand
-compare   Base and tuned model on one text, token by token
+serve         The HTTP face: OpenAI's protocol, its limits, who may ask
+engine        One owner of the model, jobs in a queue, caches by (alpha, sidecar, tokens)
+chat          A conversation with a model, the dial at hand
+compare       Base and tuned model on one text, token by token
 side_by_side  One question to base and tuned model in the terminal
-generate  Text from a model, piece by piece as it comes
+generate      Text from a model, piece by piece as it comes
+vllm_server   vLLM's own server on a saved folder
 """
 
 from controlllm.inference.chat import Chat

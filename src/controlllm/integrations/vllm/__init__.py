@@ -15,7 +15,6 @@ checks     What is refused when the engine's configuration is made
 runner_v1  Alpha of each row in the V1 model runner
 runner_v2  The same in the V2 model runner
 prefixes   Alpha joins the hash of cached prefixes
-launch     vLLM's own server on a saved folder, for `controlllm serve --engine vllm`
 """
 
 __all__ = ["register"]

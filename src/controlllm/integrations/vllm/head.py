@@ -46,9 +46,7 @@ class VocabParallelHead(nn.Module):
             setattr(self, branch, getattr(self, branch).tie_weights(table))
 
     def forward(self, hidden_ND: Tensor, dial_N1: Tensor) -> Tensor | None:
-        """Logits (N, W); None on ranks that do not sample. Where the dial is 0 added tokens are
-        impossible.
-        """
+        """Logits (N, W), with added tokens impossible at dial 0; None where ranks do not sample."""
         pretrained = self.logits[0](self.pretrained, hidden_ND)
         expanded = self.logits[1](self.expanded, hidden_ND)
         if pretrained is None:

@@ -35,12 +35,14 @@ class ControlLLMForCausalLM(TransformersForCausalLM):
         expansion = self.model.expansion
         for part in expansion.parts():
             part.dial = token_alphas
+            part.quant_method = None  # vLLM would find a branch's, and take this for a layer
         self.has_ends = bool(expansion.ends)
         if self.has_ends:
             self._replace_head(expansion.ends["head"], maybe_prefix(prefix, "lm_head"))
 
     def _replace_head(self, head: Any, prefix: str) -> None:
         self.lm_head = VocabParallelHead(head, prefix)
+        self.init_parameters(self.lm_head)
         if self._get_tie_word_embeddings():
             self.lm_head.tie(self.model.get_input_embeddings())
         # Scale and cap come after the branches are joined.
@@ -52,7 +54,7 @@ class ControlLLMForCausalLM(TransformersForCausalLM):
         )
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Hidden states (T, D) of T tokens, with their alphas (T, D + 1) where ends are expanded."""
+        """Hidden states (T, D) of T tokens; (T, D + 1), alphas last, where ends are expanded."""
         alphas = self.rows.spread(get_forward_context().attn_metadata, positions.shape[-1])
         hidden = super().forward(input_ids, positions, *args, **kwargs)
         return torch.cat([hidden, alphas[:, None].to(hidden)], -1) if self.has_ends else hidden

@@ -1,4 +1,4 @@
-"""Alpha joins the hash of cached prefixes: keys and values of one alpha are never reused at another.
+"""Alpha joins the hash of cached prefixes: what was computed at one is never reused at another.
 
 vLLM has no interface for it but a request's `cache_salt`, which only the caller can set; so its
 function that collects what joins a block's hash is wrapped.

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from controlllm.integrations.vllm.rows import rows_of
 from controlllm.integrations.vllm.words import alpha_of
+from vllm import SamplingParams
 
 __all__ = ["RequestAlphas"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm import SamplingParams
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from controlllm.integrations.vllm.rows import rows_of
 from controlllm.integrations.vllm.words import alpha_of
+from vllm import SamplingParams
 
 __all__ = ["AlphaState", "RequestWords"]
 

@@ -41,8 +41,9 @@ def alpha_of(extra_args: Mapping[str, Any] | None) -> float:
 
 
 def prefix_salt(extra_args: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What joins the hash of a request's first block: keys and values computed at one alpha are of
-    no use at another. Empty where the request says none.
+    """What joins the hash of a request's first block; empty where the request says no alpha.
+
+    Keys and values that were computed at one alpha are of no use at another.
     """
     alpha = (extra_args or {}).get(KEY)
     return () if alpha is None else (f"controlllm alpha {float(alpha)!r}",)

@@ -1,0 +1,155 @@
+"""vLLM writes what transformers writes, at every alpha, side by side in one batch."""
+
+import math
+from collections import Counter
+from importlib.util import find_spec
+
+import pytest
+import torch
+from tests.vllm.cases import CASES, TOKENS, Case, make_model, reference, requests
+from tests.vllm.engines import in_own_process, make_engine
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make test-vllm"),
+    pytest.mark.timeout(1800),
+]
+
+
+def prompts_of(asked):
+    from vllm import TokensPrompt
+
+    return [TokensPrompt(prompt_token_ids=prompt) for prompt, _ in asked]
+
+
+def params(alpha, **more):
+    from vllm import SamplingParams
+
+    settings = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False}
+    words = {} if alpha is None else {"alpha": alpha}
+    return SamplingParams(**settings | more, extra_args=words)
+
+
+def write(folder, case, asked):
+    engine = make_engine(folder, case.ranks, case.compiled)
+    wanted = [params(alpha) for _, alpha in asked]
+    outputs = engine.generate(prompts_of(asked), wanted, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tokens_equal_those_of_transformers(case, tmp_path, table):
+    model = make_model(case)
+    model.save_pretrained(tmp_path)
+    asked = requests(case)
+    expected = reference(model, asked)
+    assert len({tuple(one.tokens) for one in expected}) > len(asked) / 2  # alpha matters
+    got = in_own_process(write, str(tmp_path), case, asked)
+    found = Counter(one.compared(tokens) for one, tokens in zip(expected, got, strict=True))
+    table.append((case, found))
+    assert found["other"] == 0 and found["tie"] <= 2
+
+
+def score(folder, asked):
+    engine = make_engine(folder, enable_prefix_caching=False)
+    wanted = [params(alpha, max_tokens=1, prompt_logprobs=0) for _, alpha in asked]
+    outputs = engine.generate(prompts_of(asked), wanted, use_tqdm=False)
+    return [
+        [place[token].logprob for place, token in zip(o.prompt_logprobs[1:], p[1:], strict=True)]
+        for o, (p, _) in zip(outputs, asked, strict=True)
+    ]
+
+
+def test_prompts_are_scored_at_the_alpha_of_their_request(tmp_path):
+    """The head of a prompt's tokens is asked for one request at a time, in no batch."""
+    case = Case(expansion={"expand_ends": True})
+    model = make_model(case)
+    model.save_pretrained(tmp_path)
+    asked = requests(case)[:5]
+    got = in_own_process(score, str(tmp_path), asked)
+    for (prompt, alpha), scores in zip(asked, got, strict=True):
+        model.set_alpha(alpha)
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            said = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        expected = said.gather(-1, ids[0, 1:, None]).squeeze(-1).tolist()
+        assert scores == pytest.approx(expected, abs=1e-4)
+    assert not math.isclose(got[1][0], got[3][0], abs_tol=1e-3)
+
+
+def ask_twice(folder, prompt):
+    engine = make_engine(folder)
+    found = []
+    for alpha in (0.3, 0.3, 0.7, None, 0.7):
+        [output] = engine.generate(prompts_of([(prompt, alpha)]), params(alpha), use_tqdm=False)
+        found.append(output.num_cached_tokens)
+    return found
+
+
+def test_cached_prefixes_are_those_of_the_same_alpha(tmp_path):
+    case = Case()
+    make_model(case).save_pretrained(tmp_path)
+    prompt = requests(case)[5][0]
+    assert in_own_process(ask_twice, str(tmp_path), prompt) == [0, 64, 0, 0, 64]
+
+
+def ask_wrongly(folder, words):
+    engine = make_engine(folder)
+    said = []
+    for extra_args in words:
+        wanted = params(None)
+        wanted.extra_args = extra_args
+        try:
+            engine.generate(prompts_of([([5, 6], None)]), wanted, use_tqdm=False)
+            said.append("")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_requests_that_say_what_is_not_known_are_refused(tmp_path):
+    make_model(Case()).save_pretrained(tmp_path)
+    words = [{"alpha": 2}, {"alhpa": 0.3}, {"alpha": "high"}, {"alpha": 1}]
+    said = in_own_process(ask_wrongly, str(tmp_path), words)
+    assert "allowed: a number from 0" in said[0] and "allowed: a number from 0" in said[2]
+    assert "Did you mean 'alpha'" in said[1] and said[3] == ""
+
+
+def configure(folder, settings):
+    from vllm.engine.arg_utils import EngineArgs
+
+    EngineArgs(
+        folder, skip_tokenizer_init=True, max_model_len=64, **settings
+    ).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2: a copy's KV cache"),
+        ({"enable_lora": True}, "lora_config=LoRAConfig: vLLM's LoRA layers"),
+        (
+            {
+                "speculative_config": {
+                    "method": "ngram",
+                    "num_speculative_tokens": 2,
+                    "prompt_lookup_max": 2,
+                }
+            },
+            "speculative",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_engines_that_cannot_work_are_refused(settings, reason, tmp_path):
+    make_model(Case()).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError) as caught:
+        in_own_process(configure, str(tmp_path), settings)
+    assert reason in str(caught.value)
+
+
+def test_blended_norms_are_refused(tmp_path):
+    case = Case(expansion={"relaxed_norm": 0.5})
+    make_model(case).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"cannot serve relaxed_norm=0\.5"):
+        in_own_process(configure, str(tmp_path), {})
