@@ -9,6 +9,7 @@
 | `axolotl` | axolotl, as a plugin: `adapter: controlllm` |
 | `swift` | ms-swift, as an external plugin: `--tuner_type controlllm` |
 | `mergekit` | mergekit: the trained branch as a plain model, and a recipe of its alphas |
+| `vllm` | vLLM: a plugin that serves expanded models, alpha chosen by each request |
 | `neighbours` | what the plugins share |
 """
 
