@@ -63,8 +63,9 @@ def test_a_branch_that_is_not_needed_is_computed_for_the_record(variant):
     first = min(model.blocks)
     for alpha in (0.0, 1.0):
         model.set_alpha({first: alpha})
+        before = logits(model)
         with model.probe([first]) as p:
-            logits(model)
+            assert torch.equal(logits(model), before)
         assert torch.equal(p.pretrained[first], free.pretrained[first])
         assert torch.equal(p.expanded[first], free.expanded[first])
         assert (p.alpha[first] == alpha).all()
@@ -95,6 +96,21 @@ def test_each_row_of_an_alpha_per_token_is_seen():
     assert whole.alpha[layer].std() > 0
 
 
+@pytest.mark.parametrize("variant", ["concat", "stack", "ends", "dlerp"])
+def test_alphas_of_rows_are_seen(variant):
+    model = make_trained("llama", variant)
+    layer = min(model.blocks)
+    model.set_alpha(None)
+    with model.probe() as trained:
+        logits(model)
+    model.set_alpha(torch.tensor([0.0, torch.nan]))
+    with model.probe() as p:
+        logits(model)
+    assert (p.alpha[layer][0] == 0).all()
+    assert torch.equal(p.alpha[layer][1], trained.alpha[layer][1])
+    assert torch.equal(p.merged[layer][0], p.pretrained[layer][0])
+
+
 def test_generation_is_seen_pass_by_pass_and_bounded():
     model = make_trained("llama", "concat")
     plain = greedy(model)
@@ -110,6 +126,29 @@ def test_generation_is_seen_pass_by_pass_and_bounded():
         model(input_ids=plain[:, :-1])
     joined = torch.cat([one.merged[layer] for one in p.passes], 1)
     torch.testing.assert_close(joined, straight.merged[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_ends_at_alpha_0_are_seen_as_well():
+    model = make_trained("llama", "ends")
+    with model.probe() as free:
+        logits(model)
+    model.set_alpha({-1: 0.0})
+    with model.probe(device="cpu") as p:
+        logits(model)
+    assert torch.equal(p.expanded["embedding"], free.expanded["embedding"])
+    assert torch.equal(p.merged["embedding"], p.pretrained["embedding"])
+    assert (p.alpha["norm"] == 0).all() and "norm" in p.expanded
+
+
+def test_with_a_cache_a_branch_that_did_not_run_is_missing():
+    model = make_trained("llama", "concat")
+    model.set_alpha(0.0)
+    plain = greedy(model)
+    with model.probe() as p:
+        assert torch.equal(greedy(model), plain)
+    assert not p.expanded and (p.alpha[min(model.blocks)] == 0).all()
+    with pytest.raises(ModelError, match="is given a KV cache"):
+        p.expanded[min(model.blocks)]
 
 
 def test_gradients_are_kept_on_request():

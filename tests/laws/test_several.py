@@ -223,7 +223,7 @@ def test_what_several_cannot_do_is_refused(folders, tmp_path):
         lambda: model.train(),
         lambda: model.resize_token_embeddings(70),
         lambda: model.record_alpha().__enter__(),
-        lambda: model.probe(),
+        lambda: model.probe().__enter__(),
         lambda: model.expansion,
     ):
         with pytest.raises(ModelError, match=r"load_sidecar\(base, folder\)"):
@@ -259,6 +259,24 @@ def test_a_sidecar_that_does_not_fit_leaves_the_base_as_it_was(folders, tmp_path
     assert torch.equal(logits(base), logits(fresh))
     assert base.config.to_dict() == fresh.config.to_dict()
     assert base.state_dict().keys() == fresh.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_one_that_is_on_is_looked_into(folders, name):
+    model, single = (
+        several(folders, KINDS),
+        load_sidecar(make_base("llama"), folders["llama", name]),
+    )
+    model.set_alpha({name: 0.3})
+    single.eval().set_alpha(0.3)
+    with model.probe() as seen, single.probe() as expected:
+        assert torch.equal(logits(model), logits(single))
+    assert (
+        seen.merged.keys() == expected.merged.keys() and seen.alpha.keys() == expected.alpha.keys()
+    )
+    for what in ("pretrained", "expanded", "merged", "alpha"):
+        for part, value in getattr(expected, what).items():
+            assert torch.equal(getattr(seen, what)[part], value)
 
 
 def several_on(base, folders, names):

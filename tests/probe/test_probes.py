@@ -8,7 +8,7 @@ import torch
 from tests.evaluate.test_html_report import HOSTILE, harmless
 from tests.probe.conftest import LEARN, RETAIN
 
-from controlllm import ExpansionConfig, expand
+from controlllm import ExpansionConfig, expand, load_sidecars
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.probe import PROBES, Finding, Study, Text, find, probe_page
 from controlllm.probe.contract import OWN
@@ -201,17 +201,23 @@ def test_the_dial_is_swept(study_of, pico_llama):
     assert written[0][1] == study.tokenizer.decode(plain, skip_special_tokens=True)
 
 
-def test_what_cannot_be_looked_into_is_refused_and_said(study_of, pico_llama, pico_tokenizer):
+def test_what_cannot_be_looked_into_is_refused_and_said(
+    study_of, pico_llama, pico_tokenizer, tmp_path
+):
     ids = torch.tensor([[1, 50, 60]])
     with pytest.raises(ModelError, match="LlamaForCausalLM is not expanded"):
         Study(pico_llama(), pico_tokenizer, [Text(ids, ids, pico_tokenizer)])
     study = study_of()
     with pytest.raises(ConfigError, match="Did you mean 'movement'"):
         find(study, ["movementt"])
-    study.model.sidecars = ("maths", "zh")
-    found = find(study, ["blocks", "dial", "alpha"])
-    assert "several sidecars" in found["blocks"] and "several sidecars" in found["dial"]
-    assert "Nothing is shown here" in harmless(probe_page("p", {}, found)).words
+    folders = {name: str(tmp_path / name) for name in ("maths", "zh")}
+    for folder in folders.values():
+        study.model.save_sidecar(folder)
+    several = load_sidecars(pico_llama(), folders)
+    with pytest.raises(ModelError, match=r"several sidecars \(maths, zh\)"):
+        Study(several, pico_tokenizer, study.learn)
+    found = {"own <b>": "it is dark"}
+    assert "Nothing is shown here: it is dark" in harmless(probe_page("p", {}, found)).words
 
 
 def test_a_probe_of_ones_own(study_of, monkeypatch):

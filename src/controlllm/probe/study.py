@@ -101,6 +101,11 @@ class Study:
                 "blocks, and no base inside, so there is nothing to compare. Give an expanded "
                 "model, its run folder or sidecar; full tuning is measured by `controlllm eval`."
             )
+        if len(sidecars := getattr(self.model, "sidecars", ())) > 1:
+            raise ModelError(
+                f"several sidecars ({', '.join(sidecars)}) are on this base: load the "
+                "one that is to be probed by itself."
+            )
 
     @property
     def shown(self) -> list[Text]:

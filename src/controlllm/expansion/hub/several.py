@@ -144,11 +144,16 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
             raise self._refusal("have no one expansion (model.expansions has each)")
         return next(iter(self._named.values())).expansion
 
-    def probe(self, *args: Any, **kwargs: Any) -> Any:
-        """Look at both branches of the only sidecar (ModelError: there are several)."""
-        if len(self._named) > 1:
-            raise self._refusal("are not looked into together")
-        return super().probe(*args, **kwargs)
+    def _looked_into(self) -> Expansion:
+        """The parts of the sidecar that alone is on (ModelError: not one of several is)."""
+        named = [sidecar._expansion for sidecar in self._named.values()]
+        on = [one for one in named if any(not is_zero(part.dial) for part in one.parts())]
+        if len(named) > 1 and len(on) != 1:
+            raise self._refusal(
+                f"are looked into one at a time, and {len(on) or 'none'} are on: set_alpha names "
+                "the one that is to be seen; or"
+            )
+        return on[0] if len(named) > 1 else named[0]
 
     def train(self, mode: bool = True) -> "SidecarsForCausalLM":
         """Nothing of it trains (ModelError)."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.method.block import ExpandedBlock, StackBlock
+from controlllm.expansion.method.dials import dial_at, turned
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.surgery.install import Expansion
 
@@ -46,8 +47,8 @@ class _Seen(dict[Part, Tensor]):
         raise ModelError(
             f"{self.what}[{part!r}] was not seen in this forward pass (seen: {seen}). Either it is "
             "no part that is looked at (layers=...), or that branch did not run: no copy does "
-            "where the expansion is off, and at alpha 0 or 1 one branch suffices; with a KV cache "
-            "the other one is not computed for the record (use_cache=False)."
+            "where the expansion is off, and at alpha 0 or 1 one branch suffices; in a pass that "
+            "is given a KV cache, as in generate, the other one is not computed for the record."
         )
 
 
@@ -125,7 +126,7 @@ class Probed:
         """Look at every forward pass of this thread inside, those of `generate` too.
 
         A branch that a pass can do without (the copy at alpha 0) is computed for the record, unless
-        there is a KV cache, which would then hold what nobody wrote.
+        the pass reads on in a KV cache (as in `generate`), where that branch did not write.
 
         Args:
             layers: which blocks are looked at; None = all, and the expanded ends.
@@ -137,7 +138,8 @@ class Probed:
         Raises:
             ConfigError: a layer is not expanded, or `max_passes` is no number of passes.
         """
-        blocks = self._expansion.blocks
+        expansion = self._looked_into()
+        blocks = expansion.blocks
         if unknown := sorted({*(layers or ())} - blocks.keys()):
             raise ConfigError(f"layers={unknown} are not expanded; expanded are {sorted(blocks)}.")
         if max_passes is not None and max_passes < 1:
@@ -148,11 +150,15 @@ class Probed:
             for layer, block in blocks.items():
                 if layers is None or layer in layers:
                     recorder.watch_block(layer, block)
-            for kind, end in self._expansion.ends.items() if layers is None else ():
+            for kind, end in expansion.ends.items() if layers is None else ():
                 recorder.watch_end(kind, end)
             yield recorder.probe
         finally:
             recorder.close()
+
+    def _looked_into(self) -> Expansion:
+        """Whose parts are looked at."""
+        return self._expansion
 
 
 class _Recorder:
@@ -163,6 +169,7 @@ class _Recorder:
         self._thread = threading.get_ident()
         self._hooks: list[Any] = []
         self._inside = False
+        self._own_cache = True
 
     @property
     def _looks(self) -> bool:
@@ -177,8 +184,9 @@ class _Recorder:
     def watch_passes(self, decoder: nn.Module) -> None:
         """Let a pass begin and end with the decoder's; the head follows it and still belongs."""
 
-        def begin(module: nn.Module, args: Any) -> None:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._looks:
+                self._own_cache = not any(map(_is_cache, (*args, *kwargs.values())))
                 self.probe.passes.append(ProbePass())
                 self.probe.count += 1
                 self._inside = True
@@ -187,7 +195,7 @@ class _Recorder:
             if self._looks:  # What backward computes again is no pass.
                 self._inside = False
 
-        self._hooks.append(decoder.register_forward_pre_hook(begin))
+        self._hooks.append(decoder.register_forward_pre_hook(begin, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(end, always_call=True))
 
     def watch_block(self, layer: int, block: ExpandedBlock) -> None:
@@ -212,6 +220,9 @@ class _Recorder:
         def complete(module: nn.Module, args: Any, output: Any) -> None:
             if self._looks and self._inside:
                 now = self.probe.last
+                if end.state.enabled and kind not in now.expanded:
+                    with nullcontext() if self.keep_grad else torch.no_grad():
+                        end.expanded(*args)
                 now.merged[kind] = self._kept(output)
                 if end.is_base or kind not in now.alpha:
                     now.alpha[kind] = self._kept(output.new_zeros(output.shape[:2]).float())
@@ -242,25 +253,28 @@ class _Recorder:
             self._hooks.append(interpolator.register_forward_hook(keep_alpha))
 
     def _add_missing(self, layer: int, block: ExpandedBlock, args: Any, kwargs: Any) -> None:
-        """Run the branch that the block did without, where that leaves no trace."""
+        """Run the branch that the block did without, where that leaves no trace in a cache."""
         now = self.probe.last
-        if not block.state.enabled or kwargs.get("past_key_values") is not None:
+        if not block.state.enabled or not self._own_cache:
             return
-        if any(hasattr(value, "get_seq_length") for value in args):
-            return
+        named = {k: None if _is_cache(value) else value for k, value in kwargs.items()}
+        first = () if args else (named.pop("hidden_states"),)
+        x, *rest = *first, *(None if _is_cache(value) else value for value in args)
         with nullcontext() if self.keep_grad else torch.no_grad():
             if layer not in now.pretrained:
-                block.pretrained(*args, **kwargs)
+                block.pretrained(x, *rest, **named)
             if layer not in now.expanded:
                 follows = isinstance(block, StackBlock)
-                x = now.pretrained[layer] if follows else kwargs.get("hidden_states", args[:1])
-                first = (x,) if isinstance(x, Tensor) else x
-                rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-                block.expanded(*first, *args[1:], **rest)
+                x = now.pretrained[layer].to(x.device) if follows else x
+                block.expanded(x, *rest, **named)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         kept = tensor if self.keep_grad else tensor.detach()
         return kept if self.device is None else kept.to(self.device)
+
+
+def _is_cache(value: object) -> bool:
+    return hasattr(value, "get_seq_length")
 
 
 def _hidden(output: Any) -> Tensor:
@@ -271,14 +285,11 @@ def _hidden(output: Any) -> Tensor:
 def _alpha_of(block: ExpandedBlock, merged_BTD: Tensor) -> Tensor:
     """Alpha per token (B, T) of a block whose interpolator did not run."""
     like = merged_BTD[..., 0].float()
-    if not block.state.enabled:
+    if block.is_base:
         return torch.zeros_like(like)
-    dial: Any = block.dial
-    if callable(dial) and not isinstance(dial, Tensor):
-        dial = dial(merged_BTD)
+    dial = dial_at(block.dial, merged_BTD)
     if isinstance(dial, Tensor):
-        dial = dial.float().flatten(1) if dial.dim() > 1 else dial.float()[:, None]
-        trained = 1.0 if isinstance(block, StackBlock) else torch.nan
-        return dial.nan_to_num(trained).to(like.device).expand_as(like)
+        trained = torch.ones_like(like)[..., None]
+        return turned(trained, dial, replaces=True).squeeze(-1).float()
     alpha = block.alpha()
     return torch.full_like(like, torch.nan if alpha is None else alpha)

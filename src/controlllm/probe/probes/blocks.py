@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controlllm.common.errors import ModelError
 from controlllm.common.text.progress import progress
 from controlllm.evaluate import Interval, paired_bootstrap
 from controlllm.evaluate.judging.html import Child, tag
@@ -87,15 +86,7 @@ def leave_one_out(study: Study, whole: Sequence[Losses]) -> list[Left]:
     Args:
         study: the model and its texts.
         whole: losses of the model as it is: on what was learned, and on what is to be kept.
-
-    Raises:
-        ModelError: the model has several sidecars, whose alphas are not set by layer.
     """
-    if getattr(study.model, "sidecars", ()):
-        raise ModelError(
-            "several sidecars are on this base, and alphas by layer are of one of them: load the "
-            "one that is to be probed by itself."
-        )
     found = []
     with progress("leaving one block out", "parts", len(study.parts)) as line:
         for number, part in enumerate(study.parts, 1):

@@ -59,13 +59,7 @@ def dial(study: Study) -> Finding:
 def sweep(
     study: Study, alphas: list[float]
 ) -> tuple[dict[str, list[tuple[float, float]]], list[tuple[float, str]]]:
-    """Mean log p per target of each set of texts, and what is written, at every alpha.
-
-    Raises:
-        ModelError: several sidecars are on the base.
-    """
-    if getattr(study.model, "sidecars", ()):
-        raise ModelError("several sidecars are on this base; load the one that is to be probed.")
+    """Mean log p per target of each set of texts, and what is written, at every alpha."""
     sets = {"texts": study.learn, **({"texts to keep": study.retain} if study.retain else {})}
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in sets}
     written = []
