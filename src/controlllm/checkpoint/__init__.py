@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_tokenizer,
     )
     from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
+    from controlllm.checkpoint.models.named import load_named
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         checkpoint_step,
@@ -67,6 +68,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "load_model",
+    "load_named",
     "load_tokenizer",
     "local_copy",
     "locate",

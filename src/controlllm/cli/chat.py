@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.checkpoint import LoadOptions, load_named
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.text.progress import stage
 from controlllm.common.text.secrets import hidden
@@ -29,6 +29,9 @@ class ChatOptions:
 
     model: str
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
+    sidecars: dict[str, str] = field(default_factory=dict)
+    """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER;
+    the first answers until /sidecar names another."""
     alpha: float | None = None
     """Alpha to begin with; null = as it was saved."""
     system: str | None = None
@@ -50,7 +53,7 @@ def run(argv: list[str]) -> None:
     """Load the model and answer standard input until it ends."""
     options = parse_options(ChatOptions, argv, "chat")
     with stage(f"loading {options.model}"):
-        model, tokenizer = load_model(options.model, options.load)
+        model, tokenizer = load_named(options.model, options.sidecars, options.load)
     if options.chat_template == "none":
         tokenizer.chat_template = None
     elif options.chat_template is not None:

@@ -6,5 +6,6 @@ load_options  How a model is loaded: one config for verbs and for runs
 loading       Any folder or name to a model and its tokenizer
 locate        What a path or name is: one small pure look at file names, before anything is
               loaded
+named         Several sidecars, each with a name, on one base
 whole         A whole model by transformers, of which nothing is missing
 """

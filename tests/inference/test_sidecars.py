@@ -1,0 +1,82 @@
+"""Several sidecars on one base in the terminal."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from controlllm import expand, load_sidecars
+from controlllm.checkpoint import load_named
+from controlllm.common.errors import ConfigError
+from controlllm.inference import Chat, GenerationSettings
+
+
+@pytest.fixture(scope="module")
+def folders(pico_llama: Callable, pico_tokenizer: Any, tmp_path_factory) -> dict[str, Path]:
+    """A base, and two sidecars on it."""
+    root = tmp_path_factory.mktemp("several")
+    pico_llama().save_pretrained(root / "base")
+    pico_tokenizer.save_pretrained(root / "base")
+    for seed, name in enumerate(("maths", "zh")):
+        model = expand(AutoModelForCausalLM.from_pretrained(root / "base"), num_blocks=2)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _, parameter in model.trainable_parameter_groups()["expanded"]:
+                parameter += 0.4 * torch.randn(parameter.shape, generator=generator)
+        model.save_sidecar(root / name)
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture
+def chat(folders, pico_llama: Callable, pico_tokenizer: Any) -> Chat:
+    model = load_sidecars(pico_llama(), {name: folders[name] for name in ("maths", "zh")})
+    written: list[str] = []
+    made = Chat(model, pico_tokenizer, GenerationSettings(max_new_tokens=6), written.append)
+    made.written = written  # type: ignore[attr-defined]
+    return made
+
+
+def output(chat: Chat) -> str:
+    text = "".join(chat.written)  # type: ignore[attr-defined]
+    chat.written.clear()  # type: ignore[attr-defined]
+    return text
+
+
+def test_each_sidecar_answers_as_if_it_were_alone(chat, folders, pico_llama, pico_tokenizer):
+    replies = {}
+    for name in ("maths", "zh"):
+        alone = load_sidecars(pico_llama(), {name: folders[name]})
+        only = Chat(alone, pico_tokenizer, chat.generator.settings, lambda text: None)
+        chat.handle(f"/sidecar {name}")
+        assert f"{name} (answers)" in output(chat)
+        chat.handle("/reset")
+        replies[name] = chat.answer("hello")
+        assert replies[name] == only.answer("hello")
+    assert replies["maths"] != replies["zh"]
+
+
+def test_the_first_answers_at_first_and_alpha_is_its_own(chat) -> None:
+    chat.handle("/sidecar")
+    assert output(chat) == "sidecars: maths (answers), zh\n"
+    chat.handle("/alpha 0.3")
+    assert {k.split()[0]: v for k, v in chat.model.alphas().items()} == {"maths": 0.3, "zh": 0.0}
+    chat.handle("/alpha maths=0.3 zh=0.2")
+    assert {k.split()[0]: v for k, v in chat.model.alphas().items()} == {"maths": 0.3, "zh": 0.2}
+    output(chat)
+    chat.handle("/sidecar mths")
+    assert "maths" in output(chat)
+    chat.handle("/sidecar")
+    assert output(chat) == "sidecars: maths (answers), zh (answers)\n"
+
+
+def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
+    base, maths = str(folders["base"]), str(folders["maths"])
+    model, _ = load_named(base, {"maths": maths, "zh": str(folders["zh"])})
+    assert model.sidecars == ("maths", "zh")
+    with pytest.raises(ConfigError, match="expanded itself"):
+        load_named(maths, {"zh": str(folders["zh"])})
+    with pytest.raises(ConfigError, match="not a sidecar"):
+        load_named(base, {"zh": base})
