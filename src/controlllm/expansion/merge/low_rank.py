@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import blended, weight_alphas
+from controlllm.expansion.merge.collapsing import blended, require_one_alpha, weight_alphas
 from controlllm.expansion.method.block import ConcatBlock
 from controlllm.expansion.surgery.anatomy import module_name
 from controlllm.expansion.surgery.quantised import quantised_layers
@@ -59,6 +59,7 @@ def weight_changes(model: ControlLLMForCausalLM) -> Iterator[Change]:
             quantised, or weights cannot be interpolated (`weight_alphas`).
     """
     _check(model)
+    require_one_alpha(model)
     alphas = weight_alphas(model.blocks, model.expansion)
     for layer, block in model.blocks.items():
         assert isinstance(block, ConcatBlock)  # `_check` has looked

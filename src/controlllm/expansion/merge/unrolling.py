@@ -20,7 +20,11 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.expand import decoder_blocks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import fold_ends, merge_active_adapters
+from controlllm.expansion.merge.collapsing import (
+    fold_ends,
+    merge_active_adapters,
+    require_one_alpha,
+)
 from controlllm.expansion.method.block import ExpandedBlock, StackBlock
 from controlllm.expansion.method.ends import set_vocab_size
 from controlllm.expansion.method.plan import ENDS
@@ -86,6 +90,7 @@ def _check(model: ControlLLMForCausalLM) -> None:
             "The base of this model is quantised: load the sidecar onto the base as it was, and "
             "unroll that."
         )
+    require_one_alpha(model)
     between = {layer: b.dial for layer, b in model.blocks.items() if b.dial not in (None, 0, 1)}
     if between:
         raise ModelError(

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from controlllm.common.tensors import whole
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import weight_alphas
+from controlllm.expansion.merge.collapsing import require_one_alpha, weight_alphas
+from controlllm.expansion.method.dials import is_number
 
 __all__ = ["one_alpha", "told_alphas"]
 
@@ -29,9 +30,10 @@ def one_alpha(model: ControlLLMForCausalLM) -> float | None:
 
 
 def _alphas(model: ControlLLMForCausalLM) -> Mapping[str, float]:
+    require_one_alpha(model)
     blocks = weight_alphas(model.blocks, model.expansion)
     alphas = {f"layer {layer}": alpha for layer, alpha in blocks.items()}
     for kind, end in model._expansion.ends.items():
-        alpha = whole(end.interpolator.alpha()).item() if end.dial is None else end.dial
-        alphas[kind] = alpha
+        own = whole(end.interpolator.alpha()).item()
+        alphas[kind] = end.dial if is_number(end.dial) else own
     return alphas

@@ -70,7 +70,7 @@ class Form(ABC):
 
 FORMS: Registry[type[Form]] = Registry(
     "form",
-    reserved=("adapter", "collapsed", "full", "lora", "sidecar", "unrolled"),
+    reserved=("adapter", "collapsed", "full", "gguf", "lora", "sidecar", "unrolled"),
     home="controlllm.checkpoint.models.export.writing",
 )
 """Every form by its name."""

@@ -7,7 +7,15 @@ from threading import Event, Thread
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.checkpoint.models.export import adapter, collapsed, full, lora, sidecar, unrolled
+from controlllm.checkpoint.models.export import (
+    adapter,
+    collapsed,
+    full,
+    gguf,
+    lora,
+    sidecar,
+    unrolled,
+)
 from controlllm.checkpoint.models.export.forms import Form, make_form
 from controlllm.checkpoint.models.locate import Kind, locate
 from controlllm.common.quiet import quiet_bars, quiet_imports
@@ -24,7 +32,7 @@ from controlllm.common.text.progress import Progress, progress
 
 __all__ = ["export", "require_free"]
 
-_BUILT_IN = (adapter, collapsed, full, lora, sidecar, unrolled)
+_BUILT_IN = (adapter, collapsed, full, gguf, lora, sidecar, unrolled)
 """Each registers its form in `FORMS`."""
 
 
@@ -99,9 +107,14 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
         CheckpointError: if something is there that is not to be replaced, or the place cannot be
             written.
     """
-    replaceable = (Kind.SIDECAR, Kind.ADAPTER, Kind.EXPANDED, Kind.PLAIN)
     path = Path(folder)
     require_writable(path, folder=True)
-    if overwrite and path.is_dir() and any(path.iterdir()) and locate(path).kind in replaceable:
+    if overwrite and path.is_dir() and any(path.iterdir()) and _holds_model(path):
         return
     require_empty(path)
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a folder holds a model that was exported."""
+    replaceable = (Kind.SIDECAR, Kind.ADAPTER, Kind.EXPANDED, Kind.PLAIN)
+    return (path / gguf.GGUF_FILE).is_file() or locate(path).kind in replaceable
