@@ -48,13 +48,13 @@ def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     base = options.data / "checkpoints/stories260k-hf"
     new = (options.data / "text/tinyshakespeare/input.txt").read_text()
     old = (options.data / "text/tinystories_excerpt/tinystories.txt").read_text()
-    cut, half = int(len(new) * 0.9), len(old) // 2
+    cut, half, size = int(len(new) * 0.9), len(old) // 2, options.characters
     texts = {
         "train": new[:cut],
-        "learn_chosen": new[cut : cut + 30_000],
-        "learn": new[cut + 30_000 : cut + 60_000],
-        "retain_chosen": old[half : half + 30_000],
-        "retain": old[half + 30_000 : half + 60_000],
+        "learn_chosen": new[cut : cut + size],
+        "learn": new[cut + size : cut + 2 * size],
+        "retain_chosen": old[half : half + size],
+        "retain": old[half + size : half + 2 * size],
     }
     files = {name: folder / f"{name}.txt" for name in texts}
     for name, text in texts.items():
@@ -110,7 +110,7 @@ def cell(options: argparse.Namespace, case: dict[str, Any], bits: int | None) ->
     folder = place / label
     load = LoadOptions(dtype=options.dtype)
     if not folder.exists():
-        model, tokenizer = load_model(case["model"], load)
+        model, tokenizer = load_model(case["model"])
         export(model, folder, make_form("sidecar", {"bits": bits}), tokenizer)
     model, tokenizer = load_model(folder, load)
     config = DataConfig(max_length=case["length"])
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks-output/small"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--characters", type=int, default=30_000, help="of each held-out text")
     parser.add_argument("--name", default="run")
     parser.add_argument("--model", help="a run, a checkpoint or a sidecar")
     parser.add_argument("--learn", type=Path)
@@ -272,7 +273,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=20, help="of each half")
     parser.add_argument("--paragraphs", type=int, default=20, help="of each text")
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", help="to measure in; files are as trained")
     parser.add_argument("--budget", type=float, default=0.05)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8, 1.0])
     parser.add_argument("--refine", type=int, default=2)
