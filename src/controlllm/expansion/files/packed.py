@@ -113,6 +113,7 @@ def pack_tensors(model: Any, tensors: Mapping[str, Tensor], bits: int) -> Packed
             f"bits={bits}: no trained matrix of this model has a frozen one that it began as; "
             "leave bits out."
         )
+    require_numbers({name: tensors[name] for name in beside}, "the trained model")
     made = {name: tensor for name, tensor in tensors.items() if name not in beside}
     lost = total = 0.0
     for name, twin in beside.items():
