@@ -117,6 +117,7 @@ def cell(options: argparse.Namespace, case: dict[str, Any], bits: int | None) ->
     sets = {
         name: eval_batches(SourceConfig(path=str(file)), tokenizer, config, 8)
         for name, file in case["files"].items()
+        if name in SETS
     }
     reference = Reference(model)
 
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("what", choices=["stories", "run", "sizes", "table"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks-output/small"))
+    parser.add_argument("--bits", type=int, nargs="+", default=[0, 4, 2, 1], help="0: whole")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--characters", type=int, default=30_000, help="of each held-out text")
@@ -289,9 +291,10 @@ def main() -> None:
         seeds = options.seeds if options.what == "stories" else [None]
         for seed in seeds:
             case = run_case(options) if seed is None else stories_case(options, seed)
-            for bits in BITS:
+            chosen = [bits for bits in BITS if (bits or 0) in options.bits]
+            for bits in chosen:
                 cell(options, case, bits)
-            for bits in BITS if options.benchmarks else ():
+            for bits in chosen if options.benchmarks else ():
                 items(options, case, bits)
     print(table(options))
 
