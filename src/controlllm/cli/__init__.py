@@ -27,6 +27,7 @@ VERBS = {
     "probe": "look inside: what each copy does to each token, and which blocks carry the learning",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",
     "chat": "talk with a model; alpha can change in the middle",
+    "serve": "an OpenAI-compatible server, the dial in every request",
     "export": "write a model as a sidecar or adapter, in full, or collapsed into the base's form",
     "combine": "join two models expanded from the same base",
     "data": "look at the data of a run (data inspect), or tokenize it ahead (data prepare)",

@@ -8,6 +8,7 @@ Request --> waiting --> running (turns) --> pieces of text
 
 protocol  What a server knows of an engine: voices, requests, pieces; `Engine`
 table     The names that clients may use, and whom they mean
+opening   From what a user names to an engine
 settings  How much an engine takes on
 local     The engine on this machine: the thread that owns the model
 work      What waits for the model

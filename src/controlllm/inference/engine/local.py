@@ -140,7 +140,7 @@ class LocalEngine:
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise ClosingError("the server is about to end, and takes nothing more.")
-            if len(self._waiting) >= max(self.settings.max_waiting, 1):
+            if len(self._waiting) >= self.settings.max_waiting:
                 raise BusyError(f"{len(self._waiting)} requests are waiting; try again later.")
             self._waiting.append(work)
             self._changed.notify()

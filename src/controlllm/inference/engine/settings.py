@@ -21,7 +21,7 @@ class EngineSettings:
     max_running: int = setting(4, at_least=1)
     """Requests that are written at the same time; each holds a KV cache of its own."""
 
-    max_waiting: int = setting(64)
+    max_waiting: int = setting(64, at_least=1)
     """Requests that may wait; the next one is refused."""
 
     request_seconds: float = setting(600.0, at_least=TINY, at_most=LONGEST_SECONDS)
