@@ -133,8 +133,10 @@ def _greeting(service: Any, host: str, port: int) -> str:
     path = "chat/completions" if chats else "completions"
     asked = '"messages": [{"role": "user", "content": "Hello"}]' if chats else '"prompt": "Once"'
     dial = f', "alpha": {0.5}' if service.table.has_dial else ""
-    method = f"chat.completions.create(model={names[-1]!r}, messages=[...]" if chats else (
-        f"completions.create(model={names[-1]!r}, prompt='Once'"
+    method = (
+        f"chat.completions.create(model={names[-1]!r}, messages=[...]"
+        if chats
+        else (f"completions.create(model={names[-1]!r}, prompt='Once'")
     )
     extra = ', extra_body={"alpha": 0.5}' if service.table.has_dial else ""
     model = names[min(1, len(names) - 1)]
@@ -147,7 +149,7 @@ def _greeting(service: Any, host: str, port: int) -> str:
             else ["Not encrypted: put a proxy that speaks TLS before it on networks of others."]
         ),
         f"  curl {url}/v1/{path}{header} -H 'Content-Type: application/json' \\",
-        f"    -d '{{\"model\": \"{model}\", {asked}{dial}}}'",
-        f"  openai.OpenAI(base_url=\"{url}/v1\", api_key=...).{method}{extra})",
+        f'    -d \'{{"model": "{model}", {asked}{dial}}}\'',
+        f'  openai.OpenAI(base_url="{url}/v1", api_key=...).{method}{extra})',
     ]
     return "\n".join(lines)
