@@ -98,7 +98,7 @@ def test_samples_follow_the_distribution() -> None:
         return [counts[token] / 4000 for token in range(3)]
 
     assert shares() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
-    # Temperature 1/2 squares: 25 : 9 : 4. The two likeliest hold 0.8, of which top_p=0.6 needs both.
+    # Temperature 1/2 squares: 25 : 9 : 4. The likeliest alone holds 0.5, the two together 0.8.
     assert shares(temperature=0.5) == pytest.approx([25 / 38, 9 / 38, 4 / 38], abs=0.03)
     assert shares(top_p=0.6) == pytest.approx([0.625, 0.375, 0], abs=0.03)
     assert shares(top_p=0.4) == [1, 0, 0]

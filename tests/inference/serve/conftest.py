@@ -56,19 +56,23 @@ def running(make_tuned: Callable, chat_tokenizer: Any) -> Iterator[Running]:
 
 
 @pytest.fixture
-def serving(make_tuned: Callable, chat_tokenizer: Any) -> Iterator[Callable[..., Running]]:
-    """`serving(limits={...}, compute={...}, tokenizer=..., **settings)` starts a server."""
+def serving(make_tuned: Callable, pico_tokenizer: Any) -> Iterator[Callable[..., Running]]:
+    """`serving(limits={...}, compute={...}, tokenizer=..., **settings)` starts a server.
+
+    Without chat, and its model does not end a text by itself.
+    """
     made: list[Running] = []
 
     def make(
         limits: dict | None = None,
         compute: dict | None = None,
-        tokenizer: Any = chat_tokenizer,
+        tokenizer: Any = pico_tokenizer,
         **settings: Any,
     ) -> Running:
         settings = {"port": 0, "limits": ServeLimits(**limits or {})} | settings
         model, computes = make_tuned(), EngineSettings(**compute or {})
         made.append(start(model, tokenizer, ServeSettings(**settings), computes))
+        made[-1].engine._desk.ends = frozenset()
         return made[-1]
 
     yield make

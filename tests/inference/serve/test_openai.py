@@ -236,8 +236,8 @@ def test_neutral_values_that_clients_send_are_taken(running) -> None:
     assert chat(running, **neutral, response_format={"type": "text"}).choices
 
 
-def test_without_a_template_there_are_completions_only(serving, pico_tokenizer) -> None:
-    one = serving(tokenizer=pico_tokenizer)
+def test_without_a_template_there_are_completions_only(serving) -> None:
+    one = serving()
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         chat(one)
     assert complete(one, prompt="ab").choices[0].finish_reason == "length"

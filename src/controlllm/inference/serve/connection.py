@@ -20,6 +20,7 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.access_log = False  # It would show what clients wrote into paths.
             self._wait()
 
         def handle_events(self) -> None:

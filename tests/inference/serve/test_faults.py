@@ -1,0 +1,183 @@
+"""Clients that leave, read nothing, send nothing, come in crowds; a server that is to end."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+openai = pytest.importorskip("openai")
+
+LONG = {"model": "tuned", "prompt": "abc", "max_tokens": 400, "temperature": 0}
+
+
+def raw(running: Any, body: dict, **options: int) -> socket.socket:
+    """A connection that has sent a request, and has read nothing."""
+    connection = socket.create_connection(("127.0.0.1", running.port), timeout=30)
+    for name, value in options.items():
+        connection.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+    text = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+    return connection
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it, as long as a busy machine may need."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def busy(running: Any) -> int:
+    health = running.engine.health()
+    return health.running + health.waiting
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_is_not_written_for(serving, stream: bool) -> None:
+    running = serving()
+    connection = raw(running, LONG | {"stream": stream})
+    until(lambda: running.engine.health().running == 1)
+    if stream:
+        assert connection.recv(1)
+    work = running.engine._running[0]
+    connection.close()
+    until(lambda: busy(running) == 0)
+    assert work.cancelled
+    assert work.written < 400
+    until(lambda: running.server.service.in_flight == 0)
+
+
+def test_a_waiting_client_that_leaves_loses_its_place(serving) -> None:
+    one = serving(compute={"max_running": 1})
+    held = raw(one, LONG | {"stream": True})
+    until(lambda: one.engine.health().running == 1)
+    waiting = raw(one, LONG)
+    until(lambda: one.engine.health().waiting == 1)
+    waiting.close()
+    until(lambda: one.engine.health().waiting == 0)
+    held.close()
+    until(lambda: busy(one) == 0)
+
+
+def test_too_many_are_told_so(serving) -> None:
+    one = serving(compute={"max_running": 1, "max_waiting": 1})
+    first = raw(one, LONG | {"stream": True})
+    until(lambda: one.engine.health().running == 1)
+    second = raw(one, LONG | {"stream": True})
+    until(lambda: one.engine.health().waiting == 1)
+    for stream in (True, False):  # A stream, too, has a status of its own for this.
+        with pytest.raises(openai.RateLimitError):
+            one.client().completions.create(**LONG, stream=stream)
+    first.close()
+    second.close()
+    assert one.client().completions.create(**LONG | {"max_tokens": 1}).choices
+
+
+def test_a_request_has_its_time(serving) -> None:
+    one = serving(compute={"request_seconds": 0.1})
+    with pytest.raises(openai.InternalServerError) as late:
+        one.client().completions.create(**LONG)
+    assert late.value.status_code == 504
+    stream = one.client().completions.create(**LONG, stream=True)
+    with pytest.raises(openai.APIError, match="longer than"):
+        list(stream)
+
+
+def test_a_slow_reader_is_dropped_and_holds_up_nobody(serving) -> None:
+    """Its buffers are small, and what it asks for is much: chunks with log probabilities."""
+    one = serving(limits={"client_seconds": 1.0, "max_tokens": 480})
+    body = {"stream": True, "n": 8, "logprobs": 5, "max_tokens": 480}
+    slow = raw(one, LONG | body, SO_RCVBUF=2048)
+    until(lambda: busy(one) > 0)
+    assert one.client().completions.create(**LONG | {"max_tokens": 2}).choices
+    until(lambda: one.server.service.in_flight == 0)
+    assert busy(one) == 0
+    slow.close()
+
+
+def test_connections_that_send_nothing_are_closed(serving) -> None:
+    one = serving(limits={"client_seconds": 0.5})
+    silent = socket.create_connection(("127.0.0.1", one.port), timeout=30)
+    half = socket.create_connection(("127.0.0.1", one.port), timeout=30)
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localh")
+    body = socket.create_connection(("127.0.0.1", one.port), timeout=30)
+    body.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    for connection in (silent, half):
+        try:
+            assert connection.recv(100) == b""
+        except ConnectionResetError:
+            pass
+    assert b" 408 " in body.recv(100)
+
+
+def test_open_connections_are_bounded(serving) -> None:
+    one = serving(limits={"connections": 8})
+    idle = [socket.create_connection(("127.0.0.1", one.port), timeout=30) for _ in range(8)]
+    until(lambda: len(one.server.server_state.connections) == 8)
+    late = raw(one, LONG)
+    assert b" 503 " in late.recv(100)
+    for connection in (*idle, late):
+        connection.close()
+    until(lambda: not one.server.server_state.connections)
+    assert one.client().completions.create(**LONG | {"max_tokens": 1}).choices
+
+
+def test_asked_to_stop_it_finishes_what_runs_and_takes_nothing_new(serving) -> None:
+    one = serving()
+    answers: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(one.client().completions.create(**LONG | {"max_tokens": 60}))
+    )
+    warm = one.client()  # Its connection is open already.
+    warm.models.list()
+    asking.start()
+    until(lambda: busy(one) == 1)
+    one.server.service.draining = True
+    with pytest.raises(openai.APIStatusError) as refused:
+        warm.completions.create(**LONG)
+    assert refused.value.status_code == 503
+    one.stop()
+    asking.join(30)
+    assert answers[0].usage.completion_tokens == 60
+    assert not one.engine._thread.is_alive()
+
+
+def test_asked_to_stop_it_does_not_wait_for_ever(serving) -> None:
+    one = serving(limits={"stop_seconds": 0.2})
+    stream = raw(one, LONG | {"stream": True})
+    assert stream.recv(1)
+    one.stop()
+    assert not one.engine._thread.is_alive()
+    stream.close()
+
+
+def test_a_crowd_of_clients_equals_clients_one_by_one(running) -> None:
+    bodies = [
+        {"model": "base", "extra_body": {"alpha": alpha, "sidecar": "tuned"}, "seed": seed}
+        for alpha in (0.1, 0.4, 0.9)
+        for seed in (1, 2)
+    ]
+    told: dict[int, str] = {}
+
+    def ask(number: int) -> str:
+        fields = bodies[number] | {"prompt": "abc", "max_tokens": 6}
+        return running.client().completions.create(**fields).choices[0].text
+
+    threads = [
+        threading.Thread(target=lambda i=i: told.__setitem__(i, ask(i))) for i in range(len(bodies))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert told == {i: ask(i) for i in range(len(bodies))}
+    assert len(set(told.values())) > 3
