@@ -161,7 +161,7 @@ def test_every_reply_has_the_headers(running, path) -> None:
         (b'{"model":"base","prompt":"\\ud800","max_tokens":1}', 400, ""),
         (b'{"model":"base","prompt":"' + b"x" * (10 << 20) + b'"}', 413, "larger than"),
     ],
-    ids=["nothing", "bytes", "half", "list", "deep", "deep-fields", "nan", "inf", "infinity", "surrogate", "10MB"],
+    ids=[f"garbage-{number}" for number in range(11)],
 )
 def test_garbage_is_refused_and_the_server_lives(running, body, status, words) -> None:
     try:
