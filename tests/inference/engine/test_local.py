@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from controlllm.common.errors import ModelError
+from controlllm import load_sidecars
+from controlllm.checkpoint import LoadOptions
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.inference.engine import (
     BusyError,
     ClosingError,
     EngineSettings,
     LocalEngine,
+    ModelTable,
     Piece,
     Request,
     Sampling,
     TimeUpError,
     Voice,
 )
+from controlllm.inference.engine.opening import EngineSpec, open_engine
 
 PROMPT = (1, 50, 51, 52, 53)
 AS_SAVED = Voice((("tuned", None),))
@@ -284,3 +288,34 @@ def test_a_saved_dial_is_what_as_saved_means(make_tuned, chat_tokenizer) -> None
     )
     assert saved == same != base
     asyncio.run(writer.close())
+
+
+def test_named_sidecars_and_blends_are_the_models_own(make_tuned, chat_tokenizer, tmp_path) -> None:
+    """From folders, at the dial that each was saved with, alone and together."""
+    folders = {name: str(tmp_path / name) for name in ("maths", "zh")}
+    for name, blocks, dial in (("maths", 2, 0.3), ("zh", 1, None)):
+        model = make_tuned(num_blocks=blocks)
+        model.set_alpha(dial)
+        model.save_sidecar(folders[name])
+    base = model.unload()
+    base.save_pretrained(tmp_path / "base")
+    chat_tokenizer.save_pretrained(tmp_path / "base")
+    writer = open_engine("local", EngineSpec(str(tmp_path / "base"), sidecars=folders))
+    own = load_sidecars(base, folders)
+    asked = {
+        (("maths", None),): {"maths": 0.3},
+        (("zh", None),): {"zh": None},
+        (("maths", 0.9),): {"maths": 0.9},
+        (("maths", 0.4), ("zh", 0.2)): {"maths": 0.4, "zh": 0.2},
+        (): {},
+    }
+    for alphas, dial in asked.items():
+        own.set_alpha(dial)
+        expected = own.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)
+        ids = asyncio.run(write(writer, greedy(Voice(alphas))))[0]
+        assert ids == expected[0, len(PROMPT) :].tolist()
+    assert ModelTable(writer.sidecars).names == ["base", "maths", "zh"]
+    asyncio.run(writer.close())
+    with pytest.raises(ConfigError, match="is tuned itself"):
+        load = LoadOptions(base=str(tmp_path / "base"))
+        open_engine("local", EngineSpec(folders["zh"], sidecars=folders, load=load))

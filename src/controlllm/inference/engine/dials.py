@@ -1,5 +1,6 @@
 """The model as a voice: which sidecars take part, at which alpha."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from controlllm.common.adapters import has_adapters, switch_adapters
@@ -13,15 +14,20 @@ class Dials:
     """Sets the dial of one model; only the thread that owns the model may call it.
 
     Args:
-        model: an expanded model, one with adapters, or a plain one.
+        model: an expanded one, one with named sidecars, one with adapters, or a plain one.
         name: what its only sidecar is called, where it has no name of its own.
+        saved: the dial that each named sidecar was saved with, where that is not as trained.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, saved: Mapping[str, Any] | None = None) -> None:
         self.model = model
         self.is_expanded = isinstance(model, ControlLLMForCausalLM)
-        self.sidecars: tuple[str, ...] = (name,) if self.is_expanded or has_adapters(model) else ()
-        self._saved = model.expansion.dial if self.is_expanded else None
+        self._named: tuple[str, ...] = model.sidecars if self.is_expanded else ()
+        is_tuned = self.is_expanded or has_adapters(model)
+        self.sidecars: tuple[str, ...] = self._named or ((name,) if is_tuned else ())
+        self._saved = dict(saved or {})
+        if self.is_expanded and not self._named:
+            self._saved[name] = model.expansion.dial
         self._now: Voice | None = None
 
     def speak_as(self, voice: Voice) -> None:
@@ -36,12 +42,18 @@ class Dials:
         self._now = None
 
     def _turn(self, voice: Voice) -> None:
-        if self.is_expanded:
-            self._set_alpha(0.0 if voice.is_base else voice.alphas[0][1])
-        elif self.sidecars:
+        if not self.is_expanded:
             switch_adapters(self.model, on=not voice.is_base)
+            return
+        dials = {name: self._dial(name, alpha) for name, alpha in voice.alphas}
+        if self._named:
+            # First as trained: what a saved dial by layer does not name keeps its own.
+            self.model.set_alpha(dict.fromkeys(dials))
+            self.model.set_alpha(dials)
+        else:
+            self.model.set_alpha(0.0 if voice.is_base else None)
+            for dial in dials.values():
+                self.model.set_alpha(dial)
 
-    def _set_alpha(self, alpha: float | None) -> None:
-        self.model.set_alpha(alpha)
-        if alpha is None and self._saved is not None:
-            self.model.set_alpha(self._saved)
+    def _dial(self, name: str, alpha: float | None) -> Any:
+        return self._saved.get(name) if alpha is None else alpha

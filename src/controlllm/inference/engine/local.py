@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +41,7 @@ class LocalEngine:
         tokenizer: its tokenizer.
         settings: how much it takes on.
         name: what an only sidecar is called.
+        saved: the dial that each of several named sidecars was saved with.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class LocalEngine:
         tokenizer: Any,
         settings: EngineSettings | None = None,
         name: str = "tuned",
+        saved: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.tokenizer = tokenizer
         self.context = context_of(model)
-        self._dials = Dials(model.eval(), name)
+        self._dials = Dials(model.eval(), name, saved)
         self._caches = CacheStore(int(self.settings.cache_mib * 2**20))
         self._desk = Desk(model, tokenizer, self._dials.speak_as, self._caches)
         self._waiting: deque[Work] = deque()
