@@ -163,7 +163,7 @@ def test_a_users_marks_are_text(running, chat_tokenizer) -> None:
 
 
 def test_contents_may_be_parts_of_text(running) -> None:
-    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}]
     answer = chat(running, messages=[{"role": "user", "content": parts}])
     assert answer.choices[0].message.content == chat(running).choices[0].message.content
 
