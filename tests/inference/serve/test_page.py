@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 from tests.inference.serve.page_helpers import HOSTILE, TEMPLATE, served, speaking
+
+from controlllm import expand, load_sidecars
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
@@ -153,6 +156,43 @@ def test_a_broken_link_is_told(browser: Any, address: str, fragment: str) -> Non
         page.locator("#error").wait_for()
         assert "link cannot be read" in page.locator("#error").inner_text()
         ask(page, "still works")
+
+
+@pytest.mark.slow
+def test_several_sidecars_are_chosen_or_blended(browser, pico_llama, pico_tokenizer, tmp_path):
+    for seed, name in enumerate(("maths", "zh")):
+        model = expand(pico_llama(), num_blocks=2)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _, parameter in model.trainable_parameter_groups()["expanded"]:
+                parameter += 0.4 * torch.randn(parameter.shape, generator=generator)
+        model.save_sidecar(tmp_path / name)
+    model = load_sidecars(pico_llama(), {name: tmp_path / name for name in ("maths", "zh")})
+    with served(model, pico_tokenizer) as address, opened(browser, address) as page:
+        ask(page, "Once")
+        page.locator("#sidecar").select_option("zh")
+        page.locator(".again", has_text="zh, as trained").click()
+        page.locator(".answer.tuned h3", has_text="zh").wait_for()
+        page.locator(".facts .kl").nth(1).wait_for()
+        page.locator("#sidecar").select_option("a blend")
+        page.get_by_label("zh", exact=True).focus()
+        page.keyboard.press("Home")
+        assert not page.locator("#alpha").is_visible()
+        page.locator(".again", has_text="blend, maths 0.50").click()
+        page.locator(".answer.tuned .at", has_text="maths 0.50").wait_for()
+        page.locator(".facts .kl").nth(1).wait_for()
+        blended = said(page, "tuned")
+        page.locator("#share").click()
+        page.locator("#notice").wait_for()
+        with opened(browser, page.url) as other:
+            other.locator(".answer.tuned .at", has_text="maths 0.50").wait_for()
+            assert said(other, "tuned") == blended
+        page.locator("#sidecar").select_option("maths")
+        page.locator("#alpha").fill("0.5")
+        page.locator(".again", has_text="maths, alpha 0.50").click()
+        page.locator(".answer.tuned h3", has_text="maths").wait_for()
+        page.locator(".facts .kl").nth(1).wait_for()
+        assert said(page, "tuned") == blended  # the other one was off
 
 
 @pytest.mark.slow
