@@ -168,7 +168,9 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
             return self.get_input_embeddings()
         raise self._refusal("get no new tokens")
 
-    def save_sidecar(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def save_sidecar(
+        self, folder: str | os.PathLike[str], overwrite: bool = False, bits: int | None = None
+    ) -> None:
         """They are saved already (ModelError)."""
         raise self._refusal("are saved already, each in its own folder")
 

@@ -63,7 +63,7 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
-    require_one_alpha(model)
+    require_one_alpha(model._expansion)
     alphas = weight_alphas(model.blocks, model.expansion)
     if not inplace:
         model = copy.deepcopy(model)
@@ -76,9 +76,9 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     return base
 
 
-def require_one_alpha(model: ControlLLMForCausalLM) -> None:
+def require_one_alpha(expansion: Expansion) -> None:
     """Check that the dial is no alpha per row or token: weights serve all rows (ModelError)."""
-    if any(part.dial is not None and not is_number(part.dial) for part in model._expansion.parts()):
+    if any(part.dial is not None and not is_number(part.dial) for part in expansion.parts()):
         raise ModelError(
             "The dial holds one alpha per row, and weights serve all rows alike: set one number "
             "first, or one per layer (model.set_alpha)."
@@ -123,13 +123,9 @@ def fold(expansion: Expansion, config: ExpansionConfig, alphas: Mapping[int, flo
     """Put what was trained into the pretrained blocks and ends, in place.
 
     Raises:
-        ModelError: the dial stands at one alpha per row; nothing is changed then.
+        ModelError: the dial holds one alpha per row; nothing is changed then.
     """
-    if any(part.dial is not None and not is_number(part.dial) for part in expansion.parts()):
-        raise ModelError(
-            "The dial stands at one alpha per row, and weights have no rows: call set_alpha with "
-            "the number to collapse at first."
-        )
+    require_one_alpha(expansion)
     for layer, block in expansion.blocks.items():
         if isinstance(block, StackBlock):
             _fold_stack(block, alphas[layer], config.residual_projections)

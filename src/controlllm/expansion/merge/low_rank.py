@@ -59,7 +59,7 @@ def weight_changes(model: ControlLLMForCausalLM) -> Iterator[Change]:
             quantised, or weights cannot be interpolated (`weight_alphas`).
     """
     _check(model)
-    require_one_alpha(model)
+    require_one_alpha(model._expansion)
     alphas = weight_alphas(model.blocks, model.expansion)
     for layer, block in model.blocks.items():
         assert isinstance(block, ConcatBlock)  # `_check` has looked

@@ -90,7 +90,7 @@ def _check(model: ControlLLMForCausalLM) -> None:
             "The base of this model is quantised: load the sidecar onto the base as it was, and "
             "unroll that."
         )
-    require_one_alpha(model)
+    require_one_alpha(model._expansion)
     between = {layer: b.dial for layer, b in model.blocks.items() if b.dial not in (None, 0, 1)}
     if between:
         raise ModelError(

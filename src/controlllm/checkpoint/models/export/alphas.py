@@ -30,7 +30,7 @@ def one_alpha(model: ControlLLMForCausalLM) -> float | None:
 
 
 def _alphas(model: ControlLLMForCausalLM) -> Mapping[str, float]:
-    require_one_alpha(model)
+    require_one_alpha(model._expansion)
     blocks = weight_alphas(model.blocks, model.expansion)
     alphas = {f"layer {layer}": alpha for layer, alpha in blocks.items()}
     for kind, end in model._expansion.ends.items():
