@@ -1,12 +1,15 @@
-"""vLLM writes what transformers writes, at every alpha, side by side in one batch."""
+"""vLLM writes what transformers writes, at every alpha, side by side in one batch.
+
+Kernels round differently: where the two likeliest tokens are equal to rounding (`TIE`), either may
+be written, and what follows is another text.
+"""
 
 import math
-from collections import Counter
 from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.vllm.cases import CASES, TOKENS, Case, make_model, reference, requests
+from tests.vllm.cases import CASES, TIE, TOKENS, Case, make_model, reference, requests
 from tests.vllm.engines import in_own_process, make_engine
 
 pytestmark = [
@@ -45,9 +48,11 @@ def test_tokens_equal_those_of_transformers(case, tmp_path, table):
     expected = reference(model, asked)
     assert len({tuple(one.tokens) for one in expected}) > len(asked) / 2  # alpha matters
     got = in_own_process(write, str(tmp_path), case, asked)
-    found = Counter(one.compared(tokens) for one, tokens in zip(expected, got, strict=True))
-    table.append((case, found))
-    assert found["other"] == 0 and found["tie"] <= 2
+    leads = [one.lead_where_other(tokens) for one, tokens in zip(expected, got, strict=True)]
+    others = [lead for lead in leads if lead < math.inf]
+    table.append((case, len(asked), others))
+    told = {(len(p), a): lead for (p, a), lead in zip(asked, leads, strict=True) if lead < math.inf}
+    assert len(others) <= 2 and max(others, default=0) < TIE, told
 
 
 def score(folder, asked):

@@ -10,6 +10,7 @@
 | `swift` | ms-swift, as an external plugin: `--tuner_type controlllm` |
 | `mergekit` | mergekit: the trained branch as a plain model, and a recipe of its alphas |
 | `vllm` | vLLM: a plugin that serves expanded models, alpha chosen by each request |
+| `sglang` | SGLang: an external model package; not run |
 | `neighbours` | what the plugins share |
 """
 
