@@ -30,7 +30,7 @@ def probe_scalars(model: Any, batch: Batch) -> dict[str, float]:
     inputs = {k: v for k, v in dict(model_inputs(batch)).items() if k != "labels"}
     inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     with evaluating(model), model.unrecorded(), model.probe(list(model.blocks)) as probe:
-        model(**inputs, use_cache=False)
+        model(**inputs)
     mask, found = token_mask(inputs), {}
     for layer in model.blocks:
         pair = probe.pretrained[layer], probe.expanded[layer]

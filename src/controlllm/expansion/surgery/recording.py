@@ -258,8 +258,8 @@ class _Recorder:
         if not block.state.enabled or not self._own_cache:
             return
         named = {k: None if _is_cache(value) else value for k, value in kwargs.items()}
-        first = () if args else (named.pop("hidden_states"),)
-        x, *rest = *first, *(None if _is_cache(value) else value for value in args)
+        rest = [None if _is_cache(value) else value for value in args[1:]]
+        x: Any = args[0] if args else named.pop("hidden_states")
         with nullcontext() if self.keep_grad else torch.no_grad():
             if layer not in now.pretrained:
                 block.pretrained(x, *rest, **named)

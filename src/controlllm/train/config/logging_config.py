@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.registry import check_choice
+from controlllm.train.config.methods import METHODS
 from controlllm.train.config.registries import LOGGERS
 
 __all__ = ["LoggingConfig"]
@@ -19,6 +20,16 @@ class LoggingConfig:
     """Any of console, jsonl (metrics.jsonl), tensorboard (tensorboard/), wandb, or a registered
     name; with training.backend=hf also what transformers knows: mlflow, comet_ml, trackio, swanlab,
     ... One may stand without brackets; none = nowhere."""
+    probes: bool = setting(
+        False,
+        may_change=True,
+        read=Read(
+            lambda run: METHODS.get(run.method).expands and bool(run.data.learn or run.data.retain),
+            "there are no copies, or no held-out set to look at them with",
+        ),
+    )
+    """At each evaluation, record |e - p| / |p|, cos(p, e) and alpha of every expanded block, on the
+    first batch of each held-out set: one forward pass more for each (docs/probes.md)."""
     run_name: str | None = setting(
         None,
         read=Read(

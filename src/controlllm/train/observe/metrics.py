@@ -22,6 +22,8 @@
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
 | `retain/{set}/kl` | KL(base ‖ model) in nats per target token |
+| `probe/{set}/relative_change/layer_{l}` | `logging.probes`: mean of |e - p| / |p| over a batch |
+| `probe/{set}/cosine/layer_{l}`, `/alpha/layer_{l}` | the same of cos(p, e) and of alpha |
 | `generation/{set}/{name}` | of what the model writes, by `evaluation.generation.metrics` |
 | `generation/{set}/base_{name}` | the same of what the base wrote, for the same rows |
 | `generation/{set}/cut_off`, `base_cut_off` | share of texts that `max_new_tokens` ended |
@@ -69,6 +71,7 @@ __all__ = [
     "generation_metrics",
     "is_of_the_machine",
     "memory_gib",
+    "probe_metrics",
     "set_metrics",
 ]
 
@@ -133,6 +136,11 @@ def generation_metrics(name: str, rows: int, compared: Sequence[Compared]) -> di
                 )
             metrics[f"{begin}/{key}"] = value
     return metrics
+
+
+def probe_metrics(name: str, scalars: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of how far the branches are apart on a set."""
+    return {f"probe/{name}/{key}": value for key, value in scalars.items()}
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from controlllm.evaluate import warn_if_not_finite
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.probe import probe_scalars
+from controlllm.train.observe.metrics import probe_metrics
 from controlllm.train.observe.retention import Measurement, better
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
 from controlllm.train.record.evaluation_time import EvaluationTime
@@ -52,11 +55,23 @@ class Evaluation(Callback):
         ready = state.ready
         with self.clock.phase(EVALUATION), self.time.counted(state), ready.autocast():
             measurement = ready.meter.measure()
+            probed = _probed(state)
         state.world.reshard(state.model)
         state.progress.forgetting = measurement.forgetting
-        state.log(measurement.metrics)
+        state.log(measurement.metrics | probed)
         if state.is_first:
             reports = {**measurement.learn, **measurement.retain}
             losses = {name: report.loss for name, report in reports.items()}
             warn_if_not_finite(losses, f"step {state.step}")
         return measurement
+
+
+def _probed(state: RunState) -> dict[str, float]:
+    """How far the branches are apart, on the first batch of each set; nothing if not asked for."""
+    if not state.run.logging.probes or not isinstance(state.model, ControlLLMForCausalLM):
+        return {}
+    meter = state.ready.meter
+    found: dict[str, float] = {}
+    for name, batches in {**meter.retain, **meter.learn}.items():
+        found |= probe_metrics(name, probe_scalars(state.model, batches[0]))
+    return found
