@@ -24,7 +24,7 @@ $(BIN)/python:
 
 # The stamps hold what is installed: nothing is installed again until the requirements change.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e .
+	$(PIP) -e '.[serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -31,6 +31,7 @@ from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
 from controlllm.cli.report import ReportOptions
+from controlllm.cli.serve import ServeOptions
 from controlllm.cli.ship import ShipOptions
 from controlllm.cli.suites import SuitesOptions
 from controlllm.data import DataConfig
@@ -54,6 +55,7 @@ OPTIONS = {
     "ship": ShipOptions,
     "suites": SuitesOptions,
     "demo": DemoConfig,
+    "serve": ServeOptions,
     "env": EnvOptions,
 }
 

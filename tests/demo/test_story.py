@@ -1,5 +1,6 @@
 """The whole demo in small: two steps on a few modules of this Python."""
 
+import asyncio
 import json
 import shutil
 import sysconfig
@@ -14,6 +15,7 @@ from controlllm.demo import DemoConfig, run, story
 from controlllm.demo.forms import FORMS
 from controlllm.demo.methods import METHODS, run_config
 from controlllm.demo.results import Results
+from controlllm.inference.engine.opening import EngineSpec, open_engine
 
 MODULES = ("ast.py", "base64.py", "contextlib.py", "heapq.py", "shelve.py", "textwrap.py")
 
@@ -75,6 +77,17 @@ def test_the_three_forms_load_and_the_exact_ones_agree(told: tuple) -> None:
     assert sidecar.texts == full.texts
     assert type(load_model(folder / "exports" / "collapsed")[0]).__name__ == "LlamaForCausalLM"
     assert collapsed.megabytes < full.megabytes
+
+
+def test_it_ends_by_saying_how_to_use_it(told: tuple, capsys: pytest.CaptureFixture) -> None:
+    """The commands that are said work on what is said: a model with a dial, and its base."""
+    results, folder, _ = told
+    story._tell(results, {}, folder)
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [words[:2] for words in commands] == [["controlllm", "chat"], ["controlllm", "serve"]]
+    engine = open_engine("local", EngineSpec(commands[1][2]))
+    assert (engine.sidecars, engine.has_dial) == (("tuned",), True)
+    asyncio.run(engine.close())
 
 
 def test_all_methods_train_on_the_same_steps_and_batches(tmp_path: Path) -> None:

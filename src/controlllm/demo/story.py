@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -78,6 +79,9 @@ def _tell(results: Results, base_texts: dict[str, str], folder: Path) -> None:
     _say("What was learned, what was forgotten (held-out text, nats per token)")
     print(results.table())
     print(f"\n{folder / RESULTS}, {folder / 'plane.png'}: {results.seconds:.0f} s in all")
+    _say("Use it: in the terminal, or in a browser and by OpenAI's clients, with alpha as you like")
+    for verb in ("chat", "serve"):
+        print(f"controlllm {verb} {shlex.quote(str(folder / 'exports' / FORMS[0]))}")
 
 
 def _claim(folder: Path) -> Path:
