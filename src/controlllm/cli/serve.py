@@ -1,5 +1,6 @@
 """`controlllm serve`: an OpenAI-compatible server, the dial at every client's hand."""
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,28 +129,23 @@ def _greeting(service: Any, host: str, port: int) -> str:
     settings, names = service.settings, service.table.names
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
-    header = "" if settings.api_key is None else f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
-    chats = service.prompts.can_chat
+    key = "" if settings.api_key is None else f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+    chats, has_dial = service.prompts.can_chat, service.table.has_dial
     path = "chat/completions" if chats else "completions"
-    asked = '"messages": [{"role": "user", "content": "Hello"}]' if chats else '"prompt": "Once"'
-    dial = f', "alpha": {0.5}' if service.table.has_dial else ""
-    method = (
-        f"chat.completions.create(model={names[-1]!r}, messages=[...]"
-        if chats
-        else (f"completions.create(model={names[-1]!r}, prompt='Once'")
-    )
-    extra = ', extra_body={"alpha": 0.5}' if service.table.has_dial else ""
-    model = names[min(1, len(names) - 1)]
-    lines = [
-        f"Serving at {url} (Ctrl-C ends it); models: {', '.join(names)}",
-        *([] if chats else ["No chat template: texts are continued, there is no chat."]),
-        *(
-            []
-            if is_loopback(settings.host)
-            else ["Not encrypted: put a proxy that speaks TLS before it on networks of others."]
-        ),
-        f"  curl {url}/v1/{path}{header} -H 'Content-Type: application/json' \\",
-        f'    -d \'{{"model": "{model}", {asked}{dial}}}\'',
-        f'  openai.OpenAI(base_url="{url}/v1", api_key=...).{method}{extra})',
+    asked = {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Once"}
+    asked = {"model": names[min(1, len(names) - 1)]} | asked
+    fields = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    extra = ', extra_body={"alpha": 0.5}' if has_dial else ""
+    body = json.dumps(asked | ({"alpha": 0.5} if has_dial else {}))
+    lines = [f"Serving at {url} (Ctrl-C ends it); models: {', '.join(names)}"]
+    if not chats:
+        lines.append("No chat template: texts are continued, there is no chat.")
+    if not is_loopback(settings.host):
+        lines.append("Not encrypted: put a proxy that speaks TLS before it on networks of others.")
+    lines += [
+        f"  curl {url}/v1/{path}{key} -H 'Content-Type: application/json' \\",
+        f"    -d '{body}'",
+        f'  openai.OpenAI(base_url="{url}/v1", api_key=...).{path.replace("/", ".")}.create(',
+        f"    {fields}{extra})",
     ]
     return "\n".join(lines)

@@ -240,6 +240,24 @@ def test_time_is_bounded(engine) -> None:
     assert asyncio.run(write(writer, greedy(AS_SAVED)))[0]
 
 
+def test_time_in_the_queue_counts(engine) -> None:
+    writer = engine(max_running=1)
+    held = threading.Event()
+
+    async def story() -> None:
+        job = asyncio.create_task(writer.run(lambda hands: held.wait(60)))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeUpError):
+            await write(writer, Request(PROMPT, AS_SAVED, seconds=0.1))
+        with pytest.raises(TimeUpError):
+            await writer.run(lambda hands: None, seconds=0.1)
+        assert writer.health().waiting == 0
+        held.set()
+        await job
+
+    asyncio.run(story())
+
+
 def test_a_failing_model_fails_one_request(engine) -> None:
     writer = engine()
     expected = asyncio.run(write(writer, greedy(AS_SAVED)))[0]

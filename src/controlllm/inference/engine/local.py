@@ -1,10 +1,11 @@
 """The engine on this machine: one thread owns the model, all others hand it work."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,10 @@ from controlllm.inference.engine.writing import Desk, Writing
 __all__ = ["LocalEngine"]
 
 T = TypeVar("T")
+
+_GRACE_SECONDS = 0.1
+"""For the model's thread to tell by itself that the time is up."""
+_log = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -84,7 +89,7 @@ class LocalEngine:
         self._take(work)
         try:
             while True:
-                piece = await pieces.get()
+                piece = await _in_time(work, pieces.get())
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
@@ -108,7 +113,7 @@ class LocalEngine:
         )
         self._take(work)
         try:
-            value, error = await done
+            value, error = await _in_time(work, done)
         finally:
             self._cancel(work)
         if error is not None:
@@ -178,18 +183,28 @@ class LocalEngine:
         except Cancelled:
             return False
         except Exception as error:
-            known = isinstance(error, ControlLLMError) or isinstance(work, Job)
-            work.fail(error if known else _as_model_error(error))
+            if not isinstance(error, ControlLLMError) and not isinstance(work, Job):
+                _log.error("the model failed", exc_info=error)
+                error = ModelError(f"the model failed ({type(error).__name__}).")
+            work.fail(error)
             return False
         finally:
             if isinstance(work, Job):
                 self._dials.forget()
 
 
-def _as_model_error(error: Exception) -> ModelError:
-    made = ModelError(f"the model failed ({type(error).__name__}).")
-    made.__cause__ = error
-    return made
+async def _in_time(work: Work, awaited: Awaitable[T]) -> T:
+    """What is awaited, though the model's thread may be busy with others until the time is up.
+
+    Raises:
+        TimeUpError: the time is up.
+    """
+    try:
+        async with asyncio.timeout(max(work.deadline - time.monotonic(), 0) + _GRACE_SECONDS):
+            return await awaited
+    except TimeoutError:
+        work.check()
+        raise
 
 
 def _threadsafe(loop: Any, call: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -5,21 +5,15 @@ from dataclasses import dataclass
 from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import LONGEST_SECONDS, TINY
 
-__all__ = ["BATCHING", "EngineSettings"]
-
-BATCHING = ("queue",)
-"""queue = each request's tokens are computed alone, the running ones in turns."""
+__all__ = ["EngineSettings"]
 
 
 @dataclass
 class EngineSettings:
     """How much an engine takes on."""
 
-    batching: str = setting("queue", choices=BATCHING)
-    """queue = each request's tokens are computed alone, the running ones taking turns."""
-
     max_running: int = setting(4, at_least=1)
-    """Requests that are written at the same time; each holds a KV cache of its own."""
+    """Requests that are written at the same time, taking turns; each holds a KV cache."""
 
     max_waiting: int = setting(64, at_least=1)
     """Requests that may wait; the next one is refused."""
