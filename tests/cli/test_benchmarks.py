@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.evaluate.samples import write_task
+from tests.evaluate.samples import write_repetition_task, write_task
 
-from controlllm.evaluate import Evaluation, check_walls
+from controlllm.common.errors import ConfigError
+from controlllm.evaluate import Evaluation, check_walls, vllm_targets
 from controlllm.evaluate.texts import EXTRACTORS
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
@@ -397,3 +398,28 @@ def test_several_programs_for_each_question(cli, words, programs, tmp_path):
 def test_what_is_refused_of_programs_and_engines(cli, words, programs, more, told):
     code, _, err = cli(*words(suite=programs, **more))
     assert code == 2 and told in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"collapsed": "true"}, "collapsed needs an expanded model"),
+        ({"alpha": "0,1"}, "alpha needs an expanded model"),
+        ({"tasks": "repeat", "apply_chat_template": "true"}, "has no chat template"),
+    ],
+)
+def test_it_is_told_before_losses_are_measured(cli, words, tmp_path, more, told):
+    text = tmp_path / "t.txt"
+    text.write_text("Once upon a time there was a cat.\n" * 20)
+    if "tasks" in more:
+        (tmp_path / "tasks").mkdir()
+        write_repetition_task(tmp_path / "tasks")
+        suite = {"suite": None, "benchmarks": None, "data_dir": None}
+        more = {**more, **suite, "include_path": tmp_path / "tasks"}
+    code, out, err = cli(*words(**{"files": text, "benchmarks": "arc", **more}))
+    assert code == 2 and told in err and "ppl" not in out
+
+
+def test_both_folders_of_vllm_are_looked_at_before_one_is_asked(stories260k, tmp_path):
+    with pytest.raises(ConfigError, match=f"which {tmp_path} is not"):
+        vllm_targets(str(stories260k), str(tmp_path))

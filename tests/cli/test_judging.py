@@ -137,6 +137,8 @@ def test_compare_shows_benchmarks_where_runs_were_evaluated(cli, finished_run, t
     (runs[2] / "evaluations" / "s" / "items-1.jsonl").write_text("{")
     code, out, _ = cli("compare", *runs, "--output", tmp_path / "o.json")
     assert code == 0 and "benchmarks left out: " in out and "items-1.jsonl:1 is no JSON" in out
+    assert cli("compare", runs[1], "--output", tmp_path / "o.json")[0] == 0  # Ours are replaced.
+    assert cli("compare", *runs, "--output", tmp_path / "o.json")[0] == 0
     row = "| a   | tuned | s     | gsm8k     | knowledge lost | strict  | 0.500 | 0.233 |"
     assert "strict fell; nothing else was read that could say why |" in out
     assert row in out and "| b   | tuned" not in out
@@ -158,6 +160,8 @@ def test_files_of_others_are_not_written_over(cli, tmp_path, run):
         assert code == 3 and "is no verdict of ours" in err and other.read_text() == found
         code, _, err = cli("report", run, "--gate", rules, "--output", other)
         assert code == 2 and "is no report of ours" in err and other.read_text() == found
+        code, _, err = cli("compare", run, "--output", other)
+        assert code == 2 and "is no comparison of ours" in err and other.read_text() == found
     code, _, err = cli("report", run, "--gate", rules, "--output", rules)
     assert code == 2 and rules.read_text() == text
     for _ in range(2):  # The second time over our own.

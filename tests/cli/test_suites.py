@@ -14,6 +14,14 @@ benchmarks:
      extras: [no-such-package-here], strict: "extract:last_number", licence: "\\e[31mMIT"}
 """
 
+TASK = """
+task: {}
+dataset_path: org/mine
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+"""
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
@@ -62,14 +70,27 @@ def test_ones_own(cli, tmp_path):
     (tmp_path / "own.yaml").write_text(MINE)
     _, out, _ = cli("suites", "--suite_dir", tmp_path)
     assert "own: mine" in out and "maths: " in out
-    code, out, _ = cli("suites", "own", "--suite_dir", tmp_path)
-    assert code == 0
+    (tmp_path / "tasks").mkdir()
+    for name in ("my_task", "other"):
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(TASK.format(name))
+    include = ["--include_path", tmp_path / "tasks"]
+    code, out, err = cli("suites", "own", "--suite_dir", tmp_path, *include)
+    assert code == 0, err
     assert cells(out, "mine")[1:5] == ["my_task, 1 more", "generate, auto", "the task's",
                                        "extract:last_number"]  # fmt: skip
     assert cells(out, "mine")[8] == "9.8"
     assert "missing for mine: no-such-package-here is not installed" in out
     assert "\x1b" not in out
-    assert cli("suites", tmp_path / "own.yaml")[1] == out
+    assert cli("suites", tmp_path / "own.yaml", *include)[1] == out
+
+
+@pytest.mark.slow  # lm-eval's index of all its tasks
+def test_a_task_that_there_is_not_is_refused(cli, tmp_path):
+    pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+    (tmp_path / "own.yaml").write_text(MINE.replace("my_task, other", "gsm8k_cott"))
+    code, out, err = cli("suites", tmp_path / "own.yaml")
+    assert (code, out) == (2, "")
+    assert "task='gsm8k_cott' is not known" in err and "Did you mean 'gsm8k_cot" in err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from controlllm.evaluate import (
     readings_table,
     scores_table,
 )
+from controlllm.evaluate.items.reading import _metric
 
 ARC = Asked("arc", ("arc_easy",), "choice", chance=0.25)
 MATHS = Asked("maths", ("gsm8k",), "generate", strict="exact_match,strict-match")
@@ -216,3 +217,10 @@ def test_questions_about_one_passage_count_as_one():
     (together,) = compare_models(evaluation(clusters, tuned), "tuned")
     assert alone.readings["strict"].difference.num_clusters == 400
     assert together.readings["strict"].difference.num_clusters == 2
+
+
+def test_a_metric_on_another_scale_is_refused_when_it_is_read():
+    rows = [{"filter": "none", "metrics": ["bleu"], "bleu": 37.5}]
+    with pytest.raises(ConfigError, match=r"'bleu,none' says 37\.5 of a document"):
+        _metric(rows, "bleu,none")
+    assert _metric([{**rows[0], "bleu": True}], "bleu,none") == 1.0

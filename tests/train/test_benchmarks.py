@@ -95,6 +95,11 @@ def test_what_cannot_be_asked_is_told_at_the_start(
     code = code.replace('strict: "acc_norm,none",', "").replace("allenai/ai2_arc", "openai/x")
     code = code.replace("dataset: openai/x, config: ARC-Easy", "dataset: openai/openai_humaneval")
     (tmp_path / "code.yaml").write_text(code)
+    lacking = SUITE.replace("chance:", "extras: [no-such-package-here], chance:")
+    (tmp_path / "lacking.yaml").write_text(lacking)
+    with pytest.raises(ConfigError, match=r"name in evaluation\.suite a YAML") as told:
+        train(asking(evaluation={"suite": str(tmp_path / "lacking.yaml")}), loaded())
+    assert "no-such-package-here" in str(told.value) and "skip_missing" not in str(told.value)
     with pytest.raises(ConfigError, match="has programs to write"):
         train(asking(evaluation={"suite": str(tmp_path / "code.yaml")}), loaded())
 

@@ -4,7 +4,8 @@ Where runs were evaluated, a second table shows what became of each benchmark.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from controlllm.checkpoint.training.manifest import STATE
 from controlllm.checkpoint.training.state import load_values
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError, DataError
-from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.storage.files import read_json, require_writable, write_json
 from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.forgetting.retention import worst
 from controlllm.evaluate.judging.models import compared_models, deciding, main_models
@@ -126,6 +127,7 @@ def run(argv: list[str]) -> None:
     options = parse_options(CompareOptions, argv, "compare")
     if options.output is not None:
         require_writable(options.output)
+        _refuse_foreign(options.output)
     found: list[tuple[RunSummary, tuple[BenchmarkSummary, ...]]] = []
     for folder in (each for given in options.runs for each in _run_folders(Path(given))):
         try:
@@ -147,6 +149,18 @@ def run(argv: list[str]) -> None:
         more = [{"benchmarks": [asdict(one) for one in each]} if each else {} for _, each in found]
         told = [asdict(run) | each for (run, _), each in zip(found, more, strict=True)]
         write_json(options.output, told)
+
+
+def _refuse_foreign(output: str) -> None:
+    """Check that no file is replaced but the numbers of an earlier comparison (ConfigError)."""
+    if not Path(output).is_file():
+        return
+    ours = {field.name for field in fields(RunSummary)}
+    with suppress(CheckpointError, TypeError):
+        rows = read_json(output)
+        if rows and all(ours <= {*one} for one in rows):
+            return
+    raise ConfigError(f"output={output!r} exists and is no comparison of ours; name another file.")
 
 
 def _benchmarks_or_why_not(folder: Path) -> tuple[BenchmarkSummary, ...]:

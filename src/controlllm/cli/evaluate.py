@@ -17,12 +17,11 @@ from controlllm.cli.kit.benchmarks import (
     save_evaluation,
     store_of,
 )
-from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.parsing import as_list, parse_options
 from controlllm.cli.kit.reference import reference_of
 from controlllm.cli.kit.sets import (
     UNREAD,
     Sets,
-    as_list,
     as_numbers,
     check_names,
     load_sets,
@@ -42,6 +41,7 @@ from controlllm.data import DataConfig, SourceConfig
 from controlllm.data.loader.plugins import load_plugins
 from controlllm.evaluate import (
     Evaluation,
+    Grader,
     LoadedSuite,
     Reference,
     Target,
@@ -170,10 +170,15 @@ def _measure(
     for suite in suites:
         ranks.first(lambda: require_writable(folder / suite.name, folder=True))  # noqa: B023
     results: dict[str, Any] = {"model": shown(options.model)}
+    tokenizer: Any = None
+    graders: dict[str, Grader] = {}
+    if suites:  # What can be refused is, before a model is loaded or a loss measured.
+        tokenizer = find_tokenizer(options.model, options.load)
+        suites = [suite.for_tokenizer(tokenizer) for suite in suites]
+        graders = graders_of(options, suites)
     if options.engine == "vllm" or options.stored:
         if options.files:
             raise ConfigError("engine=vllm and stored=true measure no losses; leave --files out.")
-        tokenizer: Any = find_tokenizer(options.model, options.load)
 
         def asking(suite: str) -> Iterator[Target]:
             if options.stored:
@@ -183,8 +188,12 @@ def _measure(
     else:
         with stage(f"loading {options.model}"):
             model, tokenizer = load_model(options.model, options.load)
-        if len(options.alphas) == 1:
-            _expanded(model).set_alpha(options.alphas[0])
+        if options.collapsed:
+            _expanded(model, "collapsed")
+        if options.alphas:
+            expanded = _expanded(model, "alpha")
+            if len(options.alphas) == 1:
+                expanded.set_alpha(options.alphas[0])
         reference = reference_of(model, tokenizer, options.reference, options.load)
         if sources:
             sets = load_sets(sources, model, tokenizer, options.data, options.batch_size)
@@ -204,7 +213,7 @@ def _measure(
             )
 
     if suites:
-        results["suites"] = _ask(options, suites, tokenizer, asking, ranks)
+        results["suites"] = _ask(options, suites, graders, asking, ranks)
     if (output := options.output) is not None:
         ranks.first(lambda: write_json(output, results))
 
@@ -212,13 +221,11 @@ def _measure(
 def _ask(
     options: EvalOptions,
     suites: Sequence[LoadedSuite],
-    tokenizer: Any,
+    graders: dict[str, Grader],
     asking: Callable[[str], Iterator[Target]],
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Ask all suites, show and save what came back; the numbers of each."""
-    suites = [suite.for_tokenizer(tokenizer) for suite in suites]
-    graders = graders_of(options, suites)
     numbers = {}
     for suite in suites:
         found = evaluate_suite(
@@ -236,9 +243,9 @@ def _ask(
     return numbers
 
 
-def _expanded(model: PreTrainedModel) -> ControlLLMForCausalLM:
+def _expanded(model: PreTrainedModel, option: str) -> ControlLLMForCausalLM:
     if not isinstance(model, ControlLLMForCausalLM):
-        raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
+        raise ConfigError(f"{option} needs an expanded model; {type(model).__name__} is none.")
     return model
 
 

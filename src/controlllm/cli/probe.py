@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.sets import UNREAD, as_list, run_defaults
+from controlllm.cli.kit.parsing import as_list, parse_options
+from controlllm.cli.kit.sets import UNREAD, run_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import require_writable, write_text

@@ -2,20 +2,24 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 
-from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.parsing import as_list, parse_options
 from controlllm.common.errors import ConfigError
+from controlllm.common.settings import RUNS_CODE
 from controlllm.common.text.readable import readable
 from controlllm.common.text.tables import format_table
 from controlllm.evaluate.suites import (
     Benchmark,
     Suite,
+    find_tasks,
     load_suite,
     suite_names,
     what_is_left_out,
     what_is_missing,
 )
+from controlllm.evaluate.suites.stock import OWN
 
 __all__ = ["SuitesOptions", "run"]
 
@@ -40,6 +44,8 @@ class SuitesOptions:
     """Folder with local data, laid out as docs/suites.md says."""
     suite_dir: str | None = None
     """Folder with further suites (YAML)."""
+    include_path: str | list[str] = field(default_factory=list, metadata=RUNS_CODE)
+    """Folders with further task files that a suite of your own names."""
 
 
 def run(argv: list[str]) -> int:
@@ -52,6 +58,9 @@ def run(argv: list[str]) -> int:
         lines = _all(suites)
     else:
         suite, wrong = load_suite(options.name, options.suite_dir), []
+        if suite.name not in suite_names() and find_spec("lm_eval") is not None:
+            tasks = (task for one in suite.benchmarks for task in one.tasks)
+            find_tasks([*tasks], [OWN, *as_list(options.include_path)])
         lines = _one(suite, options.data_dir)
     print(readable("\n".join(lines)))
     for error in wrong:

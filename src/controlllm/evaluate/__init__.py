@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     )
     from controlllm.evaluate.items.store import AnswerStore, default_store
     from controlllm.evaluate.items.tables import numbers_of, readings_table, scores_table
-    from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
+    from controlllm.evaluate.items.tasks import LoadedBenchmark, load_benchmark
     from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
     from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
     from controlllm.evaluate.judging.runs import read_evaluations
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         paired_difference,
         wilson,
     )
+    from controlllm.evaluate.suites.stock import find_tasks
     from controlllm.evaluate.suites.suite import load_suite
 
 __all__ = [

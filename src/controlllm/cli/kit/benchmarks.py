@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from controlllm.cli.kit.sets import CONFIG, as_list, as_numbers
+from controlllm.cli.kit.parsing import as_list
+from controlllm.cli.kit.sets import CONFIG, as_numbers
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.registry import nearest

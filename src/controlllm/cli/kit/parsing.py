@@ -25,7 +25,7 @@ from controlllm.common.settings import RUNS_CODE, require_settings, settings_wit
 from controlllm.common.text.secrets import hidden, redacted
 from controlllm.train.config.config_io import build, merge, read_yaml, require_secrets
 
-__all__ = ["Below", "parse_options"]
+__all__ = ["Below", "as_list", "parse_options"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,11 @@ Below = Callable[[dict[str, Any], bool], Mapping[str, Any]]
 """What the user said, and whether files of others are trusted -> values to lay below it."""
 
 TRUST = "--trust_config true"
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """`a,b` on the command line, or a list in YAML."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 def parse_options(

@@ -30,7 +30,6 @@ from controlllm.train.config.run_config import RunConfig
 __all__ = [
     "UNREAD",
     "Sets",
-    "as_list",
     "as_numbers",
     "check_names",
     "load_sets",
@@ -122,11 +121,6 @@ def _leave_out(data: dict[str, Any], trusts: bool, plugins_given: bool) -> Itera
         yield f"--data.chat_template={shlex.quote(data['chat_template'])}"
         data["chat_template"] = None
     data |= {"plugins": [], "cache_dir": None}
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    """`a,b` on the command line, or a list in YAML."""
-    return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 def check_names(sources: list[SourceConfig]) -> None:

@@ -9,8 +9,14 @@ from typing import Any
 from controlllm.common.errors import ConfigError
 from controlllm.evaluate.items.metrics import check_readings, usual_asked, usual_choice
 from controlllm.evaluate.items.records import Asked
-from controlllm.evaluate.items.tasks import LoadedBenchmark, find_tasks, load_benchmark
-from controlllm.evaluate.suites import Benchmark, Suite, prepare_tasks, what_is_missing
+from controlllm.evaluate.items.tasks import LoadedBenchmark, load_benchmark
+from controlllm.evaluate.suites import (
+    Benchmark,
+    Suite,
+    find_tasks,
+    prepare_tasks,
+    what_is_missing,
+)
 
 __all__ = ["Draw", "LoadedSuite", "available", "load_questions", "load_tasks"]
 
@@ -80,13 +86,19 @@ class LoadedSuite:
         return [asked.name for asked, _ in self.benchmarks if asked.kind == kind]
 
 
-def available(suite: Suite, data_dir: str | None, skip_missing: bool = False) -> Suite:
+def available(
+    suite: Suite,
+    data_dir: str | None,
+    skip_missing: bool = False,
+    instead: str = "--skip_missing true leaves these benchmarks out",
+) -> Suite:
     """A suite, if this machine has all that it needs.
 
     Args:
         suite: what is to be asked.
         data_dir: local data, as in `prepare_tasks`.
         skip_missing: leave out what cannot be asked here.
+        instead: what else can be done about it, for the message.
 
     Raises:
         ConfigError: something is missing, with what to do; or nothing is left.
@@ -96,8 +108,7 @@ def available(suite: Suite, data_dir: str | None, skip_missing: bool = False) ->
     if lacking and not skip_missing:
         told = "\n".join(f"  {name}: {one}" for name, all_ in lacking.items() for one in all_)
         raise ConfigError(
-            f"suite {suite.name} lacks something on this machine (--skip_missing true leaves "
-            f"these benchmarks out):\n{told}"
+            f"suite {suite.name} lacks something on this machine ({instead}):\n{told}"
         )
     kept = tuple(one for one in suite.benchmarks if one.name not in lacking)
     if not kept:

@@ -16,8 +16,8 @@ from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.common.storage.files import file_digest
 from controlllm.evaluate.items.asking import Answering
-from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.store import Answer, Request
+from controlllm.evaluate.suites.quiet_harness import quiet_harness
 
 __all__ = ["StoredModel", "live_model", "vllm_identity", "vllm_model"]
 

@@ -208,6 +208,11 @@ def _metric(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     value = row[metric]
     if not isinstance(value, bool | int | float):
         raise ConfigError(f"metric {name!r} is no number for each document; name another one.")
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"metric {name!r} says {value:g} of a document, and a reading is a number from 0 to 1: "
+            "name another metric; this one stands among the scores of its task."
+        )
     return float(value)
 
 

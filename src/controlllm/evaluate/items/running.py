@@ -30,11 +30,11 @@ from controlllm.evaluate.items.models import (
     vllm_identity,
     vllm_model,
 )
-from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.reading import read_items
 from controlllm.evaluate.items.records import Asked, Evaluation, Item, Subject
 from controlllm.evaluate.items.store import AnswerStore
 from controlllm.evaluate.items.tasks import LoadedBenchmark, ask_harness
+from controlllm.evaluate.suites.quiet_harness import quiet_harness
 
 __all__ = [
     "Grader",
@@ -144,10 +144,16 @@ def vllm_targets(model: str, reference: str | None, dtype: str = "auto") -> Iter
         ConfigError: vLLM is not installed, or a folder holds no whole weights.
     """
     label = TUNED if reference is not None else ONLY
-    for name, folder in ((BASE, reference), (label, model)):
-        if folder is not None:
-            subject = Subject(name, folder, None, vllm_identity(folder, dtype))
-            yield Target(subject, partial(vllm_model, folder, dtype))
+    named = [(BASE, reference), (label, model)]
+    told = [(name, folder) for name, folder in named if folder is not None]
+    # All of them are looked at before the first is asked.
+    identities = [vllm_identity(folder, dtype) for _, folder in told]
+    return iter(
+        [
+            Target(Subject(name, folder, None, identity), partial(vllm_model, folder, dtype))
+            for (name, folder), identity in zip(told, identities, strict=True)
+        ]
+    )
 
 
 def ask_model(

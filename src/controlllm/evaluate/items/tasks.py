@@ -11,20 +11,17 @@ import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from controlllm.common.errors import ConfigError, DataError
-from controlllm.common.registry import check_choice
 from controlllm.evaluate.items.asking import AnswerBook
-from controlllm.evaluate.items.quiet_harness import quiet_harness
 from controlllm.evaluate.items.store import Answer, Request
+from controlllm.evaluate.suites.quiet_harness import quiet_harness
 
 __all__ = [
     "LoadedBenchmark",
     "ask_harness",
     "cluster_of",
-    "find_tasks",
     "likelihood",
     "load_benchmark",
     "number",
@@ -62,37 +59,6 @@ class LoadedBenchmark:
         if self.drawn is not None:
             return sum(map(len, self.drawn.values()))
         return sum(len(task.eval_docs) for task in self.tasks.values())
-
-
-def find_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> Any:
-    """lm-eval's manager of tasks, which knows those of these names.
-
-    It knows the tasks of the folders only, where they suffice: lm-eval's own index takes seconds.
-
-    Args:
-        names: of tasks, groups or tags.
-        folders: with further task files (YAML).
-
-    Raises:
-        ConfigError: lm-eval is not installed, a folder is none, or a task is not known (with the
-            nearest name).
-    """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ConfigError(
-            f"running tasks needs lm-eval ({error}): pip install 'controlllm[eval]'."
-        ) from error
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
-    paths = [str(folder) for folder in folders]
-    manager = TaskManager(include_path=paths, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=paths, include_defaults=True)
-    for name in names:
-        check_choice("task", name, manager.all_tasks)
-    return manager
 
 
 def load_benchmark(

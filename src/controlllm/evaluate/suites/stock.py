@@ -3,9 +3,7 @@
 lm-eval reads its YAMLs here without importing the functions that they name.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,7 @@ from controlllm.common.quiet import quiet_imports
 from controlllm.common.registry import check_choice
 from controlllm.common.text.yamls import parse_yaml
 
-__all__ = ["OWN", "Leaf", "Tasks", "folder_of_task", "read_template"]
+__all__ = ["OWN", "Leaf", "Tasks", "find_tasks", "folder_of_task", "read_template"]
 
 OWN = Path(__file__).parent / "tasks"
 """Tasks that lm-eval has not, and templates that are laid over tasks."""
@@ -65,28 +63,50 @@ class Leaf:
     over: Mapping[str, Any] = field(default_factory=dict)
 
 
+def find_tasks(names: Sequence[str], folders: Sequence[str | Path] = ()) -> Any:
+    """lm-eval's manager of tasks, which knows those of these names.
+
+    It knows the tasks of the folders only, where they suffice, and then those that lie where names
+    of our suites do: lm-eval's own index takes seconds.
+
+    Args:
+        names: of tasks, groups or tags.
+        folders: with further task files (YAML).
+
+    Raises:
+        ConfigError: lm-eval is not installed, a folder is none, or a task is not known (with the
+            nearest name).
+    """
+    try:
+        with quiet_imports():
+            from lm_eval.tasks import TaskManager
+
+            from controlllm.evaluate.suites.quiet_harness import quiet_harness
+    except ImportError as error:
+        raise ConfigError(
+            f"tasks need lm-eval ({error}): pip install 'controlllm[eval]'."
+        ) from error
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
+    mine = [str(folder) for folder in folders]
+    few = sorted({str(path) for name in names if (path := folder_of_task(name)) is not None})
+    with quiet_harness():
+        for paths, defaults in ((mine, False), ([*few, *mine], False), (mine, True)):
+            manager = TaskManager(include_path=paths, include_defaults=defaults)
+            if set(names) <= set(manager.all_tasks):
+                break
+    for name in names:
+        check_choice("task", name, manager.all_tasks)
+    return manager
+
+
 class Tasks:
     """Finds tasks by name: in the user's folders, in ours, in lm-eval's."""
 
     def __init__(self, names: Sequence[str], include_path: Sequence[str | Path] = ()) -> None:
-        """Index the folders that hold the named tasks (ConfigError without lm-eval)."""
-        try:
-            with quiet_imports():
-                from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise ConfigError(
-                f"suites need lm-eval ({error}): pip install 'controlllm[eval]'."
-            ) from error
-        for folder in include_path:
-            if not Path(folder).is_dir():
-                raise ConfigError(f"include_path={str(folder)!r} is not a folder.")
-        mine = [str(OWN), *map(str, include_path)]
-        few = {str(path) for name in names if (path := folder_of_task(name)) is not None}
-        with _quiet("lm_eval.tasks._index"):  # of tags that tasks of two folders have
-            manager = TaskManager(include_path=[*sorted(few), *mine], include_defaults=False)
-            if not set(names) <= set(manager.all_tasks):
-                manager = TaskManager(include_path=mine, include_defaults=True)
-        self._index = manager.task_index
+        """Index the folders that hold the named tasks (ConfigError: see `find_tasks`)."""
+        self._index = find_tasks(names, [OWN, *include_path]).task_index
 
     def leaves(self, names: Sequence[str]) -> list[Leaf]:
         """The tasks behind names of tasks, groups and tags, each once.
@@ -142,17 +162,6 @@ def read_template(name: str) -> tuple[Path, dict[str, Any]]:
     if "include" in values:
         values = read_template(Path(values.pop("include")).stem)[1] | values
     return path, values
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def folder_of_task(name: str) -> Path | None:

@@ -7,6 +7,11 @@ from controlllm.train.parallel import World
 
 __all__ = ["load_benchmarks"]
 
+_INSTEAD = (
+    "put the data below evaluation.data_dir, or name in evaluation.suite a YAML of the benchmarks "
+    "that can be asked here"
+)
+
 
 def load_benchmarks(run: RunConfig, world: World) -> LoadedSuite | None:
     """Load the questions of `evaluation.suite`, before a model is.
@@ -25,7 +30,7 @@ def load_benchmarks(run: RunConfig, world: World) -> LoadedSuite | None:
             f"parallel.strategy={run.parallel.strategy} cuts into parts: take ddp or zero2, or ask "
             "the suite after the run, by `controlllm eval`."
         )
-    suite = available(load_suite(config.suite), config.data_dir)
+    suite = available(load_suite(config.suite), config.data_dir, instead=_INSTEAD)
     draw = Draw(config.sample, seed=run.training.seed)
     try:
         loaded = load_questions(suite, config.data_dir, draw)
