@@ -179,6 +179,21 @@ def test_one_named_sidecar_needs_no_name(folders):
     assert model.expansion.layers == [0, 1, 3]
 
 
+def test_a_sidecar_that_is_off_keeps_its_saved_dial(tmp_path):
+    for name, dial in (("a", 0.3), ("b", {3: 0.2})):
+        model = expand(make_base("llama"), layers=[1, 3])
+        train(model, steps=1).set_alpha(dial)
+        model.save_sidecar(tmp_path / name)
+    model = load_sidecars(make_base("llama"), {n: tmp_path / n for n in "ab"})
+    assert {n: e.dial for n, e in model.expansions.items()} == {"a": 0.3, "b": {3: 0.2}}
+    for name in "ab":
+        single = load_sidecar(make_base("llama"), tmp_path / name)
+        model.set_alpha({name: model.expansions[name].dial})
+        assert torch.equal(logits(model), logits(single.eval()))
+    model.set_alpha({"a": {1: 0.5}})  # layer 3 keeps 0.3, though it was off
+    assert {k: v for k, v in model.alphas().items() if k[0] == "a"} == {"a 1": 0.5, "a 3": 0.3}
+
+
 def test_added_tokens_of_the_only_sidecar(folders, tmp_path):
     model = expand(make_base("llama"), num_blocks=2, expand_ends=True)
     model.resize_token_embeddings(63)

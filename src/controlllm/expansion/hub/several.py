@@ -45,6 +45,13 @@ class Sidecar(Dial):
         self.config = config
         self._expansion = expansion
 
+    def turn_on(self, alpha: Alpha, expansion: dict[str, Any]) -> None:
+        """Turn the dial to what `_checked` gave, from wherever it was, off or by row."""
+        if isinstance(alpha, Mapping):  # Layers that are not named have the numbers set before.
+            self._apply_dial(None)
+            self._apply_dial(self.expansion.dial)
+        self._turn(alpha, expansion)
+
     @property
     def _module(self) -> nn.Module:
         """Where adapters on top of it are: nowhere, since such sidecars are loaded alone."""
@@ -80,7 +87,11 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
 
     @property
     def expansions(self) -> dict[str, ExpansionConfig]:
-        """How the base was expanded for each sidecar; `dial` is the last number set or saved."""
+        """How the base was expanded for each sidecar.
+
+        Its `dial` is the number that was named for it last, else the one it was saved with: that it
+        is off meanwhile changes nothing.
+        """
         return {name: sidecar.expansion for name, sidecar in self._named.items()}
 
     def set_alpha(self, alpha: Alpha | Mapping[str, Alpha]) -> None:
@@ -97,9 +108,12 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
                 it is not clear whose. Nothing is changed then.
         """
         wanted = self._by_name(alpha)
-        checked = {name: s._checked(wanted.get(name, 0)) for name, s in self._named.items()}
-        for name, values in checked.items():
-            self._named[name]._turn(*values)
+        checked = {name: self._named[name]._checked(value) for name, value in wanted.items()}
+        for name, sidecar in self._named.items():
+            if name in checked:
+                sidecar.turn_on(*checked[name])
+            else:
+                sidecar._apply_dial(0.0)
 
     def _by_name(self, alpha: Any) -> Mapping[str, Alpha]:
         if isinstance(alpha, Mapping) and all(isinstance(key, str) for key in alpha):

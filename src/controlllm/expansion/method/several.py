@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlllm.common.errors import ModelError
 from controlllm.common.forwarding import Forwarding
 from controlllm.expansion.method.block import ExpandedBlock, first
-from controlllm.expansion.method.dials import dial_at, is_zero
+from controlllm.expansion.method.dials import PartDial, dial_at, is_zero
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.slots import Slots
 from controlllm.expansion.method.state import AlignmentState
@@ -55,6 +56,14 @@ class SharedPart(Forwarding):
         self.pretrained = parts[0].pretrained
         self.sidecars = nn.ModuleList(parts)
         self.state: AlignmentState = parts[0].state
+
+    @property
+    def dial(self) -> PartDial:
+        """Each sidecar's part has its own (ModelError)."""
+        raise ModelError(
+            "Several sidecars stand at this place of the model, each with a dial of its own: load "
+            "the one that is meant by load_sidecar(base, folder)."
+        )
 
     @property
     def on(self) -> list[Any]:
