@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.text.progress import stage
+from controlllm.inference import vllm_server
 from controlllm.inference.engine import EngineSettings
 from controlllm.inference.engine.opening import ENGINES, EngineSpec, open_engine
 from controlllm.inference.serve.settings import ServeLimits, ServeSettings, is_loopback
@@ -19,6 +20,7 @@ __all__ = ["KEY_VARIABLE", "ServeOptions", "run"]
 
 KEY_VARIABLE = "CONTROLLLM_API_KEY"
 """The environment variable that may hold the server's key."""
+VLLM = "vllm"
 _LONGEST_KEY = 4096
 
 
@@ -51,8 +53,10 @@ class ServeOptions:
     chat_template: str | None = None
     """plain, chatml, a Jinja file or text; none = no chat, texts are continued; null = the one
     saved with the model, or none."""
-    engine: str = setting("local", choices=ENGINES.names)
-    """Who computes."""
+    engine: str = setting("local", choices=lambda: [*ENGINES.names(), VLLM])
+    """Who computes; vllm = vLLM's own server takes over, for a model folder (form full)."""
+    vllm_args: list[str] = field(default_factory=list)
+    """Further options of `vllm serve`, such as [--tensor-parallel-size, "2"]."""
     compute: EngineSettings = field(default_factory=EngineSettings)
     """How much is taken on at a time."""
     limits: ServeLimits = field(default_factory=ServeLimits)
@@ -68,7 +72,6 @@ class ServeOptions:
 def run(argv: list[str]) -> None:
     """Load the model and serve it until a signal says to stop."""
     options = parse_options(ServeOptions, argv, "serve")
-    make_app, serve = _server()
     settings = ServeSettings(
         options.host,
         options.port,
@@ -78,6 +81,12 @@ def run(argv: list[str]) -> None:
         tuple(options.alphas),
         options.limits,
     )
+    if options.engine == VLLM:
+        vllm_server.serve(options.model, _launch(options, settings))
+        return
+    if options.vllm_args:
+        raise ConfigError(f"vllm_args={options.vllm_args} needs --engine {VLLM}.")
+    make_app, serve = _server()
     spec = EngineSpec(
         options.model,
         options.name,
@@ -90,6 +99,32 @@ def run(argv: list[str]) -> None:
         engine = open_engine(options.engine, spec)
     app = make_app(engine, settings)
     serve(app, lambda host, port: print(_greeting(app.state.service, host, port), flush=True))
+
+
+def _launch(options: ServeOptions, settings: ServeSettings) -> vllm_server.Launch:
+    """What of the options reaches vLLM's server.
+
+    Raises:
+        ConfigError: one was given that would not.
+    """
+    plain = ServeOptions(options.model)
+    reached = {"model", "name", "host", "port", "api_key_file", "engine", "vllm_args", "compute"}
+    given = [f.name for f in fields(plain) if getattr(options, f.name) != getattr(plain, f.name)]
+    lost = sorted(set(given) - reached)
+    running = EngineSettings(max_running=options.compute.max_running)
+    if lost or options.compute != running:
+        raise ConfigError(
+            f"--engine {VLLM} does not read {', '.join(lost) or 'compute but for max_running'}: "
+            "vLLM's server has options of its own (--vllm_args), and no sidecars."
+        )
+    return vllm_server.Launch(
+        settings.host,
+        settings.port,
+        settings.api_key,
+        options.name if "name" in given else None,
+        max_running=options.compute.max_running if "compute" in given else None,
+        more=options.vllm_args,
+    )
 
 
 def _server() -> tuple[Any, Any]:
