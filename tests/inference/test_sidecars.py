@@ -26,6 +26,8 @@ def folders(pico_llama: Callable, pico_tokenizer: Any, tmp_path_factory) -> dict
         with torch.no_grad():
             for _, parameter in model.trainable_parameter_groups()["expanded"]:
                 parameter += 0.4 * torch.randn(parameter.shape, generator=generator)
+        if name == "zh":
+            model.set_alpha(0.8)  # as calibrate would
         model.save_sidecar(root / name)
     return {path.name: path for path in root.iterdir()}
 
@@ -35,6 +37,7 @@ def chat(folders, pico_llama: Callable, pico_tokenizer: Any) -> Chat:
     model = load_sidecars(pico_llama(), {name: folders[name] for name in ("maths", "zh")})
     written: list[str] = []
     made = Chat(model, pico_tokenizer, GenerationSettings(max_new_tokens=6), written.append)
+    made.dials = {"zh": 0.8}
     made.written = written  # type: ignore[attr-defined]
     return made
 
@@ -66,6 +69,10 @@ def test_the_first_answers_at_first_and_alpha_is_its_own(chat) -> None:
     chat.handle("/alpha maths=0.3 zh=0.2")
     assert {k.split()[0]: v for k, v in chat.model.alphas().items()} == {"maths": 0.3, "zh": 0.2}
     output(chat)
+    chat.handle("/sidecar zh")
+    assert {k.split()[0]: v for k, v in chat.model.alphas().items()} == {"maths": 0.0, "zh": 0.8}
+    chat.handle("/alpha maths=0.3 zh=0.2")
+    output(chat)
     chat.handle("/sidecar mths")
     assert "maths" in output(chat)
     chat.handle("/sidecar")
@@ -74,8 +81,9 @@ def test_the_first_answers_at_first_and_alpha_is_its_own(chat) -> None:
 
 def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
     base, maths = str(folders["base"]), str(folders["maths"])
-    model, _ = load_named(base, {"maths": maths, "zh": str(folders["zh"])})
+    model, _, dials = load_named(base, {"maths": maths, "zh": str(folders["zh"])})
     assert model.sidecars == ("maths", "zh")
+    assert dials == {"maths": None, "zh": 0.8}
     with pytest.raises(ConfigError, match="expanded itself"):
         load_named(maths, {"zh": str(folders["zh"])})
     with pytest.raises(ConfigError, match="not a sidecar"):

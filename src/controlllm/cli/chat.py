@@ -53,13 +53,16 @@ def run(argv: list[str]) -> None:
     """Load the model and answer standard input until it ends."""
     options = parse_options(ChatOptions, argv, "chat")
     with stage(f"loading {options.model}"):
-        model, tokenizer = load_named(options.model, options.sidecars, options.load)
+        model, tokenizer, dials = load_named(options.model, options.sidecars, options.load)
     if options.chat_template == "none":
         tokenizer.chat_template = None
     elif options.chat_template is not None:
         tokenizer.chat_template = resolve_chat_template(options.chat_template, tokenizer)
     with _renderer(tokenizer) as render:
         chat = Chat(model, tokenizer, options.generation, system=options.system, render=render)
+        if dials:
+            chat.dials = dials
+            chat.choose(next(iter(dials)))
         if options.alpha is not None:
             chat.set_alpha(options.alpha)
         _talk(chat, options.model)

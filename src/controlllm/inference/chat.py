@@ -67,8 +67,10 @@ class Chat:
         self.opening = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.opening)
         self.base_only = False
-        if self.sidecars:
-            self._turn({self.sidecars[0]: None})
+        self.dials: dict[str, Any] = {}
+        self._on = self.sidecars[:1]
+        if len(self.sidecars) > 1:  # They are all off; one alone stands as it was saved.
+            self.choose(self.sidecars[0])
         self._saved: dict[Path, TextIO] = {}  # Open, so that no other file can pass for them.
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
@@ -189,10 +191,20 @@ class Chat:
                 "controlllm chat BASE --sidecars.maths FOLDER --sidecars.zh FOLDER"
             )
         if argument:
-            check_choice("sidecar", argument, self.sidecars)
-            self.set_alpha({argument: None})
+            self.choose(argument)
         names = (f"{name} (answers)" if name in self._on else name for name in self.sidecars)
         self.write(f"sidecars: {', '.join(names)}\n")
+
+    def choose(self, sidecar: str) -> None:
+        """Answer with this one of several sidecars, at its dial in `dials`, else as trained.
+
+        Raises:
+            ConfigError: there is no such sidecar.
+        """
+        check_choice("sidecar", sidecar, self.sidecars)
+        self._turn({sidecar: self.dials.get(sidecar)})
+        self.base_only = False
+        self.generator.forget()
 
     def _compare(self, argument: str) -> None:
         self.compare(argument or None)

@@ -175,7 +175,7 @@ def test_several_sidecars_are_chosen_or_blended(browser, pico_llama, pico_tokeni
         page.locator(".answer.tuned h3", has_text="zh").wait_for()
         page.locator(".facts .kl").nth(1).wait_for()
         page.locator("#sidecar").select_option("a blend")
-        page.get_by_label("zh", exact=True).focus()
+        page.get_by_label("alpha of zh").focus()
         page.keyboard.press("Home")
         assert not page.locator("#alpha").is_visible()
         page.locator(".again", has_text="blend, maths 0.50").click()

@@ -93,6 +93,7 @@ function blendSlide(name) {
   box.className = "slide";
   const slider = fields.alpha.cloneNode();
   slider.removeAttribute("id");
+  slider.setAttribute("aria-label", `alpha of ${name}`);
   blend[name] = slider;
   const label = document.createElement("span");
   label.textContent = name;
