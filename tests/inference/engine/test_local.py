@@ -290,7 +290,7 @@ def test_closing_ends_what_takes_too_long(engine) -> None:
         text: AsyncIterator[Piece] = writer.generate(greedy(AS_SAVED, most=480))
         await anext(text)
         await writer.close()
-        with pytest.raises(TimeUpError):
+        with pytest.raises(ClosingError):
             async for _ in text:
                 pass
 

@@ -176,12 +176,19 @@ def test_asked_to_stop_it_finishes_what_runs_and_takes_nothing_new(serving) -> N
 
 
 def test_asked_to_stop_it_does_not_wait_for_ever(serving) -> None:
+    """What still runs then is told so, in a stream and without."""
     one = serving(limits={"stop_seconds": 0.2})
     stream = raw(one, LONG | {"stream": True})
-    assert stream.recv(1)
+    whole = raw(one, LONG)
+    until(lambda: one.engine.health().running == 2)
     one.stop()
     assert not one.engine._thread.is_alive()
-    stream.close()
+    for connection, status in ((stream, b" 200 "), (whole, b" 503 ")):
+        text = b"".join(iter(lambda c=connection: c.recv(1 << 20), b""))
+        assert status in text[:20]
+        assert b"the server has ended" in text
+        assert b"[DONE]" not in text
+        connection.close()
 
 
 def test_a_crowd_of_clients_equals_clients_one_by_one(running) -> None:

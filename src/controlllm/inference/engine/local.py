@@ -136,7 +136,7 @@ class LocalEngine:
             await asyncio.sleep(0.02)
         with self._changed:
             for work in [*self._waiting, *self._running]:
-                work.deadline = 0.0
+                work.ended = ClosingError("the server has ended, and this with it.")
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 

@@ -23,6 +23,7 @@ class Work(ABC):
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.cancelled = False
+        self.ended: Exception | None = None
 
     def check(self) -> None:
         """Whether it is still wanted.
@@ -30,9 +31,12 @@ class Work(ABC):
         Raises:
             Cancelled: nobody waits for it.
             TimeUpError: it took too long.
+            Exception: what `ended` is, where somebody has ended it.
         """
         if self.cancelled:
             raise Cancelled
+        if self.ended is not None:
+            raise self.ended
         if time.monotonic() > self.deadline:
             raise TimeUpError(f"the request took longer than {self.seconds:g} seconds.")
 

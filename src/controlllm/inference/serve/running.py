@@ -67,9 +67,12 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Asked by uvicorn ten times a second: whether to end."""
-        idle = self.service.in_flight == 0
-        if self._ends is not None and (idle or time.monotonic() > self._ends):
-            return True
+        if self._ends is not None:
+            if time.monotonic() > self._ends:
+                await self.service.engine.close()  # What still runs is told so.
+                return True
+            if self.service.in_flight == 0:
+                return True
         return await super().on_tick(counter)
 
 
