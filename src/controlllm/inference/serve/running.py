@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
             ws="none",
             limit_concurrency=limits.connections,
             timeout_keep_alive=int(max(1, min(limits.client_seconds, 30))),
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=5,  # To send what is told then.
             access_log=False,
             log_config=None,
             server_header=False,
