@@ -82,7 +82,7 @@ def heat_map(
     cells: list[Child] = []
     for number, name in enumerate(columns):
         x = LABEL + width * number + width / 2 + 4
-        turned = f"translate({x:.1f} {top - 5}) rotate(-90)"
+        turned = f"translate({x:.1f} {top - 6}) rotate(-90)"
         cells.append(tag("text", visible(name), x=0, y=0, transform=turned, class_="token"))
     for line, (label, values) in enumerate(rows):
         y = top + CELL_HEIGHT * line

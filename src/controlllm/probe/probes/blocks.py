@@ -42,7 +42,8 @@ def blocks(study: Study) -> Finding:
     layers = suggested(left)
     gain, *rest = (_mean_change(tuned, base) for tuned, base in whole)
     told = f"The loss on the learned texts fell by {gain:.3f} nats per token"
-    told += f", on those to keep it rose by {-rest[0]:.3f}" if rest else ""
+    if rest:
+        told += f", on those to keep it {'rose' if rest[0] < 0 else 'fell'} by {abs(rest[0]):.3f}"
     best = max(left, key=lambda one: one.gain_lost.estimate)
     carries = f"{part_name(best.part)} carries most ({best.gain_lost})"
     chosen = (
@@ -149,8 +150,10 @@ def _table(left: Sequence[Left]) -> Child:
         tag(
             "tr",
             tag("th", part_name(one.part), scope="row"),
-            _cells(one.gain_lost, reach, "good"),
-            _cells(one.forgetting_avoided, reach, "bad") if one.forgetting_avoided else None,
+            _cells(one.gain_lost, reach, ("good", "bad")),
+            _cells(one.forgetting_avoided, reach, ("bad", "good"))
+            if one.forgetting_avoided
+            else None,
             tag("td", _word(one)),
         )
         for one in left
@@ -166,10 +169,11 @@ def _table(left: Sequence[Left]) -> Child:
     return table(heads, tag("tbody", rows))
 
 
-def _cells(one: Interval, reach: float, look: str) -> Child:
-    sure = one.low > 0 or one.high < 0
+def _cells(one: Interval, reach: float, looks: tuple[str, str]) -> Child:
+    """A number and its bar; `looks` are those of what is surely above 0, and surely below."""
+    look = looks[0] if one.low > 0 else looks[1] if one.high < 0 else "open"
     told = str(one).replace("-", "−") if one.high < float("inf") else f"{one.estimate:+.4f}"
-    return [tag("td", told, class_="t"), tag("td", bar(one, reach, look if sure else "open"))]
+    return [tag("td", told, class_="t"), tag("td", bar(one, reach, look))]
 
 
 def _word(one: Left) -> str:

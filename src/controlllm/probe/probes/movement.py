@@ -53,8 +53,8 @@ def movement(study: Study) -> Finding:
         look_for="Dark rows are blocks that learned a lot (or were left unaligned); dark columns "
         "are tokens that the new domain treats differently. A large length with a small angle is "
         "mere scaling.",
-        result=f"{part_name(most)} has moved most ({change[most]:.3f} of |p|), {part_name(least)} "
-        f"least ({change[least]:.3f}); cosines lie between {min(cos.values()):.3f} and "
+        result=f"{part_name(most).capitalize()} has moved most ({change[most]:.3f} of |p|), "
+        f"{part_name(least)} least ({change[least]:.3f}); cosines lie between {min(cos.values()):.3f} and "
         f"{max(cos.values()):.3f}.",
         parts=parts,
         scalars={
