@@ -54,8 +54,8 @@ def movement(study: Study) -> Finding:
         "are tokens that the new domain treats differently. A large length with a small angle is "
         "mere scaling.",
         result=f"{part_name(most).capitalize()} has moved most ({change[most]:.3f} of |p|), "
-        f"{part_name(least)} least ({change[least]:.3f}); cosines lie between {min(cos.values()):.3f} and "
-        f"{max(cos.values()):.3f}.",
+        f"{part_name(least)} least ({change[least]:.3f}); cosines lie between "
+        f"{min(cos.values()):.3f} and {max(cos.values()):.3f}.",
         parts=parts,
         scalars={
             "relative_change": {k: v for k, v in change.items() if isinstance(k, int)},
