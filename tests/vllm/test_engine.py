@@ -99,6 +99,8 @@ def test_cached_prefixes_are_those_of_the_same_alpha(tmp_path):
 
 
 def ask_wrongly(folder, words):
+    from vllm.exceptions import VLLMValidationError
+
     engine = make_engine(folder)
     said = []
     for extra_args in words:
@@ -107,7 +109,7 @@ def ask_wrongly(folder, words):
         try:
             engine.generate(prompts_of([([5, 6], None)]), wanted, use_tqdm=False)
             said.append("")
-        except ValueError as error:
+        except VLLMValidationError as error:
             said.append(str(error))
     return said
 
