@@ -130,17 +130,19 @@ def cell(options: argparse.Namespace, case: dict[str, Any], bits: int | None) ->
             "kl": reports["retain"].kl,
         }
 
-    chosen = {"learn": sets["learn_chosen"]}, {"retain": sets["retain_chosen"]}
-    own = calibrate(model, *chosen, options.budget, options.alphas, options.refine).chosen.alpha
+    own = whole = model.expansion.alpha
+    if options.alphas:
+        chosen = {"learn": sets["learn_chosen"]}, {"retain": sets["retain_chosen"]}
+        own = calibrate(model, *chosen, options.budget, options.alphas, options.refine).chosen.alpha
+        whole = own if bits is None else cell(options, case, None)["alpha"]
     again = told()
-    whole = own if bits is None else cell(options, case, None)["alpha"]
     model.set_alpha(whole)
     found = {
         "case": case["name"],
         "bits": bits,
         "bytes": (folder / "sidecar.safetensors").stat().st_size,
         "alpha": own,
-        "at_whole_alpha": told(),
+        "at_whole_alpha": told() if whole != own else again,
         "at_own_alpha": again,
         "about": about(),
     }
@@ -277,7 +279,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", help="to measure in; files are as trained")
     parser.add_argument("--budget", type=float, default=0.05)
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8, 1.0])
+    parser.add_argument(
+        "--alphas",
+        type=float,
+        nargs="*",
+        default=[0.2, 0.4, 0.6, 0.8, 1.0],
+        help="to choose from; none: the alpha of training, without choosing",
+    )
     parser.add_argument("--refine", type=int, default=2)
     parser.add_argument("--benchmarks", nargs="*", default=["arc_easy", "piqa"])
     parser.add_argument("--sample", type=int, default=40)
