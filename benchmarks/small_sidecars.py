@@ -165,9 +165,10 @@ def items(options: argparse.Namespace, case: dict[str, Any], bits: int | None) -
     verb = [sys.executable, "-m", "controlllm.cli", "eval", str(place / label), "--suite", "small"]
     verb += ["--benchmarks", ",".join(options.benchmarks), "--sample", str(options.sample)]
     verb += ["--data_dir", str(options.data), "--alpha", f"{alpha:g}", "--batch_size", "8"]
+    verb += ["--save_to", str(place / f"{label}-items")]
     subprocess.run([*verb, "--load.dtype", options.dtype], check=True)
     found: dict[str, Any] = {"case": case["name"], "bits": bits, "alpha": alpha, "benchmarks": {}}
-    ours, theirs = (_items(place / folder) for folder in (label, "whole"))
+    ours, theirs = (_items(place / f"{one}-items") for one in (label, "whole"))
     for name in options.benchmarks:
         mine = [item for item in ours[-1] if item.benchmark == name]
         wholes = [item for item in theirs[-1] if item.benchmark == name]
@@ -186,8 +187,8 @@ def items(options: argparse.Namespace, case: dict[str, Any], bits: int | None) -
 
 
 def _items(folder: Path) -> Sequence[Any]:
-    """The items of base and model, in an evaluation that lies beside a sidecar."""
-    return list(Evaluation.load(folder / "evaluations" / "small").items.values())
+    """The items of base and model."""
+    return list(Evaluation.load(folder / "small").items.values())
 
 
 def sizes(options: argparse.Namespace) -> list[dict[str, Any]]:
