@@ -9,7 +9,7 @@ import torch
 from tests.laws.architectures import make_base
 from tests.laws.models import batch, logits, make_trained, train
 
-from controlllm import collapse, expand
+from controlllm import collapse, expand, load_sidecars
 from controlllm.checkpoint import export, load_model
 from controlllm.checkpoint.models.export.lora import ERRORS, Lora
 from controlllm.common.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -151,6 +151,17 @@ def test_what_has_no_lora_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"rank=0 is out of range"):
         Lora(rank=0)
     assert not (tmp_path / "x").exists()
+
+
+def test_of_several_sidecars_none_is_exported(tmp_path):
+    for name in ("a", "b"):
+        make_trained("llama").save_sidecar(tmp_path / name)
+    model = load_sidecars(make_base("llama"), {n: tmp_path / n for n in ("a", "b")}, False)
+    for form in ("collapsed", "lora", "unrolled", "sidecar"):
+        with pytest.raises(ModelError, match=r"several by name \(a, b\)"):
+            export(model, tmp_path / form, form)
+    with pytest.raises(ModelError, match="have no one expansion"):
+        collapse(model)
 
 
 def test_factors_are_the_nearest_of_their_rank():

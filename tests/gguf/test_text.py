@@ -57,7 +57,7 @@ def test_greedy_text_is_that_of_transformers(stories260k, tokenizer, tmp_path, s
     assert read_metadata(folder / GGUF_FILE)["llama.block_count"] == flat.config.num_hidden_layers
     made = "unrolled" if structure == "stack" else "collapsed at alpha 0.5"
     assert form.told == [
-        f"made of the {made} model",
+        f"the plain model is {made}",
         "pieces of words: the converter knew no order; that of the merges is in",
         "template: none, so it completes texts and does not chat (no template is invented)",
         "EOS: token 2 in the file",
@@ -88,7 +88,7 @@ def test_a_chat_template_is_in_the_file_and_bos_comes_once(stories260k, tokenize
     assert "turns end by '</s>' (2), a stop in the Modelfile" in form.told[3]
     assert "WARNING: the template writes it, too" in form.told[4]
     messages = [{"role": "user", "content": "Once upon a time"}]
-    assert form.told[0].startswith("made of the unrolled")
+    assert form.told[0].endswith("is unrolled")
     ids = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
     request = {"messages": messages, "max_tokens": 4, "temperature": 0}
     said = server(folder / GGUF_FILE).handle_chat_completions(request)

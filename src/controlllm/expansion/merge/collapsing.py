@@ -63,12 +63,13 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
+    config = model.expansion  # of several sidecars there is none
     require_one_alpha(model._expansion)
-    alphas = weight_alphas(model.blocks, model.expansion)
+    alphas = weight_alphas(model.blocks, config)
     if not inplace:
         model = copy.deepcopy(model)
     merge_active_adapters(model)
-    fold(model._expansion, model.expansion, alphas)
+    fold(model._expansion, config, alphas)
     grown = model.config.base.get("grown_vocab_size")
     base = model.unload()
     if grown is not None:

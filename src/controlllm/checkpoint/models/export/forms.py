@@ -100,10 +100,15 @@ def _is_one_of(names: Collection[str]) -> Callable[[Any], bool]:
 
 
 def expanded(model: PreTrainedModel, form: str) -> ControlLLMForCausalLM:
-    """The model, if it is expanded (ModelError)."""
+    """The model, if it is expanded, and once (ModelError)."""
     if not isinstance(model, ControlLLMForCausalLM):
         raise ModelError(
             f"form={form!r} needs an expanded model, and {type(model).__name__} is none; "
             "export it in the form 'full'."
+        )
+    if model.sidecars:
+        raise ModelError(
+            f"form={form!r} is of one sidecar, and this base has several by name "
+            f"({', '.join(model.sidecars)}): load the one that is meant by load_sidecar."
         )
     return model

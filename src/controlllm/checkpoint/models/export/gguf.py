@@ -16,7 +16,7 @@ from controlllm.checkpoint.models.export.converter import (
     read_metadata,
     require_converter,
 )
-from controlllm.checkpoint.models.export.forms import FORMS, Form
+from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
 from controlllm.checkpoint.models.export.modelfile import modelfile
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.facts import setting
@@ -59,11 +59,11 @@ class Gguf(Form):
         chat_facts(tokenizer)  # What cannot chat is refused before anything is computed.
         card = None
         if isinstance(model, ControlLLMForCausalLM):
-            stacked = model.expansion.structure == "stack"
+            stacked = expanded(model, "gguf").expansion.structure == "stack"
             made = "unrolled" if stacked else f"collapsed at alpha {told_alphas(model)}"
-            rows = {"made of": f"the {made} model", "numbers": self.outtype}
+            rows = {"made by": made, "numbers": self.outtype}
             card = model_card(model.config, "gguf", rows)
-            self.told.append(f"made of the {made} model")
+            self.told.append(f"the plain model is {made}")
             model = unroll(model, inplace) if stacked else collapse(model, inplace)
         metadata = self._convert(model, tokenizer, folder)
         self.told += import_findings(model, tokenizer, metadata)
