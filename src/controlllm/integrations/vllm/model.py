@@ -35,7 +35,8 @@ class ControlLLMForCausalLM(TransformersForCausalLM):
         expansion = self.model.expansion
         for part in expansion.parts():
             part.dial = token_alphas
-            part.quant_method = None  # vLLM would find a branch's, and take this for a layer
+            # vLLM would find a branch's, and take this for a layer.
+            part.__dict__["quant_method"] = None
         self.has_ends = bool(expansion.ends)
         if self.has_ends:
             self._replace_head(expansion.ends["head"], maybe_prefix(prefix, "lm_head"))
