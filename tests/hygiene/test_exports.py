@@ -9,13 +9,21 @@ from types import ModuleType
 
 import controlllm
 
+ENGINES = ("sglang", "vllm")
+"""They want environments of their own; modules that subclass theirs are imported there only."""
+
 
 def modules() -> Iterator[ModuleType]:
-    """All of the package that others may import."""
+    """All of the package that others may import here."""
     yield controlllm
     for info in pkgutil.walk_packages(controlllm.__path__, "controlllm.", onerror=lambda _: None):
-        if not any(part.startswith("_") for part in info.name.split(".")):
+        if any(part.startswith("_") for part in info.name.split(".")):
+            continue
+        try:
             yield importlib.import_module(info.name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ENGINES:
+                raise
 
 
 def defines(module: ModuleType) -> bool:

@@ -22,15 +22,16 @@ from controlllm.probe.board import write_board
 from controlllm.probe.finding import MADE_BY
 from controlllm.probe.study import read_texts
 
-__all__ = ["ProbeOptions", "run"]
+__all__ = ["PROBE_UNREAD", "ProbeOptions", "run"]
 
 LAYERS_BEGIN = (
     "# Written by controlllm probe: layers that surely carry learning (docs/probes.md).\n"
 )
-_UNREAD = (
+PROBE_UNREAD = (
     *UNREAD,
     *(f"data.{name}" for name in ("max_length", "max_eval_samples", "max_eval_tokens", "packing")),
 )
+"""Settings that probing does not read."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class ProbeOptions(StudySettings):
 
 def run(argv: list[str]) -> None:
     """Look, print what came out, and write the page."""
-    options = parse_options(ProbeOptions, argv, "probe", run_defaults, unread=_UNREAD)
+    options = parse_options(ProbeOptions, argv, "probe", run_defaults, unread=PROBE_UNREAD)
     _require_place(options)
     load_plugins(options.data)
     names = as_list(options.probes)
