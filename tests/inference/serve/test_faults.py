@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import uvicorn
+from pydantic import ValidationError
 
+from controlllm.inference.serve.bodies import ChatBody, CompletionBody
+from controlllm.inference.serve.comparing import CompareBody
 from controlllm.inference.serve.connection import patient
 
 openai = pytest.importorskip("openai")
@@ -94,7 +97,8 @@ def test_a_request_has_its_time(serving) -> None:
         list(stream)
 
 
-def test_a_client_that_reads_nothing_is_dropped() -> None:
+@pytest.mark.parametrize("sends", [False, True], ids=["silent", "still-sending"])
+def test_a_client_that_reads_nothing_is_dropped(sends: bool) -> None:
     """Against an application that writes for ever, as uvicorn alone would let it."""
     ended = threading.Event()
 
@@ -119,12 +123,35 @@ def test_a_client_that_reads_nothing_is_dropped() -> None:
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     slow = socket.create_connection(("127.0.0.1", port), timeout=30)
-    slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert ended.wait(60)
+    slow.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n")
+    end = time.monotonic() + 20
+    while not ended.wait(0.1) and time.monotonic() < end:
+        if sends:
+            with contextlib.suppress(ConnectionError):
+                slow.sendall(b"x")
+    assert ended.is_set()
     slow.close()
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (ChatBody, '{"messages": [%s]}'),
+        (ChatBody, '{"messages": [{"role": "user", "content": [%s]}]}'),
+        (CompareBody, '{"messages": [%s]}'),
+        (CompletionBody, '{"stop": [%s]}'),
+        (CompletionBody, '{"prompt": [%s]}'),
+        (CompletionBody, '{"prompt": [[%s]]}'),
+    ],
+)
+def test_a_list_is_refused_at_its_first_wrong_item(body: Any, text: str) -> None:
+    """An error for each of the 500,000 items of a body held up all clients for half a minute."""
+    with pytest.raises(ValidationError) as refused:
+        body.model_validate_json(text % ",".join(["1.5"] * 1000))
+    assert refused.value.error_count() < 12
 
 
 def test_connections_that_send_nothing_are_closed(serving) -> None:

@@ -203,7 +203,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _convert_container(origin: Any, inner: tuple[Any, ...], value: Any, where: str) -> Any:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{_said(where, value)} must be a list.")
+            raise ConfigError(f"{_said(where, value)} must be a list, in brackets: [...].")
         item = inner[0] if inner else Any
         return origin(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if not isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from controlllm.inference.compare import (
     token_changes,
 )
 from controlllm.inference.engine import Held, Voice
-from controlllm.inference.serve.bodies import Alpha, Message
+from controlllm.inference.serve.bodies import Alpha, Listed, Message
 from controlllm.inference.serve.errors import ApiError
 from controlllm.inference.serve.service import Service
 
@@ -31,7 +31,7 @@ class CompareBody(BaseModel):
     model: str
     alpha: Alpha | dict[str, Alpha] | None = None
     sidecar: str | None = None
-    messages: list[Message] | None = Field(default=None, min_length=1)
+    messages: Listed[Message] | None = Field(default=None, min_length=1)
     prompt: str | None = None
     answer: str
 

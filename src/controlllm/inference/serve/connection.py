@@ -25,7 +25,8 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def handle_events(self) -> None:
             super().handle_events()
-            if self.cycle is not None and not self.cycle.response_complete:
+            begun = self.cycle is not None and not self.cycle.response_complete
+            if begun and not self.flow.write_paused:
                 self._stop()  # A request has come; the application sees to its body.
 
         def on_response_complete(self) -> None:
