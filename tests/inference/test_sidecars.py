@@ -84,7 +84,7 @@ def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
     model, _, dials = load_named(base, {"maths": maths, "zh": str(folders["zh"])})
     assert model.sidecars == ("maths", "zh")
     assert dials == {"maths": None, "zh": 0.8}
-    with pytest.raises(ConfigError, match="expanded itself"):
+    with pytest.raises(ConfigError, match="tuned itself"):
         load_named(maths, {"zh": str(folders["zh"])})
     with pytest.raises(ConfigError, match="not a sidecar"):
         load_named(base, {"zh": base})

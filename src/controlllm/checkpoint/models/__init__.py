@@ -1,5 +1,6 @@
 """Any saved form becomes a model: found, looked at, loaded, exported.
 
+apart         What is saved apart from its base, wherever it lies, and its tensors whole
 export        Take a trained model away: the forms in which it leaves
 inspection    What a saved model consists of, read from configs and file headers
 load_options  How a model is loaded: one config for verbs and for runs

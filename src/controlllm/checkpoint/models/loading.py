@@ -15,32 +15,27 @@ memory that the system could not take back. What several processes wrote is join
 file first.
 """
 
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.models.whole import (
     check_files,
-    download,
-    file_on_hub,
     from_pretrained,
     load_whole,
     require_rows,
 )
 from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
-from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, SavedKind, kind_in
-from controlllm.checkpoint.training.shards import is_sharded, join_shards, map_joined, shard_files
+from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX
+from controlllm.checkpoint.training.shards import map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
@@ -86,13 +81,13 @@ def _load(
     """Load what lies there; `above` are the places of what is to be put on it."""
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(location.path)
-    apart = _saved_apart(location, options)
+    apart = saved_apart(location, options.revision)
     if apart is None and options.base:
         raise ConfigError(
             f"base={options.base!r} would not be used: {location.path} is a whole model; leave it "
             "out."
         )
-    with _joined(location, options) as joined:
+    with joined_parts(location, options) as joined:
         if apart is None:
             base = _recorded_name(location)
             model = load_whole(location.path if joined is None else str(joined), options)
@@ -100,7 +95,7 @@ def _load(
             base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
             put_on = HANDLERS[apart.kind.name].put_on
-            assert put_on is not None  # `_saved_apart` has looked
+            assert put_on is not None  # `saved_apart` has looked
             model = put_on(
                 _load_base(base, base_options, (*above, location.path)),
                 apart.folder,
@@ -128,7 +123,7 @@ def find_tokenizer(
     if options.tokenizer_name_or_path:
         return load_tokenizer([], options)
     location = locate(path_or_name, options.storage_options)
-    apart = _saved_apart(location, options)
+    apart = saved_apart(location, options.revision)
     base = _base_of(apart, location, options)[0] if apart else _recorded_name(location)
     return load_tokenizer(_tokenizer_places(location, apart, base), options)
 
@@ -159,32 +154,13 @@ def load_tokenizer(
     )
 
 
-class _Apart(NamedTuple):
-    """What is saved apart from its base: its kind, and the folder on this machine."""
-
-    kind: SavedKind
-    folder: Path
-
-
-def _saved_apart(location: Location, options: LoadOptions) -> _Apart | None:
-    """What is to be put on a base, or None if what lies there is a whole model."""
-    name, revision = location.path, options.revision
-    if location.kind is not Kind.HUB:
-        saved = kind_in(Path(name))
-        return None if saved is None or saved.base_of is None else _Apart(saved, Path(name))
-    for kind in KINDS.values():
-        if kind.base_of is not None and file_on_hub(name, kind.config, revision):
-            return _Apart(kind, download(name, revision))
-    return None
-
-
-def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
+def _base_of(apart: Apart, location: Location, options: LoadOptions) -> tuple[str, LoadOptions]:
     """Where the base is and how to load it: as the user says, else as recorded.
 
     Raises:
         CheckpointError: if nothing is recorded, or an address, or the folder is not there.
     """
-    assert apart.kind.base_of is not None  # `_saved_apart` has looked
+    assert apart.kind.base_of is not None  # `saved_apart` has looked
     recorded = apart.kind.base_of(apart.folder)
     if options.base:
         path = locate(options.base, options.storage_options).path
@@ -202,7 +178,7 @@ def _base_of(apart: _Apart, location: Location, options: LoadOptions) -> tuple[s
 def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTrainedModel:
     """A base that is whole, or was itself saved apart from another one."""
     location = locate(name)
-    if _saved_apart(location, options) is None and location.kind is not Kind.CHECKPOINT:
+    if saved_apart(location, options.revision) is None and location.kind is not Kind.CHECKPOINT:
         return load_whole(location.path, options)
     if location.path in above:
         raise CheckpointError(
@@ -211,7 +187,7 @@ def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTr
     return _load(location, replace(options, device="cpu"), above)[0]
 
 
-def _dtype_of(apart: _Apart) -> str:
+def _dtype_of(apart: Apart) -> str:
     """The type that a sidecar was trained and saved in, so that its base is loaded in the same.
 
     Of an adapter that does not note it: as the base is saved.
@@ -240,42 +216,12 @@ def _recorded_name(location: Location) -> str | None:
     return name or None
 
 
-def _tokenizer_places(location: Location, apart: _Apart | None, base: str | None) -> list[str]:
+def _tokenizer_places(location: Location, apart: Apart | None, base: str | None) -> list[str]:
     """The model's folder, its run folder, its base."""
     places = [location.path if apart is None else str(apart.folder)]
     if location.kind is Kind.CHECKPOINT:
         places.append(str(Path(location.path).parent))
     return [*places, base] if base else places
-
-
-@contextmanager
-def _joined(location: Location, options: LoadOptions) -> Iterator[Path | None]:
-    """A temporary folder with the whole tensors of a checkpoint that several processes wrote.
-
-    None for anything else. What is mapped from there stays when the folder goes.
-
-    Raises:
-        CheckpointError: they cannot be written.
-    """
-    folder = Path(location.path)
-    if location.kind is not Kind.CHECKPOINT or not is_sharded(folder):
-        yield None
-        return
-    place = options.scratch_dir or gettempdir()
-    with ExitStack() as stack:
-        try:
-            temporary = TemporaryDirectory(dir=place, prefix="joined-", ignore_cleanup_errors=True)
-            target = Path(stack.enter_context(temporary))
-            join_shards(folder, target, without=OPTIMIZER_PREFIX)
-            for file in (folder / "config.json", *folder.glob("*.py")):
-                if file.is_file():
-                    shutil.copy(file, target)
-        except OSError as error:
-            raise CheckpointError(
-                f"the parts of {folder} cannot be joined in {place}: {error}. Set scratch_dir "
-                "(or TMPDIR) to a folder with room for its trained tensors."
-            ) from error
-        yield target
 
 
 def _placed(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -18,7 +18,7 @@ from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.expansion.files.records import read_model_file
 
-__all__ = ["Kind", "Location", "locate", "locate_recorded"]
+__all__ = ["Kind", "Location", "form_in", "locate", "locate_recorded"]
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -93,15 +93,24 @@ def locate_recorded(name: object, where: object) -> Location:
         ) from error
 
 
+def form_in(folder: Path) -> Kind | None:
+    """The form of what lies in a folder, of a checkpoint too; None if it is no model.
+
+    Raises:
+        CheckpointError: its config cannot be read.
+    """
+    saved = kind_in(folder)
+    if saved is None:
+        return None
+    expanded = saved.name == "full" and read_model_file(folder).get("model_type") == "controlllm"
+    return Kind.EXPANDED if expanded else _FORMS[saved.name]
+
+
 def _look_into(folder: Path) -> Location:
     if (folder / MANIFEST).is_file() or (folder / STATE).is_file():
         return Location(Kind.CHECKPOINT, str(folder))
-    saved = kind_in(folder)
-    if saved is not None:
-        expanded = (
-            saved.name == "full" and read_model_file(folder).get("model_type") == "controlllm"
-        )
-        return Location(Kind.EXPANDED if expanded else _FORMS[saved.name], str(folder))
+    if (form := form_in(folder)) is not None:
+        return Location(form, str(folder))
     if list_checkpoints(folder):
         checkpoint = best_checkpoint(folder) or newest_checkpoint(folder)
         if checkpoint is None:

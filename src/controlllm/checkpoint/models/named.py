@@ -1,16 +1,20 @@
 """Several sidecars, each with a name, on one base that is loaded once."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.loading import load_model
-from controlllm.checkpoint.models.locate import Kind, locate
+from controlllm.checkpoint.models.locate import Kind, Location, form_in, locate
 from controlllm.checkpoint.training.manifest import verify_manifest
+from controlllm.checkpoint.training.saved import KINDS
+from controlllm.checkpoint.training.shards import map_joined
+from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.several import load_sidecars
@@ -25,44 +29,70 @@ def load_named(
     """Load a base, and put sidecars on it; `load_model` where there are none.
 
     Args:
-        base: what `load_model` takes; with sidecars a plain model.
-        sidecars: sidecar folders, checkpoints or runs (their best checkpoint), by name.
-        options: how the base is loaded.
+        base: what `load_model` takes; with sidecars a model that carries none itself.
+        sidecars: by name, what `load_model` takes as a sidecar: its folder, a checkpoint, a run
+            (its best checkpoint, else its newest), an address, a name on the Hub.
+        options: how the base is loaded, and its `revision`; sidecars on the Hub are the newest.
 
     Returns:
         The model in evaluation mode, with several sidecars all of them off; its tokenizer; and for
         each sidecar the dial that it was saved with (None = as trained).
 
     Raises:
-        ConfigError: the base is expanded itself, a sidecar is none, or an option has no place.
+        ConfigError: the base is tuned itself, a sidecar is none, or an option has no place.
         CheckpointError, ModelError: as `load_model` and `load_sidecars`.
     """
     options = options or LoadOptions()
     if not sidecars:
         return *load_model(base, options), {}
-    folders = {name: _folder(name, path, options) for name, path in sidecars.items()}
     if options.quantize_copies is not None:
         raise ConfigError("load.quantize_copies: not for several sidecars; leave it out.")
-    model, tokenizer = load_model(base, replace(options, base=None))
-    if hasattr(model, "set_alpha"):
+    found = {name: _found(name, place, options) for name, place in sidecars.items()}
+    model, tokenizer = load_model(base, options)
+    if carries_base(model):
         raise ConfigError(
-            f"{base} is expanded itself: name the base as the model, and it as one of the sidecars."
+            f"sidecars: {base} is tuned itself; give the base that they were trained on as the "
+            "model, and it as one of the sidecars."
         )
+    folders = {name: one.folder for name, one in found.items()}
     dials = {
         name: ExpansionConfig.from_dict(read_sidecar_config(folder)["expansion"]).dial
         for name, folder in folders.items()
     }
     device: Any = model.device
-    named = load_sidecars(model, folders, options.check_base)
+    with ExitStack() as stack:
+        joined = {
+            name: stack.enter_context(joined_parts(one.location, options))
+            for name, one in found.items()
+        }
+        tensors = {name: map_joined(whole) for name, whole in joined.items() if whole is not None}
+        named = load_sidecars(model, folders, options.check_base, tensors)
     named.to(device)
     return named, tokenizer, dials
 
 
-def _folder(name: str, path: str, options: LoadOptions) -> str:
-    """The folder of a sidecar's files, whole."""
-    location = locate(path, options.storage_options)
+class _Found(NamedTuple):
+    """A sidecar: where it lies, and its folder on this machine."""
+
+    location: Location
+    folder: Path
+
+
+def _found(name: str, place: str, options: LoadOptions) -> _Found:
+    """A sidecar's files, whole (CheckpointError); ConfigError if it is something else."""
+    location = locate(place, options.storage_options)
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(Path(location.path))
-    elif location.kind is not Kind.SIDECAR:
-        raise ConfigError(f"sidecars.{name}: {path} is a {location.kind.value}, not a sidecar.")
-    return location.path
+    apart = saved_apart(location)
+    if apart is None or apart.kind is not KINDS["control"]:
+        raise ConfigError(
+            f"sidecars.{name}: {place} is a {_form(location, apart)}, not a sidecar; give it as "
+            "the model, without sidecars."
+        )
+    return _Found(location, apart.folder)
+
+
+def _form(location: Location, apart: Apart | None) -> str:
+    """What lies there, in words."""
+    form = form_in(Path(location.path) if apart is None else apart.folder)
+    return (form or location.kind).value

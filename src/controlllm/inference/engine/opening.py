@@ -2,18 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.checkpoint.models.locate import locate
-from controlllm.common.adapters import carries_base
-from controlllm.common.errors import ConfigError
+from controlllm.checkpoint import LoadOptions, load_named
 from controlllm.common.registry import Registry
 from controlllm.data import resolve_chat_template
-from controlllm.expansion.files.records import read_sidecar_config
-from controlllm.expansion.hub.several import load_sidecars
-from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.inference.engine.local import LocalEngine
 from controlllm.inference.engine.protocol import Engine
 from controlllm.inference.engine.settings import EngineSettings
@@ -28,7 +20,7 @@ class EngineSpec:
     Attributes:
         model: a run, checkpoint, sidecar, model folder or Hub name.
         name: what an only sidecar is called.
-        sidecars: folders of several sidecars by name, all on the base `model`.
+        sidecars: several sidecars by name, as `load_named` takes them, on the base `model`.
         load: how it is loaded.
         chat_template: plain, chatml, a Jinja file or text; "none" = no chat; None = the model's.
         settings: how much the engine takes on.
@@ -58,32 +50,9 @@ def open_engine(engine: str, spec: EngineSpec) -> Engine:
 
 @ENGINES.register("local")
 def _open_local(spec: EngineSpec) -> Engine:
-    model, tokenizer = load_model(spec.model, spec.load)
-    saved: dict[str, Any] = {}
-    if spec.sidecars:
-        model, saved = _with_sidecars(model, spec)
+    model, tokenizer, saved = load_named(spec.model, spec.sidecars, spec.load)
     if spec.chat_template == "none":
         tokenizer.chat_template = None
     elif spec.chat_template is not None:
         tokenizer.chat_template = resolve_chat_template(spec.chat_template, tokenizer)
     return LocalEngine(model, tokenizer, spec.settings, spec.name, saved)
-
-
-def _with_sidecars(base: Any, spec: EngineSpec) -> tuple[Any, dict[str, Any]]:
-    """The base with all its sidecars, and the dial that each was saved with."""
-    if carries_base(base):
-        raise ConfigError(
-            f"sidecars: {spec.model} is tuned itself; give the base that they were trained on."
-        )
-    device = base.device
-    folders = {
-        name: Path(locate(place, spec.load.storage_options).path)
-        for name, place in spec.sidecars.items()
-    }
-    saved = {
-        name: ExpansionConfig.from_dict(read_sidecar_config(folder)["expansion"]).dial
-        for name, folder in folders.items()
-    }
-    model = load_sidecars(base, folders, spec.load.check_base)
-    model.to(device)
-    return model, saved
