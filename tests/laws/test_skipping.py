@@ -174,3 +174,30 @@ def test_hidden_states_and_beams_at_one(name):
     with torch.no_grad():
         states = model(input_ids=prompts(), output_hidden_states=True).hidden_states
     assert len(states) == 5
+
+
+def test_a_copy_that_runs_alone_is_searched_once_and_again_when_a_module_was_replaced():
+    model = make_trained("llama")
+    model.set_alpha(1.0)
+    expected = forward(model)
+    model = copy.deepcopy(model)
+    block = next(iter(model.blocks.values()))
+    searched, walk = [], block.expanded.named_modules
+
+    def named_modules(*args):  # others' walks through the whole model give arguments
+        searched.extend([] if args else ["the copy"])
+        return walk(*args)
+
+    block.expanded.named_modules = named_modules
+    filled(model, 1.0), filled(model, 1.0)
+    assert not searched  # the list came with the copy
+    attention = copy.deepcopy(block.expanded.self_attn)
+    block.expanded.self_attn = attention
+    cache = filled(model, 1.0)
+    assert searched == ["the copy"] and attention.layer_idx == block.slot
+    with torch.no_grad():
+        one = prompts()[:, :1]
+        cached = model(input_ids=one, past_key_values=cache).logits
+        whole = model(input_ids=torch.cat([prompts(), one], dim=1)).logits[:, -1:]
+    torch.testing.assert_close(cached, whole)
+    assert torch.equal(forward(model), expected)

@@ -185,6 +185,17 @@ def test_analogies_are_forty_in_eight_relations(study_of):
     torch.testing.assert_close(found[1]["merged"][7], state)
 
 
+def test_tokens_counts_targets_only(study_of):
+    study = study_of()
+    for text in study.learn:
+        text.labels[0, :-2] = -100  # a prompt, and two tokens of an answer
+    kls, changes = zip(*(per_token(study, text) for text in study.learn), strict=True)
+    mean_kl, mean = (sum(sum(x[-2:]) for x in each) / 6 for each in (kls, changes))
+    result = find(study, ["tokens"])["tokens"].result
+    assert result.startswith(f"Over 6 tokens log p changes by {mean:+.3f} nats in the mean, KL is")
+    assert f"KL is {mean_kl:.3f};" in result
+
+
 def test_the_dial_is_swept(study_of, pico_llama):
     study = study_of(RETAIN)
     curves, written = sweep(study, [0.0, 1.0])

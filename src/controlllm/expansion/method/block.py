@@ -33,7 +33,7 @@ from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import ConstantGate, Interpolator
 from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 from controlllm.expansion.method.relaxed_norm import RelaxedNorm
-from controlllm.expansion.method.slots import Slots, move_slot, slot_of
+from controlllm.expansion.method.slots import Slots, Writers, move_slot
 from controlllm.expansion.method.state import AlignmentState
 
 __all__ = ["ConcatBlock", "ExpandedBlock", "StackBlock"]
@@ -69,6 +69,7 @@ class ExpandedBlock(Forwarding, ABC):
         self.layer = layer
         self.state = state
         self.slot = slot
+        self._writers = Writers()
         self.dial: PartDial = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +78,7 @@ class ExpandedBlock(Forwarding, ABC):
         A branch that has no weight for any row does not run.
         """
         if self.copy_alone:
-            with move_slot(self.expanded, self.slot, self.layer):
+            with move_slot(self._writers.of(self.expanded, self.slot), self.layer):
                 return self.expanded(hidden_states, *args, **kwargs)
         output = self.pretrained(hidden_states, *args, **kwargs)
         return self.beside(output, hidden_states, *args, **kwargs)
@@ -91,7 +92,7 @@ class ExpandedBlock(Forwarding, ABC):
 
     def take_slot(self, slot: int) -> None:
         """Give the copy another slot of its own in the KV cache."""
-        for module in slot_of(self.expanded, self.slot):
+        for module in self._writers.of(self.expanded, self.slot):
             setattr(module, "layer_idx", slot)  # noqa: B010  # mypy: modules have no such field
         self.slot = slot
 

@@ -8,7 +8,7 @@ Only the copy runs at alpha 1: it then writes the frozen block's slot. Caches ar
 length and their masks by the first slots, which so are always written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from controlllm.common.errors import ModelError
 
-__all__ = ["Slots", "check_cache", "move_slot", "note_cache", "slot_of"]
+__all__ = ["Slots", "Writers", "check_cache", "move_slot", "note_cache"]
 
 Slots = frozenset[tuple[int, int]]
 """Pairs of a slot and the branch that writes it, which is named by its own slot."""
@@ -45,19 +45,43 @@ def note_cache(cache: Any, written: Slots) -> None:
         setattr(cache, _MARK, getattr(cache, _MARK, written) & written)
 
 
-def slot_of(branch: nn.Module, slot: int) -> list[nn.Module]:
-    """The modules of a branch that write this slot of the cache."""
-    return [module for module in branch.modules() if getattr(module, "layer_idx", None) == slot]
+class Writers:
+    """The modules of a branch that write a slot of the cache: found once, not at each token.
+
+    They are looked for again where one was replaced since, or has another slot.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, nn.Module]] = []
+
+    def of(self, branch: nn.Module, slot: int) -> list[nn.Module]:
+        """Those of this branch and slot, as they are now."""
+        if not (self._found and all(_writes(branch, *one, slot) for one in self._found)):
+            self._found = [
+                (name, module)
+                for name, module in branch.named_modules()
+                if getattr(module, "layer_idx", None) == slot
+            ]
+        return [module for _, module in self._found]
+
+
+def _writes(branch: nn.Module, name: str, module: nn.Module, slot: int) -> bool:
+    """Whether this module still stands in the branch by this name, and writes this slot."""
+    try:
+        stands = branch.get_submodule(name) is module
+    except AttributeError:
+        return False
+    return stands and getattr(module, "layer_idx", None) == slot
 
 
 @contextmanager
-def move_slot(branch: nn.Module, old: int, new: int) -> Iterator[None]:
-    """Inside, a branch reads and writes another slot of the cache."""
-    modules: list[Any] = slot_of(branch, old)
+def move_slot(modules: Sequence[Any], new: int) -> Iterator[None]:
+    """Inside, modules of one slot read and write another one of the cache."""
+    old = [module.layer_idx for module in modules]
     for module in modules:
         module.layer_idx = new
     try:
         yield
     finally:
-        for module in modules:
-            module.layer_idx = old
+        for module, slot in zip(modules, old, strict=True):
+            module.layer_idx = slot

@@ -2,6 +2,7 @@
 
 import math
 
+from controlllm.common.losses import IGNORE_INDEX
 from controlllm.evaluate import evaluating
 from controlllm.evaluate.judging.html import Child, tag
 from controlllm.evaluate.judging.tables import table
@@ -20,9 +21,10 @@ MOST_ROWS = 8
 def tokens(study: Study) -> Finding:
     """Each token of the texts, coloured by what the tuning did to it."""
     found = [per_token(study, text) for text in study.learn]
-    kls = [v for kl, _ in found for v in kl[1:]]
-    # The base gives tokens that were added since no probability at all: they are not rated.
-    changes = [v for _, change in found for v in change if math.isfinite(v)]
+    kls, changes = [], []
+    for text, (kl, change) in zip(study.learn, found, strict=True):
+        kls += _targets(text, kl)
+        changes += _targets(text, change)
     by_kl = scale_for(kls, "KL(base ‖ tuned) in nats, of the prediction of this token")
     by_change = scale_for(
         changes, "log p(tuned) − log p(base) in nats; blue: likelier now", signed=True
@@ -44,7 +46,7 @@ def tokens(study: Study) -> Finding:
         "model finds the token that stands there.",
         look_for="On text of the new domain blue should prevail. Dark KL where log p hardly "
         "changes is a change of mind between other words; orange on plain words is forgetting. The "
-        "first token is not predicted.",
+        "first token is not predicted; prompts are coloured, and not counted.",
         result=f"Over {len(changes):,} tokens log p changes by {mean:+.3f} nats in the mean, KL is "
         f"{mean_kl:.3f}; {100 * rose:.0f} % of the tokens are likelier than before.",
         parts=parts,
@@ -56,6 +58,15 @@ def per_token(study: Study, text: Text) -> tuple[list[float], list[float]]:
     with evaluating(study.model):
         changes = token_changes(study.model, study.tokenizer, text.ids[0].tolist())
     return [math.nan, *(one.kl for one in changes)], [math.nan, *(one.change for one in changes)]
+
+
+def _targets(text: Text, values: list[float]) -> list[float]:
+    """The values of the tokens that training aims at.
+
+    The base gives tokens that were added since no probability at all: they are not rated.
+    """
+    rated = zip(text.labels[0].tolist(), values, strict=True)
+    return [v for label, v in rated if label != IGNORE_INDEX and math.isfinite(v)]
 
 
 def _largest(text: Text, kl: list[float], change: list[float]) -> Child:
