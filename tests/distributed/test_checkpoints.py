@@ -13,6 +13,7 @@ from controlllm.checkpoint import (
     inspect_folder,
     load_checkpoint,
     load_model,
+    load_named,
     newest_checkpoint,
     trained_tensors,
 )
@@ -74,6 +75,21 @@ def test_on_as_many_processes_it_is_the_straight_run_bit_for_bit(
         assert torch.equal(one["torch"], other["torch"])
 
 
+def require_same_among_others(base: str, folder: Path, alone: Any) -> None:
+    """The run beside a second sidecar is what it is alone."""
+    alone.save_sidecar(folder / "sidecar")
+    options = LoadOptions(scratch_dir=str(folder))
+    places = {"run": str(folder / "run"), "sidecar": str(folder / "sidecar")}
+    named: Any = load_named(base, places, options)[0]
+    assert not list(folder.glob("joined-*"))
+    ids = torch.tensor([[1, 40, 50, 60, 70, 80]])
+    with torch.no_grad():
+        named.set_alpha({"run": None})
+        torch.testing.assert_close(named(ids).logits, alone(ids).logits, atol=2e-6, rtol=0)
+    with pytest.raises(CheckpointError, match="cannot be joined in /nowhere"):
+        load_named(base, places, LoadOptions(scratch_dir="/nowhere"))
+
+
 @pytest.mark.parametrize("method", ["control", "full"])
 def test_what_several_processes_wrote_is_loaded_and_exported(
     run_config: Any, loaded: Any, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
@@ -100,6 +116,8 @@ def test_what_several_processes_wrote_is_loaded_and_exported(
         assert torch.equal(tensor, saved[key]), key
     with pytest.raises(CheckpointError, match="cannot be joined in /nowhere"):
         load_model(tmp_path / "run", LoadOptions(scratch_dir="/nowhere"))
+    if method == "control":
+        require_same_among_others(str(tmp_path / "base"), tmp_path, trained)
     measured = [row for row in history if row["step"] == int(best.name.split("-")[1])][-1]
     for group, name in (("learn", "new"), ("retain", "old")):
         [source] = getattr(run.data, group)

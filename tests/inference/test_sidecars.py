@@ -1,5 +1,6 @@
 """Several sidecars on one base in the terminal."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,23 @@ def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
         load_named(maths, {"zh": str(folders["zh"])})
     with pytest.raises(ConfigError, match="not a sidecar"):
         load_named(base, {"zh": base})
+
+
+def test_serve_takes_them_as_options(folders, monkeypatch, capsys) -> None:
+    """All of the verb but the socket."""
+    pytest.importorskip("fastapi")
+    from controlllm.cli import serve as verb
+    from controlllm.inference.serve import make_app
+
+    def listen(app: Any, tell: Callable[[str, int], None]) -> None:
+        tell("127.0.0.1", 8000)
+        asyncio.run(app.state.service.engine.close())
+
+    monkeypatch.setattr(verb, "_server", lambda: (make_app, listen))
+    maths, zh = (["--sidecars." + name, str(folders[name])] for name in ("maths", "zh"))
+    verb.run([str(folders["base"]), *maths, *zh, "--load.device", "cpu"])
+    assert "models: base, maths, zh\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"--sidecars\.maths is given twice"):
+        verb.run([str(folders["base"]), *maths, *maths])
+    with pytest.raises(ConfigError, match=r"sidecars\.zh: .* is a Hugging Face model, not a side"):
+        verb.run([str(folders["base"]), *maths, "--sidecars.zh", str(folders["base"])])
