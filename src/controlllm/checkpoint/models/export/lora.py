@@ -96,6 +96,7 @@ class _Fitted:
             "matrices": len(self.errors),
             "error": math.sqrt(self.missed2 / self.held2),
             "error_with_left_out": math.sqrt((self.missed2 + left2) / (self.held2 + left2)),
+            "error_at_full_rank": math.sqrt(left2 / (self.held2 + left2)),
             "error_by_matrix": self.errors,
             "left_out_norms": self.left_out,
         }
@@ -202,10 +203,15 @@ def _told(report: Mapping[str, Any], alpha: float | None) -> list[str]:
         f"{errors[worst]:.3g} ({worst})",
     ]
     if left_out:
-        lines.append(
-            f"left out: {len(left_out)} vectors, expert tensors and ends, which LoRA cannot hold; "
-            f"error with them {report['error_with_left_out']:.3g}"
-        )
+        largest = max(left_out, key=left_out.__getitem__)
+        lines += [
+            f"left out: {len(left_out)} tensors that LoRA cannot hold (norms, biases, experts, "
+            f"expanded ends), with norm {math.hypot(*left_out.values()):.3g}, the largest "
+            f"{left_out[largest]:.3g} ({largest})",
+            f"error with what is left out {report['error_with_left_out']:.3g}, and at no rank less "
+            f"than {report['error_at_full_rank']:.3g}; the forms collapsed, sidecar and full keep "
+            "all of it",
+        ]
     if "kl" in report:
         kl = report["kl"]
         named = ", ".join(f"{name} {kl[name]:.4g}" for name in ("base", "collapsed", "lora"))
