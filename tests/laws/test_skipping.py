@@ -153,6 +153,29 @@ def test_a_cache_filled_by_both_branches_serves_the_base_and_not_the_copies_agai
         assert torch.equal(ours, model(input_ids=prompts()).logits)
 
 
+def test_the_cache_of_a_pass_that_failed_is_refused():
+    """It fails in an expanded block, when blocks below it have written."""
+    model = train(expand(make_base("llama"), layers=[1, 3]))
+    cache, one = filled(model, 0.5), prompts()[:, :1]
+    model.set_alpha(torch.full((len(one) + 1,), 0.5))
+    with pytest.raises(ModelError, match="rows"):
+        model(input_ids=one, past_key_values=cache)
+    model.set_alpha(0.5)
+    with pytest.raises(ModelError, match="has failed"):
+        model(input_ids=one, past_key_values=cache)
+
+
+def test_a_cache_that_was_refused_is_as_it_was():
+    model = make_trained("llama")
+    cache, one = filled(model, 0.0), prompts()[:, :1]
+    model.set_alpha(0.5)
+    with pytest.raises(ModelError, match="gaps"):
+        model(input_ids=one, past_key_values=cache)
+    model.set_alpha(0.0)
+    with torch.no_grad():
+        assert model(input_ids=one, past_key_values=cache).logits is not None
+
+
 def test_a_stack_reads_what_it_wrote():
     model = make_trained("llama", "stack")
     cache = filled(model, 1.0)

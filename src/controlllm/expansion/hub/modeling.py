@@ -17,7 +17,7 @@ from controlllm.expansion.hub.outputs import run_merged
 from controlllm.expansion.method.ends import ExpandedHead, grow_ends, set_vocab_size
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.injection import ClaimGradient
-from controlllm.expansion.method.slots import check_cache, note_cache
+from controlllm.expansion.method.slots import check_cache, note_cache, spoil_cache
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
 from controlllm.expansion.surgery.install import install, remove, set_trainable
@@ -351,11 +351,13 @@ def _begin_forward(
 ) -> None:
     """Let the blocks know the inputs, whichever `forward` runs (foreign loops replace it)."""
     named = {"input_ids": args[0]} if args else {}
-    model._state.begin({**named, **kwargs})
     check_cache(kwargs.get("past_key_values"), model._expansion.slots())
+    model._state.begin({**named, **kwargs})
 
 
 def _end_forward(model: ControlLLMForCausalLM, args: Any, output: Any) -> None:
+    if output is None:
+        spoil_cache((model._state.inputs or {}).get("past_key_values"))
     note_cache(getattr(output, "past_key_values", None), model._expansion.slots())
     model._state.inputs = None
 

@@ -2,7 +2,7 @@
 
 A branch that was skipped (the copy at alpha 0, the frozen block at alpha 1, a sidecar that is off)
 has written no keys and values for those tokens. A cache remembers which slots are whole; a forward
-pass that would read another one is refused.
+pass that would read another one is refused. So is one that would go on where a pass has failed.
 
 Only the copy runs at alpha 1: it then writes the frozen block's slot. Caches are asked for their
 length and their masks by the first slots, which so are always written.
@@ -16,21 +16,27 @@ from torch import nn
 
 from controlllm.common.errors import ModelError
 
-__all__ = ["Slots", "Writers", "check_cache", "move_slot", "note_cache"]
+__all__ = ["Slots", "Writers", "check_cache", "move_slot", "note_cache", "spoil_cache"]
 
 Slots = frozenset[tuple[int, int]]
 """Pairs of a slot and the branch that writes it, which is named by its own slot."""
 _MARK = "_controlllm_slots"
+_SPOILED: Slots = frozenset({(-1, -1)})
 
 
 def check_cache(cache: Any, needed: Slots) -> None:
     """Check before a forward pass that its branches wrote all of a cache (ModelError)."""
     whole = getattr(cache, _MARK, None)
-    if whole is None or needed <= whole:
+    if whole is None or (needed <= whole and whole != _SPOILED):
         return
     if int(cache.get_seq_length()) == 0:  # It was reset.
         delattr(cache, _MARK)
         return
+    if whole == _SPOILED:
+        raise ModelError(
+            "A forward pass that was writing into this KV cache has failed, so that some layers "
+            "may hold tokens that others do not. Begin with a new cache (past_key_values=None)."
+        )
     raise ModelError(
         f"This KV cache has gaps: {len(needed - whole)} of the branches that run now did not run "
         "for the tokens it holds (at alpha 0 no copy runs, at alpha 1 only copies may, and a "
@@ -43,6 +49,12 @@ def note_cache(cache: Any, written: Slots) -> None:
     """Note after a forward pass which slots of its cache are whole."""
     if hasattr(cache, "get_seq_length"):
         setattr(cache, _MARK, getattr(cache, _MARK, written) & written)
+
+
+def spoil_cache(cache: Any) -> None:
+    """Note that a forward pass failed, perhaps when some layers had written to its cache."""
+    if hasattr(cache, "get_seq_length"):
+        setattr(cache, _MARK, _SPOILED)
 
 
 class Writers:

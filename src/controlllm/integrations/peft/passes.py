@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from controlllm.expansion.hub.outputs import merged_stream, one_attention_per_layer, picked
 from controlllm.expansion.method.injection import Claim, ClaimGradient
-from controlllm.expansion.method.slots import Slots, check_cache, note_cache
+from controlllm.expansion.method.slots import Slots, check_cache, note_cache, spoil_cache
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.install import Expansion
 
@@ -45,9 +45,9 @@ class ForwardPass:
         """Take the arguments of the base's forward; gives those that it is to have."""
         state = self.expansion.state
         named = {"input_ids": args[0]} if args else {}
+        check_cache(kwargs.get("past_key_values"), self._slots())
         self.inputs = {k: v for k, v in {**named, **kwargs}.items() if v is not None}
         state.begin(self.inputs)
-        check_cache(self.inputs.get("past_key_values"), self._slots())
         if "labels" in self.inputs and self.model.training and state.terms is None:
             self.claim = self.inside.enter_context(state.claiming())
             self.terms = self.inside.enter_context(state.collecting())
@@ -67,6 +67,8 @@ class ForwardPass:
     def end(self, output: Any) -> Any:
         """Amend the base's output; None where its forward has failed."""
         try:
+            if output is None:
+                spoil_cache(self.inputs.get("past_key_values"))
             note_cache(getattr(output, "past_key_values", None), self._slots())
             return self._amend(output) if isinstance(output, ModelOutput) else output
         finally:
