@@ -76,6 +76,14 @@ def test_a_layer_takes_rows_and_others_numbers():
     assert model.expansion.dial == {layers[0]: 0.0, layers[1]: 0.4, -1: 0}
 
 
+def test_a_tensor_that_is_changed_later_changes_nothing():
+    model, alpha = make_trained("llama"), torch.tensor([0.0, 0.3, NAN, 1.0])
+    before = logits_at(model, alpha)
+    alpha.fill_(7.0)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids()).logits, before)
+
+
 def test_a_dial_may_be_a_function_that_is_asked_at_each_forward():
     model = make_trained("llama", "ends")
     expected = logits_at(model, ROWS)

@@ -44,13 +44,16 @@ def is_zero(dial: object) -> bool:
 
 
 def checked_alphas(alpha: Tensor) -> Tensor:
-    """One alpha per row (B,) or per token (B, T) as float32 (ConfigError: no such thing)."""
+    """One alpha per row (B,) or per token (B, T): a copy as float32 (ConfigError: no such thing).
+
+    A copy, so that what is checked here stays what it is.
+    """
     if alpha.dim() not in (1, 2) or not alpha.numel() or alpha.is_complex():
         raise ConfigError(
             f"alpha is a tensor of shape {tuple(alpha.shape)} and type {alpha.dtype}; allowed: "
             "numbers of shape (rows,) or (rows, tokens)."
         )
-    values = alpha.detach().float()
+    values = alpha.detach().to(torch.float32, copy=True)
     wrong = ~(values.isnan() | ((values >= 0) & (values <= 1)))
     if wrong.any():
         raise ConfigError(
