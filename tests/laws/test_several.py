@@ -255,6 +255,15 @@ def test_wrong_names_are_refused(folders, name):
         load_sidecars(make_base("llama"), {name: folders["llama", "zh"]})
 
 
+def test_a_list_and_an_expanded_model_are_refused(folders):
+    folder = folders["llama", "zh"]
+    with pytest.raises(ConfigError, match="by name"):
+        load_sidecars(make_base("llama"), [folder])
+    for again in (lambda m: load_sidecar(m, folder), lambda m: load_sidecars(m, {"zh": folder})):
+        with pytest.raises(ModelError, match="expanded already"):
+            again(several(folders, ("maths",)))
+
+
 def test_a_sidecar_that_does_not_fit_leaves_the_base_as_it_was(folders, tmp_path):
     base, fresh = make_base("llama"), make_base("llama")
     with pytest.raises(CheckpointError, match="The sidecar other"):

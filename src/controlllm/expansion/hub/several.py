@@ -23,6 +23,7 @@ from controlllm.expansion.method.ends import set_vocab_size
 from controlllm.expansion.method.expansion_config import FROZEN_GROUPS, ExpansionConfig
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.anatomy import examine
+from controlllm.expansion.surgery.checks import refuse_expanded
 from controlllm.expansion.surgery.dial import Alpha, Dial
 from controlllm.expansion.surgery.install import Expansion
 from controlllm.expansion.surgery.sidecars import install_together
@@ -228,6 +229,7 @@ def load_sidecars(
             unchanged.
     """
     _check_names(sidecars)
+    refuse_expanded(base)
     read = {name: read_sidecar_config(folder) for name, folder in sidecars.items()}
     for name, values in read.items():
         _check_alone(name, values, len(read))
@@ -257,9 +259,9 @@ _SAME = ("fingerprint", "grown_vocab_size")
 """What a sidecar's record of its base says of the model that several are put on."""
 
 
-def _check_names(sidecars: Mapping[str, Any]) -> None:
-    if not sidecars:
-        raise ConfigError("load_sidecars needs at least one sidecar: {name: folder}.")
+def _check_names(sidecars: Any) -> None:
+    if not sidecars or not isinstance(sidecars, Mapping):
+        raise ConfigError("load_sidecars needs at least one sidecar by name: {name: folder}.")
     for name in sidecars:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ConfigError(

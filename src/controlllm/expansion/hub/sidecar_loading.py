@@ -19,6 +19,7 @@ from controlllm.expansion.hub.expand import expand
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.hub.peft import put_adapters
 from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.surgery.checks import refuse_expanded
 
 __all__ = ["load_sidecar"]
 
@@ -45,7 +46,9 @@ def load_sidecar(
     Raises:
         CheckpointError: if the base is another one, or tensors are missing, left over or of another
             shape; the base is then unchanged.
+        ModelError: if the base is expanded already.
     """
+    refuse_expanded(base)
     values = read_sidecar_config(folder)
     if tensors is None:
         verify_checksums(Path(folder), ours=True)
