@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from controlllm import expand, load_sidecars
-from controlllm.checkpoint import load_named
+from controlllm.checkpoint import LoadOptions, load_named
 from controlllm.common.errors import ConfigError
 from controlllm.inference import Chat, GenerationSettings
 
@@ -80,6 +80,22 @@ def test_the_first_answers_at_first_and_alpha_is_its_own(chat) -> None:
     assert output(chat) == "sidecars: maths (answers), zh (answers)\n"
 
 
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        ("maths=0.3 0.4", "/alpha maths=0.3 0.4: give a number"),
+        ("maths = 0.3", "/alpha maths = 0.3: give a number"),
+        ("maths=0.3,zh=0.2", "one per sidecar, as in"),
+        ("maths=0.3 maths=0.4", "named twice"),
+    ],
+)
+def test_an_alpha_that_cannot_be_read_changes_nothing(chat, typed, words) -> None:
+    before = chat.model.alphas()
+    chat.handle(f"/alpha {typed}")
+    assert words in output(chat)
+    assert chat.model.alphas() == before
+
+
 def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
     base, maths = str(folders["base"]), str(folders["maths"])
     model, _, dials = load_named(base, {"maths": maths, "zh": str(folders["zh"])})
@@ -89,6 +105,8 @@ def test_they_are_loaded_from_folders_on_a_plain_base(folders) -> None:
         load_named(maths, {"zh": str(folders["zh"])})
     with pytest.raises(ConfigError, match="not a sidecar"):
         load_named(base, {"zh": base})
+    with pytest.raises(ConfigError, match="would not be used"):
+        load_named(base, {"zh": str(folders["zh"])}, LoadOptions(base=maths))
 
 
 def test_serve_takes_them_as_options(folders, monkeypatch, capsys) -> None:

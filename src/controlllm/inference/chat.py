@@ -268,16 +268,20 @@ class Chat:
 
 def _alphas(text: str) -> float | dict[str, float | None] | None:
     """What stands behind /alpha: a number or `trained`, or one of these per sidecar."""
-    if "=" not in text:
-        return _number(text)
-    pairs = [part.partition("=") for part in text.split()]
-    return {name: _number(value) for name, _, value in pairs}
+    try:
+        if "=" not in text:
+            return _number(text)
+        pairs = [part.split("=") for part in text.split()]
+        alphas = {name: _number(value) for name, value in pairs}
+    except ValueError:
+        raise ModelError(
+            f"/alpha {text}: give a number from 0 to 1, or 'trained'; or one per sidecar, as in "
+            "/alpha maths=0.3 zh=0.2"
+        ) from None
+    if len(alphas) < len(pairs):
+        raise ModelError(f"/alpha {text}: a sidecar is named twice; keep one of them.")
+    return alphas
 
 
 def _number(text: str) -> float | None:
-    if text == "trained":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ModelError(f"/alpha {text}: give a number from 0 to 1, or 'trained'.") from None
+    return None if text == "trained" else float(text)
