@@ -105,6 +105,9 @@ def test_the_divergences_on_a_text(tmp_path):
     assert torch.equal(logits(model), before)
     with pytest.raises(DataError, match="cannot be read"):
         export(model, tmp_path / "no", Lora(texts=str(tmp_path / "missing")), Words())
+    text.write_text(" \n\n")
+    with pytest.raises(DataError, match="holds no text"):
+        export(model, tmp_path / "no", form, Words())
     with pytest.raises(ConfigError, match="with a tokenizer only"):
         export(model, tmp_path / "no", form)
 

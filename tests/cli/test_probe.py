@@ -76,6 +76,12 @@ def test_pages_of_ours_are_replaced_files_of_others_are_not(model, tmp_path, cap
         (["--alpha", "2"], "full", "alpha"),
         (["--max_length", "2"], "full", "max_length=2"),
         (["--layers", "l.yaml", "--probes", "alpha"], "full", "name it in --probes"),
+        (
+            ["--prompt", "x", "--probes", "alpha,lens"],
+            "full",
+            "prompt is what the probe `dial` reads",
+        ),
+        (["--alphas", "[]"], "full", "names no setting of the dial"),
         (["--probes", "alpha"], "base", "LlamaForCausalLM is not expanded"),
     ],
 )

@@ -15,7 +15,7 @@ from controlllm.evaluate.judging.html import Piece, cut, page, tag
 from controlllm.evaluate.judging.report import ReportSettings, report_page
 from controlllm.evaluate.judging.runs import read_runs
 from controlllm.evaluate.judging.style import POLICY, STYLE
-from controlllm.evaluate.judging.svg import Plot, axis_for, bar, ticks
+from controlllm.evaluate.judging.svg import Axis, Plot, axis_for, bar, ticks
 from controlllm.evaluate.statistics import Interval
 
 EVIL = "</script></pre></title><img src=x onerror=alert(1)>]]>'\"><a href=javascript:x>"
@@ -383,6 +383,18 @@ def test_ticks_and_axes():
     assert same.low < 3 < same.high and 0 < same.share(3) < 1 and same.share(math.inf) == 1
     for low, high in ((-1e9, 1e9), (1e-9, 2e-9), (0.1, 0.7), (99, 101)):
         assert 2 <= len(ticks(low, high)) <= 8
+    assert (
+        ticks(1.9, 4.1, whole=True) == [2, 3, 4] and axis_for([2, 4], "", whole=True).ticks[1] == 3
+    )
+
+
+def test_the_name_of_an_axis_has_room_beside_its_longest_number():
+    lefts = [
+        Plot(Axis(0, 1, "x"), Axis(low, low + 0.004, "y"), "t").at(0, 0)[0] for low in (0, 0.9)
+    ]
+    drawn = Plot(Axis(0, 1, "x"), Axis(1e6, 1e6 + 0.4, "y"), "t")
+    assert drawn.at(0, 0)[0] >= 25 + 7 * max(len(f"{v:g}") for v in drawn.y.ticks)
+    assert lefts[0] >= lefts[1] >= 25 + 7 * len("0.901")
 
 
 def test_a_plot_draws_points_where_they_are():

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.probe.conftest import LEARN, RETAIN
 
 from controlllm import ExpansionConfig, expand, load_sidecars
 from controlllm.common.errors import ConfigError, ModelError
-from controlllm.probe import PROBES, Finding, Study, Text, find, probe_page
+from controlllm.probe import PROBES, Finding, Study, StudySettings, Text, find, probe_page
 from controlllm.probe.contract import OWN
 from controlllm.probe.drawing import Scale, coloured, heat_map, scale_for, visible
 from controlllm.probe.pairs import RELATIONS, phrases
@@ -40,6 +41,7 @@ def test_all_probes_speak_and_leave_the_model_as_it_was(study_of, settings):
     assert sum(len(m._forward_hooks) for m in study.model.modules()) == hooks
     page = harmless(probe_page("Inside", {"model": "m"}, found))
     for one in found.values():
+        assert not re.search("dark|white", one.shows + one.look_for, re.I)  # there is a dark mode
         assert one.title in page.words and one.look_for in page.words and one.result in page.words
     assert "nan" not in page.words and "inf" not in page.words
 
@@ -113,6 +115,15 @@ def test_leaving_a_block_out_is_alpha_0_there(study_of):
         avoided = one.forgetting_avoided
         assert avoided.estimate == pytest.approx(before[1] - rises[1], rel=1e-3, abs=1e-5)
         assert avoided.low <= avoided.estimate <= avoided.high
+
+
+def test_a_loss_that_rose_is_said_to_have_risen(study_of):
+    study = study_of()
+    with study.model.disable_expansion():  # what the base itself writes
+        ids = study.model.generate(study.learn[0].ids[:, :3], max_new_tokens=20, do_sample=False)
+    study = replace(study, learn=[Text(ids, ids, study.tokenizer)] * 2)
+    told = find(study, ["blocks"])["blocks"].result
+    assert re.match(r"The loss on the learned texts rose by \d", told)
 
 
 def test_what_is_suggested_carries_learning_and_expand_takes_it(study_of, pico_llama):
@@ -227,6 +238,8 @@ def test_what_cannot_be_looked_into_is_refused_and_said(
     several = load_sidecars(pico_llama(), folders)
     with pytest.raises(ModelError, match=r"several sidecars \(maths, zh\)"):
         Study(several, pico_tokenizer, study.learn)
+    with pytest.raises(ConfigError, match="names no setting of the dial"):
+        StudySettings(alphas=[])
     found = {"own <b>": "it is dark"}
     assert "Nothing is shown here: it is dark" in harmless(probe_page("p", {}, found)).words
 

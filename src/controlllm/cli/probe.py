@@ -19,6 +19,7 @@ from controlllm.evaluate.forgetting.dial import check_settings
 from controlllm.evaluate.judging.html import is_page
 from controlllm.probe import PROBES, Finding, Study, StudySettings, find, probe_page
 from controlllm.probe.board import write_board
+from controlllm.probe.contract import OWN
 from controlllm.probe.finding import MADE_BY
 from controlllm.probe.study import read_texts
 
@@ -81,6 +82,7 @@ def run(argv: list[str]) -> None:
         check_choice("probes", name, PROBES.names(), is_open=True)
     if options.layers is not None and names and "blocks" not in names:
         raise ConfigError("layers is what the probe `blocks` suggests: name it in --probes, too.")
+    _refuse_unread(options, names)
     learn, retain = _sources(options)
     with stage(f"loading {options.model}"):
         model, tokenizer = load_model(options.model, options.load)
@@ -95,6 +97,16 @@ def run(argv: list[str]) -> None:
         study.model.set_alpha(options.alpha)
     findings = find(study, names)
     _write(options, findings, probe_page(_title(options), _about(study, options), findings))
+
+
+def _refuse_unread(options: ProbeOptions, names: list[str]) -> None:
+    """Refuse what only the dial's probe reads, where it is left out; others' may read all."""
+    if not names or "dial" in names or not set(names) <= set(OWN):
+        return
+    usual = StudySettings()
+    for name in ("alphas", "prompt", "max_new_tokens"):
+        if getattr(options, name) != getattr(usual, name):
+            raise ConfigError(f"{name} is what the probe `dial` reads: name it in --probes, too.")
 
 
 def _require_place(options: ProbeOptions) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.adapters import switch_adapters
-from controlllm.common.errors import ModelError
+from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.losses import IGNORE_INDEX, cross_entropy_sum
 from controlllm.data import DataConfig, Example, SourceConfig, read_examples
@@ -48,6 +48,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_values(self, "")
+        if not self.alphas:
+            raise ConfigError("alphas=[] names no setting of the dial; name at least one.")
 
 
 @dataclass(frozen=True)

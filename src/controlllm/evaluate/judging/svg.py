@@ -16,14 +16,15 @@ MOST_SERIES = 8
 """Colours that the style has."""
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between two bounds, at most so many and at least two.
+def ticks(low: float, high: float, most: int = 6, whole: bool = False) -> list[float]:
+    """Round numbers between two bounds, at most so many; at least two, or `whole` ones only.
 
     >>> ticks(-0.3, 12.1)
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     """
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(f for f in (1, 2, 5, 10) if (high - low) / (step * f) <= most + 0.5)
+    step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
@@ -37,29 +38,39 @@ class Axis:
         low: the smallest value.
         high: the largest one.
         label: what the values are, and their unit.
+        whole: whether there is nothing between whole numbers.
     """
 
     low: float
     high: float
     label: str
+    whole: bool = False
+
+    @property
+    def ticks(self) -> list[float]:
+        """The values that are written beside it."""
+        return ticks(self.low, self.high, whole=self.whole)
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1; what is outside lies at the end."""
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
-def axis_for(values: Iterable[float], label: str, around: Sequence[float] = ()) -> Axis:
+def axis_for(
+    values: Iterable[float], label: str, around: Sequence[float] = (), whole: bool = False
+) -> Axis:
     """An axis that shows all finite values, with a margin.
 
     Args:
         values: what is to be shown.
         label: what they are.
         around: values that it shows in any case.
+        whole: whether there is nothing between whole numbers.
     """
     finite = [value for value in (*values, *around) if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(low - margin, high + margin, label)
+    return Axis(low - margin, high + margin, label, whole)
 
 
 class Plot:
@@ -73,19 +84,20 @@ class Plot:
         height: likewise.
     """
 
-    LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
+    RIGHT, TOP, BOTTOM = 14, 12, 44
 
     def __init__(self, x: Axis, y: Axis, title: str, width: int = 420, height: int = 290) -> None:
         self.x, self.y, self.title = x, y, title
         self.width, self.height = width, height
+        self.left = 25 + 7 * max([4, *(len(_written(value)) for value in y.ticks)])
         self._parts: list[Child] = [*self._grid()]
         self._labels: list[tuple[float, float, float, float]] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The place of two values."""
-        wide = self.width - self.LEFT - self.RIGHT
+        wide = self.width - self.left - self.RIGHT
         high = self.height - self.TOP - self.BOTTOM
-        return self.LEFT + wide * self.x.share(x), self.TOP + high * (1 - self.y.share(y))
+        return self.left + wide * self.x.share(x), self.TOP + high * (1 - self.y.share(y))
 
     def line(
         self, points: Sequence[tuple[float, float]], series: int, dashed: bool = False
@@ -124,7 +136,7 @@ class Plot:
         for right, above in ((True, True), (True, False), (False, True), (False, False)):
             x, y = cx + (8 if right else -8), cy + (-7 if above else 16)
             box = (x if right else x - wide, y - 11, x + wide if right else x, y)
-            inside = box[0] >= self.LEFT and box[2] <= self.width and box[3] <= self.height
+            inside = box[0] >= self.left and box[2] <= self.width and box[3] <= self.height
             if inside and not any(_overlap(box, other) for other in self._labels):
                 anchor = "start" if right else "end"
                 self._parts.append(tag("text", label, x=x, y=y, text_anchor=anchor, class_="label"))
@@ -133,7 +145,7 @@ class Plot:
 
     def rule(self, *, x: float | None = None, y: float | None = None) -> None:
         """Draw a straight line through the plane at one value of an axis."""
-        left, top = self.LEFT, self.TOP
+        left, top = self.left, self.TOP
         right, bottom = self.width - self.RIGHT, self.height - self.BOTTOM
         if x is not None:
             place = self.at(x, self.y.low)[0]
@@ -155,15 +167,15 @@ class Plot:
 
     def _grid(self) -> Iterator[Piece]:
         right, bottom = self.width - self.RIGHT, self.height - self.BOTTOM
-        for value in ticks(self.x.low, self.x.high):
+        for value in self.x.ticks:
             place = self.at(value, self.y.low)[0]
             yield tag("line", x1=place, x2=place, y1=self.TOP, y2=bottom, class_="grid")
             yield _tick(value, place, bottom + 15, "middle")
-        for value in ticks(self.y.low, self.y.high):
+        for value in self.y.ticks:
             place = self.at(self.x.low, value)[1]
-            yield tag("line", x1=self.LEFT, x2=right, y1=place, y2=place, class_="grid")
-            yield _tick(value, self.LEFT - 6, place + 4, "end")
-        middle, half = (self.LEFT + right) / 2, (self.TOP + bottom) / 2
+            yield tag("line", x1=self.left, x2=right, y1=place, y2=place, class_="grid")
+            yield _tick(value, self.left - 6, place + 4, "end")
+        middle, half = (self.left + right) / 2, (self.TOP + bottom) / 2
         yield tag(
             "text", self.x.label, x=middle, y=self.height - 8, text_anchor="middle", class_="axis"
         )
@@ -211,7 +223,11 @@ def _overlap(
 
 
 def _tick(value: float, x: float, y: float, anchor: str) -> Piece:
-    return tag("text", f"{value:g}".replace("-", "−"), x=x, y=y, text_anchor=anchor, class_="tick")
+    return tag("text", _written(value), x=x, y=y, text_anchor=anchor, class_="tick")
+
+
+def _written(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _finite_parts(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:

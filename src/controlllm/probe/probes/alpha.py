@@ -38,7 +38,7 @@ def alpha(study: Study) -> Finding:
         shows="For each token and each expanded part: alpha, the weight of the copy in what the "
         "part gives on, with the dial as it stands.",
         look_for="With a constant gate every row has one shade. With token gates (dlerp, dlerpin, "
-        "moe) dark cells are tokens for which the model leaves the base's path: they should be "
+        "moe) strong cells are tokens for which the model leaves the base's path: they should be "
         "words of the new domain, not of the old one.",
         result=f"{told}, {said}",
         parts=parts,

@@ -53,7 +53,7 @@ def attention(study: Study) -> Finding:
         shows="How far the copy's attention lies from its frozen twin's (KL over the keys, mean "
         "over queries), by layer and head; then the maps of the blocks where they differ most, "
         "means over heads: each row is a token that looks, each column one that is looked at.",
-        look_for="A head with a dark cell looks elsewhere than before. In the third map of each "
+        look_for="A head with a strong cell looks elsewhere than before. In the third map of each "
         "block blue cells are looked at more by the copy, orange ones less. Much on the first "
         "column is usual: heads rest there.",
         result=f"Block {most} looks elsewhere most (KL {means[most]:.4f}), there head {head}. "

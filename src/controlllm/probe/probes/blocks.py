@@ -41,9 +41,9 @@ def blocks(study: Study) -> Finding:
     left = leave_one_out(study, [tuned for tuned, _ in whole])
     layers = suggested(left)
     gain, *rest = (_mean_change(tuned, base) for tuned, base in whole)
-    told = f"The loss on the learned texts fell by {gain:.3f} nats per token"
+    told = f"The loss on the learned texts {_moved(gain)} nats per token"
     if rest:
-        told += f", on those to keep it {'rose' if rest[0] < 0 else 'fell'} by {abs(rest[0]):.3f}"
+        told += f", on those to keep it {_moved(rest[0])}"
     best = max(left, key=lambda one: one.gain_lost.estimate)
     carries = f"{part_name(best.part)} carries most ({best.gain_lost})"
     chosen = (
@@ -79,6 +79,11 @@ def blocks(study: Study) -> Finding:
         ),
         layers=layers,
     )
+
+
+def _moved(gain: float) -> str:
+    """Which way a loss went, and how far."""
+    return f"{'rose' if gain < 0 else 'fell'} by {abs(gain):.3f}"
 
 
 def leave_one_out(study: Study, whole: Sequence[Losses]) -> list[Left]:

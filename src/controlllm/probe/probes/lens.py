@@ -50,7 +50,7 @@ def lens(study: Study) -> Finding:
         title="What each branch would say",
         shows="The logit lens: the output of the frozen branch, of the copy, and of their join at "
         "each expanded block, sent through the model's last norm and head. A cell is the likeliest "
-        "next token after the token above it; the darker, the surer. Underlined: it is the token "
+        "next token after the token above it; the stronger, the surer. Underlined: it is the token "
         "that comes.",
         look_for="In shallow layers the lens is mere noise. From where the words make sense on, "
         "rows in which the copy says something else than its frozen twin show what that block "

@@ -49,10 +49,10 @@ def movement(study: Study) -> Finding:
         title="How far the copies have moved",
         shows="For each token (left to right) and each expanded part (top to bottom): how far the "
         "copy's output e lies from its frozen twin's output p on the same input, relative to |p|, "
-        "and how much it points elsewhere (1 − cos). White: they agree.",
-        look_for="Dark rows are blocks that learned a lot (or were left unaligned); dark columns "
-        "are tokens that the new domain treats differently. A large length with a small angle is "
-        "mere scaling.",
+        "and how much it points elsewhere (1 − cos). Without colour: they agree.",
+        look_for="Strong rows are blocks that learned a lot (or were left unaligned), strong "
+        "columns tokens that the new domain treats differently. A large length with a small angle "
+        "is mere scaling.",
         result=f"{part_name(most).capitalize()} has moved most ({change[most]:.3f} of |p|), "
         f"{part_name(least)} least ({change[least]:.3f}); cosines lie between "
         f"{min(cos.values()):.3f} and {max(cos.values()):.3f}.",

@@ -67,7 +67,7 @@ def plane_by_layer(curves: Mapping[str, Mapping[Part, float]], y: str) -> Child:
         if len(line) < 2:
             continue
         plot = Plot(
-            axis_for([k for k, _ in line], "layer"),
+            axis_for([k for k, _ in line], "layer", whole=True),
             axis_for([v for _, v in line], y, around=[0.0] if name.startswith("|") else []),
             f"{name} by layer",
             height=220,

@@ -44,7 +44,7 @@ def tokens(study: Study) -> Finding:
         shows="The texts, each token coloured by how far the tuned model's prediction of it lies "
         "from the base's (KL), and by how much likelier (blue) or unlikelier (orange) the tuned "
         "model finds the token that stands there.",
-        look_for="On text of the new domain blue should prevail. Dark KL where log p hardly "
+        look_for="On text of the new domain blue should prevail. Strong KL where log p hardly "
         "changes is a change of mind between other words; orange on plain words is forgetting. The "
         "first token is not predicted; prompts are coloured, and not counted.",
         result=f"Over {len(changes):,} tokens log p changes by {mean:+.3f} nats in the mean, KL is "

@@ -170,7 +170,7 @@ def _tokens(path: str, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"texts: {path} cannot be read as UTF-8 text: {error}.") from error
     ids: Tensor = tokenizer(text, return_tensors="pt")["input_ids"][:, :_MOST_TOKENS]
-    if ids.shape[1] < 2:
+    if not text.strip() or ids.shape[1] < 2:
         raise DataError(f"texts: {path} holds no text to measure on.")
     return ids
 
