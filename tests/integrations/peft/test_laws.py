@@ -16,6 +16,7 @@ from tests.laws.models import (
 )
 
 from controlllm import load_sidecar
+from controlllm.common.errors import ModelError
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.files.sidecar import sidecar_tensors
 from controlllm.integrations.peft import adapter_to_sidecar, adapters_of, sidecar_to_adapter
@@ -96,3 +97,20 @@ def test_a_tuple_is_a_tuple():
     output = model(**batch(), return_dict=False)
     assert isinstance(output, tuple)
     assert torch.equal(output[0], model(**batch()).loss)
+
+
+def test_the_cache_of_a_pass_that_failed_is_refused():
+    model = make_adapted()
+    one = batch()["input_ids"][:, :1]
+    with torch.no_grad():
+        cache = model(input_ids=one, use_cache=True).past_key_values
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    hook = model.get_base_model().get_decoder().norm.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(input_ids=one, past_key_values=cache)
+    hook.remove()
+    with pytest.raises(ModelError, match="has failed"):
+        model(input_ids=one, past_key_values=cache)
