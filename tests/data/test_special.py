@@ -1,5 +1,7 @@
 """Names of special tokens inside texts are text, for every kind of tokenizer and template."""
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -130,3 +132,22 @@ def test_a_template_that_cuts_a_name_refuses_the_row() -> None:
     assert encode(renderer, [{"role": "user", "content": "a long one"}]).input_ids.tolist()
     with pytest.raises(DataError, match="cuts a content that names a special token"):
         renderer.prepare([{"role": "user", "content": "a </s> too"}])
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
+    """A server's event loop stood still for seconds while a client's long text was encoded."""
+    names = SpecialNames.of(wrapped("whole words"))
+    assert names.encode("the cat", add_special_tokens=False)
+    done, turns = threading.Event(), 0
+
+    def encode() -> None:
+        names.encode("</s> the cat " * 40_000, add_special_tokens=False)
+        done.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while not done.is_set():
+        turns += 1
+        time.sleep(0.001)
+    thread.join()
+    assert turns > 20

@@ -124,7 +124,7 @@ def answered_chat(
     """
     names = SpecialNames.of(tokenizer)
     if names.stand_in(answer):
-        ids = names.backend.encode(answer, add_special_tokens=False).ids
+        ids = names.encode(answer, add_special_tokens=False)
     else:
         ids = tokenizer(answer, add_special_tokens=False).input_ids
     return [*prompt, *ids], len(prompt)

@@ -95,7 +95,7 @@ def prompt_ids(
     if not names.stand_in(messages):
         return torch.tensor([tokenizer(render(messages), add_special_tokens=False).input_ids])
     text = names.reveal(render(names.hide(messages)))[0]
-    return torch.tensor([names.backend.encode(text, add_special_tokens=False).ids])
+    return torch.tensor([names.encode(text, add_special_tokens=False)])
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -107,7 +107,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """
     names = _special_names(tokenizer)
     if names.stand_in(text):
-        return torch.tensor([names.backend.encode(text, add_special_tokens=True).ids])
+        return torch.tensor([names.encode(text, add_special_tokens=True)])
     return torch.tensor([tokenizer(text, add_special_tokens=True).input_ids])
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import threading
 import time
@@ -202,13 +203,16 @@ def test_asked_to_stop_it_finishes_what_runs_and_takes_nothing_new(serving) -> N
     assert not one.engine._thread.is_alive()
 
 
-def test_asked_to_stop_it_does_not_wait_for_ever(serving) -> None:
-    """What still runs then is told so, in a stream and without."""
-    one = serving(limits={"stop_seconds": 0.2})
+@pytest.mark.parametrize(("signals", "seconds"), [(1, 0.2), (2, 600)])
+def test_asked_to_stop_it_does_not_wait_for_ever(serving, signals: int, seconds: float) -> None:
+    """What still runs then is told so, in a stream and without; a second signal is "then"."""
+    one = serving(limits={"stop_seconds": seconds})
     stream = raw(one, LONG | {"stream": True})
     whole = raw(one, LONG)
     until(lambda: one.engine.health().running == 2)
-    one.stop()
+    for _ in range(signals):
+        one.server.handle_exit(signal.SIGTERM, None)
+    one.thread.join(30)
     assert not one.engine._thread.is_alive()
     for connection, status in ((stream, b" 200 "), (whole, b" 503 ")):
         text = b"".join(iter(lambda c=connection: c.recv(1 << 20), b""))

@@ -1,13 +1,16 @@
 """A chat template is a stranger's program: it renders in a process that can be ended."""
 
 import copy
+import shutil
+import sys
 import time
 from typing import Any
 
 import pytest
 
-from controlllm.common.errors import DataError
-from controlllm.inference.serve import ServeLimits
+from controlllm.common.errors import ConfigError, DataError
+from controlllm.inference.engine import LocalEngine
+from controlllm.inference.serve import ServeLimits, ServeSettings, make_app, serve
 from controlllm.inference.serve.templates import TemplateProcess, TemplateTimeError
 
 openai = pytest.importorskip("openai")
@@ -101,3 +104,13 @@ def test_the_server_outlives_a_template(serving, chat_tokenizer) -> None:
     with pytest.raises(openai.BadRequestError, match="was ended"):
         chat("hang")
     assert chat("hello").choices
+
+
+def test_a_server_whose_templates_cannot_render_does_not_start(
+    make_tuned, chat_tokenizer: Any, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    engine = LocalEngine(make_tuned(), chat_tokenizer)
+    with pytest.raises(ConfigError, match="did not start"):
+        serve(make_app(engine, ServeSettings(port=0)))
+    assert not engine.health().works

@@ -35,10 +35,12 @@ def make_app(engine: Engine, settings: ServeSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        await service.prompts.start()
-        yield
-        await engine.close()
-        service.prompts.close()
+        try:
+            await service.prompts.start()
+            yield
+        finally:
+            await engine.close()
+            service.prompts.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.state.service = service

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from controlllm.common.errors import DataError
 from controlllm.inference.compare import answered_chat
 from controlllm.inference.generate import prompt_ids, text_ids
 from controlllm.inference.serve.errors import ApiError
@@ -54,7 +53,7 @@ class Prompts:
                 "no_chat_template",
             )
         return await self._encoded(
-            lambda: prompt_ids(self.tokenizer, messages, template.render)[0].tolist()
+            lambda: prompt_ids(self.tokenizer, messages, template.render)[0].tolist(), "messages"
         )
 
     async def text(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -64,11 +63,12 @@ class Prompts:
             ApiError: a token that does not exist, none at all, or too many.
         """
         if isinstance(prompt, str):
-            return await self._encoded(lambda: text_ids(self.tokenizer, prompt)[0].tolist())
+            text = prompt
+            return await self._encoded(lambda: text_ids(self.tokenizer, text)[0].tolist(), "prompt")
         size = len(self.tokenizer)
         if any(not 0 <= token < size for token in prompt):
             raise ApiError(400, f"prompt: token ids go from 0 to {size - 1}.", "prompt")
-        return self._bounded(list(prompt))
+        return self._bounded(list(prompt), "prompt")
 
     async def answered(self, prompt: Sequence[int], answer: str) -> tuple[list[int], int]:
         """The tokens of a conversation and an answer to it, and where the answer begins."""
@@ -105,20 +105,20 @@ class Prompts:
         if self._template is not None:
             self._template.close()
 
-    async def _encoded(self, encode: Callable[[], list[int]]) -> tuple[int, ...]:
-        return self._bounded(await self._in_thread(encode))
+    async def _encoded(self, encode: Callable[[], list[int]], field: str) -> tuple[int, ...]:
+        return self._bounded(await self._in_thread(encode), field)
 
-    def _bounded(self, ids: list[int]) -> tuple[int, ...]:
+    def _bounded(self, ids: list[int], field: str) -> tuple[int, ...]:
         most = self.limits.prompt_tokens
         if len(ids) > most:
             raise ApiError(
                 400,
                 f"The prompt has {len(ids)} tokens; this server takes at most {most}.",
-                "messages",
+                field,
                 "context_length_exceeded",
             )
         if not ids:
-            raise DataError("the prompt has no tokens.")
+            raise ApiError(400, "the prompt has no tokens.", field)
         return tuple(ids)
 
     async def _in_thread(self, do: Callable[[], T]) -> T:

@@ -54,11 +54,14 @@ class Server(uvicorn.Server):
             return
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal lets what runs finish; a second one ends at once."""
-        if self._ends is not None:
-            super().handle_exit(sig, frame)
-        else:
+        """A first signal lets what runs finish, a second one ends it, a third one does not wait."""
+        now = time.monotonic()
+        if self._ends is None:
             self.stop()
+        elif now < self._ends:
+            self._ends = now
+        else:
+            super().handle_exit(sig, frame)
 
     def stop(self) -> None:
         """Take nothing more, and end when what runs has ended or its time is up."""
@@ -80,17 +83,21 @@ def serve(app: FastAPI, tell: Callable[[str, int], None] = lambda *_: None) -> N
     """Serve until a signal says to stop.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or what it needs did not start.
     """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = Server(app, tell)
     try:
         server.run()
-    except SystemExit as end:
-        if not server.started and end.code:
-            settings = server.service.settings
-            raise ConfigError(
-                f"cannot listen on {settings.host}, port {settings.port}: is another server "
-                "there? Choose another --port."
-            ) from end
-        raise
+    except SystemExit:
+        if server.started:
+            raise
+    if server.started:
+        return
+    if server.lifespan.should_exit:
+        raise ConfigError("the server did not start; the error above says why.")
+    settings = server.service.settings
+    raise ConfigError(
+        f"cannot listen on {settings.host}, port {settings.port}: is another server there? "
+        "Choose another --port."
+    )

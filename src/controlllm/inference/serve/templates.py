@@ -112,10 +112,19 @@ class TemplateProcess:
                 env={k: v for k, v in os.environ.items() if k in _PASSED} | {"HF_HUB_OFFLINE": "1"},
             )
         connection = Connection(ours.detach())
-        if not connection.poll(_START_SECONDS) or connection.recv_bytes(16) != b"ready":
+        if not _is_ready(connection):
+            connection.close()
             process.kill()
+            process.wait()
             raise TemplateTimeError("the process that renders chat templates did not start.")
         return process, connection
+
+
+def _is_ready(connection: Connection) -> bool:
+    try:
+        return connection.poll(_START_SECONDS) and connection.recv_bytes(16) == b"ready"
+    except (OSError, EOFError):  # It has ended already.
+        return False
 
 
 def _plain(value: Any) -> Any:
