@@ -100,11 +100,11 @@ def run(argv: list[str]) -> None:
 
 
 def _refuse_unread(options: ProbeOptions, names: list[str]) -> None:
-    """Refuse what only the dial's probe reads, where it is left out; others' may read all."""
+    """Refuse what the probe `dial` alone is asked, where it is left out; bounds may stay."""
     if not names or "dial" in names or not set(names) <= set(OWN):
         return
     usual = StudySettings()
-    for name in ("alphas", "prompt", "max_new_tokens"):
+    for name in ("alphas", "prompt"):
         if getattr(options, name) != getattr(usual, name):
             raise ConfigError(f"{name} is what the probe `dial` reads: name it in --probes, too.")
 
