@@ -51,7 +51,6 @@ CASES = [
     Case("qwen3", {"structure": "hybrid", "interpolator": "dlerp"} | ENDS, tied=True),
     Case(compiled=True),
     Case(expansion=ENDS, added_tokens=5, compiled=True),
-    Case("qwen3", {"structure": "hybrid", "interpolator": "dlerp"} | ENDS, True, compiled=True),
     Case(ranks=2),
     Case(expansion=ENDS, added_tokens=5, ranks=2),
     Case("qwen3", {"structure": "hybrid", "interpolator": "dlerp"} | ENDS, True, ranks=2),

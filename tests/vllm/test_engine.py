@@ -160,3 +160,10 @@ def test_blended_norms_are_refused(tmp_path):
     make_model(case).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"cannot serve relaxed_norm=0\.5"):
         in_own_process(configure, str(tmp_path), {})
+
+
+def test_what_is_not_right_when_compiled_is_refused(tmp_path):
+    make_model(Case(expansion={"structure": "hybrid"})).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"hybrid with lerp .* --enforce-eager"):
+        in_own_process(configure, str(tmp_path), {})
+    in_own_process(configure, str(tmp_path), {"enforce_eager": True})

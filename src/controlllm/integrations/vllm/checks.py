@@ -22,6 +22,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """What the engine can be asked for that expanded models cannot do: its plain value, and why."""
 
+COMPILES = ("concat", "lerp")
+"""Structure and interpolator that were seen to be right when compiled (docs/results/vllm.md)."""
+
 RUNNERS = {False: "runner_v1:RequestAlphas", True: "runner_v2:RequestWords"}
 """By `use_v2_model_runner`, what takes alpha from requests."""
 
@@ -47,6 +50,12 @@ class EngineChecks(VerifyAndUpdateConfig):
             raise ConfigError(
                 f"vLLM cannot serve relaxed_norm={expansion.relaxed_norm!r}: it replaces the norms "
                 "that this blends. Serve it with `controlllm serve` (--engine transformers)."
+            )
+        made = (expansion.structure, expansion.interpolator)
+        if made != COMPILES and not vllm_config.model_config.enforce_eager:
+            raise ConfigError(
+                f"Compiled by vLLM, {made[0]} with {made[1]} was never seen to write the right "
+                f"tokens, only {COMPILES[0]} with {COMPILES[1]} was. Add --enforce-eager."
             )
         if vllm_config.cache_config.enable_prefix_caching and not prefixes_are_salted():
             raise ConfigError(
