@@ -15,15 +15,14 @@ again. `sizes` counts the bytes of an 8 B model's sidecar from shapes; nothing i
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from learn_and_forget import about
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from controlllm.checkpoint import LoadOptions, export, load_model, make_form
@@ -247,17 +246,6 @@ def table(options: argparse.Namespace) -> str:
     ]
     asked_head = ["case", "bits", "benchmark", "n", "base", "right", "1->0", "0->1", "bits/byte"]
     return f"{text}\n\n{format_table(asked_head, lines)}"
-
-
-def about() -> dict[str, str]:
-    """Where numbers come from."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def main() -> None:
