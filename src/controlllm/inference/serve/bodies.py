@@ -4,6 +4,7 @@ A field that is not here is refused. Fields that this server does not follow are
 value that asks for nothing (`n` answers of one kind, no penalties), because clients send them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -50,7 +51,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class Body(_Strict):
+class Body(_Strict, ABC):
     """What both kinds of requests have."""
 
     model: str
@@ -79,9 +80,9 @@ class Body(_Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def top(self) -> int | None:
         """So many likeliest tokens are told; None = no log probabilities."""
-        raise NotImplementedError
 
 
 class ChatBody(Body):

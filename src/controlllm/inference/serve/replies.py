@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ __all__ = ["ChatReply", "CompletionReply", "Reply"]
 
 
 @dataclass
-class Reply:
+class Reply(ABC):
     """One answer on its way.
 
     Attributes:
@@ -92,14 +93,17 @@ class Reply:
             "finish_reason": piece.finish,
         }
 
+    @abstractmethod
     def _content(self, text: str) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """What a whole choice says."""
 
+    @abstractmethod
     def _new_content(self, text: str, is_first: bool) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """What a chunk of a choice says."""
 
+    @abstractmethod
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        raise NotImplementedError
+        """The log probabilities of tokens."""
 
     def _name(self, token: int) -> str:
         """The text of a token behind another one: alone, many lose the space before them."""
