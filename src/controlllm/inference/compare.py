@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from controlllm.common.adapters import as_base, carries_base
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import next_token_kl
 from controlllm.data.examples.special import SpecialNames
-from controlllm.inference.generate import PART_TOKENS
+from controlllm.inference.generate import PART_TOKENS, last_logits
 
 __all__ = [
     "Choice",
@@ -176,13 +175,12 @@ class _Side:
         self.inside = inside
         self.cache: Any = None
         self.unread: list[int] = []
-        self.keeps = "logits_to_keep" in signature(model.forward).parameters
 
     def read(self, ids: Sequence[int], keep: int) -> Tensor:
         """Read on; logits (keep, V) of the last positions."""
         self.unread += ids
         ids_BT = torch.tensor([self.unread], device=self.model.device)
-        few = {"logits_to_keep": keep} if self.keeps else {}
+        few = last_logits(self.model, keep)
         with self.inside():
             output = self.model(ids_BT, past_key_values=self.cache, use_cache=True, **few)
         self.cache = getattr(output, "past_key_values", None)

@@ -17,7 +17,7 @@ from controlllm.common.settings import LARGEST_SEED, TINY, check_said
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
 
-__all__ = ["GenerationSettings", "Generator", "prompt_ids", "text_ids"]
+__all__ = ["GenerationSettings", "Generator", "last_logits", "prompt_ids", "text_ids"]
 
 PART_TOKENS = 2048
 """Longer prompts are read in parts of so many tokens."""
@@ -134,6 +134,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, 
     return str(rendered)
 
 
+def last_logits(model: Any, keep: int = 1) -> dict[str, int]:
+    """Arguments of a forward pass that computes logits of the last positions only, if it can."""
+    known = signature(model.forward).parameters
+    return {"logits_to_keep": keep} if "logits_to_keep" in known else {}
+
+
 class Generator:
     """Writes with one model, keeping the KV cache for as long as the text goes on."""
 
@@ -192,8 +198,7 @@ class Generator:
         if end - begin <= PART_TOKENS:
             return cache
         model: Any = self.model
-        known = signature(model.forward).parameters
-        few = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        few = last_logits(model)
         with progress("reading the prompt", "tokens", end - begin) as line:
             for start in range(begin, end, PART_TOKENS):
                 stop = min(start + PART_TOKENS, end)

@@ -1,7 +1,6 @@
 """One text being written: the prompt is read in parts, then each step writes one token."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from controlllm.inference.engine.protocol import Piece, Request, Usage, Voice
 from controlllm.inference.engine.sampling import choose_token, make_generator
 from controlllm.inference.engine.text import TextWriter
 from controlllm.inference.engine.work import Work
+from controlllm.inference.generate import last_logits
 
 __all__ = ["Desk", "Writing"]
 
@@ -36,8 +36,7 @@ class Desk:
         self.model, self.tokenizer, self.speak_as = model, tokenizer, speak_as
         self.caches = caches
         self.ends = _end_ids(model, tokenizer)
-        known = signature(model.forward).parameters
-        self._few = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._few = last_logits(model)
 
     def new_cache(self) -> Any:
         """An empty KV cache with a slot for every branch."""
