@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from controlllm.checkpoint.models.export.chat_facts import eos_ids
 from controlllm.inference.engine.caches import CacheStore
 from controlllm.inference.engine.protocol import Piece, Request, Usage, Voice
 from controlllm.inference.engine.sampling import choose_token, make_generator
@@ -135,6 +136,5 @@ class Writing(Work):
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a text, as `generate` knows them, and the tokenizer's own."""
     config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ids = ends if isinstance(ends, list) else [ends]
-    return frozenset(id for id in [*ids, tokenizer.eos_token_id] if id is not None)
+    known = eos_ids(getattr(config, "eos_token_id", None))
+    return frozenset(known | eos_ids(tokenizer.eos_token_id))
