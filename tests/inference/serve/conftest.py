@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ class Running:
     engine: LocalEngine
     port: int
     thread: threading.Thread
+    steps: threading.Semaphore | None = None
+    """How many more tokens the model may write; None = as many as it likes."""
 
     @property
     def url(self) -> str:
@@ -31,10 +34,38 @@ class Running:
     def client(self, key: str = "none") -> Any:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
+    def hold(self, steps: int = 0) -> None:
+        """Let the model write so many tokens, and then wait for `go`: no test races with it."""
+        self.steps = threading.Semaphore(steps)
+
+    def go(self) -> None:
+        if self.steps is not None:
+            held, self.steps = self.steps, None
+            held.release()
+
+    def pace(self, logits: Callable) -> Callable:
+        """The logits of the engine's desk, held where a test says so."""
+
+        def paced(*given: Any) -> Any:
+            if self.steps is not None:
+                assert self.steps.acquire(timeout=120)
+            return logits(*given)
+
+        return paced
+
     def stop(self) -> None:
+        self.go()
         self.server.stop()
         self.thread.join(30)
         assert not self.thread.is_alive()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it, as long as a busy machine may need."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def start(model: Any, tokenizer: Any, settings: ServeSettings, compute: EngineSettings) -> Running:
@@ -71,9 +102,10 @@ def serving(make_tuned: Callable, pico_tokenizer: Any) -> Iterator[Callable[...,
     ) -> Running:
         settings = {"port": 0, "limits": ServeLimits(**limits or {})} | settings
         model, computes = make_tuned(), EngineSettings(**compute or {})
-        made.append(start(model, tokenizer, ServeSettings(**settings), computes))
-        made[-1].engine._desk.ends = frozenset()
-        return made[-1]
+        made.append(one := start(model, tokenizer, ServeSettings(**settings), computes))
+        desk = one.engine._desk
+        desk.ends, desk.logits = frozenset(), one.pace(desk.logits)
+        return one
 
     yield make
     for one in made:

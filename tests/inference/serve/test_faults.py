@@ -7,12 +7,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvicorn
 from pydantic import ValidationError
+from tests.inference.serve.conftest import until
 
 from controlllm.inference.serve.bodies import ChatBody, CompletionBody
 from controlllm.inference.serve.comparing import CompareBody
@@ -34,14 +34,6 @@ def raw(running: Any, body: dict, **options: int) -> socket.socket:
     return connection
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for it, as long as a busy machine may need."""
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def busy(running: Any) -> int:
     health = running.engine.health()
     return health.running + health.waiting
@@ -50,20 +42,23 @@ def busy(running: Any) -> int:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_not_written_for(serving, stream: bool) -> None:
     running = serving()
+    running.hold(20)
     connection = raw(running, LONG | {"stream": stream})
     until(lambda: running.engine.health().running == 1)
     if stream:
         assert connection.recv(1)
     work = running.engine._running[0]
     connection.close()
+    until(lambda: work.cancelled)
+    running.go()
     until(lambda: busy(running) == 0)
-    assert work.cancelled
     assert work.written < 400
     until(lambda: running.server.service.in_flight == 0)
 
 
 def test_a_waiting_client_that_leaves_loses_its_place(serving) -> None:
     one = serving(compute={"max_running": 1})
+    one.hold()
     held = raw(one, LONG | {"stream": True})
     until(lambda: one.engine.health().running == 1)
     waiting = raw(one, LONG)
@@ -71,11 +66,13 @@ def test_a_waiting_client_that_leaves_loses_its_place(serving) -> None:
     waiting.close()
     until(lambda: one.engine.health().waiting == 0)
     held.close()
+    one.go()
     until(lambda: busy(one) == 0)
 
 
 def test_too_many_are_told_so(serving) -> None:
     one = serving(compute={"max_running": 1, "max_waiting": 1})
+    one.hold()
     first = raw(one, LONG | {"stream": True})
     until(lambda: one.engine.health().running == 1)
     second = raw(one, LONG | {"stream": True})
@@ -85,6 +82,8 @@ def test_too_many_are_told_so(serving) -> None:
             one.client().completions.create(**LONG, stream=stream)
     first.close()
     second.close()
+    one.go()
+    until(lambda: busy(one) == 0)
     assert one.client().completions.create(**LONG | {"max_tokens": 1}).choices
 
 
@@ -93,9 +92,8 @@ def test_a_request_has_its_time(serving) -> None:
     with pytest.raises(openai.InternalServerError) as late:
         one.client().completions.create(**LONG)
     assert late.value.status_code == 504
-    stream = one.client().completions.create(**LONG, stream=True)
     with pytest.raises(openai.APIError, match="longer than"):
-        list(stream)
+        list(one.client().completions.create(**LONG, stream=True))
 
 
 @pytest.mark.parametrize("sends", [False, True], ids=["silent", "still-sending"])
@@ -191,12 +189,14 @@ def test_asked_to_stop_it_finishes_what_runs_and_takes_nothing_new(serving) -> N
     )
     warm = one.client()  # Its connection is open already.
     warm.models.list()
+    one.hold()
     asking.start()
     until(lambda: busy(one) == 1)
     one.server.service.draining = True
     with pytest.raises(openai.APIStatusError) as refused:
         warm.completions.create(**LONG)
     assert refused.value.status_code == 503
+    one.go()
     one.stop()
     asking.join(30)
     assert answers[0].usage.completion_tokens == 60
@@ -207,11 +207,15 @@ def test_asked_to_stop_it_finishes_what_runs_and_takes_nothing_new(serving) -> N
 def test_asked_to_stop_it_does_not_wait_for_ever(serving, signals: int, seconds: float) -> None:
     """What still runs then is told so, in a stream and without; a second signal is "then"."""
     one = serving(limits={"stop_seconds": seconds})
+    one.hold(100)
     stream = raw(one, LONG | {"stream": True})
     whole = raw(one, LONG)
     until(lambda: one.engine.health().running == 2)
+    assert stream.recv(1, socket.MSG_PEEK)  # It has begun.
     for _ in range(signals):
         one.server.handle_exit(signal.SIGTERM, None)
+    until(lambda: not one.engine.health().works)  # The time is up.
+    one.go()
     one.thread.join(30)
     assert not one.engine._thread.is_alive()
     for connection, status in ((stream, b" 200 "), (whole, b" 503 ")):

@@ -82,6 +82,14 @@ def ready(page: Any) -> None:
     page.locator("#model-name:not(:empty)").wait_for()
 
 
+def shared(page: Any) -> str:
+    """The link to the conversation."""
+    page.locator("#share").click()
+    page.locator("#notice").wait_for()
+    link: str = page.evaluate("location.href")
+    return link
+
+
 def said(page: Any, side: str) -> str:
     text: str = page.locator(f".answer.{side} .said").last.text_content()
     return text
@@ -95,7 +103,8 @@ def test_base_and_tuned_answer_side_by_side_with_colours(page: Any) -> None:
     assert page.locator(".facts .kl").all_text_contents() == [f"mean KL {kl:.3f} nats"] * 2
     assert page.locator(".answer.tuned .token.kl-3").count() == 3
     page.locator(".answer.tuned .token").first.hover()
-    assert f"KL {kl:.3f} nats, log p +{math.log(50):.2f}" in page.locator("#details").inner_text()
+    told = f"KL {kl:.3f} nats, log p +{math.log(50):.2f}"
+    page.locator("#details", has_text=told).wait_for()
     left, right = (page.locator(f".answer.{side}").bounding_box() for side in ("base", "tuned"))
     assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
 
@@ -120,6 +129,7 @@ def test_what_a_model_writes_is_text(browser: Any, pico_llama, pico_tokenizer) -
         ask(page, HOSTILE, tokens=2)
         assert said(page, "tuned") == 2 * HOSTILE
         page.locator(".answer.tuned .token").first.hover()
+        page.locator("#details").wait_for()
         assert page.locator(".asked").text_content() == HOSTILE
         assert page.locator("main img, main script, #details img").count() == 0
         assert page.title() == "controlllm"
@@ -131,20 +141,19 @@ def test_a_link_holds_the_conversation_and_sends_nothing(browser: Any, page: Any
     page.locator("#show-settings").click()
     page.locator("#system").fill(HOSTILE)
     ask(page, HOSTILE)
-    page.locator("#share").click()
-    page.locator("#notice").wait_for()
-    assert page.url.partition("#")[2].startswith("c=")
+    link = shared(page)
+    assert link.partition("#")[2].startswith("c=")
     with opened(browser, "about:blank") as other:
         asked: list[str] = []
         other.on("request", lambda request: asked.append(request.url.partition("#")[0]))
-        other.goto(page.url)
+        other.goto(link)
         other.locator(".answer.tuned").wait_for()
         assert said(other, "tuned") == "yes yes yes "
         assert other.locator(".asked").text_content() == HOSTILE
         assert other.locator("#system").input_value() == HOSTILE
         assert other.locator("#max-tokens").input_value() == "3"
         assert other.title() == "controlllm"
-        own = page.url.partition("#")[0]
+        own = link.partition("#")[0]
         assert all(url.startswith(own) for url in asked)
         assert not [url for url in asked if "/v1/" in url or "compare" in url]
 
@@ -182,9 +191,7 @@ def test_several_sidecars_are_chosen_or_blended(browser, pico_llama, pico_tokeni
         page.locator(".answer.tuned .at", has_text="maths 0.50").wait_for()
         page.locator(".facts .kl").nth(1).wait_for()
         blended = said(page, "tuned")
-        page.locator("#share").click()
-        page.locator("#notice").wait_for()
-        with opened(browser, page.url) as other:
+        with opened(browser, shared(page)) as other:
             other.locator(".answer.tuned .at", has_text="maths 0.50").wait_for()
             assert said(other, "tuned") == blended
         page.locator("#sidecar").select_option("maths")
@@ -267,6 +274,7 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Any, address: str, scheme:
         boxes = [page.locator(f".answer.{side}").bounding_box() for side in ("base", "tuned")]
         assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
         page.locator(".answer.tuned .token").first.tap()
+        page.locator(".answer.tuned .token:focus").wait_for()  # A finger leaves before that.
         box = page.locator("#details").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
@@ -312,8 +320,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, pico_llama, pico_t
             page.locator("#key").press("Enter")
             page.locator("#error:visible" if key == "wrong key" else "#welcome:visible").wait_for()
         ask(page, "so?")
-        page.locator("#share").click()
-        page.locator("#notice").wait_for()
+        shared(page)
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert page.locator("#key").input_value() == ""
 

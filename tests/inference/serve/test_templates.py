@@ -21,7 +21,7 @@ TALKS = "{% for m in messages %}{{ 'x' * 9999 }}{% endfor %}"
 SPEAKS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 HELLO = [{"role": "user", "content": "hello"}]
 WHEN = "{% if messages[0].content == 'hang' %}" + ENDLESS + "{% endif %}" + SPEAKS
-LIMITS = ServeLimits(template_seconds=0.5, template_mib=64, body_bytes=2000)
+LIMITS = ServeLimits(template_seconds=2, template_mib=64, body_bytes=2000)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_an_endless_one_is_ended_and_the_next_goes_well(with_template) -> None:
     one = with_template(WHEN)
     assert one.render(HELLO) == "[user]hello</s>"
     begin = time.monotonic()
-    with pytest.raises(TemplateTimeError, match=r"0\.5 seconds"):
+    with pytest.raises(TemplateTimeError, match="more than 2 seconds"):
         one.render([{"role": "user", "content": "hang"}])
     assert time.monotonic() - begin < 60  # Not the hours that it would take.
     assert one.render(HELLO) == "[user]hello</s>"
@@ -95,7 +95,7 @@ def test_a_killed_process_is_started_again(with_template) -> None:
 def test_the_server_outlives_a_template(serving, chat_tokenizer) -> None:
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = WHEN
-    client = serving(tokenizer=tokenizer, limits={"template_seconds": 0.5}).client()
+    client = serving(tokenizer=tokenizer, limits={"template_seconds": 2}).client()
 
     def chat(content: str) -> Any:
         messages = [{"role": "user", "content": content}]
