@@ -11,6 +11,7 @@ DOORS = {
     "controlllm.checkpoint.training.saved": "how an optimizer's tensors are called",
     "controlllm.checkpoint.training.shards": "tensors read in parts",
     "controlllm.checkpoint.training.state": "the values of a checkpoint without its tensors",
+    "controlllm.evaluate.own_text": "a face of its own: what a model writes by itself",
     "controlllm.evaluate.texts": "a face of its own: texts and their metrics",
     "controlllm.expansion.files.base_files": "a base's tensors one by one",
     "controlllm.expansion.files.base_record": "a base that is about to change",

@@ -90,6 +90,7 @@ from controlllm.evaluate import (
 )
 from controlllm.evaluate.forgetting.losses import perplexity, warn_if_not_finite
 from controlllm.evaluate.forgetting.retention import worst
+from controlllm.evaluate.own_text import SamplingPlan, Writer, sample_sequences
 from controlllm.expansion import load_sidecar
 from controlllm.expansion.files.card import with_dial
 from controlllm.inference import GenerationSettings, Generator
@@ -99,7 +100,6 @@ from controlllm.train.config.unread import warn_of_unread
 from controlllm.train.record.folder import _changes as folder_changes
 from controlllm.train.setup.model import load_base
 from controlllm.train.setup.ready import set_up
-from controlllm.train.setup.rehearsal import SamplingPlan, sample_sequences
 
 # ---- bos: pieces of a long text begin with BOS ----
 
@@ -1565,7 +1565,7 @@ def test_long_work_shows_how_far_it_is(
     calibrate(model, batches, batches, alphas=[0.5], refine_steps=0)
     assert "9 of 18 batches at 3 settings" in screen.getvalue()
     plan = SamplingPlan(6, 12, 1.0, 4, 0, ((1,),), None)
-    assert len(list(sample_sequences(model, plan))) == 6
+    assert len(sample_sequences(Writer.base(model), plan, "the base writes")) == 6
     assert "the base writes: 2 of 6 sequences" in screen.getvalue()
     export(model, tmp_path / "full", "full")
     assert "writing the full form: 0 of" in screen.getvalue()

@@ -5,6 +5,7 @@ forgetting   Losses of a model and its base on the same text, and the dial betwe
 items        Every question put to every model, kept item by item
 judging      A verdict by the rules of a gate, and the page that shows what speaks for it
 suites       Benchmarks by name, their tasks and where their data lie
+own_text     What a model writes by itself, as held-out sets of what it knew
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
 texts        What a model writes, held against what it should have written
 
@@ -70,6 +71,9 @@ if TYPE_CHECKING:
     from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
     from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
     from controlllm.evaluate.judging.runs import read_evaluations
+    from controlllm.evaluate.own_text.sets import write_own_text
+    from controlllm.evaluate.own_text.settings import OwnTextConfig
+    from controlllm.evaluate.own_text.writing import Writer
     from controlllm.evaluate.statistics import (
         Difference,
         Interval,
@@ -106,6 +110,7 @@ __all__ = [
     "LoadedSuite",
     "LossReport",
     "Outcome",
+    "OwnTextConfig",
     "Reading",
     "Reference",
     "RetentionReport",
@@ -115,6 +120,7 @@ __all__ = [
     "Subject",
     "Target",
     "Verdict",
+    "Writer",
     "ask_model",
     "at_least",
     "available",
@@ -161,6 +167,7 @@ __all__ = [
     "warn_if_not_finite",
     "wilson",
     "worst_forgetting",
+    "write_own_text",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__)
