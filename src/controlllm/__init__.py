@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         collapse,
         combine,
         expand,
+        expand_beside,
         load_sidecar,
         load_sidecars,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "collapse",
     "combine",
     "expand",
+    "expand_beside",
     "load_sidecar",
     "load_sidecars",
 ]

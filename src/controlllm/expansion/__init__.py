@@ -9,7 +9,8 @@
 method   The paper: blocks, gates, mixes, divergences
 surgery  Putting the method into any decoder, turning its dial, and taking it out
 files    What is written beside weights: sidecars, the identity of a base, the card
-hub      The Hugging Face model and its folders: `expand`, `load_sidecar`, `load_sidecars`
+hub      The Hugging Face model and its folders: `expand`, `expand_beside`, `load_sidecar`,
+         `load_sidecars`
 merge    Back to the original architecture: `collapse`, `combine`, `unroll`
 """
 
@@ -20,7 +21,8 @@ from controlllm.common.lazy import lazy_names
 if TYPE_CHECKING:
     from controlllm.expansion.files.adapter_config import AdapterConfig
     from controlllm.expansion.files.sidecar import save_sidecar
-    from controlllm.expansion.hub.expand import decoder_blocks, expand
+    from controlllm.expansion.hub.branches import expand_beside
+    from controlllm.expansion.hub.expand import block_parts, decoder_blocks, expand
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.hub.peft import add_adapters, require_peft
     from controlllm.expansion.hub.several import load_sidecars
@@ -52,10 +54,12 @@ __all__ = [
     "Interpolator",
     "StackBlock",
     "add_adapters",
+    "block_parts",
     "collapse",
     "combine",
     "decoder_blocks",
     "expand",
+    "expand_beside",
     "load_sidecar",
     "load_sidecars",
     "parameter_count",

@@ -26,7 +26,7 @@ from controlllm.common.errors import ControlLLMError, ModelError
 from controlllm.common.storage.files import write_text
 from controlllm.expansion.files.fingerprint import base_name
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import weight_alphas
+from controlllm.expansion.merge.collapsing import require_alone, weight_alphas
 from controlllm.expansion.method.interpolators import Slerp
 from controlllm.expansion.method.registries import INTERPOLATORS
 
@@ -80,6 +80,7 @@ def merge_recipe(model: ControlLLMForCausalLM, base: str, donor: str) -> dict[st
         ModelError: if its weights are no linear mix of the two (slerp, moe, prog, proj), a token
             gate's mean alpha was never measured, or it has added tokens, which the base lacks.
     """
+    require_alone(model)
     interpolator = INTERPOLATORS.get(model.expansion.interpolator)
     linear = interpolator.collapsible and not issubclass(interpolator, Slerp)
     if not linear and model.expansion.structure != "stack":

@@ -31,7 +31,8 @@ def model_identity(model: nn.Module, tokenizer: Any, alpha: float | None = None)
         return base_identity(model, tokenizer)
     trained = _hash(model.named_parameters())
     buffers = _hash((name, value) for name, value in model.named_buffers() if value.numel() > 1)
-    expansion = repr(getattr(model, "expansion", None))
+    every = getattr(model, "expansions", None)  # of a model with several sidecars
+    expansion = repr(every or getattr(model, "expansion", None))
     told = "as trained" if alpha is None else format(alpha, "g")
     weights = hashlib.sha256(f"{trained}{buffers}{expansion}".encode()).hexdigest()[:32]
     return _identity(model, tokenizer, weights) | {"alpha": told}

@@ -41,6 +41,7 @@ from controlllm.expansion.files.records import (
     function_digest,
 )
 from controlllm.expansion.method.hf_config import ControlLLMConfig
+from controlllm.expansion.surgery.sidecars import name_alone
 
 __all__ = [
     "adapters_config",
@@ -56,21 +57,23 @@ __all__ = [
 def sidecar_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a sidecar holds: expanded parts, interpolators, and parts of the base that train.
 
-    The tensors are the model's own, not copies; tied ones come once.
+    The tensors are the model's own, not copies; tied ones come once. Of a model with earlier
+    sidecars they are those of the newest, by the names that they have where it stands alone.
 
     Raises:
         ModelError: the copies are held in 8 bits.
     """
     tensors: dict[str, Tensor] = {}
+    own = {id(p) for part in model._expansion.parts() for p in part.parameters()}
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if parameter.requires_grad or "expanded" in parts or "interpolator" in parts:
+        parts = {*name.split(".")} & {"expanded", "interpolator"}
+        if parameter.requires_grad or (parts and id(parameter) in own):
             if not parameter.is_floating_point():
                 raise ModelError(
                     f"The copies of this model are held in 8 bits ({name}), which are not saved: "
                     "load it without quantize_copies."
                 )
-            tensors[name.removeprefix("base.")] = parameter
+            tensors[name_alone(name.removeprefix("base."))] = parameter
     return tensors
 
 

@@ -1,5 +1,6 @@
 """`expand`: a base model in, an expanded model out, with exactly the same outputs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -9,16 +10,18 @@ from controlllm.common.errors import ConfigError, ModelError
 from controlllm.expansion.files.base_record import origin
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.method.plan import plan_blocks
+from controlllm.expansion.method.several import SharedBlock
 from controlllm.expansion.method.unread import check_settings
 from controlllm.expansion.surgery.anatomy import Anatomy, examine
 from controlllm.expansion.surgery.checks import refuse_expanded
 from controlllm.expansion.surgery.install import expanded_list
 from controlllm.expansion.surgery.quantised import parameter_count, quantised_kind, quantised_layers
 
-__all__ = ["decoder_blocks", "describe_base", "expand"]
+__all__ = ["block_parts", "decoder_blocks", "describe_base", "expand"]
 
 
 def expand(
@@ -76,8 +79,32 @@ def expand(
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """The blocks of a model that is expanded or not, in order (ModelError: there are none)."""
     if isinstance(model, ControlLLMForCausalLM):
-        return expanded_list(model.base, model._expansion)
+        return expanded_list(model.base, model._installed)
     return examine(model).layers
+
+
+def block_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What of a decoder block computes by itself, in the order of a forward pass: name and module.
+
+    The frozen block, and of each sidecar the copy and the interpolator; a block that is not
+    expanded is its only part, without a name.
+    """
+    if isinstance(block, SharedBlock):
+        yield "pretrained", block.pretrained
+        for index, one in enumerate(block.sidecars):
+            yield from ((f"sidecars.{index}.{name}", part) for name, part in _beside(one))
+    elif isinstance(block, ExpandedBlock):
+        yield "pretrained", block.pretrained
+        yield from _beside(block)
+    else:
+        yield "", block
+
+
+def _beside(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What an expanded block has beside its frozen one."""
+    yield "expanded", block.expanded  # type: ignore[misc]
+    if isinstance(block, ConcatBlock):
+        yield "interpolator", block.interpolator
 
 
 def describe_base(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from controlllm.expansion.method.injection import ClaimGradient
 from controlllm.expansion.method.slots import check_cache, note_cache, spoil_cache
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.expansion.surgery.dial import Dial
-from controlllm.expansion.surgery.install import install, remove, set_trainable
+from controlllm.expansion.surgery.install import Expansion, install, remove, set_trainable
 from controlllm.expansion.surgery.quantised import quantised_layers
 from controlllm.expansion.surgery.recording import Probed
 
@@ -77,6 +77,11 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
         vocab_size = self.config.base.get("grown_vocab_size")
         if vocab_size is not None:
             self.resize_token_embeddings(vocab_size)
+
+    @property
+    def _installed(self) -> Expansion:
+        """What stands in the base: its own expansion, and what earlier sidecars have there."""
+        return self._expansion
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +156,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
     def _run(self, inputs: dict[str, Any], hidden_states: bool | None) -> Any:
         """Run the base; where there are labels to train on, its loss includes the divergence."""
         call = partial(self.base, **self._known_to_base(inputs), return_dict=True)
-        run = partial(run_merged, call, self.get_decoder(), self._expansion, hidden_states)
+        run = partial(run_merged, call, self.get_decoder(), self._installed, hidden_states)
         if "labels" not in inputs or not self.training or self._state.terms is not None:
             return run()
         with self._state.claiming() as claim, self._state.collecting() as terms:
@@ -162,7 +167,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
 
     def _forbid_added_tokens(self, output: Any) -> None:
         """Where the model is the base, logit -inf for added tokens, though the base caps logits."""
-        head = self._expansion.ends.get("head")
+        head = self._installed.ends.get("head")
         if isinstance(head, ExpandedHead):
             output["logits"] = head.forbid_added(output.logits)
 
@@ -290,7 +295,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
     def unload(self) -> PreTrainedModel:
         """Give the base back as it was before `expand`; this model must not be used afterwards."""
         remove_adapters(self)
-        remove(self.base, self._expansion)
+        remove(self.base, self._installed)
         if self.config.base.get("vocab_size") is not None:
             set_vocab_size(self.base, self.config.base["vocab_size"])
         return self.base
@@ -351,14 +356,14 @@ def _begin_forward(
 ) -> None:
     """Let the blocks know the inputs, whichever `forward` runs (foreign loops replace it)."""
     named = {"input_ids": args[0]} if args else {}
-    check_cache(kwargs.get("past_key_values"), model._expansion.slots())
+    check_cache(kwargs.get("past_key_values"), model._installed.slots())
     model._state.begin({**named, **kwargs})
 
 
 def _end_forward(model: ControlLLMForCausalLM, args: Any, output: Any) -> None:
     if output is None:
         spoil_cache((model._state.inputs or {}).get("past_key_values"))
-    note_cache(getattr(output, "past_key_values", None), model._expansion.slots())
+    note_cache(getattr(output, "past_key_values", None), model._installed.slots())
     model._state.inputs = None
 
 

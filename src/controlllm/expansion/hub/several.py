@@ -1,65 +1,36 @@
 """Several named sidecars on one base, whose weights are held once."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from controlllm.common.errors import ConfigError, ModelError
-from controlllm.common.registry import check_choice
+from controlllm.common.errors import ConfigError
 from controlllm.expansion.files.base_record import require_base
 from controlllm.expansion.files.fingerprint import fingerprint
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.expand import describe_base
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.hub.named import Named, Sidecar, are_names, check_alone, check_names
 from controlllm.expansion.hub.sidecar_loading import load_sidecar
 from controlllm.expansion.method.dials import is_zero
 from controlllm.expansion.method.ends import set_vocab_size
-from controlllm.expansion.method.expansion_config import FROZEN_GROUPS, ExpansionConfig
+from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.anatomy import examine
 from controlllm.expansion.surgery.checks import refuse_expanded
-from controlllm.expansion.surgery.dial import Alpha, Dial
+from controlllm.expansion.surgery.dial import Alpha
 from controlllm.expansion.surgery.install import Expansion
 from controlllm.expansion.surgery.sidecars import install_together
 
 __all__ = ["Sidecar", "SidecarsForCausalLM", "load_sidecars"]
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-"""What a sidecar may be called: it becomes the name of a model where it is served."""
 
-
-class Sidecar(Dial):
-    """One sidecar among others: its parts, its settings, its dial.
-
-    Args:
-        config: how the base was expanded for it, and which base that was.
-        expansion: its parts.
-    """
-
-    def __init__(self, config: ControlLLMConfig, expansion: Expansion) -> None:
-        self.config = config
-        self._expansion = expansion
-
-    def turn_on(self, alpha: Alpha, expansion: dict[str, Any]) -> None:
-        """Turn the dial to what `_checked` gave, from wherever it was, off or by row."""
-        if isinstance(alpha, Mapping):  # Layers that are not named have the numbers set before.
-            self._apply_dial(None)
-            self._apply_dial(self.expansion.dial)
-        self._turn(alpha, expansion)
-
-    @property
-    def _module(self) -> nn.Module:
-        """Where adapters on top of it are: nowhere, since such sidecars are loaded alone."""
-        return nn.Module()
-
-
-class SidecarsForCausalLM(ControlLLMForCausalLM):
+class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
     """A base with several named sidecars, made by `load_sidecars`; for use, not for training.
 
     Args:
@@ -74,26 +45,10 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
         vars(self)["_named"] = named  # super() calls `_expand`
         super().__init__(config, base)
 
-    _named: dict[str, Sidecar]
-
     def _expand(self) -> None:
         self._expansion = install_together(self.base, [s._expansion for s in self._named.values()])
         if (rows := self.config.base.get("grown_vocab_size")) is not None:
             set_vocab_size(self.base, rows)
-
-    @property
-    def sidecars(self) -> tuple[str, ...]:
-        """The names of the sidecars."""
-        return tuple(self._named)
-
-    @property
-    def expansions(self) -> dict[str, ExpansionConfig]:
-        """How the base was expanded for each sidecar.
-
-        Its `dial` is the number that was named for it last, else the one it was saved with: that it
-        is off meanwhile changes nothing.
-        """
-        return {name: sidecar.expansion for name, sidecar in self._named.items()}
 
     def set_alpha(self, alpha: Alpha | Mapping[str, Alpha]) -> None:
         """Turn the dials of the sidecars; one that is not named is off.
@@ -108,19 +63,11 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
             ConfigError: an unknown name, an alpha outside [0, 1], or an alpha without a name where
                 it is not clear whose. Nothing is changed then.
         """
-        wanted = self._by_name(alpha)
-        checked = {name: self._named[name]._checked(value) for name, value in wanted.items()}
-        for name, sidecar in self._named.items():
-            if name in checked:
-                sidecar.turn_on(*checked[name])
-            else:
-                sidecar._apply_dial(0.0)
+        self._turn_named(self._by_name(alpha))
 
     def _by_name(self, alpha: Any) -> Mapping[str, Alpha]:
-        if isinstance(alpha, Mapping) and all(isinstance(key, str) for key in alpha):
-            for name in alpha:
-                check_choice("sidecar", name, self.sidecars)
-            return alpha
+        if are_names(alpha):
+            return alpha  # type: ignore[no-any-return]
         if len(self._named) == 1:
             return dict.fromkeys(self._named, alpha)
         if is_zero(alpha):
@@ -195,12 +142,6 @@ class SidecarsForCausalLM(ControlLLMForCausalLM):
         """There is no form for several (ModelError)."""
         raise self._refusal("have no full form")
 
-    def _refusal(self, what: str) -> ModelError:
-        return ModelError(
-            f"Named sidecars ({', '.join(self.sidecars)}) on one base {what}: load the one that is "
-            "meant by load_sidecar(base, folder)."
-        )
-
 
 def load_sidecars(
     base: PreTrainedModel,
@@ -228,11 +169,14 @@ def load_sidecars(
             beside others (adapters, added tokens, trained parts of the base). The base is then
             unchanged.
     """
-    _check_names(sidecars)
+    if not sidecars or not isinstance(sidecars, Mapping):
+        raise ConfigError("load_sidecars needs at least one sidecar by name: {name: folder}.")
+    check_names(sidecars)
     refuse_expanded(base)
     read = {name: read_sidecar_config(folder) for name, folder in sidecars.items()}
     for name, values in read.items():
-        _check_alone(name, values, len(read))
+        expansion = ExpansionConfig.from_dict(values["expansion"])
+        check_alone(name, expansion, values["base"], "peft" in values, len(read))
     if check_base:
         own = getattr(base.config, "_name_or_path", "") or type(base).__name__
         given = {"fingerprint": fingerprint(base), "name_or_path": own}
@@ -257,34 +201,6 @@ def load_sidecars(
 
 _SAME = ("fingerprint", "grown_vocab_size")
 """What a sidecar's record of its base says of the model that several are put on."""
-
-
-def _check_names(sidecars: Any) -> None:
-    if not sidecars or not isinstance(sidecars, Mapping):
-        raise ConfigError("load_sidecars needs at least one sidecar by name: {name: folder}.")
-    for name in sidecars:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ConfigError(
-                f"{name!r} cannot be a sidecar's name; allowed: letters, digits, '_', '.' and '-', "
-                "beginning with a letter or digit, 64 at most."
-            )
-
-
-def _check_alone(name: str, values: Mapping[str, Any], count: int) -> None:
-    """Refuse what changes parts of the model that sidecars share (ModelError)."""
-    config = ExpansionConfig.from_dict(values["expansion"])
-    trained = sorted(set(FROZEN_GROUPS) - set(config.frozen_groups))
-    reasons = {
-        "has adapters (PEFT) on frozen blocks": "peft" in values,
-        f"has trained parts of the base itself ({', '.join(trained)})": bool(trained),
-        "has added tokens": count > 1 and values["base"].get("grown_vocab_size") is not None,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ModelError(
-                f"The sidecar {name} {reason}, which all sidecars of a base would share: load it "
-                "alone, by load_sidecar(base, folder)."
-            )
 
 
 def _prepared(

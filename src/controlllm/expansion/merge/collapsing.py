@@ -35,6 +35,7 @@ __all__ = [
     "fold_ends",
     "interpolate",
     "merge_active_adapters",
+    "require_alone",
     "require_one_alpha",
     "weight_alphas",
 ]
@@ -63,7 +64,8 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
-    config = model.expansion  # of several sidecars there is none
+    require_alone(model)
+    config = model.expansion
     require_one_alpha(model._expansion)
     alphas = weight_alphas(model.blocks, config)
     if not inplace:
@@ -75,6 +77,15 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     if grown is not None:
         set_vocab_size(base, grown)
     return base
+
+
+def require_alone(model: ControlLLMForCausalLM) -> None:
+    """Check that there is one sidecar only: of several no mix of weights is known (ModelError)."""
+    if len(model.sidecars) > 1:
+        raise ModelError(
+            f"Named sidecars ({', '.join(model.sidecars)}) on one base have no one mix of weights: "
+            "load the one that is meant by load_sidecar(base, folder)."
+        )
 
 
 def require_one_alpha(expansion: Expansion) -> None:
@@ -168,6 +179,8 @@ def combine(
             in the form "expanded".
     """
     check_choice("form", form, ("expanded", "collapsed"))
+    require_alone(a)
+    require_alone(b)
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight={weight!r}; allowed: a number from 0 (only a) to 1 (only b).")
     if base_fingerprint(a) != base_fingerprint(b):

@@ -18,7 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import blended, require_one_alpha, weight_alphas
+from controlllm.expansion.merge.collapsing import (
+    blended,
+    require_alone,
+    require_one_alpha,
+    weight_alphas,
+)
 from controlllm.expansion.method.block import ConcatBlock
 from controlllm.expansion.surgery.anatomy import module_name
 from controlllm.expansion.surgery.quantised import quantised_layers
@@ -86,6 +91,7 @@ def weight_changes(model: ControlLLMForCausalLM) -> Iterator[Change]:
 
 def _check(model: ControlLLMForCausalLM) -> None:
     """Check that the base's own weights, changed, are the collapsed model (ModelError)."""
+    require_alone(model)
     structure = model.expansion.structure
     why = None
     if structure != "concat":

@@ -23,6 +23,7 @@ from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.merge.collapsing import (
     fold_ends,
     merge_active_adapters,
+    require_alone,
     require_one_alpha,
 )
 from controlllm.expansion.method.block import ExpandedBlock, StackBlock
@@ -78,6 +79,7 @@ def unroll(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedMod
 
 def _check(model: ControlLLMForCausalLM) -> None:
     """Check that a plain decoder can compute the same (ModelError)."""
+    require_alone(model)
     structure = model.expansion.structure
     if structure != "stack":
         raise ModelError(

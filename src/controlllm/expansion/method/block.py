@@ -54,6 +54,9 @@ class ExpandedBlock(Forwarding, ABC):
     """
 
     forwards_to = "pretrained"
+    frozen = False
+    """Whether the copy, too, is frozen, beside one that trains: then it has no divergence, and its
+    gate takes no part in what is measured of that one's."""
 
     def __init__(
         self,
@@ -165,7 +168,7 @@ class ConcatBlock(ExpandedBlock):
         dial = dial_at(self.dial, x)
         merged, alpha = self.interpolator(x, pretrained, expanded, dial)
         gate = self.interpolator.last_gate
-        if gate is not None and not self.replaced:
+        if gate is not None and not self.replaced and not self.frozen:
             self.state.observe_alpha(self.layer, gate, x[..., 0])
         if not self.aligns:
             return merged
@@ -178,7 +181,8 @@ class ConcatBlock(ExpandedBlock):
     @property
     def aligns(self) -> bool:
         """Whether a divergence is wanted in this forward pass."""
-        return self.divergence is not None and self.training and self.state.wanted
+        wanted = self.training and not self.frozen and self.state.wanted
+        return self.divergence is not None and wanted
 
     @property
     def copy_alone(self) -> bool:

@@ -113,6 +113,7 @@ class Probed:
     """What an expanded model offers to those who look inside; mixed into the model's class."""
 
     _expansion: Expansion
+    _installed: Any
 
     @contextmanager
     def probe(
@@ -147,11 +148,12 @@ class Probed:
         recorder = _Recorder(Probe(max_passes), keep_grad, device)
         try:
             recorder.watch_passes(self.get_decoder())  # type: ignore[attr-defined]
+            stands = self._installed  # Where others stand there, too, what they give together.
             for layer, block in blocks.items():
                 if layers is None or layer in layers:
-                    recorder.watch_block(layer, block)
+                    recorder.watch_block(layer, block, stands.blocks[layer])
             for kind, end in expansion.ends.items() if layers is None else ():
-                recorder.watch_end(kind, end)
+                recorder.watch_end(kind, end, stands.ends[kind])
             yield recorder.probe
         finally:
             recorder.close()
@@ -198,8 +200,8 @@ class _Recorder:
         self._hooks.append(decoder.register_forward_pre_hook(begin, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(end, always_call=True))
 
-    def watch_block(self, layer: int, block: ExpandedBlock) -> None:
-        """Keep the branches of a block, its alpha and its output."""
+    def watch_block(self, layer: int, block: ExpandedBlock, place: nn.Module) -> None:
+        """Keep the branches of a block, its alpha and the output of its place in the decoder."""
         self._watch_branches(layer, block)
 
         def complete(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -211,9 +213,9 @@ class _Recorder:
                 if layer not in now.alpha:
                     now.alpha[layer] = self._kept(_alpha_of(block, merged))
 
-        self._hooks.append(block.register_forward_hook(complete, with_kwargs=True))
+        self._hooks.append(place.register_forward_hook(complete, with_kwargs=True))
 
-    def watch_end(self, kind: str, end: ExpandedEnd) -> None:
+    def watch_end(self, kind: str, end: ExpandedEnd, place: nn.Module) -> None:
         """Keep the branches of an end, where it joins outputs, and its alpha."""
         self._watch_branches(kind, end)
 
@@ -227,7 +229,7 @@ class _Recorder:
                 if end.is_base or kind not in now.alpha:
                     now.alpha[kind] = self._kept(output.new_zeros(output.shape[:2]).float())
 
-        self._hooks.append(end.register_forward_hook(complete))
+        self._hooks.append(place.register_forward_hook(complete))
 
     def _watch_branches(self, part: Part, module: ExpandedBlock | ExpandedEnd) -> None:
         def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:

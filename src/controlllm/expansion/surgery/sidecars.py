@@ -1,5 +1,6 @@
 """Putting the parts of several sidecars into one base, which is held once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,6 @@ from transformers import PreTrainedModel
 
 from controlllm.expansion.method.plan import BlockPlan
 from controlllm.expansion.method.several import SharedBlock, SharedEnd, SharedTable
-from controlllm.expansion.method.state import AlignmentState
 from controlllm.expansion.surgery.anatomy import examine, module_name, own_config, replace_module
 from controlllm.expansion.surgery.install import (
     Expansion,
@@ -19,7 +19,7 @@ from controlllm.expansion.surgery.install import (
     trainable_names,
 )
 
-__all__ = ["install_together"]
+__all__ = ["install_together", "name_alone"]
 
 _SHARED_ENDS: dict[str, type[SharedEnd]] = {
     "embedding": SharedTable,
@@ -34,14 +34,14 @@ def install_together(model: PreTrainedModel, expansions: Sequence[Expansion]) ->
     Args:
         model: the base, not expanded.
         expansions: what was made of it before and taken out again. Their blocks get slots in the
-            KV cache one after another, and one state.
+            KV cache one after another, and the last one's state.
 
     Returns:
         What is in the model now, for `remove`.
     """
     own_config(model)
     anatomy = examine(model)
-    state = AlignmentState()
+    state = expansions[-1].state
     plan = [block for one in expansions for block in _moved(one, anatomy.num_layers, expansions)]
     together = Expansion(tuple(plan), state, trainable_before=trainable_names(model))
     for one in expansions:
@@ -55,6 +55,15 @@ def install_together(model: PreTrainedModel, expansions: Sequence[Expansion]) ->
     extend_config(anatomy, together)
     set_trainable(model, [])
     return together
+
+
+def name_alone(name: str) -> str:
+    """What a tensor of a sidecar among others would be called if that sidecar stood alone.
+
+    >>> name_alone("model.layers.3.sidecars.1.expanded.mlp.up_proj.weight")
+    'model.layers.3.expanded.mlp.up_proj.weight'
+    """
+    return re.sub(r"\.sidecars\.\d+\.", ".", name)
 
 
 def _by_place(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:

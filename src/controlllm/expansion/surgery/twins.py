@@ -9,6 +9,7 @@ from controlllm.common.errors import ModelError
 from controlllm.expansion.method.block import StackBlock
 from controlllm.expansion.surgery.anatomy import residual_projections
 from controlllm.expansion.surgery.quantised import quantised_layers
+from controlllm.expansion.surgery.sidecars import name_alone
 
 __all__ = ["twins"]
 
@@ -27,7 +28,9 @@ def twins(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ModelError: the base is quantised, so that what a copy began as is not at hand.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
+    # Where several sidecars stand at one place, the newest is the last.
+    named = model.named_parameters(remove_duplicate=False)
+    own = {name_alone(name): parameter for name, parameter in named}
     names = model.expansion.residual_projections
     zeroed = {
         id(parameter)

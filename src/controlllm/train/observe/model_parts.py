@@ -10,7 +10,12 @@ from typing import Any
 from torch import nn
 
 from controlllm.common.tensors import whole_shape
-from controlllm.expansion import ConcatBlock, ControlLLMForCausalLM, ExpandedBlock, decoder_blocks
+from controlllm.expansion import (
+    ControlLLMForCausalLM,
+    Interpolator,
+    block_parts,
+    decoder_blocks,
+)
 from controlllm.train.observe.flops import Part
 
 __all__ = ["parts_of"]
@@ -34,16 +39,16 @@ def _parts(model: nn.Module) -> Iterator[Part]:
     share = _share_of_experts(config)
     below = _embeds(model)
     for layer, block in enumerate(decoder_blocks(model)):
-        name, attends = f"layer {layer}", _attention(config, layer)
-        if not isinstance(block, ExpandedBlock):
-            below = below or _trains(block)
-            yield _part(name, block, below, share, **attends)
-        else:
-            below = below or _trains(block.pretrained)
-            yield _part(f"{name} pretrained", block.pretrained, below, share, **attends)
-            yield _part(f"{name} expanded", block.expanded, True, share, of_base=False, **attends)
-            if isinstance(block, ConcatBlock):
-                yield _part(f"{name} interpolator", block.interpolator, below, of_base=False)
+        attends = _attention(config, layer)
+        for part, module in block_parts(block):
+            name, of_base = f"layer {layer} {part}".strip(), part in ("", "pretrained")
+            if of_base:
+                below = below or _trains(module)
+            passes = below or (part.endswith("expanded") and _trains(module))
+            if isinstance(module, Interpolator):
+                yield _part(name, module, passes, of_base=False)
+            else:
+                yield _part(name, module, passes, share, of_base=of_base, **attends)
         below = below or _trains(block)
     head = ends["head"].expanded if "head" in ends else model.get_output_embeddings()  # type: ignore[operator]
     if head is not None:

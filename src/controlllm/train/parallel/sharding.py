@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from controlllm.expansion import ConcatBlock, ExpandedBlock, Interpolator, decoder_blocks
+from controlllm.expansion import Interpolator, block_parts, decoder_blocks
 from controlllm.train.parallel.tensor import block_plan, cut_block
 from controlllm.train.parallel.world import World
 
@@ -38,28 +38,21 @@ def shard_model(model: nn.Module, world: World, dtype: torch.dtype | None = None
         fully_shard(unit, **settings)
     # The root holds the rest (embeddings, norm, head), which its own forward uses until its end.
     fully_shard(model, **{**settings, "reshard_after_forward": False})
-    for block in decoder_blocks(model):
+    for unit in units:
         # What hands its input through needs no weights, and nothing to be gathered.
-        part = block.interpolator if isinstance(block, ConcatBlock) else None
-        if part is not None and type(part).target is not Interpolator.target:
-            register_fsdp_forward_method(part, "target")
+        if isinstance(unit, Interpolator) and type(unit).target is not Interpolator.target:
+            register_fsdp_forward_method(unit, "target")
     _prefetch(units, world.config.prefetch)
 
 
 def sharding_units(model: nn.Module) -> Iterator[nn.Module]:
     """The parts that are gathered and given back together, in the order of the forward pass.
 
-    Frozen block, expanded block and interpolator are each one; of a model that is not expanded,
+    Frozen block, expanded blocks and interpolators are each one; of a model that is not expanded,
     each block.
     """
     for block in decoder_blocks(model):
-        if isinstance(block, ExpandedBlock):
-            yield block.pretrained
-            yield block.expanded
-            if isinstance(block, ConcatBlock):
-                yield block.interpolator
-        else:
-            yield block
+        yield from (part for _, part in block_parts(block))
 
 
 def _settings(world: World, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from controlllm.expansion import ExpandedBlock, decoder_blocks
+from controlllm.expansion import Interpolator, block_parts, decoder_blocks
 from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.step.losses import collected_divergence
 
@@ -51,11 +51,9 @@ def kept_product_bytes(model: PreTrainedModel, positions: int, itemsize: int) ->
     outputs = {part.name: part for part in parts_of(model) if part.passes and not part.is_head}
     width = sum(part.values for part in outputs.values())
     for layer, block in enumerate(decoder_blocks(model)):
-        branches = {"": block}
-        if isinstance(block, ExpandedBlock):
-            branches = {" pretrained": block.pretrained, " expanded": block.expanded}
-        for branch, module in branches.items():
-            if f"layer {layer}{branch}" in outputs:
+        for part, module in block_parts(block):
+            own = f"layer {layer} {part}".strip() in outputs
+            if own and not isinstance(module, Interpolator):
                 linears = (m for m in module.modules() if isinstance(m, nn.Linear))
                 width += sum(linear.out_features for linear in linears)
     return width * positions * itemsize

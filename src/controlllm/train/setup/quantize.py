@@ -21,7 +21,7 @@ from controlllm.common.packages.bitsandbytes import bnb_linear, settle_bnb_linea
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.expansion import (
     ControlLLMForCausalLM,
-    ExpandedBlock,
+    block_parts,
     decoder_blocks,
     quantised_kind,
     quantised_layers,
@@ -127,6 +127,6 @@ def frozen_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear
     Not what only looks like one (a subclass, GPT-2's `Conv1D`, stacked experts).
     """
     for block in decoder_blocks(model):
-        for found in _linears(block.pretrained if isinstance(block, ExpandedBlock) else block):
+        for found in _linears(next(block_parts(block))[1]):
             if not found[2].weight.requires_grad:
                 yield found
