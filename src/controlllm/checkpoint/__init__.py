@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.mirror.fetch import fetch_files, fetch_newest
     from controlllm.checkpoint.mirror.remote import RemoteRun
     from controlllm.checkpoint.mirror.upload import Uploader
+    from controlllm.checkpoint.models.apart import saved_apart
     from controlllm.checkpoint.models.export.forms import FORMS, Form, make_form, rules_of_forms
     from controlllm.checkpoint.models.export.writing import export, require_free
     from controlllm.checkpoint.models.inspection import inspect_folder
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from controlllm.checkpoint.models.loading import (
         find_tokenizer,
         load_model,
+        load_stage,
         load_tokenizer,
     )
-    from controlllm.checkpoint.models.locate import Kind, locate, locate_recorded
+    from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
     from controlllm.checkpoint.models.named import load_named
+    from controlllm.checkpoint.models.parents import find_parent, record_stage
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         checkpoint_step,
@@ -51,6 +54,7 @@ __all__ = [
     "Form",
     "Kind",
     "LoadOptions",
+    "Location",
     "RemoteRun",
     "TrainingState",
     "Uploader",
@@ -62,6 +66,7 @@ __all__ = [
     "fetch_files",
     "fetch_newest",
     "fill_tensors",
+    "find_parent",
     "find_tokenizer",
     "inspect_folder",
     "kind_in",
@@ -69,6 +74,7 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "load_named",
+    "load_stage",
     "load_tokenizer",
     "local_copy",
     "locate",
@@ -76,11 +82,13 @@ __all__ = [
     "make_form",
     "mark_best",
     "newest_checkpoint",
+    "record_stage",
     "require_free",
     "resolve_checkpoint",
     "restore_rng",
     "rules_of_forms",
     "save_checkpoint",
+    "saved_apart",
     "trained_tensors",
 ]
 

@@ -18,6 +18,7 @@ from controlllm.train.record.recorder import Recorder, TrainResult
 from controlllm.train.record.signals import StopSignals
 from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.ready import set_up
+from controlllm.train.setup.ways.earlier import settled_run
 
 __all__ = ["train"]
 
@@ -48,7 +49,13 @@ def train(
         DataError, ModelError, CheckpointError: for what the config names.
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
+    run = settled_run(run)
     # What is missing is said before anything is written or anything slow begins.
+    if loaded is not None and run.continue_from is not None:
+        raise ConfigError(
+            f"continue_from={run.continue_from!r} loads its model itself; leave `loaded` out, and "
+            "name the base as model.model_name_or_path if it has moved."
+        )
     if loaded is None and run.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
     if not run.data.train:

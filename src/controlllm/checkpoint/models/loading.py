@@ -15,9 +15,10 @@ memory that the system could not take back. What several processes wrote is join
 file first.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+from controlllm.checkpoint.models.parents import find_parent
 from controlllm.checkpoint.models.whole import (
     check_files,
     from_pretrained,
@@ -39,6 +41,9 @@ from controlllm.checkpoint.training.shards import map_joined, shard_files
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
+from controlllm.expansion import ControlLLMForCausalLM, collapse
+from controlllm.expansion.files.fingerprint import fingerprint
+from controlllm.expansion.files.lineage import folded_parent
 from controlllm.expansion.files.records import (
     SIDECAR_WEIGHTS,
     read_model_file,
@@ -46,7 +51,7 @@ from controlllm.expansion.files.records import (
 )
 from controlllm.expansion.surgery.int8_copies import quantize_copies
 
-__all__ = ["find_tokenizer", "load_model", "load_tokenizer"]
+__all__ = ["find_tokenizer", "load_model", "load_stage", "load_tokenizer"]
 
 
 def load_model(
@@ -97,7 +102,7 @@ def _load(
             put_on = HANDLERS[apart.kind.name].put_on
             assert put_on is not None  # `saved_apart` has looked
             model = put_on(
-                _load_base(base, base_options, (*above, location.path)),
+                _base_model(apart, base, base_options, (*above, location.path), options.base),
                 apart.folder,
                 tensors,
                 options.check_base,
@@ -185,6 +190,57 @@ def _load_base(name: str, options: LoadOptions, above: tuple[str, ...]) -> PreTr
             f"{name} records itself as its own base; give the right one as `base`."
         )
     return _load(location, replace(options, device="cpu"), above)[0]
+
+
+def _base_model(
+    apart: Apart, name: str, options: LoadOptions, above: tuple[str, ...], given: str | None
+) -> PreTrainedModel:
+    """The base that something is put on; where that is a folded stage, it is folded again.
+
+    `given` is the base that the user names: the folded one itself, or that of the whole chain.
+
+    Raises:
+        CheckpointError: a stage that it was folded from is not there, or is another one.
+        ConfigError: a folded base is asked for in few bits.
+    """
+    values = read_sidecar_config(apart.folder) if apart.kind is KINDS["control"] else {}
+    parents = values.get("parents", [])
+    last = folded_parent(parents)
+    if last is None:
+        return _load_base(name, options, above)
+    if options.quantize_base is not None:
+        raise ConfigError(
+            f"quantize_base={options.quantize_base!r}: the base of {apart.folder} is made of a "
+            "folded stage, which is not loaded in few bits; leave it out."
+        )
+    if given is not None:
+        base = _load_base(name, options, above)
+        if fingerprint(base) == values["base"].get("fingerprint"):
+            return base
+    dtype = parents[last].get("dtype", "float32")
+    location = find_parent(parents[last], apart.folder, options)
+    stage = load_stage(parents[last], location, replace(options, base=given, dtype=dtype))
+    base = collapse(stage, inplace=True)
+    return base if options.dtype == "auto" else base.to(getattr(torch, options.dtype))
+
+
+def load_stage(
+    record: Mapping[str, Any], location: Location, options: LoadOptions
+) -> ControlLLMForCausalLM:
+    """A stage that a sidecar was trained after, on the CPU, where its dial stood then.
+
+    Args:
+        record: one of the sidecar's `parents`.
+        location: where it was found (`find_parent`).
+        options: how it is loaded; `base` is the one of the whole chain.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    model = _load(location, replace(options, device="cpu"), ())[0]
+    assert isinstance(model, ControlLLMForCausalLM)  # `find_parent` has looked
+    model.set_alpha(record.get("dial"))
+    return model
 
 
 def _dtype_of(apart: Apart) -> str:

@@ -1,7 +1,7 @@
 """The one place that knows how to ask the base."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,18 +14,25 @@ __all__ = ["Reference"]
 
 
 class Reference:
-    """The base of a model: the model with expansion and adapters disabled, or a frozen copy.
+    """What a model was before: the model with expansion and adapters disabled, or a frozen copy.
 
     Args:
         model: the trained model.
-        copy: the base, for models that do not carry it inside (full tuning, LoRA merged, ...).
+        copy: the base, for models that do not carry it inside (full tuning, LoRA merged, ...), or
+            an earlier stage.
+        inside: where the model computes what it was before, if there is no copy.
 
     Raises:
         ModelError: if the model has neither expansion nor adapters, and no copy is given, or the
             copy has another vocabulary.
     """
 
-    def __init__(self, model: nn.Module, copy: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        copy: nn.Module | None = None,
+        inside: Callable[[Any], AbstractContextManager[Any]] = as_base,
+    ) -> None:
         if copy is None and not carries_base(model):
             raise ModelError(
                 f"{type(model).__name__} holds no base inside, so forgetting cannot be "
@@ -39,6 +46,7 @@ class Reference:
             )
         self.model = model
         self.copy = copy
+        self.inside = inside
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -46,7 +54,7 @@ class Reference:
         if self.copy is not None:
             yield self.copy
             return
-        with as_base(self.model):
+        with self.inside(self.model):
             yield self.model
 
     def forward(self, **inputs: Any) -> Tensor:

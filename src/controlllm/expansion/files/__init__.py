@@ -7,6 +7,8 @@ base_record     Which base a model trains on, noted while that base is still its
 card            The model card (README.md) beside every saved form
 few_bits        Rows of numbers in 1, 2 or 4 bits each, with one scale a row
 fingerprint     Which base was it? A fingerprint of a model's frozen weights
+lineage         The stages that a model was trained after: what is recorded of them, and whether
+                one is it
 packed          A sidecar's matrices in few bits: their differences from what they began as
 records         What our JSON files and those of transformers may say: the schemas, with bounds
 sidecar         The sidecar: all trained tensors of an expanded model, saved apart from its base

@@ -35,6 +35,7 @@ __all__ = [
     "IndexFile",
     "ModelFile",
     "PackedRecord",
+    "ParentRecord",
     "PlainNames",
     "SidecarFile",
     "TensorPart",
@@ -59,6 +60,8 @@ TensorPart = Annotated[str, matching(r"\w[\w.-]{0,499}", "a plain name, no patte
 """A part of the name of a tensor or module; no character of it means anything in a regex but `.`,
 which there means any character."""
 PlainNames = Annotated[list[TensorPart], at_most(50_000)]
+StageName = Annotated[str, matching(r"[A-Za-z0-9][\w.-]{0,63}", "a plain name")]
+_Dial = Annotated[float, between(0, 1)]
 
 
 class BaseRecord(TypedDict, total=False):
@@ -94,6 +97,24 @@ class PackedRecord(TypedDict):
     columns: Required[Annotated[dict[TensorPart, Width], at_most(50_000)]]
 
 
+class ParentRecord(TypedDict, total=False):
+    """One stage that a sidecar was trained after (`lineage`).
+
+    `place` is where it lay, `digest` its identity, `dial` where its dial stood when it was
+    continued, `way` how (`continue_by`), `dtype` the type that it was folded in.
+    """
+
+    name: Required[StageName]
+    place: Required[Text]
+    digest: Required[Annotated[str, matching(r"[0-9a-f]{64}", "a SHA-256 in hex")]]
+    way: Required[Annotated[str, matching(r"\w[\w.-]{0,63}", "a plain name")]]
+    dial: _Dial | dict[Annotated[int, between(-1, 10_000)], _Dial] | None
+    dtype: Dtype
+
+
+Parents = Annotated[list[ParentRecord], at_most(1000)]
+
+
 class SidecarFile(TypedDict, total=False):
     """`sidecar_config.json`."""
 
@@ -102,6 +123,7 @@ class SidecarFile(TypedDict, total=False):
     base: Required[_ExpandedBase]
     peft: dict[str, Any]
     packed: PackedRecord
+    parents: Parents
 
 
 class _Sizes(TypedDict, total=False):
@@ -136,6 +158,7 @@ class _ExpandedFile(ModelFile, total=False):
     text_config: Required[Annotated[_Sizes, OPEN]]  # type: ignore[misc]
     expansion: Required[ExpansionConfig]
     base: Required[_ExpandedBase]
+    parents: Parents
 
 
 class IndexFile(TypedDict, total=False):
@@ -199,17 +222,19 @@ def read_sidecar_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def function_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 over what decides which function a sidecar's tensors make of its base.
 
-    All settings of the expansion and of adapters, what is in few bits, and the base's weights; not
-    the dial and measured
-    alphas, which are set afterwards, nor the base's name, which may move. No signature: whoever
-    changes the settings can make it anew.
+    All settings of the expansion and of adapters, what is in few bits, the base's weights, and the
+    stages before; not the dial and measured alphas, which are set afterwards, nor where base and
+    stages lie, which may move. No signature: whoever changes the settings can make it anew.
     """
     apart = ("dial", "mean_alpha")
-    parts = [values.get("expansion", {}), values.get("base", {}), values.get("peft")]
-    expansion, base, peft = json.loads(json.dumps(parts))  # as it will be read
+    parts = [values.get("expansion", {}), values.get("base", {})]
+    parts += [values.get("peft"), values.get("parents")]
+    expansion, base, peft, parents = json.loads(json.dumps(parts))  # as it will be read
     settings = {key: value for key, value in expansion.items() if key not in apart}
     names = ("fingerprint", "num_hidden_layers", "vocab_size", "grown_vocab_size")
     record = [settings, {name: base.get(name) for name in names}, peft]
     if "packed" in values:
         record.append(values["packed"])
+    if parents:
+        record.append([{**parent, "place": None} for parent in parents])
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -149,8 +149,9 @@ def sidecar_config(
     peft: Mapping[str, Any] | None = None,
     packed: PackedRecord | None = None,
 ) -> dict[str, Any]:
-    """What the sidecar's config says: how it was expanded, its base, PEFT's config, few bits."""
+    """What the sidecar's config says: expansion, base, stages before, PEFT's config, few bits."""
     values = {"format": SIDECAR_FORMAT, "expansion": config.expansion, "base": config.base}
+    values |= {"parents": config.parents} if config.parents else {}
     values |= {"peft": dict(peft)} if peft is not None else {}
     return values | ({"format": PACKED_FORMAT, "packed": packed} if packed is not None else {})
 

@@ -78,4 +78,5 @@ def load_sidecar(
         model.unload()
         raise
     model.config.base |= values["base"]
+    model.config.parents = values.get("parents", [])
     return model

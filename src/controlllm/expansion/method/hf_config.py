@@ -22,6 +22,7 @@ class ControlLLMConfig(PreTrainedConfig):
         expansion: `ExpansionConfig`'s values.
         base: what is known of the base: `name_or_path`, `revision`, `num_hidden_layers` (L),
             `vocab_size`, `fingerprint`.
+        parents: the stages that it was trained after, the oldest first (`files.lineage`).
     """
 
     model_type = "controlllm"
@@ -35,6 +36,7 @@ class ControlLLMConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         expansion: dict[str, Any] | None = None,
         base: dict[str, Any] | None = None,
+        parents: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -55,6 +57,7 @@ class ControlLLMConfig(PreTrainedConfig):
             text_config._attn_implementation = self._attn_implementation
         self.expansion = dict(expansion or {})
         self.base = dict(base or {})
+        self.parents = list(parents or [])
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

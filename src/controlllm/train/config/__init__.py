@@ -22,4 +22,6 @@ support            The part of docs/support.md that is made of what runs are che
 training_config    How a run trains: steps, optimizer, precision, evaluation, checkpoints, budgets
 unread             Which settings of a run are read when: what is said and not read is refused, or
                    warned of
+ways               The ways to go on from an earlier run (`continue_by`), each with what a run
+                   config has to know of it
 """

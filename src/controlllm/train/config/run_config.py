@@ -33,6 +33,7 @@ from controlllm.train.config.registries import LOGGERS
 from controlllm.train.config.rehearsal_config import RehearsalConfig
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.config.unread import refuse_unread
+from controlllm.train.config.ways import WAYS
 
 __all__ = [
     "AdapterConfig",
@@ -105,6 +106,16 @@ class RunConfig:
     preset: str | None = setting(None, choices=PRESETS, may_change=True)
     """`paper` (the authors' settings), `retain` (least forgetting without old data), or null. It
     gives defaults only: every value given beside it counts more."""
+    continue_from: str | None = setting(None, may_change=True)
+    """Learn this after an earlier run: its folder, a checkpoint or a sidecar of it. Base and
+    expansion come from there, and it is protected as the base is. Docs: docs/sequences.md."""
+    continue_by: str = setting(
+        "one",
+        choices=WAYS.names,
+        read=Read(lambda run: run.continue_from is not None, "continue_from names no run"),
+    )
+    """How: `one` (the same copies go on), `fold` (the earlier run is collapsed and expanded anew:
+    alpha 0 is that run), `joint` (from the base, on all data together: the upper bound)."""
     expansion: ExpansionConfig = setting(
         factory=ExpansionConfig,
         read=Read(
@@ -163,6 +174,12 @@ class RunConfig:
                 "Leave out the preset, or set training.alpha_sampling to null."
             )
         method.check(self)
+        if self.continue_from is not None and not method.expands:
+            raise ConfigError(
+                f"continue_from={self.continue_from!r} needs method='control' or 'stack', whose "
+                f"copies go on; method={self.method!r} has none. Name the earlier run as "
+                "model.model_name_or_path to train it further as it is."
+            )
         if method.expands:
             below = preset_values(self.preset) if self.preset is not None else {}
             expansion = method.settle(self.expansion)

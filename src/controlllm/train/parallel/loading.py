@@ -61,6 +61,7 @@ def _why_whole(run: RunConfig) -> str | None:
     """What of a run needs the base in one piece before it is sharded."""
     hooks = [source.postprocess for source in [*run.data.train, *run.data.replay]]
     reasons = {
+        "it goes on from another run": run.continue_from is not None,
         "a postprocess hook may use it": any(hooks),
         "the base writes what is rehearsed": run.rehearsal.enabled,
         "its frozen blocks are quantised (model.quantize_base)": run.quantizer is not None,

@@ -3,6 +3,8 @@
 activations       What of the activations is kept for backward, and compiled blocks
 base              Stage 1: the base model on its device, and the data that it will learn from
 benchmarks        The suite of benchmarks that a run asks while it trains
+copies            Frozen copies of models, which have weights in common with a model that trains
+                  where they can
 generation        The questions that a run lets its model answer, on its held-out sets
 methods           How a base model becomes one that trains, and what computes its base afterwards
 model             The base model and its tokenizer, loaded and set up for training
@@ -16,4 +18,6 @@ sizing            How long a run is: steps of a pass over the data, of the whole
                   data gives
 stages            How a run becomes ready: four stages, each a frozen result that adds to the one
                   before
+ways              What a run does to go on from an earlier one: one file for each way of
+                  `config.ways`
 """

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError
@@ -20,9 +21,11 @@ from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import weights_to_shard
 from controlllm.train.setup.benchmarks import load_benchmarks
 from controlllm.train.setup.generation import check_generation
-from controlllm.train.setup.model import Loaded, load_base
+from controlllm.train.setup.model import Loaded, load_base, place_stage
 from controlllm.train.setup.rehearsal import rehearsal_source
 from controlllm.train.setup.stages import Base
+from controlllm.train.setup.ways.contract import GOINGS, Earlier, Stage
+from controlllm.train.setup.ways.earlier import find_earlier
 from controlllm.train.step.liger import require_liger
 
 __all__ = ["make_base", "seed_everything"]
@@ -58,7 +61,11 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     files = weights_to_shard(run, world) if loaded is None else None
     if loaded is None:
         log.info("Loading %s", run.model.model_name_or_path)
-    model, tokenizer = load_base(run, loaded, files)
+    earlier = None
+    if run.continue_from is not None:
+        earlier = world.ranks.first(lambda: find_earlier(run))
+    model, tokenizer = load_base(run, loaded, files, earlier)
+    stages, parents = _earlier_stages(model, run, earlier, world)
     rehearsal = None
     if run.rehearsal.enabled:
         store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run))
@@ -73,7 +80,20 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
         world.loader_ranks(run.data.cache_timeout),
     )
     world.ranks.first(lambda: warn_of_overlaps(run.data))
-    return Base(run, world, model, tokenizer, loader, files, engine_settings, benchmarks)
+    return Base(
+        run, world, model, tokenizer, loader, files, engine_settings, benchmarks, stages, parents
+    )
+
+
+def _earlier_stages(
+    model: PreTrainedModel, run: RunConfig, earlier: Earlier | None, world: World
+) -> tuple[tuple[Stage, ...], tuple[dict[str, Any], ...]]:
+    """The stages that a run goes on from, each in its place, and what is recorded of them."""
+    if earlier is None:
+        return (), ()
+    stages = GOINGS.get(run.continue_by).stages(model, earlier, run, world.size == 1)
+    last = {**earlier.parents[-1], "dtype": str(model.dtype).removeprefix("torch.")}
+    return tuple(place_stage(one, run) for one in stages), (*earlier.parents[:-1], last)
 
 
 def _require_packages(run: RunConfig) -> None:

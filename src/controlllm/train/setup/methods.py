@@ -15,7 +15,6 @@ A copy is kept only where something asks it; in a run of one process, frozen wei
 model and copy. A method of your own joins by `register_method`.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from controlllm.expansion.surgery.anatomy import examine
 from controlllm.train.config.method_config import check_alphas
 from controlllm.train.config.methods import METHODS, Method
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.setup.copies import frozen_copy
 
 __all__ = ["SETUPS", "Setup", "asks_base", "prepare_model", "register_method"]
 
@@ -87,7 +87,7 @@ def prepare_model(
     if method.expands and not isinstance(base, ControlLLMForCausalLM):
         model = expand(base, run.expansion)
     elif isinstance(base, ControlLLMForCausalLM) and method.expands:
-        if run.expansion != method.settle(ExpansionConfig()):
+        if run.continue_from is None and run.expansion != method.settle(ExpansionConfig()):
             _warn("is expanded already and is trained", "expansion", run)
         check_alphas(base.expansion, run.training)
     setup.train(model, run)
@@ -95,14 +95,7 @@ def prepare_model(
         return model, Reference(model)
     if not asks_base(run):
         return model, None
-    return model, Reference(model, copy=_frozen_copy(model, shares=world_size == 1))
-
-
-def _frozen_copy(model: PreTrainedModel, shares: bool) -> PreTrainedModel:
-    """A copy of what has not been trained yet; it may have the frozen weights in common with it."""
-    kept = [p for p in model.parameters() if not p.requires_grad] if shares else []
-    memo: dict[int, object] = {id(parameter): parameter for parameter in kept}
-    return copy.deepcopy(model, memo).requires_grad_(False).eval()
+    return model, Reference(model, copy=frozen_copy(model, shares=world_size == 1))
 
 
 def asks_base(run: RunConfig) -> bool:

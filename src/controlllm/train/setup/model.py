@@ -19,14 +19,20 @@ from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.loading import build_on_meta
 from controlllm.train.setup.activations import enable_checkpointing
 from controlllm.train.setup.quantize import quantize_base
+from controlllm.train.setup.ways.contract import GOINGS, Earlier, Stage
 
-__all__ = ["Loaded", "load_base", "tune_model"]
+__all__ = ["Loaded", "load_base", "place_stage", "tune_model"]
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A model and its tokenizer."""
 
 
-def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None = None) -> Loaded:
+def load_base(
+    run: RunConfig,
+    loaded: Loaded | None = None,
+    files: Path | None = None,
+    earlier: Earlier | None = None,
+) -> Loaded:
     """The model on its device, with an attention that keeps packed documents apart.
 
     Args:
@@ -35,6 +41,7 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
             over, the tokenizer is copied: the run's chat template is not set on the caller's.
         files: where its weights lie, if they are to be read once it is sharded: then it comes on
             the meta device, without weights.
+        earlier: what the run goes on from.
 
     Returns:
         The model, and its tokenizer with the chat template that the run trains on.
@@ -49,7 +56,10 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
     if empty is not None:
         model, tokenizer = empty, find_tokenizer(str(files), run.model)
     else:
-        model, tokenizer = _load(run) if loaded is None else (loaded[0], deepcopy(loaded[1]))
+        if earlier is not None:
+            model, tokenizer = GOINGS.get(run.continue_by).load(earlier, run)
+        else:
+            model, tokenizer = _load(run) if loaded is None else (loaded[0], deepcopy(loaded[1]))
         own_config(model)  # Its attention may become another one.
         module: torch.nn.Module = model
         module.to(device)
@@ -65,11 +75,26 @@ def load_base(run: RunConfig, loaded: Loaded | None = None, files: Path | None =
     check_length("data.max_length", run.data.max_length, model)
     # Whoever talks to the trained model must use the template it was trained with.
     tokenizer.chat_template = resolve_chat_template(run.data.chat_template, tokenizer)
+    _let_pack(model, run)
+    return model, tokenizer
+
+
+def place_stage(stage: Stage, run: RunConfig) -> Stage:
+    """A stage whose copy, if it has one, is where the model is, and takes the same batches."""
+    if stage.copy is not None:
+        own_config(stage.copy)
+        module: torch.nn.Module = stage.copy
+        module.to(find_device(run.model.device))
+        _let_pack(stage.copy, run)
+    return stage
+
+
+def _let_pack(model: PreTrainedModel, run: RunConfig) -> None:
+    """Give a model an attention that keeps packed documents apart, if the run packs."""
     if run.data.packing:
         register_packed_attention()
         current = model.config.get_text_config(decoder=True)._attn_implementation
         model.set_attn_implementation(packed_attention_for(current))
-    return model, tokenizer
 
 
 def _load(run: RunConfig) -> Loaded:

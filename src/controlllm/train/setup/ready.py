@@ -18,6 +18,7 @@ from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.sharding import shard
 from controlllm.train.setup.sizing import count_steps, warn_of_short_data
 from controlllm.train.setup.stages import Base, Prepared, Ready, Sharded, fields_of
+from controlllm.train.setup.ways.contract import BASE
 from controlllm.train.step.alpha import AlphaSampler
 from controlllm.train.step.losses import StepLoss
 from controlllm.train.step.optim import make_optimizer, make_scheduler
@@ -47,7 +48,12 @@ def prepare(base: Base) -> Prepared:
     log.info("Setting up the method %s", base.run.method)
     model, reference = prepare_model(base.model, base.run, base.world.size)
     _tell(model, base.loader)
-    return Prepared(**{**fields_of(base), "model": model}, reference=reference)
+    references = {stage.name: stage.reference(model) for stage in base.stages}
+    if base.parents:
+        model.config.parents = list(base.parents)
+    elif reference is not None:
+        references = {BASE: reference}
+    return Prepared(**{**fields_of(base), "model": model}, references=references)
 
 
 def make_ready(sharded: Sharded) -> Ready:
@@ -66,7 +72,7 @@ def make_ready(sharded: Sharded) -> Ready:
         **fields_of(sharded),
         loss=StepLoss(
             model,
-            reference,
+            sharded.before,
             run.rehearsal.weight if run.rehearsal.uses_kl else None,
             training.loss_chunk_size,
             run.kl if METHODS.get(run.method).asks_base else None,

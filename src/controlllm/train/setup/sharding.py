@@ -1,10 +1,8 @@
 """Stage 3: the model in parts on its processes, with all of its weights."""
 
 import torch
-from torch import nn
 
 from controlllm.checkpoint import describe_model
-from controlllm.evaluate import Reference
 from controlllm.train.parallel import shard_model
 from controlllm.train.parallel.deepspeed_config import check_precision, zero3_cutter
 from controlllm.train.parallel.device import find_device
@@ -20,7 +18,7 @@ __all__ = ["shard"]
 
 
 def shard(prepared: Prepared) -> Sharded:
-    """Quantise, shard and compile the model, and a frozen copy of its base; read their weights.
+    """Quantise, shard and compile the model, and copies of what it was before; read their weights.
 
     Collective where there are several processes.
     """
@@ -28,16 +26,17 @@ def shard(prepared: Prepared) -> Sharded:
     if run.quantizer is not None and not run.quantizer.at_load:
         quantize_base(prepared.model, str(run.model.quantize_base))
     check_shared(prepared.model, run.parallel if world.shares else None)
-    model, reference = tune_model(prepared.model, training), prepared.reference
+    model = tune_model(prepared.model, training)
+    copies = [one.copy for one in prepared.references.values() if one.copy is not None]
     if training.use_liger_kernel:
-        for module in [model, *_copies(reference)]:
+        for module in [model, *copies]:
             apply_liger_kernels(module, training)
     compute, files = training.autocast_dtype, prepared.files
     if run.parallel.way.by_deepspeed:
         check_precision(model, compute)
     if training.torch_compile:
         compile_blocks(list(sharding_units(model)))
-    for module in [model, *_copies(reference)]:
+    for module in [model, *copies]:
         shard_model(module, world, compute)
         if files is None or not is_without_weights(module):
             continue
@@ -51,8 +50,3 @@ def shard(prepared: Prepared) -> Sharded:
             fill_by_units(files, module, world, device)
     describe_model(model)  # Notes which base it is, before anything trains. Collective.
     return Sharded(**fields_of(prepared))
-
-
-def _copies(reference: Reference | None) -> list[nn.Module]:
-    """The frozen copy of the base, where there is one."""
-    return [] if reference is None or reference.copy is None else [reference.copy]

@@ -29,6 +29,7 @@ from controlllm.train.observe.generation import GenerationMeter
 from controlllm.train.observe.retention import ForgettingMeter
 from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
+from controlllm.train.setup.ways.contract import BASE, Stage
 from controlllm.train.step.alpha import AlphaSampler
 from controlllm.train.step.head import check_head
 from controlllm.train.step.liger import check_liger_kernels
@@ -57,6 +58,9 @@ class Base:
         files: where the weights lie that a model on the meta device has not read yet, or None.
         engine_settings: DeepSpeed's, under zero2 and zero3.
         benchmarks: the suite that is asked while it trains, or None.
+        stages: the base and the runs that it goes on from, as they were; none where it goes on
+            from no run.
+        parents: what is recorded of those runs.
     """
 
     run: RunConfig
@@ -67,6 +71,8 @@ class Base:
     files: Path | None
     engine_settings: dict[str, Any]
     benchmarks: LoadedSuite | None
+    stages: tuple[Stage, ...]
+    parents: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,21 @@ class Prepared(Base):
     """What the method made of the base.
 
     Attributes:
-        reference: the base, for what asks it; None where nothing does.
+        references: by the names of the stages, the oldest first, who computes the base and each run
+            that this one goes on from; none where nothing asks them.
     """
 
-    reference: Reference | None
+    references: Mapping[str, Reference]
+
+    @property
+    def reference(self) -> Reference | None:
+        """The base, for what asks it; None where nothing does."""
+        return self.references.get(BASE)
+
+    @property
+    def before(self) -> Reference | None:
+        """What the run is held to: the stage right before it; None where nothing asks it."""
+        return next(reversed(self.references.values()), None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""Stages that a sidecar was trained after, found again.
+
+The maker of a sidecar wrote where they lay. So such a place leads to this machine's disk or to the
+Hub only, and nothing there is loaded but the stage whose digest is recorded.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint.models.apart import joined_parts, saved_apart
+from controlllm.checkpoint.models.load_options import LoadOptions
+from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+from controlllm.checkpoint.training.manifest import verify_manifest
+from controlllm.checkpoint.training.saved import KINDS
+from controlllm.checkpoint.training.shards import map_joined
+from controlllm.common.errors import CheckpointError
+from controlllm.common.text.names import is_checkpoint
+from controlllm.expansion.files.lineage import check_parent, parent_record
+
+__all__ = ["find_parent", "record_stage"]
+
+
+def find_parent(
+    record: Mapping[str, Any], child: Path, options: LoadOptions | None = None
+) -> Location:
+    """Where a stage lies that a sidecar records: where it lay, or beside the sidecar.
+
+    Args:
+        record: one of the sidecar's `parents`.
+        child: the sidecar's folder.
+        options: `scratch_dir` is used.
+
+    Raises:
+        CheckpointError: it is in none of these places, or another one is.
+    """
+    places = list(dict.fromkeys(_places(record["place"], child)))
+    location = next((locate(place) for place in places if place.is_dir()), None)
+    if location is None:
+        location = _on_the_hub(record, child, places)
+    what = f"The sidecar {child}"
+    if location.kind is Kind.CHECKPOINT:
+        verify_manifest(Path(location.path))
+    apart = saved_apart(location)
+    if apart is None or apart.kind is not KINDS["control"]:
+        raise CheckpointError(
+            f"{what} was trained after the stage {record['name']!r}, but {location.path} is "
+            f"{location.kind.value}, not a sidecar. Put that stage back there."
+        )
+    with joined_parts(location, options or LoadOptions()) as joined:
+        tensors = None if joined is None else map_joined(joined)
+        check_parent(record, apart.folder, what, tensors)
+    return location
+
+
+def record_stage(
+    location: Location, way: str, names: list[str], options: LoadOptions
+) -> dict[str, Any]:
+    """What is recorded of a stage that is gone on from; see `lineage.parent_record`.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    apart = saved_apart(location, options.revision)
+    assert apart is not None  # who goes on from it has looked
+    with joined_parts(location, options) as joined:
+        tensors = None if joined is None else map_joined(joined)
+        record = parent_record(apart.folder, way, names, tensors)
+    return {**record, "place": location.path}
+
+
+def _places(recorded: str, child: Path) -> Iterator[Path]:
+    """Folders where a stage may be: as recorded, and as a neighbour of the sidecar's run."""
+    place = Path(recorded)
+    if "://" in recorded or "::" in recorded:
+        return
+    yield place
+    run = child.parent if is_checkpoint(child.name) else child
+    parts = place.parts[-2:] if is_checkpoint(place.name) else place.parts[-1:]
+    yield run.parent.joinpath(*parts)
+
+
+def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:
+    """The stage by its name on the Hub; CheckpointError says where it was looked for."""
+    try:
+        location = locate_recorded(record["place"], child)
+        if saved_apart(location) is not None:
+            return location
+    except CheckpointError:
+        pass
+    looked = ", ".join(map(str, places)) or "nowhere, as its place is an address"
+    raise CheckpointError(
+        f"{child} was trained after the stage {record['name']!r}, which is missing: it was looked "
+        f"for in {looked}. Put it in one of these places, or give the base that it was folded "
+        "into as `base`."
+    )

@@ -1,0 +1,35 @@
+"""The ways to go on from an earlier run (`continue_by`), each with what a run config has to know.
+
+`setup.ways` holds what they do; a way of your own is made known by
+`controlllm.train.setup.ways.contract.register_way`.
+"""
+
+from dataclasses import dataclass
+
+from controlllm.common.registry import Registry
+
+__all__ = ["WAYS", "Way"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """The facts of one way to go on.
+
+    Attributes:
+        same_expansion: the same copies go on, so that a run can say no other expansion.
+        all_data: trains from the base, on the data of all earlier stages and of the run together.
+    """
+
+    same_expansion: bool = False
+    all_data: bool = False
+
+
+WAYS: Registry[Way] = Registry("continue_by")
+"""Ways by the name used in the run config."""
+
+for _name, _way in {
+    "one": Way(same_expansion=True),
+    "fold": Way(),
+    "joint": Way(all_data=True),
+}.items():
+    WAYS.register(_name)(_way)

@@ -1,0 +1,10 @@
+"""What a run does to go on from an earlier one: one file for each way of `config.ways`.
+
+contract  What a way does, and how one is registered
+earlier   The run that is gone on from: found, read, and what need not be said again
+fold      New copies on the stage before, collapsed
+going     What each way does, by its name
+joint     From the base, on all data: the upper bound
+loaded    The models of earlier stages, as they were
+one       The same copies go on
+"""

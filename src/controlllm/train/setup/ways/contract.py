@@ -1,0 +1,110 @@
+"""What a way to go on from an earlier run does, and how one is registered.
+
+```
+run file --settled_run--> RunConfig      what need not be said again is filled in
+        --Going.load----> model          what the method is put on; its tokenizer
+        --Going.stages--> Stage, ...     the base and each earlier stage: who computes it
+```
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import Kind, LoadOptions, Location
+from controlllm.common.adapters import as_base
+from controlllm.common.registry import Registry
+from controlllm.evaluate import Reference
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.ways import WAYS, Way
+
+__all__ = ["BASE", "GOINGS", "Earlier", "Going", "Stage", "register_way", "run_folder_of"]
+
+BASE = "base"
+"""What the first stage is called."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a run goes on from, found and read; nothing is loaded.
+
+    Attributes:
+        location: the checkpoint or sidecar.
+        folder: its files on this machine.
+        parents: what is recorded of all stages before the run, the oldest first; the last one is
+            what lies in `folder`.
+        options: how it is loaded.
+    """
+
+    location: Location
+    folder: Path
+    parents: tuple[dict[str, Any], ...]
+    options: LoadOptions
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages before the run, the base first."""
+        return (BASE, *(str(parent["name"]) for parent in self.parents))
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's own files lie, if it is one: its config, its own text."""
+        return run_folder_of(self.location)
+
+
+def run_folder_of(location: Location) -> Path:
+    """The run folder of a checkpoint; of anything else the folder itself."""
+    path = Path(location.path)
+    return path.parent if location.kind is Kind.CHECKPOINT else path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The base, or an earlier run, and who computes it as it was.
+
+    Attributes:
+        name: `base`, or as its run's folder.
+        folder: where its files lie; None of the base, or where that is not known.
+        copy: a frozen model of its own; None = the model that trains, inside `inside`.
+        inside: makes that model compute the stage, by default its base.
+    """
+
+    name: str
+    folder: Path | None = None
+    copy: PreTrainedModel | None = None
+    inside: Callable[[Any], AbstractContextManager[Any]] = as_base
+
+    def reference(self, model: PreTrainedModel) -> Reference:
+        """Who computes the stage beside the model that trains."""
+        return Reference(model, self.copy, self.inside)
+
+
+@dataclass(frozen=True)
+class Going:
+    """What a way does.
+
+    Attributes:
+        load: the model that the method is put on, on the CPU, and its tokenizer.
+        stages: from that model (in its place, not yet expanded or trained), the run, and whether
+            frozen weights may be in common: the base and all earlier stages, the oldest first,
+            each as it was. A stage that is not there any more is left out, and told.
+    """
+
+    load: Callable[[Earlier, RunConfig], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    stages: Callable[[PreTrainedModel, Earlier, RunConfig, bool], tuple[Stage, ...]]
+
+
+GOINGS: Registry[Going] = Registry(
+    "continue_by", ("one", "fold", "joint"), home="controlllm.train.setup.ways.going"
+)
+"""What each of `WAYS` does, by its name."""
+
+
+def register_way(name: str, way: Way, going: Going) -> None:
+    """Register a way: its facts, and what it does (ConfigError: the name is taken)."""
+    WAYS.register(name)(way)
+    GOINGS.register(name)(going)

@@ -1,0 +1,205 @@
+"""The run that another one goes on from: found, read, and what need not be said again."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from controlllm.checkpoint import (
+    KINDS,
+    LoadOptions,
+    Location,
+    find_parent,
+    locate,
+    record_stage,
+    saved_apart,
+)
+from controlllm.common.errors import ConfigError
+from controlllm.common.storage.remote import is_remote
+from controlllm.data import DataConfig, SourceConfig
+from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.files.records import read_sidecar_config
+from controlllm.train.config.config_io import build, read_yaml
+from controlllm.train.config.presets import preset_values
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.ways import WAYS
+from controlllm.train.setup.ways.contract import Earlier, run_folder_of
+
+__all__ = ["earlier_data", "find_earlier", "same_rows", "settled_run"]
+
+
+def find_earlier(run: RunConfig) -> Earlier:
+    """Find what a run goes on from, and read what is recorded of it.
+
+    Raises:
+        ConfigError: it is no expanded model that was saved apart from its base.
+        CheckpointError: there is nothing, or it is broken.
+    """
+    location, folder, values = _found(run)
+    older = values.get("parents", [])
+    options = _options(run, location, values)
+    names = [str(parent["name"]) for parent in older]
+    record = record_stage(location, str(run.continue_by), names, options)
+    return Earlier(location, folder, (*older, record), options)
+
+
+def settled_run(run: RunConfig) -> RunConfig:
+    """A run with what it need not say again, as the one that it goes on from says it.
+
+    That is the base, the expansion, and where all data is learned together the earlier data.
+
+    Raises:
+        ConfigError: both say it, and differ; or the earlier data is not known.
+        CheckpointError: there is nothing to go on from, or it is broken.
+    """
+    if run.continue_from is None:
+        return run
+    location, folder, values = _found(run)
+    way = WAYS.get(run.continue_by)
+    base = _options(run, location, values).base
+    recorded = ExpansionConfig.from_dict(values["expansion"])
+    if way.same_expansion:
+        _refuse_other(run, recorded)
+        expansion = recorded
+    else:
+        expansion = _laid_over(run, recorded)
+    model = replace(run.model, model_name_or_path=base, base=None)
+    data = run.data
+    if way.all_data:
+        data = _joined(run, location, folder, values)
+    return replace(run, model=model, expansion=expansion, data=data)
+
+
+def _found(run: RunConfig) -> tuple[Location, Path, dict[str, Any]]:
+    """Where it lies, its files on this machine, and its config."""
+    assert run.continue_from is not None
+    location = locate(run.continue_from, run.model.storage_options)
+    apart = saved_apart(location)
+    if apart is None or apart.kind is not KINDS["control"]:
+        kind = location.kind.value if apart is None else apart.kind.name
+        raise ConfigError(
+            f"continue_from={run.continue_from!r} is no expanded model that lies apart from its "
+            f"base, but a {kind} ({location.path}). Name a run of method control or stack, a "
+            "checkpoint of it, or a sidecar; anything else is trained further by its name as "
+            "model.model_name_or_path."
+        )
+    return location, apart.folder, read_sidecar_config(apart.folder)
+
+
+def _options(run: RunConfig, location: Location, values: Mapping[str, Any]) -> LoadOptions:
+    """How it is loaded: as the run says, on the base that it names, or else that is recorded.
+
+    Raises:
+        ConfigError: two are named, or none.
+    """
+    given, other = run.model.model_name_or_path, run.model.base
+    if given is not None and other is not None and given != other:
+        raise ConfigError(
+            f"model.model_name_or_path={given!r} and model.base={other!r} name two bases of "
+            f"{run.continue_from}; leave one of them out."
+        )
+    base = given or other or values["base"].get("name_or_path")
+    if not base:
+        raise ConfigError(
+            f"continue_from={run.continue_from!r} does not record its base; name it as "
+            "model.model_name_or_path."
+        )
+    known = {field.name: getattr(run.model, field.name) for field in fields(LoadOptions)}
+    return LoadOptions(**{**known, "base": str(base)})
+
+
+def _said(run: RunConfig) -> Iterator[str]:
+    """The fields of the expansion that the user has said: not a default, nor the preset's."""
+    below = preset_values(run.preset).get("expansion", {}) if run.preset is not None else {}
+    default = ExpansionConfig()
+    for field in fields(ExpansionConfig):
+        value = getattr(run.expansion, field.name)
+        unsaid = [getattr(default, field.name)]
+        unsaid += [below[field.name]] if field.name in below else []
+        if field.name != "mean_alpha" and value not in unsaid:
+            yield field.name
+
+
+def _refuse_other(run: RunConfig, recorded: ExpansionConfig) -> None:
+    """The same copies go on: another expansion cannot be had."""
+    for name in _said(run):
+        value, old = getattr(run.expansion, name), getattr(recorded, name)
+        if value != old:
+            raise ConfigError(
+                f"expansion.{name}={value!r}, but that of {run.continue_from} is {old!r}, and "
+                f"continue_by={run.continue_by} goes on with the same copies; leave it out, or "
+                "take continue_by=fold, which makes new ones."
+            )
+
+
+def _laid_over(run: RunConfig, recorded: ExpansionConfig) -> ExpansionConfig:
+    """New copies, made as the earlier ones but for what the run says."""
+    said = {name: getattr(run.expansion, name) for name in _said(run)}
+    if said.keys() & {"layers", "num_blocks"}:
+        said = {"layers": None, "num_blocks": None} | said
+    return replace(recorded, **({"dial": None, "mean_alpha": None} | said))
+
+
+def _joined(
+    run: RunConfig, location: Location, folder: Path, values: Mapping[str, Any]
+) -> DataConfig:
+    """The data of all earlier stages and of the run together.
+
+    Raises:
+        ConfigError: that of a stage is not known.
+    """
+    options = LoadOptions()
+    places = [
+        run_folder_of(find_parent(parent, folder, options)) for parent in values.get("parents", [])
+    ]
+    data = run.data
+    for place in [*places, run_folder_of(location)]:
+        known = earlier_data(place)
+        if known is None or not known.train:
+            raise ConfigError(
+                f"continue_by={run.continue_by} learns the data of all stages together, but there "
+                f"is no {place / 'config.yaml'} that says what {place.name} was trained on; name "
+                "that data under data.train yourself, and leave continue_from out."
+            )
+        names = ("train", "learn", "retain")
+        own = {name: getattr(data, name) for name in names}
+        data = replace(data, **{n: _with(own[n], getattr(known, n), place.name) for n in names})
+    return data
+
+
+def _with(own: list[SourceConfig], more: list[SourceConfig], stage: str) -> list[SourceConfig]:
+    """Sources, and those of a stage that are not among them, with names that tell them apart."""
+    sources = list(own)
+    for source in more:
+        if any(same_rows(source, other) for other in sources):
+            continue
+        taken = {other.name for other in sources}
+        name = f"{stage}-{source.name}" if source.name in taken else source.name
+        sources.append(replace(source, name=name))
+    return sources
+
+
+def same_rows(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether two sources give the same rows, whatever they are called and however they count."""
+    own = {"name": "", "weight": 1.0}
+    return asdict(replace(one, **own)) == asdict(replace(other, **own))
+
+
+def earlier_data(folder: Path) -> DataConfig | None:
+    """The data of the run in a folder, as its config says; None where there is none.
+
+    Whoever wrote that config is not asked for code, servers or secrets: sources at addresses are
+    left out, and so are plugins and options.
+
+    Raises:
+        ConfigError: the config cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    data = build(DataConfig, read_yaml(path).get("data") or {}, f"{path}: data")
+    kept = {
+        name: [replace(s, storage_options={}) for s in getattr(data, name) if not is_remote(s.path)]
+        for name in ("train", "learn", "retain")
+    }
+    return replace(data, **kept, replay=[], replay_share=0.0, stages=[], plugins=[])

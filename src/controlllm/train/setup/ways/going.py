@@ -1,0 +1,11 @@
+"""What each way does, by its name."""
+
+from controlllm.train.setup.ways.contract import GOINGS
+from controlllm.train.setup.ways.fold import FOLD
+from controlllm.train.setup.ways.joint import JOINT
+from controlllm.train.setup.ways.one import ONE
+
+__all__: list[str] = []
+
+for _name, _going in {"one": ONE, "fold": FOLD, "joint": JOINT}.items():
+    GOINGS.register(_name)(_going)

@@ -1,0 +1,76 @@
+"""The models of earlier stages, as they were: loaded again, with weights in common."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from controlllm.checkpoint import find_parent, load_model, load_stage
+from controlllm.common.errors import CheckpointError
+from controlllm.expansion import collapse
+from controlllm.expansion.files.lineage import FOLD
+from controlllm.train.setup.copies import share_equal
+from controlllm.train.setup.ways.contract import Earlier, Stage, run_folder_of
+
+__all__ = ["all_stages"]
+
+log = logging.getLogger(__name__)
+
+
+def all_stages(
+    model: PreTrainedModel, earlier: Earlier, shares: bool, own: str, last: Stage
+) -> tuple[Stage, ...]:
+    """The base and every stage before a run, the oldest first; those that are gone are told.
+
+    Args:
+        model: what trains.
+        earlier: what it goes on from.
+        shares: whether frozen weights may be in common with it.
+        own: the stage that the model computes with its expansion off.
+        last: the stage that the run goes on from.
+    """
+    stages = []
+    for name, record in zip(earlier.names, (None, *earlier.parents), strict=True):
+        if name == last.name:
+            stages.append(last)
+            continue
+        try:
+            stages.append(_stage(name, record, model, earlier, shares, own))
+        except CheckpointError as error:
+            log.warning(
+                "The stage %r is neither measured nor rehearsed, as it cannot be loaded: %s",
+                name,
+                error,
+            )
+    return tuple(stages)
+
+
+def _stage(
+    name: str,
+    record: Mapping[str, Any] | None,
+    model: PreTrainedModel,
+    earlier: Earlier,
+    shares: bool,
+    own: str,
+) -> Stage:
+    options = replace(earlier.options, device="cpu")
+    folder = None
+    if record is not None:
+        location = find_parent(record, earlier.folder, options)
+        folder = run_folder_of(location)
+    if name == own:
+        return Stage(name, folder)
+    log.info("Loading the stage %s", name)
+    if record is None:
+        assert options.base is not None  # `find_earlier` has filled it in
+        copy = load_model(options.base, replace(options, base=None))[0]
+    else:
+        stage = load_stage(record, location, options)
+        # Folded, it was what the next one began with.
+        copy = collapse(stage, inplace=True) if record["way"] == FOLD else stage
+    copy.requires_grad_(False).eval()
+    if shares:
+        share_equal(copy, model)
+    return Stage(name, folder, copy=copy)

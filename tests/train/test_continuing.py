@@ -1,0 +1,129 @@
+"""A run goes on from another one: what is exact after each way, and what is recorded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.train.ways import base_folder, logits
+
+from controlllm.checkpoint import load_model, locate
+from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.evaluate.forgetting.losses import evaluating
+from controlllm.expansion import ControlLLMForCausalLM, collapse, load_sidecar
+from controlllm.expansion.files.records import read_sidecar_config
+from controlllm.train import train
+from controlllm.train.setup.ready import set_up
+from controlllm.train.setup.ways.earlier import settled_run
+
+THIRD = "1 + 1 = 2. 2 + 2 = 4. 3 + 5 = 8. "
+
+
+@pytest.fixture
+def stage_run(run_config, loaded, tmp_path):
+    """`stage_run("b", "a", **sections)`: a run named so, which goes on from another one."""
+    (tmp_path / "third.txt").write_text(THIRD * 30)
+    (tmp_path / "third_heldout.txt").write_text(THIRD * 3)
+    base = base_folder(loaded, tmp_path)
+
+    def make(name, after=None, **over):
+        training = {"output_dir": str(tmp_path / "runs" / name), **over.pop("training", {})}
+        if after is None:
+            over.setdefault("model", {"model_name_or_path": base})
+            return run_config(training=training, **over)
+        data = {
+            "train": [{"path": str(tmp_path / "third.txt")}],
+            "learn": [{"path": str(tmp_path / "third_heldout.txt"), "name": name}],
+        }
+        over = {"expansion": {"num_blocks": None}, "data": data, **over}
+        place = str(tmp_path / "runs" / after)
+        return run_config(continue_from=place, training=training, **over)
+
+    return make
+
+
+def base_of(tmp_path):
+    return load_model(tmp_path / "base")[0]
+
+
+def test_one_keeps_the_base_and_the_stage_before(stage_run, tmp_path):
+    train(stage_run("a"))
+    a = load_model(tmp_path / "runs" / "a")[0]
+    result = train(stage_run("b", "a"))
+    b = load_model(tmp_path / "runs" / "b")[0]
+    assert not torch.equal(logits(b), logits(a))
+    b.set_alpha(0)
+    assert torch.equal(logits(b), logits(base_of(tmp_path)))
+    ready = set_up(settled_run(stage_run("b2", "a")))
+    assert list(ready.references) == ["base", "a"]
+    for reference, model in ((ready.before, a), (ready.reference, base_of(tmp_path))):
+        with reference.active() as stage, evaluating(stage):
+            assert torch.equal(logits(stage), logits(model))
+    assert result.stopped_because == "max_steps"
+
+
+def test_fold_begins_anew_on_the_folded_stage(stage_run, tmp_path):
+    """Alpha 0 is the stage before, folded, bit for bit; also of a saved run, and two folds deep."""
+    train(stage_run("a"))
+    a = load_model(tmp_path / "runs" / "a")[0]
+    train(stage_run("b", "a", continue_by="fold"))
+    b = load_model(tmp_path / "runs" / "b")[0]
+    again = collapse(b)
+    b.set_alpha(0)
+    assert torch.equal(logits(b), logits(collapse(a)))
+    train(stage_run("c", "b", continue_by="fold"))
+    c = load_model(tmp_path / "runs" / "c")[0]
+    c.set_alpha(0)
+    assert torch.equal(logits(c), logits(again))
+    ready = set_up(settled_run(stage_run("d", "c")))
+    assert list(ready.references) == ["base", "a", "b", "c"]
+    with ready.reference.active() as stage, evaluating(stage):
+        assert torch.equal(logits(stage), logits(base_of(tmp_path)))
+
+
+def test_a_chain_is_recorded(stage_run, tmp_path):
+    train(stage_run("a"))
+    train(stage_run("b", "a"))
+    checkpoint = Path(locate(tmp_path / "runs" / "b").path)
+    (parent,) = read_sidecar_config(checkpoint)["parents"]
+    assert parent["name"] == "a" and parent["way"] == "one" and parent["dial"] is None
+    assert parent["place"] == locate(tmp_path / "runs" / "a").path
+    model = load_sidecar(base_of(tmp_path), checkpoint)
+    model.save_sidecar(tmp_path / "copy")
+    assert read_sidecar_config(tmp_path / "copy")["parents"] == [parent]
+    model.save_pretrained(tmp_path / "full")
+    assert json.loads((tmp_path / "full" / "config.json").read_text())["parents"] == [parent]
+    full = ControlLLMForCausalLM.from_pretrained(tmp_path / "full")
+    assert full.config.parents == [parent]
+
+
+def test_a_folded_base_says_what_is_missing(stage_run, tmp_path):
+    train(stage_run("a"))
+    train(stage_run("b", "a", continue_by="fold"))
+    expected = logits(load_model(tmp_path / "runs" / "b")[0])
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    assert torch.equal(logits(load_model(tmp_path / "moved" / "b")[0]), expected)
+    folder = tmp_path / "moved" / "a"
+    shutil.move(folder, tmp_path / "hidden")
+    with pytest.raises(CheckpointError, match=r"'a', which is missing: .* looked for in .*runs"):
+        load_model(tmp_path / "moved" / "b")
+    train(stage_run("other", training={"max_steps": 2, "seed": 3}))
+    name = Path(locate(tmp_path / "hidden").path).name
+    shutil.copytree(locate(tmp_path / "runs" / "other").path, folder / name)
+    with pytest.raises(CheckpointError, match="holds another one"):
+        load_model(tmp_path / "moved" / "b")
+
+
+@pytest.mark.parametrize(
+    ("over", "match"),
+    [
+        ({"expansion": {"num_blocks": 1}}, r"num_blocks=1.*goes on with the same copies"),
+        ({"method": "full"}, "needs method='control'"),
+        ({"model": {"model_name_or_path": "elsewhere", "base": "there"}}, "name two bases"),
+    ],
+)
+def test_contradictions_are_refused(stage_run, over, match):
+    train(stage_run("a", training={"max_steps": 2}))
+    with pytest.raises(ConfigError, match=match):
+        train(stage_run("b", "a", **over))
