@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         mean_pass_at_k,
     )
     from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
+    from controlllm.evaluate.forgetting.blending import calibrate_blend
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
     from controlllm.evaluate.forgetting.losses import (
@@ -128,6 +129,7 @@ __all__ = [
     "averaging_curve",
     "base_identity",
     "calibrate",
+    "calibrate_blend",
     "check_walls",
     "code_grader",
     "code_runner",

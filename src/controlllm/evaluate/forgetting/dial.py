@@ -1,10 +1,11 @@
 """A dial, measured: settings between the base and the trained model, and the one to choose."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -27,8 +28,11 @@ __all__ = [
     "DialCurve",
     "DialPoint",
     "EvaluationSets",
+    "MeasuredPoint",
     "check_budget",
     "check_settings",
+    "choose",
+    "measure_turns",
     "trace_curve",
 ]
 
@@ -65,8 +69,50 @@ class Dial:
     name: str
 
 
+class MeasuredPoint(ABC):
+    """What every measured setting has: `learn` and `retain`, what was measured on each set."""
+
+    learn: dict[str, RetentionReport]
+    retain: dict[str, RetentionReport]
+
+    @property
+    def learn_loss(self) -> float:
+        """Mean of the learn sets' losses, in nats per token."""
+        return mean_loss(self.learn)
+
+    @property
+    def forgetting(self) -> float:
+        """Rise of the loss on the retain set that forgot most, in nats per token."""
+        return worst_forgetting(self.retain)
+
+    @property
+    @abstractmethod
+    def order(self) -> tuple[Any, ...]:
+        """Sorts settings by their distance from the base."""
+
+    def losses(self) -> Iterator[tuple[str, object]]:
+        """What was measured, with headers for a table.
+
+        Of several sets the mean of the learn losses and the worst forgetting stand beside them:
+        what decides.
+        """
+        for name, report in self.learn.items():
+            yield f"loss of {name}", report.loss
+        if len(self.learn) > 1:
+            yield "mean learn loss", self.learn_loss
+        for name, report in self.retain.items():
+            yield f"forgetting of {name}", report.forgetting
+        if len(self.retain) > 1:
+            yield "worst forgetting", self.forgetting
+        for name, report in self.retain.items():
+            yield f"KL(base‖trained) of {name}", report.kl
+
+
+P = TypeVar("P", bound=MeasuredPoint)
+
+
 @dataclass(frozen=True)
-class DialPoint:
+class DialPoint(MeasuredPoint):
     """One setting, measured.
 
     Attributes:
@@ -81,14 +127,9 @@ class DialPoint:
     retain: dict[str, RetentionReport]
 
     @property
-    def learn_loss(self) -> float:
-        """Mean of the learn sets' losses, in nats per token."""
-        return mean_loss(self.learn)
-
-    @property
-    def forgetting(self) -> float:
-        """Rise of the loss on the retain set that forgot most, in nats per token."""
-        return worst_forgetting(self.retain)
+    def order(self) -> tuple[bool, float]:
+        """By rising alpha; as trained comes last."""
+        return (self.alpha is None, self.alpha or 0.0)
 
     @property
     def label(self) -> str:
@@ -113,27 +154,14 @@ class DialCurve:
     dial: str
 
     def table(self) -> str:
-        """One row per setting, a column for each set; the chosen setting is marked.
-
-        Of several sets the mean of the learn losses and the worst forgetting stand beside them:
-        what decides.
-        """
+        """One row per setting, a column for each set; the chosen setting is marked."""
         headers = [name for name, _ in self._columns(self.chosen)]
         rows = [[cell for _, cell in self._columns(point)] for point in self.points]
         return format_table(headers, rows)
 
     def _columns(self, point: DialPoint) -> Iterator[tuple[str, object]]:
         yield self.dial, point.label
-        for name, report in point.learn.items():
-            yield f"loss of {name}", report.loss
-        if len(point.learn) > 1:
-            yield "mean learn loss", point.learn_loss
-        for name, report in point.retain.items():
-            yield f"forgetting of {name}", report.forgetting
-        if len(point.retain) > 1:
-            yield "worst forgetting", point.forgetting
-        for name, report in point.retain.items():
-            yield f"KL(base‖trained) of {name}", report.kl
+        yield from point.losses()
         yield "within the budget", "chosen" if point is self.chosen else ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,37 +201,54 @@ def trace_curve(
     check_settings(dial.name, settings)
     points = _measure(dial, sets, list(dict.fromkeys([0.0, *settings])))
     for _ in range(refine_steps):
-        middle = _middle(points, _choose(points, max_forgetting))
+        middle = _middle(points, choose(points, max_forgetting))
         if middle is None:
             break
         points += _measure(dial, sets, [middle])
-    ordered = tuple(sorted(points, key=_order))
-    return DialCurve(ordered, _choose(ordered, max_forgetting), max_forgetting, dial.name)
+    ordered = tuple(sorted(points, key=lambda point: point.order))
+    return DialCurve(ordered, choose(ordered, max_forgetting), max_forgetting, dial.name)
 
 
 def _measure(dial: Dial, sets: EvaluationSets, settings: Sequence[float | None]) -> list[DialPoint]:
-    """One point per setting; the batches are walked once, the base is asked once per batch."""
+    """One point per setting."""
     turns = [lambda setting=setting: dial.turn(setting) for setting in settings]
-
-    def measure(batches: Sequence[Batch]) -> list[RetentionReport]:
-        return measure_settings(dial.model, batches, turns, dial.reference)
-
-    number = sum(map(len, [*sets.learn.values(), *sets.retain.values()]))
-    what = f"batches at {len(settings)} settings" if len(settings) > 1 else "batches"
-    with progress(f"measuring {dial.name}", what, number * len(settings)):
-        learn = {name: measure(batches) for name, batches in sets.learn.items()}
-        retain = {name: measure(batches) for name, batches in sets.retain.items()}
+    measured = measure_turns(dial.model, dial.reference, sets, turns, dial.name)
     return [
-        DialPoint(
-            setting,
-            {name: reports[index] for name, reports in learn.items()},
-            {name: reports[index] for name, reports in retain.items()},
-        )
-        for index, setting in enumerate(settings)
+        DialPoint(setting, *reports) for setting, reports in zip(settings, measured, strict=True)
     ]
 
 
-def _choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
+def measure_turns(
+    model: nn.Module,
+    reference: Reference,
+    sets: EvaluationSets,
+    turns: Sequence[Callable[[], object]],
+    name: str,
+) -> list[tuple[dict[str, RetentionReport], dict[str, RetentionReport]]]:
+    """What is measured of a model on learn and retain sets, after each of the turns.
+
+    The batches are walked once, and the base is asked once per batch. `name` is what is turned, as
+    the line of progress calls it.
+    """
+
+    def measure(batches: Sequence[Batch]) -> list[RetentionReport]:
+        return measure_settings(model, batches, turns, reference)
+
+    number = sum(map(len, [*sets.learn.values(), *sets.retain.values()]))
+    what = f"batches at {len(turns)} settings" if len(turns) > 1 else "batches"
+    with progress(f"measuring {name}", what, number * len(turns)):
+        learn = {name: measure(batches) for name, batches in sets.learn.items()}
+        retain = {name: measure(batches) for name, batches in sets.retain.items()}
+    return [
+        (
+            {name: reports[index] for name, reports in learn.items()},
+            {name: reports[index] for name, reports in retain.items()},
+        )
+        for index in range(len(turns))
+    ]
+
+
+def choose(points: Sequence[P], max_forgetting: float) -> P:
     """The lowest learn loss within the budget; of equals, the one nearest to the base."""
     within = [
         point
@@ -215,7 +260,7 @@ def _choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
             "no setting can be chosen: even the base's loss is not a number on these sets. "
             "Check the base model, its precision and the sets."
         )
-    return min(within, key=lambda point: (point.learn_loss, _order(point)))
+    return min(within, key=lambda point: (point.learn_loss, point.order))
 
 
 def _middle(points: Sequence[DialPoint], chosen: DialPoint) -> float | None:
@@ -224,10 +269,6 @@ def _middle(points: Sequence[DialPoint], chosen: DialPoint) -> float | None:
         return None
     above = [p.alpha for p in points if p.alpha is not None and p.alpha > chosen.alpha]
     return (chosen.alpha + min(above)) / 2 if above else None
-
-
-def _order(point: DialPoint) -> tuple[bool, float]:
-    return (point.alpha is None, point.alpha or 0.0)
 
 
 def check_budget(max_forgetting: float) -> None:
