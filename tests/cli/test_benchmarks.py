@@ -154,7 +154,7 @@ def test_answers_are_read_again_without_the_model(cli, words, suite, tmp_path, m
     """With another extractor, and with the model's loading made impossible."""
     assert cli(*words())[0] == 0
     before = Evaluation.load(tmp_path / "out" / "mine")
-    monkeypatch.setattr("controlllm.cli.evaluate.load_model", None)
+    monkeypatch.setattr("controlllm.cli.evaluate_models.load_model", None)
     assert cli(*words(stored="true"))[0] == 0
     again = Evaluation.load(tmp_path / "out" / "mine")
     assert again.items == before.items and again.scores == before.scores
@@ -220,7 +220,7 @@ def test_a_file_where_a_folder_is_written_is_refused_at_the_start(cli, words, tm
 def test_a_reading_that_a_task_has_not_is_refused_before_the_model_is_loaded(
     cli, words, suite, monkeypatch, old, new, told
 ):
-    monkeypatch.delattr("controlllm.cli.evaluate.load_model")
+    monkeypatch.delattr("controlllm.cli.evaluate_models.load_model")
     suite.write_text(SUITE.replace(old, new))
     code, _, err = cli(*words())
     assert code == 2 and told in err

@@ -25,9 +25,9 @@ from controlllm.cli.compare import CompareOptions
 from controlllm.cli.data_inspect import InspectData
 from controlllm.cli.data_prepare import PrepareData
 from controlllm.cli.env import EnvOptions
-from controlllm.cli.evaluate import EvalOptions
 from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
+from controlllm.cli.kit.eval_options import EvalOptions
 from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
 from controlllm.cli.probe import PROBE_UNREAD, ProbeOptions

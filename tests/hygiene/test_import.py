@@ -151,6 +151,30 @@ def test_looking_into_a_folder_needs_neither_torch_nor_transformers(tmp_path, pi
     assert "| total " in result.stdout
 
 
+HELP = """
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+sys.argv = ["controlllm"]
+from controlllm.cli import VERBS, main
+from controlllm.cli.data import COMMANDS
+verbs = [[verb] for verb in VERBS if verb not in ("data", "export")]
+for words in [*verbs, *(["data", name] for name in COMMANDS)]:
+    for option in ("--help", "--mistyped=1"):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as told:
+            code = main([*words, option])
+        assert "--mistyped is not" in told.getvalue() if code else option == "--help", words
+        heavy = {"torch", "transformers", "huggingface_hub"} & set(sys.modules)
+        assert not heavy, (words, option, heavy)
+"""
+
+
+def test_help_and_mistyped_options_need_neither_torch_nor_transformers():
+    """But for `export`: its options are the fields of the forms, which stand beside their code."""
+    result = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 TRAIN = """
 import sys
 import controlllm

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from controlllm.cli import main
-from controlllm.cli.evaluate import EvalOptions
+from controlllm.cli.kit.eval_options import EvalOptions
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, run_defaults
 from controlllm.cli.train import TrainOptions, parse_run

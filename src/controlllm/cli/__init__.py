@@ -36,8 +36,6 @@ VERBS = {
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
-_WITHOUT_MODELS = ("inspect", "report", "ship", "suites")
-"""Verbs that read files only: they do not wait for torch and transformers to be imported."""
 _OURS = 2
 _GOES_ON = {
     "train": " Run the same command again: it goes on from the newest checkpoint, if any.",
@@ -78,8 +76,7 @@ def _main(words: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str], debug: bool) -> int:
-    import controlllm
-    from controlllm.cli.kit.terminal import plain_warnings, quiet_progress_bars
+    from controlllm.cli.kit.terminal import plain_warnings
     from controlllm.common.errors import ControlLLMError, noted_outcome
     from controlllm.common.registry import check_choice
     from controlllm.common.text.progress import show_progress
@@ -88,9 +85,6 @@ def _run(verb: str, argv: list[str], debug: bool) -> int:
     try:
         check_choice("command", verb, VERBS)
         with plain_warnings():
-            if verb not in _WITHOUT_MODELS:
-                controlllm.register()
-                quiet_progress_bars()
             module = import_module(_MODULES[verb])
             raise_once()
             show_progress(True)

@@ -5,15 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from controlllm.checkpoint import (
-    Kind,
-    LoadOptions,
-    export,
-    load_model,
-    locate,
-    make_form,
-    require_free,
-)
+from controlllm.checkpoint import Kind, LoadOptions, locate
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
@@ -24,12 +16,7 @@ from controlllm.common.storage.lock import occupied
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
-from controlllm.evaluate import DEFAULT_ALPHAS, calibrate
-from controlllm.evaluate.forgetting.dial import check_budget, check_settings
-from controlllm.evaluate.forgetting.losses import warn_if_not_finite
-from controlllm.evaluate.forgetting.plot import plot_curves
-from controlllm.expansion.files.card import with_dial
-from controlllm.expansion.files.packed import packed_bits
+from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS, check_budget, check_settings
 from controlllm.expansion.files.records import SIDECAR_CONFIG
 
 __all__ = ["CalibrateOptions", "run"]
@@ -83,6 +70,11 @@ def run(argv: list[str]) -> None:
 
 
 def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
+    from controlllm.checkpoint import export, load_model, make_form
+    from controlllm.evaluate import calibrate, plot_curves
+    from controlllm.evaluate.forgetting.losses import warn_if_not_finite
+    from controlllm.expansion.files.packed import packed_bits
+
     with stage(f"loading {options.model}"):
         model, tokenizer = load_model(options.model, options.load)
 
@@ -139,12 +131,16 @@ def _target(options: CalibrateOptions) -> _Target:
             f"{options.model} is a {location.kind.value}; say where to write: --output."
         )
     folder = Path(options.output or Path(location.path).parent / "calibrated")
+    from controlllm.checkpoint import require_free
+
     require_free(folder, options.overwrite)
     return _Target(folder, False)
 
 
 def _write_dial(folder: Path, measured: dict[str, Any]) -> None:
     """Put dial and mean alpha into a sidecar's or a full expanded model's config and card."""
+    from controlllm.expansion.files.card import with_dial
+
     name = SIDECAR_CONFIG if (folder / SIDECAR_CONFIG).is_file() else "config.json"
     config = read_json(folder / name)
     config["expansion"] |= {key: measured[key] for key in ("dial", "mean_alpha")}

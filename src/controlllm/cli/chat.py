@@ -4,17 +4,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from controlllm.checkpoint import LoadOptions, load_named
+from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.text.progress import stage
 from controlllm.common.text.secrets import hidden
-from controlllm.data import resolve_chat_template
-from controlllm.evaluate.forgetting.dial import check_settings
-from controlllm.inference import Chat, GenerationSettings
+from controlllm.evaluate.forgetting.alphas import check_settings
+from controlllm.inference import GenerationSettings
 from controlllm.inference.serve.settings import ServeLimits
 from controlllm.inference.serve.templates import TemplateProcess
+
+if TYPE_CHECKING:
+    from controlllm.inference import Chat
 
 __all__ = ["ChatOptions", "run"]
 
@@ -52,6 +54,10 @@ class ChatOptions:
 def run(argv: list[str]) -> None:
     """Load the model and answer standard input until it ends."""
     options = parse_options(ChatOptions, argv, "chat")
+    from controlllm.checkpoint import load_named
+    from controlllm.data import resolve_chat_template
+    from controlllm.inference import Chat
+
     with stage(f"loading {options.model}"):
         model, tokenizer, dials = load_named(options.model, options.sidecars, options.load)
     if options.chat_template == "none":
@@ -81,7 +87,7 @@ def _renderer(tokenizer: Any) -> Iterator[Callable[..., str] | None]:
         process.close()
 
 
-def _talk(chat: Chat, name: str) -> None:
+def _talk(chat: "Chat", name: str) -> None:
     if sys.stdin.isatty() and sys.stdout.isatty():
         model = f"{type(chat.model).__name__} from {hidden(name)}"
         print(f"{model}; /help for commands, Ctrl-D to end.")

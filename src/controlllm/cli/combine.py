@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controlllm.checkpoint import LoadOptions, export, load_model, require_free
+from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import folder_bytes
-from controlllm.evaluate.forgetting.dial import check_settings
-from controlllm.expansion import combine
-from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.evaluate.forgetting.alphas import check_settings
 
 __all__ = ["CombineOptions", "run"]
 
@@ -42,6 +40,10 @@ class CombineOptions:
 def run(argv: list[str]) -> None:
     """Load both models, blend them, and write the result."""
     options = parse_options(CombineOptions, argv, "combine")
+    from controlllm.checkpoint import export, load_model, require_free
+    from controlllm.expansion import combine
+    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+
     require_free(options.folder, options.overwrite)
     a, tokenizer = load_model(options.a, options.load)
     b, _ = load_model(options.b, options.load)

@@ -12,24 +12,15 @@ from typing import Any
 from controlllm.checkpoint import list_checkpoints, newest_checkpoint
 from controlllm.checkpoint.models.inspection import inspect_folder
 from controlllm.checkpoint.training.manifest import STATE
-from controlllm.checkpoint.training.state import load_values
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError, ControlLLMError, DataError
 from controlllm.common.storage.files import read_json, require_writable, write_json
 from controlllm.common.text.tables import format_number, format_table
-from controlllm.evaluate.forgetting.retention import worst
 from controlllm.evaluate.judging.models import compared_models, deciding, main_models
 from controlllm.evaluate.judging.runs import Run, asked_in_training, find_evaluations
 from controlllm.train.config.run_config import RunConfig
 
-__all__ = [
-    "BenchmarkSummary",
-    "CompareOptions",
-    "RunSummary",
-    "benchmarks_of",
-    "run",
-    "summary_of",
-]
+__all__ = ["BenchmarkSummary", "CompareOptions", "RunSummary", "benchmarks_of", "run", "summary_of"]
 
 
 @dataclass
@@ -138,6 +129,8 @@ def run(argv: list[str]) -> None:
         found.append((summary, _benchmarks_or_why_not(folder)))
     if not found:
         raise CheckpointError(f"no run in {', '.join(options.runs)} can be compared.")
+    from controlllm.evaluate.forgetting.retention import worst
+
     found.sort(key=lambda pair: (pair[0].learn_loss is None, worst([pair[0].learn_loss or 0.0])))
     rows = [asdict(run) | {"learning_rate": f"{run.learning_rate:g}"} for run, _ in found]
     headers = [_HEADERS.get(name, name) for name in rows[0]]
@@ -244,6 +237,9 @@ def _benchmark_table(rows: Sequence[tuple[str, BenchmarkSummary]]) -> str:
 
 
 def _summary(run: RunConfig, checkpoint: Path, best: bool) -> RunSummary:
+    from controlllm.checkpoint.training.state import load_values
+    from controlllm.evaluate.forgetting.retention import worst
+
     folder, state = checkpoint.parent, load_values(checkpoint)
     progress = state.extra["progress"]
     if best and progress["best"] is None:

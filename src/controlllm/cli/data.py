@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from controlllm.checkpoint import find_tokenizer
 from controlllm.cli.kit.terminal import tell_log
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.registry import check_choice
-from controlllm.data import SourceConfig, resolve_chat_template
-from controlllm.data.loader.plugins import load_plugins
+from controlllm.data import SourceConfig
 from controlllm.train.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["COMMANDS", "groups", "load_run_tokenizer", "run"]
 
@@ -43,13 +43,17 @@ def groups(run: RunConfig) -> Iterator[tuple[str, SourceConfig]]:
             yield group, source
 
 
-def load_run_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
+def load_run_tokenizer(run: RunConfig) -> "PreTrainedTokenizerBase":
     """The tokenizer and chat template that `train` would use; the run's plugins are run.
 
     Raises:
         ConfigError: neither a model nor a tokenizer is named, or a plugin fails.
         CheckpointError: there is no tokenizer where the run file says.
     """
+    from controlllm.checkpoint import find_tokenizer
+    from controlllm.data import resolve_chat_template
+    from controlllm.data.loader.plugins import load_plugins
+
     tell_log()  # what is read and cached, as it happens
     model = run.model
     name = model.tokenizer_name_or_path or model.model_name_or_path

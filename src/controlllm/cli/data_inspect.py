@@ -3,23 +3,20 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from controlllm.cli.data import groups, load_run_tokenizer
-from controlllm.cli.data_show import Paper
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import DataError
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.progress import progress
 from controlllm.common.text.readable import unguarded
-from controlllm.data.inspect.mix import MixReport, passes, survey_mix, train_size
-from controlllm.data.inspect.overlap import warn_of_overlaps
-from controlllm.data.inspect.source import Survey, SurveyOptions, survey_source
-from controlllm.data.loader.open_source import Size
 from controlllm.train.config.run_config import RunConfig
-from controlllm.train.setup.sizing import whole_steps
+
+if TYPE_CHECKING:
+    from controlllm.data.inspect.mix import MixReport
+    from controlllm.data.inspect.source import Survey
+    from controlllm.data.loader.open_source import Size
 
 __all__ = ["InspectData", "run"]
 
@@ -42,6 +39,12 @@ class InspectData(RunConfig):
 def run(argv: list[str]) -> None:
     """Print each source as soon as it is read, then the mix."""
     options = parse_run(InspectData, argv, "data inspect")
+    from rich.console import Console
+
+    from controlllm.cli.data_show import Paper
+    from controlllm.data import warn_of_overlaps
+    from controlllm.data.inspect.source import SurveyOptions, survey_source
+
     if options.output is not None:
         require_writable(options.output)
     sources = list(groups(options))
@@ -65,8 +68,10 @@ def run(argv: list[str]) -> None:
         raise DataError(f"{len(failed)} of {len(reports)} sources cannot be used: {failed}.")
 
 
-def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | None:
+def _mix(options: InspectData, surveys: Sequence["Survey"]) -> dict[str, Any] | None:
     """The mix with steps and passes, as JSON takes it; None where a source tells too little."""
+    from controlllm.data.inspect.mix import passes, survey_mix, train_size
+
     training, rehearsal = options.training, options.rehearsal
     mixed = [survey for survey in surveys if survey.report.group in ("train", "replay")]
     share = rehearsal.share if rehearsal.enabled else 0.0
@@ -85,15 +90,17 @@ def _mix(options: InspectData, surveys: Sequence[Survey]) -> dict[str, Any] | No
     }
 
 
-def _steps(options: InspectData, size: Size | None) -> float | None:
+def _steps(options: InspectData, size: "Size | None") -> float | None:
     """The steps that `train` is going to take."""
+    from controlllm.train.setup.sizing import whole_steps
+
     epochs = options.training.num_train_epochs
     if epochs is None:
         return options.training.max_steps
     return whole_steps(options, size, epochs) if size else None
 
 
-def _per_epoch(options: InspectData, mix: MixReport, size: Size | None) -> float | None:
+def _per_epoch(options: InspectData, mix: "MixReport", size: "Size | None") -> float | None:
     """Steps in which the train sources are gone through, by what the sample's batches hold."""
     if size is None:
         return None

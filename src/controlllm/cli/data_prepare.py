@@ -2,22 +2,18 @@
 
 import time
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from controlllm.cli.data import groups, load_run_tokenizer
-from controlllm.cli.data_show import bytes_text
 from controlllm.cli.train import parse_run
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import progress
 from controlllm.common.text.readable import readable
 from controlllm.data import SourceConfig
-from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
-from controlllm.data.examples.encode import RowEncoder
-from controlllm.data.inspect.source import count_rows
-from controlllm.data.loader.open_source import open_source
-from controlllm.data.loader.packing import slot_store
 from controlllm.train.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PrepareData", "run"]
 
@@ -43,9 +39,16 @@ def run(argv: list[str]) -> None:
 
 
 def _prepare(
-    options: PrepareData, group: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase
+    options: PrepareData, group: str, source: SourceConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> str:
     """Prepare a source as its group is going to read it; a few lines for people."""
+    from controlllm.cli.data_show import bytes_text
+    from controlllm.data.cache.prepare import prepare_source, prepared_store, store_folder
+    from controlllm.data.examples.encode import RowEncoder
+    from controlllm.data.inspect.source import count_rows
+    from controlllm.data.loader.open_source import open_source
+    from controlllm.data.loader.packing import slot_store
+
     chunks = open_source(source, options.data)
     # As `train` makes them: held-out sets count the targets of `train_on` alone.
     encoder = RowEncoder(source, tokenizer, options.data, training=group in TRAINING)

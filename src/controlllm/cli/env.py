@@ -21,7 +21,7 @@ class EnvOptions:
 
 def run(argv: list[str]) -> None:
     """Print one line per fact."""
-    parse_options(EnvOptions, argv, "env")
+    parse_options(EnvOptions, argv, "env", models=False)
     facts = environment()
     width = max(map(len, facts))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))

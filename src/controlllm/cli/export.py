@@ -21,7 +21,7 @@ from controlllm.common.facts import check_values, setting
 from controlllm.common.settings import check_said
 from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
-from controlllm.evaluate.forgetting.dial import check_settings
+from controlllm.evaluate.forgetting.alphas import check_settings
 from controlllm.expansion.files.records import SIDECAR_CONFIG
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 

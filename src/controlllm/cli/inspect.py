@@ -23,7 +23,7 @@ class InspectOptions:
 
 def run(argv: list[str]) -> None:
     """Print what the folder holds."""
-    options = parse_options(InspectOptions, argv, "inspect")
+    options = parse_options(InspectOptions, argv, "inspect", models=False)
     if options.output is not None:
         require_writable(options.output)
     found = inspect_folder(options.model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from controlllm.cli.train import parse_run
 from controlllm.common.errors import ConfigError
@@ -10,12 +10,13 @@ from controlllm.common.facts import setting
 from controlllm.common.settings import TINY
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.tables import format_table
-from controlllm.expansion import ExpansionConfig, plan_blocks
+from controlllm.expansion import ExpansionConfig
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
-from controlllm.train.observe.peaks import required_peak
 from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
-from controlllm.train.plan.estimate import Estimate, estimate, model_config
+
+if TYPE_CHECKING:
+    from controlllm.train.plan.estimate import Estimate
 
 __all__ = ["PlanOptions", "run"]
 
@@ -56,6 +57,9 @@ class PlanOptions(RunConfig):
 def run(argv: list[str]) -> None:
     """Print the plan."""
     options = parse_run(PlanOptions, argv, "plan")
+    from controlllm.train.observe.peaks import required_peak
+    from controlllm.train.plan.estimate import estimate, model_config
+
     if options.output is not None:
         require_writable(options.output)
     peak = required_peak(options.device_name)
@@ -93,6 +97,8 @@ def _ways(
         print("The model is expanded already, and would be trained further as it is.")
         yield expanded
         return
+    from controlllm.expansion import plan_blocks
+
     own = len(plan_blocks(options.expansion, layers))
     for number in sorted({own, *options.num_blocks}):
         if number == own:
@@ -116,7 +122,7 @@ def _head(options: PlanOptions, layers: int, mesh: MeshPlan) -> list[str]:
     ]
 
 
-def _sizes(method: str, plans: list[Estimate], speeds: list[float]) -> str:
+def _sizes(method: str, plans: list["Estimate"], speeds: list[float]) -> str:
     headers = ["blocks", "parameters", "trained", "TFLOP/step", "tokens/s", "checkpoint GiB"]
     rows: list[list[Any]] = []
     for plan, speed in zip(plans, speeds, strict=True):
@@ -126,7 +132,7 @@ def _sizes(method: str, plans: list[Estimate], speeds: list[float]) -> str:
     return format_table(headers, rows)
 
 
-def _memory(method: str, plans: list[Estimate]) -> str:
+def _memory(method: str, plans: list["Estimate"]) -> str:
     parts = list(asdict(plans[0].memory))
     rows: list[list[Any]] = []
     for plan in plans:
@@ -135,5 +141,5 @@ def _memory(method: str, plans: list[Estimate]) -> str:
     return format_table(["blocks", *parts, "total"], rows)
 
 
-def _name(plan: Estimate, method: str) -> int | str:
+def _name(plan: "Estimate", method: str) -> int | str:
     return method if plan.blocks is None else plan.blocks

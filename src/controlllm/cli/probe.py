@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import as_list, parse_options
 from controlllm.cli.kit.sets import UNREAD, run_defaults
 from controlllm.common.errors import ConfigError
@@ -14,14 +15,12 @@ from controlllm.common.storage.files import require_writable, write_text
 from controlllm.common.text.progress import stage
 from controlllm.common.text.secrets import hidden
 from controlllm.data import DataConfig, SourceConfig
-from controlllm.data.loader.plugins import load_plugins
-from controlllm.evaluate.forgetting.dial import check_settings
+from controlllm.evaluate.forgetting.alphas import check_settings
 from controlllm.evaluate.judging.html import is_page
-from controlllm.probe import PROBES, Finding, Study, StudySettings, find, probe_page
-from controlllm.probe.board import write_board
-from controlllm.probe.contract import OWN
-from controlllm.probe.finding import MADE_BY
-from controlllm.probe.study import read_texts
+from controlllm.probe import StudySettings
+
+if TYPE_CHECKING:
+    from controlllm.probe import Finding, Study
 
 __all__ = ["PROBE_UNREAD", "ProbeOptions", "run"]
 
@@ -75,6 +74,10 @@ class ProbeOptions(StudySettings):
 def run(argv: list[str]) -> None:
     """Look, print what came out, and write the page."""
     options = parse_options(ProbeOptions, argv, "probe", run_defaults, unread=PROBE_UNREAD)
+    from controlllm.checkpoint import load_model
+    from controlllm.data.loader.plugins import load_plugins
+    from controlllm.probe import PROBES, Study, find, probe_page, read_texts
+
     _require_place(options)
     load_plugins(options.data)
     names = as_list(options.probes)
@@ -101,6 +104,8 @@ def run(argv: list[str]) -> None:
 
 def _refuse_unread(options: ProbeOptions, names: list[str]) -> None:
     """Refuse what the probe `dial` alone is asked, where it is left out; bounds may stay."""
+    from controlllm.probe.contract import OWN
+
     if not names or "dial" in names or not set(names) <= set(OWN):
         return
     usual = StudySettings()
@@ -111,6 +116,8 @@ def _refuse_unread(options: ProbeOptions, names: list[str]) -> None:
 
 def _require_place(options: ProbeOptions) -> None:
     """Refuse before long work what would overwrite files of others."""
+    from controlllm.probe.finding import MADE_BY
+
     require_writable(options.out)
     if Path(options.out).is_file() and not is_page(options.out, MADE_BY):
         raise ConfigError(
@@ -144,7 +151,7 @@ def _title(options: ProbeOptions) -> str:
     return f"Inside {Path(options.model).name or options.model}"
 
 
-def _about(study: Study, options: ProbeOptions) -> dict[str, object]:
+def _about(study: "Study", options: ProbeOptions) -> dict[str, object]:
     """What was looked at, for the head of the page."""
     expansion = study.model.expansion
     learn, retain = _sources(options)
@@ -165,7 +172,10 @@ def _about(study: Study, options: ProbeOptions) -> dict[str, object]:
     return facts
 
 
-def _write(options: ProbeOptions, findings: dict[str, Finding | str], page: str) -> None:
+def _write(options: ProbeOptions, findings: "dict[str, Finding | str]", page: str) -> None:
+    from controlllm.probe import Finding
+    from controlllm.probe.board import write_board
+
     for name, one in findings.items():
         print(f"{name}: {one.result if isinstance(one, Finding) else f'not shown: {one}'}")
     write_text(options.out, page)
@@ -180,7 +190,7 @@ def _write(options: ProbeOptions, findings: dict[str, Finding | str], page: str)
         _write_layers(options.layers, findings["blocks"])
 
 
-def _write_layers(path: str, blocks: Finding | str) -> None:
+def _write_layers(path: str, blocks: "Finding | str") -> None:
     layers = [] if isinstance(blocks, str) else list(blocks.layers)
     if not layers:
         print(f"{path} is not written: no layer is suggested.")

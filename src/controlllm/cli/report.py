@@ -44,7 +44,7 @@ class ReportOptions:
 
 def run(argv: list[str]) -> None:
     """Write the page."""
-    options = parse_options(ReportOptions, argv, "report")
+    options = parse_options(ReportOptions, argv, "report", models=False)
     require_writable(options.output)
     if Path(options.output).is_file() and not is_report(options.output):
         raise ConfigError(

@@ -47,7 +47,7 @@ class ShipOptions:
 
 def run(argv: list[str]) -> int:
     """Print the rules and the verdict."""
-    options = parse_options(ShipOptions, argv, "ship")
+    options = parse_options(ShipOptions, argv, "ship", models=False)
     if options.gate is None:
         raise ConfigError("ship needs rules to judge by: --gate FILE.yaml (docs/judging.md).")
     if options.json is not None:

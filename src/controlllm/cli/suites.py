@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
     """Print the suites, or one of them; the exit code is 2 where a suite's file is wrong."""
     if argv and not argv[0].startswith("-"):
         argv = ["--name", *argv]
-    options = parse_options(SuitesOptions, argv, "suites")
+    options = parse_options(SuitesOptions, argv, "suites", models=False)
     if options.name is None:
         suites, wrong = _loaded(options.suite_dir)
         lines = _all(suites)

@@ -38,31 +38,45 @@ seed=0): model(**model_inputs(batch))`. Sources, readers, formats, filters, hook
 templates join by name (docs/extending).
 """
 
-from controlllm.data.cache.store import TokenStore
-from controlllm.data.config.data_config import DataConfig, StageConfig
-from controlllm.data.config.hooks import PostprocessContext, register_collator, register_postprocess
-from controlllm.data.config.source_config import SourceConfig
-from controlllm.data.examples.encode import Example, SourceStats
-from controlllm.data.examples.row_filters import register_filter
-from controlllm.data.examples.templates import resolve_chat_template
-from controlllm.data.formats import Document, Message, Row, register_format
-from controlllm.data.inspect.overlap import warn_of_overlaps
-from controlllm.data.loader.collate import (
-    PADDING,
-    REHEARSAL,
-    REPLAY,
-    TRAIN,
-    Batch,
-    Member,
-    collate,
-    model_inputs,
-    padded_width,
-)
-from controlllm.data.loader.evaluation import eval_batches, read_examples
-from controlllm.data.loader.open_source import Size, check_first_rows
-from controlllm.data.loader.questions import Question, QuestionSet, check_questions, read_questions
-from controlllm.data.loader.train_loader import TrainLoader
-from controlllm.data.sources import register_reader, register_source
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.data.cache.store import TokenStore
+    from controlllm.data.config.data_config import DataConfig, StageConfig
+    from controlllm.data.config.hooks import (
+        PostprocessContext,
+        register_collator,
+        register_postprocess,
+    )
+    from controlllm.data.config.source_config import SourceConfig
+    from controlllm.data.examples.encode import Example, SourceStats
+    from controlllm.data.examples.row_filters import register_filter
+    from controlllm.data.examples.templates import resolve_chat_template
+    from controlllm.data.formats import Document, Message, Row, register_format
+    from controlllm.data.inspect.overlap import warn_of_overlaps
+    from controlllm.data.loader.collate import (
+        PADDING,
+        REHEARSAL,
+        REPLAY,
+        TRAIN,
+        Batch,
+        Member,
+        collate,
+        model_inputs,
+        padded_width,
+    )
+    from controlllm.data.loader.evaluation import eval_batches, read_examples
+    from controlllm.data.loader.open_source import Size, check_first_rows
+    from controlllm.data.loader.questions import (
+        Question,
+        QuestionSet,
+        check_questions,
+        read_questions,
+    )
+    from controlllm.data.loader.train_loader import TrainLoader
+    from controlllm.data.sources import register_reader, register_source
 
 __all__ = [
     "PADDING",
@@ -102,3 +116,5 @@ __all__ = [
     "resolve_chat_template",
     "warn_of_overlaps",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

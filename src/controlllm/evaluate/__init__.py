@@ -26,10 +26,11 @@ if TYPE_CHECKING:
         code_runner,
         mean_pass_at_k,
     )
+    from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
     from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
     from controlllm.evaluate.forgetting.blending import calibrate_blend
     from controlllm.evaluate.forgetting.calibrate import calibrate
-    from controlllm.evaluate.forgetting.dial import DEFAULT_ALPHAS, DialCurve, DialPoint
+    from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
     from controlllm.evaluate.forgetting.losses import (
         LossReport,
         evaluate_losses,

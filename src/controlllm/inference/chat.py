@@ -12,7 +12,8 @@ from controlllm.common.errors import ConfigError, ControlLLMError, ModelError
 from controlllm.common.registry import check_choice
 from controlllm.common.text.readable import readable
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.inference.generate import GenerationSettings, Generator, prompt_ids
+from controlllm.inference.generate import Generator, prompt_ids
+from controlllm.inference.settings import GenerationSettings
 from controlllm.inference.side_by_side import answer_both
 
 if TYPE_CHECKING:

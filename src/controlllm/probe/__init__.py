@@ -6,6 +6,7 @@
 
 probes      One file per probe: what it measures, draws, and says of its picture
 contract    What a probe is: a function from a study to a finding, by name
+settings    How much a probe looks at, and how
 study       What is looked at: a model, texts as it reads them, and the dial put back afterwards
 quantities  How far the branches of a block are apart: pure functions
 scalars     The same numbers in the course of a training
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from controlllm.probe.contract import PROBES, Embedding, Finding
     from controlllm.probe.finding import find, probe_page
     from controlllm.probe.scalars import probe_scalars
-    from controlllm.probe.study import Study, StudySettings, Text, read_texts
+    from controlllm.probe.settings import StudySettings
+    from controlllm.probe.study import Study, Text, read_texts
 
 __all__ = [
     "PROBES",

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controlllm.cli.kit.parsing import as_list
 from controlllm.cli.kit.sets import CONFIG, as_numbers
@@ -14,19 +15,10 @@ from controlllm.common.settings import RUNS_CODE, TINY, Rule
 from controlllm.common.storage.files import require_writable
 from controlllm.common.storage.lock import own_folder
 from controlllm.common.text.progress import stage
-from controlllm.evaluate import (
-    Draw,
-    Evaluation,
-    Grader,
-    LoadedSuite,
-    available,
-    code_grader,
-    default_store,
-    find_tasks,
-    load_questions,
-    load_tasks,
-)
 from controlllm.evaluate.suites import Suite, load_suite
+
+if TYPE_CHECKING:
+    from controlllm.evaluate import Evaluation, Grader, LoadedSuite
 
 __all__ = [
     "OF_BENCHMARKS",
@@ -140,7 +132,7 @@ OF_BENCHMARKS = tuple(_rules())
 """Which options are read, for `check_said`."""
 
 
-def loaded_suites(options: BenchmarkOptions) -> list[LoadedSuite]:
+def loaded_suites(options: BenchmarkOptions) -> "list[LoadedSuite]":
     """Find and load everything that is asked.
 
     Raises:
@@ -148,6 +140,8 @@ def loaded_suites(options: BenchmarkOptions) -> list[LoadedSuite]:
             is missing on this machine (with what to do).
         DataError: documents cannot be loaded.
     """
+    from controlllm.evaluate import Draw, available, find_tasks, load_questions, load_tasks
+
     draw = Draw(
         options.sample,
         options.limit,
@@ -172,7 +166,7 @@ def loaded_suites(options: BenchmarkOptions) -> list[LoadedSuite]:
     return loaded
 
 
-def graders_of(options: BenchmarkOptions, suites: Sequence[LoadedSuite]) -> dict[str, Grader]:
+def graders_of(options: BenchmarkOptions, suites: "Sequence[LoadedSuite]") -> "dict[str, Grader]":
     """What runs and grades programs, if there are any and that is asked for. Walls are tried.
 
     Raises:
@@ -188,6 +182,7 @@ def graders_of(options: BenchmarkOptions, suites: Sequence[LoadedSuite]) -> dict
             ", ".join(code),
         )
         return {}
+    from controlllm.evaluate import code_grader
     from controlllm.evaluate.code import code_runner
 
     with stage("trying the walls around programs"):
@@ -207,11 +202,13 @@ def folder_of(options: BenchmarkOptions, model: str) -> Path:
     return Path("evaluations") / (path.name or "model")
 
 
-def save_evaluation(found: Evaluation, folder: Path) -> None:
+def save_evaluation(found: "Evaluation", folder: Path) -> None:
     """Write an evaluation; an earlier one that asked something else is put aside, and told.
 
     So is one that cannot be read any more.
     """
+    from controlllm.evaluate import Evaluation
+
     try:
         takes_place = not folder.exists() or Evaluation.load(folder).is_like(found)
     except DataError:
@@ -245,6 +242,8 @@ def require_places(options: BenchmarkOptions, model: str) -> None:
 
 def store_of(options: BenchmarkOptions) -> Path:
     """The folder of all answers."""
+    from controlllm.evaluate import default_store
+
     return Path(options.store) if options.store else default_store()
 
 

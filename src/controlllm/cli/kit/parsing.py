@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from controlllm.cli.kit.terminal import speaks
+import controlllm
+from controlllm.cli.kit.terminal import quiet_progress_bars, speaks
 from controlllm.cli.kit.words import Words, hint_of, is_required, is_several, parse_words
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import describe_facts, settings_of
@@ -47,6 +48,7 @@ def parse_options(
     below: Below | None = None,
     make: Callable[[dict[str, Any]], T] | None = None,
     unread: Collection[str] = (),
+    models: bool = True,
 ) -> T:
     """Parse the words of one command.
 
@@ -58,6 +60,8 @@ def parse_options(
         below: values that take the place of the dataclass's own defaults.
         make: makes the options of nested values; by default `build`.
         unread: settings of the dataclass that this command does not read.
+        models: whether the command loads models: `transformers`, which takes seconds to import, is
+            told of expanded ones once all words are understood.
 
     Raises:
         ConfigError: for an unknown name (with the nearest), a wrong value or a missing one, a
@@ -93,6 +97,9 @@ def parse_options(
         plain = options.to_dict() if hasattr(options, "to_dict") else asdict(options)  # type: ignore[call-overload]
         print(yaml.safe_dump(redacted(plain), sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
+    if models:
+        controlllm.register()
+        quiet_progress_bars()
     return options
 
 

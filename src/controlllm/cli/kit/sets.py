@@ -7,14 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from controlllm.checkpoint.mirror.remote import RemoteRun
 from controlllm.checkpoint.training.checkpoints import checkpoint_step
-from controlllm.common.attention.attention import packed_attention_for, register_packed_attention
-from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
 from controlllm.common.settings import value_at
 from controlllm.common.storage.remote import is_remote, shown
@@ -22,10 +18,13 @@ from controlllm.common.text.progress import stage
 from controlllm.common.text.readable import readable
 from controlllm.common.text.secrets import redactions
 from controlllm.common.text.yamls import parse_yaml
-from controlllm.data import DataConfig, SourceConfig, eval_batches
+from controlllm.data import DataConfig, SourceConfig
 from controlllm.data.examples.templates import is_template_file
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "UNREAD",
@@ -151,8 +150,8 @@ def as_numbers(name: str, given: Any, kind: type[Number]) -> list[Number]:
 
 def load_sets(
     sources: Sequence[SourceConfig],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     data: DataConfig,
     batch_size: int,
 ) -> Sets:
@@ -161,6 +160,13 @@ def load_sets(
     Raises:
         DataError: if a source is missing, empty or unreadable.
     """
+    from controlllm.common.attention.attention import (
+        packed_attention_for,
+        register_packed_attention,
+    )
+    from controlllm.common.context import context_of
+    from controlllm.data import eval_batches
+
     longest = context_of(model)
     if longest is not None and data.max_length > longest:
         log.warning(

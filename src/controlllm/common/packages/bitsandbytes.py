@@ -12,13 +12,14 @@ Layers are known by their class, so that what holds none of them never imports t
 import copy
 import importlib
 import logging
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from controlllm.common.errors import ModelError
 from controlllm.common.quiet import require_package
+
+if TYPE_CHECKING:  # The kinds are also read where nothing is computed, and torch takes seconds.
+    import torch
+    from torch import Tensor, nn
 
 __all__ = [
     "BNB_KINDS",
@@ -41,7 +42,7 @@ _SCALES_BLOCK = 256
 _LOUD = "bitsandbytes.autograd._functions"
 
 
-def bnb_config(kind: str, compute_dtype: torch.dtype) -> Any:
+def bnb_config(kind: str, compute_dtype: "torch.dtype") -> Any:
     """The `BitsAndBytesConfig` with which `from_pretrained` quantises weights as it reads them.
 
     Raises:
@@ -60,11 +61,13 @@ def bnb_config(kind: str, compute_dtype: torch.dtype) -> Any:
     )
 
 
-def bnb_linear(linear: nn.Linear, kind: str, compute_dtype: torch.dtype) -> nn.Module:
+def bnb_linear(linear: "nn.Linear", kind: str, compute_dtype: "torch.dtype") -> "nn.Module":
     """A quantised layer with the weight and the bias of `linear`, as `bnb_config` would load it.
 
     `linear` is not changed, and its bias is kept.
     """
+    import torch
+
     nn_ = require_package("bitsandbytes", f"quantize_base={kind}").nn
     weight, has_bias = linear.weight.detach(), linear.bias is not None
     sizes = (linear.in_features, linear.out_features, has_bias)
@@ -89,9 +92,10 @@ def bnb_linear(linear: nn.Linear, kind: str, compute_dtype: torch.dtype) -> nn.M
     return made
 
 
-def bnb_kind(module: nn.Module) -> str | None:
+def bnb_kind(module: "nn.Module") -> str | None:
     """How a linear layer is quantised by bitsandbytes; None if it is not.
 
+    >>> from torch import nn
     >>> bnb_kind(nn.Linear(2, 2)) is None
     True
     """
@@ -106,7 +110,7 @@ def bnb_kind(module: nn.Module) -> str | None:
     return f"bnb_{state.quant_type}" + ("_double" if state.nested else "")
 
 
-def bnb_weight(module: nn.Module) -> Tensor:
+def bnb_weight(module: "nn.Module") -> "Tensor":
     """The weight that a quantised layer computes with, (out_features, in_features).
 
     In float32 of 8 bits, in the type that was quantised of 4.
@@ -120,7 +124,7 @@ def bnb_weight(module: nn.Module) -> Tensor:
     return dequantised
 
 
-def settle_bnb_linear(module: Any, compute_dtype: torch.dtype | None = None) -> None:
+def settle_bnb_linear(module: Any, compute_dtype: "torch.dtype | None" = None) -> None:
     """Prepare a quantised layer so that gradients can flow through it, in place.
 
     * On CPUs with AVX512-BF16 an evaluation would lay 4-bit weights out anew, with rounded scales
@@ -152,6 +156,8 @@ def _check_kernel(module: Any) -> None:
     Blocks go over the ends of rows, and 0.50.2's loses count there for some lengths. Read as one
     row, the same weights come out right.
     """
+    import torch
+
     weight, state = module.weight.data, _quant_state(module)
     if weight.device.type != "cpu" or module.in_features % state.blocksize == 0:
         return
@@ -167,7 +173,7 @@ def _check_kernel(module: Any) -> None:
         )
 
 
-def stored_bytes(module: nn.Module) -> int:
+def stored_bytes(module: "nn.Module") -> int:
     """Bytes of a quantised layer's codes and scales."""
     weight: Any = module.weight
     if bnb_kind(module) == "bnb_int8":
@@ -194,7 +200,7 @@ def packed_bytes(rows: int, columns: int, kind: str) -> int:
     return codes + scales + 4 * -(-scales // _SCALES_BLOCK) + table + 256 * 4 + 4
 
 
-def _row_scales(module: Any) -> Tensor:
+def _row_scales(module: Any) -> "Tensor":
     """Of an 8-bit layer; they move from the weight to the layer's state when it first runs."""
     scales: Tensor | None = getattr(module.weight, "SCB", None)
     return module.state.SCB if scales is None else scales

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["TEMPLATES", "is_template_file", "resolve_chat_template"]
 
-TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], str]] = Registry("chat_template")
+TEMPLATES: Registry[Callable[["PreTrainedTokenizerBase"], str]] = Registry("chat_template")
 """Built-in templates: tokenizer -> Jinja text, with `{% generation %}` marks around answers."""
 
 
-def resolve_chat_template(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def resolve_chat_template(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The Jinja text to render with.
 
     A tokenizer saved with a trained model should carry it as its `chat_template`. The template may
@@ -78,7 +80,7 @@ def _add(name: str, text: str, needs: Sequence[str] = (), begins: bool = False) 
     stands first where it `begins` with it, if the tokenizer begins texts so.
     """
 
-    def make(tokenizer: PreTrainedTokenizerBase) -> str:
+    def make(tokenizer: "PreTrainedTokenizerBase") -> str:
         vocabulary = tokenizer.get_vocab()
         if missing := [n for n in needs if getattr(tokenizer, n, n) not in vocabulary]:
             raise ConfigError(

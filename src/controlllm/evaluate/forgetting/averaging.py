@@ -8,8 +8,8 @@ from torch import nn
 
 from controlllm.common.errors import ModelError
 from controlllm.data import Batch
+from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
 from controlllm.evaluate.forgetting.dial import (
-    DEFAULT_ALPHAS,
     Dial,
     DialCurve,
     EvaluationSets,

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.errors import ModelError
 from controlllm.common.storage.files import write_json
 from controlllm.common.text.progress import progress
 from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
+from controlllm.evaluate.forgetting.alphas import check_budget, check_settings
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import (
     RetentionReport,
@@ -23,20 +24,15 @@ from controlllm.evaluate.forgetting.retention import (
 )
 
 __all__ = [
-    "DEFAULT_ALPHAS",
     "Dial",
     "DialCurve",
     "DialPoint",
     "EvaluationSets",
     "MeasuredPoint",
-    "check_budget",
-    "check_settings",
     "choose",
     "measure_turns",
     "trace_curve",
 ]
-
-DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -269,19 +265,3 @@ def _middle(points: Sequence[DialPoint], chosen: DialPoint) -> float | None:
         return None
     above = [p.alpha for p in points if p.alpha is not None and p.alpha > chosen.alpha]
     return (chosen.alpha + min(above)) / 2 if above else None
-
-
-def check_budget(max_forgetting: float) -> None:
-    """Check that a budget of forgetting is finite and not negative (ConfigError)."""
-    if not (math.isfinite(max_forgetting) and max_forgetting >= 0):
-        raise ConfigError(
-            f"max_forgetting={max_forgetting!r} must be a finite number of nats per token, "
-            "0 or more; 0.05 is a common budget."
-        )
-
-
-def check_settings(name: str, settings: Sequence[float | None]) -> None:
-    """Check that settings are from 0 to 1 (ConfigError)."""
-    wrong = [s for s in settings if s is not None and not 0 <= s <= 1]
-    if wrong:
-        raise ConfigError(f"{name}={wrong[0]!r} is outside [0, 1].")

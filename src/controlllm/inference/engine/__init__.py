@@ -19,23 +19,28 @@ sampling  From logits to a token
 text      From tokens to text, and where it stops
 """
 
-from controlllm.inference.engine.local import LocalEngine
-from controlllm.inference.engine.protocol import (
-    BusyError,
-    ClosingError,
-    Engine,
-    Health,
-    Held,
-    Piece,
-    Request,
-    Sampling,
-    TimeUpError,
-    Token,
-    Usage,
-    Voice,
-)
-from controlllm.inference.engine.settings import EngineSettings
-from controlllm.inference.engine.table import BASE, Choice, ModelTable, UnknownModelError
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.inference.engine.local import LocalEngine
+    from controlllm.inference.engine.protocol import (
+        BusyError,
+        ClosingError,
+        Engine,
+        Health,
+        Held,
+        Piece,
+        Request,
+        Sampling,
+        TimeUpError,
+        Token,
+        Usage,
+        Voice,
+    )
+    from controlllm.inference.engine.settings import EngineSettings
+    from controlllm.inference.engine.table import BASE, Choice, ModelTable, UnknownModelError
 
 __all__ = [
     "BASE",
@@ -57,3 +62,5 @@ __all__ = [
     "Usage",
     "Voice",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)

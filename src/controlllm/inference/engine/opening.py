@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from controlllm.checkpoint import LoadOptions, load_named
+from controlllm.checkpoint import LoadOptions
 from controlllm.common.registry import Registry
-from controlllm.data import resolve_chat_template
-from controlllm.inference.engine.local import LocalEngine
 from controlllm.inference.engine.protocol import Engine
 from controlllm.inference.engine.settings import EngineSettings
 
@@ -50,6 +48,10 @@ def open_engine(engine: str, spec: EngineSpec) -> Engine:
 
 @ENGINES.register("local")
 def _open_local(spec: EngineSpec) -> Engine:
+    from controlllm.checkpoint import load_named
+    from controlllm.data import resolve_chat_template
+    from controlllm.inference.engine.local import LocalEngine
+
     model, tokenizer, saved = load_named(spec.model, spec.sidecars, spec.load)
     if spec.chat_template == "none":
         tokenizer.chat_template = None

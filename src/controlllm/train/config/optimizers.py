@@ -1,17 +1,19 @@
 """The optimizers, each with what a run config and a plan know of it; `step.optim` makes them.
 
+>>> import torch
 >>> OPTIMIZERS.get("adamw").state_bytes(torch.empty(64, 256)).memory
 131076
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from controlllm.common.quiet import require_package
 from controlllm.common.registry import Registry
+
+if TYPE_CHECKING:  # A run config is also read where nothing is computed.
+    import torch
+    from torch import Tensor
 
 __all__ = ["LOW_BIT", "OPTIMIZERS", "LowBit", "Optimizer", "StateBytes", "block_size", "held"]
 
@@ -41,7 +43,9 @@ class Optimizer:
     def require(self, setting: str) -> Any:
         """Import what it needs; `setting` is for the message (ConfigError: it is missing)."""
 
-    def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
+    def state_bytes(
+        self, parameter: "Tensor", parts: int = 1, quantised: bool = True
+    ) -> StateBytes:
         """What it keeps of a parameter.
 
         Args:
@@ -67,7 +71,9 @@ class LowBit(Optimizer):
         """Import torchao's optimizers (ConfigError: torchao is not installed)."""
         return require_package("torchao.optim", setting)
 
-    def state_bytes(self, parameter: Tensor, parts: int = 1, quantised: bool = True) -> StateBytes:
+    def state_bytes(
+        self, parameter: "Tensor", parts: int = 1, quantised: bool = True
+    ) -> StateBytes:
         """As `Optimizer.state_bytes`."""
         block = block_size(parameter.shape, self.block) if quantised else None
         if block is None:
@@ -80,15 +86,16 @@ class LowBit(Optimizer):
         return StateBytes(self.moments * (most + self.table) + _STEP, self.moments * whole + _STEP)
 
 
-def held(parameter: Tensor, parts: int) -> int:
+def held(parameter: "Tensor", parts: int) -> int:
     """Numbers of a parameter on the process that holds most; it is cut along its first axis."""
     rows = parameter.shape[0] if parts > 1 else 1
     return parameter.numel() // rows * -(-rows // parts)
 
 
-def block_size(shape: torch.Size, largest: int) -> int | None:
+def block_size(shape: "torch.Size", largest: int) -> int | None:
     """How many neighbours share a scale; None for a tensor that is not quantised.
 
+    >>> import torch
     >>> block_size(torch.Size([896, 4864]), 256), block_size(torch.Size([4864, 896]), 256)
     (256, 128)
     >>> block_size(torch.Size([4096]), 256) is None  # a norm

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
@@ -12,6 +10,9 @@ from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS, TINY
 from controlllm.common.storage.remote import is_remote
 from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULES
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["LIGER_KERNELS", "TrainingConfig"]
 
@@ -248,8 +249,10 @@ class TrainingConfig:
         return total // (rows * world_size)
 
     @property
-    def autocast_dtype(self) -> torch.dtype | None:
+    def autocast_dtype(self) -> "torch.dtype | None":
         """What mixed precision computes in; None = in the weights' own type."""
+        import torch  # Late: a config is also read where nothing is computed.
+
         return torch.bfloat16 if self.bf16 else None
 
     @property

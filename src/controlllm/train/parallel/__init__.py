@@ -23,10 +23,15 @@ world             The processes of a run while it lasts: their group, their mesh
                   agree on
 """
 
-from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
-from controlllm.train.parallel.processes import Place, launched, place_in
-from controlllm.train.parallel.sharding import shard_model
-from controlllm.train.parallel.world import World, open_world
+from typing import TYPE_CHECKING
+
+from controlllm.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
+    from controlllm.train.parallel.processes import Place, launched, place_in
+    from controlllm.train.parallel.sharding import shard_model
+    from controlllm.train.parallel.world import World, open_world
 
 __all__ = [
     "MeshPlan",
@@ -38,3 +43,5 @@ __all__ = [
     "plan_mesh",
     "shard_model",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__)
