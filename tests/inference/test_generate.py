@@ -1,14 +1,17 @@
 """Streaming generation against plain `generate`, with and without a cache from earlier turns."""
 
+import random
 from collections.abc import Callable
 
 import pytest
+import tokenizers
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from controlllm import expand
 from controlllm.common.errors import ConfigError
 from controlllm.inference import GenerationSettings, Generator
+from controlllm.inference.decoding import TextDecoder
 from controlllm.inference.generate import prompt_ids
 
 SETTINGS = GenerationSettings(max_new_tokens=8)
@@ -89,17 +92,35 @@ def test_interrupted_generation_leaves_no_cache(
     assert generator.write(ids) == expected
 
 
-def test_characters_are_given_whole(pico_llama: Callable, pico_tokenizer) -> None:
+def test_characters_are_given_whole(pico_tokenizer) -> None:
     """The byte tokenizer writes ü in two tokens."""
-    from controlllm.inference.generate import _TextStream
+    decoder = TextDecoder(pico_tokenizer, [1, 100])
+    ids = pico_tokenizer("für", add_special_tokens=False).input_ids
+    assert [*map(decoder.add, ids), decoder.end()] == ["f", "", "ü", "r", ""]
 
-    pieces: list[str] = []
-    stream = _TextStream(pico_tokenizer, pieces.append)
-    stream.put(torch.tensor([[1, 100]]))
-    for token in pico_tokenizer("für", add_special_tokens=False).input_ids:
-        stream.put(torch.tensor([token]))
-    stream.end()
-    assert pieces == ["f", "ü", "r"]
+
+@pytest.fixture
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """Words carry the space before them, and a text loses its first; spaces before marks go."""
+    words = ("<s>", "▁a", "▁b", "▁,", ",", "▁", "c")
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "c")
+    made = tokenizers.Tokenizer(model)
+    made.decoder = tokenizers.decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", clean_up_tokenization_spaces=True
+    )
+
+
+@pytest.mark.parametrize("prompt", [[0], [0, 1, 2], [1] * 20])
+def test_streamed_text_is_the_decoded_whole_with_its_spaces(spaced_tokenizer, prompt) -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        ids = generator.choices(range(7), k=12)
+        decoder = TextDecoder(spaced_tokenizer, prompt)
+        pieces = [*map(decoder.add, ids), decoder.end()]
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        before, whole = (spaced_tokenizer.decode(x, **plain) for x in (prompt, [*prompt, *ids]))
+        assert "".join(pieces) == whole[len(before) :]
 
 
 def test_sampling_repeats_by_seed(model, pico_tokenizer: PreTrainedTokenizerBase) -> None:

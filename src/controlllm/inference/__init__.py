@@ -6,6 +6,7 @@ chat          A conversation with a model, the dial at hand
 compare       Base and tuned model on one text, token by token
 side_by_side  One question to base and tuned model in the terminal
 settings      How text is sampled
+decoding      Tokens as text, as they come
 generate      Text from a model, piece by piece as it comes
 vllm_server   vLLM's own server on a saved folder
 """

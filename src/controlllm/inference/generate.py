@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from controlllm.common.errors import DataError, ModelError
 from controlllm.common.text.progress import progress
 from controlllm.data.examples.special import SpecialNames
+from controlllm.inference.decoding import TextDecoder
 from controlllm.inference.settings import GenerationSettings
 
 __all__ = ["Generator", "last_logits", "prompt_ids", "text_ids"]
@@ -129,7 +130,7 @@ class Generator:
             torch.manual_seed(self.settings.seed)
         ids_BT = ids_BT.to(self.model.device)
         cache = self._read(ids_BT, self._take_cache(ids_BT))
-        stream = _TextStream(self.tokenizer, on_text)
+        stream = _Streamer(self.tokenizer, on_text)
         model: Any = self.model
         tokenizer, padding = self.tokenizer, self.tokenizer.pad_token_id
         output = model.generate(
@@ -179,42 +180,29 @@ class Generator:
         return cache
 
 
-class _TextStream(BaseStreamer):
-    """Turns token ids into text as they come, and gives each finished piece to a function.
-
-    New tokens are decoded behind the end of the prompt: alone, many tokenizers drop the space
-    before the first word. A character whose bytes are not all there waits for the rest.
-    """
-
-    context_tokens = 8
+class _Streamer(BaseStreamer):
+    """Gives each piece of text to a function, as `generate` writes its tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        self.tokenizer = tokenizer
-        self.on_text = on_text
-        self.context: list[int] | None = None
-        self.new: list[int] = []
+        self.tokenizer, self.on_text = tokenizer, on_text
         self.text = ""
+        self._decoder: TextDecoder | None = None
 
     def put(self, value: Tensor) -> None:
         """Called by `generate`: first with the prompt, then with each token."""
         ids = value.flatten().tolist()
-        if self.context is None:
-            self.context = ids[-self.context_tokens :]
+        if self._decoder is None:
+            self._decoder = TextDecoder(self.tokenizer, ids)
             return
-        self.new += ids
-        self._give(self._decode().rstrip("\ufffd"))
+        for token in ids:
+            self._give(self._decoder.add(token))
 
     def end(self) -> None:
         """Called by `generate` after the last token."""
-        self._give(self._decode())
+        if self._decoder is not None:
+            self._give(self._decoder.end())
 
-    def _decode(self) -> str:
-        context = self.context or []
-        before = self.tokenizer.decode(context, skip_special_tokens=True)
-        whole = self.tokenizer.decode(context + self.new, skip_special_tokens=True)
-        return str(whole)[len(before) :]
-
-    def _give(self, text: str) -> None:
-        piece, self.text = text[len(self.text) :], max(self.text, text, key=len)
+    def _give(self, piece: str) -> None:
+        self.text += piece
         if piece:
             self.on_text(piece)
