@@ -7,7 +7,7 @@ from controlllm.common.text.progress import progress
 from controlllm.evaluate.judging.html import Child, page, tag
 from controlllm.probe.contract import PROBES, Finding
 from controlllm.probe.study import Study, own_dial
-from controlllm.probe.style import POLICY, STYLE
+from controlllm.probe.style import STYLE
 
 __all__ = ["MADE_BY", "find", "probe_page"]
 
@@ -47,26 +47,11 @@ def probe_page(
         findings: by the names of their probes.
     """
     facts = [(tag("dt", name), tag("dd", value)) for name, value in about.items()]
-    links = [tag("a", _title(n, one), href=f"#{_place(n)}") for n, one in findings.items()]
-    return page(
-        title,
-        STYLE,
-        POLICY,
-        tag(
-            "main",
-            tag("header", tag("h1", title), tag("dl", facts), tag("nav", links)),
-            [
-                tag("section", tag("h2", _title(name, one)), _section(one), id=_place(name))
-                for name, one in findings.items()
-            ],
-            tag("footer", "Made by controlllm. All of it is in this file: nothing is loaded."),
-        ),
-        made_by=MADE_BY,
-    )
-
-
-def _title(name: str, one: Finding | str) -> str:
-    return name if isinstance(one, str) else one.title
+    sections = [
+        (_place(name), name if isinstance(one, str) else one.title, _section(one))
+        for name, one in findings.items()
+    ]
+    return page(title, STYLE, tag("dl", facts), sections, MADE_BY)
 
 
 def _place(name: str) -> str:

@@ -1,10 +1,9 @@
 """How the pieces of `drawing` look, on top of the style of every page of ours."""
 
 from controlllm.evaluate.judging.style import STYLE as COMMON
-from controlllm.evaluate.judging.style import policy_for
 from controlllm.probe.drawing import SHADES
 
-__all__ = ["POLICY", "STYLE"]
+__all__ = ["STYLE"]
 
 
 def _shades() -> str:
@@ -54,5 +53,3 @@ padding:3px 6px}
 """
     + _shades()
 )
-
-POLICY = policy_for(STYLE)

@@ -6,8 +6,10 @@ What could fetch, run or send something has no way in: tags and attributes stand
 to places of the page itself, and control characters of strangers' texts are made visible.
 """
 
+import base64
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -80,16 +82,33 @@ def tag(name: str, *children: Child, **attributes: str | float | bool | None) ->
     return Piece(f"<{name}{told}>{''.join(_flat(children))}</{name}>")
 
 
-def page(title: str, style: str, policy: str, *children: Child, made_by: str = REPORT) -> str:
-    """A whole document.
+def page(
+    title: str,
+    style: str,
+    head: Child,
+    sections: Sequence[tuple[str, str, Child]],
+    made_by: str = REPORT,
+) -> str:
+    """A whole document: its title, a head with links to all sections, the sections, a footer.
+
+    Nothing may be fetched, run or sent; the style is known by its hash.
 
     Args:
-        title: shown by the browser.
+        title: shown by the browser, and over the page.
         style: CSS of this package, put in as it is.
-        policy: the Content-Security-Policy.
-        children: of the body.
+        head: what stands below the title.
+        sections: (place, title, parts) of each; links lead to places.
         made_by: the verb, as `is_page` asks for it.
     """
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{digest}'"
+    links = [tag("a", name, href=f"#{place}") for place, name, _ in sections]
+    body = tag(
+        "main",
+        tag("header", tag("h1", title), head, tag("nav", links)),
+        [tag("section", tag("h2", name), parts, id=place) for place, name, parts in sections],
+        tag("footer", "Made by controlllm. All of it is in this file: nothing is loaded."),
+    )
     return (
         f"{beginning(made_by)}"
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
@@ -97,7 +116,7 @@ def page(title: str, style: str, policy: str, *children: Child, made_by: str = R
         '<meta name="referrer" content="no-referrer">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n{''.join(_flat(children))}\n</body>\n</html>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 

@@ -16,7 +16,7 @@ from controlllm.evaluate.judging.models import Model, compared_models, main_mode
 from controlllm.evaluate.judging.provenance import provenance
 from controlllm.evaluate.judging.ruling import Judgement, judge
 from controlllm.evaluate.judging.runs import Run
-from controlllm.evaluate.judging.style import POLICY, STYLE
+from controlllm.evaluate.judging.style import STYLE
 from controlllm.evaluate.judging.tables import capability_table, gate_table, overview_table
 from controlllm.evaluate.statistics import Verdict
 
@@ -80,17 +80,7 @@ def report_page(runs: Sequence[Run], settings: ReportSettings | None = None) -> 
     ]
     shown = [(place, title, parts) for place, title, parts in sections if parts]
     title = f"Report on {words.join([run.name for run in runs])}"
-    return page(
-        title,
-        STYLE,
-        POLICY,
-        tag(
-            "main",
-            tag("header", tag("h1", title), _verdicts(runs, main, judged), _contents(shown)),
-            [tag("section", tag("h2", title), parts, id=place) for place, title, parts in shown],
-            tag("footer", "Made by controlllm. All of it is in this file: nothing is loaded."),
-        ),
-    )
+    return page(title, STYLE, _verdicts(runs, main, judged), shown)
 
 
 def _judged(runs: Sequence[Run], settings: ReportSettings) -> dict[str, Judgement]:
@@ -135,10 +125,6 @@ def _verdicts(
             lines.append(tag("p", f"{run.note}.", class_="soft"))
         boxes.append(tag("div", lines, class_=f"verdict {look}".rstrip()))
     return boxes
-
-
-def _contents(shown: Sequence[tuple[str, str, Child]]) -> Piece:
-    return tag("nav", [tag("a", title, href=f"#{place}") for place, title, _ in shown])
 
 
 def _outcome(models: Sequence[Model]) -> list[Child]:

@@ -1,9 +1,6 @@
 """How a page looks: light and dark, wide, on a phone, and on paper."""
 
-import base64
-import hashlib
-
-__all__ = ["POLICY", "STYLE", "policy_for"]
+__all__ = ["STYLE"]
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--card:#f6f7f9;--text:#1b1f24;--soft:#59636e;
@@ -96,15 +93,3 @@ details::details-content{content-visibility:visible;height:auto}}
         for n in range(8)
     ),
 )
-
-
-def policy_for(style: str) -> str:
-    """The Content-Security-Policy of a page with this style, which is known by its hash.
-
-    Nothing may be fetched, run or sent.
-    """
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{digest}'"
-
-
-POLICY = policy_for(STYLE)
