@@ -16,12 +16,10 @@ from controlllm.common.errors import ModelError
 from controlllm.common.storage.files import write_json
 from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
+from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS, check_budget, check_settings
 from controlllm.evaluate.forgetting.dial import (
-    DEFAULT_ALPHAS,
     EvaluationSets,
     MeasuredPoint,
-    check_budget,
-    check_settings,
     choose,
     measure_turns,
 )
