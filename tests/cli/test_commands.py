@@ -32,6 +32,7 @@ from controlllm.cli.kit.sets import UNREAD
 from controlllm.cli.plan import PlanOptions
 from controlllm.cli.probe import PROBE_UNREAD, ProbeOptions
 from controlllm.cli.report import ReportOptions
+from controlllm.cli.sequence import SequenceOptions
 from controlllm.cli.serve import ServeOptions
 from controlllm.cli.ship import ShipOptions
 from controlllm.cli.suites import SuitesOptions
@@ -53,6 +54,7 @@ OPTIONS = {
     "data prepare": PrepareData,
     "inspect": InspectOptions,
     "report": ReportOptions,
+    "sequence": SequenceOptions,
     "ship": ShipOptions,
     "suites": SuitesOptions,
     "demo": DemoConfig,

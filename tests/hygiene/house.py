@@ -20,6 +20,7 @@ LONG = 300
 REASONS: dict[str, str] = {
     "data/loader/stream.py": "one class: what a lane draws, and the state to go on from",
     "data/loader/train_loader.py": "one class: the face of all lanes, and their state",
+    "evaluate/statistics.py": "one table of questions, each a pure function with its source",
     "expansion/hub/modeling.py": "one class, whose interface is that of transformers",
 }
 """Why a file is longer, by its path in the package."""

@@ -23,6 +23,7 @@ VERBS = {
     "suites": "suites of benchmarks, and what this machine lacks for them",
     "calibrate": "sweep alpha, and keep the one that learns most within a budget of forgetting",
     "compare": "what several runs learned, forgot and took, in one table, benchmarks in another",
+    "sequence": "what became of each task in runs that went on from one another",
     "report": "what several runs gained and lost on benchmarks, as one page to send to people",
     "probe": "look inside: what each copy does to each token, and which blocks carry the learning",
     "ship": "PASS, FAIL or INCONCLUSIVE by the rules of a gate, from stored items",

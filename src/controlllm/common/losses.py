@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "IGNORE_INDEX",
+    "cross_entropy_rows",
     "cross_entropy_sum",
     "dft_sum",
     "hits_sum",
@@ -44,6 +45,14 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     logits, labels = _next_tokens(logits_BTV, labels_BT)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (labels != IGNORE_INDEX).sum()
+
+
+def cross_entropy_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The same sum and number of targets for each row (B,), for what compares row by row."""
+    logits, labels = _next_tokens(logits_BTV, labels_BT)
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    rows = (labels_BT.shape[0], -1)
+    return losses.view(rows).sum(1), (labels != IGNORE_INDEX).view(rows).sum(1)
 
 
 def hits_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

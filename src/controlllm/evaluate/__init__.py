@@ -6,6 +6,7 @@ items        Every question put to every model, kept item by item
 judging      A verdict by the rules of a gate, and the page that shows what speaks for it
 suites       Benchmarks by name, their tasks and where their data lie
 own_text     What a model writes by itself, as held-out sets of what it knew
+sequence     What became of each task in runs that went on from one another
 statistics   Is a difference real: paired intervals, exact tests, what n items could show
 texts        What a model writes, held against what it should have written
 

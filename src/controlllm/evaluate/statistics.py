@@ -3,6 +3,7 @@
 | question | function | source |
 |---|---|---|
 | how far apart are two models on these items? | `paired_difference` | Miller, arXiv 2411.00640 |
+| and on several independent sets, in the mean? | `mean_difference` | variances add up |
 | and where scores are rates? | the same, `rates=True` | Bonett and Price 2012, with Student's t |
 | do they differ in right and wrong at all? | `mcnemar` | McNemar 1947, exact |
 | how sure is one rate? | `wilson` | Wilson 1927 |
@@ -35,6 +36,7 @@ __all__ = [
     "detectable_difference",
     "holm",
     "mcnemar",
+    "mean_difference",
     "paired_bootstrap",
     "paired_difference",
     "wilson",
@@ -130,6 +132,18 @@ def paired_difference(
     sums = np.concatenate([_cluster_sums(apart - center, clusters)[0], [1 - center, -1 - center]])
     spread = math.sqrt((groups + 2) / (groups + 1) * float(np.square(sums).sum())) / (n + 2)
     return Difference(mean, error, n, groups, deviation, center, spread)
+
+
+def mean_difference(differences: Sequence[Difference]) -> Difference:
+    """The mean of differences on sets that are independent of one another (DataError: of none)."""
+    if not differences:
+        raise DataError("there is no difference to take the mean of.")
+    count = len(differences)
+    middles, errors = zip(*(one.around for one in differences), strict=True)
+    clusters = sum(one.num_clusters - 1 for one in differences) + 1  # degrees of freedom add up
+    items = sum(one.num_items for one in differences)
+    mean = sum(one.mean for one in differences) / count
+    return Difference(mean, math.hypot(*errors) / count, items, clusters, 0.0, sum(middles) / count)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UNREAD",
     "Sets",
+    "allow_packed",
     "as_numbers",
     "check_names",
     "load_sets",
@@ -175,15 +176,20 @@ def load_sets(
             longest,
         )
         data = replace(data, max_length=longest)
-    if data.packing:
-        register_packed_attention()
-        current = model.config.get_text_config(decoder=True)._attn_implementation
-        model.set_attn_implementation(packed_attention_for(current))
+    allow_packed(model, data)
     sets: Sets = {}
     for source in sources:
         with stage(f"reading {source.name}"):
             sets[str(source.name)] = eval_batches(source, tokenizer, data, batch_size)
     return sets
+
+
+def allow_packed(model: PreTrainedModel, data: DataConfig) -> None:
+    """Let a model take packed batches, if the data has any."""
+    if data.packing:
+        register_packed_attention()
+        current = model.config.get_text_config(decoder=True)._attn_implementation
+        model.set_attn_implementation(packed_attention_for(current))
 
 
 def tell_size(sets: Sets, settings: int) -> None:

@@ -11,7 +11,7 @@ from controlllm.evaluate.judging.html import Child, Piece, tag
 from controlllm.evaluate.judging.models import Model, primary
 from controlllm.evaluate.judging.runs import Run
 from controlllm.evaluate.judging.svg import Axis, Plot, axis_for
-from controlllm.evaluate.statistics import Difference, Interval
+from controlllm.evaluate.statistics import Interval, mean_difference
 
 __all__ = [
     "benchmark_dials",
@@ -221,15 +221,7 @@ def _of_one_unit(readings: dict[str, Reading]) -> list[Reading]:
 
 def _mean(readings: Sequence[Reading], scale: float) -> Interval:
     """The mean difference of several benchmarks, which are independent of one another."""
-    found, count = [reading.difference for reading in readings], len(readings)
-    mean = Difference(
-        mean=sum(one.mean for one in found) / count,
-        standard_error=math.sqrt(sum(one.around[1] ** 2 for one in found)) / count,
-        center=sum(one.around[0] for one in found) / count,
-        num_items=sum(one.num_items for one in found),
-        num_clusters=sum(one.num_clusters - 1 for one in found) + 1,
-        deviation=0.0,
-    ).interval()
+    mean = mean_difference([reading.difference for reading in readings]).interval()
     low, high = sorted((scale * mean.low, scale * mean.high))
     return Interval(scale * mean.estimate, low, high)
 

@@ -1,0 +1,190 @@
+"""`controlllm sequence`: what became of each task in runs that went on from one another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
+from controlllm.cli.kit.parsing import parse_options
+from controlllm.cli.kit.reference import reference_of
+from controlllm.cli.kit.sets import Sets, allow_packed, run_defaults, tell_size
+from controlllm.common.errors import ConfigError
+from controlllm.common.facts import check_values, setting
+from controlllm.common.storage.files import require_writable, write_json
+from controlllm.common.storage.remote import is_remote, shown
+from controlllm.common.text.progress import stage
+from controlllm.data import DataConfig, SourceConfig, eval_batches
+from controlllm.data.loader.plugins import load_plugins
+from controlllm.evaluate.own_text import OwnTextConfig, Writer, write_own_text
+from controlllm.evaluate.sequence.matrix import BASE
+from controlllm.evaluate.sequence.measuring import Loader, measure_sequence
+from controlllm.evaluate.sequence.picture import plot_matrix
+from controlllm.evaluate.sequence.tables import (
+    kept_table,
+    matrix_record,
+    matrix_table,
+    numbers_table,
+)
+from controlllm.train.config.config_io import build
+
+__all__ = ["SequenceOptions", "run"]
+
+
+@dataclass
+class SequenceOptions:
+    """Measure every run of a sequence on what each of them learned, beside their base.
+
+    The table has a row for the base and for each run, a column for each run's held-out sets
+    (data.learn of its config.yaml); below it ACC, BWT, FWT, F and, with --joint, intransigence; and
+    what became of what the base knew: its own text, and the runs' data.retain.
+    """
+
+    runs: list[str]
+    """Run folders in the order in which they learned, the first one first."""
+    joint: str | None = None
+    """A run that learned all tasks at once (`continue_by: joint`), to compare with."""
+    reference: str | None = None
+    """Base of a first run that does not carry it (no expansion, no adapters)."""
+    output: str | None = None
+    """Folder for sequence.json and sequence.png; null = `sequence` in the last run."""
+    own_text: OwnTextConfig = field(default_factory=OwnTextConfig)
+    """What the base writes to be measured on; measure=false leaves it out."""
+    batch_size: int = setting(8, at_least=1)
+    """Rows of one batch."""
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
+    """How the models are loaded."""
+
+    def __post_init__(self) -> None:
+        """Check the values (ConfigError)."""
+        check_values(self, "")
+        if len(self.runs) < 2:
+            raise ConfigError("a sequence has two runs at least: controlllm sequence runs/a runs/b")
+        names = [_name(run) for run in self.runs]
+        for name in names:
+            if name == BASE or names.count(name) > 1:
+                raise ConfigError(
+                    f"the run {name!r} would have the name of another row; give each run a folder "
+                    f"of a name of its own, other than {BASE!r}."
+                )
+
+
+def run(argv: list[str]) -> None:
+    """Measure, print the tables, and write numbers and picture."""
+    data: dict[str, DataConfig] = {}
+
+    def read_runs(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+        """What each run's config says of its data; nothing is laid below the options."""
+        for run in given.get("runs", []):
+            values = run_defaults({"model": run, "load": given.get("load", {})}, trusts)
+            data[_name(run)] = build(DataConfig, values.get("data", {}))
+        return {}
+
+    options = parse_options(SequenceOptions, argv, "sequence", read_runs)
+    for run in options.runs:
+        if not data[_name(run)].learn:
+            raise ConfigError(
+                f"{shown(run)} names no held-out sets (data.learn in its config.yaml), so that "
+                "what it learned cannot be measured."
+            )
+    folder = _output(options)
+    require_writable(folder, folder=True)
+    _measure(options, data, folder)
+
+
+def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: Path) -> None:
+    first = options.runs[0]
+    with stage(f"loading the base of {first}"):
+        carrier, tokenizer = load_model(first, options.load)
+    reference = reference_of(carrier, tokenizer, options.reference, options.load)
+    if reference is None:
+        raise ConfigError(f"{shown(first)} does not carry its base: name it, --reference.")
+    tasks: Sets = {
+        name: _batches(one.learn, find_tokenizer(run, options.load), one, options.batch_size)
+        for run, (name, one) in zip(options.runs, data.items(), strict=True)
+    }
+    kept = _kept(options, carrier, tokenizer, data, folder)
+    _require_tokens(carrier, tasks)
+    tell_size({**tasks, **kept}, settings=len(options.runs))
+
+    def loader(run: str) -> Loader:
+        def load() -> PreTrainedModel:
+            with stage(f"loading {run}"):
+                model, _ = load_model(run, options.load)
+            for one in data.values():
+                allow_packed(model, one)
+            return model
+
+        return load
+
+    for one in data.values():
+        allow_packed(carrier, one)
+    stages = {_name(run): loader(run) for run in options.runs}
+    joint = None if options.joint is None else loader(options.joint)
+    with reference.active() as base:
+        matrix, reports = measure_sequence(base, stages, tasks, kept, joint)
+    tables = [matrix_table(matrix), numbers_table(matrix), kept_table(reports) if kept else ""]
+    print("\n\n".join(filter(None, tables)))
+    write_json(folder / "sequence.json", matrix_record(matrix, reports))
+    plot_matrix(matrix, folder / "sequence.png")
+    print(f"\nNumbers and picture: {folder}")
+
+
+def _kept(
+    options: SequenceOptions,
+    carrier: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, DataConfig],
+    folder: Path,
+) -> Sets:
+    """The base's own text, and the sets that runs were to retain, by name."""
+    kept: Sets = {}
+    first = next(iter(data.values()))
+    if options.own_text.measure is not False:
+        written = write_own_text(
+            Writer.base(carrier), tokenizer, options.own_text, first, folder / "own_text"
+        )
+        plain = replace(first, packing=False)
+        for name, examples in written.items():
+            kept[name] = eval_batches(examples, tokenizer, plain, options.batch_size)
+    for one in data.values():
+        for source in one.retain:
+            if source.name not in kept:
+                kept[str(source.name)] = _batches([source], tokenizer, one, options.batch_size)
+    return kept
+
+
+def _batches(
+    sources: list[SourceConfig], tokenizer: PreTrainedTokenizerBase, data: DataConfig, rows: int
+) -> list[Any]:
+    load_plugins(data)
+    batches: list[Any] = []
+    for source in sources:
+        with stage(f"reading {source.name}"):
+            batches += eval_batches(source, tokenizer, data, rows)
+    return batches
+
+
+def _require_tokens(base: PreTrainedModel, tasks: Sets) -> None:
+    """Check that the base knows every token of the tasks (ConfigError)."""
+    rows = base.config.get_text_config(decoder=True).vocab_size
+    for task, batches in tasks.items():
+        if max(int(batch["input_ids"].max()) for batch in batches) >= rows:
+            raise ConfigError(
+                f"the run {task} has tokens that the base of the first run does not know (it has "
+                f"{rows:,}): they cannot be compared on its sets."
+            )
+
+
+def _output(options: SequenceOptions) -> Path:
+    last = options.runs[-1]
+    if options.output is None and is_remote(last):
+        raise ConfigError(f"{shown(last)} lies on another machine; name a local folder: --output.")
+    return Path(options.output or Path(last) / "sequence")
+
+
+def _name(run: str) -> str:
+    """A run's folder, by which its task is called."""
+    return run.rstrip("/").rpartition("/")[2] or run

@@ -1,0 +1,72 @@
+"""`sequence`, by the real command, on two runs that went on from one another."""
+
+import json
+
+import pytest
+import yaml
+
+TEXTS = {"a": "to be or not to be, that is the question. ", "b": "7 8 9 and 10 make 34, again. "}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, workplace):
+    """Run a from the base, and run b from it."""
+    from controlllm.cli import main
+
+    folder = tmp_path_factory.mktemp("sequence")
+    settings = yaml.safe_load((workplace / "run.yaml").read_text())
+    for name, text in TEXTS.items():
+        (folder / f"{name}.txt").write_text(text * 12)
+        for kind in ("train", "learn"):
+            settings["data"][kind] = [{"path": str(folder / f"{name}.txt")}]
+        settings["training"] |= {"output_dir": str(folder / name), "max_steps": 12}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        assert main(["train", str(folder / f"{name}.yaml")]) == 0
+        settings["model"]["model_name_or_path"] = str(folder / name)
+        settings.pop("expansion", None)
+    return folder
+
+
+OWN = ("--own_text.num_sequences", 4, "--own_text.length", 12)
+
+
+def test_the_matrix_of_two_runs(cli, runs) -> None:
+    code, out, err = cli("sequence", runs / "a", runs / "b", "--joint", runs / "b", *OWN)
+    assert code == 0, err
+    assert "after a" in out and "after b" in out and "BWT" in out and "own_text" in out
+    found = json.loads((runs / "b" / "sequence" / "sequence.json").read_text())
+    losses = found["losses"]
+    assert losses["base"]["a"] > losses["a"]["a"] and losses["a"]["b"] > losses["b"]["b"]
+    assert found["ACC"] == pytest.approx(-(losses["b"]["a"] + losses["b"]["b"]) / 2)
+    assert found["BWT"]["estimate"] == pytest.approx(losses["a"]["a"] - losses["b"]["a"])
+    assert found["FWT"]["estimate"] == pytest.approx(losses["base"]["b"] - losses["a"]["b"])
+    assert found["joint"] == losses["b"]
+    for kept in found["kept"].values():
+        assert kept["own_text"]["kl"] > 0 and kept["own_text"]["tokens"] > 0
+        assert [*kept] == ["own_text", "old"]
+    assert (runs / "b" / "sequence" / "sequence.png").stat().st_size > 5_000
+
+
+def test_what_eval_says_of_a_stage_is_what_stands_in_its_row(cli, runs, tmp_path) -> None:
+    assert cli("sequence", runs / "a", runs / "b", "--output", tmp_path, *OWN)[0] == 0
+    assert cli("eval", runs / "a", "--output", tmp_path / "a.json")[0] == 0
+    found = json.loads((tmp_path / "sequence.json").read_text())
+    told = json.loads((tmp_path / "a.json").read_text())
+    sets = told["losses"]
+    assert found["losses"]["a"]["a"] == pytest.approx(sets["a"]["loss"], abs=1e-5)
+    assert found["kept"]["a"]["old"]["kl"] == pytest.approx(sets["old"]["kl"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a"], "a sequence has two runs at least"),
+        (["a", "a"], "the name of another row"),
+        (["a", "nowhere"], "nowhere"),
+        (["a", "b", "--own_text.length", 3], "own_text.length"),
+    ],
+)
+def test_bad_input_is_told(cli, runs, words, told) -> None:
+    paths = [runs / word if isinstance(word, str) and word[0] != "-" else word for word in words]
+    code, _, err = cli("sequence", *paths)
+    assert code == 2 and told in err

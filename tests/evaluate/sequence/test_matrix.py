@@ -1,0 +1,89 @@
+"""R and its numbers, worked out by hand; rows against the meter; intervals that cover."""
+
+import numpy as np
+import pytest
+import torch
+
+from controlllm.common.errors import ConfigError, DataError
+from controlllm.evaluate import evaluate_losses
+from controlllm.evaluate.sequence.matrix import SequenceMatrix
+from controlllm.evaluate.sequence.rows import RowLosses, measure_rows, rise
+from controlllm.evaluate.sequence.tables import matrix_record, numbers_table
+
+
+def rows(loss: float) -> RowLosses:
+    """Two rows of two and of four targets that lose `loss` on each."""
+    return RowLosses((2 * loss, 4 * loss), (2, 4))
+
+
+def matrix(values: dict[str, list[float]], joint: list[float] | None = None) -> SequenceMatrix:
+    """A matrix of these losses."""
+    tasks = [*values][1:]
+
+    def row(losses: list[float]) -> dict[str, RowLosses]:
+        return dict(zip(tasks, map(rows, losses), strict=True))
+
+    cells = {stage: row(losses) for stage, losses in values.items()}
+    return SequenceMatrix(cells, None if joint is None else row(joint))
+
+
+THREE = matrix(
+    {"base": [5.0, 6.0, 7.0], "a": [2.0, 5.5, 7.1], "b": [1.8, 3.0, 6.5], "c": [2.6, 3.5, 4.0]},
+    joint=[1.9, 2.5, 3.8],
+)
+
+
+def test_the_numbers_of_three_tasks() -> None:
+    assert THREE.accuracy == pytest.approx(-(2.6 + 3.5 + 4.0) / 3)
+    assert THREE.backward_transfer.mean == pytest.approx((-(2.6 - 2.0) - (3.5 - 3.0)) / 2)
+    assert THREE.forward_transfer.mean == pytest.approx(((6.0 - 5.5) + (7.0 - 6.5)) / 2)
+    # Task a was best after b, not after it was learned.
+    assert THREE.forgetting.mean == pytest.approx(((2.6 - 1.8) + (3.5 - 3.0)) / 2)
+    assert THREE.intransigence.mean == pytest.approx(((2.0 - 1.9) + (3.0 - 2.5) + (4.0 - 3.8)) / 3)
+
+
+def test_one_task_has_no_transfer_and_no_joint_no_intransigence() -> None:
+    one = matrix({"base": [5.0], "a": [2.0]})
+    assert one.backward_transfer is one.forward_transfer is one.forgetting is None
+    assert one.intransigence is None
+    record = matrix_record(one, {})
+    assert record["BWT"] is None and record["ACC"] == -2.0
+    assert "BWT" not in numbers_table(one)
+
+
+def test_rows_and_tasks_have_to_go_together() -> None:
+    with pytest.raises(ConfigError, match="a row for the base and one for each"):
+        SequenceMatrix({"base": {"a": rows(1.0)}, "b": {"a": rows(1.0)}})
+    with pytest.raises(ConfigError, match="the row joint"):
+        SequenceMatrix(THREE.losses, {"a": rows(1.0)})
+    with pytest.raises(DataError, match="the same"):
+        rise(rows(1.0), RowLosses((1.0, 1.0), (3, 3)))
+
+
+def test_losses_by_row_add_up_to_the_meters(pico_llama, documents) -> None:
+    model = pico_llama().eval()
+    batches = []
+    for chosen in (documents[:2], documents[2:]):
+        width = max(map(len, chosen))
+        ids = torch.tensor([d + [0] * (width - len(d)) for d in chosen])
+        real = torch.tensor([[1] * len(d) + [0] * (width - len(d)) for d in chosen])
+        labels = ids.masked_fill(real == 0, -100)
+        batches.append({"input_ids": ids, "attention_mask": real, "labels": labels})
+    found, whole = measure_rows(model, batches), evaluate_losses(model, batches)
+    assert found.loss == pytest.approx(whole.loss, abs=1e-6)
+    assert found.targets == tuple(len(document) - 1 for document in documents)
+
+
+def test_the_interval_of_a_rise_holds_the_truth() -> None:
+    """Rows of very unlike lengths whose rise depends on their length: 400 worlds, 95 %."""
+    generator, held, worlds = np.random.default_rng(0), 0, 400
+    lengths = generator.integers(20, 400, 200_000)
+    truth = (0.3 - lengths / 1000) @ lengths / lengths.sum()
+    for _ in range(worlds):
+        targets = generator.integers(20, 400, 120)
+        risen = (0.3 - targets / 1000 + generator.normal(0, 0.3, 120)) * targets
+        before = RowLosses(tuple(2.0 * targets), tuple(targets.tolist()))
+        after = RowLosses(tuple(2.0 * targets + risen), tuple(targets.tolist()))
+        inside = rise(before, after).interval()
+        held += inside.low <= truth <= inside.high
+    assert 0.92 <= held / worlds <= 0.98
