@@ -3,34 +3,29 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from controlllm.checkpoint import LoadOptions, find_tokenizer, load_model
+from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.reference import reference_of
 from controlllm.cli.kit.sets import Sets, allow_packed, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
-from controlllm.data import DataConfig, SourceConfig, eval_batches
-from controlllm.data.loader.plugins import load_plugins
-from controlllm.evaluate.own_text import OwnTextConfig, Writer, write_own_text
-from controlllm.evaluate.sequence.matrix import BASE
-from controlllm.evaluate.sequence.measuring import Loader, measure_sequence
-from controlllm.evaluate.sequence.picture import plot_matrix
-from controlllm.evaluate.sequence.tables import (
-    kept_table,
-    matrix_record,
-    matrix_table,
-    numbers_table,
-)
+from controlllm.data import DataConfig, SourceConfig
+from controlllm.evaluate.own_text import OwnTextConfig
 from controlllm.train.config.config_io import build
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from controlllm.evaluate.sequence.measuring import Loader
+
 __all__ = ["SequenceOptions", "run"]
+
+_BASE = "base"
+"""The name of the first row (`evaluate.sequence.matrix.BASE`)."""
 
 
 @dataclass
@@ -64,10 +59,10 @@ class SequenceOptions:
             raise ConfigError("a sequence has two runs at least: controlllm sequence runs/a runs/b")
         names = [_name(run) for run in self.runs]
         for name in names:
-            if name == BASE or names.count(name) > 1:
+            if name == _BASE or names.count(name) > 1:
                 raise ConfigError(
                     f"the run {name!r} would have the name of another row; give each run a folder "
-                    f"of a name of its own, other than {BASE!r}."
+                    f"of a name of its own, other than {_BASE!r}."
                 )
 
 
@@ -95,6 +90,17 @@ def run(argv: list[str]) -> None:
 
 
 def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: Path) -> None:
+    from controlllm.checkpoint import find_tokenizer, load_model
+    from controlllm.cli.kit.reference import reference_of
+    from controlllm.evaluate.sequence.measuring import measure_sequence
+    from controlllm.evaluate.sequence.picture import plot_matrix
+    from controlllm.evaluate.sequence.tables import (
+        kept_table,
+        matrix_record,
+        matrix_table,
+        numbers_table,
+    )
+
     first = options.runs[0]
     with stage(f"loading the base of {first}"):
         carrier, tokenizer = load_model(first, options.load)
@@ -109,8 +115,8 @@ def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: P
     _require_tokens(carrier, tasks)
     tell_size({**tasks, **kept}, settings=len(options.runs))
 
-    def loader(run: str) -> Loader:
-        def load() -> PreTrainedModel:
+    def loader(run: str) -> "Loader":
+        def load() -> "PreTrainedModel":
             with stage(f"loading {run}"):
                 model, _ = load_model(run, options.load)
             for one in data.values():
@@ -134,12 +140,15 @@ def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: P
 
 def _kept(
     options: SequenceOptions,
-    carrier: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    carrier: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     data: Mapping[str, DataConfig],
     folder: Path,
 ) -> Sets:
     """The base's own text, and the sets that runs were to retain, by name."""
+    from controlllm.data import eval_batches
+    from controlllm.evaluate.own_text import Writer, write_own_text
+
     kept: Sets = {}
     first = next(iter(data.values()))
     if options.own_text.measure is not False:
@@ -157,8 +166,11 @@ def _kept(
 
 
 def _batches(
-    sources: list[SourceConfig], tokenizer: PreTrainedTokenizerBase, data: DataConfig, rows: int
+    sources: list[SourceConfig], tokenizer: "PreTrainedTokenizerBase", data: DataConfig, rows: int
 ) -> list[Any]:
+    from controlllm.data import eval_batches
+    from controlllm.data.loader.plugins import load_plugins
+
     load_plugins(data)
     batches: list[Any] = []
     for source in sources:
@@ -167,7 +179,7 @@ def _batches(
     return batches
 
 
-def _require_tokens(base: PreTrainedModel, tasks: Sets) -> None:
+def _require_tokens(base: "PreTrainedModel", tasks: Sets) -> None:
     """Check that the base knows every token of the tasks (ConfigError)."""
     rows = base.config.get_text_config(decoder=True).vocab_size
     for task, batches in tasks.items():

@@ -161,10 +161,6 @@ def load_sets(
     Raises:
         DataError: if a source is missing, empty or unreadable.
     """
-    from controlllm.common.attention.attention import (
-        packed_attention_for,
-        register_packed_attention,
-    )
     from controlllm.common.context import context_of
     from controlllm.data import eval_batches
 
@@ -184,8 +180,13 @@ def load_sets(
     return sets
 
 
-def allow_packed(model: PreTrainedModel, data: DataConfig) -> None:
+def allow_packed(model: "PreTrainedModel", data: DataConfig) -> None:
     """Let a model take packed batches, if the data has any."""
+    from controlllm.common.attention.attention import (
+        packed_attention_for,
+        register_packed_attention,
+    )
+
     if data.packing:
         register_packed_attention()
         current = model.config.get_text_config(decoder=True)._attn_implementation
