@@ -109,6 +109,19 @@ def test_few_bits_and_names_on_the_hub(make, base, tmp_path, monkeypatch) -> Non
         places[f"bits{bits}"] = str(tmp_path / f"{bits}")
     dials = require_same_as_alone(base, places)
     assert dials == {"hub": 0.6, "bits1": None, "bits4": None}
+    (cache / "refs" / "old").write_text(old := "89abcdef" * 5)
+    model.set_alpha(0.2)
+    export(model, cache / "snapshots" / old, "sidecar")
+    named = {
+        "new": "someone/my-sidecar",
+        "tag": "someone/my-sidecar@old",
+        "id": f"someone/my-sidecar@{old}",
+    }
+    assert load_named(base, named)[2] == {"new": 0.6, "tag": 0.2, "id": 0.2}
+    (tmp_path / "1").rename(tmp_path / "with@sign")
+    assert load_named(base, {"one": str(tmp_path / "with@sign")})[2] == {"one": None}
+    with pytest.raises(ConfigError, match=r"sidecars\.one: @v2 is a revision on the Hub"):
+        load_named(base, {"one": str(tmp_path / "4@v2")})
     with pytest.raises(ConfigError, match=r"sidecars\.gone: someone/else is a name on the Hugging"):
         load_named(base, {"gone": "someone/else"})
 

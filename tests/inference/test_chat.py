@@ -67,6 +67,17 @@ def test_base_answers_as_alpha_zero_and_as_the_base(chat: Chat, pico_llama, pico
     assert chat.answer("hello") == trained
 
 
+def test_alpha_alone_says_where_the_base_answers(chat: Chat) -> None:
+    chat.handle("/alpha")
+    assert output(chat) == "alpha by layer: 1: 0.5  3: 0.5\n"
+    chat.handle("/base")
+    output(chat)
+    chat.handle("/alpha")
+    assert output(chat).startswith("The base answers, whatever alpha is; /trained")
+    chat.handle("/alpha 0.3")
+    assert output(chat) == "alpha by layer: 1: 0.3  3: 0.3\n"
+
+
 def test_changing_alpha_in_the_middle_equals_asking_afresh(chat: Chat) -> None:
     """A cache kept over the change would mix keys of two alphas."""
     chat.handle("hello")

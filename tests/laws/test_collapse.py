@@ -133,6 +133,20 @@ def test_combining_a_model_with_itself_changes_nothing(name, form):
     torch.testing.assert_close(logits(combined), logits(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dials", [(0.3, 0.3), (0.3, None), ({1: 0.2}, 0.3)])
+def test_combining_keeps_a_dial_that_both_have_and_says_where_they_differ(dials, caplog):
+    models = [make_trained("llama", "lerp") for _ in dials]
+    for model, dial in zip(models, dials, strict=True):
+        model.set_alpha(dial)
+    combined = combine(*models)
+    agree = dials[0] == dials[1]
+    assert combined.expansion.dial == (0.3 if agree else None)
+    assert ("stands as trained" in caplog.text) != agree
+    expected = combine(make_trained("llama", "lerp"), make_trained("llama", "lerp"))
+    expected.set_alpha(0.3 if agree else None)
+    assert torch.equal(logits(combined), logits(expected))
+
+
 @pytest.mark.parametrize("interpolator", INTERPOLATORS)
 def test_combining_blends_the_trained_parts(interpolator):
     a, b = make_trained("llama", interpolator), make_trained("llama", interpolator)

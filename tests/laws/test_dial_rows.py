@@ -5,7 +5,7 @@ import torch
 from tests.laws.architectures import make_base
 from tests.laws.models import INTERPOLATORS, batch, greedy, make_trained
 
-from controlllm import collapse, expand, load_sidecar
+from controlllm import collapse, expand, load_sidecar, load_sidecars
 from controlllm.common.errors import ConfigError, ModelError
 
 NAN = float("nan")
@@ -64,6 +64,21 @@ def test_what_a_copy_computes_never_leaks_into_a_row_at_zero(variant):
     with torch.no_grad():
         assert torch.equal(rows[:2], make_base("llama")(input_ids=ids()).logits[:2])
     assert not rows[2:].isfinite().any()
+
+
+def test_no_name_is_the_base_whether_layers_or_sidecars_are_named(tmp_path):
+    model = make_trained("llama", "lerp")
+    model.save_sidecar(tmp_path)
+    with torch.no_grad():
+        expected = make_base("llama")(input_ids=ids()).logits
+    named = load_sidecars(make_base("llama"), {"maths": tmp_path})
+    for one in (model, named):
+        one.set_alpha(0.5)
+        assert torch.equal(logits_at(one, {}), expected)
+    assert model.expansion.dial == 0
+    model.set_alpha(None)
+    model.set_alpha(dict.fromkeys(model.blocks))
+    assert model.expansion.dial is None  # as trained, and so it is saved
 
 
 def test_a_layer_takes_rows_and_others_numbers():

@@ -33,7 +33,8 @@ class ChatOptions:
     """Run folder, checkpoint, sidecar, model folder or Hub name."""
     sidecars: dict[str, str] = field(default_factory=dict)
     """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER;
-    the first answers until /sidecar names another."""
+    the first answers until /sidecar names another. A name on the Hub may have its revision behind
+    an @."""
     alpha: float | None = None
     """Alpha to begin with; null = as it was saved."""
     system: str | None = None

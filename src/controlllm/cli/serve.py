@@ -37,7 +37,8 @@ class ServeOptions:
     name: str = "tuned"
     """What clients call what was trained, where there is one sidecar; the base is called base."""
     sidecars: dict[str, str] = field(default_factory=dict)
-    """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER."""
+    """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER;
+    a name on the Hub may have its revision behind an @."""
     alphas: list[float] = setting(factory=list, at_most=1)
     """Alphas for which each sidecar is listed as a model of its own (maths@0.3)."""
     host: str = "127.0.0.1"

@@ -214,6 +214,8 @@ class Chat:
         model = self._expanded()
         if argument:
             self.set_alpha(_alphas(argument))
+        if self.base_only:
+            self.write("The base answers, whatever alpha is; /trained takes these in again.\n")
         values = model.alphas()
         shown = "  ".join(f"{layer}: {alpha:.3g}" for layer, alpha in values.items())
         self.write(f"alpha by layer: {shown}\n")

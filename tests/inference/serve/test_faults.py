@@ -17,6 +17,7 @@ from tests.inference.serve.conftest import until
 from controlllm.inference.serve.bodies import ChatBody, CompletionBody
 from controlllm.inference.serve.comparing import CompareBody
 from controlllm.inference.serve.connection import patient
+from controlllm.inference.serve.errors import error_of_fields
 
 openai = pytest.importorskip("openai")
 
@@ -151,6 +152,17 @@ def test_a_list_is_refused_at_its_first_wrong_item(body: Any, text: str) -> None
     with pytest.raises(ValidationError) as refused:
         body.model_validate_json(text % ",".join(["1.5"] * 1000))
     assert refused.value.error_count() < 12
+
+
+@pytest.mark.parametrize("text", ["{%s}", '{"messages": [{%s}]}'])
+def test_of_very_many_unknown_fields_one_is_told(text: str) -> None:
+    """All 90,000 of a body as Python's objects held up all clients for more than a second."""
+    unknown = ",".join(f'"field{number}": 1' for number in range(90_000))
+    with pytest.raises(ValidationError) as refused:
+        ChatBody.model_validate_json(text % unknown)
+    told = error_of_fields(refused.value, [*ChatBody.model_fields])
+    assert told.status == 400 and len(told.message) < 200
+    assert told.param in ("model", "messages.0.role", "field0")
 
 
 def test_connections_that_send_nothing_are_closed(serving) -> None:

@@ -213,6 +213,13 @@ def test_what_cannot_be_followed_is_refused(running, fields, status, param) -> N
         assert error.body["param"] == param
 
 
+@pytest.mark.parametrize("field", ["user", "safety_identifier", "metadata", "store"])
+def test_a_record_is_refused_with_the_reason(running, field: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"this server (keeps|stores) no") as refused:
+        chat(running, extra_body={field: "x"})
+    assert refused.value.body["param"] == field
+
+
 @pytest.mark.parametrize(
     "fields",
     [

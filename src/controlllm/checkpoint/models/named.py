@@ -16,6 +16,7 @@ from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.adapters import carries_base
 from controlllm.common.errors import ConfigError
+from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.several import load_sidecars
 from controlllm.expansion.method.expansion_config import ExpansionConfig
@@ -31,8 +32,9 @@ def load_named(
     Args:
         base: what `load_model` takes; with sidecars a model that carries none itself.
         sidecars: by name, what `load_model` takes as a sidecar: its folder, a checkpoint, a run
-            (its best checkpoint, else its newest), an address, a name on the Hub.
-        options: how the base is loaded, and its `revision`; sidecars on the Hub are the newest.
+            (its best checkpoint, else its newest), an address, a name on the Hub; there the newest,
+            or the branch, tag or commit behind an @: `someone/maths@v2`.
+        options: how the base is loaded, and its `revision`.
 
     Returns:
         The model in evaluation mode, with several sidecars all of them off; its tokenizer; and for
@@ -80,16 +82,30 @@ class _Found(NamedTuple):
 
 def _found(name: str, place: str, options: LoadOptions) -> _Found:
     """A sidecar's files, whole (CheckpointError); ConfigError if it is something else."""
+    place, revision = _with_revision(place)
     location = locate(place, options.storage_options)
+    if revision is not None and location.kind is not Kind.HUB:
+        raise ConfigError(
+            f"sidecars.{name}: @{revision} is a revision on the Hub, and {place} is a folder here; "
+            "leave it out."
+        )
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(Path(location.path))
-    apart = saved_apart(location)
+    apart = saved_apart(location, revision)
     if apart is None or apart.kind is not KINDS["control"]:
         raise ConfigError(
             f"sidecars.{name}: {place} is a {_form(location, apart)}, not a sidecar; give it as "
             "the model, without sidecars."
         )
     return _Found(location, apart.folder)
+
+
+def _with_revision(place: str) -> tuple[str, str | None]:
+    """A name on the Hub and its revision, if one stands behind an @; folders may have one, too."""
+    name, _, revision = str(place).rpartition("@")
+    if not name or not revision or is_remote(place) or Path(place).exists():
+        return place, None
+    return name, revision
 
 
 def _form(location: Location, apart: Apart | None) -> str:

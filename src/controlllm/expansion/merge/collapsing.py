@@ -5,6 +5,7 @@ the expanded one's. Only the ends are exact, being linear. Source: docs/method.m
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -39,6 +40,9 @@ __all__ = [
     "require_one_alpha",
     "weight_alphas",
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -171,7 +175,8 @@ def combine(
             into the base and blends the results.
 
     Returns:
-        An expanded model, or one of the base's class.
+        An expanded model, or one of the base's class. An expanded one stands at the dial of both;
+        where theirs differ it is as trained, which is told.
 
     Raises:
         ConfigError: for a weight that is not from 0 to 1, or a form that is not known.
@@ -208,7 +213,14 @@ def combine(
         for name, tensor in ours.items():
             tensor.copy_(interpolate(tensor, theirs[name], weight))
     one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
-    if a.expansion.dial != b.expansion.dial:
+    dials = a.expansion.dial, b.expansion.dial
+    if dials[0] != dials[1]:
+        shown = " and ".join("as trained" if dial is None else f"{dial}" for dial in dials)
+        log.warning(
+            "The dials of the two models differ (%s), so the combined one stands as trained: "
+            "calibrate it by itself.",
+            shown,
+        )
         one.set_alpha(None)
     return one
 

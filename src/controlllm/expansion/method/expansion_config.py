@@ -181,5 +181,7 @@ def _check_alpha(field: str, value: object) -> None:
 
 
 def _by_layer(value: Any) -> Any:
-    """JSON has no integer keys: turn {"3": 0.4} back into {3: 0.4}."""
-    return {int(layer): v for layer, v in value.items()} if isinstance(value, dict) else value
+    """JSON has no integer keys: {"3": 0.4} becomes {3: 0.4}; what names no layer, None."""
+    if not isinstance(value, dict):
+        return value
+    return {int(layer): v for layer, v in value.items()} or None

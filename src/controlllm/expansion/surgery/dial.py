@@ -48,9 +48,9 @@ class Dial:
         Args:
             alpha: one value for all blocks and ends; or a tensor with one per row (B,) of the
                 forward passes to come, or per token (B, T), NaN = as trained; or one of these per
-                layer (-1 = the ends; what is not named keeps its own); or None, the trained alphas
-                again. Tensors are of this process: a model that is saved has the numbers that were
-                set last.
+                layer (-1 = the ends; what is not named keeps its own); or {}, where nothing is on:
+                the base, as it is of named sidecars; or None, the trained alphas again. Tensors are
+                of this process: a model that is saved has the numbers that were set last.
 
         Raises:
             ConfigError: for a value outside [0, 1], a layer that is not expanded, or rows at 0
@@ -61,6 +61,8 @@ class Dial:
 
     def _checked(self, alpha: Alpha) -> tuple[Alpha, dict[str, Any]]:
         """What parts get, and the config's expansion then (ConfigError); nothing is changed."""
+        if isinstance(alpha, Mapping) and not alpha:
+            alpha = 0.0
         if isinstance(alpha, Tensor):
             alpha = checked_alphas(alpha)
             self._check_adapters(alpha)

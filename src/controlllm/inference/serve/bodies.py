@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Body", "ChatBody", "CompletionBody", "Listed", "Message"]
+__all__ = ["NOT_FOLLOWED", "Body", "ChatBody", "CompletionBody", "Listed", "Message"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,12 @@ Alpha = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Listed = Annotated[list[T], Field(fail_fast=True)]
 """A list that is refused at its first wrong item: half a million of them would take seconds."""
+
+NOT_FOLLOWED = {
+    **dict.fromkeys(("user", "safety_identifier"), "this server keeps no account of who asks"),
+    **dict.fromkeys(("metadata", "store"), "this server stores no requests"),
+}
+"""Fields of OpenAI's that say nothing of the answer, and why they are refused all the same."""
 
 
 class _Strict(BaseModel):
