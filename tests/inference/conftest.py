@@ -8,11 +8,26 @@ import pytest
 import torch
 
 from controlllm import expand
+from controlllm.inference import Chat, GenerationSettings
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def written_chat(model: Any, tokenizer: Any) -> Chat:
+    """A conversation of short answers; `output` tells what it has written since it last did."""
+    written: list[str] = []
+    chat = Chat(model, tokenizer, GenerationSettings(max_new_tokens=6), written.append)
+    chat.written = written  # type: ignore[attr-defined]
+    return chat
+
+
+def output(chat: Chat) -> str:
+    text = "".join(chat.written)  # type: ignore[attr-defined]
+    chat.written.clear()  # type: ignore[attr-defined]
+    return text
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.inference.conftest import output, written_chat
 
 from controlllm import expand
 from controlllm.common.text.readable import readable
@@ -20,16 +21,7 @@ def chat(pico_llama: Callable, pico_tokenizer) -> Chat:
     with torch.no_grad():
         for _, parameter in model.trainable_parameter_groups()["expanded"]:
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    written: list[str] = []
-    made = Chat(model.eval(), pico_tokenizer, GenerationSettings(max_new_tokens=6), written.append)
-    made.written = written  # type: ignore[attr-defined]
-    return made
-
-
-def output(chat: Chat) -> str:
-    text = "".join(chat.written)  # type: ignore[attr-defined]
-    chat.written.clear()  # type: ignore[attr-defined]
-    return text
+    return written_chat(model.eval(), pico_tokenizer)
 
 
 def test_turns_are_kept_and_streamed(chat: Chat) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.inference.conftest import output, written_chat
 from transformers import AutoModelForCausalLM
 
 from controlllm import expand, load_sidecars
 from controlllm.checkpoint import LoadOptions, load_named
 from controlllm.common.errors import ConfigError
-from controlllm.inference import Chat, GenerationSettings
+from controlllm.inference import Chat
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +37,9 @@ def folders(pico_llama: Callable, pico_tokenizer: Any, tmp_path_factory) -> dict
 @pytest.fixture
 def chat(folders, pico_llama: Callable, pico_tokenizer: Any) -> Chat:
     model = load_sidecars(pico_llama(), {name: folders[name] for name in ("maths", "zh")})
-    written: list[str] = []
-    made = Chat(model, pico_tokenizer, GenerationSettings(max_new_tokens=6), written.append)
+    made = written_chat(model, pico_tokenizer)
     made.dials = {"zh": 0.8}
-    made.written = written  # type: ignore[attr-defined]
     return made
-
-
-def output(chat: Chat) -> str:
-    text = "".join(chat.written)  # type: ignore[attr-defined]
-    chat.written.clear()  # type: ignore[attr-defined]
-    return text
 
 
 def test_each_sidecar_answers_as_if_it_were_alone(chat, folders, pico_llama, pico_tokenizer):

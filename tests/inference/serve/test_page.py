@@ -123,6 +123,24 @@ def test_the_dial_goes_from_one_to_the_other(page: Any) -> None:
     assert not again.is_visible()
 
 
+def test_as_trained_shows_no_place_on_the_dial(page: Any) -> None:
+    """Greyed at 1.00 it looked as if the trained branch alone answered."""
+    ready(page)
+    slider = page.locator("#alpha")
+
+    def looks(value: float) -> bytes:
+        slider.evaluate(f"slider => slider.value = {value}")
+        picture: bytes = slider.screenshot()
+        return picture
+
+    page.locator("#say").focus()
+    assert page.locator("#alpha-value").text_content() == "–"
+    assert looks(0) == looks(1)
+    page.locator("#as-trained").uncheck()
+    page.locator("#say").focus()
+    assert looks(0) != looks(1)
+
+
 def test_what_a_model_writes_is_text(browser: Any, pico_llama, pico_tokenizer) -> None:
     model, tokenizer = speaking(pico_llama, pico_tokenizer, "plain ", HOSTILE)
     with served(model, tokenizer) as address, opened(browser, address) as page:
