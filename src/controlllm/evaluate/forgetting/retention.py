@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import cross_entropy_sum, kl_sum
+from controlllm.common.losses import cross_entropy_sum, next_token_kl, target_mask
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.expanded import recording_alpha
@@ -40,12 +41,17 @@ class RetentionReport:
         loss: the same of the trained model.
         kl: mean KL(base || trained) per target token, in nats.
         tokens: how many target tokens were counted.
+        kl_error: standard error of `kl`, the documents being the independent units; None where
+            there are fewer than two.
+        documents: how many have target tokens.
     """
 
     base_loss: float
     loss: float
     kl: float
     tokens: int
+    kl_error: float | None = None
+    documents: int = 0
 
     @property
     def forgetting(self) -> float:
@@ -103,14 +109,26 @@ def measure_settings(
     with evaluating(model):
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
+            documents_BT = _documents(batch)
             base_BTV = reference.forward(**inputs)
             for set_up, tally in zip(settings, tallies, strict=True):
                 set_up()
-                tally.add(base_BTV, model_logits(model, inputs), labels_BT)
+                tally.add(base_BTV, model_logits(model, inputs), labels_BT, documents_BT)
                 tick()
         for tally in tallies:
             tally.add_up(ranks)
     return [tally.report() for tally in tallies]
+
+
+def _documents(batch: Batch) -> Tensor:
+    """A number for each document of a batch, at each of its tokens (B, T)."""
+    ids_BT = batch["input_ids"]
+    rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)
+    positions_BT = batch.get("position_ids")
+    if positions_BT is None:  # A row is a document.
+        return rows_B1.expand_as(ids_BT)
+    # Documents of one row follow each other; no row has as many as it has tokens and one.
+    return rows_B1 * (ids_BT.shape[1] + 1) + (positions_BT.cpu() == 0).cumsum(1)
 
 
 class _Tally:
@@ -118,18 +136,30 @@ class _Tally:
 
     def __init__(self) -> None:
         self.base, self.loss, self.kl, self.tokens = 0.0, 0.0, 0.0, 0.0
+        # Of each document's KL k and target tokens t: their number, and sums of k*k, k*t, t*t.
+        self.moments = [0.0] * 4
 
-    def add(self, base_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> None:
+    def add(
+        self, base_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor, documents_BT: Tensor
+    ) -> None:
         base_sum, count = cross_entropy_sum(base_BTV, labels_BT)
         self.base += base_sum.item()
         self.loss += cross_entropy_sum(logits_BTV, labels_BT)[0].item()
-        self.kl += kl_sum(base_BTV.to(logits_BTV.device), logits_BTV, labels_BT)[0].item()
+        mask_BT = target_mask(labels_BT).to(logits_BTV.device)
+        reference = base_BTV.to(logits_BTV.device)[mask_BT]
+        kl = next_token_kl(reference, logits_BTV[mask_BT])
+        self.kl += kl.sum().item()
         self.tokens += int(count)
+        _, document = documents_BT.to(kl.device)[mask_BT].unique(return_inverse=True)
+        tokens = document.bincount().double()
+        sums = torch.zeros_like(tokens).index_add_(0, document, kl.double())
+        own = [len(tokens), sums @ sums, sums @ tokens, tokens @ tokens]
+        self.moments = [total + float(one) for total, one in zip(self.moments, own, strict=True)]
 
     def add_up(self, ranks: Ranks) -> None:
         """Sum them over all processes. Collective."""
-        own = [self.base, self.loss, self.kl, self.tokens]
-        self.base, self.loss, self.kl, self.tokens = ranks.reduce(own, "sum")
+        own = [self.base, self.loss, self.kl, self.tokens, *self.moments]
+        self.base, self.loss, self.kl, self.tokens, *self.moments = ranks.reduce(own, "sum")
 
     def report(self) -> RetentionReport:
         tokens = int(self.tokens)
@@ -138,7 +168,18 @@ class _Tally:
             loss=per_token(self.loss, tokens),
             kl=per_token(self.kl, tokens),
             tokens=tokens,
+            kl_error=self._error(),
+            documents=int(self.moments[0]),
         )
+
+    def _error(self) -> float | None:
+        """That of a ratio of sums: each document's k - kl * t is one independent number."""
+        number, kk, kt, tt = self.moments
+        if number < 2:
+            return None
+        ratio = self.kl / self.tokens
+        apart = max(kk - 2 * ratio * kt + ratio * ratio * tt, 0.0)
+        return math.sqrt(number / (number - 1) * apart) / self.tokens
 
 
 def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:

@@ -32,7 +32,7 @@ from controlllm.evaluate.own_text.plan import ChatPlan, SamplingPlan, read_promp
 from controlllm.evaluate.own_text.settings import OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
-__all__ = ["OWN_TEXT", "OWN_TEXT_CHAT", "write_own_text"]
+__all__ = ["OWN_TEXT", "OWN_TEXT_CHAT", "is_own_text", "write_own_text"]
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,11 @@ def write_own_text(
     if chat is not None:
         sets[OWN_TEXT_CHAT] = read(chat)
     return sets
+
+
+def is_own_text(name: str) -> bool:
+    """Whether a set is called as those that a model wrote are."""
+    return name.startswith(OWN_TEXT)
 
 
 def _read_or_write(writer: Writer, folder: Path, plan: SamplingPlan | ChatPlan) -> list[Example]:
