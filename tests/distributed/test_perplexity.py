@@ -7,8 +7,18 @@ import torch
 from tests.evaluate.samples import LN, SAME, Bigram, padded
 from tests.processes import run_ranks, values
 
-from controlllm.common.distributed import Ranks
-from controlllm.evaluate import LossReport, Reference, evaluate_losses, measure_retention
+from controlllm.common.distributed import ALONE, Ranks
+from controlllm.data import DataConfig
+from controlllm.evaluate import (
+    Certificate,
+    LossReport,
+    OwnTextConfig,
+    Reference,
+    RetentionReport,
+    certify,
+    evaluate_losses,
+    measure_retention,
+)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -42,12 +52,36 @@ def test_forgetting_over_processes_is_exact_to_the_token(
     model, base = pico_llama(seed=1), pico_llama(seed=2)
     alone = measure_retention(model, batches, Reference(model, copy=base))
 
-    def measure(rank: int) -> tuple[float, float, float, int]:
-        torch.set_num_threads(1)
-        found = measure_retention(model, batches, Reference(model, copy=base), Ranks.current())
-        return found.loss, found.base_loss, found.kl, found.tokens
+    def numbers(found: RetentionReport) -> tuple[float | None, ...]:
+        return found.loss, found.base_loss, found.kl, found.kl_error
 
-    for loss, base_loss, kl, tokens in values(run_ranks(measure, 2, tmp_path)):
-        assert tokens == alone.tokens
-        found = (loss, base_loss, kl)
-        assert found == pytest.approx((alone.loss, alone.base_loss, alone.kl), rel=1e-6)
+    def measure(rank: int) -> RetentionReport:
+        torch.set_num_threads(1)
+        return measure_retention(model, batches, Reference(model, copy=base), Ranks.current())
+
+    for found in values(run_ranks(measure, 2, tmp_path)):
+        assert (found.tokens, found.documents) == (alone.tokens, alone.documents)
+        assert numbers(found) == pytest.approx(numbers(alone), rel=1e-5)
+
+
+def test_a_certificate_over_processes_is_the_one_of_a_single_process(
+    tmp_path: Path,
+    pico_llama,
+    pico_tokenizer,  # type: ignore[no-untyped-def]
+) -> None:
+    model, base = pico_llama(seed=1), pico_llama(seed=2)
+    settings = OwnTextConfig(num_sequences=8, precision=1e-9, max_sequences=16, measure=True)
+
+    def measure(folder: str, ranks: Ranks) -> Certificate:
+        torch.set_num_threads(1)
+        reference, data = Reference(model, copy=base), DataConfig(max_length=24)
+        found = certify(
+            model, pico_tokenizer, tmp_path / folder, settings, data, reference, 3, ranks=ranks
+        )
+        return found["own_text"]
+
+    alone = measure("one", ALONE)
+    assert alone.sequences == 16
+    for found in values(run_ranks(lambda rank: measure("two", Ranks.current()), 2, tmp_path)):
+        assert (found.sequences, found.tokens) == (alone.sequences, alone.tokens)
+        assert (found.kl, found.upper) == pytest.approx((alone.kl, alone.upper), rel=1e-5)

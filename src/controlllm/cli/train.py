@@ -83,6 +83,8 @@ def _train(run: RunConfig) -> None:
     if preempted:
         ignore_signals()
     if first:
+        for name, certificate in result.certificates.items():
+            print(f"{name}: {certificate}")
         print(f"{result.output_dir}: stopped because {result.stopped_because}", flush=True)
     if preempted:
         if first:

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from controlllm.evaluate.judging.gate import Gate, Rule, read_gate
     from controlllm.evaluate.judging.ruling import Judgement, Ruling, judge
     from controlllm.evaluate.judging.runs import read_evaluations
+    from controlllm.evaluate.own_text.certificate import Certificate, certify
     from controlllm.evaluate.own_text.sets import write_own_text
     from controlllm.evaluate.own_text.settings import OwnTextConfig
     from controlllm.evaluate.own_text.writing import Writer
@@ -97,6 +98,7 @@ __all__ = [
     "READINGS",
     "AnswerStore",
     "Asked",
+    "Certificate",
     "Change",
     "CodeRunner",
     "DialCurve",
@@ -132,6 +134,7 @@ __all__ = [
     "base_identity",
     "calibrate",
     "calibrate_blend",
+    "certify",
     "check_walls",
     "code_grader",
     "code_runner",

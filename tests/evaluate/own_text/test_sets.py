@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -28,8 +29,10 @@ def write(pico_llama, pico_tokenizer, tmp_path):
 
     def call(model=None, tokenizer=pico_tokenizer, data=DATA, block=0, key=None, **settings):
         model = pico_llama() if model is None else model
-        writer = Writer.base(model) if key is None else Writer(model, key, False)
-        given = OwnTextConfig(**{"num_sequences": 6, "batch_size": 4, **settings})
+        writer = (
+            Writer.base(model) if key is None else Writer(model, key, lambda model: nullcontext())
+        )
+        given = OwnTextConfig(**{"num_sequences": 8, "batch_size": 5, **settings})
         return write_own_text(writer, tokenizer, given, data, tmp_path / "own", block)
 
     return call
@@ -66,7 +69,7 @@ def test_words_of_the_template_are_never_targets(write, chatty):
     chats = write(*chatty, data)["own_text_chat"]
     before = tokenizer("<|im_start|>user\n", add_special_tokens=False).input_ids
     between = tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False).input_ids
-    assert len(chats) == 6
+    assert len(chats) == 8
     for example in chats:
         ids, targets = example.input_ids.tolist(), (example.labels != -100).tolist()
         assert ids[: len(before)] == before and not any(targets[: len(before)])

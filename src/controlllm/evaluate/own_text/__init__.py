@@ -1,10 +1,11 @@
 """What a model writes by itself: the one sample of what it knew that is always there.
 
-settings  How much own text is measured, and when
-plan      All that decides what a model writes
-writing   A model writes by a plan
-chat      The same behind a chat template: a user's turn, then the answer
-sets      Own text as held-out sets, from the cache if it is there
+settings     How much own text is measured, and when
+plan         All that decides what a model writes
+writing      A model writes by a plan
+chat         The same behind a chat template: a user's turn, then the answer
+sets         Own text as held-out sets, from the cache if it is there
+certificate  How far a model moved from its base on it, with a bound
 """
 
 from typing import TYPE_CHECKING
@@ -12,17 +13,27 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from controlllm.evaluate.own_text.certificate import Certificate, certificates, certify
     from controlllm.evaluate.own_text.plan import SamplingPlan, read_prompts
-    from controlllm.evaluate.own_text.sets import OWN_TEXT, OWN_TEXT_CHAT, write_own_text
-    from controlllm.evaluate.own_text.settings import OwnTextConfig
+    from controlllm.evaluate.own_text.sets import write_own_text
+    from controlllm.evaluate.own_text.settings import (
+        OWN_TEXT,
+        OWN_TEXT_CHAT,
+        OwnTextConfig,
+        is_own_text,
+    )
     from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
 __all__ = [
     "OWN_TEXT",
     "OWN_TEXT_CHAT",
+    "Certificate",
     "OwnTextConfig",
     "SamplingPlan",
     "Writer",
+    "certificates",
+    "certify",
+    "is_own_text",
     "read_prompts",
     "sample_sequences",
     "write_own_text",

@@ -29,17 +29,14 @@ from controlllm.evaluate.own_text.chat import (
     write_chats,
 )
 from controlllm.evaluate.own_text.plan import ChatPlan, SamplingPlan, read_prompts, start_token
-from controlllm.evaluate.own_text.settings import OwnTextConfig
+from controlllm.evaluate.own_text.settings import OWN_TEXT, OWN_TEXT_CHAT, OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
-__all__ = ["OWN_TEXT", "OWN_TEXT_CHAT", "is_own_text", "write_own_text"]
+__all__ = ["write_own_text"]
 
 log = logging.getLogger(__name__)
 
-OWN_TEXT, OWN_TEXT_CHAT = "own_text", "own_text_chat"
-"""What the two sets are called."""
-
-_SEQUENCES, _LENGTH = 64, 512
+_LENGTH = 512
 _LEAST_TURN = 4
 """Tokens of a turn, below which there is no room for a conversation."""
 
@@ -96,11 +93,6 @@ def write_own_text(
     if chat is not None:
         sets[OWN_TEXT_CHAT] = read(chat)
     return sets
-
-
-def is_own_text(name: str) -> bool:
-    """Whether a set is called as those that a model wrote are."""
-    return name.startswith(OWN_TEXT)
 
 
 def _read_or_write(writer: Writer, folder: Path, plan: SamplingPlan | ChatPlan) -> list[Example]:
@@ -170,7 +162,7 @@ def _plain_plan(
             f"of {length}; shorten the prompt or raise own_text.length."
         )
     return SamplingPlan(
-        num_sequences=settings.num_sequences or _SEQUENCES,
+        num_sequences=settings.num_sequences,
         length=length,
         temperature=1.0,
         batch_size=settings.batch_size,
@@ -206,7 +198,7 @@ def _chat_plan(
         log.warning("No own text is written behind the chat template: %s", error)
         return None
     return ChatPlan(
-        num_sequences=settings.num_sequences or _SEQUENCES,
+        num_sequences=settings.num_sequences,
         question=question,
         answer=room - question,
         batch_size=settings.batch_size,

@@ -1,7 +1,7 @@
 """A model writes by a plan."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,27 +32,28 @@ class Writer:
     Attributes:
         model: that is asked.
         key: tells it from all others; what it wrote is cached under it.
-        is_base: whether the base inside it writes, or the model as it is, at its dial.
+        inside: makes the model compute who writes, by default its base.
     """
 
     model: PreTrainedModel
     key: str
-    is_base: bool
+    inside: Callable[[Any], AbstractContextManager[Any]] = as_base
 
     @classmethod
     def base(cls, model: PreTrainedModel) -> "Writer":
         """A base: that inside an expanded or adapted model, or a plain model."""
-        return cls(model, fingerprint(model), True)
+        return cls(model, fingerprint(model))
 
     @classmethod
     def trained(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Writer":
         """A model with all that it has learned, at the dial it has now."""
-        return cls(model, str(sorted(model_identity(model, tokenizer).items())), False)
+        key = str(sorted(model_identity(model, tokenizer).items()))
+        return cls(model, key, lambda model: nullcontext())
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         """The model as it writes, in evaluation mode without gradients."""
-        with evaluating(self.model), as_base(self.model) if self.is_base else nullcontext():
+        with evaluating(self.model), self.inside(self.model):
             yield self.model
 
 

@@ -24,7 +24,7 @@ class LoggingConfig:
         False,
         may_change=True,
         read=Read(
-            lambda run: METHODS.get(run.method).expands and bool(run.data.learn or run.data.retain),
+            lambda run: METHODS.get(run.method).expands and run.measures,
             "there are no copies, or no held-out set to look at them with",
         ),
     )

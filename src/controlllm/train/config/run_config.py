@@ -12,6 +12,7 @@ from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.packages.quantizers import QUANTIZERS, Quantizer
 from controlllm.common.settings import require_settings, value_at
 from controlllm.data import DataConfig
+from controlllm.evaluate import OwnTextConfig
 from controlllm.expansion import AdapterConfig, ExpansionConfig, trains_interpolators
 from controlllm.train.config.compatibility import check_support
 from controlllm.train.config.config_io import (
@@ -43,6 +44,7 @@ __all__ = [
     "KLConfig",
     "LoggingConfig",
     "ModelConfig",
+    "OwnTextConfig",
     "ParallelConfig",
     "RehearsalConfig",
     "RunConfig",
@@ -140,6 +142,8 @@ class RunConfig:
     """Training, replay, learn and retain data."""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     """Self-rehearsal."""
+    own_text: OwnTextConfig = field(default_factory=OwnTextConfig)
+    """Own text of the base: measured, never trained on."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
     evaluation: EvaluationConfig = setting(factory=EvaluationConfig, may_change=True)
@@ -189,6 +193,7 @@ class RunConfig:
                 f"peft.type={self.peft.type!r} needs method='lora', or 'control' for adapters on "
                 f"top of an expanded model; method={self.method!r} has none. Set it to null."
             )
+        self.own_text.check_names(self.data.retain)
         self.evaluation.generation.sources(self.data)
         refuse_unread(self)
 
@@ -206,6 +211,11 @@ class RunConfig:
         """How the base is quantised; None if it is not."""
         kind = self.model.quantize_base
         return None if kind is None else QUANTIZERS.get(kind)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is any held-out set to measure: the user's, or own text."""
+        return bool(self.data.learn or self.data.retain) or self.own_text.measured_in(self)
 
     @property
     def trains_interpolators(self) -> bool:

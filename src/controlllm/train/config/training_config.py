@@ -41,12 +41,10 @@ def _needing(name: str, why: str) -> Read:
 
 
 _ASKING = Read(
-    lambda run: bool(run.data.learn or run.data.retain or run.evaluation.suite),
+    lambda run: run.measures or run.evaluation.suite is not None,
     "data.learn and data.retain name no set, and evaluation.suite no suite",
 )
-_MEASURING = Read(
-    lambda run: bool(run.data.learn or run.data.retain), "data.learn and data.retain name no set"
-)
+_MEASURING = Read(lambda run: run.measures, "data.learn and data.retain name no set")
 _MIRRORING = Read(lambda run: run.training.remote_dir is not None, "training.remote_dir is not set")
 
 
@@ -206,8 +204,9 @@ class TrainingConfig:
         None,
         may_change=True,
         read=Read(
-            lambda run: bool(run.data.retain),
-            "it is a budget for data.retain, which names no set; name one, or leave it out",
+            lambda run: bool(run.data.retain) or run.own_text.measured_in(run),
+            "it is a budget for data.retain, which names no set, and own_text.measure is false; "
+            "name a set, or leave it out",
             refuse=True,
         ),
     )

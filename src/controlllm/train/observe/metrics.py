@@ -22,6 +22,7 @@
 | `learn/{set}/loss`, `/base_loss`, `/gain` | nats per target token; gain = base_loss - loss |
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
 | `retain/{set}/kl` | KL(base ‖ model) in nats per target token |
+| `retain/own_text/kl_upper` | its 95 % upper bound, on what the base wrote (docs/certificate.md) |
 | `probe/{set}/relative_change/layer_{l}` | `logging.probes`: mean of |e - p| / |p| over a batch |
 | `probe/{set}/cosine/layer_{l}`, `/alpha/layer_{l}` | the same of cos(p, e) and of alpha |
 | `generation/{set}/{name}` | of what the model writes, by `evaluation.generation.metrics` |
@@ -46,6 +47,7 @@ import torch
 
 from controlllm.common.errors import ConfigError
 from controlllm.evaluate import RetentionReport
+from controlllm.evaluate.own_text import certificates
 from controlllm.evaluate.texts import Compared
 
 __all__ = [
@@ -112,11 +114,15 @@ _OF_SETS = {
 
 def set_metrics(kind: str, reports: Mapping[str, RetentionReport]) -> dict[str, float]:
     """Metrics of the `learn` or `retain` sets."""
-    return {
+    metrics = {
         f"{kind}/{name}/{what}": getattr(report, what)
         for name, report in reports.items()
         for what in _OF_SETS[kind]
     }
+    if kind == "retain":
+        found = certificates(reports).items()
+        metrics |= {f"{kind}/{name}/kl_upper": one.upper for name, one in found}
+    return metrics
 
 
 def generation_metrics(name: str, rows: int, compared: Sequence[Compared]) -> dict[str, float]:

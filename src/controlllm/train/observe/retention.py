@@ -22,6 +22,7 @@ from controlllm.evaluate import (
     measure_retention,
     worst_forgetting,
 )
+from controlllm.evaluate.own_text import certificates
 from controlllm.train.observe.metrics import set_metrics
 
 __all__ = ["Best", "ForgettingMeter", "Measurement", "better", "within_budget"]
@@ -119,11 +120,14 @@ class Best:
         step: optimizer steps done.
         learn_loss: mean loss of the learn sets there.
         forgetting: largest forgetting of the retain sets there; None without such sets.
+        kl_upper: largest 95 % upper bound of KL(base || model) per token of own text there; None
+            without own text.
     """
 
     step: int
     learn_loss: float
     forgetting: float | None
+    kl_upper: float | None = None
 
 
 def within_budget(measurement: Measurement, max_forgetting: float | None) -> bool:
@@ -141,4 +145,5 @@ def better(
         return None
     if best is not None and not loss < best.learn_loss:
         return None
-    return Best(step, loss, measurement.forgetting)
+    bounds = [one.upper for one in certificates(measurement.retain).values()]
+    return Best(step, loss, measurement.forgetting, max(bounds, default=None))

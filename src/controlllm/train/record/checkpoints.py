@@ -148,6 +148,8 @@ class Checkpoints(Callback):
         values = {"learn_loss": best.learn_loss}
         if best.forgetting is not None:
             values["forgetting"] = best.forgetting
+        if best.kl_upper is not None:
+            values["kl_upper"] = best.kl_upper
         mark_best(state.folder, best.step, values)
 
     def _upload(self, state: RunState) -> None:

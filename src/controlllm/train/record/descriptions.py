@@ -27,6 +27,8 @@ def describe_sets(metrics: Mapping[str, float]) -> str:
             else:
                 forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
                 note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
+                if (upper := metrics.get(f"{group}/kl_upper")) is not None:
+                    note += f" <= {upper:.3f}"
             parts.append(f"{group} {value:.3f} ({note})")
         elif kind not in ("generation", "benchmarks", "learn", "retain"):
             parts.append(f"{name} {value:.6g}")

@@ -22,6 +22,7 @@ class Evaluation(Callback):
 
     Attributes:
         improved: whether the last step is the best one so far.
+        last: what was measured last, and after which step; None before.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Evaluation(Callback):
     ) -> None:
         self.clock, self.time, self.announce = clock, time, announce
         self.improved = False
+        self.last: tuple[int, Measurement] | None = None
 
     def begin(self, state: RunState) -> None:
         """Measure the model that is not trained yet."""
@@ -57,6 +59,7 @@ class Evaluation(Callback):
             measurement = ready.meter.measure()
             probed = _probed(state)
         state.world.reshard(state.model)
+        self.last = (state.step, measurement)
         state.progress.forgetting = measurement.forgetting
         state.log(measurement.metrics | probed)
         if state.is_first:

@@ -5,7 +5,8 @@
       tokenizer.json ...  the tokenizer, with the chat template that was trained
       metrics.jsonl       tensorboard/     (logging.report_to)
       checkpoint-{step}/  best.json        (controlllm.checkpoint)
-      rehearsal/          what the base wrote, by content
+      rehearsal/          what the base wrote to be rehearsed, by content
+      own_text/           what it wrote to be measured, by content
       benchmarks/         answers to a suite of benchmarks (evaluation.suite)
       generation/         texts for held-out prompts, base and trained (evaluation.generation)
       .controlllm.lock    held while a run writes here, with a note of which process does

@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.errors import TrainingError
+from controlllm.evaluate import Certificate
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.observe.debugging import Debugger
 from controlllm.train.observe.instruments import Instruments
@@ -37,6 +38,7 @@ from controlllm.train.record.generation import Generation
 from controlllm.train.record.hooks import Callback, RunState
 from controlllm.train.record.metric_log import MetricLog
 from controlllm.train.record.signals import StopSignals
+from controlllm.train.setup.own_text import final_certificates
 from controlllm.train.setup.stages import Ready
 from controlllm.train.step.losses import StepReport
 
@@ -56,6 +58,8 @@ class TrainResult:
         stopped_because: max_steps, max_tokens, max_seconds, max_forgetting, end_of_data,
             preempted (a signal asked for it; the same run goes on from there), or what a callback
             gave as its reason.
+        certificates: by the name of a set of own text, how far the model moved from its base on
+            what that wrote; none where the last step was not measured, or there is no own text.
         model: the model as it was when training stopped (the best one is on disk).
         tokenizer: its tokenizer.
     """
@@ -64,6 +68,7 @@ class TrainResult:
     history: list[dict[str, Any]]
     best: Best | None
     stopped_because: str
+    certificates: dict[str, Certificate]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
@@ -206,8 +211,19 @@ class Recorder:
         self.checkpoints.finish(state)
         for line in state.ready.loader.report():
             log.info("Drawn from source %s", line)
-        model, tokenizer = state.model, state.tokenizer
-        return TrainResult(state.folder, state.history, state.best, state.stopped, model, tokenizer)
+        step, measured = self.evaluation.last or (None, None)
+        found = {}
+        if measured is not None and step == state.step and state.stopped != "preempted":
+            found = final_certificates(state.ready, measured.retain)
+        return TrainResult(
+            state.folder,
+            state.history,
+            state.best,
+            state.stopped,
+            found,
+            state.model,
+            state.tokenizer,
+        )
 
     def close(self) -> None:
         """End all that has begun; also after an error."""

@@ -8,6 +8,7 @@ copies            Frozen copies of models, which have weights in common with a m
 generation        The questions that a run lets its model answer, on its held-out sets
 methods           How a base model becomes one that trains, and what computes its base afterwards
 model             The base model and its tokenizer, loaded and set up for training
+own_text          What the base of a run writes by itself before training, to be measured
 quantised_linear  Linear layers whose weight is held in 8 or 4 bits: packed by torchao, multiplied
                   by us
 quantize          A frozen base in 8 or 4 bits: less memory for what does not train

@@ -22,6 +22,7 @@ from controlllm.train.parallel.loading import weights_to_shard
 from controlllm.train.setup.benchmarks import load_benchmarks
 from controlllm.train.setup.generation import check_generation
 from controlllm.train.setup.model import Loaded, load_base, place_stage
+from controlllm.train.setup.own_text import base_own_text
 from controlllm.train.setup.rehearsal import rehearsal_source
 from controlllm.train.setup.stages import Base
 from controlllm.train.setup.ways.contract import GOINGS, Earlier, Stage
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None = None) -> Base:
-    """Load the base, let it write what is rehearsed, and open the data.
+    """Load the base, let it write what is rehearsed and what is measured, and open the data.
 
     Args:
         run: the run config.
@@ -70,6 +71,9 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     if run.rehearsal.enabled:
         store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run))
         rehearsal = (store, run.rehearsal.share)
+    own_text = world.ranks.first(
+        lambda: base_own_text(model, tokenizer, run, stages, is_empty=files is not None)
+    )
     loader = TrainLoader(
         run.data,
         tokenizer,
@@ -81,7 +85,17 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     )
     world.ranks.first(lambda: warn_of_overlaps(run.data))
     return Base(
-        run, world, model, tokenizer, loader, files, engine_settings, benchmarks, stages, parents
+        run,
+        world,
+        model,
+        tokenizer,
+        loader,
+        files,
+        engine_settings,
+        benchmarks,
+        own_text,
+        stages,
+        parents,
     )
 
 

@@ -100,7 +100,7 @@ def prepare_model(
 
 def asks_base(run: RunConfig) -> bool:
     """Whether anything in a run asks the base."""
-    measured = run.data.learn or run.data.retain or run.evaluation.suite
+    measured = run.measures or run.evaluation.suite
     return bool(measured or run.rehearsal.uses_kl or METHODS.get(run.method).asks_base)
 
 

@@ -82,7 +82,7 @@ def make_ready(sharded: Sharded) -> Ready:
             model,
             reference,
             _eval_sets(run.data.learn, tokenizer, run),
-            _eval_sets(run.data.retain, tokenizer, run),
+            {**_eval_sets(run.data.retain, tokenizer, run), **_own_text(sharded)},
             world.data_ranks,
         ),
         texts=make_generation_meter(model, tokenizer, run, world),
@@ -110,6 +110,15 @@ def _eval_sets(
         rows = run.training.per_device_eval_batch_size
         sets[str(source.name)] = eval_batches(examples, tokenizer, run.data, rows)
     return sets
+
+
+def _own_text(sharded: Sharded) -> dict[str, list[Batch]]:
+    """What the base wrote, as sets like any others."""
+    run, rows = sharded.run, sharded.run.training.per_device_eval_batch_size
+    return {
+        name: eval_batches(examples, sharded.tokenizer, run.data, rows)
+        for name, examples in sharded.own_text.items()
+    }
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

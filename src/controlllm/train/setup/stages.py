@@ -10,7 +10,7 @@ Under ZeRO a loop adds a stage of its own: DeepSpeed's engine takes model and op
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.attention.documents import check_packing
-from controlllm.data import Batch, TrainLoader
+from controlllm.data import Batch, Example, TrainLoader
 from controlllm.evaluate import LoadedSuite, Reference
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.generation import GenerationMeter
@@ -58,6 +58,7 @@ class Base:
         files: where the weights lie that a model on the meta device has not read yet, or None.
         engine_settings: DeepSpeed's, under zero2 and zero3.
         benchmarks: the suite that is asked while it trains, or None.
+        own_text: what the base wrote to be measured, by the name of the set.
         stages: the base and the runs that it goes on from, as they were; none where it goes on
             from no run.
         parents: what is recorded of those runs.
@@ -71,6 +72,7 @@ class Base:
     files: Path | None
     engine_settings: dict[str, Any]
     benchmarks: LoadedSuite | None
+    own_text: Mapping[str, Sequence[Example]]
     stages: tuple[Stage, ...]
     parents: tuple[dict[str, Any], ...]
 

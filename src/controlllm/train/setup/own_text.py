@@ -1,0 +1,88 @@
+"""What the base of a run writes by itself before training, to be measured and never trained on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.data import Example
+from controlllm.evaluate import Certificate, RetentionReport, Writer, certify, write_own_text
+from controlllm.evaluate.own_text import certificates
+from controlllm.train.config.run_config import RunConfig
+from controlllm.train.setup.stages import Ready
+from controlllm.train.setup.ways.contract import BASE, Stage
+
+__all__ = ["base_own_text", "final_certificates", "own_text_folder"]
+
+log = logging.getLogger(__name__)
+
+
+def own_text_folder(run: RunConfig) -> Path:
+    """Where the own text of a run's base lies."""
+    return Path(run.own_text.cache_dir or Path(run.training.output_dir) / "own_text")
+
+
+def base_own_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunConfig,
+    stages: Sequence[Stage],
+    is_empty: bool,
+) -> dict[str, list[Example]]:
+    """Own text of the base by the name of the set; none where the run does not measure it.
+
+    Args:
+        model: the base, or a model that carries it.
+        tokenizer: its tokenizer.
+        run: the run config.
+        stages: the base and earlier runs, where the run goes on from one.
+        is_empty: whether the model has no weights yet, as each process is to read its own parts.
+
+    Raises:
+        ConfigError: what the run asks for cannot be written.
+    """
+    if not run.own_text.measured_in(run):
+        return {}
+    if is_empty:
+        log.warning(
+            "Own text is not measured: each process reads its parts of the weights only, and no "
+            "model is there that could write. own_text.measure=true loads it whole first."
+        )
+        return {}
+    base = next((stage for stage in stages if stage.name == BASE), Stage(BASE))
+    if stages and base not in stages:
+        return {}  # It cannot be loaded any more, which has been told.
+    writer = Writer.base(model if base.copy is None else base.copy)
+    return write_own_text(writer, tokenizer, run.own_text, run.data, own_text_folder(run))
+
+
+def final_certificates(
+    ready: Ready, measured: Mapping[str, RetentionReport]
+) -> dict[str, Certificate]:
+    """The certificates of the trained model, on more text where a precision is wished. Collective.
+
+    `measured` are the reports of its last evaluation.
+    """
+    found, run, reference = certificates(measured), ready.run, ready.reference
+    wished = run.own_text.precision
+    if not found or wished is None or all(one.precision <= wished for one in found.values()):
+        return found
+    if ready.world.shares or reference is None:
+        log.warning(
+            "own_text.precision=%g is not reached: the model lies in parts on several processes, "
+            "and writes no more text. `controlllm calibrate` writes more.",
+            wished,
+        )
+        return found
+    with ready.autocast():
+        return certify(
+            ready.model,
+            ready.tokenizer,
+            own_text_folder(run),
+            run.own_text,
+            run.data,
+            reference,
+            run.training.per_device_eval_batch_size,
+            ranks=ready.world.data_ranks,
+        )
