@@ -22,12 +22,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
-from controlllm.checkpoint.models.parents import find_parent
+from controlllm.checkpoint.models.parents import find_parent, put_beside
 from controlllm.checkpoint.models.whole import (
     check_files,
     from_pretrained,
@@ -43,7 +44,7 @@ from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
 from controlllm.expansion import ControlLLMForCausalLM, collapse
 from controlllm.expansion.files.fingerprint import fingerprint
-from controlllm.expansion.files.lineage import folded_parent
+from controlllm.expansion.files.lineage import dial_of, folded_parent, parents_beside
 from controlllm.expansion.files.records import (
     SIDECAR_WEIGHTS,
     read_model_file,
@@ -99,19 +100,30 @@ def _load(
         else:
             base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
-            put_on = HANDLERS[apart.kind.name].put_on
-            assert put_on is not None  # `saved_apart` has looked
-            model = put_on(
+            model = _put_on(
                 _base_model(apart, base, base_options, (*above, location.path), options.base),
-                apart.folder,
+                apart,
                 tensors,
-                options.check_base,
+                options,
             )
         if apart is None or apart.kind is KINDS["part"]:
             model.config.name_or_path = location.path
     tokenizer = load_tokenizer(_tokenizer_places(location, apart, base), options)
     require_rows(model, tokenizer)
     return _placed(model.eval(), options.device), tokenizer
+
+
+def _put_on(
+    base: PreTrainedModel, apart: Apart, tensors: dict[str, Tensor] | None, options: LoadOptions
+) -> PreTrainedModel:
+    """What was saved apart, on its base; a sidecar beside those that it was trained beside."""
+    if apart.kind is KINDS["control"]:
+        parents = read_sidecar_config(apart.folder).get("parents", [])
+        if beside := parents_beside(parents):
+            return put_beside(base, apart, parents, beside, tensors, options)
+    put_on = HANDLERS[apart.kind.name].put_on
+    assert put_on is not None  # `saved_apart` has looked
+    return put_on(base, apart.folder, tensors, options.check_base)
 
 
 def find_tokenizer(
@@ -239,7 +251,7 @@ def load_stage(
     """
     model = _load(location, replace(options, device="cpu"), ())[0]
     assert isinstance(model, ControlLLMForCausalLM)  # `find_parent` has looked
-    model.set_alpha(record.get("dial"))
+    model.set_alpha(dial_of(record))
     return model
 
 

@@ -4,11 +4,15 @@ The maker of a sidecar wrote where they lay. So such a place leads to this machi
 Hub only, and nothing there is loaded but the stage whose digest is recorded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from controlllm.checkpoint.models.apart import joined_parts, saved_apart
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
 from controlllm.checkpoint.training.manifest import verify_manifest
@@ -16,9 +20,10 @@ from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.errors import CheckpointError
 from controlllm.common.text.names import is_checkpoint
-from controlllm.expansion.files.lineage import check_parent, parent_record
+from controlllm.expansion.files.lineage import check_parent, dial_beside, parent_record, stage_name
+from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
-__all__ = ["find_parent", "record_stage"]
+__all__ = ["find_parent", "put_beside", "record_stage"]
 
 
 def find_parent(
@@ -67,6 +72,45 @@ def record_stage(
         tensors = None if joined is None else map_joined(joined)
         record = parent_record(apart.folder, way, names, tensors)
     return {**record, "place": location.path}
+
+
+def put_beside(
+    base: PreTrainedModel,
+    apart: Apart,
+    parents: Sequence[Mapping[str, Any]],
+    beside: Sequence[Mapping[str, Any]],
+    tensors: dict[str, Tensor] | None,
+    options: LoadOptions,
+) -> BranchedForCausalLM:
+    """A sidecar on its base, and those beside it that it was trained beside, at their dials.
+
+    Args:
+        base: taken over.
+        apart: the sidecar.
+        parents: what it records of all stages before it.
+        beside: those of them that stand beside it.
+        tensors: the sidecar's tensors, if they are read already.
+        options: how it is loaded.
+
+    Raises:
+        CheckpointError: one of them is missing, or is another one.
+    """
+    own = stage_name(apart.folder, [parent["name"] for parent in parents])
+    folders, read = {}, {}
+    with ExitStack() as stack:
+        for parent in beside:
+            place = find_parent(parent, apart.folder, options)
+            found = saved_apart(place)
+            assert found is not None  # `find_parent` has looked
+            folders[parent["name"]] = found.folder
+            joined = stack.enter_context(joined_parts(place, options))
+            if joined is not None:
+                read[parent["name"]] = map_joined(joined)
+        folders[own] = apart.folder
+        if tensors is not None:
+            read[own] = tensors
+        dials = {parent["name"]: dial_beside(parent) for parent in beside}
+        return load_branches(base, folders, dials, options.check_base, read)
 
 
 def _places(recorded: str, child: Path) -> Iterator[Path]:

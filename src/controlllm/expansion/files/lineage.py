@@ -19,10 +19,15 @@ from controlllm.expansion.files.records import function_digest, read_sidecar_con
 from controlllm.expansion.files.sidecar import read_sidecar_tensors
 
 __all__ = [
+    "BRANCH",
     "FOLD",
+    "as_recorded",
     "check_parent",
+    "dial_beside",
+    "dial_of",
     "folded_parent",
     "parent_record",
+    "parents_beside",
     "parents_of_base",
     "sidecar_digest",
     "stage_name",
@@ -30,6 +35,8 @@ __all__ = [
 
 FOLD = "fold"
 """The way after which the base is the stage before, folded."""
+BRANCH = "branch"
+"""The way after which the stage before stays, beside what is learned then."""
 
 
 def sidecar_digest(folder: Path, tensors: Mapping[str, Tensor] | None = None) -> str:
@@ -70,7 +77,7 @@ def parent_record(
         "place": str(folder),
         "digest": sidecar_digest(folder, tensors),
         "way": way,
-        "dial": json.loads(json.dumps(values["expansion"].get("dial"))),
+        "dial": as_recorded(values["expansion"].get("dial")),
     }
 
 
@@ -93,6 +100,34 @@ def folded_parent(parents: Sequence[Mapping[str, Any]]) -> int | None:
     """The index of the last stage that was folded into the base; None if none was."""
     folded = [index for index, parent in enumerate(parents) if parent["way"] == FOLD]
     return folded[-1] if folded else None
+
+
+def parents_beside(parents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the stages before whose sidecars stand beside the one that records them."""
+    last = folded_parent(parents)
+    after = parents[0 if last is None else last + 1 :]
+    return [dict(parent) for parent in after if parent["way"] == BRANCH]
+
+
+def dial_beside(parent: Mapping[str, Any]) -> Any:
+    """Where the dial of such a stage stands beside the sidecar that records it."""
+    return _dial(parent["weight"]) if "weight" in parent else dial_of(parent)
+
+
+def dial_of(parent: Mapping[str, Any]) -> Any:
+    """Where the dial of a stage stood when it was continued."""
+    return _dial(parent.get("dial"))
+
+
+def as_recorded(dial: Any) -> Any:
+    """A dial as JSON has it: layers are texts there."""
+    return json.loads(json.dumps(dial))
+
+
+def _dial(recorded: Any) -> Any:
+    if not isinstance(recorded, Mapping):
+        return recorded
+    return {int(layer): alpha for layer, alpha in recorded.items()}
 
 
 def parents_of_base(parents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -62,6 +62,8 @@ which there means any character."""
 PlainNames = Annotated[list[TensorPart], at_most(50_000)]
 StageName = Annotated[str, matching(r"[A-Za-z0-9][\w.-]{0,63}", "a plain name")]
 _Dial = Annotated[float, between(0, 1)]
+_Layer = Annotated[str, matching(r"-1|\d{1,4}", "a layer")]
+_Dials = _Dial | dict[_Layer, _Dial] | None
 
 
 class BaseRecord(TypedDict, total=False):
@@ -101,14 +103,16 @@ class ParentRecord(TypedDict, total=False):
     """One stage that a sidecar was trained after (`lineage`).
 
     `place` is where it lay, `digest` its identity, `dial` where its dial stood when it was
-    continued, `way` how (`continue_by`), `dtype` the type that it was folded in.
+    continued, `way` how (`continue_by`), `dtype` the type that it was folded in, `weight` where its
+    dial stands beside the sidecar, if elsewhere (a blend of branches that was measured).
     """
 
     name: Required[StageName]
     place: Required[Text]
     digest: Required[Annotated[str, matching(r"[0-9a-f]{64}", "a SHA-256 in hex")]]
     way: Required[Annotated[str, matching(r"\w[\w.-]{0,63}", "a plain name")]]
-    dial: _Dial | dict[Annotated[int, between(-1, 10_000)], _Dial] | None
+    dial: _Dials
+    weight: _Dials
     dtype: Dtype
 
 
@@ -223,8 +227,8 @@ def function_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 over what decides which function a sidecar's tensors make of its base.
 
     All settings of the expansion and of adapters, what is in few bits, the base's weights, and the
-    stages before; not the dial and measured alphas, which are set afterwards, nor where base and
-    stages lie, which may move. No signature: whoever changes the settings can make it anew.
+    stages before; not dials, weights and measured alphas, which are set afterwards, nor where base
+    and stages lie, which may move. No signature: whoever changes the settings can make it anew.
     """
     apart = ("dial", "mean_alpha")
     parts = [values.get("expansion", {}), values.get("base", {})]
@@ -236,5 +240,5 @@ def function_digest(values: Mapping[str, Any]) -> str:
     if "packed" in values:
         record.append(values["packed"])
     if parents:
-        record.append([{**parent, "place": None} for parent in parents])
+        record.append([{**parent, "place": None, "weight": None} for parent in parents])
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

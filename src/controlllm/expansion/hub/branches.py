@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ConfigError, ModelError
+from controlllm.expansion.files.lineage import as_recorded
 from controlllm.expansion.hub.expand import expand
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.hub.named import Named, Sidecar, are_names, check_alone, check_names
@@ -82,6 +83,30 @@ class BranchedForCausalLM(Named, ControlLLMForCausalLM):
             self._turn_named(alpha)  # type: ignore[arg-type]  # `are_names` has looked
         else:
             super().set_alpha(alpha)  # type: ignore[arg-type]
+
+    def _turn_named(self, alphas: Mapping[str, Alpha]) -> None:
+        super()._turn_named(alphas)
+        for record in self.config.parents:  # A model that is saved has the numbers set last.
+            if record["name"] in self._named:
+                record.pop("weight", None)
+                dial = as_recorded(self._named[record["name"]].expansion.dial)
+                if dial != record.get("dial"):
+                    record["weight"] = dial
+
+    @contextmanager
+    def standing(self, alphas: Mapping[str, Alpha]) -> Iterator[None]:
+        """Inside, the dials stand so, by name, and all others are off; no settings are changed."""
+        every = [part for one in self._named.values() for part in one._expansion.parts()]
+        dials = [part.dial for part in every]
+        settings = [one.config.expansion for one in self._named.values()]
+        super()._turn_named(alphas)
+        try:
+            yield
+        finally:
+            for part, dial in zip(every, dials, strict=True):
+                part.dial = dial
+            for one, before in zip(self._named.values(), settings, strict=True):
+                one.config.expansion = before
 
     @contextmanager
     def disable_branch(self) -> Iterator[None]:

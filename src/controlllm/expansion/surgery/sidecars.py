@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from controlllm.expansion.method.block import ExpandedBlock
+from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.plan import BlockPlan
 from controlllm.expansion.method.several import SharedBlock, SharedEnd, SharedTable
 from controlllm.expansion.surgery.anatomy import examine, module_name, own_config, replace_module
@@ -48,6 +50,7 @@ def install_together(model: PreTrainedModel, expansions: Sequence[Expansion]) ->
         one.state = state
         for part in one.parts():
             part.state = state
+            _share_configs(part)
     for layer, blocks in _by_place([one.blocks for one in expansions]).items():
         joined: Any = blocks[0] if len(blocks) == 1 else SharedBlock(blocks)
         together.blocks[layer] = anatomy.layers[layer] = joined
@@ -55,6 +58,16 @@ def install_together(model: PreTrainedModel, expansions: Sequence[Expansion]) ->
     extend_config(anatomy, together)
     set_trainable(model, [])
     return together
+
+
+def _share_configs(part: ExpandedBlock | ExpandedEnd) -> None:
+    """Let a copy read the config of its frozen twin: that of the base has become another object."""
+    twins = dict(part.pretrained.named_modules())
+    for name, module in part.expanded.named_modules():
+        theirs = vars(twins[name]) if name in twins else {}
+        for key, value in vars(module).items():
+            if isinstance(value, PreTrainedConfig) and key in theirs:
+                vars(module)[key] = theirs[key]
 
 
 def name_alone(name: str) -> str:

@@ -116,8 +116,9 @@ class RunConfig:
         choices=WAYS.names,
         read=Read(lambda run: run.continue_from is not None, "continue_from names no run"),
     )
-    """How: `one` (the same copies go on), `fold` (the earlier run is collapsed and expanded anew:
-    alpha 0 is that run), `joint` (from the base, on all data together: the upper bound)."""
+    """How: `one` (the same copies go on), `branch` (a new sidecar beside the earlier ones, frozen
+    ones: alpha 0 is that run), `fold` (the earlier run is collapsed and expanded anew), `joint`
+    (from the base, on all data together: the upper bound)."""
     expansion: ExpansionConfig = setting(
         factory=ExpansionConfig,
         read=Read(

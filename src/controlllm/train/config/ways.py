@@ -29,6 +29,7 @@ WAYS: Registry[Way] = Registry("continue_by")
 
 for _name, _way in {
     "one": Way(same_expansion=True),
+    "branch": Way(),
     "fold": Way(),
     "joint": Way(all_data=True),
 }.items():

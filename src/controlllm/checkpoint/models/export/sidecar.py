@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
 from controlllm.expansion.files.packed import check_bits, packed_bits
 from controlllm.expansion.files.sidecar import save_sidecar
+from controlllm.expansion.hub.branches import BranchedForCausalLM
 
 __all__ = ["Sidecar"]
 
@@ -19,7 +20,10 @@ log = logging.getLogger(__name__)
 @FORMS.register("sidecar")
 @dataclass
 class Sidecar(Form):
-    """The trained tensors only; they are put beside the base when loaded."""
+    """The trained tensors only; they are put beside the base when loaded.
+
+    Of a sidecar that was trained beside earlier ones it is that one alone; it says where they are.
+    """
 
     trained_only: ClassVar[bool] = True
 
@@ -40,7 +44,9 @@ class Sidecar(Form):
         inplace: bool,
     ) -> None:
         """Write what `load_sidecar` reads."""
-        whole = expanded(model, "sidecar")
+        whole = model
+        if not isinstance(model, BranchedForCausalLM):  # of which it is the newest
+            whole = expanded(model, "sidecar")
         save_sidecar(whole, folder, bits=self.bits)
         if self.bits is not None and packed_bits(whole) != self.bits:
             log.warning(

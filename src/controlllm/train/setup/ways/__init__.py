@@ -1,5 +1,6 @@
 """What a run does to go on from an earlier one: one file for each way of `config.ways`.
 
+branch    A new sidecar beside the earlier ones, which are frozen at their dials
 contract  What a way does, and how one is registered
 earlier   The run that is gone on from: found, read, and what need not be said again
 fold      New copies on the stage before, collapsed

@@ -22,10 +22,13 @@ from controlllm.evaluate import Reference
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS, Way
 
-__all__ = ["BASE", "GOINGS", "Earlier", "Going", "Stage", "register_way", "run_folder_of"]
+__all__ = ["BASE", "GOINGS", "Earlier", "Going", "Inside", "Stage", "register_way", "run_folder_of"]
 
 BASE = "base"
 """What the first stage is called."""
+
+Inside = Callable[[Any], AbstractContextManager[Any]]
+"""Gives a context in which a model computes an earlier stage."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Stage:
     name: str
     folder: Path | None = None
     copy: PreTrainedModel | None = None
-    inside: Callable[[Any], AbstractContextManager[Any]] = as_base
+    inside: Inside = as_base
 
     def reference(self, model: PreTrainedModel) -> Reference:
         """Who computes the stage beside the model that trains."""
@@ -99,7 +102,7 @@ class Going:
 
 
 GOINGS: Registry[Going] = Registry(
-    "continue_by", ("one", "fold", "joint"), home="controlllm.train.setup.ways.going"
+    "continue_by", ("one", "branch", "fold", "joint"), home="controlllm.train.setup.ways.going"
 )
 """What each of `WAYS` does, by its name."""
 

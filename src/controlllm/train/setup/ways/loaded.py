@@ -8,11 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from controlllm.checkpoint import find_parent, load_model, load_stage
+from controlllm.common.adapters import as_base
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion import collapse
 from controlllm.expansion.files.lineage import FOLD
 from controlllm.train.setup.copies import share_equal
-from controlllm.train.setup.ways.contract import Earlier, Stage, run_folder_of
+from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, run_folder_of
 
 __all__ = ["all_stages"]
 
@@ -20,7 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def all_stages(
-    model: PreTrainedModel, earlier: Earlier, shares: bool, own: str, last: Stage
+    model: PreTrainedModel,
+    earlier: Earlier,
+    shares: bool,
+    own: str,
+    last: Stage,
+    beside: Mapping[str, Inside] | None = None,
 ) -> tuple[Stage, ...]:
     """The base and every stage before a run, the oldest first; those that are gone are told.
 
@@ -30,14 +36,15 @@ def all_stages(
         shares: whether frozen weights may be in common with it.
         own: the stage that the model computes with its expansion off.
         last: the stage that the run goes on from.
+        beside: other stages that the model computes, and inside what.
     """
-    stages = []
+    stages, held = [], {own: as_base, **(beside or {})}
     for name, record in zip(earlier.names, (None, *earlier.parents), strict=True):
         if name == last.name:
             stages.append(last)
             continue
         try:
-            stages.append(_stage(name, record, model, earlier, shares, own))
+            stages.append(_stage(name, record, model, earlier, shares, held))
         except CheckpointError as error:
             log.warning(
                 "The stage %r is neither measured nor rehearsed, as it cannot be loaded: %s",
@@ -53,15 +60,15 @@ def _stage(
     model: PreTrainedModel,
     earlier: Earlier,
     shares: bool,
-    own: str,
+    held: Mapping[str, Inside],
 ) -> Stage:
     options = replace(earlier.options, device="cpu")
     folder = None
     if record is not None:
         location = find_parent(record, earlier.folder, options)
         folder = run_folder_of(location)
-    if name == own:
-        return Stage(name, folder)
+    if name in held:
+        return Stage(name, folder, inside=held[name])
     log.info("Loading the stage %s", name)
     if record is None:
         assert options.base is not None  # `find_earlier` has filled it in
