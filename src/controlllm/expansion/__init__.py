@@ -21,7 +21,7 @@ from controlllm.common.lazy import lazy_names
 if TYPE_CHECKING:
     from controlllm.expansion.files.adapter_config import AdapterConfig
     from controlllm.expansion.files.sidecar import save_sidecar
-    from controlllm.expansion.hub.branches import expand_beside
+    from controlllm.expansion.hub.branches import BranchedForCausalLM, expand_beside
     from controlllm.expansion.hub.expand import block_parts, decoder_blocks, expand
     from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
     from controlllm.expansion.hub.peft import add_adapters, require_peft
@@ -46,6 +46,7 @@ __all__ = [
     "DIVERGENCES",
     "INTERPOLATORS",
     "AdapterConfig",
+    "BranchedForCausalLM",
     "ConcatBlock",
     "ControlLLMConfig",
     "ControlLLMForCausalLM",

@@ -8,6 +8,7 @@ loading       Any folder or name to a model and its tokenizer
 locate        What a path or name is: one small pure look at file names, before anything is
               loaded
 named         Several sidecars, each with a name, on one base
-parents       Stages that a sidecar was trained after, found again
+parents       Stages that a sidecar was trained after, found again; those beside it are put on its
+              base
 whole         A whole model by transformers, of which nothing is missing
 """

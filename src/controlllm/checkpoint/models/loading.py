@@ -22,20 +22,18 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
-from controlllm.checkpoint.models.parents import find_parent, put_beside
+from controlllm.checkpoint.models.parents import find_parent, put_on
 from controlllm.checkpoint.models.whole import (
     check_files,
     from_pretrained,
     load_whole,
     require_rows,
 )
-from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX
 from controlllm.checkpoint.training.shards import map_joined, shard_files
@@ -44,7 +42,7 @@ from controlllm.common.packages.quantizers import QUANTIZERS
 from controlllm.common.storage.tensor_headers import require_file
 from controlllm.expansion import ControlLLMForCausalLM, collapse
 from controlllm.expansion.files.fingerprint import fingerprint
-from controlllm.expansion.files.lineage import dial_of, folded_parent, parents_beside
+from controlllm.expansion.files.lineage import dial_of, folded_parent
 from controlllm.expansion.files.records import (
     SIDECAR_WEIGHTS,
     read_model_file,
@@ -100,7 +98,7 @@ def _load(
         else:
             base, base_options = _base_of(apart, location, options)
             tensors = None if joined is None else map_joined(joined)
-            model = _put_on(
+            model = put_on(
                 _base_model(apart, base, base_options, (*above, location.path), options.base),
                 apart,
                 tensors,
@@ -111,19 +109,6 @@ def _load(
     tokenizer = load_tokenizer(_tokenizer_places(location, apart, base), options)
     require_rows(model, tokenizer)
     return _placed(model.eval(), options.device), tokenizer
-
-
-def _put_on(
-    base: PreTrainedModel, apart: Apart, tensors: dict[str, Tensor] | None, options: LoadOptions
-) -> PreTrainedModel:
-    """What was saved apart, on its base; a sidecar beside those that it was trained beside."""
-    if apart.kind is KINDS["control"]:
-        parents = read_sidecar_config(apart.folder).get("parents", [])
-        if beside := parents_beside(parents):
-            return put_beside(base, apart, parents, beside, tensors, options)
-    put_on = HANDLERS[apart.kind.name].put_on
-    assert put_on is not None  # `saved_apart` has looked
-    return put_on(base, apart.folder, tensors, options.check_base)
 
 
 def find_tokenizer(

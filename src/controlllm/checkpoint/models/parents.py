@@ -1,4 +1,4 @@
-"""Stages that a sidecar was trained after, found again.
+"""Stages that a sidecar was trained after, found again; those beside it are put on its base.
 
 The maker of a sidecar wrote where they lay. So such a place leads to this machine's disk or to the
 Hub only, and nothing there is loaded but the stage whose digest is recorded.
@@ -15,15 +15,23 @@ from transformers import PreTrainedModel
 from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
 from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.errors import CheckpointError
 from controlllm.common.text.names import is_checkpoint
-from controlllm.expansion.files.lineage import check_parent, dial_beside, parent_record, stage_name
+from controlllm.expansion.files.lineage import (
+    check_parent,
+    dial_beside,
+    parent_record,
+    parents_beside,
+    stage_name,
+)
+from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
-__all__ = ["find_parent", "put_beside", "record_stage"]
+__all__ = ["find_parent", "put_on", "record_stage"]
 
 
 def find_parent(
@@ -74,7 +82,30 @@ def record_stage(
     return {**record, "place": location.path}
 
 
-def put_beside(
+def put_on(
+    base: PreTrainedModel, apart: Apart, tensors: dict[str, Tensor] | None, options: LoadOptions
+) -> PreTrainedModel:
+    """Put what was saved apart on its base; a sidecar beside those that it was trained beside.
+
+    Args:
+        base: taken over.
+        apart: what was saved.
+        tensors: its tensors, if they are read already.
+        options: how it is loaded.
+
+    Raises:
+        CheckpointError, ModelError: it does not fit the base, or one beside it is not there.
+    """
+    if apart.kind is KINDS["control"]:
+        parents = read_sidecar_config(apart.folder).get("parents", [])
+        if beside := parents_beside(parents):
+            return _put_beside(base, apart, parents, beside, tensors, options)
+    handler = HANDLERS[apart.kind.name]
+    assert handler.put_on is not None  # `saved_apart` has looked
+    return handler.put_on(base, apart.folder, tensors, options.check_base)
+
+
+def _put_beside(
     base: PreTrainedModel,
     apart: Apart,
     parents: Sequence[Mapping[str, Any]],
@@ -82,19 +113,7 @@ def put_beside(
     tensors: dict[str, Tensor] | None,
     options: LoadOptions,
 ) -> BranchedForCausalLM:
-    """A sidecar on its base, and those beside it that it was trained beside, at their dials.
-
-    Args:
-        base: taken over.
-        apart: the sidecar.
-        parents: what it records of all stages before it.
-        beside: those of them that stand beside it.
-        tensors: the sidecar's tensors, if they are read already.
-        options: how it is loaded.
-
-    Raises:
-        CheckpointError: one of them is missing, or is another one.
-    """
+    """A sidecar of these `parents` on its base, and some of them `beside` it, at their dials."""
     own = stage_name(apart.folder, [parent["name"] for parent in parents])
     folders, read = {}, {}
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import load_model
 from controlllm.common.errors import ConfigError
-from controlllm.expansion import ControlLLMForCausalLM, expand_beside
+from controlllm.expansion import BranchedForCausalLM, ControlLLMForCausalLM, expand_beside
 from controlllm.expansion.files.lineage import (
     dial_beside,
     dial_of,
@@ -19,7 +19,6 @@ from controlllm.expansion.files.lineage import (
     parents_beside,
     stage_name,
 )
-from controlllm.expansion.hub.branches import BranchedForCausalLM
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.setup.ways.contract import BASE, Earlier, Going, Inside, Stage
 from controlllm.train.setup.ways.loaded import all_stages
