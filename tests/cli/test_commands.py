@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,31 @@ def test_calibrate_writes_the_alpha_into_the_sidecar(
     model, _ = load_model(folder)
     assert set(model.alphas().values()) == {dial}
     assert f"dial: {dial}\n" in cli("inspect", folder)[1]
+
+
+def test_without_old_text_the_base_writes_what_is_to_be_retained(
+    cli: Cli, workplace: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    words = ("--data.retain=[]", "--own_text.num_sequences=8", "--training.output_dir", tmp_path)
+    code, out, _ = cli("train", workplace / "run.yaml", *words)
+    assert code == 0
+    promise = r"own_text: KL <= \d\.\d{3} nats per token \(95 %, 8 sequences, [\d,]+ tokens\); "
+    assert re.search(f"^{promise}total variation <= ", out, re.MULTILINE)
+    sweep = ("--alphas=[0.5]", "--refine_steps=0", "--max_forgetting=0.01")
+    code, out, err = cli("calibrate", tmp_path, *sweep)
+    assert code == 0, err
+    assert "KL(base‖trained) of own_text" in out
+    assert re.search(promise.replace("own_text", r"own_text at alpha \S+"), out)
+    kept = json.loads((tmp_path / "calibrated" / "calibration.json").read_text())
+    chosen = next(p for p in kept["points"] if p["alpha"] == kept["chosen"])
+    assert chosen["retain"]["own_text"]["kl"] <= 0.01
+    # The certificate stands on other sequences than those that chose.
+    assert kept["certificates"]["own_text"]["sequences"] == 8
+    if kept["chosen"]:
+        assert kept["certificates"]["own_text"]["kl"] != chosen["retain"]["own_text"]["kl"]
+    code, _, err = cli("calibrate", tmp_path, *sweep, "--own_text.measure=false")
+    assert code == 2
+    assert "own_text.measure=false needs data.retain" in err
 
 
 def test_a_sidecar_in_few_bits_is_exported_looked_at_and_calibrated(

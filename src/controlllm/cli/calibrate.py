@@ -1,13 +1,14 @@
 """`controlllm calibrate`: the alpha that learns most within a budget of forgetting."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from controlllm.checkpoint import Kind, LoadOptions, locate
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, run_defaults, tell_size
+from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, own_text_defaults, tell_size
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.checksums import resealed
@@ -16,6 +17,7 @@ from controlllm.common.storage.lock import occupied
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
+from controlllm.evaluate import OwnTextConfig
 from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS, check_budget, check_settings
 from controlllm.expansion.files.records import SIDECAR_CONFIG
 
@@ -40,6 +42,8 @@ class CalibrateOptions:
     """How often the gap above the best alpha is halved and measured again."""
     data: DataConfig = field(default_factory=DataConfig)
     """data.learn and data.retain; a run folder brings its own."""
+    own_text: OwnTextConfig = field(default_factory=OwnTextConfig)
+    """What the base writes: the retain set where data.retain names none, and the certificate."""
     batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
     output: str | None = None
@@ -59,11 +63,14 @@ class CalibrateOptions:
 
 def run(argv: list[str]) -> None:
     """Sweep, print the curve, and write the chosen alpha, the curve and its picture."""
-    options = parse_options(CalibrateOptions, argv, "calibrate", run_defaults, unread=UNREAD)
-    if not (options.data.learn and options.data.retain):
+    options = parse_options(CalibrateOptions, argv, "calibrate", own_text_defaults, unread=UNREAD)
+    if not options.data.learn:
         raise ConfigError(
-            "calibrate needs data.learn and data.retain: sets to learn and to retain."
+            "calibrate needs data.learn: sets to learn. Without data.retain the base writes by "
+            "itself what is to be retained."
         )
+    if not (options.data.retain or options.own_text.measured_in(options)):
+        raise ConfigError("own_text.measure=false needs data.retain: sets to retain.")
     target = _target(options)
     with occupied(target.folder, "model") if target.in_place else nullcontext():
         _calibrate(options, target)
@@ -71,7 +78,9 @@ def run(argv: list[str]) -> None:
 
 def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     from controlllm.checkpoint import export, load_model, make_form
-    from controlllm.evaluate import calibrate, plot_curves
+    from controlllm.common.context import context_of
+    from controlllm.data import eval_batches
+    from controlllm.evaluate import Writer, calibrate, certify, plot_curves, write_own_text
     from controlllm.evaluate.forgetting.losses import warn_if_not_finite
     from controlllm.expansion.files.packed import packed_bits
 
@@ -82,11 +91,24 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         return load_sets(sources, model, tokenizer, options.data, options.batch_size)
 
     learn, retain = sets(options.data.learn), sets(options.data.retain)
-    tell_size({**learn, **retain}, len({0.0, *options.alphas}) + 1 + options.refine_steps)
-    curve = calibrate(
-        model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
-    )
+    longest = min(options.data.max_length, context_of(model) or options.data.max_length)
+    data = replace(options.data, max_length=longest)
+    own, certificates = options.own_text, {}
+    with _own_text_folder(own) as folder:
+        if own.measured_in(options):
+            written = write_own_text(Writer.base(model), tokenizer, own, data, folder)
+            for name, examples in written.items():
+                retain[name] = eval_batches(examples, tokenizer, data, options.batch_size)
+        tell_size({**learn, **retain}, len({0.0, *options.alphas}) + 1 + options.refine_steps)
+        curve = calibrate(
+            model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
+        )
+        if own.measured_in(options):  # On sequences that have chosen nothing.
+            rows = options.batch_size
+            certificates = certify(model, tokenizer, folder, own, data, None, rows, first_block=1)
     print(curve.table())
+    for name, certificate in certificates.items():
+        print(f"{name} at {curve.dial} {curve.chosen.label}: {certificate}")
     losses = {
         f"{name} at alpha {point.label}": report.loss
         for point in curve.points
@@ -98,9 +120,15 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     else:
         form = make_form("sidecar", {"bits": packed_bits(model)})
         export(model, target.folder, form, tokenizer, overwrite=options.overwrite)
-    curve.save(target.folder / "calibration.json")
+    told = {name: certificate.to_dict() for name, certificate in certificates.items()}
+    write_json(target.folder / "calibration.json", curve.to_dict() | {"certificates": told})
     plot_curves({curve.dial: curve}, target.folder / "calibration.png")
     print(f"alpha {curve.chosen.label} is written to {target.folder}")
+
+
+def _own_text_folder(own: OwnTextConfig) -> AbstractContextManager[str]:
+    """Where own text is cached; no run's folder, which may be a stranger's."""
+    return nullcontext(own.cache_dir) if own.cache_dir is not None else TemporaryDirectory()
 
 
 class _Target(NamedTuple):

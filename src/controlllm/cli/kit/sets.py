@@ -33,6 +33,7 @@ __all__ = [
     "as_numbers",
     "check_names",
     "load_sets",
+    "own_text_defaults",
     "run_defaults",
     "tell_size",
 ]
@@ -80,6 +81,15 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
             "; ".join(left),
         )
     return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}
+
+
+def own_text_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+    """Values of `data.*` as `run_defaults`, and of `own_text.*` but for places of this machine."""
+    defaults = run_defaults(given, trusts)
+    if not defaults:
+        return {}
+    own = asdict(RunConfig.from_dict(_config_of(given)).own_text)
+    return defaults | {"own_text": own | {"prompts": None, "cache_dir": None}}
 
 
 def _config_of(given: dict[str, Any]) -> Any:

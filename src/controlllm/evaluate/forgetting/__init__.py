@@ -2,6 +2,7 @@
 
 losses      What loss does a model have on a set?
 reference   What does its base say to the same input?
+own         Which sets did the base write itself?
 retention   How far did it move: forgetting, gain, KL(base || trained) per token
 dial        Which alpha learns most within a budget of forgetting?
 alphas      Which settings and budgets can be asked for?

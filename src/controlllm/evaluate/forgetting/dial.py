@@ -15,6 +15,7 @@ from controlllm.common.text.progress import progress
 from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.alphas import check_budget, check_settings
+from controlllm.evaluate.forgetting.own import is_own_text
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import (
     RetentionReport,
@@ -97,7 +98,8 @@ class MeasuredPoint(ABC):
         if len(self.learn) > 1:
             yield "mean learn loss", self.learn_loss
         for name, report in self.retain.items():
-            yield f"forgetting of {name}", report.forgetting
+            if not is_own_text(name):  # There the KL, below, is what decides.
+                yield f"forgetting of {name}", report.forgetting
         if len(self.retain) > 1:
             yield "worst forgetting", self.forgetting
         for name, report in self.retain.items():

@@ -20,6 +20,7 @@ from controlllm.evaluate.forgetting.losses import (
     per_token,
     split_batch,
 )
+from controlllm.evaluate.forgetting.own import is_own_text
 from controlllm.evaluate.forgetting.reference import Reference
 
 __all__ = [
@@ -185,13 +186,16 @@ class _Tally:
 def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:
     """The largest forgetting of any retain set: a budget must hold on each of them.
 
-    A set whose loss is not a number counts as infinitely forgotten.
+    Of own text it is KL(base || trained), which the loss is expected to rise by. A set whose loss
+    is not a number counts as infinitely forgotten.
 
     Raises:
         DataError: if there is no set.
     """
     _require_sets(reports, "retain")
-    return worst(report.forgetting for report in reports.values())
+    return worst(
+        report.kl if is_own_text(name) else report.forgetting for name, report in reports.items()
+    )
 
 
 def worst(values: Iterable[float]) -> float:

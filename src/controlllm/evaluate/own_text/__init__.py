@@ -13,15 +13,11 @@ from typing import TYPE_CHECKING
 from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from controlllm.evaluate.forgetting.own import OWN_TEXT, is_own_text
     from controlllm.evaluate.own_text.certificate import Certificate, certificates, certify
     from controlllm.evaluate.own_text.plan import SamplingPlan, read_prompts
     from controlllm.evaluate.own_text.sets import write_own_text
-    from controlllm.evaluate.own_text.settings import (
-        OWN_TEXT,
-        OWN_TEXT_CHAT,
-        OwnTextConfig,
-        is_own_text,
-    )
+    from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
     from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
 __all__ = [

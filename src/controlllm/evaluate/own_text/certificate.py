@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.data import DataConfig, Example, eval_batches
+from controlllm.evaluate.forgetting.own import is_own_text
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import RetentionReport, measure_retention
 from controlllm.evaluate.own_text.sets import write_own_text
-from controlllm.evaluate.own_text.settings import OwnTextConfig, is_own_text
+from controlllm.evaluate.own_text.settings import OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer
 from controlllm.expansion.files.fingerprint import fingerprint
 

@@ -22,6 +22,7 @@ from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.files import read_json, write_json
 from controlllm.common.storage.schema import check_record
 from controlllm.data import DataConfig, Example
+from controlllm.evaluate.forgetting.own import OWN_TEXT
 from controlllm.evaluate.own_text.chat import (
     has_template,
     template_parts,
@@ -29,7 +30,7 @@ from controlllm.evaluate.own_text.chat import (
     write_chats,
 )
 from controlllm.evaluate.own_text.plan import ChatPlan, SamplingPlan, read_prompts, start_token
-from controlllm.evaluate.own_text.settings import OWN_TEXT, OWN_TEXT_CHAT, OwnTextConfig
+from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
 __all__ = ["write_own_text"]

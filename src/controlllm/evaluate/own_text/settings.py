@@ -8,11 +8,12 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.settings import LARGEST_SEED, TINY
 from controlllm.data import SourceConfig
+from controlllm.evaluate.forgetting.own import OWN_TEXT, is_own_text
 
-__all__ = ["OWN_TEXT", "OWN_TEXT_CHAT", "OwnTextConfig", "is_own_text"]
+__all__ = ["OWN_TEXT_CHAT", "OwnTextConfig"]
 
-OWN_TEXT, OWN_TEXT_CHAT = "own_text", "own_text_chat"
-"""What the two sets are called."""
+OWN_TEXT_CHAT = f"{OWN_TEXT}_chat"
+"""What the set behind the chat template is called."""
 
 _MEASURED = Read(
     lambda config: config.own_text.measured_in(config),
@@ -78,8 +79,3 @@ class OwnTextConfig:
         training = getattr(config, "training", None)
         aims = config.data.learn or getattr(training, "max_forgetting", None) is not None
         return bool(aims and not config.data.retain)
-
-
-def is_own_text(name: str) -> bool:
-    """Whether a set is called as those that a model wrote are."""
-    return name.startswith(OWN_TEXT)
