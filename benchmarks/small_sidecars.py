@@ -1,16 +1,18 @@
 """What does a sidecar lose in few bits? Bytes, gain, forgetting, items, and alpha measured again.
 
     python benchmarks/small_sidecars.py stories --seeds 0 1 2 --output benchmarks-output/small
-    python benchmarks/small_sidecars.py run --model RUN --learn ANSWERS.jsonl --retain TEXT.txt \
-        --unseen OTHER.txt --output benchmarks-output/small
+    python benchmarks/small_sidecars.py run --model RUN --learn ANSWERS.jsonl --retain CHATS.jsonl \
+        --unseen TEXT.txt --output benchmarks-output/small
     python benchmarks/small_sidecars.py sizes --output benchmarks-output/small
     python benchmarks/small_sidecars.py table --output benchmarks-output/small
 
 `stories`: the real base stories260k is taught Shakespeare by the preset `retain`, a run a seed.
-`run`: any run that is there. Alpha is chosen for the whole sidecar (half of the learn set, a budget
-on the retain set); the table is of the other half and of a text that nothing was chosen on, at that
-alpha and at one chosen anew for each file. Every cell is a JSON file: what is there is not computed
-again. `sizes` counts the bytes of an 8 B model's sidecar from shapes; nothing is loaded.
+`run`: any run that is there. Alpha is chosen for the whole sidecar (some rows of the learn set, a
+budget on some of the retain set); the table is of other rows of both and of a text that nothing was
+chosen on, at that alpha and at one chosen anew for each file. Intervals (95 %) draw rows anew:
+answers, paragraphs, pieces of a text. Every cell is a JSON file: what is there is not computed
+again.
+`sizes` counts the bytes of an 8 B model's sidecar from shapes; nothing is loaded.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,27 @@ from learn_and_forget import about
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from controlllm.checkpoint import LoadOptions, export, load_model, make_form
-from controlllm.data import DataConfig, SourceConfig, eval_batches
-from controlllm.evaluate import Reference, calibrate, format_table, measure_retention
+from controlllm.common.losses import cross_entropy_sum, kl_sum
+from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
+from controlllm.evaluate import Reference, calibrate, evaluating, format_table
+from controlllm.evaluate.forgetting.losses import model_logits, split_batch
 from controlllm.evaluate.items.comparison import pair
-from controlllm.evaluate.items.records import Evaluation
+from controlllm.evaluate.items.records import Evaluation, Item
+from controlllm.evaluate.statistics import Interval, paired_bootstrap, paired_difference
 from controlllm.expansion import expand
 from controlllm.expansion.files.packed import stored_bytes
 from controlllm.expansion.files.sidecar import save_sidecar, sidecar_tensors
 from controlllm.train import RunConfig, train
 
 BITS = (None, 4, 2, 1)
-SETS = ("learn_chosen", "learn", "retain_chosen", "retain")
-"""Two halves each: one that alpha is chosen on, one that is told."""
+Row = list[float]
+TOLD = ("learn", "retain", "unseen")
+"""What is told; alpha is chosen on `learn_chosen` and `retain_chosen`. Only a run has `unseen`."""
+
+APART = tuple(
+    (side, reading) for side in ("from_base", "from_whole") for reading in ("rate", "bits_per_byte")
+)
+"""Differences of items: of a file from what, and in which reading."""
 
 
 def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -75,7 +87,6 @@ def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "learning_rate": 3e-3,
                 "min_lr_rate": 0.1,
                 "warmup_steps": 20,
-                "eval_steps": 10**6,
                 "save_steps": 10**6,
             },
             "logging": {"report_to": ["jsonl"]},
@@ -85,17 +96,20 @@ def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def run_case(options: argparse.Namespace) -> dict[str, Any]:
-    """A run that is there; the learn set is cut in two halves."""
+    """A run that is there; alpha is chosen on the rows behind those that are told."""
     folder = options.output / options.name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = options.learn.read_text().splitlines()[: options.answers * 2]
-    halves = {"learn_chosen": rows[1::2], "learn": rows[::2]}
-    for name, part in halves.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n")
-    for name, path in {"retain_chosen": options.retain, "retain": options.unseen}.items():
-        paragraphs = [line for line in path.read_text().splitlines() if len(line) > 200]
-        (folder / f"{name}.txt").write_text("\n\n".join(paragraphs[: options.paragraphs]))
-    files = {name: folder / f"{name}.{'jsonl' if name in halves else 'txt'}" for name in SETS}
+    parts, paths = {}, (options.learn, options.retain, options.unseen)
+    for name, path, count in zip(TOLD, paths, options.rows, strict=True):
+        rows = path.read_text().splitlines()
+        if path.suffix != ".jsonl":
+            rows = [json.dumps({"text": line}) for line in rows if len(line) > 200]
+        parts[name] = rows[:count]
+        if name != "unseen":
+            parts[f"{name}_chosen"] = rows[count : count + options.chosen_rows]
+    files = {name: folder / f"{name}.jsonl" for name in parts}
+    for name, rows in parts.items():
+        files[name].write_text("\n".join(rows) + "\n")
     return {"name": options.name, "model": options.model, "files": files, "length": options.length}
 
 
@@ -112,41 +126,54 @@ def cell(options: argparse.Namespace, case: dict[str, Any], bits: int | None) ->
         model, tokenizer = load_model(case["model"])
         export(model, folder, make_form("sidecar", {"bits": bits}), tokenizer)
     model, tokenizer = load_model(folder, load)
-    config = DataConfig(max_length=case["length"])
+    config = DataConfig(max_length=case["length"], packing=False)
     sets = {
-        name: eval_batches(SourceConfig(path=str(file)), tokenizer, config, 8)
+        name: eval_batches(SourceConfig(path=str(file)), tokenizer, config, 4)
         for name, file in case["files"].items()
-        if name in SETS
+        if name != "train"
     }
-    reference = Reference(model)
-
-    def told() -> dict[str, float]:
-        reports = {n: measure_retention(model, sets[n], reference=reference) for n in SETS[1::2]}
-        return {
-            "base_loss": reports["learn"].base_loss,
-            "loss": reports["learn"].loss,
-            "forgetting": reports["retain"].forgetting,
-            "kl": reports["retain"].kl,
-        }
-
     own = whole = model.expansion.alpha
     if options.alphas:
         chosen = {"learn": sets["learn_chosen"]}, {"retain": sets["retain_chosen"]}
-        own = calibrate(model, *chosen, options.budget, options.alphas, options.refine).chosen.alpha
+        curve = calibrate(model, *chosen, options.budget, options.alphas, options.refine)
+        print(f"{label}\n{curve.table()}", flush=True)
+        own = own if curve.chosen.alpha is None else curve.chosen.alpha  # None: as trained
         whole = own if bits is None else cell(options, case, None)["alpha"]
-    again = told()
-    model.set_alpha(whole)
+    told = {name: measured(model, sets[name], {whole, own}) for name in TOLD if name in sets}
     found = {
         "case": case["name"],
         "bits": bits,
         "bytes": (folder / "sidecar.safetensors").stat().st_size,
         "alpha": own,
-        "at_whole_alpha": told() if whole != own else again,
-        "at_own_alpha": again,
+        "at_whole_alpha": {name: part[whole] for name, part in told.items()},
+        "at_own_alpha": {name: part[own] for name, part in told.items()},
         "about": about(),
     }
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found), flush=True)
+    path.write_text(json.dumps(found) + "\n")
+    print(f"{path} is there", flush=True)
+    return found
+
+
+def measured(model: Any, batches: Sequence[Batch], alphas: set[float]) -> dict[float, list[Row]]:
+    """At each alpha, of each row: tokens, loss of the base, loss, KL, in nats per token."""
+    reference, found = Reference(model), {alpha: list[Row]() for alpha in alphas}
+    with evaluating(model):
+        for batch in batches:
+            inputs, labels_BT = split_batch(batch)
+            base_BTV = reference.forward(**inputs)
+            for alpha, rows in found.items():
+                model.set_alpha(alpha)
+                logits_BTV = model_logits(model, inputs)
+                for base, logits, labels in zip(
+                    base_BTV.split(1), logits_BTV.split(1), labels_BT.split(1), strict=True
+                ):
+                    before, count = cross_entropy_sum(base, labels)
+                    sums = (
+                        before,
+                        cross_entropy_sum(logits, labels)[0],
+                        kl_sum(base, logits, labels)[0],
+                    )
+                    rows.append([int(count), *(round((x / count).item(), 6) for x in sums)])
     return found
 
 
@@ -169,23 +196,37 @@ def items(options: argparse.Namespace, case: dict[str, Any], bits: int | None) -
     found: dict[str, Any] = {"case": case["name"], "bits": bits, "alpha": alpha, "benchmarks": {}}
     ours, theirs = (_items(place / f"{one}-items") for one in (label, "whole"))
     for name in options.benchmarks:
-        mine = [item for item in ours[-1] if item.benchmark == name]
-        wholes = [item for item in theirs[-1] if item.benchmark == name]
-        bases = [item for item in ours[0] if item.benchmark == name]
+        base, mine, wholes = (
+            [item for item in part if item.benchmark == name]
+            for part in (ours[0], ours[-1], theirs[-1])
+        )
         found["benchmarks"][name] = {
             "items": len(mine),
-            "base": sum(item.choice or 0 for item in bases),
+            "base": sum(item.choice or 0 for item in base),
             "right": sum(item.choice or 0 for item in mine),
-            "lost": sum((a.choice or 0) > (b.choice or 0) for a, b in pair(wholes, mine)),
-            "won": sum((a.choice or 0) < (b.choice or 0) for a, b in pair(wholes, mine)),
-            "bits_per_byte": sum(item.bits_per_byte or 0 for item in mine) / len(mine),
+            "from_base": _apart(base, mine),
+            "from_whole": _apart(wholes, mine),
         }
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found), flush=True)
     return found
 
 
-def _items(folder: Path) -> Sequence[Any]:
+def _apart(first: Sequence[Item], second: Sequence[Item]) -> dict[str, Any]:
+    """The second's items beside the first's: lost, won, differences with their intervals."""
+    pairs = pair(first, second)
+    rates = [[one.choice or 0.0 for one in part] for part in zip(*pairs, strict=True)]
+    bits = [[one.bits_per_byte or 0.0 for one in part] for part in zip(*pairs, strict=True)]
+    rate, bit = paired_difference(*rates, rates=True), paired_difference(*bits)
+    return {
+        "lost": sum(a > b for a, b in zip(*rates, strict=True)),
+        "won": sum(a < b for a, b in zip(*rates, strict=True)),
+        "rate": astuple(rate.interval()),
+        "bits_per_byte": astuple(bit.interval()),
+    }
+
+
+def _items(folder: Path) -> Sequence[Sequence[Item]]:
     """The items of base and model."""
     return list(Evaluation.load(folder / "small").items.values())
 
@@ -214,37 +255,50 @@ def sizes(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def _interval(rows: list[Row], whole: list[Row] | None = None) -> str:
+    """The rise of the loss over the base's, or its share of the whole sidecar's rise."""
+
+    def rise(of: list[Row], drawn: Sequence[int]) -> float:
+        told = [of[number] for number in drawn]
+        return sum(n * (loss - base) for n, base, loss, _ in told) / sum(row[0] for row in told)
+
+    if whole is None:
+        return str(paired_bootstrap(lambda drawn: rise(rows, drawn), len(rows)))
+    return str(paired_bootstrap(lambda drawn: rise(rows, drawn) / rise(whole, drawn), len(rows)))
+
+
 def table(options: argparse.Namespace) -> str:
     """All cells that are there."""
     cells = [json.loads(p.read_text()) for p in sorted(options.output.glob("*/*.json"))]
     losses = {(c["case"], c["bits"]): c for c in cells if "bytes" in c}
     asked = {(c["case"], c["bits"]): c for c in cells if "benchmarks" in c}
-    head = ["case", "bits", "bytes", "alpha", "loss", "gain kept", "forgetting", "own alpha"]
     rows: list[list[object]] = []
-    for case in sorted({case for case, _ in losses}):
-        for bits in BITS:
-            if (one := losses.get((case, bits))) is None:
-                continue
-            whole, at, own = losses[case, None], one["at_whole_alpha"], one["at_own_alpha"]
-            first = whole["at_whole_alpha"]
-            gain = (at["base_loss"] - at["loss"]) / (first["base_loss"] - first["loss"])
+    for (case, bits), one in losses.items():
+        whole = losses[case, None]
+        first = whole["at_whole_alpha"]["learn"]
+        for place, alpha in (("at_whole_alpha", whole["alpha"]), ("at_own_alpha", one["alpha"])):
+            learn = one[place]["learn"]
+            others = [_interval(one[place][name]) for name in TOLD[1:] if name in one[place]]
             rows.append(
                 [
-                    *(case, bits or "whole", one["bytes"], f"{whole['alpha']:.3f}"),
-                    *(f"{at['loss']:.4f}", f"{100 * gain:.2f} %", f"{at['forgetting']:+.4f}"),
-                    *(f"{one['alpha']:.3f}", f"{own['loss']:.4f}", f"{own['forgetting']:+.4f}"),
+                    *(case, bits or "whole", one["bytes"], f"{alpha:.3f}", len(learn)),
+                    *(_interval(learn), _interval(learn, first), *others),
                 ]
             )
-    text = format_table([*head, "loss there", "forgetting there"], rows)
+    head = ["case", "bits", "bytes", "alpha", "rows", "rise", "share of the whole's", *TOLD[1:]]
+    widest = max((len(row) for row in rows), default=0)
+    text = format_table(head[:widest], [[*row, *[""] * (widest - len(row))] for row in rows])
     lines: list[list[object]] = [
         [
-            *(case, bits or "whole", name, c["items"], c["base"], c["right"], c["lost"], c["won"]),
-            f"{c['bits_per_byte']:.4f}",
+            *(case, bits or "whole", name, c["items"], c["base"], c["right"]),
+            *(c["from_whole"]["lost"], c["from_whole"]["won"]),
+            *(str(Interval(*c[x][y])) for x, y in APART),
         ]
         for (case, bits), one in asked.items()
         for name, c in one["benchmarks"].items()
     ]
-    asked_head = ["case", "bits", "benchmark", "n", "base", "right", "1->0", "0->1", "bits/byte"]
+    asked_head = ["case", "bits", "benchmark", "n", "base", "right", "1->0", "0->1"]
+    asked_head += [f"{y} {x}" for x, y in APART]
     return f"{text}\n\n{format_table(asked_head, lines)}"
 
 
@@ -260,11 +314,11 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=30_000, help="of each held-out text")
     parser.add_argument("--name", default="run")
     parser.add_argument("--model", help="a run, a checkpoint or a sidecar")
-    parser.add_argument("--learn", type=Path)
-    parser.add_argument("--retain", type=Path)
-    parser.add_argument("--unseen", type=Path)
-    parser.add_argument("--answers", type=int, default=20, help="of each half")
-    parser.add_argument("--paragraphs", type=int, default=20, help="of each text")
+    parser.add_argument("--learn", type=Path, help="JSON lines, or a text of paragraphs")
+    parser.add_argument("--retain", type=Path, help="the same: what alpha is bounded by")
+    parser.add_argument("--unseen", type=Path, help="the same: told, and chosen by nothing")
+    parser.add_argument("--rows", type=int, nargs=3, default=[40, 40, 40], help=f"told of {TOLD}")
+    parser.add_argument("--chosen_rows", type=int, default=20, help="that alpha is chosen on")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", help="to measure in; files are as trained")
     parser.add_argument("--budget", type=float, default=0.05)
