@@ -276,7 +276,8 @@ def table(options: argparse.Namespace) -> str:
     for (case, bits), one in losses.items():
         whole = losses[case, None]
         first = whole["at_whole_alpha"]["learn"]
-        for place, alpha in (("at_whole_alpha", whole["alpha"]), ("at_own_alpha", one["alpha"])):
+        places = {whole["alpha"]: "at_whole_alpha", one["alpha"]: "at_own_alpha"}
+        for alpha, place in places.items():
             learn = one[place]["learn"]
             others = [_interval(one[place][name]) for name in TOLD[1:] if name in one[place]]
             rows.append(

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,25 @@ def test_attention_maps_are_those_of_both_branches(study_of):
     assert not torch.allclose(*maps[3])
 
 
+def test_pictures_of_a_chat_begin_where_its_targets_do(study_of, monkeypatch):
+    study, drawn = study_of(), []
+    ids = study.learn[0].ids.repeat(1, 8)[:, :40]
+    labels = ids.clone()
+    labels[0, :30] = -100
+    text = Text(ids, labels, study.tokenizer)
+    assert text.window(8) == range(29, 37) and text.window(20) == range(20, 40)
+    assert Text(ids, ids, study.tokenizer).window(8) == range(8)
+    module = sys.modules[attention_maps.__module__]
+    monkeypatch.setattr(module, "MOST_TOKENS", 8)
+    monkeypatch.setattr(module, "heat_map", lambda *args, **kwargs: drawn.append(args))
+    find(replace(study, learn=[text]), ["attention"])
+    rows, columns, *_ = drawn[1]
+    assert columns == [text.pieces[0], *text.pieces[29:37]] and len(rows) == 9
+    assert not any(math.isnan(x) for x in rows[-1][1]) and math.isnan(rows[1][1][2])
+    # Attention to what stands between the first token and the window is not drawn.
+    assert sum(rows[0][1][:1]) == pytest.approx(1) and sum(rows[-1][1]) < 1
+
+
 def test_analogies_are_forty_in_eight_relations(study_of):
     assert len(phrases()) == len({p for _, p in phrases()}) == 40
     assert [len(pairs) for pairs in RELATIONS.values()] == [5] * 8
@@ -283,7 +303,7 @@ def test_shades_and_cells():
     assert Scale(2.0, "u").shade(-1) == "q0" and Scale(1.0, "u", low=0.5).shade(0.75) == "q5"
     assert scale_for([1.0] * 99 + [1e9], "u").high == 1 and scale_for([], "u").high == 1
     assert scale_for([0.0, 0.0], "u").high == 1
-    assert visible(" a\n") == "·a↵" and visible("") == "∅" and len(visible("x" * 99)) == 14
+    assert visible(" a\u00a0\n") == "·a⍽↵" and visible("") == "∅" and len(visible("x" * 99)) == 14
     drawn = heat_map([("row", [0.0, math.nan])], ["a", "<b>"], Scale(1.0, "u"), "t<")
     assert drawn.count("<rect") == 1 and "&lt;b&gt;" in drawn and "<b>" not in drawn
     assert re.search(

@@ -53,8 +53,8 @@ def scale_for(values: Iterable[float], unit: str, signed: bool = False, low: flo
 
 
 def visible(text: str) -> str:
-    """What a token adds, in one line; a space and a line end are shown."""
-    shown = text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+    """What a token adds, in one line; spaces and line ends are shown."""
+    shown = text.translate({32: "·", 0xA0: "⍽", 10: "↵", 13: "␍", 9: "⇥"})
     return (shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…") or "∅"
 
 

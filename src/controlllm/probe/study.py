@@ -50,6 +50,16 @@ class Text:
         """Where the first target is."""
         return int((self.labels[0] != IGNORE_INDEX).int().argmax())
 
+    def window(self, most: int) -> range:
+        """At most so many positions, from the one on that predicts the first target.
+
+        Chats begin with a long prompt, and what is learned stands behind it; of a text that ends
+        soon after, the last positions.
+        """
+        length = self.ids.shape[1]
+        begin = max(0, min(self.begins - 1, length - most))
+        return range(begin, min(begin + most, length))
+
 
 @dataclass(frozen=True)
 class Study:

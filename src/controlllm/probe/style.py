@@ -46,8 +46,9 @@ padding:3px 6px}
 .lens tbody th[scope=row]{position:sticky;left:0;background:var(--card)}
 .lens td.hit{font-weight:700;text-decoration:underline}
 .lens tbody{border-top:2px solid var(--line)}
-.maps{display:flex;flex-wrap:wrap;gap:14px}.maps figure{margin:0}
+.maps{display:flex;flex-wrap:wrap;gap:14px}.maps figure{margin:0;max-width:100%}
 .maps .scroll{border:0;margin:0}
+#probe-blocks .bar{width:120px}.carries{white-space:nowrap}
 @media print{.tok,rect,.box,td{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .scroll>.heat{max-width:100%;height:auto}pre.tokens{max-height:none}}
 """

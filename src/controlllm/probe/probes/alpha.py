@@ -27,7 +27,12 @@ def alpha(study: Study) -> Finding:
         title = f"Text {number}: alpha"
         parts.append(figure(title, heat_map(rows, text.pieces, scale, title)))
     low, high = min(means.values()), max(means.values())
-    told = f"Mean alphas lie between {low:.3f} and {high:.3f}"
+    same = f"{low:.3f}" == f"{high:.3f}"
+    told = (
+        f"Alpha is {low:.3f} in all of them"
+        if same
+        else (f"Mean alphas lie between {low:.3f} and {high:.3f}")
+    )
     said = (
         "and differ from token to token."
         if varies

@@ -52,7 +52,8 @@ def attention(study: Study) -> Finding:
         title="Where each branch looks",
         shows="How far the copy's attention lies from its frozen twin's (KL over the keys, mean "
         "over queries), by layer and head; then the maps of the blocks where they differ most, "
-        "means over heads: each row is a token that looks, each column one that is looked at.",
+        "means over heads: each row is a token that looks, each column one that is looked at; the "
+        "first token, and those from where targets begin.",
         look_for="A head with a strong cell looks elsewhere than before. In the third map of each "
         "block blue cells are looked at more by the copy, orange ones less. Much on the first "
         "column is usual: heads rest there.",
@@ -125,9 +126,10 @@ def _eager(model: Any) -> Iterator[None]:
 
 def _maps(text: Text, layer: int, maps: Maps) -> Child:
     """Three pictures of one block: frozen, copy, and what changed."""
-    end = min(MOST_TOKENS, text.ids.shape[1])
-    frozen, copy = (one[0].mean(0)[:end, :end] for one in maps)
-    names = text.pieces[:end]
+    window = text.window(MOST_TOKENS)
+    places = [*([0] if window.start else []), *window]  # Heads rest on the first token.
+    frozen, copy = (one[0].mean(0)[places][:, places] for one in maps)
+    names = [text.pieces[place] for place in places]
     figures = []
     for what, values, scale in (
         ("frozen", frozen, SHARES),

@@ -15,6 +15,8 @@ from controlllm.probe.study import Study, Text, own_dial
 
 __all__ = ["Left", "blocks", "leave_one_out", "suggested"]
 
+BAR = 120
+"""Width of a bar; two of them stand in a row."""
 Losses = list[tuple[float, int]]
 """Of each text: the sum of its cross-entropy, and its targets."""
 
@@ -45,7 +47,7 @@ def blocks(study: Study) -> Finding:
     if rest:
         told += f", on those to keep it {_moved(rest[0])}"
     best = max(left, key=lambda one: one.gain_lost.estimate)
-    carries = f"{part_name(best.part)} carries most ({best.gain_lost})"
+    carries = f"most is carried by {part_name(best.part)} ({_shown(best.gain_lost)})"
     chosen = (
         f"Worth expanding again: layers {list(layers)}."
         if layers
@@ -159,7 +161,7 @@ def _table(left: Sequence[Left]) -> Child:
             _cells(one.forgetting_avoided, reach, ("bad", "good"))
             if one.forgetting_avoided
             else None,
-            tag("td", _word(one)),
+            tag("td", _word(one), class_="carries"),
         )
         for one in left
     ]
@@ -177,8 +179,12 @@ def _table(left: Sequence[Left]) -> Child:
 def _cells(one: Interval, reach: float, looks: tuple[str, str]) -> Child:
     """A number and its bar; `looks` are those of what is surely above 0, and surely below."""
     look = looks[0] if one.low > 0 else looks[1] if one.high < 0 else "open"
-    told = str(one).replace("-", "−") if one.high < float("inf") else f"{one.estimate:+.4f}"
-    return [tag("td", told, class_="t"), tag("td", bar(one, reach, look))]
+    return [tag("td", _shown(one), class_="t"), tag("td", bar(one, reach, look, BAR))]
+
+
+def _shown(one: Interval) -> str:
+    told = str(one) if one.high < float("inf") else f"{one.estimate:+.4f}"
+    return told.replace("-", "−")
 
 
 def _word(one: Left) -> str:
@@ -196,8 +202,10 @@ def _flow(layers: tuple[int, ...]) -> Child:
         tag("pre", f"expansion:\n  num_blocks: null\n  layers: {list(layers)}"),
         tag(
             "p",
-            "`controlllm probe ... --layers layers.yaml` writes this file; `controlllm train "
-            "--config run.yaml --config layers.yaml` trains with it.",
+            tag("code", "controlllm probe ... --layers layers.yaml"),
+            " writes this file; ",
+            tag("code", "controlllm train --config run.yaml --config layers.yaml"),
+            " trains with it.",
             class_="soft",
         ),
     ]

@@ -81,9 +81,7 @@ SCALE = Scale(1.0, "probability of the likeliest token")
 
 
 def _table(text: Text, said: dict[int, dict[str, Said]]) -> Child:
-    # What is predicted begins to differ where targets do; chats begin with a long prompt.
-    begin = max(0, min(text.begins - 1, text.ids.shape[1] - MOST_TOKENS))
-    places = range(begin, min(begin + MOST_TOKENS, text.ids.shape[1]))
+    places = text.window(MOST_TOKENS)
     heads = [tag("th", scope="col"), tag("th", scope="col")]
     heads += [tag("th", visible(text.pieces[i]), scope="col") for i in places]
     bodies = []
