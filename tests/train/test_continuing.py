@@ -127,3 +127,46 @@ def test_contradictions_are_refused(stage_run, over, match):
     train(stage_run("a", training={"max_steps": 2}))
     with pytest.raises(ConfigError, match=match):
         train(stage_run("b", "a", **over))
+
+
+def test_what_a_stage_learned_is_measured_beside_it(stage_run, tmp_path):
+    """A later run sees its loss rise beside the stage, where beside the base it has fallen."""
+    train(stage_run("a", training={"max_steps": 12}))
+    result = train(stage_run("b", "a", training={"max_steps": 12, "learning_rate": 5e-2}))
+    first, last = result.history[0], [row for row in result.history if "learn/b/loss" in row][-1]
+    assert first["retain/a/new/forgetting"] == 0.0
+    assert first["retain/a/new/loss_at_a"] == first["retain/a/new/loss"]
+    assert first["learn/b/loss_at_a"] == first["learn/b/loss"]
+    assert last["retain/a/new/loss_at_base"] > last["retain/a/new/loss"]
+    assert last["retain/a/new/forgetting"] > 0
+    assert last["retain/a/new/loss_at_a"] == first["retain/a/new/loss_at_a"]
+    best = json.loads((tmp_path / "runs" / "b" / "best.json").read_text())["metrics"]
+    assert set(best) == {"learn_loss", "forgetting", "forgetting/base", "forgetting/a"}
+
+
+def test_each_stage_has_its_budget(stage_run, tmp_path):
+    train(stage_run("a"))
+    over = {"learning_rate": 5e-2, "stop_on_budget": True, "eval_steps": 1}
+    budget = {"base": 100.0, "a": 0.0}
+    result = train(stage_run("b", "a", training={**over, "max_forgetting": budget}))
+    assert result.stopped_because == "max_forgetting of a"
+    with pytest.raises(ConfigError, match=r"'c' is not known; allowed: a, base"):
+        train(stage_run("b2", "a", training={"max_forgetting": {"c": 0.1}}))
+    (tmp_path / "new_heldout.txt").unlink()
+    with pytest.raises(ConfigError, match="budget for 'a', of which nothing"):
+        train(stage_run("b3", "a", training={"max_forgetting": {"a": 0.1}}))
+
+
+def test_each_stage_writes_what_is_rehearsed(stage_run, tmp_path):
+    rehearsal = {"num_sequences": 4, "share": 0.25}
+    train(stage_run("a", rehearsal=rehearsal))
+    train(stage_run("b", "a", rehearsal=rehearsal))
+    runs = tmp_path / "runs"
+    assert not (runs / "b" / "rehearsal").exists()  # What the base wrote for a is found there.
+    (written,) = (runs / "a" / "own_text").glob("*.json")
+    assert len(json.loads(written.read_text())["sequences"]) == 4
+    ready = set_up(settled_run(stage_run("c", "b", rehearsal=rehearsal)))
+    assert list(ready.references) == ["base", "a", "b"]
+    assert len([*(runs / "a" / "own_text").glob("*.json")]) == 1
+    assert len([*(runs / "b" / "own_text").glob("*.json")]) == 1
+    assert ready.loss.reference is ready.references["b"]

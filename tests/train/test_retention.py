@@ -2,7 +2,7 @@ import pytest
 
 from controlllm.evaluate import RetentionReport
 from controlllm.train.observe.metrics import set_metrics
-from controlllm.train.observe.retention import Best, Measurement, better, within_budget
+from controlllm.train.observe.retention import Best, Measurement, better, over_budget
 
 
 def measured(learn, *forgetting):
@@ -19,13 +19,13 @@ def test_the_best_learns_most():
 def test_the_worst_retain_set_must_keep_to_the_budget():
     assert better(1, measured(4.0, 0.0625, 0.25), None, 0.125) is None
     assert better(1, measured(4.0, 0.0625, 0.125), None, 0.125) == Best(1, 4.0, 0.125)
-    assert not within_budget(measured(4.0, float("nan")), 0.1)
+    assert over_budget(measured(4.0, float("nan")).by_stage, 0.1) == ["base"]
 
 
 def test_sets_may_be_missing():
     nothing = Measurement({}, {})
     assert nothing.forgetting is None and nothing.learn_loss is None
-    assert within_budget(nothing, 0.0) and better(1, nothing, None, None) is None
+    assert not over_budget(nothing.by_stage, 0.0) and better(1, nothing, None, None) is None
     only_learn = Measurement(measured(4.0).learn, {})
     assert better(1, only_learn, None, 0.1) == Best(1, 4.0, None)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from controlllm.evaluate.own_text.plan import SamplingPlan, read_prompts
     from controlllm.evaluate.own_text.sets import write_own_text
     from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
-    from controlllm.evaluate.own_text.writing import Writer, sample_sequences
+    from controlllm.evaluate.own_text.writing import Writer, as_it_is, sample_sequences
 
 __all__ = [
     "OWN_TEXT",
@@ -27,6 +27,7 @@ __all__ = [
     "OwnTextConfig",
     "SamplingPlan",
     "Writer",
+    "as_it_is",
     "certificates",
     "certify",
     "is_own_text",

@@ -22,7 +22,12 @@ from controlllm.evaluate.items.identity import model_identity
 from controlllm.evaluate.own_text.plan import SamplingPlan
 from controlllm.expansion.files.fingerprint import fingerprint
 
-__all__ = ["Writer", "continue_prompts", "sample_sequences", "sampling"]
+__all__ = ["Writer", "as_it_is", "continue_prompts", "sample_sequences", "sampling"]
+
+
+def as_it_is(model: Any) -> AbstractContextManager[Any]:
+    """Inside, a model computes what it computes outside."""
+    return nullcontext(model)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Writer:
     def trained(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Writer":
         """A model with all that it has learned, at the dial it has now."""
         key = str(sorted(model_identity(model, tokenizer).items()))
-        return cls(model, key, lambda model: nullcontext())
+        return cls(model, key, as_it_is)
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:

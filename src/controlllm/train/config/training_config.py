@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import Read, check_values, setting
-from controlllm.common.settings import LARGEST_SEED, LONGEST_SECONDS, TINY
+from controlllm.common.settings import LARGEST, LARGEST_SEED, LONGEST_SECONDS, TINY, check_range
 from controlllm.common.storage.remote import is_remote
 from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULES
@@ -200,17 +200,19 @@ class TrainingConfig:
     )
     """The longest wait for remote_dir's server, in seconds; beyond it training stops."""
 
-    max_forgetting: float | None = setting(
+    max_forgetting: float | dict[str, float] | None = setting(
         None,
         may_change=True,
         read=Read(
-            lambda run: bool(run.data.retain) or run.own_text.measured_in(run),
+            lambda run: bool(run.data.retain or run.continue_from) or run.own_text.measured_in(run),
             "it is a budget for data.retain, which names no set, and own_text.measure is false; "
             "name a set, or leave it out",
             refuse=True,
         ),
     )
-    """Budget in nats per token: at the best checkpoint no retain set has lost more than this."""
+    """Budget in nats per token: at the best checkpoint no retain set has lost more than this. Where
+    a run goes on from others also by stage, `{base: 0.02, a: 0.05}`: a stage that is not named has
+    none."""
     stop_on_budget: bool = setting(
         False,
         may_change=True,
@@ -227,6 +229,9 @@ class TrainingConfig:
         check_values(self, "training")
         if not self.learning_rate and not self.interpolator_learning_rate:
             raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
+        if isinstance(self.max_forgetting, dict):
+            for stage, most in self.max_forgetting.items():
+                check_range(f"training.max_forgetting.{stage}", most, 0, LARGEST)
         self._check_alpha_sampling()
         self._check_schedule()
 

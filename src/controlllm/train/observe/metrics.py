@@ -23,6 +23,8 @@
 | `retain/{set}/loss`, `/base_loss`, `/forgetting` | the same; forgetting = loss - base_loss |
 | `retain/{set}/kl` | KL(base ‖ model) in nats per target token |
 | `retain/own_text/kl_upper` | its 95 % upper bound, on what the base wrote (docs/certificate.md) |
+| `retain/{stage}/{set}/...` | of a set that an earlier run learned: beside that run, not the base |
+| `.../loss_at_{stage}` | where a run goes on from others: what each of them had on a set |
 | `probe/{set}/relative_change/layer_{l}` | `logging.probes`: mean of |e - p| / |p| over a batch |
 | `probe/{set}/cosine/layer_{l}`, `/alpha/layer_{l}` | the same of cos(p, e) and of alpha |
 | `generation/{set}/{name}` | of what the model writes, by `evaluation.generation.metrics` |
@@ -75,6 +77,7 @@ __all__ = [
     "memory_gib",
     "probe_metrics",
     "set_metrics",
+    "stage_metrics",
 ]
 
 LOSS = "train/loss"
@@ -123,6 +126,11 @@ def set_metrics(kind: str, reports: Mapping[str, RetentionReport]) -> dict[str, 
         found = certificates(reports).items()
         metrics |= {f"{kind}/{name}/kl_upper": one.upper for name, one in found}
     return metrics
+
+
+def stage_metrics(name: str, losses: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of what the stages before have on a set (`learn/x`)."""
+    return {f"{name}/loss_at_{stage}": loss for stage, loss in losses.items()}
 
 
 def generation_metrics(name: str, rows: int, compared: Sequence[Compared]) -> dict[str, float]:

@@ -54,7 +54,8 @@ class Progress:
     step: int = 0  # optimizer steps done
     tokens: int = 0  # real tokens trained on
     seconds: float = 0.0  # time spent in training steps, summed over resumes
-    forgetting: float | None = None  # largest forgetting of a retain set at the last evaluation
+    forgetting: dict[str, float] = field(default_factory=dict)
+    """Largest forgetting of the retain sets of each stage at the last evaluation."""
     best: Best | None = None  # the best step so far
     window: Window = field(default_factory=Window)  # averages since the last record
     history: list[dict[str, Any]] = field(default_factory=list)

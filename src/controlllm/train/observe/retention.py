@@ -5,8 +5,8 @@ report can never differ.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
@@ -23,30 +23,58 @@ from controlllm.evaluate import (
     worst_forgetting,
 )
 from controlllm.evaluate.own_text import certificates
-from controlllm.train.observe.metrics import set_metrics
+from controlllm.train.observe.metrics import set_metrics, stage_metrics
 
-__all__ = ["Best", "ForgettingMeter", "Measurement", "better", "within_budget"]
+__all__ = ["BASE", "Best", "Budget", "ForgettingMeter", "Measurement", "better", "over_budget"]
 
 Sets = Mapping[str, Sequence[Batch]]
 """Evaluation batches by the name of their set."""
 
 
+Budget = float | Mapping[str, float] | None
+"""What each retain set may lose, in nats per token; or by the stage that the set belongs to."""
+
+BASE = "base"
+"""What the first stage is called."""
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """One evaluation: a report for each set; `kl` of learn sets is not measured (nan)."""
+    """One evaluation: a report for each set; `kl` of learn sets is not measured (nan).
+
+    Attributes:
+        learn: of what is to be learned, beside the base.
+        retain: of what is to be kept, each beside the stage that it belongs to.
+        owners: the stage of each retain set that does not belong to the base.
+        losses_at: by set and stage the loss that the stage has there, where there are several.
+    """
 
     learn: Mapping[str, RetentionReport]
     retain: Mapping[str, RetentionReport]
+    owners: Mapping[str, str] = field(default_factory=dict)
+    losses_at: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
-        return set_metrics("learn", self.learn) | set_metrics("retain", self.retain)
+        found = set_metrics("learn", self.learn) | set_metrics("retain", self.retain)
+        for kind, reports in (("learn", self.learn), ("retain", self.retain)):
+            for name in reports:
+                found |= stage_metrics(f"{kind}/{name}", self.losses_at.get(f"{kind}/{name}", {}))
+        return found
 
     @property
     def forgetting(self) -> float | None:
         """The largest forgetting of any retain set; None without such sets."""
         return worst_forgetting(self.retain) if self.retain else None
+
+    @property
+    def by_stage(self) -> dict[str, float]:
+        """The largest forgetting of the sets of each stage."""
+        sets: dict[str, dict[str, RetentionReport]] = {}
+        for name, report in self.retain.items():
+            sets.setdefault(self.owners.get(name, BASE), {})[name] = report
+        return {stage: worst_forgetting(reports) for stage, reports in sets.items()}
 
     @property
     def learn_loss(self) -> float | None:
@@ -55,26 +83,30 @@ class Measurement:
 
 
 class ForgettingMeter:
-    """Measures base and model on all held-out sets.
+    """Measures the model, its base and the stages before it on all held-out sets.
 
     Args:
         model: what trains.
-        reference: its base; None where there are no sets.
+        references: who computes the base and each stage before, by name, the oldest first; none
+            where there are no sets.
         learn: the sets to be learned.
         retain: the sets to be retained.
         ranks: processes that share the model, each with all batches.
+        owners: the stage that a retain set belongs to, where that is not the base: it is compared
+            with that.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        reference: Reference | None,
+        references: Mapping[str, Reference],
         learn: Sets,
         retain: Sets,
         ranks: Ranks,
+        owners: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.reference, self.ranks = model, reference, ranks
-        self.learn, self.retain = learn, retain
+        self.model, self.references, self.ranks = model, references, ranks
+        self.learn, self.retain, self.owners = learn, retain, owners or {}
 
     @property
     def enabled(self) -> bool:
@@ -84,32 +116,46 @@ class ForgettingMeter:
     def measure(self) -> Measurement:
         """Evaluate the model as it is, at its nominal alpha. Collective."""
         with progress("measuring", "batches of the held-out sets", self._batches()):
+            at = self._losses_at
             retain = {
-                name: measure_retention(self.model, batches, self.reference, self.ranks)
+                name: measure_retention(self.model, batches, self._reference(name), self.ranks)
                 for name, batches in self.retain.items()
             }
             learn = {}
-            for name, base in self._base_of_learn.items():
-                report = evaluate_losses(self.model, self.learn[name], self.ranks)
-                learn[name] = replace(base, loss=report.loss)
-        return Measurement(learn, retain)
+            for name, batches in self.learn.items():
+                report = evaluate_losses(self.model, batches, self.ranks)
+                base = at[f"learn/{name}"][BASE]
+                learn[name] = RetentionReport(base, report.loss, float("nan"), report.tokens)
+        several = len(self.references) > 1
+        return Measurement(learn, retain, self.owners, at if several else {})
+
+    def _reference(self, name: str) -> Reference:
+        return self.references[self.owners.get(name, BASE)]
 
     def _batches(self) -> int:
         """How many this process is going to compute."""
-        times = 1 if "_base_of_learn" in vars(self) else 2  # First the base computes them, too.
-        sets = [*self.retain.values(), *(times * list(self.learn.values()))]
+        sets = [*self.retain.values(), *self.learn.values()]
+        if "_losses_at" not in vars(self):  # First the base computes them, too, and each stage.
+            sets += [batches for _, _, batches in self._of_stages()]
         return sum(-(-len(batches) // self.ranks.world_size) for batches in sets)
 
+    def _of_stages(self) -> Iterator[tuple[str, str, Sequence[Batch]]]:
+        """Set, stage and batches of what stages compute once; the base alone: the learn sets."""
+        for kind, sets in (("learn", self.learn), ("retain", self.retain)):
+            for name, batches in sets.items():
+                for stage in self.references:
+                    if kind == "learn" or len(self.references) > 1:
+                        yield f"{kind}/{name}", stage, batches
+
     @cached_property
-    def _base_of_learn(self) -> dict[str, RetentionReport]:
-        """The base on the learn sets, computed once: it never changes."""
-        reports = {}
-        assert self.reference is not None
-        for name, batches in self.learn.items():
-            with self.reference.active() as base:
-                report = evaluate_losses(base, batches, self.ranks)
-            reports[name] = RetentionReport(report.loss, report.loss, float("nan"), report.tokens)
-        return reports
+    def _losses_at(self) -> dict[str, dict[str, float]]:
+        """The base and the stages on the sets, computed once: they never change."""
+        losses: dict[str, dict[str, float]] = {}
+        for name, stage, batches in self._of_stages():
+            with self.references[stage].active() as model:
+                report = evaluate_losses(model, batches, self.ranks)
+            losses.setdefault(name, {})[stage] = report.loss
+        return losses
 
 
 @dataclass(frozen=True)
@@ -122,28 +168,37 @@ class Best:
         forgetting: largest forgetting of the retain sets there; None without such sets.
         kl_upper: largest 95 % upper bound of KL(base || model) per token of own text there; None
             without own text.
+        by_stage: the same of the sets of each stage, where not all are the base's.
     """
 
     step: int
     learn_loss: float
     forgetting: float | None
     kl_upper: float | None = None
+    by_stage: dict[str, float] = field(default_factory=dict)
 
 
-def within_budget(measurement: Measurement, max_forgetting: float | None) -> bool:
-    """Whether every retain set keeps to the budget (true without a budget or without such sets)."""
-    forgetting = measurement.forgetting
-    return max_forgetting is None or forgetting is None or forgetting <= max_forgetting
+def over_budget(by_stage: Mapping[str, float], budget: Budget) -> list[str]:
+    """The stages of which more is forgotten than the budget allows; none without one.
+
+    >>> over_budget({"base": 0.01, "a": 0.2}, {"a": 0.1}), over_budget({"base": 0.01}, 0.05)
+    (['a'], [])
+    """
+    if budget is None:
+        return []
+    allowed = budget if isinstance(budget, Mapping) else dict.fromkeys(by_stage, budget)
+    return [stage for stage, most in allowed.items() if not by_stage.get(stage, 0.0) <= most]
 
 
 def better(
-    step: int, measurement: Measurement, best: Best | None, max_forgetting: float | None
+    step: int, measurement: Measurement, best: Best | None, max_forgetting: Budget
 ) -> Best | None:
     """The measurement as the new best, if it learned more than `best` and keeps to the budget."""
-    loss = measurement.learn_loss
-    if loss is None or math.isnan(loss) or not within_budget(measurement, max_forgetting):
+    loss, by_stage = measurement.learn_loss, measurement.by_stage
+    if loss is None or math.isnan(loss) or over_budget(by_stage, max_forgetting):
         return None
     if best is not None and not loss < best.learn_loss:
         return None
     bounds = [one.upper for one in certificates(measurement.retain).values()]
-    return Best(step, loss, measurement.forgetting, max(bounds, default=None))
+    told = by_stage if by_stage.keys() - {BASE} else {}
+    return Best(step, loss, measurement.forgetting, max(bounds, default=None), told)

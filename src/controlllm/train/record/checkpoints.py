@@ -150,6 +150,7 @@ class Checkpoints(Callback):
             values["forgetting"] = best.forgetting
         if best.kl_upper is not None:
             values["kl_upper"] = best.kl_upper
+        values |= {f"forgetting/{stage}": value for stage, value in best.by_stage.items()}
         mark_best(state.folder, best.step, values)
 
     def _upload(self, state: RunState) -> None:

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
-__all__ = ["describe_sets"]
+from controlllm.common.text.tables import format_number, format_table
+from controlllm.train.observe.retention import BASE, Measurement
+
+__all__ = ["describe_sets", "stage_table"]
 
 
 def describe_sets(metrics: Mapping[str, float]) -> str:
@@ -33,6 +36,19 @@ def describe_sets(metrics: Mapping[str, float]) -> str:
         elif kind not in ("generation", "benchmarks", "learn", "retain"):
             parts.append(f"{name} {value:.6g}")
     return "  ".join(parts)
+
+
+def stage_table(measured: Measurement) -> str:
+    """Each set beside the base and every stage before, and how much of it is forgotten."""
+    stages = next(iter(measured.losses_at.values()), {})
+    rows = []
+    for kind, reports in (("learn", measured.learn), ("retain", measured.retain)):
+        for name, report in reports.items():
+            losses = measured.losses_at[f"{kind}/{name}"]
+            owner = measured.owners.get(name, BASE) if kind == "retain" else "this run"
+            lost = format_number(report.forgetting, signed=True) if kind == "retain" else ""
+            rows.append([name, owner, *losses.values(), report.loss, lost])
+    return format_table(["set", "of", *stages, "now", "forgotten"], rows)
 
 
 def _describe_texts(metrics: Mapping[str, float], group: str) -> str:

@@ -1,5 +1,6 @@
 """The hook that measures: learning and forgetting on the held-out sets."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from controlllm.evaluate import warn_if_not_finite
@@ -8,10 +9,13 @@ from controlllm.probe import probe_scalars
 from controlllm.train.observe.metrics import probe_metrics
 from controlllm.train.observe.retention import Measurement, better
 from controlllm.train.observe.timing import EVALUATION, PhaseClock
+from controlllm.train.record.descriptions import stage_table
 from controlllm.train.record.evaluation_time import EvaluationTime
 from controlllm.train.record.hooks import Callback, RunState
 
 __all__ = ["Evaluation"]
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation(Callback):
@@ -47,6 +51,8 @@ class Evaluation(Callback):
         if not (due and state.ready.meter.enabled):
             return
         measurement = self._measure(state)
+        if state.stopped and state.is_first and measurement.losses_at:
+            log.info("Loss of each stage on each set:\n%s", stage_table(measurement))
         progress, budget = state.progress, state.run.training.max_forgetting
         best = better(state.step, measurement, progress.best, budget)
         self.improved = best is not None
@@ -60,7 +66,7 @@ class Evaluation(Callback):
             probed = _probed(state)
         state.world.reshard(state.model)
         self.last = (state.step, measurement)
-        state.progress.forgetting = measurement.forgetting
+        state.progress.forgetting = measurement.by_stage
         state.log(measurement.metrics | probed)
         if state.is_first:
             reports = {**measurement.learn, **measurement.retain}

@@ -101,7 +101,7 @@ class RunState:
     @property
     def forgetting(self) -> float | None:
         """The largest forgetting of a retain set at the last evaluation, in nats per token."""
-        return self.progress.forgetting
+        return max(self.progress.forgetting.values(), default=None)
 
     @property
     def best(self) -> Best | None:

@@ -28,7 +28,7 @@ from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.observe.debugging import Debugger
 from controlllm.train.observe.instruments import Instruments
 from controlllm.train.observe.progress import Progress
-from controlllm.train.observe.retention import Best
+from controlllm.train.observe.retention import BASE, Best, over_budget
 from controlllm.train.observe.timing import COMMUNICATION
 from controlllm.train.record.benchmarks import Benchmarks
 from controlllm.train.record.checkpoints import Checkpoints
@@ -55,9 +55,9 @@ class TrainResult:
         output_dir: the run's folder.
         history: one row per record: `step` and its metrics.
         best: the best learner within the budget; None without learn sets, or if none kept to it.
-        stopped_because: max_steps, max_tokens, max_seconds, max_forgetting, end_of_data,
-            preempted (a signal asked for it; the same run goes on from there), or what a callback
-            gave as its reason.
+        stopped_because: max_steps, max_tokens, max_seconds, max_forgetting (of which stages, where
+            there are several), end_of_data, preempted (a signal asked for it; the same run goes on
+            from there), or what a callback gave as its reason.
         certificates: by the name of a set of own text, how far the model moved from its base on
             what that wrote; none where the last step was not measured, or there is no own text.
         model: the model as it was when training stopped (the best one is on disk).
@@ -75,14 +75,16 @@ class TrainResult:
 
 def stop_reason(progress: Progress, training: TrainingConfig, total_steps: int) -> str | None:
     """Which end or budget of a run is reached, if any."""
-    forgetting, budget = progress.forgetting, training.max_forgetting
-    over = forgetting is not None and budget is not None and forgetting > budget
+    over = over_budget(progress.forgetting, training.max_forgetting)
+    broken = "max_forgetting"
+    if over and progress.forgetting.keys() - {BASE}:
+        broken += f" of {' and '.join(over)}"
     reached = {
         "max_steps": progress.step >= total_steps,
         "max_tokens": training.max_tokens is not None and progress.tokens >= training.max_tokens,
         "max_seconds": training.max_seconds is not None
         and progress.seconds >= training.max_seconds,
-        "max_forgetting": training.stop_on_budget and over,
+        broken: training.stop_on_budget and bool(over),
     }
     return next((reason for reason, is_reached in reached.items() if is_reached), None)
 

@@ -6,6 +6,7 @@ benchmarks        The suite of benchmarks that a run asks while it trains
 copies            Frozen copies of models, which have weights in common with a model that trains
                   where they can
 generation        The questions that a run lets its model answer, on its held-out sets
+held_out          The held-out sets of a run, and of the runs that it goes on from: what is measured
 methods           How a base model becomes one that trains, and what computes its base afterwards
 model             The base model and its tokenizer, loaded and set up for training
 own_text          What the base of a run writes by itself before training, to be measured

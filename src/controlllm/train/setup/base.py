@@ -22,7 +22,7 @@ from controlllm.train.parallel.loading import weights_to_shard
 from controlllm.train.setup.benchmarks import load_benchmarks
 from controlllm.train.setup.generation import check_generation
 from controlllm.train.setup.model import Loaded, load_base, place_stage
-from controlllm.train.setup.own_text import base_own_text
+from controlllm.train.setup.own_text import stages_own_text
 from controlllm.train.setup.rehearsal import rehearsal_source
 from controlllm.train.setup.stages import Base
 from controlllm.train.setup.ways.contract import GOINGS, Earlier, Stage
@@ -69,10 +69,10 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     stages, parents = _earlier_stages(model, run, earlier, world)
     rehearsal = None
     if run.rehearsal.enabled:
-        store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run))
+        store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run, stages))
         rehearsal = (store, run.rehearsal.share)
     own_text = world.ranks.first(
-        lambda: base_own_text(model, tokenizer, run, stages, is_empty=files is not None)
+        lambda: stages_own_text(model, tokenizer, run, stages, is_empty=files is not None)
     )
     loader = TrainLoader(
         run.data,

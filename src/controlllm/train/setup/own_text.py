@@ -1,4 +1,4 @@
-"""What the base of a run writes by itself before training, to be measured and never trained on."""
+"""What the base of a run, and each run before it, writes by itself: measured, never trained on."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.data import Example
-from controlllm.evaluate import Certificate, RetentionReport, Writer, certify, write_own_text
+from controlllm.evaluate import Certificate, RetentionReport, certify, write_own_text
 from controlllm.evaluate.own_text import certificates
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.setup.stages import Ready
 from controlllm.train.setup.ways.contract import BASE, Stage
 
-__all__ = ["base_own_text", "final_certificates", "own_text_folder"]
+__all__ = ["final_certificates", "own_text_folder", "stages_own_text"]
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def own_text_folder(run: RunConfig) -> Path:
     return Path(run.own_text.cache_dir or Path(run.training.output_dir) / "own_text")
 
 
-def base_own_text(
+def stages_own_text(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
@@ -31,6 +31,8 @@ def base_own_text(
     is_empty: bool,
 ) -> dict[str, list[Example]]:
     """Own text of the base by the name of the set; none where the run does not measure it.
+
+    That of an earlier run `a` is called `a/own_text`, and is kept beside that run.
 
     Args:
         model: the base, or a model that carries it.
@@ -50,11 +52,13 @@ def base_own_text(
             "model is there that could write. own_text.measure=true loads it whole first."
         )
         return {}
-    base = next((stage for stage in stages if stage.name == BASE), Stage(BASE))
-    if stages and base not in stages:
-        return {}  # It cannot be loaded any more, which has been told.
-    writer = Writer.base(model if base.copy is None else base.copy)
-    return write_own_text(writer, tokenizer, run.own_text, run.data, own_text_folder(run))
+    own, found = own_text_folder(run), {}
+    for stage in stages or (Stage(BASE),):
+        folder = own if run.own_text.cache_dir else stage.folder_of_text(own)
+        written = write_own_text(stage.writer(model), tokenizer, run.own_text, run.data, folder)
+        begin = "" if stage.name == BASE else f"{stage.name}/"
+        found |= {f"{begin}{name}": examples for name, examples in written.items()}
+    return found
 
 
 def final_certificates(
@@ -76,7 +80,7 @@ def final_certificates(
         )
         return found
     with ready.autocast():
-        return certify(
+        return found | certify(
             ready.model,
             ready.tokenizer,
             own_text_folder(run),

@@ -2,9 +2,9 @@
 
 import logging
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from controlllm.data import Batch, SourceConfig, TrainLoader, eval_batches, read_examples
+from controlllm.data import TrainLoader
 from controlllm.expansion import parameter_count
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
@@ -13,6 +13,7 @@ from controlllm.train.parallel import World
 from controlllm.train.parallel.storage import Storage
 from controlllm.train.setup.base import make_base, seed_everything
 from controlllm.train.setup.generation import make_generation_meter
+from controlllm.train.setup.held_out import read_held_out
 from controlllm.train.setup.methods import prepare_model
 from controlllm.train.setup.model import Loaded
 from controlllm.train.setup.sharding import shard
@@ -63,11 +64,12 @@ def make_ready(sharded: Sharded) -> Ready:
         ModelError: the model does not compute as the run relies on.
     """
     run, model, world, training = sharded.run, sharded.model, sharded.world, sharded.run.training
-    reference, tokenizer = sharded.reference, sharded.tokenizer
+    tokenizer = sharded.tokenizer
     seed_everything(training.seed + world.data_ranks.rank)
     total_steps = count_steps(run, sharded.loader)
     warn_of_short_data(run, sharded.loader, total_steps)
     optimizer = make_optimizer(model, training)
+    sets = read_held_out(run, sharded.stages, sharded.own_text, tokenizer)
     ready = Ready(
         **fields_of(sharded),
         loss=StepLoss(
@@ -80,10 +82,11 @@ def make_ready(sharded: Sharded) -> Ready:
         ),
         meter=ForgettingMeter(
             model,
-            reference,
-            _eval_sets(run.data.learn, tokenizer, run),
-            {**_eval_sets(run.data.retain, tokenizer, run), **_own_text(sharded)},
+            sharded.references,
+            sets.learn,
+            sets.retain,
             world.data_ranks,
+            sets.owners,
         ),
         texts=make_generation_meter(model, tokenizer, run, world),
         alphas=AlphaSampler(model, training.alpha_sampling, training.seed),
@@ -95,30 +98,6 @@ def make_ready(sharded: Sharded) -> Ready:
     if not run.parallel.way.by_deepspeed:  # Under ZeRO it computes once it is an engine's.
         ready.check_model()
     return ready
-
-
-def _eval_sets(
-    sources: list[SourceConfig], tokenizer: PreTrainedTokenizerBase, run: RunConfig
-) -> dict[str, list[Batch]]:
-    """Held-out sets by name; they are read, and kept in memory."""
-    sets = {}
-    for source in sources:
-        examples, stats = read_examples(source, tokenizer, run.data)
-        tokens = sum(map(len, examples))
-        read = f"{len(examples):,} examples of {tokens:,} tokens are measured"
-        log.info("Evaluation set %s: %s; %s", source.name, read, stats.describe())
-        rows = run.training.per_device_eval_batch_size
-        sets[str(source.name)] = eval_batches(examples, tokenizer, run.data, rows)
-    return sets
-
-
-def _own_text(sharded: Sharded) -> dict[str, list[Batch]]:
-    """What the base wrote, as sets like any others."""
-    run, rows = sharded.run, sharded.run.training.per_device_eval_batch_size
-    return {
-        name: eval_batches(examples, sharded.tokenizer, run.data, rows)
-        for name, examples in sharded.own_text.items()
-    }
 
 
 def _tell(model: PreTrainedModel, loader: TrainLoader) -> None:

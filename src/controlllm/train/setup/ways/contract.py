@@ -7,7 +7,8 @@ run file --settled_run--> RunConfig      what need not be said again is filled i
 ```
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,22 @@ from controlllm.checkpoint import Kind, LoadOptions, Location
 from controlllm.common.adapters import as_base
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
+from controlllm.evaluate.own_text import OWN_TEXT, Writer, as_it_is
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS, Way
+from controlllm.train.observe.retention import BASE
 
-__all__ = ["BASE", "GOINGS", "Earlier", "Going", "Inside", "Stage", "register_way", "run_folder_of"]
-
-BASE = "base"
-"""What the first stage is called."""
+__all__ = [
+    "BASE",
+    "GOINGS",
+    "Earlier",
+    "Going",
+    "Inside",
+    "Stage",
+    "key_of",
+    "register_way",
+    "run_folder_of",
+]
 
 Inside = Callable[[Any], AbstractContextManager[Any]]
 """Gives a context in which a model computes an earlier stage."""
@@ -59,6 +69,11 @@ class Earlier:
         return run_folder_of(self.location)
 
 
+def key_of(record: Mapping[str, Any]) -> str:
+    """What tells a stage that is not folded from all others: its digest, and its dial."""
+    return f"{record['digest']} {record.get('dial')}"
+
+
 def run_folder_of(location: Location) -> Path:
     """The run folder of a checkpoint; of anything else the folder itself."""
     path = Path(location.path)
@@ -74,12 +89,27 @@ class Stage:
         folder: where its files lie; None of the base, or where that is not known.
         copy: a frozen model of its own; None = the model that trains, inside `inside`.
         inside: makes that model compute the stage, by default its base.
+        key: tells it from all others; None = the fingerprint of its base does.
     """
 
     name: str
     folder: Path | None = None
     copy: PreTrainedModel | None = None
     inside: Inside = as_base
+    key: str | None = None
+
+    def writer(self, model: PreTrainedModel) -> Writer:
+        """Who writes its own text, before anything trains."""
+        who = model if self.copy is None else self.copy
+        if self.key is None:
+            return Writer.base(who)
+        return Writer(who, self.key, self.inside if self.copy is None else as_it_is)
+
+    def folder_of_text(self, own: Path) -> Path:
+        """Where what it writes is kept: beside its run, or in `own` where nothing can be written."""
+        if self.folder is None or not os.access(self.folder, os.W_OK):
+            return own
+        return self.folder / OWN_TEXT
 
     def reference(self, model: PreTrainedModel) -> Reference:
         """Who computes the stage beside the model that trains."""

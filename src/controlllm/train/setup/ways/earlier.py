@@ -15,15 +15,17 @@ from controlllm.checkpoint import (
     saved_apart,
 )
 from controlllm.common.errors import ConfigError
+from controlllm.common.registry import check_choice
 from controlllm.common.storage.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.expansion import ExpansionConfig
+from controlllm.expansion.files.lineage import stage_name
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.config_io import build, read_yaml
 from controlllm.train.config.presets import preset_values
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS
-from controlllm.train.setup.ways.contract import Earlier, run_folder_of
+from controlllm.train.setup.ways.contract import BASE, Earlier, run_folder_of
 
 __all__ = ["earlier_data", "find_earlier", "same_rows", "settled_run"]
 
@@ -49,10 +51,12 @@ def settled_run(run: RunConfig) -> RunConfig:
     That is the base, the expansion, and where all data is learned together the earlier data.
 
     Raises:
-        ConfigError: both say it, and differ; or the earlier data is not known.
+        ConfigError: both say it, and differ; or the earlier data is not known; or the budget names
+            a stage that is not among those before.
         CheckpointError: there is nothing to go on from, or it is broken.
     """
     if run.continue_from is None:
+        _check_budget(run, [BASE])
         return run
     location, folder, values = _found(run)
     way = WAYS.get(run.continue_by)
@@ -64,10 +68,21 @@ def settled_run(run: RunConfig) -> RunConfig:
     else:
         expansion = _laid_over(run, recorded)
     model = replace(run.model, model_name_or_path=base, base=None)
-    data = run.data
+    data, names = run.data, [BASE]
     if way.all_data:
         data = _joined(run, location, folder, values)
+    else:
+        names += [str(parent["name"]) for parent in values.get("parents", [])]
+        names.append(stage_name(Path(location.path), names))
+    _check_budget(run, names)
     return replace(run, model=model, expansion=expansion, data=data)
+
+
+def _check_budget(run: RunConfig, names: list[str]) -> None:
+    """A budget by stage names stages that are there (ConfigError)."""
+    budget = run.training.max_forgetting
+    for name in budget if isinstance(budget, dict) else ():
+        check_choice("a stage in training.max_forgetting", name, names)
 
 
 def _found(run: RunConfig) -> tuple[Location, Path, dict[str, Any]]:

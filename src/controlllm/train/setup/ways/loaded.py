@@ -13,7 +13,7 @@ from controlllm.common.errors import CheckpointError
 from controlllm.expansion import collapse
 from controlllm.expansion.files.lineage import FOLD
 from controlllm.train.setup.copies import share_equal
-from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, run_folder_of
+from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, key_of, run_folder_of
 
 __all__ = ["all_stages"]
 
@@ -70,6 +70,7 @@ def _stage(
     if name in held:
         return Stage(name, folder, inside=held[name])
     log.info("Loading the stage %s", name)
+    key = None
     if record is None:
         assert options.base is not None  # `find_earlier` has filled it in
         copy = load_model(options.base, replace(options, base=None))[0]
@@ -77,7 +78,8 @@ def _stage(
         stage = load_stage(record, location, options)
         # Folded, it was what the next one began with.
         copy = collapse(stage, inplace=True) if record["way"] == FOLD else stage
+        key = None if record["way"] == FOLD else key_of(record)
     copy.requires_grad_(False).eval()
     if shares:
         share_equal(copy, model)
-    return Stage(name, folder, copy=copy)
+    return Stage(name, folder, copy=copy, key=key)
