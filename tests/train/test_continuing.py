@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.train.helpers import losses_of
+from tests.train.test_resume import assert_same_run, train_until_killed
 from tests.train.ways import base_folder, logits
 
 from controlllm.checkpoint import load_model, locate
@@ -34,7 +36,7 @@ def stage_run(run_config, loaded, tmp_path):
             return run_config(training=training, **over)
         data = {
             "train": [{"path": str(tmp_path / "third.txt")}],
-            "learn": [{"path": str(tmp_path / "third_heldout.txt"), "name": name}],
+            "learn": [{"path": str(tmp_path / "third_heldout.txt"), "name": "third"}],
         }
         over = {"expansion": {"num_blocks": None}, "data": data, **over}
         place = str(tmp_path / "runs" / after)
@@ -133,10 +135,10 @@ def test_what_a_stage_learned_is_measured_beside_it(stage_run, tmp_path):
     """A later run sees its loss rise beside the stage, where beside the base it has fallen."""
     train(stage_run("a", training={"max_steps": 12}))
     result = train(stage_run("b", "a", training={"max_steps": 12, "learning_rate": 5e-2}))
-    first, last = result.history[0], [row for row in result.history if "learn/b/loss" in row][-1]
+    first, last = result.history[0], [row for row in result.history if "learn/third/loss" in row][-1]
     assert first["retain/a/new/forgetting"] == 0.0
     assert first["retain/a/new/loss_at_a"] == first["retain/a/new/loss"]
-    assert first["learn/b/loss_at_a"] == first["learn/b/loss"]
+    assert first["learn/third/loss_at_a"] == first["learn/third/loss"]
     assert last["retain/a/new/loss_at_base"] > last["retain/a/new/loss"]
     assert last["retain/a/new/forgetting"] > 0
     assert last["retain/a/new/loss_at_a"] == first["retain/a/new/loss_at_a"]
@@ -170,3 +172,27 @@ def test_each_stage_writes_what_is_rehearsed(stage_run, tmp_path):
     assert len([*(runs / "a" / "own_text").glob("*.json")]) == 1
     assert len([*(runs / "b" / "own_text").glob("*.json")]) == 1
     assert ready.loss.reference is ready.references["b"]
+
+
+@pytest.mark.parametrize("way", ["one", "fold"])
+def test_a_stage_goes_on_bit_for_bit_after_kill(stage_run, tmp_path, way):
+    """Real processes are killed; the run that goes on is the one that never stopped."""
+    over = {"preset": "retain", "rehearsal": {"num_sequences": 6, "share": 0.3}}
+    steps = {"max_steps": 10, "save_steps": 1, "eval_steps": 4}
+    train(stage_run("a", training={"max_steps": 4}, **over))
+    over["continue_by"] = way
+    straight = train(stage_run("straight", "a", training=dict(steps), **over))
+    for step, delay in ((1, 0.0), (4, 0.01)):
+        run = stage_run("killed", "a", training=dict(steps), **over)
+        train_until_killed(run, f"checkpoint-{step}", delay)
+    resumed = train(stage_run("killed", "a", training=dict(steps), **over))
+    assert_same_run(straight.output_dir, resumed.output_dir)
+    assert losses_of(resumed.history) == losses_of(straight.history)
+
+
+def test_a_run_goes_on_after_the_stage_it_began_with(stage_run, tmp_path):
+    train(stage_run("a"))
+    train(stage_run("b", "a", training={"max_steps": 4}))
+    train(stage_run("other", training={"seed": 3}))
+    with pytest.raises(CheckpointError, match=r"after the stage a .*from other .*another one"):
+        train(stage_run("b", "other", training={"max_steps": 4}))

@@ -2,9 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from controlllm.checkpoint import (
     CheckpointWriter,
@@ -17,6 +19,7 @@ from controlllm.checkpoint import (
     restore_rng,
 )
 from controlllm.checkpoint.training.state import load_values
+from controlllm.common.errors import CheckpointError
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.observe.progress import Progress
 from controlllm.train.observe.timing import CHECKPOINT, PhaseClock
@@ -110,6 +113,7 @@ class Checkpoints(Callback):
         log.info("Resuming %s", checkpoint)
         ready, ranks = state.ready, self.world.ranks
         saved = load_values(checkpoint)  # `open_run_folder` has verified every file of it.
+        _require_same_stages(saved.model["config"], state, checkpoint)
         ready.storage.fill(checkpoint, saved.optimizer)
         ready.scheduler.load_state_dict(saved.scheduler)
         ready.loader.load_state_dict(saved.loader)
@@ -162,3 +166,17 @@ class Checkpoints(Callback):
             self.uploads.start(partial(self._uploader.send, saved))
         else:
             self.uploads.start(partial(self._uploader.send_files, state.folder))
+
+
+def _require_same_stages(config: Mapping[str, Any], state: RunState, checkpoint: Path) -> None:
+    """A run goes on after the stages that it began with (CheckpointError)."""
+    before = list(config.get("parents") or [])
+    now = list(describe_model(state.model)["config"].get("parents") or [])
+    for old, new in zip_longest(before, now):
+        if old is None or new is None or old["digest"] != new["digest"]:
+            told = [f"{one['name']} ({one['place']})" if one else "none" for one in (old, new)]
+            raise CheckpointError(
+                f"{checkpoint} was trained after the stage {told[0]}, and this run goes on from "
+                f"{told[1]}, which is another one. Name that stage as continue_from to go on, or "
+                "begin anew in another training.output_dir."
+            )
