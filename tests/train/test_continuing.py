@@ -10,8 +10,9 @@ from tests.train.helpers import losses_of
 from tests.train.test_resume import assert_same_run, train_until_killed
 from tests.train.ways import base_folder, logits
 
-from controlllm.checkpoint import load_model, locate
-from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.checkpoint import export, inspect_folder, load_model, locate
+from controlllm.cli.inspect import run as inspect
+from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.expansion import ControlLLMForCausalLM, collapse, load_sidecar
 from controlllm.expansion.files.records import read_sidecar_config
@@ -135,7 +136,10 @@ def test_what_a_stage_learned_is_measured_beside_it(stage_run, tmp_path):
     """A later run sees its loss rise beside the stage, where beside the base it has fallen."""
     train(stage_run("a", training={"max_steps": 12}))
     result = train(stage_run("b", "a", training={"max_steps": 12, "learning_rate": 5e-2}))
-    first, last = result.history[0], [row for row in result.history if "learn/third/loss" in row][-1]
+    first, last = (
+        result.history[0],
+        [row for row in result.history if "learn/third/loss" in row][-1],
+    )
     assert first["retain/a/new/forgetting"] == 0.0
     assert first["retain/a/new/loss_at_a"] == first["retain/a/new/loss"]
     assert first["learn/third/loss_at_a"] == first["learn/third/loss"]
@@ -196,3 +200,76 @@ def test_a_run_goes_on_after_the_stage_it_began_with(stage_run, tmp_path):
     train(stage_run("other", training={"seed": 3}))
     with pytest.raises(CheckpointError, match=r"after the stage a .*from other .*another one"):
         train(stage_run("b", "other", training={"max_steps": 4}))
+
+
+def test_what_inspect_and_the_card_say(stage_run, tmp_path, capsys):
+    train(stage_run("a"))
+    train(stage_run("b", "a", continue_by="fold"))
+    runs = tmp_path / "runs"
+    load_model(runs / "b")[0].save_sidecar(runs / "exported")
+    assert "| learned after | a by fold |" in (runs / "exported" / "README.md").read_text()
+    inspect([str(runs / "exported")])
+    shown = capsys.readouterr().out
+    assert "learned after: base > a > this" in shown and "continued by fold" in shown
+    (parent,) = inspect_folder(runs / "exported").parents
+    assert parent["here"]
+    with pytest.raises(ModelError, match="stage 'a' folded in"):
+        export(load_model(runs / "b")[0], tmp_path / "lora", "lora")
+    with pytest.raises(CheckpointError, match=r"stage 'a' folded in \(load_model makes"):
+        load_sidecar(base_of(tmp_path), runs / "exported")
+    shutil.rmtree(runs / "a")
+    inspect([str(runs / "exported")])
+    assert "(not there)" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="'a', which is missing"):
+        load_model(runs / "exported")
+
+
+def test_a_strangers_parents_are_data(stage_run, tmp_path):
+    """A record is checked by its schema and its digest; a place is no address."""
+    train(stage_run("a"))
+    train(stage_run("b", "a", continue_by="fold"))
+    load_model(tmp_path / "runs" / "b")[0].save_sidecar(tmp_path / "runs" / "copy")
+    path = tmp_path / "runs" / "copy" / "sidecar_config.json"
+    (tmp_path / "runs" / "copy" / "checksums.json").unlink()
+    written = json.loads(path.read_text())
+
+    def edited(**values):
+        path.write_text(json.dumps(written | {"parents": [written["parents"][0] | values]}))
+
+    for values, match in (
+        ({"name": "../up"}, "parents.*name"),
+        ({"digest": "0" * 63}, "SHA-256"),
+        ({"dial": 2.0}, "dial"),
+        ({"digest": "0" * 64}, "settings are not those"),
+        ({"place": "http://x/a"}, "which is missing: it was looked for in nowhere"),
+    ):
+        edited(**values)
+        with pytest.raises(CheckpointError, match=match):
+            load_model(tmp_path / "runs" / "copy")
+    edited(place=str(tmp_path / "runs" / "a"))  # It may have moved.
+    load_model(tmp_path / "runs" / "copy")
+
+
+def test_joint_learns_all_from_the_base(stage_run, tmp_path):
+    train(stage_run("a"))
+    ready = set_up(settled_run(stage_run("b", "a", continue_by="joint")))
+    assert [source.name for source in ready.run.data.train] == ["third", "new"]
+    assert [*ready.meter.learn] == ["third", "new"] and [*ready.references] == ["base"]
+    assert settled_run(ready.run).data == ready.run.data
+    with torch.no_grad():
+        assert torch.equal(logits(ready.model), logits(base_of(tmp_path)))
+    (tmp_path / "runs" / "a" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="what a was trained on"):
+        train(stage_run("b2", "a", continue_by="joint"))
+
+
+def test_a_stage_that_is_gone_is_told(stage_run, tmp_path, caplog):
+    """Of three, the first is gone: the model is whole, and the others are measured."""
+    train(stage_run("a"))
+    train(stage_run("b", "a"))
+    shutil.rmtree(tmp_path / "runs" / "a")
+    with caplog.at_level("WARNING", "controlllm"):
+        ready = set_up(settled_run(stage_run("c", "b")))
+    assert "'a' is neither measured nor rehearsed" in caplog.text
+    assert list(ready.references) == ["base", "b"]
+    assert [parent["name"] for parent in ready.model.config.parents] == ["a", "b"]

@@ -91,7 +91,7 @@ def test_memory_of_every_method_is_exact(run_config: Any, loaded: Any, over: Any
     model, tokenizer = loaded()
     plan = planned(run, model.config, ALONE)
     ready = set_up(run, (model, tokenizer))
-    copied = ready.meter.reference.copy
+    copied = ready.reference.copy
     sizes = taken(ready)
     own = {p.data_ptr() for p in ready.model.parameters()}
     if copied is not None:

@@ -50,12 +50,28 @@ def _head(found: Inspection) -> list[str]:
         return [*lines, "not expanded"]
     if few := found.base.get("quantised"):
         lines.append(f"trained beside this base in {', '.join(few)}; eval and chat take it in full")
+    lines += _chain(found)
     names = ("structure", "interpolator", "divergence", "divergence_weight")
     shown = [f"{name}: {getattr(found.expansion, name)}" for name in names]
     if found.bits is not None:
         lines.append(f"trained matrices: differences from the base's, {found.bits} bits a number")
     shown.append(f"expand_ends: {'yes' if found.expansion.expand_ends else 'no'}")
     return [*lines, "  ".join([*shown, f"dial: {_dial(found.expansion.dial)}"])]
+
+
+def _chain(found: Inspection) -> list[str]:
+    """The stages before, the base first; nothing where there are none."""
+    if not found.parents:
+        return []
+    chain = " > ".join(["base", *(parent["name"] for parent in found.parents), "this"])
+    lines = [f"learned after: {chain}"]
+    for parent in found.parents:
+        where = parent["place"] + ("" if parent["here"] else " (not there)")
+        lines.append(
+            f"  {parent['name']}: {where}, digest {parent['digest'][:16]}, dial "
+            f"{_dial(parent.get('dial'))}, continued by {parent['way']}"
+        )
+    return lines
 
 
 def _dial(dial: float | dict[int, float] | None) -> str:

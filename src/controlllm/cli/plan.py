@@ -13,6 +13,7 @@ from controlllm.common.text.tables import format_table
 from controlllm.expansion import ExpansionConfig
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.ways import WAYS
 from controlllm.train.parallel.mesh import MeshPlan, plan_mesh
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def run(argv: list[str]) -> None:
     options = parse_run(PlanOptions, argv, "plan")
     from controlllm.train.observe.peaks import required_peak
     from controlllm.train.plan.estimate import estimate, model_config
+    from controlllm.train.setup.ways.earlier import settled_run
 
+    options = settled_run(options)
     if options.output is not None:
         require_writable(options.output)
     peak = required_peak(options.device_name)
@@ -67,6 +70,8 @@ def run(argv: list[str]) -> None:
         options.parallel, options.world_size, options.local_world_size or options.world_size
     )
     config, expansion = model_config(options)
+    if options.continue_from is not None and WAYS.get(options.continue_by).same_expansion:
+        expansion = options.expansion
     layers = config.get_text_config(decoder=True).num_hidden_layers
     print("\n".join(_head(options, layers, mesh)))
     ways = list(_ways(options, expansion, layers))

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.models.locate import Kind, locate
+from controlllm.checkpoint.models.parents import places_of
 from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, kind_in
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
@@ -58,6 +59,8 @@ class Inspection:
         base: what is recorded of the base.
         parts: its parts; the base comes last, and is absent from a sidecar.
         bits: of a number of the trained matrices, where they are in few (`expansion.files.packed`).
+        parents: the stages that it was trained after, the oldest first, as it records them; `here`
+            says whether something lies where each would be looked for.
     """
 
     kind: Kind
@@ -66,6 +69,7 @@ class Inspection:
     base: dict[str, Any]
     parts: list[Part]
     bits: int | None = None
+    parents: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def total(self) -> Part:
@@ -95,8 +99,12 @@ def inspect_folder(path: str | Path) -> Inspection:
     expansion = ExpansionConfig.from_dict(values["expansion"]) if "expansion" in values else None
     packed: dict[str, Any] = values.get("packed", {})
     parts = _parts(folder, expansion, values["base"], packed.get("columns", {}))
+    parents = [
+        {**parent, "here": any(place.is_dir() for place in places_of(parent["place"], folder))}
+        for parent in values.get("parents", [])
+    ]
     return Inspection(
-        location.kind, str(folder), expansion, values["base"], parts, packed.get("bits")
+        location.kind, str(folder), expansion, values["base"], parts, packed.get("bits"), parents
     )
 
 

@@ -31,7 +31,7 @@ from controlllm.expansion.files.lineage import (
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
-__all__ = ["find_parent", "put_on", "record_stage"]
+__all__ = ["find_parent", "places_of", "put_on", "record_stage"]
 
 
 def find_parent(
@@ -47,7 +47,7 @@ def find_parent(
     Raises:
         CheckpointError: it is in none of these places, or another one is.
     """
-    places = list(dict.fromkeys(_places(record["place"], child)))
+    places = list(dict.fromkeys(places_of(record["place"], child)))
     location = next((locate(place) for place in places if place.is_dir()), None)
     if location is None:
         location = _on_the_hub(record, child, places)
@@ -78,8 +78,7 @@ def record_stage(
     assert apart is not None  # who goes on from it has looked
     with joined_parts(location, options) as joined:
         tensors = None if joined is None else map_joined(joined)
-        record = parent_record(apart.folder, way, names, tensors)
-    return {**record, "place": location.path}
+        return parent_record(apart.folder, location.path, way, names, tensors)
 
 
 def put_on(
@@ -132,8 +131,8 @@ def _put_beside(
         return load_branches(base, folders, dials, options.check_base, read)
 
 
-def _places(recorded: str, child: Path) -> Iterator[Path]:
-    """Folders where a stage may be: as recorded, and as a neighbour of the sidecar's run."""
+def places_of(recorded: str, child: Path) -> Iterator[Path]:
+    """Folders where a stage may be: as recorded, and beside the run of a sidecar (`child`)."""
     place = Path(recorded)
     if "://" in recorded or "::" in recorded:
         return

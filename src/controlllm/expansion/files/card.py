@@ -114,6 +114,10 @@ def _table(config: ControlLLMConfig, more: Mapping[str, Any]) -> str:
         "base weights (fingerprint)": base.get("fingerprint") or "not recorded",
         "layers of the base": base.get("num_hidden_layers"),
     }
+    if config.parents:
+        rows["learned after"] = ", ".join(
+            f"{one['name']} by {one['way']}" for one in config.parents
+        )
     rows |= {key: expansion[key] for key in _SHOWN if expansion.get(key) is not None}
     added = [
         (k, v) for k, item in more.items() for v in (item if isinstance(item, list) else [item])

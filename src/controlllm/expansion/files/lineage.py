@@ -61,20 +61,25 @@ def sidecar_digest(folder: Path, tensors: Mapping[str, Tensor] | None = None) ->
 
 
 def parent_record(
-    folder: Path, way: str, names: Sequence[str] = (), tensors: Mapping[str, Tensor] | None = None
+    folder: Path,
+    place: str,
+    way: str,
+    names: Sequence[str] = (),
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """What a sidecar records of a stage that it goes on from.
 
     Args:
         folder: the stage: a sidecar, or a checkpoint of its run.
+        place: what it is found by: that folder, or a name on the Hub.
         way: how it is gone on from.
         names: of stages before it, none of which it may have.
         tensors: its tensors, if they are not in one file of it.
     """
     values = read_sidecar_config(folder)
     return {
-        "name": stage_name(folder, names),
-        "place": str(folder),
+        "name": stage_name(Path(place), names),
+        "place": place,
         "digest": sidecar_digest(folder, tensors),
         "way": way,
         "dial": as_recorded(values["expansion"].get("dial")),

@@ -1,7 +1,9 @@
 """A sidecar onto its base: the base is expanded, and gets the sidecar's tensors."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,6 +14,7 @@ from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_files import require_numbers
 from controlllm.common.tensors import copy_tensors
 from controlllm.expansion.files.base_record import check_base as check_recorded
+from controlllm.expansion.files.lineage import folded_parent
 from controlllm.expansion.files.packed import Packed, has_rows, put_packed
 from controlllm.expansion.files.records import SIDECAR_CONFIG, read_sidecar_config
 from controlllm.expansion.files.sidecar import read_sidecar_tensors, sidecar_tensors
@@ -55,7 +58,7 @@ def load_sidecar(
     saved = read_sidecar_tensors(folder) if tensors is None else tensors
     require_numbers(saved, str(folder))
     if check_base:
-        check_recorded(base, values["base"], f"The sidecar {folder}")
+        check_recorded(base, values["base"], f"The sidecar {folder}{_folded(values)}")
     packed = Packed(values["packed"], saved) if "packed" in values else None
     grown = values["base"].get("grown_vocab_size")
     if grown and not has_rows(saved, grown, packed):
@@ -80,3 +83,15 @@ def load_sidecar(
     model.config.base |= values["base"]
     model.config.parents = values.get("parents", [])
     return model
+
+
+def _folded(values: Mapping[str, Any]) -> str:
+    """That the base is no model as it was published, for a message."""
+    parents = values.get("parents", [])
+    last = folded_parent(parents)
+    if last is None:
+        return ""
+    return (
+        f", whose base has the stage {parents[last]['name']!r} folded in (load_model makes that "
+        "base anew),"
+    )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from controlllm.common.adapters import has_adapters, merge_adapters
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
+from controlllm.expansion.files.lineage import parents_of_base
 from controlllm.expansion.files.sidecar import base_fingerprint, sidecar_tensors
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
@@ -212,6 +213,7 @@ def combine(
         ours, theirs = sidecar_tensors(one), sidecar_tensors(b)
         for name, tensor in ours.items():
             tensor.copy_(interpolate(tensor, theirs[name], weight))
+    one.config.parents = parents_of_base(a.config.parents)
     one.config.expansion["mean_alpha"] = None  # measured on a and b, not on this one
     dials = a.expansion.dial, b.expansion.dial
     if dials[0] != dials[1]:

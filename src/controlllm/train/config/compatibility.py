@@ -123,6 +123,13 @@ REFUSED = (
     ),
     Refused(
         _QUANTISED,
+        Setting("continue_from"),
+        "the stages before are kept as they were, and numbers of a quantised base would be held "
+        "against theirs",
+        "leave it out",
+    ),
+    Refused(
+        _QUANTISED,
         _BRINGS_ADAPTERS,
         "method=lora has been tested on an unquantised base only",
         "set method=control with peft.type=lora, for adapters beside copies",

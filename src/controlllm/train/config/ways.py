@@ -17,10 +17,12 @@ class Way:
 
     Attributes:
         same_expansion: the same copies go on, so that a run can say no other expansion.
+        copies_stages: every earlier stage is held as a frozen copy of what training changes.
         all_data: trains from the base, on the data of all earlier stages and of the run together.
     """
 
     same_expansion: bool = False
+    copies_stages: bool = False
     all_data: bool = False
 
 
@@ -28,9 +30,9 @@ WAYS: Registry[Way] = Registry("continue_by")
 """Ways by the name used in the run config."""
 
 for _name, _way in {
-    "one": Way(same_expansion=True),
+    "one": Way(same_expansion=True, copies_stages=True),
     "branch": Way(),
-    "fold": Way(),
+    "fold": Way(copies_stages=True),
     "joint": Way(all_data=True),
 }.items():
     WAYS.register(_name)(_way)

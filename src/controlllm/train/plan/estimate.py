@@ -29,6 +29,7 @@ from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.optimizers import OPTIMIZERS, StateBytes, held
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.ways import WAYS
 from controlllm.train.observe.flops import FlopCount, Flops
 from controlllm.train.observe.model_parts import parts_of
 from controlllm.train.parallel.mesh import MeshPlan
@@ -37,6 +38,7 @@ from controlllm.train.plan.activation_bytes import activation_bytes, kept_produc
 from controlllm.train.setup.methods import SETUPS, asks_base
 from controlllm.train.setup.model import tune_model
 from controlllm.train.setup.quantize import frozen_linears
+from controlllm.train.setup.ways.earlier import stages_before
 from controlllm.train.step.liger import fused_chunk
 
 __all__ = ["Estimate", "Memory", "estimate", "model_config", "model_without_weights"]
@@ -170,9 +172,11 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
         frozen += sum(run.quantizer.beside(*weight.shape) for weight in packed)
     trained = sum(size for size, trains in local if trains)
     moments = sum(state.memory for state in _optimizer(model, training.optim, mesh.parts))
-    if not carries_base(model) and asks_base(run):
-        # The base is kept beside it, to be asked; one process has what is frozen only once.
-        frozen += trained + (frozen if mesh.world_size > 1 else 0)
+    copies = int(not carries_base(model) and asks_base(run))
+    if WAYS.get(run.continue_by).copies_stages:
+        copies += len(stages_before(run)) - 1
+    # The base or earlier stages are kept, to be asked; one process has what is frozen only once.
+    frozen += copies * (trained + (frozen if mesh.world_size > 1 else 0))
     compute = training.autocast_dtype or model.dtype
     rows, length = training.per_device_train_batch_size, run.data.max_length
     gathered = _gathered(model, run, compute) if mesh.world_size > 1 else 0

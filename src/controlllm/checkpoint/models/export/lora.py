@@ -24,6 +24,7 @@ from controlllm.common.losses import next_token_kl
 from controlllm.common.storage.files import save_tensors, write_json, write_text
 from controlllm.common.text.progress import progress, tick
 from controlllm.expansion.files.card import model_card
+from controlllm.expansion.files.lineage import folded_parent
 from controlllm.expansion.files.sidecar import base_fingerprint
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 from controlllm.expansion.merge.low_rank import Change, applied, factor, weight_changes
@@ -58,6 +59,7 @@ class Lora(Form):
     ) -> None:
         """Write what PEFT reads, its card, and the error of every matrix."""
         whole = expanded(model, "lora")
+        _require_own_base(whole)
         ids = None if self.texts is None else _tokens(self.texts, tokenizer)
         fitted = _fit(whole, self.rank, keep=ids is not None)
         report = fitted.report() | {"alpha": told_alphas(whole), "rank": fitted.rank}
@@ -72,6 +74,17 @@ class Lora(Form):
         write_json(folder / ERRORS, report)
         card = model_card(whole.config, "lora", {"rank": fitted.rank, "measured": self.told})
         write_text(folder / "README.md", card)
+
+
+def _require_own_base(model: ControlLLMForCausalLM) -> None:
+    """Other tools load the base by its name, and cannot fold a stage into it (ModelError)."""
+    folded = folded_parent(model.config.parents)
+    if folded is not None:
+        raise ModelError(
+            f"form='lora' needs a base that other tools load by its name, and this one has the "
+            f"stage {model.config.parents[folded]['name']!r} folded in. Export the form "
+            "'collapsed', or 'full'."
+        )
 
 
 @dataclass

@@ -27,7 +27,7 @@ from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS
 from controlllm.train.setup.ways.contract import BASE, Earlier, run_folder_of
 
-__all__ = ["earlier_data", "find_earlier", "same_rows", "settled_run"]
+__all__ = ["earlier_data", "find_earlier", "same_rows", "settled_run", "stages_before"]
 
 
 def find_earlier(run: RunConfig) -> Earlier:
@@ -68,14 +68,20 @@ def settled_run(run: RunConfig) -> RunConfig:
     else:
         expansion = _laid_over(run, recorded)
     model = replace(run.model, model_name_or_path=base, base=None)
-    data, names = run.data, [BASE]
+    data = run.data
     if way.all_data:
         data = _joined(run, location, folder, values)
-    else:
-        names += [str(parent["name"]) for parent in values.get("parents", [])]
-        names.append(stage_name(Path(location.path), names))
-    _check_budget(run, names)
+    _check_budget(run, [BASE] if way.all_data else stages_before(run))
     return replace(run, model=model, expansion=expansion, data=data)
+
+
+def stages_before(run: RunConfig) -> list[str]:
+    """The names of the stages before a run, the base first; only configs are read."""
+    if run.continue_from is None:
+        return [BASE]
+    location, _, values = _found(run)
+    names = [BASE, *(str(parent["name"]) for parent in values.get("parents", []))]
+    return [*names, stage_name(Path(location.path), names)]
 
 
 def _check_budget(run: RunConfig, names: list[str]) -> None:
