@@ -221,11 +221,7 @@ class TrainingConfig:
     """Stop training at the first evaluation that breaks max_forgetting."""
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            ConfigError: naming the field, its value and what is allowed.
-        """
+        """Check every value (ConfigError)."""
         check_values(self, "training")
         if not self.learning_rate and not self.interpolator_learning_rate:
             raise ConfigError("training.learning_rate=0 trains nothing; it must be above 0.")
