@@ -273,3 +273,19 @@ def test_a_stage_that_is_gone_is_told(stage_run, tmp_path, caplog):
     assert "'a' is neither measured nor rehearsed" in caplog.text
     assert list(ready.references) == ["base", "b"]
     assert [parent["name"] for parent in ready.model.config.parents] == ["a", "b"]
+
+
+def test_own_text_of_each_stage_is_measured(stage_run, tmp_path):
+    """Where no old data is named: on it the rise is the KL from the stage that wrote it."""
+    over = {"own_text": {"num_sequences": 8}}
+    train(stage_run("a", **over))
+    third = [{"path": str(tmp_path / "third_heldout.txt"), "name": "third"}]
+    data = {"train": [{"path": str(tmp_path / "third.txt")}], "learn": third, "retain": []}
+    training = {"max_forgetting": {"base": 9.0, "a": 9.0}}
+    result = train(stage_run("b", "a", data=data, training=training, **over))
+    first = result.history[0]
+    assert first["retain/a/own_text/kl"] == first["retain/a/own_text/forgetting"] == 0
+    assert first["retain/own_text/kl"] > 0
+    assert {"own_text", "a/own_text"} <= result.certificates.keys()
+    assert list((tmp_path / "runs" / "a" / "own_text").glob("*.json"))
+    assert result.best.by_stage.keys() == {"base", "a"}

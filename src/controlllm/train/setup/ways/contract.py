@@ -106,7 +106,7 @@ class Stage:
         return Writer(who, self.key, self.inside if self.copy is None else as_it_is)
 
     def folder_of_text(self, own: Path) -> Path:
-        """Where what it writes is kept: beside its run, or in `own` where nothing can be written."""
+        """Where what it writes is kept: beside its run, or in `own` where that is not writable."""
         if self.folder is None or not os.access(self.folder, os.W_OK):
             return own
         return self.folder / OWN_TEXT
