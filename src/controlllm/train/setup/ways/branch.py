@@ -20,7 +20,7 @@ from controlllm.expansion.files.lineage import (
     stage_name,
 )
 from controlllm.train.config.run_config import RunConfig
-from controlllm.train.setup.ways.contract import BASE, Earlier, Going, Inside, Stage
+from controlllm.train.setup.ways.contract import BASE, Earlier, Going, Inside, Stage, key_of
 from controlllm.train.setup.ways.loaded import all_stages
 
 __all__ = ["BRANCH"]
@@ -53,7 +53,8 @@ def _load(earlier: Earlier, run: RunConfig) -> tuple[PreTrainedModel, PreTrained
 def _stages(
     model: PreTrainedModel, earlier: Earlier, run: RunConfig, shares: bool
 ) -> tuple[Stage, ...]:
-    last = Stage(earlier.names[-1], earlier.run_folder, inside=_before)
+    key = key_of(earlier.parents[-1])
+    last = Stage(earlier.names[-1], earlier.run_folder, inside=_before, key=key)
     folded = folded_parent(earlier.parents)
     own = BASE if folded is None else str(earlier.parents[folded]["name"])
     return all_stages(model, earlier, shares, own, last, _beside(earlier.parents))

@@ -63,22 +63,21 @@ def _stage(
     held: Mapping[str, Inside],
 ) -> Stage:
     options = replace(earlier.options, device="cpu")
-    folder = None
+    folder = key = None
     if record is not None:
         location = find_parent(record, earlier.folder, options)
         folder = run_folder_of(location)
+        # Folded, it is the base of what came next.
+        key = None if record["way"] == FOLD else key_of(record)
     if name in held:
-        return Stage(name, folder, inside=held[name])
+        return Stage(name, folder, inside=held[name], key=key)
     log.info("Loading the stage %s", name)
-    key = None
     if record is None:
         assert options.base is not None  # `find_earlier` has filled it in
         copy = load_model(options.base, replace(options, base=None))[0]
     else:
         stage = load_stage(record, location, options)
-        # Folded, it was what the next one began with.
         copy = collapse(stage, inplace=True) if record["way"] == FOLD else stage
-        key = None if record["way"] == FOLD else key_of(record)
     copy.requires_grad_(False).eval()
     if shares:
         share_equal(copy, model)
