@@ -52,10 +52,11 @@ def register() -> None:
     """
     from transformers import AutoConfig
 
-    from controlllm.expansion.method.hf_config import ControlLLMConfig
+    from controlllm.expansion.method.hf_config import ControlLLMConfig, SidecarsConfig
 
     ControlLLMConfig.register_model = staticmethod(_register_model)
-    AutoConfig.register(ControlLLMConfig.model_type, ControlLLMConfig, exist_ok=True)
+    for config in (ControlLLMConfig, SidecarsConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model() -> None:
@@ -65,11 +66,13 @@ def _register_model() -> None:
 
         from controlllm.expansion.hub.backbone import ControlLLMModel
         from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-    from controlllm.expansion.method.hf_config import ControlLLMConfig
+        from controlllm.expansion.hub.sidecars import SidecarsForCausalLM, SidecarsModel
+    from controlllm.expansion.method.hf_config import ControlLLMConfig, SidecarsConfig
 
     AutoModel.register(ControlLLMConfig, ControlLLMModel, exist_ok=True)
-
+    AutoModel.register(SidecarsConfig, SidecarsModel, exist_ok=True)
     AutoModelForCausalLM.register(ControlLLMConfig, ControlLLMForCausalLM, exist_ok=True)
+    AutoModelForCausalLM.register(SidecarsConfig, SidecarsForCausalLM, exist_ok=True)
 
 
 if not is_command():

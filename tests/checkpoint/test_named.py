@@ -1,5 +1,6 @@
 """Named sidecars come from every place that one alone comes from, and are what they are alone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from controlllm import ControlLLMForCausalLM, expand
 from controlllm.checkpoint import (
+    Kind,
     LoadOptions,
     TrainingState,
     describe_model,
     export,
+    inspect_folder,
     load_model,
     load_named,
+    locate,
     mark_best,
     save_checkpoint,
     trained_tensors,
 )
-from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 
 IDS = torch.tensor([[1, 40, 50, 60, 70, 80]])
 
@@ -166,3 +170,52 @@ def test_options_that_have_no_place_are_refused(make, base, tmp_path) -> None:
         load_named(base, one, LoadOptions(base=base))
     model, _, _ = load_named(base, one, LoadOptions(dtype="bfloat16"))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_one_folder_of_base_and_sidecars(make, base, tmp_path) -> None:
+    make(1, 0.4).save_sidecar(tmp_path / "maths")
+    make(2).save_sidecar(tmp_path / "zh")
+    model, tokenizer, dials = load_named(base, {n: str(tmp_path / n) for n in ("maths", "zh")})
+    folder = export(model, tmp_path / "all", "full", tokenizer)
+    assert locate(folder).kind is Kind.EXPANDED
+    again, _, saved = load_named(folder, {})
+    assert saved == dials == {"maths": 0.4, "zh": None}
+    for name in dials:
+        for one in (model, again):
+            one.set_alpha({name: dials[name]})  # type: ignore[attr-defined]
+        assert torch.equal(logits(again), logits(model))
+    with pytest.raises(ConfigError, match="is tuned itself"):
+        load_named(folder, {"maths": str(tmp_path / "maths")})
+    found = inspect_folder(folder)
+    assert [one.dial for one in found.sidecars.values()] == [0.4, None]
+    copies = [p for n, p in again.named_parameters() if ".expanded." in n or ".interpolator." in n]
+    assert found.total.trained == sum(p.numel() for p in copies)
+    assert found.total.trained + found.total.frozen == sum(p.numel() for p in again.parameters())
+    for form in ("sidecar", "collapsed"):
+        with pytest.raises(ModelError, match="several by name"):
+            export(model, tmp_path / form, form)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../up"},
+        {"name": 3},
+        {"name": "b"},
+        {"expansion": {"structure": "concat", "alpha": 7}},
+        {"expansion": None},
+    ],
+    ids=str,
+)
+def test_a_config_of_several_that_was_tampered_with_is_refused(change, make, base, tmp_path):
+    make(1).save_sidecar(tmp_path / "maths")
+    model, _, _ = load_named(base, {n: str(tmp_path / "maths") for n in ("a", "b")})
+    model.save_pretrained(tmp_path / "all")
+    config = tmp_path / "all" / "config.json"
+    values = json.loads(config.read_text())
+    values["sidecars"][0] |= change
+    config.write_text(json.dumps(values))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json.*(sidecars|alpha=7)|of different names"
+    ):
+        load_model(tmp_path / "all")

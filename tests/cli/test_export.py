@@ -66,3 +66,25 @@ def test_the_alpha_that_was_calibrated_is_kept(
     written = load_model(tmp_path / "collapsed")[0].state_dict()
     for name, tensor in collapse(model).state_dict().items():
         assert torch.equal(written[name], tensor), name
+
+
+def test_several_sidecars_go_into_one_folder(
+    cli: Cli, sidecar: Path, workplace: Path, tmp_path: Path
+) -> None:
+    named = ("--sidecars.maths", sidecar, "--sidecars.zh", sidecar)
+    code, out, err = cli("export", workplace / "base", tmp_path / "all", *named)
+    assert code == 0, err
+    assert "full form" in out
+    model, _ = load_model(tmp_path / "all")
+    assert model.sidecars == ("maths", "zh")
+    code, out, _ = cli("inspect", tmp_path / "all")
+    assert code == 0
+    assert "maths: structure: concat" in out and "zh: structure: concat" in out
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert "set_alpha({name: alpha})" in card and "| zh |" in card
+    code, _, err = cli("export", workplace / "base", tmp_path / "x", *named, "--form", "collapsed")
+    assert code != 0
+    assert "several by name (maths, zh)" in err
+    code, _, err = cli("export", workplace / "base", tmp_path / "x", *named, "--alpha", 0.5)
+    assert code != 0
+    assert "does not say which sidecar is meant" in err

@@ -56,6 +56,12 @@ def test_what_vllm_would_not_read_is_refused(launched, said, named):
     assert launched == []
 
 
+def test_several_sidecars_are_refused_with_the_command_that_makes_one_folder(launched):
+    with pytest.raises(ConfigError, match=r"export base FOLDER --sidecars.maths a --sidecars.zh b"):
+        run(["base", *ASK, "--sidecars.maths", "a", "--sidecars.zh", "b"])
+    assert launched == []
+
+
 def test_others_are_not_let_in_without_a_key(launched):
     with pytest.raises(ConfigError, match="Give it a key"):
         run(["folder", *ASK, "--host", "0.0.0.0"])

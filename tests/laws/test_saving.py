@@ -256,7 +256,7 @@ def test_remote_code_runs_without_the_package(tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     torch.save({"ids": ids, "prompts": prompts()}, tmp_path / "inputs.pt")
-    run_alone(tmp_path, tmp_path / "results.pt")
+    run_script(ALONE, tmp_path, [tmp_path, tmp_path / "results.pt"])
     seen = torch.load(tmp_path / "results.pt")
     for name, model in models.items():
         assert torch.equal(seen[name], logits(model))
@@ -271,20 +271,20 @@ def test_remote_code_runs_without_the_package(tmp_path):
         assert torch.equal(logits(again), logits(model.eval()))
 
 
-def run_alone(folder, results):
-    """Run the script above in a process whose path has the installed packages, but not this one."""
+def run_script(text, folder, arguments):
+    """Run a script in a process whose path has the installed packages, but not this one."""
     import transformers
 
     script = folder / "alone.py"
     site = os.path.dirname(os.path.dirname(transformers.__file__))
-    script.write_text(f"import sys; sys.path.append({site!r})\n{ALONE}")
+    script.write_text(f"import sys; sys.path.append({site!r})\n{text}")
     environment = {
         "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PATH": os.environ["PATH"],
     }
-    command = [sys.executable, "-I", str(script), str(folder), str(results)]
+    command = [sys.executable, "-I", str(script), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
 

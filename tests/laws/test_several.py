@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import load_file
 from tests.laws.architectures import make_base
 from tests.laws.models import greedy, prompts, train
+from tests.laws.test_saving import run_script
+from transformers import AutoModelForCausalLM
 
 from controlllm import collapse, expand, load_sidecar, load_sidecars
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
@@ -89,7 +91,7 @@ def test_a_blend_adds_what_each_changes(folders):
     model = several(folders, ("maths", "ends", "more"))
     model.set_alpha({"maths": 0.5, "ends": 0.25, "more": 0.125})
     block = model.base.model.layers[3]
-    parts = dict(zip(model.sidecars, block.sidecars, strict=True))
+    parts = dict(zip(model.sidecars, block.parts, strict=True))
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     rotary = model.base.model.rotary_emb(x, torch.arange(5)[None])
     with torch.no_grad():
@@ -109,7 +111,7 @@ def test_a_blend_adds_what_each_changes(folders):
         torch.testing.assert_close(block(x, **run), by_hand, rtol=1e-5, atol=1e-5)
         head, h = model.lm_head, torch.randn(1, 2, 32)
         weight = head.pretrained.weight.clone()
-        for part, alpha in zip(head.sidecars, (0.25, 0.125), strict=True):
+        for part, alpha in zip(head.parts, (0.25, 0.125), strict=True):
             weight += alpha * (part.expanded.weight - head.pretrained.weight)
         torch.testing.assert_close(head(h), h @ weight.T, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(head.weight, weight, rtol=1e-5, atol=1e-5)
@@ -229,10 +231,83 @@ def test_what_is_not_clear_is_refused_and_changes_nothing(folders, alpha, words)
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize("base", ["llama", "gemma2"])
+def test_one_folder_holds_base_and_all_sidecars(folders, base, tmp_path):
+    model = several(folders, KINDS, base)
+    model.set_alpha({"zh": 0.25})
+    model.save_pretrained(tmp_path)
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert again.sidecars == model.sidecars and not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert torch.equal(logits(again), logits(make_base(base)))  # all are off
+    blend = dict.fromkeys(KINDS, 0.4)
+    for alpha in ({"maths": 0.3}, {"zh": None}, {"ends": 1.0}, {"more": torch.rand(4)}, blend):
+        model.set_alpha(alpha)
+        again.set_alpha(alpha)
+        assert torch.equal(logits(again), logits(model))
+    assert again.config.text_config.num_hidden_layers == model.config.text_config.num_hidden_layers
+    tensors = load_file(tmp_path / "model.safetensors")
+    held = sum(p.numel() for p in model.parameters())
+    assert sum(tensor.numel() for tensor in tensors.values()) == held  # each once
+    assert torch.equal(logits(again.unload()), logits(make_base(base)))
+
+
+def test_one_folder_keeps_each_dial_and_the_heads_of_a_tied_base(tmp_path):
+    for name, dial in (("a", 0.25), ("b", {1: 0.5, -1: 0.75})):
+        model = train(expand(make_base("llama-tied"), layers=[1, 3], expand_ends=True), steps=1)
+        model.set_alpha(dial)
+        model.save_sidecar(tmp_path / name)
+    model = load_sidecars(make_base("llama-tied"), {name: tmp_path / name for name in "ab"})
+    model.save_pretrained(tmp_path / "all")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "all")
+    assert [one.dial for one in again.expansions.values()] == [0.25, {1: 0.5, -1: 0.75}]
+    head, embedding = again.get_output_embeddings(), again.get_input_embeddings()
+    for one, other in zip(head.parts, embedding.parts, strict=True):
+        assert one.expanded.weight is other.expanded.weight
+    assert head.pretrained.weight is embedding.pretrained.weight
+    for name in "ab":
+        for one in (model, again):
+            one.set_alpha({name: one.expansions[name].dial})
+        assert torch.equal(logits(again), logits(model))
+
+
+def test_one_folder_keeps_added_tokens_of_the_only_sidecar(tmp_path):
+    model = expand(make_base("llama"), layers=[1], expand_ends=True)
+    model.resize_token_embeddings(70)
+    train(model, steps=1).set_alpha(0.5)
+    model.save_sidecar(tmp_path / "grown")
+    one = load_sidecars(make_base("llama"), {"grown": tmp_path / "grown"})
+    one.save_pretrained(tmp_path / "all")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "all")
+    assert logits(again).shape[-1] == 70
+    assert torch.equal(logits(again), logits(model.eval()))  # at the dial it was saved with
+
+
+ALONE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder + "/all", trust_remote_code=True)
+model.set_alpha({"maths": 0.3, "ends": 0.5})
+ids = torch.load(folder + "/ids.pt")
+with torch.no_grad():
+    torch.save(model(input_ids=ids).logits, folder + "/logits.pt")
+"""
+
+
+def test_one_folder_needs_no_package(folders, tmp_path):
+    model = several(folders, KINDS)
+    model.save_pretrained(tmp_path / "all")
+    torch.save(ids(), tmp_path / "ids.pt")
+    run_script(ALONE, tmp_path, [tmp_path])
+    model.set_alpha({"maths": 0.3, "ends": 0.5})
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+
+
 def test_what_several_cannot_do_is_refused(folders, tmp_path):
     model = several(folders, ("maths", "zh"))
     for call in (
-        lambda: model.save_pretrained(tmp_path / "full"),
         lambda: model.save_sidecar(tmp_path / "one"),
         lambda: collapse(model),
         lambda: model.train(),

@@ -9,7 +9,20 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tests.vllm.cases import CASES, TIE, TOKENS, Case, make_model, reference, requests
+from tests.vllm.cases import (
+    CASES,
+    ENDS,
+    MORE,
+    NAMED,
+    TIE,
+    TOKENS,
+    Case,
+    dials,
+    make_model,
+    reference,
+    requests,
+    turn,
+)
 from tests.vllm.engines import in_own_process, make_engine
 
 pytestmark = [
@@ -25,17 +38,16 @@ def prompts_of(asked):
     return [TokensPrompt(prompt_token_ids=prompt) for prompt, _ in asked]
 
 
-def params(alpha, **more):
+def params(words=None, **more):
     from vllm import SamplingParams
 
     settings = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False}
-    words = {} if alpha is None else {"alpha": alpha}
-    return SamplingParams(**settings | more, extra_args=words)
+    return SamplingParams(**settings | more, extra_args=words or {})
 
 
 def write(folder, case, asked):
     engine = make_engine(folder, case.ranks, case.compiled)
-    wanted = [params(alpha) for _, alpha in asked]
+    wanted = [params(words) for _, words in asked]
     outputs = engine.generate(prompts_of(asked), wanted, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -46,18 +58,19 @@ def test_tokens_equal_those_of_transformers(case, tmp_path, table):
     model.save_pretrained(tmp_path)
     asked = requests(case)
     expected = reference(model, asked)
-    assert len({tuple(one.tokens) for one in expected}) > len(asked) / 2  # alpha matters
+    assert len({tuple(one.tokens) for one in expected}) > len(asked) / 2  # words matter
     got = in_own_process(write, str(tmp_path), case, asked)
     leads = [one.lead_where_other(tokens) for one, tokens in zip(expected, got, strict=True)]
     others = [lead for lead in leads if lead < math.inf]
     table.append((case, len(asked), others))
-    told = {(len(p), a): lead for (p, a), lead in zip(asked, leads, strict=True) if lead < math.inf}
+    pairs = zip(asked, leads, strict=True)
+    told = [(len(p), words, lead) for (p, words), lead in pairs if lead < math.inf]
     assert len(others) <= 2 and max(others, default=0) < TIE, told
 
 
 def score(folder, asked):
     engine = make_engine(folder, enable_prefix_caching=False)
-    wanted = [params(alpha, max_tokens=1, prompt_logprobs=0) for _, alpha in asked]
+    wanted = [params(words, max_tokens=1, prompt_logprobs=0) for _, words in asked]
     outputs = engine.generate(prompts_of(asked), wanted, use_tqdm=False)
     return [
         [place[token].logprob for place, token in zip(o.prompt_logprobs[1:], p[1:], strict=True)]
@@ -65,15 +78,16 @@ def score(folder, asked):
     ]
 
 
-def test_prompts_are_scored_at_the_alpha_of_their_request(tmp_path):
+@pytest.mark.parametrize("case", [Case(expansion=ENDS), Case(sidecars=MORE)], ids=str)
+def test_prompts_are_scored_at_the_alpha_of_their_request(case, tmp_path):
     """The head of a prompt's tokens is asked for one request at a time, in no batch."""
-    case = Case(expansion={"expand_ends": True})
     model = make_model(case)
+    saved = dials(model)
     model.save_pretrained(tmp_path)
     asked = requests(case)[:5]
     got = in_own_process(score, str(tmp_path), asked)
-    for (prompt, alpha), scores in zip(asked, got, strict=True):
-        model.set_alpha(alpha)
+    for (prompt, words), scores in zip(asked, got, strict=True):
+        turn(model, words, saved)
         ids = torch.tensor([prompt])
         with torch.no_grad():
             said = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
@@ -82,20 +96,30 @@ def test_prompts_are_scored_at_the_alpha_of_their_request(tmp_path):
     assert not math.isclose(got[1][0], got[3][0], abs_tol=1e-3)
 
 
-def ask_twice(folder, prompt):
+def ask_again(folder, prompt, asked):
     engine = make_engine(folder)
     found = []
-    for alpha in (0.3, 0.3, 0.7, None, 0.7):
-        [output] = engine.generate(prompts_of([(prompt, alpha)]), params(alpha), use_tqdm=False)
+    for words in asked:
+        [output] = engine.generate(prompts_of([(prompt, words)]), params(words), use_tqdm=False)
         found.append(output.num_cached_tokens)
     return found
 
 
-def test_cached_prefixes_are_those_of_the_same_alpha(tmp_path):
-    case = Case()
+MATHS, ZH = ({"sidecar": name, "alpha": 0.3} for name in NAMED)
+
+
+@pytest.mark.parametrize(
+    ("case", "asked"),
+    [
+        (Case(), [{"alpha": 0.3}, {"alpha": 0.3}, {"alpha": 0.7}, {}, {"alpha": 0.7}]),
+        (Case(sidecars=NAMED), [MATHS, MATHS, ZH, {}, ZH]),
+    ],
+    ids=str,
+)
+def test_cached_prefixes_are_those_of_the_same_words(case, asked, tmp_path):
     make_model(case).save_pretrained(tmp_path)
     prompt = requests(case)[5][0]
-    assert in_own_process(ask_twice, str(tmp_path), prompt) == [0, 64, 0, 0, 64]
+    assert in_own_process(ask_again, str(tmp_path), prompt, asked) == [0, 64, 0, 0, 64]
 
 
 def ask_wrongly(folder, words):
@@ -104,10 +128,8 @@ def ask_wrongly(folder, words):
     engine = make_engine(folder)
     said = []
     for extra_args in words:
-        wanted = params(None)
-        wanted.extra_args = extra_args
         try:
-            engine.generate(prompts_of([([5, 6], None)]), wanted, use_tqdm=False)
+            engine.generate(prompts_of([([5, 6], {})]), params(extra_args), use_tqdm=False)
             said.append("")
         except VLLMValidationError as error:
             said.append(str(error))
@@ -120,6 +142,15 @@ def test_requests_that_say_what_is_not_known_are_refused(tmp_path):
     said = in_own_process(ask_wrongly, str(tmp_path), words)
     assert "allowed: a number from 0" in said[0] and "allowed: a number from 0" in said[2]
     assert "Did you mean 'alpha'" in said[1] and said[3] == ""
+
+
+def test_requests_for_sidecars_that_are_not_there_are_refused(tmp_path):
+    make_model(Case(sidecars=NAMED)).save_pretrained(tmp_path)
+    words = [{"sidecar": "math"}, {"alpha": 0.3}, {"sidecar": "zh", "alpha": 2}, {"sidecar": "zh"}]
+    said = in_own_process(ask_wrongly, str(tmp_path), words)
+    assert "sidecar='math' is not known; allowed: maths, zh" in said[0]
+    assert "does not say whose it is" in said[1] and "a number from 0" in said[2]
+    assert said[3] == ""
 
 
 def configure(folder, settings):
@@ -162,8 +193,8 @@ def test_blended_norms_are_refused(tmp_path):
         in_own_process(configure, str(tmp_path), {})
 
 
-def test_what_is_not_right_when_compiled_is_refused(tmp_path):
-    make_model(Case(expansion={"structure": "hybrid"})).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match=r"hybrid with lerp .* --enforce-eager"):
+def test_what_was_not_tried_compiled_is_refused(tmp_path):
+    make_model(Case(expansion={"interpolator": "slerp"})).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"interpolator='slerp' .* --enforce-eager"):
         in_own_process(configure, str(tmp_path), {})
     in_own_process(configure, str(tmp_path), {"enforce_eager": True})

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
-from tests.vllm.cases import TIE, TOKENS, Case, make_model, reference, requests
+from tests.vllm.cases import NAMED, TIE, TOKENS, Case, make_model, reference, requests
 from tests.vllm.engines import ENVIRONMENT
 
 pytestmark = [
@@ -80,10 +80,12 @@ def served(folder, scratch):
                 os.killpg(process.pid, signal.SIGKILL)  # the engine's process, if it still lives
 
 
-def test_each_request_over_http_gets_its_alpha_and_the_key_is_needed(tmp_path, pico_tokenizer):
+@pytest.mark.parametrize("case", [Case(), Case(sidecars=NAMED)], ids=str)
+def test_each_request_over_http_gets_its_words_and_the_key_is_needed(
+    case, tmp_path, pico_tokenizer
+):
     import openai
 
-    case = Case()
     model, folder = make_model(case), tmp_path / "model"
     model.save_pretrained(folder)
     pico_tokenizer.save_pretrained(folder)
@@ -102,8 +104,7 @@ def test_each_request_over_http_gets_its_alpha_and_the_key_is_needed(tmp_path, p
 
         assert [one.id for one in client.models.list()] == ["mine"]
         with ThreadPoolExecutor(len(asked)) as pool:  # all of them in the server at a time
-            told = [{} if alpha is None else {"alpha": alpha} for _, alpha in asked]
-            got = list(pool.map(ask, [prompt for prompt, _ in asked], told))
+            got = list(pool.map(ask, *zip(*asked, strict=True)))
         leads = [one.lead_where_other(tokens) for one, tokens in zip(expected, got, strict=True)]
         others = [lead for lead in leads if lead < math.inf]
         assert len(others) <= 1 and max(others, default=0) < TIE, others
@@ -116,4 +117,4 @@ def test_each_request_over_http_gets_its_alpha_and_the_key_is_needed(tmp_path, p
         stranger = client.with_options(api_key="another")
         with pytest.raises(openai.AuthenticationError):
             ask([5, 6], {}, stranger)
-        assert ask(asked[1][0], {"alpha": 0.0}) == got[1]  # what was refused did no harm
+        assert ask(*asked[1]) == got[1]  # what was refused did no harm

@@ -8,7 +8,7 @@ from controlllm.checkpoint import (
     LoadOptions,
     export,
     list_checkpoints,
-    load_model,
+    load_named,
     make_form,
     require_free,
     rules_of_forms,
@@ -52,6 +52,9 @@ class ExportOptions:
     """Of the form lora: rank of each matrix."""
     texts: str | None = Lora.texts
     """Of the form lora: a text file to measure on how far it is from the trained model."""
+    sidecars: dict[str, str] = field(default_factory=dict)
+    """Several sidecars on the base that MODEL is, in one folder (form full): --sidecars.maths
+    FOLDER --sidecars.zh FOLDER."""
     all_checkpoints: bool = False
     """Write every whole checkpoint of a run, each into `folder/checkpoint-N`; those that are there
     already are left as they are, unless `overwrite`."""
@@ -97,7 +100,7 @@ def _export(options: ExportOptions) -> None:
     if options.alpha is None and (calibrated / SIDECAR_CONFIG).is_file():
         print(f"the alpha that `calibrate` has chosen is not in the run: {calibrated} has it")
     with stage(f"loading {options.model}"):
-        model, tokenizer = load_model(options.model, options.load)
+        model, tokenizer, _ = load_named(options.model, options.sidecars, options.load)
     if options.alpha is not None:
         if not isinstance(model, ControlLLMForCausalLM):
             raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")

@@ -7,6 +7,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.readable import readable
 from controlllm.common.text.tables import format_table
+from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = ["InspectOptions", "run"]
 
@@ -30,7 +31,11 @@ def run(argv: list[str]) -> None:
     print(readable("\n".join([*_head(found), "", _table(found)])))
     if options.output is not None:
         expansion = found.expansion.to_dict() if found.expansion else None
-        values = asdict(found) | {"kind": found.kind.value, "expansion": expansion}
+        values = asdict(found) | {
+            "kind": found.kind.value,
+            "expansion": expansion,
+            "sidecars": {name: one.to_dict() for name, one in found.sidecars.items()},
+        }
         write_json(options.output, values)
 
 
@@ -38,7 +43,7 @@ def _head(found: Inspection) -> list[str]:
     lines = [f"{found.path}: {found.kind.value}"]
     whole = found.expansion is None and "name_or_path" not in found.base
     name = found.base.get("name_or_path") or "not recorded"
-    if found.expansion is None:
+    if found.expansion is None and not found.sidecars:
         lines.append(f"architecture: {found.base.get('architecture')}")
     if whole:
         return [*lines, "not expanded"]
@@ -46,17 +51,23 @@ def _head(found: Inspection) -> list[str]:
     base = f"base: {name}" + (f", {layers} layers" if layers else "")
     print_ = found.base.get("fingerprint")
     lines.append(f"{base}, weights {print_}" if print_ else base)
+    if found.sidecars:
+        return lines + [f"{name}: {_settings(one)}" for name, one in found.sidecars.items()]
     if found.expansion is None:
         return [*lines, "not expanded"]
     if few := found.base.get("quantised"):
         lines.append(f"trained beside this base in {', '.join(few)}; eval and chat take it in full")
     lines += _chain(found)
-    names = ("structure", "interpolator", "divergence", "divergence_weight")
-    shown = [f"{name}: {getattr(found.expansion, name)}" for name in names]
     if found.bits is not None:
         lines.append(f"trained matrices: differences from the base's, {found.bits} bits a number")
-    shown.append(f"expand_ends: {'yes' if found.expansion.expand_ends else 'no'}")
-    return [*lines, "  ".join([*shown, f"dial: {_dial(found.expansion.dial)}"])]
+    return [*lines, _settings(found.expansion)]
+
+
+def _settings(expansion: ExpansionConfig) -> str:
+    names = ("structure", "interpolator", "divergence", "divergence_weight")
+    shown = [f"{name}: {getattr(expansion, name)}" for name in names]
+    shown.append(f"expand_ends: {'yes' if expansion.expand_ends else 'no'}")
+    return "  ".join([*shown, f"dial: {_dial(expansion.dial)}"])
 
 
 def _chain(found: Inspection) -> list[str]:

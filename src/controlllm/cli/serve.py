@@ -108,6 +108,13 @@ def _launch(options: ServeOptions, settings: ServeSettings) -> vllm_server.Launc
     Raises:
         ConfigError: one was given that would not.
     """
+    if options.sidecars:
+        named = " ".join(f"--sidecars.{name} {place}" for name, place in options.sidecars.items())
+        raise ConfigError(
+            f"--engine {VLLM} takes several sidecars from one folder, base and all. Write it: "
+            f"controlllm export {options.model} FOLDER {named}, then controlllm serve FOLDER "
+            f"--engine {VLLM}."
+        )
     plain = ServeOptions(options.model)
     reached = {"model", "name", "host", "port", "api_key_file", "engine", "vllm_args", "compute"}
     given = [f.name for f in fields(plain) if getattr(options, f.name) != getattr(plain, f.name)]
@@ -116,7 +123,7 @@ def _launch(options: ServeOptions, settings: ServeSettings) -> vllm_server.Launc
     if lost or options.compute != running:
         raise ConfigError(
             f"--engine {VLLM} does not read {', '.join(lost) or 'compute but for max_running'}: "
-            "vLLM's server has options of its own (--vllm_args), and no sidecars."
+            "vLLM's server has options of its own (--vllm_args)."
         )
     return vllm_server.Launch(
         settings.host,

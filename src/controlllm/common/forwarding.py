@@ -18,4 +18,4 @@ class Forwarding(nn.Module):
         except AttributeError:
             if name == self.forwards_to:  # not yet set: asking it for itself would never end
                 raise
-            return getattr(super().__getattr__(self.forwards_to), name)
+            return getattr(getattr(self, self.forwards_to), name)

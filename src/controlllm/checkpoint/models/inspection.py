@@ -32,7 +32,7 @@ class Part:
 
     Attributes:
         name: the block or module, or "base".
-        kind: "concat", "stack", "end", "adapter" or "base".
+        kind: "concat", "stack", "end", "adapter", "sidecar" (of several) or "base".
         trained: parameters that train.
         frozen: parameters that do not.
         bytes: their size in this folder.
@@ -61,6 +61,7 @@ class Inspection:
         bits: of a number of the trained matrices, where they are in few (`expansion.files.packed`).
         parents: the stages that it was trained after, the oldest first, as it records them; `here`
             says whether something lies where each would be looked for.
+        sidecars: how it is expanded for each of several named sidecars.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Inspection:
     parts: list[Part]
     bits: int | None = None
     parents: list[dict[str, Any]] = field(default_factory=list)
+    sidecars: dict[str, ExpansionConfig] = field(default_factory=dict)
 
     @property
     def total(self) -> Part:
@@ -96,16 +98,33 @@ def inspect_folder(path: str | Path) -> Inspection:
     folder = Path(location.path)
     verify_checksums(folder, ours=kind_in(folder) is KINDS["control"])
     values = _config(folder)
-    expansion = ExpansionConfig.from_dict(values["expansion"]) if "expansion" in values else None
     packed: dict[str, Any] = values.get("packed", {})
+    named = {
+        one["name"]: ExpansionConfig.from_dict(one["expansion"])
+        for one in values.get("sidecars", [])
+    }
+    alone = "expansion" in values and not named
+    expansion = ExpansionConfig.from_dict(values["expansion"]) if alone else None
     parts = _parts(folder, expansion, values["base"], packed.get("columns", {}))
+    if named:
+        _share_out(parts)
     parents = [
         {**parent, "here": any(place.is_dir() for place in places_of(parent["place"], folder))}
         for parent in values.get("parents", [])
     ]
+    bits = packed.get("bits")
     return Inspection(
-        location.kind, str(folder), expansion, values["base"], parts, packed.get("bits"), parents
+        location.kind, str(folder), expansion, values["base"], parts, bits, parents, named
     )
+
+
+def _share_out(parts: list[Part]) -> None:
+    """Of a base with several sidecars: what is theirs is trained, and the base is frozen."""
+    for part in parts:
+        if part.kind == "base":
+            part.trained, part.frozen = 0, part.trained
+        else:
+            part.kind = "sidecar"
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -116,7 +135,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if kind is not None and kind.base_of is not None:
         return {"base": kind.base_of(folder)}
     values = read_model_file(folder)
-    if values.get("model_type") != "controlllm":
+    if not {"expansion", "sidecars"} & values.keys():
         return {"base": {"architecture": (values.get("architectures") or [None])[0]}}
     return values
 

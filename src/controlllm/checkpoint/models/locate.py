@@ -17,6 +17,7 @@ from controlllm.checkpoint.training.saved import KINDS, kind_in
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.expansion.files.records import read_model_file
+from controlllm.expansion.method.expansion_config import MODEL_TYPE, SIDECARS_TYPE
 
 __all__ = ["Kind", "Location", "form_in", "locate", "locate_recorded"]
 
@@ -102,7 +103,7 @@ def form_in(folder: Path) -> Kind | None:
     saved = kind_in(folder)
     if saved is None:
         return None
-    expanded = saved.name == "full" and read_model_file(folder).get("model_type") == "controlllm"
+    expanded = saved.name == "full" and read_model_file(folder).get("model_type") in _EXPANDED
     return Kind.EXPANDED if expanded else _FORMS[saved.name]
 
 
@@ -120,6 +121,7 @@ def _look_into(folder: Path) -> Location:
     raise CheckpointError(f"{folder} holds no model: no {files} and no checkpoint-N folder.")
 
 
+_EXPANDED = (MODEL_TYPE, SIDECARS_TYPE)
 _FORMS = {
     "control": Kind.SIDECAR,
     "adapters": Kind.ADAPTER,

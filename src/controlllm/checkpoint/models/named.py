@@ -19,6 +19,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.storage.remote import is_remote
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.several import load_sidecars
+from controlllm.expansion.hub.sidecars import SidecarsForCausalLM
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = ["load_named"]
@@ -30,7 +31,8 @@ def load_named(
     """Load a base, and put sidecars on it; `load_model` where there are none.
 
     Args:
-        base: what `load_model` takes; with sidecars a model that carries none itself.
+        base: what `load_model` takes; with sidecars a model that carries none itself, without
+            them also one that was saved with its named sidecars.
         sidecars: by name, what `load_model` takes as a sidecar: its folder, a checkpoint, a run
             (its best checkpoint, else its newest), an address, a name on the Hub; there the newest,
             or the branch, tag or commit behind an @: `someone/maths@v2`.
@@ -46,7 +48,9 @@ def load_named(
     """
     options = options or LoadOptions()
     if not sidecars:
-        return *load_model(base, options), {}
+        model, tokenizer = load_model(base, options)
+        named = isinstance(model, SidecarsForCausalLM)
+        return model, tokenizer, {n: e.dial for n, e in model.expansions.items()} if named else {}
     if options.quantize_copies is not None:
         raise ConfigError("load.quantize_copies: not for several sidecars; leave it out.")
     found = {name: _found(name, place, options) for name, place in sidecars.items()}

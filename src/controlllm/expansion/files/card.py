@@ -19,6 +19,7 @@ _PLAIN = re.compile(r"(?!.*www\.)[\w.+, \[\]/-]+", re.ASCII)
 """Text that is no Markdown, no HTML and no link."""
 _INTRO = {
     "full": "The whole expanded model: base and trained parts in one.",
+    "sidecars": "A base and several named sidecars of it in one.",
     "sidecar": "The trained parts only; they are put beside the base model when loaded.",
     "adapter": "The trained parts only, as an adapter of PEFT.",
     "collapsed": "The trained parts folded into the base by interpolating weights: the original "
@@ -125,7 +126,8 @@ def _table(config: ControlLLMConfig, more: Mapping[str, Any]) -> str:
     lines, below = (
         [f"| {key} | {_told(value)} |" for key, value in some] for some in (rows.items(), added)
     )
-    return "\n".join(["| | |", "|---|---|", *lines, _dial_row(expansion.get("dial")), *below])
+    dial = [_dial_row(expansion.get("dial"))] if expansion else []
+    return "\n".join(["| | |", "|---|---|", *lines, *dial, *below])
 
 
 def _dial_row(dial: Any) -> str:
@@ -161,7 +163,7 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
     if form == "gguf":
         return "llama-server -m this-folder/model.gguf\nollama create NAME -f this-folder/Modelfile"
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    if form == "full":
+    if form in ("full", "sidecars"):
         imports = "import controlllm  # or pass trust_remote_code=True, twice\n" + imports
     return imports + (
         'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
@@ -172,6 +174,11 @@ def _loading(config: ControlLLMConfig, form: str) -> str:
 def _dial_note(form: str, config: ControlLLMConfig) -> str:
     if form in _WITHOUT_DIAL:
         return ""
+    if form == "sidecars":
+        return (
+            "`model.set_alpha({name: alpha})` turns the dial of a sidecar from the base (0, bit "
+            "for bit) to 1; what is not named is off, and at first all are.\n"
+        )
     off = "disable_adapter" if form == "adapter" else "disable_expansion"
     made = config.expansion_config()
     gated = made.structure != "stack" and not INTERPOLATORS.get(made.interpolator).constant

@@ -22,7 +22,12 @@ from controlllm.common.storage.schema import (
     read_record,
 )
 from controlllm.common.storage.tensor_headers import read_header
-from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.expansion_config import (
+    MODEL_TYPE,
+    SIDECAR_NAME,
+    SIDECARS_TYPE,
+    ExpansionConfig,
+)
 
 __all__ = [
     "PACKED_FORMAT",
@@ -165,6 +170,21 @@ class _ExpandedFile(ModelFile, total=False):
     parents: Parents
 
 
+class _Named(TypedDict):
+    """One of several sidecars."""
+
+    name: Annotated[str, matching(SIDECAR_NAME.pattern, "letters, digits, '_', '.' and '-'")]
+    expansion: ExpansionConfig
+
+
+class _SidecarsFile(ModelFile, total=False):
+    """`config.json` of a base with several named sidecars."""
+
+    text_config: Required[Annotated[_Sizes, OPEN]]  # type: ignore[misc]
+    sidecars: Required[Annotated[list[_Named], at_most(1000)]]
+    base: Required[_ExpandedBase]
+
+
 class IndexFile(TypedDict, total=False):
     """`model.safetensors.index.json`."""
 
@@ -180,16 +200,20 @@ def read_model_file(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model of transformers, or of a full expanded one.
 
     Returns:
-        Its values; `expansion`, where it has one, is checked, too.
+        Its values; `expansion`, where it has one, or those of `sidecars`, are checked, too.
 
     Raises:
         CheckpointError: it is missing, or a field does not fit.
     """
     path = folder / "config.json"
     values = read_record(path, Annotated[ModelFile, OPEN])
-    if values.get("model_type") == "controlllm":
+    if values.get("model_type") == MODEL_TYPE:
         values = read_record(path, Annotated[_ExpandedFile, OPEN])
         values["expansion"] = values["expansion"].to_dict()
+    elif values.get("model_type") == SIDECARS_TYPE:
+        values = read_record(path, Annotated[_SidecarsFile, OPEN])
+        for one in values["sidecars"]:
+            one["expansion"] = one["expansion"].to_dict()
     return dict(values)
 
 

@@ -12,6 +12,7 @@ outputs          Hidden states and attentions of an expanded model: one per posi
                  branch
 peft             Adapters by PEFT: LoRA, DoRA or OFT on a base, or on the frozen blocks of an
                  expanded model
-several          Several named sidecars on one base, whose weights are held once
+several          Several named sidecars onto one base, from their folders
 sidecar_loading  A sidecar onto its base: the base is expanded, and gets the sidecar's tensors
+sidecars         The model with several named sidecars on one base, whose weights are held once
 """

@@ -1,6 +1,6 @@
 """The expanded model without its head: what `AutoModel` gives, and serving engines build on."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ class ControlLLMModel(PreTrainedModel):
 
     Attributes:
         expansion: the expanded blocks and ends.
+        expansions: those of each sidecar; with one that has no name, the same.
     """
 
     config_class = ControlLLMConfig
@@ -28,14 +29,20 @@ class ControlLLMModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ControlLLMForCausalLM._no_split_modules
+    whole: ClassVar[type[ControlLLMForCausalLM]] = ControlLLMForCausalLM
+    """The class of the model with its head."""
 
     def __init__(self, config: ControlLLMConfig) -> None:
         super().__init__(config)
-        model = ControlLLMForCausalLM(config)
+        model = self.whole(config)
         self.expansion: Expansion = model._expansion
+        self.expansions = self._expansions(model)
         self._backbone = model.base.base_model_prefix
         self.add_module(self._backbone, model.base.base_model)
         self.post_init()
+
+    def _expansions(self, model: ControlLLMForCausalLM) -> list[Expansion]:
+        return [model._expansion]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's own backbone (without head) does it."""

@@ -91,8 +91,8 @@ def block_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     if isinstance(block, SharedBlock):
         yield "pretrained", block.pretrained
-        for index, one in enumerate(block.sidecars):
-            yield from ((f"sidecars.{index}.{name}", part) for name, part in _beside(one))
+        for place, one in block.sidecars.items():
+            yield from ((f"sidecars.{place}.{name}", part) for name, part in _beside(one))
     elif isinstance(block, ExpandedBlock):
         yield "pretrained", block.pretrained
         yield from _beside(block)

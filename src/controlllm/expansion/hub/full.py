@@ -11,14 +11,23 @@ from controlllm.expansion.method.hf_config import ControlLLMConfig
 
 __all__ = ["bundled", "complete_folder", "remote_code"]
 
-_ROOTS = ("controlllm.expansion.method.divergence", "controlllm.expansion.hub.backbone")
+_ROOTS = ("controlllm.expansion.method.divergence", "controlllm.expansion.hub.sidecars")
 """What is asked for by name (a registry imports the first), and not by another module."""
+
+
+_TOLD = ("structure", "interpolator", "num_blocks", "layers", "expand_ends", "dial")
+"""What the card says of each of several sidecars."""
 
 
 def complete_folder(config: ControlLLMConfig, folder: str | os.PathLike[str]) -> None:
     """Write the modelling file and the model card into a folder of `save_pretrained`."""
     write_text(Path(folder) / "modeling_controlllm.py", remote_code())
-    write_text(Path(folder) / "README.md", model_card(config, "full"))
+    rows = [
+        (one["name"], {k: v for k, v in one["expansion"].items() if k in _TOLD and v is not None})
+        for one in getattr(config, "sidecars", ())
+    ]
+    card = model_card(config, "sidecars" if rows else "full", dict(rows))
+    write_text(Path(folder) / "README.md", card)
 
 
 def remote_code() -> str:

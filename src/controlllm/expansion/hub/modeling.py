@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -48,6 +48,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
     """
 
     config_class = ControlLLMConfig
+    auto_map: ClassVar[dict[str, str]] = AUTO_MAP
     base_model_prefix = "base"
     forwards_to = "base"
     main_input_name = "input_ids"
@@ -342,7 +343,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
                 "this model is quantised and cannot be saved: save the sidecar of a model whose "
                 "copies are not, and load it onto the base as it was."
             )
-        self.config.auto_map = AUTO_MAP
+        self.config.auto_map = self.auto_map
         super().save_pretrained(save_directory, *args, **kwargs)
         try:
             from controlllm.expansion.hub.full import complete_folder

@@ -1,6 +1,5 @@
 """Sidecars by name on one base: what is common to using them and to training one of them."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,15 +7,16 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
-from controlllm.expansion.method.expansion_config import FROZEN_GROUPS, ExpansionConfig
+from controlllm.expansion.method.expansion_config import (
+    FROZEN_GROUPS,
+    SIDECAR_NAME,
+    ExpansionConfig,
+)
 from controlllm.expansion.method.hf_config import ControlLLMConfig
 from controlllm.expansion.surgery.dial import Alpha, Dial
 from controlllm.expansion.surgery.install import Expansion
 
 __all__ = ["Named", "Sidecar", "are_names", "check_alone", "check_names"]
-
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-"""What a sidecar may be called: it becomes the name of a model where it is served."""
 
 
 class Sidecar(Dial):
@@ -46,6 +46,12 @@ class Sidecar(Dial):
     def _module(self) -> nn.Module:
         """Where adapters on top of it are: nowhere, since such sidecars are loaded alone."""
         return nn.Module()
+
+    @classmethod
+    def of(cls, model: Any) -> "Sidecar":
+        """What a base was expanded by; the base is as it was then, and the model is used up."""
+        model.unload()
+        return cls(model.config, model._expansion)
 
 
 class Named:
@@ -93,7 +99,7 @@ def are_names(alpha: object) -> bool:
 def check_names(names: Iterable[object]) -> None:
     """Check that sidecars may be called so (ConfigError)."""
     for name in names:
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if not isinstance(name, str) or not SIDECAR_NAME.fullmatch(name):
             raise ConfigError(
                 f"{name!r} cannot be a sidecar's name; allowed: letters, digits, '_', '.' and '-', "
                 "beginning with a letter or digit, 64 at most."

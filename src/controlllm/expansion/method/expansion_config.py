@@ -1,6 +1,7 @@
 """What to expand and how: one dataclass, checked when it is made."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard
 
@@ -8,8 +9,12 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 
-__all__ = ["ExpansionConfig"]
+__all__ = ["MODEL_TYPE", "SIDECARS_TYPE", "SIDECAR_NAME", "ExpansionConfig"]
 
+MODEL_TYPE, SIDECARS_TYPE = "controlllm", "controlllm_sidecars"
+"""What the configs of whole saved models call themselves: with one expansion, with named ones."""
+SIDECAR_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+"""What a sidecar may be called among others: it is the name of a model where it is served."""
 STRUCTURES = ("concat", "stack", "hybrid")
 FROZEN_GROUPS = ("blocks", "embeddings", "norm", "head")
 DIVERGENCE_TOKENS = ("all", "target")

@@ -7,9 +7,13 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from controlllm.common.errors import ConfigError
-from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.expansion.method.expansion_config import (
+    MODEL_TYPE,
+    SIDECARS_TYPE,
+    ExpansionConfig,
+)
 
-__all__ = ["ControlLLMConfig"]
+__all__ = ["ControlLLMConfig", "SidecarsConfig"]
 
 
 class ControlLLMConfig(PreTrainedConfig):
@@ -25,7 +29,7 @@ class ControlLLMConfig(PreTrainedConfig):
         parents: the stages that it was trained after, the oldest first (`files.lineage`).
     """
 
-    model_type = "controlllm"
+    model_type = MODEL_TYPE
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     register_model: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
     """Lets `AutoModelForCausalLM` know the model's class, once a config could ask for it; the
@@ -98,3 +102,31 @@ class ControlLLMConfig(PreTrainedConfig):
                 setattr(decoder, key, values[:depth])
         decoder.vocab_size = self.base.get("vocab_size", decoder.vocab_size)
         return config
+
+
+class SidecarsConfig(ControlLLMConfig):
+    """Config of a base with several named sidecars.
+
+    Args:
+        sidecars: `name` and `expansion` (`ExpansionConfig`'s values) of each. A list: what is
+            written for a sidecar goes by its place in it.
+        **kwargs: what `ControlLLMConfig` takes, without `expansion`.
+    """
+
+    model_type = SIDECARS_TYPE
+
+    def __init__(self, sidecars: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sidecars = [dict(one) for one in sidecars or []]
+
+    def by_name(self) -> dict[str, dict[str, Any]]:
+        """How the base was expanded for each sidecar (`ExpansionConfig`'s values), in order.
+
+        Raises:
+            ConfigError: if there is none, or two have the same name.
+        """
+        named = {one["name"]: one["expansion"] for one in self.sidecars}
+        if not named or len(named) < len(self.sidecars):
+            names = ", ".join(one["name"] for one in self.sidecars) or "none"
+            raise ConfigError(f"sidecars: {names}; allowed: one or several, of different names.")
+        return named

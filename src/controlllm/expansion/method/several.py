@@ -22,7 +22,15 @@ from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.slots import Slots
 from controlllm.expansion.method.state import AlignmentState
 
-__all__ = ["SharedBlock", "SharedEnd", "SharedPart", "SharedTable", "blend"]
+__all__ = [
+    "SharedBlock",
+    "SharedEnd",
+    "SharedPart",
+    "SharedTable",
+    "blend",
+    "place_name",
+    "stand_alone",
+]
 
 
 def blend(pretrained: Tensor, parts: Iterable[tuple[Tensor, float | Tensor | None]]) -> Tensor:
@@ -40,6 +48,20 @@ def blend(pretrained: Tensor, parts: Iterable[tuple[Tensor, float | Tensor | Non
     return total
 
 
+def place_name(at: int) -> str:
+    """What the module of a sidecar is called, by its place among those that stand there.
+
+    No number by itself: vLLM looks for that of a layer in the name of a module.
+    """
+    return f"at{at}"
+
+
+def stand_alone(part: nn.Module) -> None:
+    """Let a part that stood beside others hold the frozen part as its own submodule again."""
+    if "pretrained" in vars(part):
+        part.add_module("pretrained", vars(part).pop("pretrained"))
+
+
 class SharedPart(Forwarding):
     """A frozen part of a model, and the parts that several sidecars have in its place.
 
@@ -54,8 +76,23 @@ class SharedPart(Forwarding):
     def __init__(self, parts: Sequence[ExpandedBlock | ExpandedEnd]) -> None:
         super().__init__()
         self.pretrained = parts[0].pretrained
-        self.sidecars = nn.ModuleList(parts)
+        self.sidecars = nn.ModuleDict({place_name(at): part for at, part in enumerate(parts)})
         self.state: AlignmentState = parts[0].state
+        self.share()
+
+    def share(self) -> None:
+        """Let all parts have the frozen part that stands here now.
+
+        They hold no submodule of that name, so that its weights have one name, and are saved once.
+        """
+        for part in self.parts:
+            part._modules.pop("pretrained", None)
+            part.__dict__["pretrained"] = self.pretrained
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts of its sidecars."""
+        return [*self.sidecars.values()]
 
     @property
     def dial(self) -> PartDial:
@@ -70,7 +107,7 @@ class SharedPart(Forwarding):
         """The parts that are not off for all rows."""
         if not self.state.enabled:
             return []
-        return [part for part in self.sidecars if not is_zero(part.dial)]
+        return [part for part in self.parts if not is_zero(part.dial)]
 
 
 class SharedBlock(SharedPart):
@@ -79,7 +116,7 @@ class SharedBlock(SharedPart):
     @property
     def slots(self) -> Slots:
         """Which slots of the KV cache the block writes now, and which branch each."""
-        layer = self.sidecars[0].layer
+        layer = self.parts[0].layer
         if len(self.on) == 1:
             return self.on[0].slots
         return frozenset({(layer, layer), *((block.slot, block.slot) for block in self.on)})

@@ -11,7 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from controlllm.expansion.method.block import ExpandedBlock
 from controlllm.expansion.method.ends import ExpandedEnd
 from controlllm.expansion.method.plan import BlockPlan
-from controlllm.expansion.method.several import SharedBlock, SharedEnd, SharedTable
+from controlllm.expansion.method.several import (
+    SharedBlock,
+    SharedEnd,
+    SharedTable,
+    place_name,
+    stand_alone,
+)
 from controlllm.expansion.surgery.anatomy import examine, module_name, own_config, replace_module
 from controlllm.expansion.surgery.install import (
     Expansion,
@@ -50,6 +56,7 @@ def install_together(model: PreTrainedModel, expansions: Sequence[Expansion]) ->
         one.state = state
         for part in one.parts():
             part.state = state
+            stand_alone(part)
             _share_configs(part)
     for layer, blocks in _by_place([one.blocks for one in expansions]).items():
         joined: Any = blocks[0] if len(blocks) == 1 else SharedBlock(blocks)
@@ -73,10 +80,10 @@ def _share_configs(part: ExpandedBlock | ExpandedEnd) -> None:
 def name_alone(name: str) -> str:
     """What a tensor of a sidecar among others would be called if that sidecar stood alone.
 
-    >>> name_alone("model.layers.3.sidecars.1.expanded.mlp.up_proj.weight")
+    >>> name_alone("model.layers.3.sidecars.at1.expanded.mlp.up_proj.weight")
     'model.layers.3.expanded.mlp.up_proj.weight'
     """
-    return re.sub(r"\.sidecars\.\d+\.", ".", name)
+    return re.sub(r"\.sidecars\.at\d+\.", ".", name)
 
 
 def _by_place(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
@@ -107,6 +114,8 @@ def _put_ends(model: PreTrainedModel, together: Expansion, ends: Mapping[str, li
         replace_module(model, found[0].pretrained, joined)
         together.ends[kind] = joined  # type: ignore[assignment]  # used as one
     count = len(ends["embedding"])
-    copies = ["expanded"] if count == 1 else [f"sidecars.{i}.expanded" for i in range(count)]
+    copies = (
+        ["expanded"] if count == 1 else [f"sidecars.{place_name(i)}.expanded" for i in range(count)]
+    )
     together.tied_before = dict(getattr(model, "all_tied_weights_keys", {}) or {})
     rename_tied_keys(model, names, together.tied_before, ("pretrained", *copies))

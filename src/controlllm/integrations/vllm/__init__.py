@@ -1,4 +1,4 @@
-"""vLLM: a plugin that serves expanded models, alpha chosen by each request.
+"""vLLM: a plugin that serves expanded models, alpha and sidecar chosen by each request.
 
     pip install controlllm vllm
     controlllm export RUN my-model --form full
@@ -7,23 +7,27 @@
 vLLM finds the plugin by its entry point (`vllm.general_plugins`) and calls `register` in each of
 its processes. Nothing here imports vLLM before it does.
 
-words      What a request may say of alpha, and what of it decides a cached prefix
-rows       From one alpha per request to one per token of a forward pass
+words      What a request may say of alpha and sidecars, and what of it decides a cached prefix
+names      The names of sidecars in the name of a class
+rows       From the alphas of each request to those of each token of a forward pass
 model      The model class on vLLM's transformers backend
-head       The expanded LM head: both branches cut over the vocabulary
+head       The expanded LM head: all branches cut over the vocabulary
 checks     What is refused when the engine's configuration is made
-runner_v1  Alpha of each row in the V1 model runner
+runner_v1  Alphas of each row in the V1 model runner
 runner_v2  The same in the V2 model runner
-prefixes   Alpha joins the hash of cached prefixes
+inductor   A mend of torch's compiler on CPUs
+prefixes   Alpha and sidecars join the hash of cached prefixes
 """
 
 __all__ = ["register"]
 
-ARCHITECTURE = "ControlLLMForCausalLM"
+MODEL = "ControlLLMForCausalLM"
+ARCHITECTURES = (MODEL, "SidecarsForCausalLM")
+"""What the config of a saved model may say that it is; one class serves all."""
 
 
 def register() -> None:
-    """Tell vLLM of the model class; called by vLLM itself, more than once in a process."""
+    """Tell vLLM of the model classes; called by vLLM itself, more than once in a process."""
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
@@ -32,6 +36,7 @@ def register() -> None:
     from controlllm.integrations.vllm.prefixes import salt_prefixes
 
     controlllm.register()
-    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = EngineChecks
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, f"{__name__}.model:{MODEL}")
+        MODELS_CONFIG_MAP[architecture] = EngineChecks
     salt_prefixes()

@@ -5,7 +5,10 @@ from typing import Any
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from controlllm.common.errors import ConfigError
+from controlllm.expansion.method.expansion_config import ExpansionConfig
+from controlllm.integrations.vllm.names import variant_name
 from controlllm.integrations.vllm.prefixes import prefixes_are_salted
+from controlllm.integrations.vllm.rows import sidecar_names
 
 __all__ = ["REFUSED", "EngineChecks"]
 
@@ -22,8 +25,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """What the engine can be asked for that expanded models cannot do: its plain value, and why."""
 
-COMPILES = ("concat", "lerp")
-"""Structure and interpolator that were seen to be right when compiled (docs/results/vllm.md)."""
+COMPILES = ("dlerp", "lerp")
+"""Interpolators that were seen to be right when compiled (docs/results/vllm.md)."""
 
 RUNNERS = {False: "runner_v1:RequestAlphas", True: "runner_v2:RequestWords"}
 """By `use_v2_model_runner`, what takes alpha from requests."""
@@ -45,18 +48,9 @@ class EngineChecks(VerifyAndUpdateConfig):
                 raise ConfigError(
                     f"vLLM cannot serve an expanded model with {path}={_short(value)}: {reason}."
                 )
-        expansion = vllm_config.model_config.hf_config.expansion_config()
-        if expansion.relaxed_norm is not None:
-            raise ConfigError(
-                f"vLLM cannot serve relaxed_norm={expansion.relaxed_norm!r}: it replaces the norms "
-                "that this blends. Serve it with `controlllm serve` (--engine transformers)."
-            )
-        made = (expansion.structure, expansion.interpolator)
-        if made != COMPILES and not vllm_config.model_config.enforce_eager:
-            raise ConfigError(
-                f"Compiled by vLLM, {made[0]} with {made[1]} was never seen to write the right "
-                f"tokens, only {COMPILES[0]} with {COMPILES[1]} was. Add --enforce-eager."
-            )
+        config = vllm_config.model_config.hf_config
+        for expansion in expansions_of(config):
+            _check_expansion(expansion, compiled=not vllm_config.model_config.enforce_eager)
         if vllm_config.cache_config.enable_prefix_caching and not prefixes_are_salted():
             raise ConfigError(
                 "This version of vLLM hashes cached prefixes in a way that the plugin does not "
@@ -64,10 +58,29 @@ class EngineChecks(VerifyAndUpdateConfig):
                 "--no-enable-prefix-caching."
             )
         runner = RUNNERS[bool(vllm_config.use_v2_model_runner)]
-        wanted = f"{__package__}.{runner}"
+        wanted = f"{__package__}.{variant_name(runner, sidecar_names(config))}"
         processors = [*(vllm_config.model_config.logits_processors or ())]
         if wanted not in processors:
             vllm_config.model_config.logits_processors = [*processors, wanted]
+
+
+def expansions_of(config: Any) -> list[ExpansionConfig]:
+    """How the base was expanded, for each sidecar where they have names."""
+    named = [one["expansion"] for one in getattr(config, "sidecars", ())]
+    return [ExpansionConfig.from_dict(values) for values in named or [config.expansion]]
+
+
+def _check_expansion(expansion: ExpansionConfig, compiled: bool) -> None:
+    if expansion.relaxed_norm is not None:
+        raise ConfigError(
+            f"vLLM cannot serve relaxed_norm={expansion.relaxed_norm!r}: it replaces the norms "
+            "that this blends. Serve it with `controlllm serve` (--engine local)."
+        )
+    if compiled and expansion.interpolator not in COMPILES:
+        raise ConfigError(
+            f"Compiled by vLLM, interpolator={expansion.interpolator!r} was never seen to write "
+            f"the right tokens, only {', '.join(COMPILES)} were. Add --enforce-eager."
+        )
 
 
 def _look_up(config: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Alpha joins the hash of cached prefixes: what was computed at one is never reused at another.
+"""Alpha and sidecars join the hash of cached prefixes: each reuses only what it computed itself.
 
 vLLM has no interface for it but a request's `cache_salt`, which only the caller can set; so its
 function that collects what joins a block's hash is wrapped.
@@ -36,7 +36,7 @@ def salt_prefixes() -> None:
 
 
 def prefixes_are_salted() -> bool:
-    """Whether this process's vLLM hashes alpha with a prefix."""
+    """Whether this process's vLLM hashes alpha and sidecars with a prefix."""
     from vllm.v1.core import kv_cache_utils
 
     return hasattr(getattr(kv_cache_utils, _FUNCTION, None), "controlllm")
