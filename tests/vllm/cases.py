@@ -97,7 +97,6 @@ CASES = [
     *(Case(expansion={"structure": one}, compiled=True) for one in ("concat", "stack", "hybrid")),
     Case(expansion={"interpolator": "dlerp"}, compiled=True),
     Case(expansion=ENDS, added_tokens=5, compiled=True),
-    Case("qwen3", {"structure": "hybrid", "interpolator": "dlerp"} | ENDS, True, compiled=True),
     Case(sidecars=NAMED, compiled=True),
     Case("qwen3", sidecars=MORE, tied=True, compiled=True),
     Case(ranks=2),

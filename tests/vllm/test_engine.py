@@ -195,6 +195,6 @@ def test_blended_norms_are_refused(tmp_path):
 
 def test_what_was_not_tried_compiled_is_refused(tmp_path):
     make_model(Case(expansion={"interpolator": "slerp"})).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match=r"interpolator='slerp' .* --enforce-eager"):
+    with pytest.raises(RuntimeError, match=r"concat with slerp .* --enforce-eager"):
         in_own_process(configure, str(tmp_path), {})
     in_own_process(configure, str(tmp_path), {"enforce_eager": True})

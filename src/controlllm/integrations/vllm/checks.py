@@ -25,8 +25,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """What the engine can be asked for that expanded models cannot do: its plain value, and why."""
 
-COMPILES = ("dlerp", "lerp")
-"""Interpolators that were seen to be right when compiled (docs/results/vllm.md)."""
+COMPILES = (("concat", "lerp"), ("concat", "dlerp"), ("stack", "lerp"), ("hybrid", "lerp"))
+"""Structure and interpolator that were seen to be right when compiled (docs/results/vllm.md)."""
 
 RUNNERS = {False: "runner_v1:RequestAlphas", True: "runner_v2:RequestWords"}
 """By `use_v2_model_runner`, what takes alpha from requests."""
@@ -76,10 +76,12 @@ def _check_expansion(expansion: ExpansionConfig, compiled: bool) -> None:
             f"vLLM cannot serve relaxed_norm={expansion.relaxed_norm!r}: it replaces the norms "
             "that this blends. Serve it with `controlllm serve` (--engine local)."
         )
-    if compiled and expansion.interpolator not in COMPILES:
+    made = (expansion.structure, expansion.interpolator)
+    if compiled and made not in COMPILES:
+        known = ", ".join(" with ".join(one) for one in COMPILES)
         raise ConfigError(
-            f"Compiled by vLLM, interpolator={expansion.interpolator!r} was never seen to write "
-            f"the right tokens, only {', '.join(COMPILES)} were. Add --enforce-eager."
+            f"Compiled by vLLM, {made[0]} with {made[1]} was never seen to write the right tokens, "
+            f"only {known} were. Add --enforce-eager."
         )
 
 

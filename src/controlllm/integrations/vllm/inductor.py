@@ -40,6 +40,6 @@ def mend_order() -> None:
         self.set_read_writes(self.read_writes.rename(self.mutation_renames))
 
     recompute.__dict__["controlllm"] = True
-    SchedulerNode.recompute_size_and_body = recompute
+    setattr(SchedulerNode, "recompute_size_and_body", recompute)  # noqa: B010  # mypy: a method
     # What was compiled without the mend is not to be found in the cache on disk.
     config.cache_key_tag += "controlllm mends order"
