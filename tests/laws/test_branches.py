@@ -146,7 +146,7 @@ def test_by_hand_out_is_p_and_what_each_adds():
     train(model)
     model.set_alpha({"a": 0.25, "b": 0.5})
     block = model.base.model.layers[3]
-    a, b = block.sidecars
+    a, b = block.parts
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     run = {"position_embeddings": model.base.model.rotary_emb(x, torch.arange(5)[None])}
     with torch.no_grad():
