@@ -1,9 +1,15 @@
 """`sequence`, by the real command, on two runs that went on from one another."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
+
+from controlllm.checkpoint import inspect_folder
 
 TEXTS = {"a": "to be or not to be, that is the question. ", "b": "7 8 9 and 10 make 34, again. "}
 
@@ -70,3 +76,32 @@ def test_bad_input_is_told(cli, runs, words, told) -> None:
     paths = [runs / word if isinstance(word, str) and word[0] != "-" else word for word in words]
     code, _, err = cli("sequence", *paths)
     assert code == 2 and told in err
+
+
+@pytest.mark.slow
+def test_the_recipe_runs(tmp_path: Path) -> None:
+    """Three runs one after the other and the table, by the one command, in small."""
+    command = tmp_path / "controlllm"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m controlllm.cli "$@"\n')
+    command.chmod(0o755)
+    small = {
+        "--training.max_steps": 2,
+        "--training.eval_steps": 2,
+        "--rehearsal.num_sequences": 8,
+        "--rehearsal.length": 16,
+        "--own_text.num_sequences": 8,
+        "--data.max_length": 32,
+        "--data.max_eval_samples": 2,
+    }
+    words = [str(word) for pair in small.items() for word in pair]
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(
+        ["bash", "recipes/sequence/run.sh", str(tmp_path / "runs"), *words],
+        cwd=root,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+    )
+    record = json.loads((tmp_path / "runs" / "c" / "sequence" / "sequence.json").read_text())
+    assert record["tasks"] == ["a", "b", "c"] and [*record["losses"]] == ["base", "a", "b", "c"]
+    parents = inspect_folder(tmp_path / "runs" / "c").parents
+    assert [(parent["name"], parent["way"]) for parent in parents] == [("a", "one"), ("b", "one")]
