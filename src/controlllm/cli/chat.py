@@ -60,16 +60,13 @@ def run(argv: list[str]) -> None:
     from controlllm.inference import Chat
 
     with stage(f"loading {options.model}"):
-        model, tokenizer, dials = load_named(options.model, options.sidecars, options.load)
+        model, tokenizer, _ = load_named(options.model, options.sidecars, options.load)
     if options.chat_template == "none":
         tokenizer.chat_template = None
     elif options.chat_template is not None:
         tokenizer.chat_template = resolve_chat_template(options.chat_template, tokenizer)
     with _renderer(tokenizer) as render:
         chat = Chat(model, tokenizer, options.generation, system=options.system, render=render)
-        if dials:
-            chat.dials = dials
-            chat.choose(next(iter(dials)))
         if options.alpha is not None:
             chat.set_alpha(options.alpha)
         _talk(chat, options.model)

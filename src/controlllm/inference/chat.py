@@ -69,9 +69,11 @@ class Chat:
         self.messages = list(self.opening)
         self.base_only = False
         self.dials: dict[str, Any] = {}
-        self._on = self.sidecars[:1]
-        if len(self.sidecars) > 1:  # They are all off; one alone stands as it was saved.
-            self.choose(self.sidecars[0])
+        self._on: tuple[str, ...] = ()
+        if self.sidecars:  # Several may be all off.
+            named: Any = model
+            self.dials = {name: one.dial for name, one in named.expansions.items()}
+            self.choose(named.usual)
         self._saved: dict[Path, TextIO] = {}  # Open, so that no other file can pass for them.
         self._commands: dict[str, Callable[[str], None]] = {
             "/alpha": self._alpha,
@@ -181,8 +183,15 @@ class Chat:
         self.generator.forget()
 
     def _turn(self, alphas: Any) -> None:
-        """Turn the dials of several sidecars, and know which are on."""
-        self._expanded().set_alpha(alphas)
+        """Turn the dials of several sidecars, and know which are on.
+
+        One alone stands on those beside which it was trained, at their dials.
+        """
+        model: Any = self._expanded()
+        beneath = (
+            model.beneath(*alphas) if len(alphas) == 1 and {*alphas} <= {*self.sidecars} else {}
+        )
+        model.set_alpha(beneath | alphas)
         self._on = tuple(alphas)
 
     def _sidecar(self, argument: str) -> None:

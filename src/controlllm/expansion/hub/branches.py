@@ -50,7 +50,7 @@ class BranchedForCausalLM(Named, ControlLLMForCausalLM):
 
     @property
     def _newest(self) -> Sidecar:
-        return self._named[self.sidecars[-1]]
+        return self._named[self.usual]
 
     @property
     def _installed(self) -> Expansion:
@@ -92,6 +92,16 @@ class BranchedForCausalLM(Named, ControlLLMForCausalLM):
                 dial = as_recorded(self._named[record["name"]].expansion.dial)
                 if dial != record.get("dial"):
                     record["weight"] = dial
+
+    @property
+    def usual(self) -> str:
+        """The newest: the model as it is saved."""
+        return self.sidecars[-1]
+
+    def beneath(self, name: str) -> dict[str, Any]:
+        """The dials of the earlier ones, beside which it was trained."""
+        before = self.sidecars[: self.sidecars.index(name)]
+        return {other: self._named[other].expansion.dial for other in before}
 
     @contextmanager
     def standing(self, alphas: Mapping[str, Alpha]) -> Iterator[None]:

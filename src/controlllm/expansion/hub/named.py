@@ -73,6 +73,15 @@ class Named:
         """
         return {name: sidecar.expansion for name, sidecar in self._named.items()}
 
+    @property
+    def usual(self) -> str:
+        """The sidecar that is meant where none is named."""
+        return self.sidecars[0]
+
+    def beneath(self, name: str) -> dict[str, Any]:
+        """The dials of those that stand beneath a sidecar, where it is meant as it was trained."""
+        return {}
+
     def _turn_named(self, alphas: Mapping[str, Alpha]) -> None:
         """Turn the dials of these; all others are off (ConfigError: nothing is changed)."""
         for name in alphas:

@@ -16,18 +16,21 @@ class Dials:
     Args:
         model: an expanded one, one with named sidecars, one with adapters, or a plain one.
         name: what its only sidecar is called, where it has no name of its own.
-        saved: the dial that each named sidecar was saved with, where that is not as trained.
+        saved: the dial that each named sidecar was saved with, where that is not what it stands at.
     """
 
     def __init__(self, model: Any, name: str, saved: Mapping[str, Any] | None = None) -> None:
         self.model = model
         self.is_expanded = isinstance(model, ControlLLMForCausalLM)
-        self._named: tuple[str, ...] = model.sidecars if self.is_expanded else ()
+        self._named = _usual_first(model) if self.is_expanded and model.sidecars else ()
         is_tuned = self.is_expanded or has_adapters(model)
         self.sidecars: tuple[str, ...] = self._named or ((name,) if is_tuned else ())
-        self._saved = dict(saved or {})
-        if self.is_expanded and not self._named:
+        self._saved: dict[str, Any] = {}
+        if self._named:
+            self._saved = {name: one.dial for name, one in model.expansions.items()}
+        elif self.is_expanded:
             self._saved[name] = model.expansion.dial
+        self._saved |= saved or {}
         self._now: Voice | None = None
 
     def speak_as(self, voice: Voice) -> None:
@@ -47,6 +50,8 @@ class Dials:
             return
         dials = {name: self._dial(name, alpha) for name, alpha in voice.alphas}
         if self._named:
+            if len(dials) == 1:  # A blend says all dials by itself.
+                dials = self.model.beneath(*dials) | dials
             # First as trained: what a saved dial by layer does not name keeps its own.
             self.model.set_alpha(dict.fromkeys(dials))
             self.model.set_alpha(dials)
@@ -57,3 +62,8 @@ class Dials:
 
     def _dial(self, name: str, alpha: float | None) -> Any:
         return self._saved.get(name) if alpha is None else alpha
+
+
+def _usual_first(model: Any) -> tuple[str, ...]:
+    """The names of a model's sidecars, first the one that is meant where none is named."""
+    return tuple(sorted(model.sidecars, key=lambda name: name != model.usual))
