@@ -28,7 +28,8 @@ __all__ = ["CalibrateOptions", "run"]
 class CalibrateOptions:
     """Sweep alpha on the retain and learn sets and keep the one that learns most in the budget.
 
-    A sidecar or a full expanded model gets the alpha written into its own config; of a run or a
+    Of a run that was learned beside earlier ones (continue_by=branch) all dials are searched. A
+    sidecar or a full expanded model gets the alpha written into its own config; of a run or a
     checkpoint a calibrated sidecar is written. The curve goes beside it as JSON and PNG.
     """
 
@@ -80,7 +81,14 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     from controlllm.checkpoint import export, load_model, make_form
     from controlllm.common.context import context_of
     from controlllm.data import eval_batches
-    from controlllm.evaluate import Writer, calibrate, certify, plot_curves, write_own_text
+    from controlllm.evaluate import (
+        Writer,
+        calibrate,
+        calibrate_blend,
+        certify,
+        plot_curves,
+        write_own_text,
+    )
     from controlllm.evaluate.forgetting.losses import warn_if_not_finite
     from controlllm.expansion.files.packed import packed_bits
 
@@ -99,31 +107,36 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
             written = write_own_text(Writer.base(model), tokenizer, own, data, folder)
             for name, examples in written.items():
                 retain[name] = eval_batches(examples, tokenizer, data, options.batch_size)
-        tell_size({**learn, **retain}, len({0.0, *options.alphas}) + 1 + options.refine_steps)
-        curve = calibrate(
+        several = len(getattr(model, "sidecars", ()))
+        sweeps = several + 1 if several > 1 else 1  # At least: the search ends when none is better.
+        settings = len({0.0, *options.alphas}) + 1 + options.refine_steps
+        tell_size({**learn, **retain}, sweeps * settings)
+        search: Any = calibrate_blend if several > 1 else calibrate
+        found = search(
             model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
         )
         if own.measured_in(options):  # On sequences that have chosen nothing.
             rows = options.batch_size
             certificates = certify(model, tokenizer, folder, own, data, None, rows, first_block=1)
-    print(curve.table())
+    print(found.table())
     for name, certificate in certificates.items():
-        print(f"{name} at {curve.dial} {curve.chosen.label}: {certificate}")
+        print(f"{name} at {found.dial} {found.chosen.label}: {certificate}")
     losses = {
         f"{name} at alpha {point.label}": report.loss
-        for point in curve.points
+        for point in found.points
         for name, report in {**point.learn, **point.retain}.items()
     }
     warn_if_not_finite(losses, "the expanded model")
-    if target.in_place:
-        _write_dial(target.folder, model.config.expansion)
-    else:
+    if not target.in_place:
         form = make_form("sidecar", {"bits": packed_bits(model)})
         export(model, target.folder, form, tokenizer, overwrite=options.overwrite)
     told = {name: certificate.to_dict() for name, certificate in certificates.items()}
-    write_json(target.folder / "calibration.json", curve.to_dict() | {"certificates": told})
-    plot_curves({curve.dial: curve}, target.folder / "calibration.png")
-    print(f"alpha {curve.chosen.label} is written to {target.folder}")
+    with resealed(target.folder):  # An older curve, too, gives way.
+        if target.in_place:
+            _write_dial(target.folder, model.config)
+        write_json(target.folder / "calibration.json", found.to_dict() | {"certificates": told})
+        plot_curves({found.dial: found}, target.folder / "calibration.png")
+    print(f"alpha {found.chosen.label} is written to {target.folder}")
 
 
 def _own_text_folder(own: OwnTextConfig) -> AbstractContextManager[str]:
@@ -165,15 +178,16 @@ def _target(options: CalibrateOptions) -> _Target:
     return _Target(folder, False)
 
 
-def _write_dial(folder: Path, measured: dict[str, Any]) -> None:
-    """Put dial and mean alpha into a sidecar's or a full expanded model's config and card."""
+def _write_dial(folder: Path, measured: Any) -> None:
+    """Put dials and mean alpha into a sidecar's or a full expanded model's config and card."""
     from controlllm.expansion.files.card import with_dial
 
     name = SIDECAR_CONFIG if (folder / SIDECAR_CONFIG).is_file() else "config.json"
     config = read_json(folder / name)
-    config["expansion"] |= {key: measured[key] for key in ("dial", "mean_alpha")}
+    config["expansion"] |= {key: measured.expansion[key] for key in ("dial", "mean_alpha")}
+    if measured.parents:  # With where those beside it stand.
+        config["parents"] = measured.parents
     card = folder / "README.md"
-    with resealed(folder):
-        write_json(folder / name, config)
-        if card.is_file():
-            write_text(card, with_dial(card.read_text(encoding="utf-8"), measured["dial"]))
+    write_json(folder / name, config)
+    if card.is_file():
+        write_text(card, with_dial(card.read_text(encoding="utf-8"), measured.expansion["dial"]))

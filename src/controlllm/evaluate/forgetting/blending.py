@@ -8,7 +8,7 @@ half way to its neighbours   ->  ... `refine_steps` times
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -47,6 +47,11 @@ class BlendPoint(MeasuredPoint):
     retain: dict[str, RetentionReport]
 
     @property
+    def is_trained(self) -> bool:
+        """Whether no dial is turned."""
+        return all(weight is None for weight in self.weights.values())
+
+    @property
     def order(self) -> tuple[int, float]:
         """By rising weights; those that were not turned come last."""
         numbers = [weight for weight in self.weights.values() if weight is not None]
@@ -66,7 +71,12 @@ class Blend:
         points: in the order of the search.
         chosen: the point with the lowest learn loss whose forgetting is within the budget.
         max_forgetting: the budget, in nats per token, for each retain set.
+        dial: what is turned.
+        on_a_line: whether points that follow one another are neighbours.
     """
+
+    dial: ClassVar[str] = "weights"
+    on_a_line: ClassVar[bool] = False
 
     points: tuple[BlendPoint, ...]
     chosen: BlendPoint

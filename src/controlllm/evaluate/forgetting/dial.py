@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -87,6 +87,16 @@ class MeasuredPoint(ABC):
     def order(self) -> tuple[Any, ...]:
         """Sorts settings by their distance from the base."""
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The setting as text."""
+
+    @property
+    @abstractmethod
+    def is_trained(self) -> bool:
+        """Whether nothing is turned: the model as it was trained."""
+
     def losses(self) -> Iterator[tuple[str, object]]:
         """What was measured, with headers for a table.
 
@@ -125,6 +135,11 @@ class DialPoint(MeasuredPoint):
     retain: dict[str, RetentionReport]
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the dial is not turned."""
+        return self.alpha is None
+
+    @property
     def order(self) -> tuple[bool, float]:
         """By rising alpha; as trained comes last."""
         return (self.alpha is None, self.alpha or 0.0)
@@ -144,7 +159,10 @@ class DialCurve:
         chosen: the point with the lowest learn loss whose forgetting is within the budget.
         max_forgetting: the budget, in nats per token, for each retain set.
         dial: what is turned.
+        on_a_line: whether points that follow one another are neighbours.
     """
+
+    on_a_line: ClassVar[bool] = True
 
     points: tuple[DialPoint, ...]
     chosen: DialPoint

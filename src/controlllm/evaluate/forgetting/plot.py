@@ -1,11 +1,12 @@
 """Pictures of learning and forgetting. matplotlib is imported here, and only when one is drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from controlllm.common.storage.files import atomic_file
-from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
+from controlllm.evaluate.forgetting.blending import Blend
+from controlllm.evaluate.forgetting.dial import DialCurve, MeasuredPoint
 
 __all__ = ["plot_curves"]
 
@@ -13,7 +14,7 @@ LABEL_PIXELS = (34, 15)
 """Width and height of the room that a label needs, at 100 pixels per inch."""
 
 
-def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
+def plot_curves(curves: Mapping[str, DialCurve] | Mapping[str, Blend], path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
 
     Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
@@ -21,7 +22,7 @@ def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
     several, the legend says what was chosen.
 
     Args:
-        curves: by the name in the legend.
+        curves: by the name in the legend; of several sidecars what `calibrate_blend` measured.
         path: the file; written atomically, its folder is created.
     """
     # A Figure without pyplot: no global state, no window system, whatever back end the user has.
@@ -46,15 +47,16 @@ def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw_curve(axes: Any, label: str, curve: DialCurve, color: str) -> None:
-    dialled = [point for point in curve.points if point.alpha is not None]
-    axes.plot(*_xy(dialled), marker="o", markersize=3, color=color, label=label)
-    trained = [point for point in curve.points if point.alpha is None]
+def _draw_curve(axes: Any, label: str, curve: DialCurve | Blend, color: str) -> None:
+    dialled = [point for point in curve.points if not point.is_trained]
+    line = "-" if curve.on_a_line else "none"
+    axes.plot(*_xy(dialled), marker="o", markersize=3, linestyle=line, color=color, label=label)
+    trained = [point for point in curve.points if point.is_trained]
     axes.plot(*_xy(trained), marker="x", linestyle="none", color=color)
     axes.plot(*_xy([curve.chosen]), marker="*", markersize=13, linestyle="none", color=color)
 
 
-def _label_points(axes: Any, curve: DialCurve) -> None:
+def _label_points(axes: Any, curve: DialCurve | Blend) -> None:
     """Settings beside their points: the chosen one first, none where it would cover another."""
     taken: list[Any] = []
     for point in (curve.chosen, *curve.points):
@@ -68,5 +70,5 @@ def _label_points(axes: Any, curve: DialCurve) -> None:
         )
 
 
-def _xy(points: list[DialPoint]) -> tuple[list[float], list[float]]:
+def _xy(points: Sequence[MeasuredPoint]) -> tuple[list[float], list[float]]:
     return [point.forgetting for point in points], [point.learn_loss for point in points]

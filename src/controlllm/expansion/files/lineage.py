@@ -93,7 +93,8 @@ def stage_name(folder: Path, taken: Sequence[str] = ()) -> str:
     ('a', 'a-2')
     """
     path = Path(folder).absolute()
-    named = path.parent if path.name.startswith("checkpoint-") else path
+    inside = path.name.startswith("checkpoint-") or path.name == "calibrated"
+    named = path.parent if inside else path
     plain = re.sub(r"[^\w.-]", "-", named.name, flags=re.ASCII)[:56].lstrip("_.-") or "stage"
     name, number = plain, 2
     while name in ("base", *taken):

@@ -1,0 +1,68 @@
+"""A run beside an earlier one, on the command line: trained, measured, calibrated, looked at."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlllm.checkpoint import load_model
+from controlllm.expansion.files.records import read_sidecar_config
+
+
+@pytest.fixture
+def branch(cli: Any, finished_run: Path, workplace: Path, tmp_path: Path) -> Path:
+    """`b`, beside a copy of the finished run, `a`."""
+    shutil.copytree(finished_run, tmp_path / "a")
+    code, _, err = cli(
+        "train",
+        workplace / "run.yaml",
+        f"--continue_from={tmp_path / 'a'}",
+        "--continue_by=branch",
+        f"--training.output_dir={tmp_path / 'b'}",
+        f"--data.train=[{{path: {workplace / 'old.txt'}}}]",
+    )
+    assert code == 0, err
+    return tmp_path / "b"
+
+
+def test_the_dials_of_all_are_found_and_kept(cli: Any, branch: Path) -> None:
+    words = ("--alphas", "[0.5, 1.0]", "--max_forgetting", 10, "--refine_steps", 0)
+    code, out, err = cli("calibrate", branch, *words)
+    assert code == 0, err
+    folder = branch / "calibrated"
+    found = json.loads((folder / "calibration.json").read_text())
+    assert found["sidecars"] == ["a", "b"] and "chosen" in out
+    assert (folder / "calibration.png").stat().st_size > 1000
+    model = load_model(folder)[0]
+    assert model.sidecars == ("a", "b")  # called as the run
+    for name, weight in found["chosen"].items():
+        expected = weight if weight is not None else None
+        assert model.expansions[name].dial == expected
+    values = read_sidecar_config(folder)
+    code, _, err = cli("calibrate", folder, *words[:2], "--max_forgetting", 0, *_sets(branch))
+    assert code == 0, err  # in place: nothing may be forgotten
+    again = read_sidecar_config(folder)
+    assert again["parents"][0]["digest"] == values["parents"][0]["digest"]
+    chosen = json.loads((folder / "calibration.json").read_text())["chosen"]
+    model = load_model(folder)[0]
+    assert {name: one.dial for name, one in model.expansions.items()} == chosen
+
+
+def _sets(branch: Path) -> list[str]:
+    from controlllm.train.config.config_io import read_yaml
+
+    data = read_yaml(branch / "config.yaml")["data"]
+    return [f"--data.{group}=[{{path: {data[group][0]['path']}}}]" for group in ("learn", "retain")]
+
+
+def test_it_is_evaluated_exported_and_looked_at(cli: Any, branch: Path, tmp_path: Path) -> None:
+    assert cli("eval", branch, *_sets(branch))[0] == 0
+    assert cli("inspect", branch)[0] == 0
+    assert cli("export", branch, tmp_path / "side", "--form", "sidecar")[0] == 0
+    assert load_model(tmp_path / "side")[0].sidecars == ("a", "side")
+    code, _, err = cli("export", branch, tmp_path / "plain", "--form", "collapsed")
+    assert code != 0 and "several by name (a, b)" in err
+    code, _, err = cli("probe", branch, "--out", tmp_path / "looked")
+    assert code != 0 and "several sidecars (a, b)" in err
