@@ -53,7 +53,7 @@ def _load(earlier: Earlier, run: RunConfig) -> tuple[PreTrainedModel, PreTrained
 def _stages(
     model: PreTrainedModel, earlier: Earlier, run: RunConfig, shares: bool
 ) -> tuple[Stage, ...]:
-    key = key_of(earlier.parents[-1])
+    key = key_of(earlier.parents)
     last = Stage(earlier.names[-1], earlier.run_folder, inside=_before, key=key)
     folded = folded_parent(earlier.parents)
     own = BASE if folded is None else str(earlier.parents[folded]["name"])

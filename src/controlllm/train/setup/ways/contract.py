@@ -8,7 +8,7 @@ run file --settled_run--> RunConfig      what need not be said again is filled i
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from controlllm.common.adapters import as_base
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
 from controlllm.evaluate.own_text import OWN_TEXT, Writer, as_it_is
+from controlllm.expansion.files.lineage import dial_beside, parents_beside
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS, Way
 from controlllm.train.observe.retention import BASE
@@ -69,9 +70,14 @@ class Earlier:
         return run_folder_of(self.location)
 
 
-def key_of(record: Mapping[str, Any]) -> str:
-    """What tells a stage that is not folded from all others: its digest, and its dial."""
-    return f"{record['digest']} {record.get('dial')}"
+def key_of(parents: Sequence[Mapping[str, Any]]) -> str:
+    """What tells the last of these stages, which is not folded, from all others.
+
+    Its digest, and its dial; and where the dials of those stand that it was learned beside.
+    """
+    beside = [dial_beside(parent) for parent in parents_beside(parents[:-1])]
+    told = [parents[-1]["digest"], parents[-1].get("dial"), *beside]
+    return " ".join(map(str, told))
 
 
 def run_folder_of(location: Location) -> Path:

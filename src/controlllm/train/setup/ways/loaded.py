@@ -68,7 +68,8 @@ def _stage(
         location = find_parent(record, earlier.folder, options)
         folder = run_folder_of(location)
         # Folded, it is the base of what came next.
-        key = None if record["way"] == FOLD else key_of(record)
+        until = earlier.names.index(name)  # The base comes first.
+        key = None if record["way"] == FOLD else key_of(earlier.parents[:until])
     if name in held:
         return Stage(name, folder, inside=held[name], key=key)
     log.info("Loading the stage %s", name)

@@ -22,7 +22,7 @@ def _stages(
 ) -> tuple[Stage, ...]:
     record = earlier.parents[-1]
     copy = frozen_copy(model, shares)
-    last = Stage(str(record["name"]), earlier.run_folder, copy=copy, key=key_of(record))
+    last = Stage(str(record["name"]), earlier.run_folder, copy=copy, key=key_of(earlier.parents))
     folded = folded_parent(earlier.parents[:-1])
     own = BASE if folded is None else str(earlier.parents[folded]["name"])
     return all_stages(model, earlier, shares, own, last)
