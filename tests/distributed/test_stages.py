@@ -36,7 +36,7 @@ def test_two_processes_go_on_as_one(
         values = {"expansion": {"num_blocks": None}, "rehearsal": rehearsal}
         return run_of(run_config, folder, **values, **over)
 
-    ways = ("one", "fold")
+    ways = ("one", "branch", "fold")
     runs = [run("two", way, parallel={"strategy": strategy}) for way in ways]
     found = train_each(runs, lambda: None, 2, tmp_path / "processes")
     for way, histories in zip(ways, zip(*found, strict=True), strict=True):
