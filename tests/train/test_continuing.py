@@ -289,3 +289,26 @@ def test_own_text_of_each_stage_is_measured(stage_run, tmp_path):
     assert {"own_text", "a/own_text"} <= result.certificates.keys()
     assert list((tmp_path / "runs" / "a" / "own_text").glob("*.json"))
     assert result.best.by_stage.keys() == {"base", "a"}
+
+
+def test_a_calibrated_sidecar_is_its_runs(stage_run, tmp_path):
+    """What was measured and written in the run is found from a sidecar that lies in it."""
+    train(stage_run("a"))
+    model = load_model(tmp_path / "runs" / "a")[0]
+    model.set_alpha(0.4)
+    model.save_sidecar(tmp_path / "runs" / "a" / "calibrated")
+    ready = set_up(settled_run(stage_run("b", "a/calibrated")))
+    assert list(ready.references) == ["base", "a"] and "a/new" in ready.meter.retain
+    assert ready.model.config.parents[0]["dial"] == 0.4
+    assert ready.model.expansion.dial == 0.4
+
+
+@pytest.mark.parametrize("way", ["one", "fold"])
+def test_both_loops_go_on_alike(stage_run, tmp_path, way):
+    train(stage_run("a"))
+    over = {"continue_by": way, "rehearsal": {"num_sequences": 6, "share": 0.3}}
+    native = train(stage_run("native", "a", **over)).history
+    hf = train(stage_run("hf", "a", training={"backend": "hf"}, **over)).history
+    for one, other in zip(native, hf, strict=True):
+        for name in {"train/loss", "train/rehearsal", "retain/a/new/forgetting"} & one.keys():
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)

@@ -45,6 +45,7 @@ def given(setting: Setting) -> Any:
         return setting.values()[0]
     default = setting.of(RunConfig())
     named: dict[str, Any] = {"model.quantize_base": "int8", "peft.type": "lora"}
+    named["continue_from"] = "runs/a"
     named["evaluation.generation.enabled"] = ["qa"]
     if setting.path in named:
         return named[setting.path]

@@ -24,6 +24,7 @@ from controlllm.common.text.names import is_checkpoint
 from controlllm.expansion.files.lineage import (
     check_parent,
     dial_beside,
+    lies_in_run,
     parent_record,
     parents_beside,
     stage_name,
@@ -137,9 +138,10 @@ def places_of(recorded: str, child: Path) -> Iterator[Path]:
     if "://" in recorded or "::" in recorded:
         return
     yield place
-    run = child.parent if is_checkpoint(child.name) else child
-    parts = place.parts[-2:] if is_checkpoint(place.name) else place.parts[-1:]
-    yield run.parent.joinpath(*parts)
+    run = child.parent if is_checkpoint(child.name) or lies_in_run(child) else child
+    if not is_checkpoint(place.name):
+        yield run.parent / place.name
+    yield run.parent.joinpath(*place.parts[-2:])  # in the folder of its run
 
 
 def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:

@@ -26,6 +26,7 @@ __all__ = [
     "dial_beside",
     "dial_of",
     "folded_parent",
+    "lies_in_run",
     "parent_record",
     "parents_beside",
     "parents_of_base",
@@ -56,7 +57,7 @@ def sidecar_digest(folder: Path, tensors: Mapping[str, Tensor] | None = None) ->
     for name in sorted(saved):
         tensor = saved[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -86,14 +87,22 @@ def parent_record(
     }
 
 
+def lies_in_run(folder: Path) -> bool:
+    """Whether a folder lies in that of a run."""
+    inside, above = (place / "config.yaml" for place in (folder, folder.parent))
+    return above.is_file() and not inside.is_file()
+
+
 def stage_name(folder: Path, taken: Sequence[str] = ()) -> str:
     """What a stage is called: as its run's folder, in plain letters, told apart from others.
+
+    A checkpoint lies in its run's folder, and so may a sidecar (`calibrated`).
 
     >>> stage_name(Path("runs/a/checkpoint-40")), stage_name(Path("runs/a"), ["a"])
     ('a', 'a-2')
     """
     path = Path(folder).absolute()
-    inside = path.name.startswith("checkpoint-") or path.name == "calibrated"
+    inside = path.name.startswith("checkpoint-") or lies_in_run(path)
     named = path.parent if inside else path
     plain = re.sub(r"[^\w.-]", "-", named.name, flags=re.ASCII)[:56].lstrip("_.-") or "stage"
     name, number = plain, 2

@@ -105,7 +105,8 @@ def _earlier_stages(
     """The stages that a run goes on from, each in its place, and what is recorded of them."""
     if earlier is None:
         return (), ()
-    stages = GOINGS.get(run.continue_by).stages(model, earlier, run, world.size == 1)
+    shares = world.size == 1 and run.expansion.freeze is None  # Else the base is about to train.
+    stages = GOINGS.get(run.continue_by).stages(model, earlier, run, shares)
     last = {**earlier.parents[-1], "dtype": str(model.dtype).removeprefix("torch.")}
     return tuple(place_stage(one, run) for one in stages), (*earlier.parents[:-1], last)
 

@@ -35,7 +35,7 @@ def share_equal(model: PreTrainedModel, other: PreTrainedModel) -> None:
     }
     for module in model.modules():
         for key, parameter in module._parameters.items():
-            if parameter in same:
+            if parameter is not None and parameter in same:
                 module._parameters[key] = same[parameter]
 
 

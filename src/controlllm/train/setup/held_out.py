@@ -74,6 +74,11 @@ def read_held_out(
                 found.owners.setdefault(str(named.name), stage.name)
                 continue
             name = f"{stage.name}/{source.name}"
+            if name in found.retain:
+                raise ConfigError(
+                    f"data.retain has a set called {name!r}, which is the name of what the stage "
+                    f"{stage.name!r} held out; give it another `name`."
+                )
             try:
                 found.retain[name] = _read(source, name, tokenizer, run)
             except (DataError, ConfigError) as error:

@@ -52,7 +52,8 @@ def stages_own_text(
             "model is there that could write. own_text.measure=true loads it whole first."
         )
         return {}
-    own, found = own_text_folder(run), {}
+    own = own_text_folder(run)
+    found: dict[str, list[Example]] = {}
     for stage in stages or (Stage(BASE),):
         folder = own if run.own_text.cache_dir else stage.folder_of_text(own)
         written = write_own_text(stage.writer(model), tokenizer, run.own_text, run.data, folder)

@@ -96,7 +96,7 @@ class Prepared(Base):
     @property
     def before(self) -> Reference | None:
         """What the run is held to: the stage right before it; None where nothing asks it."""
-        return next(reversed(self.references.values()), None)
+        return next(reversed([*self.references.values()]), None)
 
 
 @dataclass(frozen=True)

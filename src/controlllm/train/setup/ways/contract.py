@@ -21,7 +21,7 @@ from controlllm.common.adapters import as_base
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
 from controlllm.evaluate.own_text import OWN_TEXT, Writer, as_it_is
-from controlllm.expansion.files.lineage import dial_beside, parents_beside
+from controlllm.expansion.files.lineage import dial_beside, lies_in_run, parents_beside
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS, Way
 from controlllm.train.observe.retention import BASE
@@ -81,9 +81,10 @@ def key_of(parents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_folder_of(location: Location) -> Path:
-    """The run folder of a checkpoint; of anything else the folder itself."""
+    """The run folder of a checkpoint, or of a sidecar in it; of anything else the folder itself."""
     path = Path(location.path)
-    return path.parent if location.kind is Kind.CHECKPOINT else path
+    inside = location.kind is Kind.CHECKPOINT or lies_in_run(path)
+    return path.parent if inside else path
 
 
 @dataclass(frozen=True)

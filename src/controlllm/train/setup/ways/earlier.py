@@ -182,9 +182,12 @@ def _joined(
                 f"is no {place / 'config.yaml'} that says what {place.name} was trained on; name "
                 "that data under data.train yourself, and leave continue_from out."
             )
-        names = ("train", "learn", "retain")
-        own = {name: getattr(data, name) for name in names}
-        data = replace(data, **{n: _with(own[n], getattr(known, n), place.name) for n in names})
+        data = replace(
+            data,
+            train=_with(data.train, known.train, place.name),
+            learn=_with(data.learn, known.learn, place.name),
+            retain=_with(data.retain, known.retain, place.name),
+        )
     return data
 
 
@@ -202,8 +205,8 @@ def _with(own: list[SourceConfig], more: list[SourceConfig], stage: str) -> list
 
 def same_rows(one: SourceConfig, other: SourceConfig) -> bool:
     """Whether two sources give the same rows, whatever they are called and however they count."""
-    own = {"name": "", "weight": 1.0}
-    return asdict(replace(one, **own)) == asdict(replace(other, **own))
+    ours, theirs = (replace(source, name="", weight=1.0) for source in (one, other))
+    return asdict(ours) == asdict(theirs)
 
 
 def earlier_data(folder: Path) -> DataConfig | None:
@@ -219,8 +222,17 @@ def earlier_data(folder: Path) -> DataConfig | None:
     if not path.is_file():
         return None
     data = build(DataConfig, read_yaml(path).get("data") or {}, f"{path}: data")
-    kept = {
-        name: [replace(s, storage_options={}) for s in getattr(data, name) if not is_remote(s.path)]
-        for name in ("train", "learn", "retain")
-    }
-    return replace(data, **kept, replay=[], replay_share=0.0, stages=[], plugins=[])
+    return replace(
+        data,
+        train=_local(data.train),
+        learn=_local(data.learn),
+        retain=_local(data.retain),
+        replay=[],
+        replay_share=0.0,
+        stages=[],
+        plugins=[],
+    )
+
+
+def _local(sources: list[SourceConfig]) -> list[SourceConfig]:
+    return [replace(s, storage_options={}) for s in sources if not is_remote(s.path)]
