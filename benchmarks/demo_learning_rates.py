@@ -15,8 +15,9 @@ import torch
 
 from controlllm.common.storage.files import write_json
 from controlllm.demo import DemoConfig
-from controlllm.demo.domains import NEW, OLD, held_out, write_data
+from controlllm.demo.domains import NEW, OLD, choosing, held_out, write_data
 from controlllm.demo.methods import METHODS, load_base, train_and_measure
+from controlllm.demo.results import ON_OWN
 from controlllm.evaluate import format_table
 
 HEADERS = [
@@ -31,14 +32,16 @@ def main() -> None:
     config = DemoConfig(str(arguments.output / "demo"), arguments.max_steps)
     data = Path(config.output_dir) / "data"
     write_data(data, config)
-    sets = held_out(data, load_base()[1])
+    base, tokenizer = load_base()
+    sets = held_out(data, tokenizer)
+    chooses = choosing(data, base, tokenizer, config)
     rows, records = [], []
     for method in METHODS:
         for rate in arguments.rates:
             values = deepcopy(method.values)
             values["training"]["learning_rate"] = rate
-            outcome, _ = train_and_measure(replace(method, values=values), config, sets)
-            trained, chosen = outcome.trained, outcome.curve.chosen
+            outcome, _ = train_and_measure(replace(method, values=values), config, sets, chooses)
+            trained, chosen = outcome.trained, outcome.chosen(ON_OWN)
             rows.append(
                 [
                     method.title,

@@ -14,7 +14,7 @@ from controlllm.common.errors import ConfigError
 from controlllm.demo import DemoConfig, run, story
 from controlllm.demo.forms import FORMS
 from controlllm.demo.methods import METHODS, run_config
-from controlllm.demo.results import Results
+from controlllm.demo.results import ON_OLD, ON_OWN, Results
 from controlllm.inference.engine.opening import EngineSpec, open_engine
 
 MODULES = ("ast.py", "base64.py", "contextlib.py", "heapq.py", "shelve.py", "textwrap.py")
@@ -41,20 +41,36 @@ def told(
     return run(config), Path(config.output_dir), config
 
 
-def test_the_table_holds_the_base_and_every_method_twice(told: tuple) -> None:
-    results, _, config = told
+def test_the_table_holds_the_base_and_every_method_three_times(told: tuple) -> None:
+    results, _, _ = told
     rows = results.rows()
     assert [row.method for row in rows] == [
         "base",
-        *(name for m in METHODS for name in (m.title, f"{m.title}, calibrated")),
+        *(f"{m.title}{how}" for m in METHODS for how in ("", f", {ON_OLD}", f", {ON_OWN}")),
     ]
     base, full, *_ = rows
     for row in rows:
         assert row.forgetting == pytest.approx(row.old_loss - base.old_loss, abs=1e-5)
         assert row.gain == pytest.approx(base.new_loss - row.new_loss, abs=1e-5)
     assert full.kl > 0  # two steps change the model, for better or worse
-    assert all(row.forgetting <= config.max_forgetting for row in rows if "calibr" in row.method)
     assert results.table().count("\n") == len(rows) + 1
+
+
+def test_nothing_is_chosen_on_what_is_reported(told: tuple) -> None:
+    results, folder, config = told
+    for domain in ("code", "english"):
+        texts = [
+            set((folder / "data" / f"{domain}{end}.jsonl").read_text().splitlines())
+            for end in ("", "-chooses")
+        ]
+        assert all(texts) and not texts[0] & texts[1]
+    for outcome in results.outcomes:
+        for how, curve in outcome.choices.items():
+            assert curve.chosen.forgetting <= config.max_forgetting
+            assert curve.chosen.retain.keys() == {"english" if how == ON_OLD else "own_text"}
+            assert outcome.chosen(how).alpha == curve.chosen.alpha
+    written = json.loads((folder / "results.json").read_text())
+    assert written["choices"].keys() == written["curves"].keys()
 
 
 def test_everything_is_on_disk(told: tuple) -> None:
@@ -128,7 +144,10 @@ def test_an_interrupted_demo_keeps_what_is_done_and_can_run_again(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["base", "full tuning", "full tuning, calibrated"]
+    assert [row["method"] for row in rows] == [
+        "base",
+        *(f"full tuning{how}" for how in ("", f", {ON_OLD}", f", {ON_OWN}")),
+    ]
     assert run(config).seconds is not None
 
 

@@ -4,34 +4,70 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.storage.files import write_text
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
 from controlllm.demo.config import DemoConfig
 from controlllm.demo.corpus import passages
+from controlllm.evaluate import OwnTextConfig, Writer, write_own_text
 
-__all__ = ["LENGTH", "NEW", "OLD", "HeldOut", "data_config", "held_out", "write_data"]
+__all__ = [
+    "LENGTH",
+    "NEW",
+    "OLD",
+    "Choosing",
+    "HeldOut",
+    "choosing",
+    "data_config",
+    "held_out",
+    "write_data",
+]
 
 OLD, NEW = "english", "code"
+CHOOSES = "chooses"
+"""Ends the names of files that settings are chosen on."""
 LENGTH = 256
 """Tokens of one row."""
+_ROWS = 16
+_PADDED = DataConfig(max_length=LENGTH, packing=False)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Batches that no model was trained on, by name of the set: of the new and the old domain."""
+    """Batches that no model was trained on, by name of the set: of the new and the old domain.
+
+    They are reported, and choose nothing.
+    """
 
     learn: dict[str, list[Batch]]
     retain: dict[str, list[Batch]]
 
 
+@dataclass(frozen=True)
+class Choosing:
+    """Batches that settings of dials are chosen on: none of them are reported.
+
+    Attributes:
+        learn: other held-out text of the new domain.
+        old: other held-out text of the old domain.
+        own: what the base wrote by itself, for who has no old text.
+    """
+
+    learn: dict[str, list[Batch]]
+    old: dict[str, list[Batch]]
+    own: dict[str, list[Batch]]
+
+
 def write_data(folder: Path, config: DemoConfig) -> None:
-    """Write `code-train.jsonl`, `code.jsonl` and `english.jsonl` (held out) into `folder`."""
+    """Write `code-train.jsonl` and, held out of both domains, what is reported and what chooses."""
     _write(folder / f"{NEW}-train.jsonl", passages("code", "train"))
-    _write(folder / f"{NEW}.jsonl", _spread(passages("code", "held_out"), config.eval_passages))
-    english = passages("english", "held_out")
-    _write(folder / f"{OLD}.jsonl", _spread(english, config.eval_passages))
+    for domain in (NEW, OLD):
+        texts = passages(domain, "held_out")
+        reported = _spread(texts, config.eval_passages)
+        others = [text for text in texts if text not in reported]
+        _write(folder / f"{domain}.jsonl", reported)
+        _write(folder / f"{domain}-{CHOOSES}.jsonl", _spread(others, -(-config.eval_passages // 2)))
 
 
 def data_config(folder: Path) -> DataConfig:
@@ -46,13 +82,30 @@ def data_config(folder: Path) -> DataConfig:
 
 def held_out(folder: Path, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
     """The held-out sets in padded batches, which any attention understands."""
-    config = DataConfig(max_length=LENGTH, packing=False)
+    return HeldOut(
+        learn=_batches(folder, NEW, NEW, tokenizer), retain=_batches(folder, OLD, OLD, tokenizer)
+    )
 
-    def batches(domain: str) -> dict[str, list[Batch]]:
-        source = SourceConfig(str(folder / f"{domain}.jsonl"))
-        return {domain: list(eval_batches(source, tokenizer, config, batch_size=16))}
 
-    return HeldOut(learn=batches(NEW), retain=batches(OLD))
+def choosing(
+    folder: Path, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: DemoConfig
+) -> Choosing:
+    """What chooses, in padded batches; the base writes its own text, cached in `folder`."""
+    number = max(8, config.eval_passages // 2)
+    settings = OwnTextConfig(measure=True, num_sequences=number, seed=config.seed)
+    own = write_own_text(Writer.base(base), tokenizer, settings, _PADDED, folder / "own_text")
+    return Choosing(
+        learn=_batches(folder, NEW, f"{NEW}-{CHOOSES}", tokenizer),
+        old=_batches(folder, OLD, f"{OLD}-{CHOOSES}", tokenizer),
+        own={name: eval_batches(one, tokenizer, _PADDED, _ROWS) for name, one in own.items()},
+    )
+
+
+def _batches(
+    folder: Path, domain: str, file: str, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Batch]]:
+    source = SourceConfig(str(folder / f"{file}.jsonl"))
+    return {domain: eval_batches(source, tokenizer, _PADDED, _ROWS)}
 
 
 def _write(path: Path, texts: list[str]) -> None:

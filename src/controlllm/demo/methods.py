@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.demo.config import DemoConfig, base_model_path
-from controlllm.demo.domains import HeldOut, data_config
-from controlllm.demo.results import Outcome
+from controlllm.demo.domains import Choosing, HeldOut, data_config
+from controlllm.demo.results import ON_OLD, ON_OWN, Outcome
 from controlllm.evaluate import averaging_curve, calibrate
+from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import RunConfig, train
 
 __all__ = ["METHODS", "Method", "load_base", "run_config", "train_and_measure"]
@@ -94,21 +96,29 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
 
 
 def train_and_measure(
-    method: Method, config: DemoConfig, sets: HeldOut
+    method: Method, config: DemoConfig, sets: HeldOut, choosing: Choosing
 ) -> tuple[Outcome, PreTrainedModel]:
-    """Run one method, and measure it at every setting of its dial.
+    """Run one method, choose settings of its dial, and measure it at every setting.
 
     Returns:
-        What was measured; the model, its dial (if it has one) at the chosen setting.
+        What was measured; the model, its dial (if it has one) at the setting chosen on own text.
     """
     started = time.monotonic()
     model = train(run_config(method, config)).model
     seconds = time.monotonic() - started
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # All methods go through the same evaluation; only what is turned differs.
-    rest = (sets.learn, sets.retain, config.max_forgetting, SETTINGS)
-    if method.values.get("method") == "full":
-        curve = averaging_curve((load_base()[0], model), *rest)
-    else:
-        curve = calibrate(model, *rest)
-    return Outcome(method.title, method.dial, curve, trained, seconds), model
+    full = method.values.get("method") == "full"
+    models = (load_base()[0], model)
+    measure = partial(averaging_curve, models) if full else partial(calibrate, model)
+    budget = config.max_forgetting
+    choices = {
+        ON_OLD: measure(choosing.learn, choosing.old, budget, SETTINGS),
+        ON_OWN: measure(choosing.learn, choosing.own, budget, SETTINGS),
+    }
+    chosen = [curve.chosen.alpha for curve in choices.values()]
+    settings = [*SETTINGS, *(alpha for alpha in chosen if alpha is not None)]
+    curve = measure(sets.learn, sets.retain, budget, settings, 0)
+    if isinstance(model, ControlLLMForCausalLM):
+        model.set_alpha(chosen[-1])
+    return Outcome(method.title, method.dial, curve, choices, trained, seconds), model

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlllm.common.storage.files import atomic_file
 from controlllm.demo.domains import NEW
-from controlllm.demo.results import Outcome, Results
+from controlllm.demo.results import ON_OWN, Outcome, Results
 
 if TYPE_CHECKING:
     from controlllm.evaluate import DialPoint
@@ -78,7 +78,7 @@ def _draw_outcome(axes: Any, outcome: Outcome, color: str) -> None:
     axes.plot(*_xy(dialled[1:]), ".", color=color, markersize=7, zorder=3)
     axes.plot(*_xy([outcome.trained]), "o", color=color, markersize=10, zorder=4)
     axes.plot(
-        *_xy([outcome.curve.chosen]), "*", color=color, markersize=19, zorder=6,
+        *_xy([outcome.chosen(ON_OWN)]), "*", color=color, markersize=19, zorder=6,
         markeredgecolor="white", markeredgewidth=1.2,
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _note_settings(axes: Any, results: Results) -> None:
     taken: list[Any] = []
     # The last method, which the story ends with, has the first choice, and the outer side.
     for outcome, color in reversed(list(zip(results.outcomes, COLORS, strict=False))):
-        chosen, outer = outcome.curve.chosen, outcome is results.outcomes[-1]
+        chosen, outer = outcome.chosen(ON_OWN), outcome is results.outcomes[-1]
         for point in (chosen, *outcome.curve.points):
             place = axes.transData.transform(_xy_of(point))
             crowded = any((abs(place - other) < NOTE_PIXELS).all() for other in taken)
@@ -131,7 +131,7 @@ def _marks() -> list[Any]:
     """What circles and stars mean, for the legend."""
     from matplotlib.lines import Line2D
 
-    meanings = {"o": "as trained", "*": "calibrated: gains most within the budget"}
+    meanings = {"o": "as trained", "*": "dial chosen on text that the base wrote"}
     return [
         Line2D([], [], marker=mark, linestyle="", color="#57606a", markersize=size, label=label)
         for (mark, label), size in zip(meanings.items(), (9, 14), strict=True)

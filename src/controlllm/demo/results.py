@@ -10,7 +10,7 @@ from controlllm.evaluate import DialCurve, DialPoint, format_table
 
 Cell = str | int | float | None
 
-__all__ = ["FormRow", "Outcome", "Results", "Row"]
+__all__ = ["ON_OLD", "ON_OWN", "FormRow", "Outcome", "Results", "Row"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,22 @@ class FormRow:
     texts: dict[str, str]
 
 
+ON_OLD, ON_OWN = "calibrated on old text", "calibrated on own text"
+"""How a setting was chosen: on other text of the old domain, or on what the base wrote."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One method, trained in so many seconds, and measured at each setting of what `dial` turns."""
+    """One method, trained in so many seconds, and measured at each setting of what `dial` turns.
+
+    `curve` is measured on what is reported, and chooses nothing; `choices` are the curves that
+    chose, by `ON_OLD` and `ON_OWN`.
+    """
 
     title: str
     dial: str
     curve: DialCurve
+    choices: dict[str, DialCurve]
     trained_parameters: int
     seconds: float
 
@@ -61,14 +70,20 @@ class Outcome:
         """The model as it was trained."""
         return next((p for p in self.curve.points if p.alpha is None), self.curve.points[-1])
 
+    def chosen(self, how: str) -> DialPoint:
+        """The setting that gained most within the budget where it was chosen, as reported."""
+        alpha = self.choices[how].chosen.alpha
+        return next(point for point in self.curve.points if point.alpha == alpha)
+
     def rows(self) -> list[Row]:
-        """As it was trained, and with its dial at the best setting within the budget."""
-        chosen, cost = self.curve.chosen, (self.trained_parameters, self.seconds)
+        """As it was trained, and with its dial at the settings that were chosen."""
+        cost = self.trained_parameters, self.seconds
+        told = [(self.title, "as trained", self.trained)]
+        for how in self.choices:
+            point = self.chosen(how)
+            told.append((f"{self.title}, {how}", f"{self.dial} {point.label}", point))
         rows = []
-        for method, setting, point in (
-            (self.title, "as trained", self.trained),
-            (f"{self.title}, calibrated", f"{self.dial} {chosen.label}", chosen),
-        ):
+        for method, setting, point in told:
             old, new = point.retain[OLD], point.learn[NEW]
             measured = (old.loss, new.loss, old.forgetting, new.gain, old.kl)
             rows.append(Row(method, setting, *measured, *cost))
@@ -124,5 +139,9 @@ class Results:
                 "rows": [asdict(row) for row in self.rows()],
                 "forms": [asdict(form) for form in self.forms],
                 "curves": {outcome.title: outcome.curve.to_dict() for outcome in self.outcomes},
+                "choices": {
+                    outcome.title: {how: curve.to_dict() for how, curve in outcome.choices.items()}
+                    for outcome in self.outcomes
+                },
             },
         )

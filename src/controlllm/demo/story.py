@@ -15,7 +15,7 @@ import controlllm
 from controlllm.common.errors import ConfigError
 from controlllm.common.quiet import quiet_bars
 from controlllm.demo.config import DemoConfig
-from controlllm.demo.domains import held_out, write_data
+from controlllm.demo.domains import choosing, held_out, write_data
 from controlllm.demo.forms import FORMS, export_form, write_texts
 from controlllm.demo.methods import METHODS, load_base, train_and_measure
 from controlllm.demo.picture import draw
@@ -48,10 +48,12 @@ def run(config: DemoConfig | None = None) -> Results:
         write_data(folder / "data", config)
         base, tokenizer = load_base()
         sets = held_out(folder / "data", tokenizer)
+        _say("The base writes what its dials are chosen on where there is no old text")
+        chooses = choosing(folder / "data", base, tokenizer, config)
         for method in METHODS:
             _say(f"Learning code by {method.title}")
             with quickest_threads(base):
-                outcome, model = train_and_measure(method, config, sets)
+                outcome, model = train_and_measure(method, config, sets, chooses)
             results.outcomes.append(outcome)
             results.save(folder / RESULTS)
         draw(results, folder / "plane.png")
