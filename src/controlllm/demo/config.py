@@ -26,8 +26,8 @@ class DemoConfig:
     """Budget of forgetting for the calibrated models, in nats per token."""
 
     eval_passages: int = setting(32, at_least=1)
-    """Held-out passages of each domain that every model is measured on; settings of dials are chosen
-    on half as many others, and on as many sequences that the base wrote."""
+    """Held-out passages of each domain that every model is measured on; settings of dials are
+    chosen on half as many others, and on as many sequences that the base wrote."""
 
     seed: int = setting(0, at_most=LARGEST_SEED)
     """Seed of the data order, of what the base writes for rehearsal, and of alpha sampling."""
