@@ -82,6 +82,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     from controlllm.common.context import context_of
     from controlllm.data import eval_batches
     from controlllm.evaluate import (
+        Certificate,
         Writer,
         calibrate,
         calibrate_blend,
@@ -101,7 +102,8 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     learn, retain = sets(options.data.learn), sets(options.data.retain)
     longest = min(options.data.max_length, context_of(model) or options.data.max_length)
     data = replace(options.data, max_length=longest)
-    own, certificates = options.own_text, {}
+    own = options.own_text
+    certificates: dict[str, Certificate] = {}
     with _own_text_folder(own) as folder:
         if own.measured_in(options):
             written = write_own_text(Writer.base(model), tokenizer, own, data, folder)

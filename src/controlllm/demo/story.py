@@ -49,7 +49,8 @@ def run(config: DemoConfig | None = None) -> Results:
         base, tokenizer = load_base()
         sets = held_out(folder / "data", tokenizer)
         _say("The base writes what its dials are chosen on where there is no old text")
-        chooses = choosing(folder / "data", base, tokenizer, config)
+        with quickest_threads(base):
+            chooses = choosing(folder / "data", base, tokenizer, config)
         for method in METHODS:
             _say(f"Learning code by {method.title}")
             with quickest_threads(base):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +155,7 @@ class _Tally:
         _, document = documents_BT.to(kl.device)[mask_BT].unique(return_inverse=True)
         tokens = document.bincount().double()
         sums = torch.zeros_like(tokens).index_add_(0, document, kl.double())
-        own = [len(tokens), sums @ sums, sums @ tokens, tokens @ tokens]
+        own: list[Any] = [len(tokens), sums @ sums, sums @ tokens, tokens @ tokens]
         self.moments = [total + float(one) for total, one in zip(self.moments, own, strict=True)]
 
     def add_up(self, ranks: Ranks) -> None:

@@ -156,7 +156,7 @@ def certify(
             for name, own in written.items():
                 examples[name] += own
         blocks = wanted
-        found = {}
+        found: dict[str, Certificate] = {}
         for name, own in examples.items():
             batches = eval_batches(own, tokenizer, data, batch_size)
             found[name] = Certificate.of(measure_retention(model, batches, reference, ranks))

@@ -214,7 +214,7 @@ class Recorder:
         for line in state.ready.loader.report():
             log.info("Drawn from source %s", line)
         step, measured = self.evaluation.last or (None, None)
-        found = {}
+        found: dict[str, Certificate] = {}
         if measured is not None and step == state.step and state.stopped != "preempted":
             found = final_certificates(state.ready, measured.retain)
         return TrainResult(
