@@ -14,7 +14,7 @@ LABEL_PIXELS = (34, 15)
 """Width and height of the room that a label needs, at 100 pixels per inch."""
 
 
-def plot_curves(curves: Mapping[str, DialCurve] | Mapping[str, Blend], path: str | Path) -> None:
+def plot_curves(curves: Mapping[str, DialCurve | Blend], path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
 
     Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
