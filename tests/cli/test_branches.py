@@ -62,7 +62,8 @@ def test_it_is_evaluated_exported_and_looked_at(cli: Any, branch: Path, tmp_path
     assert cli("inspect", branch)[0] == 0
     assert cli("export", branch, tmp_path / "side", "--form", "sidecar")[0] == 0
     assert load_model(tmp_path / "side")[0].sidecars == ("a", "side")
-    code, _, err = cli("export", branch, tmp_path / "plain", "--form", "collapsed")
+    assert cli("export", branch, tmp_path / "plain", "--form", "collapsed")[0] == 0
+    code, _, err = cli("export", branch, tmp_path / "full", "--form", "lora")
     assert code != 0 and "several by name (a, b)" in err
     code, _, err = cli("probe", branch, "--out", tmp_path / "looked")
     assert code != 0 and "several sidecars (a, b)" in err

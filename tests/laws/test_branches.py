@@ -15,6 +15,7 @@ from controlllm.expansion.hub.branches import load_branches
 from controlllm.expansion.merge.low_rank import weight_changes
 
 NAN = float("nan")
+LINEAR = {"layers": [1, 3], "expand_ends": True}
 EARLIER = {
     "concat": {"layers": [1, 3]},
     "stack": {"structure": "stack", "layers": [1, 2]},
@@ -298,7 +299,6 @@ def test_forms_of_one_sidecar_are_refused(tmp_path):
     for call in (
         lambda: model.save_pretrained(tmp_path / "full"),
         lambda: model.resize_token_embeddings(70),
-        lambda: collapse(model),
         lambda: unroll(model),
         lambda: combine(model, single),
         lambda: combine(single, model),
@@ -307,3 +307,29 @@ def test_forms_of_one_sidecar_are_refused(tmp_path):
         with pytest.raises(ModelError, match=r"load_sidecar\(base, folder\)"):
             call()
     assert not any(tmp_path.iterdir())
+
+
+def test_folded_weights_are_p_and_what_each_changes():
+    """By hand; what is off has no say, and a gate whose mean is not known cannot be folded."""
+    model = train(expand_beside(earlier("ends", "gemma2"), "b", earlier="a", **LINEAR))
+    model.set_alpha({"a": 0.25, "b": 0.5})
+    with pytest.raises(ModelError, match="never measured"):
+        collapse(model)  # the gate of a
+    model = train(expand_beside(earlier("concat"), "b", earlier="a", **LINEAR))
+    model.set_alpha({"a": 0.25, "b": 0.5})
+    plain, before = collapse(model), logits(model)
+    assert torch.equal(logits(model), before)
+    a, b = model.base.model.layers[3].parts
+    for name, p in a.pretrained.named_parameters():
+        e, f = a.expanded.get_parameter(name), b.expanded.get_parameter(name)
+        by_hand = p + 0.25 * (e - p) + 0.5 * (f - p)
+        torch.testing.assert_close(plain.model.layers[3].get_parameter(name), by_hand)
+    head = model.lm_head
+    by_hand = head.pretrained.weight.lerp(head.expanded.weight, 0.5)
+    torch.testing.assert_close(plain.lm_head.weight, by_hand)
+    model.set_alpha({"a": 0.25})
+    single = earlier("concat")
+    single.set_alpha(0.25)
+    assert torch.equal(logits(collapse(model)), logits(collapse(single)))
+    model.set_alpha({})
+    assert torch.equal(logits(collapse(model, inplace=True)), base_logits("llama"))

@@ -8,7 +8,7 @@ from tests.laws.models import greedy, prompts, train
 from tests.laws.test_saving import run_script
 from transformers import AutoModelForCausalLM
 
-from controlllm import collapse, expand, load_sidecar, load_sidecars
+from controlllm import expand, load_sidecar, load_sidecars
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 
 NAN = float("nan")
@@ -309,7 +309,6 @@ def test_what_several_cannot_do_is_refused(folders, tmp_path):
     model = several(folders, ("maths", "zh"))
     for call in (
         lambda: model.save_sidecar(tmp_path / "one"),
-        lambda: collapse(model),
         lambda: model.train(),
         lambda: model.resize_token_embeddings(70),
         lambda: model.record_alpha().__enter__(),

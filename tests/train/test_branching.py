@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.train.test_continuing import base_of, stage_run  # noqa: F401  # a fixture
 from tests.train.ways import logits
 
-from controlllm import load_sidecars
+from controlllm import collapse, load_sidecars
 from controlllm.checkpoint import LoadOptions, export, inspect_folder, load_model, locate, make_form
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.evaluate.forgetting.losses import evaluating
@@ -103,8 +103,10 @@ def test_a_branch_on_a_folded_base(stage_run, tmp_path):  # noqa: F811
     assert c.sidecars == ("b", "c")
     c.set_alpha(0)
     assert torch.equal(logits(c), logits(newest(tmp_path, "b")))
-    with pytest.raises(ModelError, match="no one mix of weights"):
-        train(stage_run("d", "c", continue_by="fold"))
+    train(stage_run("d", "c", continue_by="fold"))  # Both are folded.
+    d = newest(tmp_path, "d")
+    d.set_alpha(0)
+    assert torch.equal(logits(d), logits(collapse(newest(tmp_path, "c"))))
 
 
 def test_resume_is_exact(stage_run, tmp_path):  # noqa: F811
@@ -160,8 +162,11 @@ def test_a_blend_is_kept_in_the_sidecar(stage_run, tmp_path):  # noqa: F811
     again.set_alpha({"a": None, "blend": 0.75})
     again.save_sidecar(tmp_path / "runs" / "other")
     assert "weight" not in read_sidecar_config(tmp_path / "runs" / "other")["parents"][0]
+    export(model, tmp_path / "plain", make_form("collapsed", {}), tokenizer)
+    assert torch.equal(logits(load_model(tmp_path / "plain")[0]), logits(collapse(model)))
+    assert "a: 0.25, b: 0.75" in (tmp_path / "plain" / "README.md").read_text()
     with pytest.raises(ModelError, match="of one sidecar"):
-        export(model, tmp_path / "collapsed", make_form("collapsed", {}), tokenizer)
+        export(model, tmp_path / "low", make_form("lora", {}), tokenizer)
     bits = make_form("sidecar", {"bits": 4})
     export(model, tmp_path / "runs" / "few", bits, tokenizer)
     few = load_model(tmp_path / "runs" / "few")[0]

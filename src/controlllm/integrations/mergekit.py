@@ -26,7 +26,8 @@ from controlllm.common.errors import ControlLLMError, ModelError
 from controlllm.common.storage.files import write_text
 from controlllm.expansion.files.fingerprint import base_name
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import require_alone, weight_alphas
+from controlllm.expansion.merge.checks import require_alone
+from controlllm.expansion.merge.collapsing import weight_alphas
 from controlllm.expansion.method.interpolators import Slerp
 from controlllm.expansion.method.registries import INTERPOLATORS
 

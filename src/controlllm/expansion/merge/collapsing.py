@@ -18,8 +18,9 @@ from controlllm.common.registry import check_choice
 from controlllm.expansion.files.lineage import parents_of_base
 from controlllm.expansion.files.sidecar import base_fingerprint, sidecar_tensors
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.merge.checks import require_alone, require_one_alpha
 from controlllm.expansion.method.block import ConcatBlock, ExpandedBlock, StackBlock
-from controlllm.expansion.method.dials import is_number
+from controlllm.expansion.method.dials import is_zero
 from controlllm.expansion.method.ends import ExpandedEnd, set_vocab_size
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.interpolators import Slerp
@@ -37,8 +38,6 @@ __all__ = [
     "fold_ends",
     "interpolate",
     "merge_active_adapters",
-    "require_alone",
-    "require_one_alpha",
     "weight_alphas",
 ]
 
@@ -54,7 +53,8 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     constant, or for a token gate the dial times the mean that `record_alpha` measured); `slerp`
     interpolates row by row; a stacked block's change since it was inserted is added to its source.
     Adapters are merged into the weights they were put around. Untrained expansions give the base,
-    bit for bit.
+    bit for bit. Of several sidecars the changes are added, p + sum_k (w_k - p), w_k being what each
+    alone would give; those that are off take no part.
 
     Args:
         model: the expanded model.
@@ -69,14 +69,16 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
             "The base of this model is quantised, and packed weights cannot be interpolated: load "
             "the sidecar onto the base as it was, and collapse that."
         )
-    require_alone(model)
-    config = model.expansion
-    require_one_alpha(model._expansion)
-    alphas = weight_alphas(model.blocks, config)
+    ones = _on_base(model)
+    for expansion, _ in ones:
+        require_one_alpha(expansion)
+    alphas = [weight_alphas(expansion.blocks, config) for expansion, config in ones]
     if not inplace:
         model = copy.deepcopy(model)
-    merge_active_adapters(model)
-    fold(model._expansion, config, alphas)
+        ones = _on_base(model)
+    if len(model.sidecars) < 2:
+        merge_active_adapters(model)
+    _fold_all([(*one, each) for one, each in zip(ones, alphas, strict=True)])
     grown = model.config.base.get("grown_vocab_size")
     base = model.unload()
     if grown is not None:
@@ -84,22 +86,30 @@ def collapse(model: ControlLLMForCausalLM, inplace: bool = False) -> PreTrainedM
     return base
 
 
-def require_alone(model: ControlLLMForCausalLM) -> None:
-    """Check that there is one sidecar only: of several no mix of weights is known (ModelError)."""
-    if len(model.sidecars) > 1:
-        raise ModelError(
-            f"Named sidecars ({', '.join(model.sidecars)}) on one base have no one mix of weights: "
-            "load the one that is meant by load_sidecar(base, folder)."
-        )
+def _on_base(model: ControlLLMForCausalLM) -> list[tuple[Expansion, ExpansionConfig]]:
+    """The expansion of a model and its settings; of several sidecars those that are on."""
+    if len(model.sidecars) < 2:
+        return [(model._expansion, model.expansion)]
+    named = [(one._expansion, one.expansion) for one in model._named.values()]
+    return [one for one in named if any(not is_zero(part.dial) for part in one[0].parts())]
 
 
-def require_one_alpha(expansion: Expansion) -> None:
-    """Check that the dial is no alpha per row or token: weights serve all rows (ModelError)."""
-    if any(part.dial is not None and not is_number(part.dial) for part in expansion.parts()):
-        raise ModelError(
-            "The dial holds one alpha per row, and weights serve all rows alike: set one number "
-            "first, or one per layer (model.set_alpha)."
-        )
+def _fold_all(ones: list[tuple[Expansion, ExpansionConfig, dict[int, float]]]) -> None:
+    """Put what each changes alone into the pretrained blocks and ends, in place."""
+    if len(ones) == 1:
+        fold(*ones[0])
+        return
+    parts = [part for expansion, _, _ in ones for part in expansion.parts()]
+    frozen = list({id(p): p for part in parts for p in part.pretrained.parameters()}.values())
+    before = [p.detach().clone() for p in frozen]
+    sums = [p.to(torch.float32, copy=True) for p in before]
+    for one in ones:
+        fold(*one)
+        for p, was, total in zip(frozen, before, sums, strict=True):
+            total += p.float() - was.float()
+            p.data.copy_(was)
+    for p, total in zip(frozen, sums, strict=True):
+        p.data.copy_(total)
 
 
 def merge_active_adapters(model: ControlLLMForCausalLM) -> None:

@@ -18,12 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import (
-    blended,
-    require_alone,
-    require_one_alpha,
-    weight_alphas,
-)
+from controlllm.expansion.merge.checks import require_alone, require_one_alpha
+from controlllm.expansion.merge.collapsing import blended, weight_alphas
 from controlllm.expansion.method.block import ConcatBlock
 from controlllm.expansion.surgery.anatomy import module_name
 from controlllm.expansion.surgery.quantised import quantised_layers

@@ -20,11 +20,10 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import ModelError
 from controlllm.expansion.hub.expand import decoder_blocks
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+from controlllm.expansion.merge.checks import require_alone, require_one_alpha
 from controlllm.expansion.merge.collapsing import (
     fold_ends,
     merge_active_adapters,
-    require_alone,
-    require_one_alpha,
 )
 from controlllm.expansion.method.block import ExpandedBlock, StackBlock
 from controlllm.expansion.method.ends import set_vocab_size

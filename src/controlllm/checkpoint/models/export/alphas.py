@@ -4,18 +4,22 @@ from collections.abc import Mapping
 
 from controlllm.common.tensors import whole
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
-from controlllm.expansion.merge.collapsing import require_one_alpha, weight_alphas
+from controlllm.expansion.merge.checks import require_one_alpha
+from controlllm.expansion.merge.collapsing import weight_alphas
 from controlllm.expansion.method.dials import is_number
 
 __all__ = ["one_alpha", "told_alphas"]
 
 
 def told_alphas(model: ControlLLMForCausalLM) -> str:
-    """`0.5`, or `layer 3: 0.5, layer 7: 0.42, ends: 0.5` where parts differ.
+    """`0.5`, or `layer 3: 0.5, layer 7: 0.42, ends: 0.5` where parts differ; or by sidecar.
 
     Raises:
         ModelError: as `collapse` does for its blocks.
     """
+    if len(model.sidecars) > 1:
+        dials = {name: one.dial for name, one in model.expansions.items()}
+        return ", ".join(f"{n}: {'as trained' if d is None else d}" for n, d in dials.items())
     alphas = _alphas(model)
     alone = one_alpha(model)
     if alone is not None:

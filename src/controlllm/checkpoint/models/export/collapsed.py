@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.export.alphas import told_alphas
 from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
 from controlllm.common.storage.files import write_text
-from controlllm.expansion import collapse
+from controlllm.expansion import BranchedForCausalLM, collapse
 from controlllm.expansion.files.card import model_card
 
 __all__ = ["Collapsed"]
@@ -27,7 +28,9 @@ class Collapsed(Form):
         inplace: bool,
     ) -> None:
         """Write what `from_pretrained` reads, with its card."""
-        whole = expanded(model, "collapsed")
+        whole: Any = model
+        if not isinstance(model, BranchedForCausalLM):  # whose sidecars are folded together
+            whole = expanded(model, "collapsed")
         card = model_card(whole.config, "collapsed", {"folded at alpha": told_alphas(whole)})
         self.told.append(f"folded at alpha {told_alphas(whole)}")
         collapse(whole, inplace).save_pretrained(folder)
