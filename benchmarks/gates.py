@@ -48,7 +48,8 @@ BUDGETS = {"own": (0.01, 0.1), "old_chosen": (0.01,)}
 """What the dial may cost on the sets that it is chosen on: KL on own text, rise of loss on old."""
 GRID = (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 PARTS_BUDGET = 0.01
-PARTS_MIXED = ("new_then_old:new", "new_then_old:old", "old_then_new:new", "old_then_new:old")
+PARTS_TOLD = ("new", "old", "own", "third")
+MIXED = ("new_then_old:new", "new_then_old:old", "old_then_new:new", "old_then_new:old")
 TOLD = ("new", "old", "third", *MIXED)
 
 
