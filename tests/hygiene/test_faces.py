@@ -17,6 +17,7 @@ DOORS = {
     "controlllm.expansion.files.base_record": "a base that is about to change",
     "controlllm.expansion.files.fingerprint": "the identity of a base before it is quantised",
     "controlllm.expansion.files.lineage": "the stages that a model was trained after",
+    "controlllm.expansion.files.places": "where a run's own files lie",
     "controlllm.expansion.files.records": "the config of a model or a sidecar without its tensors",
     "controlllm.expansion.files.sidecar": "the identity of a base that is expanded",
     "controlllm.expansion.method.ends": "the head whose outputs may be -inf",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.checkpoint.models.locate import Kind, locate
-from controlllm.checkpoint.models.parents import places_of
 from controlllm.checkpoint.training.saved import KINDS, OPTIMIZER_PREFIX, kind_in
 from controlllm.common.errors import CheckpointError
 from controlllm.common.storage.checksums import verify_checksums
 from controlllm.common.storage.tensor_headers import read_header, read_scalars
+from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import read_model_file, read_sidecar_config
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 from controlllm.expansion.method.plan import ENDS, plan_blocks

@@ -4,7 +4,7 @@ The maker of a sidecar wrote where they lay. So such a place leads to this machi
 Hub only, and nothing there is loaded but the stage whose digest is recorded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,18 @@ from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.errors import CheckpointError
-from controlllm.common.text.names import is_checkpoint
 from controlllm.expansion.files.lineage import (
     check_parent,
     dial_beside,
-    lies_in_run,
     parent_record,
     parents_beside,
     stage_name,
 )
+from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
-__all__ = ["find_parent", "places_of", "put_on", "record_stage"]
+__all__ = ["find_parent", "put_on", "record_stage"]
 
 
 def find_parent(
@@ -130,18 +129,6 @@ def _put_beside(
             read[own] = tensors
         dials = {parent["name"]: dial_beside(parent) for parent in beside}
         return load_branches(base, folders, dials, options.check_base, read)
-
-
-def places_of(recorded: str, child: Path) -> Iterator[Path]:
-    """Folders where a stage may be: as recorded, and beside the run of a sidecar (`child`)."""
-    place = Path(recorded)
-    if "://" in recorded or "::" in recorded:
-        return
-    yield place
-    run = child.parent if is_checkpoint(child.name) or lies_in_run(child) else child
-    if not is_checkpoint(place.name):
-        yield run.parent / place.name
-    yield run.parent.joinpath(*place.parts[-2:])  # in the folder of its run
 
 
 def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:

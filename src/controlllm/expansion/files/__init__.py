@@ -10,6 +10,7 @@ fingerprint     Which base was it? A fingerprint of a model's frozen weights
 lineage         The stages that a model was trained after: what is recorded of them, and whether
                 one is it
 packed          A sidecar's matrices in few bits: their differences from what they began as
+places          Where the stages before a sidecar may lie: a look at the disk that needs no torch
 records         What our JSON files and those of transformers may say: the schemas, with bounds
 sidecar         The sidecar: all trained tensors of an expanded model, saved apart from its base
 """

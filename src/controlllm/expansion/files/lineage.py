@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
+from controlllm.expansion.files.places import lies_in_run
 from controlllm.expansion.files.records import function_digest, read_sidecar_config
 from controlllm.expansion.files.sidecar import read_sidecar_tensors
 
@@ -26,7 +27,6 @@ __all__ = [
     "dial_beside",
     "dial_of",
     "folded_parent",
-    "lies_in_run",
     "parent_record",
     "parents_beside",
     "parents_of_base",
@@ -85,12 +85,6 @@ def parent_record(
         "way": way,
         "dial": as_recorded(values["expansion"].get("dial")),
     }
-
-
-def lies_in_run(folder: Path) -> bool:
-    """Whether a folder lies in that of a run."""
-    inside, above = (place / "config.yaml" for place in (folder, folder.parent))
-    return above.is_file() and not inside.is_file()
 
 
 def stage_name(folder: Path, taken: Sequence[str] = ()) -> str:
