@@ -41,6 +41,7 @@ def test_the_dials_of_all_are_found_and_kept(cli: Any, branch: Path) -> None:
         expected = weight if weight is not None else None
         assert model.expansions[name].dial == expected
     values = read_sidecar_config(folder)
+    assert "its dial here: " in cli("inspect", folder)[1]
     code, _, err = cli("calibrate", folder, *words[:2], "--max_forgetting", 0, *_sets(branch))
     assert code == 0, err  # in place: nothing may be forgotten
     again = read_sidecar_config(folder)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,22 @@ from tests.train.helpers import losses_of
 from tests.train.test_resume import assert_same_run, train_until_killed
 from tests.train.ways import base_folder, logits
 
-from controlllm.checkpoint import export, inspect_folder, load_model, locate
+from controlllm.checkpoint import (
+    LoadOptions,
+    export,
+    find_parent,
+    inspect_folder,
+    load_model,
+    locate,
+    record_stage,
+)
 from controlllm.cli.inspect import run as inspect
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.expansion import ControlLLMForCausalLM, collapse, load_sidecar
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train import train
+from controlllm.train.record.descriptions import describe_sets
 from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.ways.earlier import settled_run
 
@@ -312,3 +322,54 @@ def test_both_loops_go_on_alike(stage_run, tmp_path, way):
     for one, other in zip(native, hf, strict=True):
         for name in {"train/loss", "train/rehearsal", "retain/a/new/forgetting"} & one.keys():
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_stage_is_not_overwritten(stage_run, tmp_path):
+    """Neither the one that a run goes on from, nor one before it."""
+    train(stage_run("a"))
+    train(stage_run("b", "a"))
+    places = [locate(tmp_path / "runs" / name) for name in "ab"]
+    for name, after in (("a", "a"), ("a", "b"), ("b", "b")):
+        run = stage_run(name, after, training={"overwrite_output_dir": True})
+        with pytest.raises(
+            ConfigError, match=r"overwrite_output_dir=true would remove .*checkpoint"
+        ):
+            train(run)
+    assert [locate(tmp_path / "runs" / name) for name in "ab"] == places
+
+
+def test_a_folder_is_not_asked_for_on_the_hub(stage_run, tmp_path, monkeypatch):
+    """A folder called as a model on the Hub could be is recorded as a folder."""
+    train(stage_run("a"))
+    monkeypatch.chdir(tmp_path)
+    load_model(tmp_path / "runs" / "a")[0].save_sidecar("my/side")
+    record = record_stage(locate("my/side"), "branch", [], LoadOptions())
+    assert record["place"] == "./my/side" and record["name"] == "side"
+    assert find_parent(record, tmp_path / "runs" / "b").path == "my/side"
+    shutil.move("my", "gone")
+    Path("my/side").mkdir(parents=True)  # empty
+    with pytest.raises(CheckpointError, match=r"in my/side, runs/side.*one of these places\.$"):
+        find_parent(record, Path("runs/b"))
+    shutil.copytree("gone/side", "runs/side")
+    assert find_parent(record, Path("runs/b")).path == "runs/side"
+
+
+def test_what_is_not_there_is_told(stage_run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = stage_run("b", "a")
+    run = replace(run, continue_from="runs/mistyped")
+    with pytest.raises(
+        ConfigError, match=r"'runs/mistyped' is no folder here \(looked for in .*\)"
+    ):
+        settled_run(run)
+
+
+def test_a_bound_is_rounded_up():
+    """0.0273 is not at most 0.027."""
+    values = {"loss": 1.0, "forgetting": 0.1, "kl": 0.02}
+    told = [
+        describe_sets({f"retain/own_text/{k}": v for k, v in {**values, "kl_upper": bound}.items()})
+        for bound in (0.0273, 0.027, 3e-9, float("inf"))
+    ]
+    assert [line.rpartition(" <= ")[2] for line in told] == ["0.028)", "0.027)", "0.000)", "inf)"]

@@ -81,6 +81,7 @@ def _chain(found: Inspection) -> list[str]:
         lines.append(
             f"  {parent['name']}: {where}, digest {parent['digest'][:16]}, dial "
             f"{_dial(parent.get('dial'))}, continued by {parent['way']}"
+            + (f", its dial here: {_dial(parent['weight'])}" if "weight" in parent else "")
         )
     return lines
 

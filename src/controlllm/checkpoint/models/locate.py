@@ -19,7 +19,7 @@ from controlllm.common.storage.remote import is_remote, shown
 from controlllm.expansion.files.records import read_model_file
 from controlllm.expansion.method.expansion_config import MODEL_TYPE, SIDECARS_TYPE
 
-__all__ = ["Kind", "Location", "form_in", "locate", "locate_recorded"]
+__all__ = ["Kind", "Location", "form_in", "is_hub_name", "locate", "locate_recorded"]
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -64,9 +64,14 @@ def locate(path_or_name: str | Path, storage_options: dict[str, Any] | None = No
         return _look_into(path)
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
-    if not _HUB_NAME.match(str(path_or_name)):
+    if not is_hub_name(str(path_or_name)):
         raise CheckpointError(f"{path} does not exist; give a folder or a name on the Hub.")
     return Location(Kind.HUB, str(path_or_name))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name could be one on the Hub: `owner/model`, or one word; a path could be, too."""
+    return _HUB_NAME.match(name) is not None
 
 
 def locate_recorded(name: object, where: object) -> Location:

@@ -5,7 +5,7 @@ Hub only, and nothing there is loaded but the stage whose digest is recorded.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ from transformers import PreTrainedModel
 
 from controlllm.checkpoint.models.apart import Apart, joined_parts, saved_apart
 from controlllm.checkpoint.models.load_options import LoadOptions
-from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
+from controlllm.checkpoint.models.locate import (
+    Kind,
+    Location,
+    is_hub_name,
+    locate,
+    locate_recorded,
+)
 from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
 from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.files.lineage import (
+    FOLD,
     check_parent,
     dial_beside,
     parent_record,
@@ -48,7 +55,7 @@ def find_parent(
         CheckpointError: it is in none of these places, or another one is.
     """
     places = list(dict.fromkeys(places_of(record["place"], child)))
-    location = next((locate(place) for place in places if place.is_dir()), None)
+    location = _here(places)
     if location is None:
         location = _on_the_hub(record, child, places)
     what = f"The sidecar {child}"
@@ -78,7 +85,10 @@ def record_stage(
     assert apart is not None  # who goes on from it has looked
     with joined_parts(location, options) as joined:
         tensors = None if joined is None else map_joined(joined)
-        return parent_record(apart.folder, location.path, way, names, tensors)
+        place = location.path
+        if location.kind is not Kind.HUB and is_hub_name(place):
+            place = f"./{place}"  # Who looks for it later asks no server for a folder of ours.
+        return parent_record(apart.folder, place, way, names, tensors)
 
 
 def put_on(
@@ -131,6 +141,15 @@ def _put_beside(
         return load_branches(base, folders, dials, options.check_base, read)
 
 
+def _here(places: Sequence[Path]) -> Location | None:
+    """The first of these folders in which a model lies."""
+    for place in places:
+        with suppress(CheckpointError):
+            if place.is_dir():
+                return locate(place)
+    return None
+
+
 def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:
     """The stage by its name on the Hub; CheckpointError says where it was looked for."""
     try:
@@ -140,8 +159,11 @@ def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> L
     except CheckpointError:
         pass
     looked = ", ".join(map(str, places)) or "nowhere, as its place is an address"
+    if is_hub_name(record["place"]):
+        looked += ", and on the Hub"
+    folded = ", or give the base that it was folded into as `base`"
     raise CheckpointError(
         f"{child} was trained after the stage {record['name']!r}, which is missing: it was looked "
-        f"for in {looked}. Put it in one of these places, or give the base that it was folded "
-        "into as `base`."
+        f"for in {looked}. Put it in one of these places"
+        f"{folded if record['way'] == FOLD else ''}."
     )

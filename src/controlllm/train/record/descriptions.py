@@ -1,5 +1,6 @@
 """Measurements of held-out sets as a line for people."""
 
+import math
 from collections.abc import Mapping
 
 from controlllm.common.text.tables import format_number, format_table
@@ -31,11 +32,22 @@ def describe_sets(metrics: Mapping[str, float]) -> str:
                 forgetting, kl = metrics[f"{group}/forgetting"], metrics[f"{group}/kl"]
                 note = f"forgetting {forgetting:+.3f}, kl {kl:.3f}"
                 if (upper := metrics.get(f"{group}/kl_upper")) is not None:
-                    note += f" <= {upper:.3f}"
+                    note += f" <= {_not_below(upper)}"
             parts.append(f"{group} {value:.3f} ({note})")
         elif kind not in ("generation", "benchmarks", "learn", "retain"):
             parts.append(f"{name} {value:.6g}")
     return "  ".join(parts)
+
+
+def _not_below(bound: float) -> str:
+    """An upper bound in three decimals, rounded up: less would not be promised.
+
+    >>> _not_below(0.02738), _not_below(3e-8), _not_below(float("inf"))
+    ('0.028', '0.000', 'inf')
+    """
+    if not math.isfinite(bound):
+        return str(bound)
+    return f"{math.ceil(1e3 * bound - 1e-3) / 1e3:.3f}"  # Less than 1e-6 is the base's rounding.
 
 
 def stage_table(measured: Measurement) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from controlllm.checkpoint import (
     KINDS,
+    Kind,
     LoadOptions,
     Location,
     find_parent,
@@ -20,6 +21,7 @@ from controlllm.common.storage.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.expansion import ExpansionConfig
 from controlllm.expansion.files.lineage import stage_name
+from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.config_io import build, read_yaml
 from controlllm.train.config.presets import preset_values
@@ -52,13 +54,14 @@ def settled_run(run: RunConfig) -> RunConfig:
 
     Raises:
         ConfigError: both say it, and differ; or the earlier data is not known; or the budget names
-            a stage that is not among those before.
+            a stage that is not among those before; or a stage would be overwritten.
         CheckpointError: there is nothing to go on from, or it is broken.
     """
     if run.continue_from is None:
         _check_budget(run, [BASE])
         return run
     location, folder, values = _found(run)
+    _refuse_removing(run, location, folder, values)
     way = WAYS.get(run.continue_by)
     base = _options(run, location, values).base
     recorded = ExpansionConfig.from_dict(values["expansion"])
@@ -73,6 +76,24 @@ def settled_run(run: RunConfig) -> RunConfig:
         data = _joined(run, location, folder, values)
     _check_budget(run, [BASE] if way.all_data else stages_before(run))
     return replace(run, model=model, expansion=expansion, data=data)
+
+
+def _refuse_removing(
+    run: RunConfig, location: Location, folder: Path, values: Mapping[str, Any]
+) -> None:
+    """A run that makes its folder empty keeps the stages that it goes on from (ConfigError)."""
+    if not run.training.overwrite_output_dir:
+        return
+    output = Path(run.training.output_dir).resolve()
+    places = [Path(location.path)]
+    for parent in values.get("parents", []):
+        places += [place for place in places_of(parent["place"], folder) if place.is_dir()]
+    for place in places:
+        if output in (place.resolve(), *place.resolve().parents):
+            raise ConfigError(
+                f"training.overwrite_output_dir=true would remove {place}, which this run goes on "
+                f"from; give it another training.output_dir than {run.training.output_dir}."
+            )
 
 
 def stages_before(run: RunConfig) -> list[str]:
@@ -96,6 +117,11 @@ def _found(run: RunConfig) -> tuple[Location, Path, dict[str, Any]]:
     assert run.continue_from is not None
     location = locate(run.continue_from, run.model.storage_options)
     apart = saved_apart(location)
+    if apart is None and location.kind is Kind.HUB:
+        raise ConfigError(
+            f"continue_from={run.continue_from!r} is no folder here (looked for in {Path.cwd()}), "
+            "and no sidecar of that name can be had from the Hub; give the folder of a run."
+        )
     if apart is None or apart.kind is not KINDS["control"]:
         kind = location.kind.value if apart is None else apart.kind.name
         raise ConfigError(
