@@ -33,7 +33,7 @@ def runs(tmp_path_factory, workplace):
     return folder
 
 
-OWN = ("--own_text.num_sequences", 4, "--own_text.length", 12)
+OWN = ("--own_text.num_sequences", 8, "--own_text.length", 12)
 
 
 def test_the_matrix_of_two_runs(cli, runs) -> None:
