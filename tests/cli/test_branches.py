@@ -42,13 +42,15 @@ def test_the_dials_of_all_are_found_and_kept(cli: Any, branch: Path) -> None:
         assert model.expansions[name].dial == expected
     values = read_sidecar_config(folder)
     assert "its dial here: " in cli("inspect", folder)[1]
-    code, _, err = cli("calibrate", folder, *words[:2], "--max_forgetting", 0, *_sets(branch))
+    code, out, err = cli("calibrate", folder, *words[:2], "--max_forgetting", 0, *_sets(branch))
     assert code == 0, err  # in place: nothing may be forgotten
     again = read_sidecar_config(folder)
     assert again["parents"][0]["digest"] == values["parents"][0]["digest"]
     chosen = json.loads((folder / "calibration.json").read_text())["chosen"]
     model = load_model(folder)[0]
     assert {name: one.dial for name, one in model.expansions.items()} == chosen
+    off = [name for name, weight in chosen.items() if weight == 0]
+    assert (f"Nothing is left of what {', '.join(off)} learned" in out) == bool(off)
 
 
 def _sets(branch: Path) -> list[str]:

@@ -139,6 +139,12 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         write_json(target.folder / "calibration.json", found.to_dict() | {"certificates": told})
         plot_curves({found.dial: found}, target.folder / "calibration.png")
     print(f"alpha {found.chosen.label} is written to {target.folder}")
+    off = [name for name, weight in getattr(found.chosen, "weights", {}).items() if weight == 0]
+    if off:
+        print(
+            f"Nothing is left of what {', '.join(off)} learned: the dial stands at 0. Only sets of "
+            "data.learn count as learned; if it is to stay, add the sets that it held out."
+        )
 
 
 def _own_text_folder(own: OwnTextConfig) -> AbstractContextManager[str]:
