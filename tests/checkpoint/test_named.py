@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from controlllm import ControlLLMForCausalLM, expand
 from controlllm.checkpoint import (
@@ -219,3 +219,5 @@ def test_a_config_of_several_that_was_tampered_with_is_refused(change, make, bas
         CheckpointError, match=r"config\.json.*(sidecars|alpha=7)|of different names"
     ):
         load_model(tmp_path / "all")
+    with pytest.raises(ConfigError, match=r"sidecars: |alpha=7"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "all")

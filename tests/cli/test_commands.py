@@ -411,3 +411,16 @@ def test_interrupted_training_says_how_to_go_on_and_goes_on(
     code, out, err = cli("train", path, "--training.max_tokens", 1)
     assert code == 0, err
     assert "max_tokens" in out
+
+
+@pytest.mark.parametrize("verb", ["compare", "inspect", "serve"])
+def test_help_waits_for_no_heavy_package(verb):
+    code = (
+        f"import sys; sys.argv = ['controlllm', '{verb}', '--help']\n"
+        "from controlllm.cli import main\n"
+        "main()\n"
+        "sys.exit(str(sorted({'torch', 'transformers'} & {*sys.modules})).strip('[]') or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"usage: controlllm {verb}" in result.stdout

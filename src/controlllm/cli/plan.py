@@ -62,7 +62,9 @@ def run(argv: list[str]) -> None:
     from controlllm.train.plan.estimate import estimate, model_config
     from controlllm.train.setup.ways.earlier import settled_run
 
-    options = settled_run(options)
+    settled = settled_run(options)
+    assert isinstance(settled, PlanOptions)  # made of the options that it was given
+    options = settled
     if options.output is not None:
         require_writable(options.output)
     peak = required_peak(options.device_name)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from controlllm.common.storage.files import write_text
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
 from controlllm.demo.config import DemoConfig
-from controlllm.demo.corpus import passages
+from controlllm.demo.corpus import Domain, passages
 from controlllm.evaluate import OwnTextConfig, Writer, write_own_text
 
 __all__ = [
@@ -24,7 +24,8 @@ __all__ = [
     "write_data",
 ]
 
-OLD, NEW = "english", "code"
+OLD: Domain = "english"
+NEW: Domain = "code"
 CHOOSES = "chooses"
 """Ends the names of files that settings are chosen on."""
 LENGTH = 256

@@ -49,8 +49,8 @@ def load_named(
     options = options or LoadOptions()
     if not sidecars:
         model, tokenizer = load_model(base, options)
-        named = isinstance(model, SidecarsForCausalLM)
-        return model, tokenizer, {n: e.dial for n, e in model.expansions.items()} if named else {}
+        own = model.expansions if isinstance(model, SidecarsForCausalLM) else {}
+        return model, tokenizer, {name: expansion.dial for name, expansion in own.items()}
     if options.quantize_copies is not None:
         raise ConfigError("load.quantize_copies: not for several sidecars; leave it out.")
     found = {name: _found(name, place, options) for name, place in sidecars.items()}

@@ -59,7 +59,7 @@ class Progress:
             _write("", True)
 
     def _left(self, now: float) -> float | None:
-        if self.total is None or not self.done:
+        if self.total is None or self.done < 1:  # Too little to tell by, where it shows as 0.
             return None
         return (now - self._started) / self.done * max(self.total - self.done, 0)
 

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -151,7 +152,7 @@ def certify(
     while True:
         for block in range(first_block + blocks, first_block + wanted):
             written = ranks.first(
-                lambda block=block: write_own_text(writer, tokenizer, settings, data, folder, block)
+                partial(write_own_text, writer, tokenizer, settings, data, folder, block)
             )
             for name, own in written.items():
                 examples[name] += own

@@ -177,7 +177,7 @@ def _dial_note(form: str, config: ControlLLMConfig) -> str:
     if form == "sidecars":
         return (
             "`model.set_alpha({name: alpha})` turns the dial of a sidecar from the base (0, bit "
-            "for bit) to 1; what is not named is off, and at first all are.\n"
+            "for bit) to 1; what is not named is off. At first all of several are.\n"
         )
     off = "disable_adapter" if form == "adapter" else "disable_expansion"
     made = config.expansion_config()

@@ -64,7 +64,8 @@ def sidecar_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         ModelError: the copies are held in 8 bits.
     """
     tensors: dict[str, Tensor] = {}
-    own = {id(p) for part in model._expansion.parts() for p in part.parameters()}
+    expansion: Any = model._expansion
+    own = {id(p) for part in expansion.parts() for p in part.parameters()}
     for name, parameter in model.named_parameters():
         parts = {*name.split(".")} & {"expanded", "interpolator"}
         if parameter.requires_grad or (parts and id(parameter) in own):

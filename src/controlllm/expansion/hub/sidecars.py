@@ -34,7 +34,7 @@ class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
         named: what was made of it for each sidecar, and taken out again; None = made here.
     """
 
-    config_class = SidecarsConfig
+    config_class = SidecarsConfig  # type: ignore[assignment]  # a config of its own
     auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "modeling_controlllm.SidecarsConfig",
         "AutoModel": "modeling_controlllm.SidecarsModel",
@@ -83,7 +83,7 @@ class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
 
     def _by_name(self, alpha: Any) -> Mapping[str, Alpha]:
         if are_names(alpha):
-            return alpha  # type: ignore[no-any-return]
+            return alpha
         if len(self._named) == 1:
             return dict.fromkeys(self._named, alpha)
         if is_zero(alpha):
@@ -149,8 +149,8 @@ class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
     def save_sidecar(
         self, folder: str | os.PathLike[str], overwrite: bool = False, bits: int | None = None
     ) -> None:
-        """They are saved already (ModelError)."""
-        raise self._refusal("are saved already, each in its own folder")
+        """There is no one sidecar to save (ModelError); `save_pretrained` writes all."""
+        raise self._refusal("are written together, by save_pretrained")
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
@@ -170,7 +170,7 @@ class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
 class SidecarsModel(ControlLLMModel):
     """The stack of blocks of a base with several named sidecars, without its head."""
 
-    config_class = SidecarsConfig
+    config_class = SidecarsConfig  # type: ignore[assignment]  # a config of its own
     whole = SidecarsForCausalLM
 
     def _expansions(self, model: ControlLLMForCausalLM) -> list[Expansion]:

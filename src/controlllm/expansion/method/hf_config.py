@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from controlllm.common.errors import ConfigError
 from controlllm.expansion.method.expansion_config import (
     MODEL_TYPE,
+    SIDECAR_NAME,
     SIDECARS_TYPE,
     ExpansionConfig,
 )
@@ -123,8 +124,15 @@ class SidecarsConfig(ControlLLMConfig):
         """How the base was expanded for each sidecar (`ExpansionConfig`'s values), in order.
 
         Raises:
-            ConfigError: if there is none, or two have the same name.
+            ConfigError: if there is none, two have the same name, or one has no settings or cannot
+                be called so.
         """
+        for one in self.sidecars:
+            name = one.get("name")
+            if not isinstance(name, str) or not SIDECAR_NAME.fullmatch(name):
+                raise ConfigError(f"sidecars: {name!r} cannot be a sidecar's name.")
+            if not isinstance(one.get("expansion"), dict):
+                raise ConfigError(f"sidecars: {name} has no `expansion`.")
         named = {one["name"]: one["expansion"] for one in self.sidecars}
         if not named or len(named) < len(self.sidecars):
             names = ", ".join(one["name"] for one in self.sidecars) or "none"

@@ -40,13 +40,13 @@ class VocabParallelHead(nn.Module):
         self, head: ExpandedHead | SharedTable, owners: Sequence[Owner], prefix: str
     ) -> None:
         super().__init__()
-        self.pretrained, self.logits = _cut(head.pretrained, f"{prefix}.pretrained")
+        self.pretrained, self.logits = _cut(_linear(head.pretrained), f"{prefix}.pretrained")
         if isinstance(head, SharedTable):
             made = [
                 _Copy(part, owner, f"{prefix}.sidecars.{name}")
                 for (name, part), owner in zip(head.sidecars.items(), owners, strict=True)
             ]
-            self.sidecars = nn.ModuleDict(zip(head.sidecars, made, strict=True))
+            self.sidecars = nn.ModuleDict(dict(zip(head.sidecars, made, strict=True)))
         else:
             made = [_Copy(head, owners[0], prefix)]
             self.expanded, self.interpolator = made[0].expanded, made[0].interpolator
@@ -56,6 +56,7 @@ class VocabParallelHead(nn.Module):
     def tie(self, embedding: nn.Module) -> None:
         """Share each branch's weight with the same branch of the expanded embedding."""
         parts = embedding.parts if isinstance(embedding, SharedTable) else [embedding]
+        assert isinstance(embedding.pretrained, nn.Module)
         self.pretrained.tie_weights(_table(embedding.pretrained))
         for copy, part in zip(self.copies, parts, strict=True):
             copy.expanded.tie_weights(_table(part.expanded))
@@ -77,11 +78,12 @@ class VocabParallelHead(nn.Module):
 class _Copy(nn.Module):
     """A sidecar's part of the head."""
 
-    def __init__(self, part: ExpandedHead, owner: Owner, prefix: str) -> None:
+    def __init__(self, part: nn.Module, owner: Owner, prefix: str) -> None:
         super().__init__()
+        assert isinstance(part, ExpandedHead)
         self.sidecar, self.saved = owner
         self.interpolator = part.interpolator
-        self.expanded, self.logits = _cut(part.expanded, f"{prefix}.expanded")
+        self.expanded, self.logits = _cut(_linear(part.expanded), f"{prefix}.expanded")
 
     def join(self, pretrained: Tensor, expanded: Tensor, dials_NK: Tensor) -> tuple[Tensor, Tensor]:
         """What this sidecar alone would give (N, W), and its dial (N, 1)."""
@@ -95,6 +97,11 @@ def _cut(old: nn.Linear, prefix: str) -> tuple[ParallelLMHead, LogitsProcessor]:
     """A branch as vLLM holds it, and what gathers its logits."""
     head = ParallelLMHead(old.out_features, old.in_features, prefix=prefix)
     return head, LogitsProcessor(old.out_features)
+
+
+def _linear(branch: nn.Module) -> nn.Linear:
+    assert isinstance(branch, nn.Linear)
+    return branch
 
 
 def _table(embedding: nn.Module) -> VocabParallelEmbedding:
