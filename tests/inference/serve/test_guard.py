@@ -221,3 +221,15 @@ def test_logs_have_no_words_of_clients(running, caplog) -> None:
     for line in ("POST /v1/completions 200", "POST /v1/completions 400", "other 404"):
         until(lambda line=line: line in caplog.text)  # Logged a moment after the reply.
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "alpha", ["high", [0.3], {"maths": 2}, {"maths": None}, {"maths": {"1": 0.3}}]
+)
+def test_a_wrong_alpha_is_told_what_it_may_be(running, alpha) -> None:
+    status, _, reply = ask(running, body=BODY | {"model": "base", "alpha": alpha})
+    assert status == 400
+    message = reply["error"]["message"]
+    assert message == (
+        'alpha: must be a number from 0 to 1, or such numbers by sidecar, as in {"maths": 0.4}.'
+    )

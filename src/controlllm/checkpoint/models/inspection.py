@@ -108,18 +108,14 @@ def inspect_folder(path: str | Path) -> Inspection:
     parts = _parts(folder, expansion, values["base"], packed.get("columns", {}))
     if named:
         _share_out(parts)
-    parents = [{**parent, "here": _is_here(parent, folder)} for parent in values.get("parents", [])]
+    parents = [
+        {**parent, "here": any(place.is_dir() for place in places_of(parent["place"], folder))}
+        for parent in values.get("parents", [])
+    ]
     bits = packed.get("bits")
     return Inspection(
         location.kind, str(folder), expansion, values["base"], parts, bits, parents, named
     )
-
-
-def _is_here(parent: dict[str, Any], folder: Path) -> bool:
-    """Whether a stage lies where it lay, or beside this folder."""
-    from controlllm.checkpoint.models.parents import places_of  # It takes seconds to import.
-
-    return any(place.is_dir() for place in places_of(parent["place"], folder))
 
 
 def _share_out(parts: list[Part]) -> None:

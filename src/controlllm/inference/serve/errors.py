@@ -98,6 +98,8 @@ def error_of_fields(error: ValidationError, known: list[str]) -> ApiError:
         message = f"this server does not know this field, and does not pass over it.{near}"
         if why is not None:
             message = f"{why}; leave this field out."
+    elif kind == "float_type" and place == "alpha":  # One of two kinds; told is the first.
+        message = 'must be a number from 0 to 1, or such numbers by sidecar, as in {"maths": 0.4}.'
     elif kind == "json_invalid":
         return ApiError(400, "The body is not JSON.")
     return ApiError(400, message if place is None else f"{place}: {message}", place)
