@@ -57,7 +57,7 @@ def test_a_page_a_board_and_layers(model, tmp_path, capsys):
 def test_pages_of_ours_are_replaced_files_of_others_are_not(model, tmp_path, capsys):
     out = tmp_path / "p.html"
     assert probe(model, "--out", str(out), "--probes", "alpha", "--alpha", "0.25") == 0
-    assert "lie between 0.250 and 0.250" in out.read_text()
+    assert "Alpha is 0.250 in all of them" in out.read_text()
     assert probe(model, "--out", str(out), "--probes", "alpha", "--alpha", "0") == 0
     out.write_text("mine")
     layers = tmp_path / "l.yaml"

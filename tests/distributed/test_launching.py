@@ -134,9 +134,9 @@ def test_without_their_launcher_the_processes_of_eval_end(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them while it works, the other while it waits for that one."""
-    from controlllm.cli import evaluate
+    from controlllm.cli import evaluate_models
 
-    original = evaluate.evaluate_losses
+    original = evaluate_models.evaluate_losses
 
     def slow(model: Any, batches: Any, ranks: Any) -> Any:
         (tmp_path / f"at-{ranks.rank}").touch()
@@ -144,7 +144,7 @@ def test_without_their_launcher_the_processes_of_eval_end(
             time.sleep(SECONDS)
         return original(model, batches, ranks)
 
-    monkeypatch.setattr(evaluate, "evaluate_losses", slow)
+    monkeypatch.setattr(evaluate_models, "evaluate_losses", slow)
     (tmp_path / "text.txt").write_text("once upon a time there was a little girl. " * 40)
     words = ["eval", str(place / "base"), "--files", str(tmp_path / "text.txt")]
     words += ["--load.device", "cpu"]
