@@ -181,7 +181,7 @@ class _SidecarsFile(ModelFile, total=False):
     """`config.json` of a base with several named sidecars."""
 
     text_config: Required[Annotated[_Sizes, OPEN]]  # type: ignore[misc]
-    sidecars: Required[Annotated[list[_Named], at_most(1000)]]
+    sidecars: Required[Annotated[list[_Named], at_most(64)]]
     base: Required[_ExpandedBase]
 
 
