@@ -11,6 +11,7 @@ import torch
 from tests.evaluate.samples import write_generation_task, write_repetition_task, write_task
 from tests.processes import run_ranks, values
 
+from controlllm import expand, expand_beside
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.evaluate import (
@@ -401,3 +402,14 @@ def test_real_questions_on_a_real_model(stories260k, shared_data, tmp_path):
     for item in found.items["model"]:  # The answer shown is the one that was counted.
         assert item.choice == float(item.answer == item.gold)
     assert len(found.items["model"]) == 20 and 0.2 <= rate <= 0.9
+
+
+def test_alpha_0_of_a_sidecar_beside_others_is_the_model_before_it(pico_llama, pico_tokenizer):
+    alone = expand(pico_llama(), num_blocks=2)
+    asked = [one.subject.label for one in targets_of(alone, pico_tokenizer, "m", alphas=(0, 0.4))]
+    assert asked == ["base", "tuned", "alpha 0.4"]
+    branched = expand_beside(alone, "b", earlier="a", num_blocks=2)
+    named = {t.subject.label: t for t in targets_of(branched, pico_tokenizer, "m", alphas=(0, 0.4))}
+    assert [*named] == ["base", "tuned", "alpha 0", "alpha 0.4"]
+    identities = [one.subject.identity for one in named.values()]
+    assert all(one not in identities[:n] for n, one in enumerate(identities))

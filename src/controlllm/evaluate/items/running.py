@@ -82,7 +82,8 @@ def targets_of(
 ) -> Iterator[Target]:
     """The base first, then the model as it is, then along the dial, then collapsed.
 
-    Alpha 0 is the base, and is asked as the base only.
+    Alpha 0 is the base, and is asked as the base only; of a sidecar beside earlier ones it is the
+    model as it was before, and is asked.
 
     Args:
         model: the trained model.
@@ -120,7 +121,9 @@ def targets_of(
     alpha_now = float(dial) if isinstance(dial, int | float) else None
     yield target(Subject(label, name, alpha_now, identity), lambda: nullcontext(model))
     # Settings that look alike are one; 0 is the base, and the dial's own is the model as it is.
-    settings = {f"{alpha:g}": alpha for alpha in alphas if alpha not in (0, alpha_now)}
+    beside = len(getattr(model, "sidecars", ())) > 1
+    asked = {alpha_now} if beside else {0, alpha_now}
+    settings = {f"{alpha:g}": alpha for alpha in alphas if alpha not in asked}
     for written, alpha in settings.items():
         told = Subject(f"alpha {written}", name, alpha, identity | {"alpha": written})
         yield target(told, partial(_dialled, expanded, alpha))
