@@ -63,6 +63,25 @@ def test_what_eval_says_of_a_stage_is_what_stands_in_its_row(cli, runs, tmp_path
     assert found["kept"]["a"]["old"]["kl"] == pytest.approx(sets["old"]["kl"], abs=1e-5)
 
 
+def test_another_order_than_the_recorded_one_is_told(cli, runs, caplog) -> None:
+    settings = yaml.safe_load((runs / "b.yaml").read_text())
+    settings["training"] |= {"output_dir": str(runs / "c"), "max_steps": 2, "eval_steps": 2}
+    del settings["model"]
+    path = runs / "c.yaml"
+    path.write_text(yaml.safe_dump(settings | {"continue_from": str(runs / "b")}))
+    words = ("--continue_by", "fold", "--own_text.measure", "false")
+    assert cli("train", path, *words)[0] == 0
+    quick = ("--own_text.measure", "false")
+    assert cli("sequence", runs / "a", runs / "c", *quick)[0] == 0
+    assert f"records that it went on from 'b', not from {runs / 'a'}" in caplog.text
+    caplog.clear()
+    assert cli("sequence", runs / "c", runs / "a", *quick)[0] == 0
+    assert "the row 'base' is that stage" in caplog.text
+    caplog.clear()
+    assert cli("sequence", runs / "b", runs / "c", *quick)[0] == 0
+    assert "records" not in caplog.text and "that stage" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

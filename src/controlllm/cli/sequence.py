@@ -1,11 +1,12 @@
 """`controlllm sequence`: what became of each task in runs that went on from one another."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlllm.checkpoint import LoadOptions
+from controlllm.checkpoint import LoadOptions, inspect_folder
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import Sets, allow_packed, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from controlllm.evaluate.sequence.measuring import Loader
 
 __all__ = ["SequenceOptions", "run"]
+
+log = logging.getLogger(__name__)
 
 _BASE = "base"
 """The name of the first row (`evaluate.sequence.matrix.BASE`)."""
@@ -86,7 +89,28 @@ def run(argv: list[str]) -> None:
             )
     folder = _output(options)
     require_writable(folder, folder=True)
+    _tell_order([run for run in options.runs if not is_remote(run)])
     _measure(options, data, folder)
+
+
+def _tell_order(runs: list[str]) -> None:
+    """Warn of runs that record another order than they are given in."""
+    from controlllm.expansion.files.lineage import folded_parent
+
+    before = None
+    for run in runs:
+        parents = inspect_folder(run).parents
+        last = parents[-1]["name"] if parents else None
+        if before is None and folded_parent(parents) is not None:
+            log.warning(
+                "%s was trained on a stage that is folded into its base: the row %r is that stage. "
+                "Begin with the run that went on from the first base.",
+                run,
+                _BASE,
+            )
+        elif before is not None and last not in (None, _name(before)):
+            log.warning("%s records that it went on from %r, not from %s.", run, last, before)
+        before = run
 
 
 def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: Path) -> None:
