@@ -237,6 +237,8 @@ def _spread(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
+    if len(known) == 1:
+        return f"{known[0]:.3f}"
     half = (max(known) - min(known)) / 2
     return f"{statistics.mean(known):.3f} ± {half:.3f}"
 
