@@ -29,9 +29,9 @@ from controlllm.data import DataConfig, SourceConfig, eval_batches
 from controlllm.demo.config import base_model_path
 from controlllm.evaluate import format_table
 from controlllm.evaluate.own_text import OwnTextConfig, Writer, write_own_text
-from controlllm.evaluate.sequence.matrix import BASE
 from controlllm.evaluate.sequence.measuring import measure_sequence
 from controlllm.evaluate.sequence.tables import matrix_record
+from controlllm.expansion.files.records import BASE
 from controlllm.train import RunConfig, train
 
 TASKS = ("gsm8k", "shakespeare", "dolly")

@@ -7,6 +7,7 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.readable import readable
 from controlllm.common.text.tables import format_table
+from controlllm.expansion.files.records import BASE
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = ["InspectOptions", "run"]
@@ -74,7 +75,7 @@ def _chain(found: Inspection) -> list[str]:
     """The stages before, the base first; nothing where there are none."""
     if not found.parents:
         return []
-    chain = " > ".join(["base", *(parent["name"] for parent in found.parents), "this"])
+    chain = " > ".join([BASE, *(parent["name"] for parent in found.parents), "this"])
     lines = [f"learned after: {chain}"]
     for parent in found.parents:
         where = parent["place"] + ("" if parent["here"] else " (not there)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlllm.checkpoint import LoadOptions, inspect_folder
+from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import Sets, allow_packed, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
@@ -16,6 +16,7 @@ from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.evaluate.own_text import OwnTextConfig
+from controlllm.expansion.files.records import BASE, read_sidecar_config
 from controlllm.train.config.config_io import build
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["SequenceOptions", "run"]
 
 log = logging.getLogger(__name__)
-
-_BASE = "base"
-"""The name of the first row (`evaluate.sequence.matrix.BASE`)."""
 
 
 @dataclass
@@ -62,10 +60,10 @@ class SequenceOptions:
             raise ConfigError("a sequence has two runs at least: controlllm sequence runs/a runs/b")
         names = [_name(run) for run in self.runs]
         for name in names:
-            if name == _BASE or names.count(name) > 1:
+            if name == BASE or names.count(name) > 1:
                 raise ConfigError(
                     f"the run {name!r} would have the name of another row; give each run a folder "
-                    f"of a name of its own, other than {_BASE!r}."
+                    f"of a name of its own, other than {BASE!r}."
                 )
 
 
@@ -95,18 +93,23 @@ def run(argv: list[str]) -> None:
 
 def _tell_order(runs: list[str]) -> None:
     """Warn of runs that record another order than they are given in."""
+    from controlllm.checkpoint import KINDS, locate, saved_apart
     from controlllm.expansion.files.lineage import folded_parent
 
     before = None
     for run in runs:
-        parents = inspect_folder(run).parents
+        apart = saved_apart(locate(run))
+        values = (
+            read_sidecar_config(apart.folder) if apart and apart.kind is KINDS["control"] else {}
+        )
+        parents = values.get("parents", [])
         last = parents[-1]["name"] if parents else None
         if before is None and folded_parent(parents) is not None:
             log.warning(
                 "%s was trained on a stage that is folded into its base: the row %r is that stage. "
                 "Begin with the run that went on from the first base.",
                 run,
-                _BASE,
+                BASE,
             )
         elif before is not None and last not in (None, _name(before)):
             log.warning("%s records that it went on from %r, not from %s.", run, last, before)

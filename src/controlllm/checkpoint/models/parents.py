@@ -144,7 +144,7 @@ def _put_beside(
 def _here(places: Sequence[Path]) -> Location | None:
     """The first of these folders in which a model lies."""
     for place in places:
-        with suppress(CheckpointError):
+        with suppress(CheckpointError):  # an empty folder hides none of the places after it
             if place.is_dir():
                 return locate(place)
     return None
@@ -152,12 +152,13 @@ def _here(places: Sequence[Path]) -> Location | None:
 
 def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:
     """The stage by its name on the Hub; CheckpointError says where it was looked for."""
+    why: CheckpointError | None = None
     try:
         location = locate_recorded(record["place"], child)
         if saved_apart(location) is not None:
             return location
-    except CheckpointError:
-        pass
+    except CheckpointError as error:
+        why = error
     looked = ", ".join(map(str, places)) or "nowhere, as its place is an address"
     if is_hub_name(record["place"]):
         looked += ", and on the Hub"
@@ -166,4 +167,4 @@ def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> L
         f"{child} was trained after the stage {record['name']!r}, which is missing: it was looked "
         f"for in {looked}. Put it in one of these places"
         f"{folded if record['way'] == FOLD else ''}."
-    )
+    ) from why

@@ -21,11 +21,9 @@ from functools import cached_property
 from controlllm.common.errors import ConfigError
 from controlllm.evaluate.sequence.rows import RowLosses, rise
 from controlllm.evaluate.statistics import Difference, mean_difference
+from controlllm.expansion.files.records import BASE
 
-__all__ = ["BASE", "SequenceMatrix"]
-
-BASE = "base"
-"""The name of the first row."""
+__all__ = ["SequenceMatrix"]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from controlllm.common.text.progress import progress
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import RetentionReport, measure_retention
-from controlllm.evaluate.sequence.matrix import BASE, SequenceMatrix
+from controlllm.evaluate.sequence.matrix import SequenceMatrix
 from controlllm.evaluate.sequence.rows import RowLosses, measure_rows
+from controlllm.expansion.files.records import BASE
 
 __all__ = ["Loader", "measure_sequence"]
 

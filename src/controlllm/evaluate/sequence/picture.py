@@ -4,7 +4,8 @@ from pathlib import Path
 
 from controlllm.common.storage.files import atomic_file
 from controlllm.common.text.readable import readable
-from controlllm.evaluate.sequence.matrix import BASE, SequenceMatrix
+from controlllm.evaluate.sequence.matrix import SequenceMatrix
+from controlllm.expansion.files.records import BASE
 
 __all__ = ["plot_matrix"]
 

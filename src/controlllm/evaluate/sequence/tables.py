@@ -6,8 +6,9 @@ from typing import Any
 
 from controlllm.common.text.tables import format_number, format_table
 from controlllm.evaluate.forgetting.retention import RetentionReport
-from controlllm.evaluate.sequence.matrix import BASE, SequenceMatrix
+from controlllm.evaluate.sequence.matrix import SequenceMatrix
 from controlllm.evaluate.statistics import Difference
+from controlllm.expansion.files.records import BASE
 
 __all__ = ["Kept", "kept_table", "matrix_record", "matrix_table", "numbers_table"]
 

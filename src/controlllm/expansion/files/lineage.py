@@ -16,7 +16,7 @@ from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.files.places import lies_in_run
-from controlllm.expansion.files.records import function_digest, read_sidecar_config
+from controlllm.expansion.files.records import BASE, function_digest, read_sidecar_config
 from controlllm.expansion.files.sidecar import read_sidecar_tensors
 
 __all__ = [
@@ -100,7 +100,7 @@ def stage_name(folder: Path, taken: Sequence[str] = ()) -> str:
     named = path.parent if inside else path
     plain = re.sub(r"[^\w.-]", "-", named.name, flags=re.ASCII)[:56].lstrip("_.-") or "stage"
     name, number = plain, 2
-    while name in ("base", *taken):
+    while name in (BASE, *taken):
         name, number = f"{plain}-{number}", number + 1
     return name
 

@@ -30,6 +30,7 @@ from controlllm.expansion.method.expansion_config import (
 )
 
 __all__ = [
+    "BASE",
     "PACKED_FORMAT",
     "SETTINGS_DIGEST",
     "SIDECAR_CONFIG",
@@ -49,6 +50,8 @@ __all__ = [
     "read_sidecar_config",
 ]
 
+BASE = "base"
+"""What the first stage is called."""
 SIDECAR_CONFIG, SIDECAR_WEIGHTS = "sidecar_config.json", "sidecar.safetensors"
 SIDECAR_FORMAT = 2
 PACKED_FORMAT = 3

@@ -102,7 +102,7 @@ def block_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _beside(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What an expanded block has beside its frozen one."""
-    yield "expanded", block.expanded  # type: ignore[misc]
+    yield "expanded", block.expanded  # type: ignore[misc]  # a ModuleDict tells no types
     if isinstance(block, ConcatBlock):
         yield "interpolator", block.interpolator
 

@@ -23,9 +23,10 @@ from controlllm.evaluate import (
     worst_forgetting,
 )
 from controlllm.evaluate.own_text import certificates
+from controlllm.expansion.files.records import BASE
 from controlllm.train.observe.metrics import set_metrics, stage_metrics
 
-__all__ = ["BASE", "Best", "Budget", "ForgettingMeter", "Measurement", "better", "over_budget"]
+__all__ = ["Best", "Budget", "ForgettingMeter", "Measurement", "better", "over_budget"]
 
 Sets = Mapping[str, Sequence[Batch]]
 """Evaluation batches by the name of their set."""
@@ -33,9 +34,6 @@ Sets = Mapping[str, Sequence[Batch]]
 
 Budget = float | Mapping[str, float] | None
 """What each retain set may lose, in nats per token; or by the stage that the set belongs to."""
-
-BASE = "base"
-"""What the first stage is called."""
 
 
 @dataclass(frozen=True)

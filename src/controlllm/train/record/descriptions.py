@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 from controlllm.common.text.tables import format_number, format_table
-from controlllm.train.observe.retention import BASE, Measurement
+from controlllm.expansion.files.records import BASE
+from controlllm.train.observe.retention import Measurement
 
 __all__ = ["describe_sets", "stage_table"]
 

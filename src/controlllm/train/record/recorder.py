@@ -24,11 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.errors import TrainingError
 from controlllm.evaluate import Certificate
+from controlllm.expansion.files.records import BASE
 from controlllm.train.config.training_config import TrainingConfig
 from controlllm.train.observe.debugging import Debugger
 from controlllm.train.observe.instruments import Instruments
 from controlllm.train.observe.progress import Progress
-from controlllm.train.observe.retention import BASE, Best, over_budget
+from controlllm.train.observe.retention import Best, over_budget
 from controlllm.train.observe.timing import COMMUNICATION
 from controlllm.train.record.benchmarks import Benchmarks
 from controlllm.train.record.checkpoints import Checkpoints

@@ -40,5 +40,6 @@ def share_equal(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor | None) -> bool:
-    alike = other is not None and one.dtype == other.dtype and one.device == other.device
-    return alike and torch.equal(one, other)  # type: ignore[arg-type]
+    if other is None or one.dtype != other.dtype or one.device != other.device:
+        return False
+    return torch.equal(one, other)

@@ -23,9 +23,9 @@ from controlllm.evaluate import Reference
 from controlllm.evaluate.own_text import OWN_TEXT, Writer, as_it_is
 from controlllm.expansion.files.lineage import dial_beside, parents_beside
 from controlllm.expansion.files.places import lies_in_run
+from controlllm.expansion.files.records import BASE
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS, Way
-from controlllm.train.observe.retention import BASE
 
 __all__ = [
     "BASE",
