@@ -17,7 +17,7 @@ from controlllm.evaluate.forgetting.dial import (
 )
 from controlllm.evaluate.forgetting.reference import Reference
 
-__all__ = ["average_weights", "averaging_curve"]
+__all__ = ["average_weights", "averager", "averaging_curve"]
 
 
 def averaging_curve(
@@ -43,7 +43,7 @@ def averaging_curve(
     """
     base, tuned = models
     mixed = average_weights(base, tuned, 1.0)
-    turn = _averager(base, tuned, mixed)
+    turn = averager(base, tuned, mixed)
     dial = Dial(mixed, turn, Reference(mixed, copy=base), "weight of the tuned model")
     return trace_curve(dial, EvaluationSets(learn, retain), max_forgetting, weights, refine_steps)
 
@@ -55,13 +55,11 @@ def average_weights(base: nn.Module, tuned: nn.Module, weight: float) -> nn.Modu
         ModelError: if the two models do not have the same parameters.
     """
     mixed = copy.deepcopy(tuned)
-    _averager(base, tuned, mixed)(weight)
+    averager(base, tuned, mixed)(weight)
     return mixed
 
 
-def _averager(
-    base: nn.Module, tuned: nn.Module, mixed: nn.Module
-) -> Callable[[float | None], None]:
+def averager(base: nn.Module, tuned: nn.Module, mixed: nn.Module) -> Callable[[float | None], None]:
     """What sets the parameters of `mixed` between those of the others; None is the tuned model."""
     named = [dict(model.named_parameters()) for model in (base, tuned, mixed)]
     shapes = [{name: parameter.shape for name, parameter in each.items()} for each in named]

@@ -1,0 +1,270 @@
+"""One cell of a study: trained, its dial chosen, told. What is there is not done again."""
+
+import fcntl
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.study.plan import Arm, Cell, Study
+from benchmarks.study.texts import base_path, write_kept, write_shift
+from benchmarks.study.trial import make_trial
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from controlllm.checkpoint import LoadOptions, load_model
+from controlllm.common.adapters import merge_adapters
+from controlllm.common.storage.files import write_json
+from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
+from controlllm.evaluate import RetentionReport, average_weights
+from controlllm.evaluate.forgetting.averaging import averager
+from controlllm.evaluate.forgetting.dial import Dial
+from controlllm.evaluate.forgetting.reference import Reference
+from controlllm.evaluate.forgetting.retention import measure_settings
+from controlllm.evaluate.own_text import OWN_TEXT, OwnTextConfig, Writer, write_own_text
+from controlllm.evaluate.own_text.chat import has_template
+from controlllm.expansion import ControlLLMForCausalLM
+from controlllm.train import RunConfig, train
+from controlllm.train.config.config_io import merge
+
+__all__ = ["AS_TRAINED", "RESULT", "Bench", "within"]
+
+RESULT = "result.json"
+AS_TRAINED = "as trained"
+BATCH = 8
+
+
+@dataclass
+class Bench:
+    """Where the cells of a study are worked on."""
+
+    study: Study
+    data: Path
+    output: Path
+
+    @cached_property
+    def base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The base and its tokenizer."""
+        path = base_path(self.study.base, self.data)
+        return load_model(path, LoadOptions(dtype=self.study.dtype, device="cpu"))
+
+    @property
+    def chat(self) -> bool:
+        """Whether requests and answers go behind a chat template."""
+        return has_template(self.base[1], self.data_config)
+
+    @cached_property
+    def kept(self) -> dict[str, str]:
+        """Files of the kept texts."""
+        return {n: write_kept(n, self.data, self.texts, self.chat) for n in self.study.kept}
+
+    @property
+    def texts(self) -> Path:
+        """Where texts are written to."""
+        return self.output / "texts"
+
+    @cached_property
+    def data_config(self) -> DataConfig:
+        """How rows become tokens."""
+        return DataConfig(max_length=self.study.length, packing=False)
+
+    def shift_files(self, shift: str) -> dict[str, str]:
+        """Files of a shift: train, chosen, told."""
+        most = self.study.train_characters
+        return write_shift(shift, self.data, self.texts, self.chat, most)
+
+    def batches(self, path: str, limit: int) -> list[Batch]:
+        """A text in batches, at most so many rows of it."""
+        _, tokenizer = self.base
+        return eval_batches(SourceConfig(path=path), tokenizer, self.data_config, BATCH, limit)
+
+    def own_text(self, block: int) -> dict[str, list[Batch]]:
+        """What the base wrote, in batches; other blocks are other sequences."""
+        model, tokenizer = self.base
+        settings = OwnTextConfig(
+            measure=True, num_sequences=self.study.own_sequences, length=self.study.length,
+            chat=self.chat,
+        )  # fmt: skip
+        written = write_own_text(
+            Writer.base(model), tokenizer, settings, self.data_config, self.output / "own", block
+        )
+        return {
+            name.replace(OWN_TEXT, "own"): eval_batches(rows, tokenizer, self.data_config, BATCH)
+            for name, rows in written.items()
+        }
+
+    @cached_property
+    def own_chosen(self) -> dict[str, list[Batch]]:
+        """Own text to choose on."""
+        return self.own_text(0)
+
+    @cached_property
+    def told(self) -> dict[str, list[Batch]]:
+        """What is told of every cell: own text and kept texts that chose nothing."""
+        sets = self.own_text(1)
+        rows = self.study.told_rows
+        return sets | {name: self.batches(path, rows) for name, path in self.kept.items()}
+
+    def work(self, cell: Cell) -> bool:
+        """Train and measure a cell; False where that is done, or another process does it."""
+        folder = cell.folder(self.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = cell.folder(self.output, cell.arm.trained_as)
+        if (folder / RESULT).is_file() or (
+            cell.arm.trained_as and not (trained / RESULT).is_file()
+        ):
+            return False
+        with _held(folder) as free:
+            if not free or (folder / RESULT).is_file():
+                return False
+            write_json(folder / RESULT, self._result(cell, trained))
+        return True
+
+    def _result(self, cell: Cell, trained: Path) -> dict[str, Any]:
+        files = self.shift_files(cell.shift)
+        trial = make_trial(cell.arm)
+        started = time.perf_counter()
+        with trial.training():
+            if cell.arm.trained_as is None:
+                values = self._run_values(cell, cell.arm, files, trained)
+                run = RunConfig.from_dict(merge(values, trial.values(cell, files | self.kept)))
+                outcome = train(run)
+                if outcome.stopped_because == "preempted":
+                    raise SystemExit("stopped by a signal; the same command goes on from here.")
+                model, seconds = outcome.model, time.perf_counter() - started
+            else:
+                model, seconds = load_model(trained / "run")[0], None
+            number = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)}
+            chosen |= self.own_chosen
+            dial = trial.dial(self._dial(model), chosen)
+            settings = self._settings(dial, chosen)
+            told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
+            sets = {f"chosen {name}": batches for name, batches in chosen.items()} | told
+            reports = {
+                name: measure_settings(
+                    dial.model,
+                    b,
+                    [partial(dial.turn, s) for s in settings.values()],
+                    dial.reference,
+                )
+                for name, b in sets.items()
+            }
+        return {
+            "arm": cell.name,
+            "shift": cell.shift,
+            "rate": cell.rate,
+            "seed": cell.seed,
+            "settings": {
+                label: {"dial": setting, "sets": {n: _plain(r[i]) for n, r in reports.items()}}
+                for i, (label, setting) in enumerate(settings.items())
+            },
+            "trained_parameters": number,
+            "seconds": seconds,
+            "steps": self.study.steps,
+            "about": _about(),
+        }
+
+    def _run_values(
+        self, cell: Cell, arm: Arm, files: Mapping[str, str], folder: Path
+    ) -> dict[str, Any]:
+        """The run file of a cell: what is the same for all, the study's, the arm's."""
+        study = self.study
+        own = {
+            "model": {
+                "model_name_or_path": base_path(study.base, self.data),
+                "attn_implementation": "sdpa",
+                "dtype": study.dtype,
+            },
+            "data": {"train": [{"path": files["train"]}], "max_length": study.length},
+            "training": {
+                "output_dir": str(folder / "run"),
+                "max_steps": study.steps,
+                "per_device_train_batch_size": study.rows,
+                "min_lr_rate": 0.1,
+                "warmup_steps": 0.1,
+                "save_steps": max(study.steps // 3, 1),
+                "save_total_limit": 1,
+            },
+            "logging": {"report_to": ["jsonl"]},
+        }
+        values = merge(merge(own, study.common), arm.run)
+        if values.get("preset") == "retain" or "rehearsal" in values:
+            cache = {"length": study.length, "cache_dir": str(self.output / "rehearsal")}
+            values["rehearsal"] = cache | values.get("rehearsal", {})
+        of_cell = {"seed": cell.seed, "learning_rate": cell.rate}
+        return merge(values, {"training": of_cell})
+
+    def _dial(self, model: Any) -> Dial:
+        """What is turned between base and trained model."""
+        if isinstance(model, ControlLLMForCausalLM):
+            return Dial(model, model.set_alpha, Reference(model), "alpha")
+        merge_adapters(model)
+        base = self.base[0]
+        mixed = average_weights(base, model, 1.0)
+        turn = averager(base, model, mixed)
+        return Dial(mixed, turn, Reference(mixed, copy=base), "averaging with the base")
+
+    def _settings(
+        self, dial: Dial, chosen: Mapping[str, Sequence[Batch]]
+    ) -> dict[str, float | None]:
+        """As trained, and for each budget the largest setting whose KL on own text keeps to it."""
+        turns = [partial(dial.turn, setting) for setting in self.study.dials]
+        costs = [
+            [r.kl for r in measure_settings(dial.model, chosen[name], turns, dial.reference)]
+            for name in self.own_chosen
+        ]
+        worst = [max(at) for at in zip(*costs, strict=True)]
+        found = {f"KL {b:g}": within(self.study.dials, worst, b) for b in self.study.budgets}
+        return {AS_TRAINED: None, **found}
+
+
+def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:
+    """The largest dial before the first that costs too much; between two, cost is linear.
+
+    >>> round(within([0.5, 1.0], [0.01, 0.03], 0.02), 3)
+    0.75
+    """
+    left, low = 0.0, 0.0
+    for right, high in zip(dials, costs, strict=True):
+        if high > budget:
+            return left + (right - left) * (budget - low) / (high - low)
+        left, low = right, high
+    return left
+
+
+def _plain(report: RetentionReport) -> dict[str, float | int | None]:
+    return {
+        "base": report.base_loss,
+        "loss": report.loss,
+        "kl": report.kl,
+        "kl_error": report.kl_error,
+        "tokens": report.tokens,
+    }
+
+
+def _about() -> dict[str, str]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works on the folder; no other one can begin meanwhile."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,158 @@
+"""Tables and the picture of a study, from the cells that are there."""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.cells import AS_TRAINED, RESULT
+from benchmarks.study.plan import Study
+
+from controlllm.evaluate import format_table
+
+__all__ = ["draw", "read_results", "tables"]
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """An arm at one setting: the rate that learned most of what was chosen on, all its seeds."""
+
+    arm: str
+    rate: float
+    results: tuple[Result, ...]
+    setting: str
+
+    def values(self, name: str, number: str = "loss") -> list[float]:
+        """One number of one set, of each seed; `rise` is what the loss rose by."""
+        sets = [result["settings"][self.setting]["sets"][name] for result in self.results]
+        return [one["loss"] - one["base"] if number == "rise" else one[number] for one in sets]
+
+    def mean(self, name: str, number: str = "loss") -> float:
+        """Their mean."""
+        return statistics.mean(self.values(name, number))
+
+    def ahead_of(self, other: "Told") -> list[float]:
+        """How much more was learned than by another arm, of each seed that both have."""
+        theirs = {r["seed"]: v for r, v in zip(other.results, other.values("new"), strict=True)}
+        own = zip(self.results, self.values("new"), strict=True)
+        return [theirs[r["seed"]] - value for r, value in own if r["seed"] in theirs]
+
+
+def read_results(study: Study, output: Path) -> list[Result]:
+    """What the study's cells found."""
+    paths = (cell.folder(output) / RESULT for cell in study.cells())
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
+def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> Iterator[Told]:
+    """Each arm at the rate whose mean loss on the chosen text is lowest at this setting.
+
+    Rates are compared by the seeds that all of them have.
+    """
+    for arm in study.arms:
+        rates: dict[float, list[Result]] = {}
+        for result in results:
+            if (result["arm"], result["shift"]) == (arm, shift):
+                rates.setdefault(result["rate"], []).append(result)
+        if not rates:
+            continue
+        shared = set.intersection(*({r["seed"] for r in found} for found in rates.values()))
+        compared = {
+            rate: Told(arm, rate, tuple(r for r in found if r["seed"] in shared), setting)
+            for rate, found in rates.items()
+        }
+        rate = min(rates)
+        if shared:
+            rate = min(compared, key=lambda rate: compared[rate].mean("chosen new"))
+        yield Told(arm, rate, tuple(rates[rate]), setting)
+
+
+def tables(study: Study, results: Sequence[Result]) -> str:
+    """One table for each shift and setting."""
+    parts = []
+    labels = [AS_TRAINED, *(f"KL {budget:g}" for budget in study.budgets)]
+    for shift in study.shifts:
+        best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
+        if study.yardstick not in best:
+            continue
+        most = -best[study.yardstick].mean("new", "rise")
+        base = best[study.yardstick].mean("new", "base")
+        for label in labels:
+            rows = list(told(study, results, shift, label))
+            title = f"{shift}, {label} (base {base:.3f}; {study.yardstick} gains {most:.3f})"
+            parts.append(f"{title}\n\n{_table(study, rows, most)}")
+    return "\n\n".join(parts)
+
+
+def _table(study: Study, rows: Sequence[Told], most: float) -> str:
+    other = {row.arm: row for row in rows}.get(str(study.compared_with))
+    known = rows[0].results[0]["settings"][rows[0].setting]["sets"]
+    own = [name for name in known if name.startswith("own")]
+    headers = ["arm", "rate", "seeds", "dial", "new", "gain %", f"ahead of {study.compared_with}"]
+    headers += [f"KL {name}" for name in own] + [f"{name} +" for name in study.kept]
+    headers += ["trained", "seconds"]
+    lines = []
+    for row in rows:
+        dials = [r["settings"][row.setting]["dial"] for r in row.results]
+        seconds = [r["seconds"] for r in row.results if r["seconds"] is not None]
+        ahead = row.ahead_of(other) if other is not None and other.arm != row.arm else []
+        lines.append(
+            [
+                row.arm,
+                f"{row.rate:g}",
+                len(row.results),
+                "-" if None in dials else _spread(dials, ".2f"),
+                _spread(row.values("new")),
+                f"{100 * -row.mean('new', 'rise') / most:.1f}",
+                _spread(ahead, "+.3f") if ahead else "-",
+                *(_spread(row.values(name, "kl")) for name in own),
+                *(_spread(row.values(name, "rise"), "+.3f") for name in study.kept),
+                row.results[0]["trained_parameters"],
+                f"{statistics.mean(seconds):.0f}" if seconds else "-",
+            ]
+        )
+    return format_table(headers, lines)
+
+
+def _spread(values: Sequence[float], form: str = ".3f") -> str:
+    """The mean, and half of what lies between the lowest and the highest."""
+    mean = format(statistics.mean(values), form)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {(max(values) - min(values)) / 2:{form.replace('+', '')}}"
+
+
+def draw(study: Study, results: Sequence[Result], path: Path) -> None:
+    """For each shift: share of the yardstick's gain against KL on own text, a line for each arm."""
+    import matplotlib.pyplot as plt
+
+    labels = [*(f"KL {budget:g}" for budget in study.budgets), AS_TRAINED]
+    figure, axes = plt.subplots(
+        1, len(study.shifts), figsize=(6 * len(study.shifts), 5), squeeze=False
+    )
+    for axis, shift in zip(axes[0], study.shifts, strict=True):
+        best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
+        if study.yardstick not in best:
+            continue
+        most = -best[study.yardstick].mean("new", "rise")
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for label in labels:
+            for one in told(study, results, shift, label):
+                point = (one.mean("own", "kl"), 100 * -one.mean("new", "rise") / most)
+                lines.setdefault(one.arm, []).append(point)
+        for arm, points in lines.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm)
+        axis.set(
+            title=shift, xlabel="KL(base || model) on text that the base wrote, nats per token"
+        )
+        axis.set_xscale("symlog", linthresh=0.01)
+        axis.set_ylabel(f"gain, % of {study.yardstick} as trained")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

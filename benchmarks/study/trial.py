@@ -1,0 +1,47 @@
+"""What a study tries that the library has no option for.
+
+A trial is a module of `trials` with a class `Trial`, made from an arm's `settings`. What wins
+becomes an option of the library; what does not leaves nothing behind in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import Any
+
+from benchmarks.study.plan import Arm, Cell
+
+from controlllm.data import Batch
+from controlllm.evaluate.forgetting.dial import Dial
+
+__all__ = ["Trial", "make_trial"]
+
+
+class Trial:
+    """Nothing but what the library does; a trial overrides what it changes."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take the settings of the arm."""
+
+    def values(self, cell: Cell, files: Mapping[str, str]) -> dict[str, Any]:
+        """Values of the run file, laid over the arm's. `files` are the study's texts by name."""
+        return {}
+
+    def training(self) -> AbstractContextManager[Any]:
+        """What is in force while the model is set up and trained."""
+        return nullcontext()
+
+    def dial(self, dial: Dial, chosen: Mapping[str, Sequence[Batch]]) -> Dial:
+        """Another dial than alpha, or than the weight in an average with the base.
+
+        `chosen` are the sets that may be chosen on: `new` and own text (`own`, `own_chat`).
+        """
+        return dial
+
+
+def make_trial(arm: Arm) -> Trial:
+    """The trial of an arm; one that changes nothing where it names none."""
+    if arm.trial is None:
+        return Trial(**arm.settings)
+    kind: type[Trial] = import_module(f"benchmarks.study.trials.{arm.trial}").Trial
+    return kind(**arm.settings)
