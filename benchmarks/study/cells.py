@@ -60,8 +60,9 @@ class Bench:
 
     @cached_property
     def kept(self) -> dict[str, str]:
-        """Files of the kept texts."""
-        return {n: write_kept(n, self.data, self.texts, self.chat) for n in self.study.kept}
+        """Files of the kept texts: those that are told, and `NAME-replay`."""
+        written = (write_kept(n, self.data, self.texts, self.chat) for n in self.study.kept)
+        return {name: path for files in written for name, path in files.items()}
 
     @property
     def texts(self) -> Path:
@@ -108,7 +109,7 @@ class Bench:
         """What is told of every cell: own text and kept texts that chose nothing."""
         sets = self.own_text(1)
         rows = self.study.told_rows
-        return sets | {name: self.batches(path, rows) for name, path in self.kept.items()}
+        return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
 
     def work(self, cell: Cell) -> bool:
         """Train and measure a cell; False where that is done, or another process does it."""

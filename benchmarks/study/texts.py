@@ -24,8 +24,17 @@ Row = str | tuple[str, str]
 BASES = {"stories260k": "checkpoints/stories260k-hf"}
 """Bases in the data folder; `demo` is the one that ships with the package, others are paths."""
 
-KEPT: Registry[Callable[[Path], list[Row]]] = Registry("kept text")
-"""What a base may know already, by name."""
+
+@dataclass(frozen=True)
+class Kept:
+    """What a base may know already: rows that are told, and others for arms that replay."""
+
+    told: Sequence[Row]
+    replay: Sequence[Row]
+
+
+KEPT: Registry[Callable[[Path], Kept]] = Registry("kept text")
+"""Old text by name."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,11 @@ def write_shift(
     return {part: _write(folder / f"{name}-{part}", rows, chat) for part, rows in parts.items()}
 
 
-def write_kept(name: str, data: Path, folder: Path, chat: bool) -> str:
-    """The path of a kept text."""
-    return _write(folder / name, KEPT.get(name)(data), chat)
+def write_kept(name: str, data: Path, folder: Path, chat: bool) -> dict[str, str]:
+    """Paths of a kept text: what is told under its name, and what is replayed."""
+    kept = KEPT.get(name)(data)
+    parts = {name: kept.told, f"{name}-replay": kept.replay}
+    return {part: _write(folder / part, rows, chat) for part, rows in parts.items()}
 
 
 def _begin(rows: Sequence[Row], most: int | None) -> Sequence[Row]:
@@ -140,18 +151,21 @@ def _poetry(data: Path) -> Shift:
 
 
 @KEPT.register("tinystories")
-def _tinystories(data: Path) -> list[Row]:
+def _tinystories(data: Path) -> Kept:
     text = (data / "text/tinystories_excerpt/tinystories.txt").read_text()
-    return [text[len(text) // 2 :]]
+    half = len(text) // 2
+    return Kept(told=[text[half:]], replay=[text[:half]])
 
 
 @KEPT.register("wikipedia")
-def _wikipedia(data: Path) -> list[Row]:
-    return [(data / "text/wikitext2_valid_test/test.txt").read_text()]
+def _wikipedia(data: Path) -> Kept:
+    folder = data / "text/wikitext2_valid_test"
+    return Kept([(folder / "test.txt").read_text()], [(folder / "valid.txt").read_text()])
 
 
 @KEPT.register("dolly")
-def _dolly(data: Path) -> list[Row]:
+def _dolly(data: Path) -> Kept:
     """Requests that need no text beside them, and their answers."""
     rows = json.loads(_packed(data / "sft/dolly2k/dolly_train.json.gz"))
-    return [(row["instruction"], row["output"]) for row in rows if not row.get("input")]
+    alone: list[Row] = [(r["instruction"], r["output"]) for r in rows if not r.get("input")]
+    return Kept(alone[::2], alone[1::2])

@@ -109,3 +109,22 @@ def test_what_a_study_cannot_mean_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_study_can_be_read(path: Path) -> None:
     assert list(read_study(path).cells())
+
+
+def test_a_switch_is_the_base_at_the_start_and_the_better_model_after(
+    data: Path, tmp_path: Path
+) -> None:
+    arms = {
+        "full": Arm(run={"method": "full"}, rates=[3e-3]),
+        "switch": Arm(trained_as="full", trial="switch", settings={"read": 4}, rates=[3e-3]),
+        "oracle": Arm(trained_as="full", trial="switch", settings={"read": None}, rates=[3e-3]),
+    }
+    bench = Bench(small(arms=arms, steps=6), data, tmp_path)
+    assert all(bench.work(cell) for cell in bench.study.cells())
+    full, switch, oracle = read_results(bench.study, tmp_path)
+    sets = [one["settings"][AS_TRAINED]["sets"] for one in (full, switch, oracle)]
+    for name in ("new", "tinystories"):
+        tuned, switched, best = (one[name]["loss"] for one in sets)
+        assert best <= min(tuned, sets[0][name]["base"]) + 1e-6
+        assert switched >= best - 1e-6
+    assert sets[1]["new"]["loss"] < sets[1]["new"]["base"]  # it does switch
