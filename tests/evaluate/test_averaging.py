@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from tests.evaluate.samples import padded
@@ -31,6 +33,15 @@ def test_half_way_is_the_mean_of_the_weights(models):
     mixed = average_weights(base, tuned, 0.5)
     expected = (base.model.norm.weight + tuned.model.norm.weight) / 2
     torch.testing.assert_close(mixed.model.norm.weight, expected)
+
+
+def test_a_base_in_bfloat16_that_was_tuned_in_float32(models):
+    base, tuned = models
+    rounded = copy.deepcopy(base).bfloat16()
+    half = average_weights(rounded, tuned, 0.5)
+    for name, weight in half.named_parameters():
+        start = rounded.get_parameter(name).float()
+        torch.testing.assert_close(weight, (start + tuned.get_parameter(name)) / 2)
 
 
 def test_the_curve_is_measured_and_neither_model_is_changed(models, documents):

@@ -75,7 +75,8 @@ def averager(base: nn.Module, tuned: nn.Module, mixed: nn.Module) -> Callable[[f
     @torch.no_grad()
     def set_weight(weight: float | None) -> None:
         for name, target in named[2].items():
-            start, end = named[0][name].to(target.device), named[1][name]
+            # A base in few bits may have been tuned in float32.
+            start, end = named[0][name].to(target.device, target.dtype), named[1][name]
             target.copy_(torch.lerp(start, end, 1.0 if weight is None else weight))
 
     return set_weight
