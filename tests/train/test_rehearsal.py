@@ -1,4 +1,6 @@
 import json
+import logging
+import re
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train.setup import rehearsal as room
 from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.rehearsal import rehearsal_source
+from controlllm.train.setup.ways.contract import Stage
 
 
 @pytest.fixture
@@ -106,3 +109,49 @@ def test_batches_carry_rehearsed_rows(run, loaded):
     counts = [ready.loss.count([next(ready.loader)]) for _ in range(20)]
     rehearsed, targets = sum(c.rehearsed for c in counts), sum(c.targets for c in counts)
     assert 0.2 < rehearsed / (rehearsed + targets) < 0.3
+
+
+def test_a_long_run_lets_more_be_written(run, loaded, caplog, tmp_path):
+    """10 steps of 2 micro-batches of 2 slots of 32 tokens, a quarter rehearsed: 320 tokens."""
+    run.training.max_steps, run.rehearsal.num_sequences = 10, 4
+    few = sequences(set_up(run, loaded()).loader.feeds[-1].chunks)
+    run.rehearsal.max_epochs = 2.0
+    with caplog.at_level(logging.INFO):
+        some = sequences(set_up(run, loaded()).loader.feeds[-1].chunks)
+    assert some[: len(few)] == few and len(some) > len(few)  # what was there is kept
+    assert len({tuple(row) for row in some}) > len(few)  # and others come
+    length = sum(map(len, few)) / len(few)
+    assert len(some) == pytest.approx(320 / length / 2, abs=1)
+    (told,) = (r.getMessage() for r in caplog.records if "times each" in r.getMessage())
+    assert re.search(r"reads about \d+ sequences; \d+ more than the first 4 make", told)
+    files = list((tmp_path / "run" / "rehearsal").iterdir())
+    assert len(files) == -(-len(some) // 4)  # each part in its own file
+    run.rehearsal.max_epochs = 1.0
+    more = sequences(set_up(run, loaded()).loader.feeds[-1].chunks)
+    assert more[: len(some)] == some and len(more) == pytest.approx(2 * len(some), abs=2)
+
+
+@pytest.mark.parametrize("epochs", [0.4, None])
+def test_a_short_run_writes_what_it_is_told_to(run, loaded, epochs):
+    """Epochs of the data give 3 steps, or 6 were told; neither reads ten sequences twice."""
+    run.rehearsal.max_epochs, run.training.num_train_epochs = 2.0, epochs
+    assert len(set_up(run, loaded()).loader.feeds[-1].chunks) == 10
+
+
+def test_passes_of_padded_rows_are_counted_by_rows(run, loaded):
+    """6 steps of 4 rows, a quarter rehearsed, at most a third of the text read: 18 sequences."""
+    run.data.packing, run.rehearsal.max_epochs = False, 1 / 3
+    assert len(set_up(run, loaded()).loader.feeds[-1].chunks) == 18
+
+
+def test_more_than_the_most_is_not_written_and_told(run, loaded, caplog):
+    run.rehearsal.max_epochs, run.rehearsal.max_sequences = 0.01, 23
+    assert len(set_up(run, loaded()).loader.feeds[-1].chunks) == 23
+    assert "rehearsal.max_sequences=23 is below the" in caplog.text
+
+
+def test_each_stage_of_a_chain_writes_its_part(run, loaded, tmp_path):
+    run.rehearsal.num_sequences, run.rehearsal.max_epochs = 4, 1.0
+    alone = rehearsal_source(*loaded(), run, steps=12)
+    two = rehearsal_source(*loaded(), run, (Stage("base"), Stage("a", key="a")), steps=12)
+    assert len(two) == pytest.approx(len(alone), abs=2)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from controlllm.common.facts import Read, check_values, setting
+from controlllm.common.settings import TINY
 
 __all__ = ["RehearsalConfig"]
 
@@ -17,7 +18,19 @@ class RehearsalConfig:
     num_sequences: int = setting(
         0, read=Read(lambda run: run.rehearsal.share > 0, f"only if {_REHEARSES}")
     )
-    """How many sequences the base writes; 0 = no rehearsal."""
+    """How many sequences the base writes, with max_epochs at a time; 0 = no rehearsal."""
+    max_epochs: float | None = setting(None, at_least=TINY, read=_REHEARSING)
+    """Most passes of the run over what the base wrote: it writes more sequences, until the run
+    reads them no more often; null = num_sequences suffice, however long the run is."""
+    max_sequences: int = setting(
+        8192,
+        at_least=1,
+        read=Read(
+            lambda run: run.rehearsal.enabled and run.rehearsal.max_epochs is not None,
+            "rehearsal.max_epochs is null",
+        ),
+    )
+    """Most sequences that max_epochs may ask for."""
     share: float = setting(
         0.125,
         at_most=0.9,

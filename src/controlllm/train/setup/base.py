@@ -2,6 +2,7 @@
 
 import logging
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from controlllm.train.setup.generation import check_generation
 from controlllm.train.setup.model import Loaded, load_base, place_stage
 from controlllm.train.setup.own_text import stages_own_text
 from controlllm.train.setup.rehearsal import rehearsal_source
+from controlllm.train.setup.sizing import count_steps
 from controlllm.train.setup.stages import Base
 from controlllm.train.setup.ways.contract import GOINGS, Earlier, Stage
 from controlllm.train.setup.ways.earlier import find_earlier
@@ -67,22 +69,26 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
         earlier = world.ranks.first(lambda: find_earlier(run))
     model, tokenizer = load_base(run, loaded, files, earlier)
     stages, parents = _earlier_stages(model, run, earlier, world)
-    rehearsal = None
-    if run.rehearsal.enabled:
-        store = world.ranks.first(lambda: rehearsal_source(model, tokenizer, run, stages))
-        rehearsal = (store, run.rehearsal.share)
-    own_text = world.ranks.first(
-        lambda: stages_own_text(model, tokenizer, run, stages, is_empty=files is not None)
-    )
-    loader = TrainLoader(
+    data = partial(
+        TrainLoader,
         run.data,
         tokenizer,
         run.training.per_device_train_batch_size,
         run.training.seed,
-        rehearsal,
-        model,
-        world.loader_ranks(run.data.cache_timeout),
+        model=model,
+        ranks=world.loader_ranks(run.data.cache_timeout),
     )
+    rehearsal = None
+    if run.rehearsal.enabled:
+        steps = None if run.rehearsal.max_epochs is None else count_steps(run, data)
+        store = world.ranks.first(
+            lambda: rehearsal_source(model, tokenizer, run, stages, steps, world.data_size)
+        )
+        rehearsal = (store, run.rehearsal.share)
+    own_text = world.ranks.first(
+        lambda: stages_own_text(model, tokenizer, run, stages, is_empty=files is not None)
+    )
+    loader = data(rehearsal=rehearsal)
     world.ranks.first(lambda: warn_of_overlaps(run.data))
     return Base(
         run,

@@ -66,7 +66,7 @@ def make_ready(sharded: Sharded) -> Ready:
     run, model, world, training = sharded.run, sharded.model, sharded.world, sharded.run.training
     tokenizer = sharded.tokenizer
     seed_everything(training.seed + world.data_ranks.rank)
-    total_steps = count_steps(run, sharded.loader)
+    total_steps = count_steps(run, lambda: sharded.loader)
     warn_of_short_data(run, sharded.loader, total_steps)
     optimizer = make_optimizer(model, training)
     sets = read_held_out(run, sharded.stages, sharded.own_text, tokenizer)

@@ -5,7 +5,8 @@
     TrainLoader(..., rehearsal=(source, share)) mixes them into each batch <--'
 
 Where a run goes on from others, each of these stages writes as many; what a stage wrote is kept
-beside its own run, where later runs find it.
+beside its own run, where later runs find it. With `rehearsal.max_epochs` they write as often as N
+more, each part with its own seed and cache, as the length of the run needs.
 
 During training they are rehearsed by KL to the base's own predictions (those of the stage right
 before, where there is one), or as ordinary training rows
@@ -15,7 +16,11 @@ before, where there is one), or as ordinary training rows
 import hashlib
 import json
 import logging
+import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypedDict
@@ -29,6 +34,7 @@ from controlllm.data import TokenStore
 from controlllm.evaluate.own_text import OWN_TEXT, SamplingPlan, read_prompts, sample_sequences
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.setup.sizing import sequences_rehearsed
 from controlllm.train.setup.ways.contract import BASE, Stage
 
 __all__ = ["rehearsal_source"]
@@ -41,11 +47,19 @@ def rehearsal_source(
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
     stages: Sequence[Stage] = (),
+    steps: int | None = None,
+    world_size: int = 1,
 ) -> TokenStore:
     """The sequences of all stages as a source for the train loader, from caches if they are there.
 
-    The model may carry the base (expanded, or with adapters); the base writes, and each stage that
-    the run goes on from.
+    Args:
+        model: that trains; it may carry the base (expanded, or with adapters). The base writes, and
+            each stage that the run goes on from.
+        tokenizer: its tokenizer.
+        run: the run config.
+        stages: the base and earlier runs, where the run goes on from one.
+        steps: of the run, where `rehearsal.max_epochs` is given.
+        world_size: processes with rows of their own.
 
     Raises:
         ConfigError: if there is nothing to start from, or sequences would not fit.
@@ -59,21 +73,81 @@ def rehearsal_source(
     written = []
     for stage in every:
         plan = _make_plan(model, tokenizer, run, _prompts_of(stage, run))
-        writer = stage.writer(model)
-        key = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24]
-        path = next((p for place in places if (p := place / f"{key}.json").is_file()), None)
-        if path is not None:
-            log.info("Rehearsal: %d sequences from %s", plan.num_sequences, path)
-            written.append(_read(path, model))
-            continue
-        who = "the base" if stage.name == BASE else f"the stage {stage.name}"
-        log.info("Rehearsal: %s writes %d sequences", who, plan.num_sequences)
-        sequences = sample_sequences(writer, plan, f"rehearsal: {who} writes")
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
-        write_text(folder / f"{key}.json", json.dumps({"sequences": sequences}))
+        part = partial(_part, stage, model, plan, places, folder)
+        sequences, seconds = part(0)
+        if steps is not None:
+            length = sum(map(len, sequences)) / len(sequences)
+            read = sequences_rehearsed(run, steps, length, world_size) / len(every)
+            number = _number(run, read, seconds)
+            for block in range(1, math.ceil(number / plan.num_sequences)):
+                sequences += part(block)[0]
+            sequences = sequences[:number]
         written.append(sequences)
     together = [sequence for same in zip_longest(*written) for sequence in same if sequence]
     return TokenStore.from_tokens("rehearsal", together)
+
+
+def _number(run: RunConfig, read: float, seconds: float) -> int:
+    """How many sequences one stage writes in all, of which the run reads so many, some repeatedly.
+
+    `seconds` is what the first `num_sequences` took, 0 where they were there.
+    """
+    rehearsal = run.rehearsal
+    assert rehearsal.max_epochs is not None
+    first, wished = rehearsal.num_sequences, math.ceil(read / rehearsal.max_epochs)
+    number = max(first, min(wished, rehearsal.max_sequences))
+    if number < wished:
+        log.warning(
+            "rehearsal.max_sequences=%d is below the %d that rehearsal.max_epochs=%g asks for: "
+            "the run reads each about %.1f times.",
+            rehearsal.max_sequences,
+            wished,
+            rehearsal.max_epochs,
+            read / number,
+        )
+    if number > first:
+        log.info(
+            "Rehearsal: the run reads about %d sequences; %d more than the first %d make that at "
+            "most %.3g times each%s",
+            round(read),
+            number - first,
+            first,
+            read / number,
+            f", and take about {seconds * (number / first - 1):.0f} s." if seconds else ".",
+        )
+    return number
+
+
+def _part(
+    stage: Stage,
+    model: PreTrainedModel,
+    plan: SamplingPlan,
+    places: Sequence[Path],
+    folder: Path,
+    block: int,
+) -> tuple[list[list[int]], float]:
+    """A block of the sequences of a stage: from one of the places, or written into the folder.
+
+    Returns:
+        Token ids of each, and the seconds that writing took.
+    """
+    if block:
+        told = f"rehearsal {plan.seed} {block}"
+        seed = int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big")
+        plan = replace(plan, seed=seed)
+    writer = stage.writer(model)
+    key = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24]
+    path = next((p for place in places if (p := place / f"{key}.json").is_file()), None)
+    if path is not None:
+        log.info("Rehearsal: %d sequences from %s", plan.num_sequences, path)
+        return _read(path, model), 0.0
+    who = "the base" if stage.name == BASE else f"the stage {stage.name}"
+    log.info("Rehearsal: %s writes %d sequences", who, plan.num_sequences)
+    started = time.monotonic()
+    sequences = sample_sequences(writer, plan, f"rehearsal: {who} writes")
+    write_text(folder / f"{key}.json", json.dumps({"sequences": sequences}))
+    return sequences, time.monotonic() - started
 
 
 class _Written(TypedDict):

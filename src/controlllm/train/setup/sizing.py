@@ -3,13 +3,20 @@
 import logging
 import math
 import warnings
+from collections.abc import Callable
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.data import Size, TrainLoader
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.step.schedules import learning_rate_factor
 
-__all__ = ["count_steps", "steps_per_epoch", "warn_of_short_data", "whole_steps"]
+__all__ = [
+    "count_steps",
+    "sequences_rehearsed",
+    "steps_per_epoch",
+    "warn_of_short_data",
+    "whole_steps",
+]
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +24,15 @@ NEAR = 0.95
 """A run that has gone so far has had its schedule; sizes are estimates, too."""
 
 
-def count_steps(run: RunConfig, loader: TrainLoader) -> int:
-    """`max_steps`, or the steps in which the mix draws train `num_train_epochs` times."""
+def count_steps(run: RunConfig, data: Callable[[], TrainLoader]) -> int:
+    """`max_steps`, or the steps in which the mix draws train `num_train_epochs` times.
+
+    `data` opens the train sources; it is called for the latter only.
+    """
     training = run.training
     if training.num_train_epochs is None:
         return training.max_steps
+    loader = data()
     size = loader.size()
     if not size.exact:
         log.info("One epoch is about %s tokens, by a sample", f"{round(size.tokens):,}")
@@ -51,6 +62,21 @@ def steps_per_epoch(run: RunConfig, size: Size, world_size: int = 1) -> float:
     rehearsed = run.rehearsal.share if run.rehearsal.enabled else 0.0
     share = 1 - data.replay_share - rehearsed
     return batches / share / (training.micro_batches(world_size) * world_size)
+
+
+def sequences_rehearsed(run: RunConfig, steps: int, length: float, world_size: int = 1) -> float:
+    """About how many sequences of so many tokens in the mean are rehearsed in so many steps.
+
+    Slots and batches are counted as `steps_per_epoch` counts them.
+    """
+    training, data = run.training, run.data
+    per_batch: float = training.per_device_train_batch_size
+    if data.packing:
+        per_batch *= data.max_length / length
+    elif data.max_tokens_per_batch is not None:
+        per_batch = data.max_tokens_per_batch / length
+    batches = steps * training.micro_batches(world_size) * world_size
+    return batches * per_batch * run.rehearsal.share
 
 
 def warn_of_short_data(run: RunConfig, loader: TrainLoader, total_steps: int) -> None:
