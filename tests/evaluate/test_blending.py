@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.laws.architectures import VOCAB, make_base
 
-from controlllm import expand, expand_beside, load_sidecars
+from controlllm import expand, expand_beside, load_sidecar, load_sidecars
 from controlllm.common.errors import ConfigError, DataError, ModelError
-from controlllm.evaluate.forgetting.blending import calibrate_blend
+from controlllm.evaluate import calibrate
 from controlllm.evaluate.forgetting.retention import measure_settings
 
 GRID = (0.0, 0.5, 1.0)
@@ -65,12 +65,12 @@ def measured(model, batches):
 def test_no_dial_alone_makes_it_better(folders, share):
     model = blended(folders)
     budget = max(share * forgotten(model, {"a": 1.0, "b": 1.0}), 0.0)
-    found = calibrate_blend(model, {"A": A, "B": B}, {"old": OLD}, budget, GRID, refine_steps=1)
-    weights = found.chosen.weights
+    found = calibrate(model, {"A": A, "B": B}, {"old": OLD}, budget, GRID, refine_steps=1)
+    weights = found.chosen.alpha
     assert found.chosen.forgetting <= budget
     assert {n: e.dial for n, e in model.expansions.items()} == weights  # in force, to be saved
     assert measured(model, OLD).loss == found.chosen.retain["old"].loss
-    tried = [point.weights for point in found.points]
+    tried = [point.alpha for point in found.points]
     assert len(tried) == len({json.dumps(one) for one in tried})  # none twice
     for name in weights:
         for alpha in GRID:
@@ -88,29 +88,41 @@ def test_no_dial_alone_makes_it_better(folders, share):
 def test_a_branch_is_blended_with_what_stands_beside_it(folders):
     model = learn(expand(make_base("llama"), layers=[1, 3]), A)
     model = learn(expand_beside(model, "b", earlier="a", layers=[1], interpolator="dlerp"), B)
-    found = calibrate_blend(model, {"B": B}, {"old": OLD}, 0.3, GRID, refine_steps=0)
-    assert found.chosen.weights.keys() == {"a", "b"}
+    found = calibrate(model, {"B": B}, {"old": OLD}, 0.3, GRID, refine_steps=0)
+    assert found.chosen.alpha.keys() == {"a", "b"}
     assert measured(model, B).loss == found.chosen.learn["B"].loss
 
 
 def test_table_and_json(folders, tmp_path):
-    found = calibrate_blend(blended(folders), {"B": B}, {"old": OLD}, 0.1, GRID, refine_steps=0)
+    found = calibrate(blended(folders), {"B": B}, {"old": OLD}, 0.1, GRID, refine_steps=0)
     header, *lines = found.table().splitlines()
     assert [name in header for name in ("a", "b", "loss of B", "forgetting of old")] == [True] * 4
     assert sum("chosen" in line for line in lines) == 1
     found.save(tmp_path / "blend.json")
     read = json.loads((tmp_path / "blend.json").read_text())
-    assert read["sidecars"] == ["a", "b"] and read["chosen"] == found.chosen.weights
+    assert read["dial"] == "weights" and read["chosen"] == found.chosen.alpha
+    assert [*read["chosen"]] == ["a", "b"]
     assert len(read["points"]) == len(found.points)
     assert found.chosen.label.startswith("a ")
 
 
 def test_what_cannot_be(folders):
     with pytest.raises(ConfigError, match="max_forgetting"):
-        calibrate_blend(blended(folders), {"B": B}, {"old": OLD}, -1)
+        calibrate(blended(folders), {"B": B}, {"old": OLD}, -1)
     with pytest.raises(ConfigError, match="alphas"):
-        calibrate_blend(blended(folders), {"B": B}, {"old": OLD}, 0.1, [2.0])
+        calibrate(blended(folders), {"B": B}, {"old": OLD}, 0.1, [2.0])
     with pytest.raises(DataError, match="retain"):
-        calibrate_blend(blended(folders), {"B": B}, {}, 0.1, GRID)
-    with pytest.raises(ModelError, match="no several sidecars"):
-        calibrate_blend(expand(make_base("llama"), layers=[1]), {"B": B}, {"old": OLD})
+        calibrate(blended(folders), {"B": B}, {}, 0.1, GRID)
+    with pytest.raises(ModelError, match="has no alpha"):
+        calibrate(make_base("llama"), {"B": B}, {"old": OLD})
+
+
+def test_one_sidecar_with_a_name_is_as_one_without(folders):
+    found = calibrate(
+        load_sidecars(make_base("llama"), {"a": folders["a"]}), {"A": A}, {"old": OLD}, 0.1, GRID
+    )
+    alone = calibrate(
+        load_sidecar(make_base("llama"), folders["a"]), {"A": A}, {"old": OLD}, 0.1, GRID
+    )
+    assert found.chosen.forgetting <= 0.1 and alone.chosen.forgetting <= 0.1
+    assert found.chosen.learn_loss <= alone.chosen.learn_loss

@@ -329,6 +329,32 @@ def test_losses_and_the_dial_of_a_run_are_drawn(tmp_path):
     assert "nan" not in re.sub("[a-z]{2,}nan|nan[a-z]+", "", seen.text.split("</style>")[1])
 
 
+def test_own_text_stands_beside_its_bound(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint-6").mkdir(parents=True)
+    moved = {"own_text": (0.0123, 0.01561), "a/own_text": (0.002, math.inf), "old": (0.5, None)}
+    row = {f"retain/{name}/kl": kl for name, (kl, _) in moved.items()}
+    row |= {f"retain/{name}/kl_upper": up for name, (_, up) in moved.items() if up is not None}
+    history = [{"step": 0, **dict.fromkeys(row, 0.0)}, {"step": 6, **row}]
+    (run / "checkpoint-6" / "state.json").write_text(json.dumps({"step": 6, "history": history}))
+    two = curve("weights") | {"chosen": {"a": 0.5, "b": 1.0}}
+    for point in two["points"]:
+        point["alpha"] = {"a": 0.5, "b": point["alpha"]}
+    one = {"kl": 0.008, "upper": 0.02, "level": 0.95, "sequences": 64, "tokens": 16320}
+    two["certificates"] = {HOSTILE: one, "none": one | {"upper": None}}
+    (run / "calibration.json").write_text(json.dumps(two))
+    seen = reported(run)
+    (rows,) = [table for table in seen.tables if table[0][0] == "own text"]
+    assert rows[1][:5] == ["own_text", "in training, step 6", "0.0123", "≤ 0.016", "≤ 0.089"]
+    assert rows[2][3] == "no bound" and rows[2][0] == "a/own_text"
+    assert rows[3][1:] == [
+        *("calibrated, weights a 0.5, b 1", "0.0080", "≤ 0.020", "≤ 0.100", "64", "16,320")
+    ]
+    assert rows[4][3] == "no bound" and len(rows) == 5
+    assert "KL on own text" in seen.text
+    assert "a 0.5, b 1 (chosen)" in seen.words
+
+
 def test_a_run_without_benchmarks_shows_what_it_has(tmp_path):
     calibration = tmp_path / "run" / "calibration.json"
     calibration.parent.mkdir()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from controlllm.checkpoint import Kind, LoadOptions, locate
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, own_text_defaults, tell_size
+from controlllm.cli.kit.sets import UNREAD, Sets, calibrate_defaults, load_sets, tell_size
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.checksums import resealed
@@ -28,13 +28,17 @@ __all__ = ["CalibrateOptions", "run"]
 class CalibrateOptions:
     """Sweep alpha on the retain and learn sets and keep the one that learns most in the budget.
 
-    Of a run that was learned beside earlier ones (continue_by=branch) all dials are searched. A
-    sidecar or a full expanded model gets the alpha written into its own config; of a run or a
-    checkpoint a calibrated sidecar is written. The curve goes beside it as JSON and PNG.
+    Of a run that was learned beside earlier ones (continue_by=branch), and of several --sidecars,
+    all dials are searched. A sidecar or a full expanded model gets the alpha written into its own
+    config; of a run or a checkpoint a calibrated sidecar is written, of several sidecars one folder
+    with all of them. The curve goes beside it as JSON and PNG.
     """
 
     model: str
-    """Run folder, checkpoint, sidecar or full expanded model."""
+    """Run folder, checkpoint, sidecar or full expanded model; with --sidecars their base."""
+    sidecars: dict[str, str] = field(default_factory=dict)
+    """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER;
+    needs --output."""
     max_forgetting: float = 0.05
     """Budget: how many nats per token each retain set may lose."""
     alphas: list[float] = field(default_factory=lambda: list(DEFAULT_ALPHAS))
@@ -42,7 +46,8 @@ class CalibrateOptions:
     refine_steps: int = 2
     """How often the gap above the best alpha is halved and measured again."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.learn and data.retain; a run folder brings its own."""
+    """data.learn and data.retain; a run folder brings its own, and of runs that it goes on from
+    (but for folded ones) their data.learn."""
     own_text: OwnTextConfig = field(default_factory=OwnTextConfig)
     """What the base writes: the retain set where data.retain names none, and the certificate."""
     batch_size: int = setting(8, at_least=1)
@@ -64,7 +69,7 @@ class CalibrateOptions:
 
 def run(argv: list[str]) -> None:
     """Sweep, print the curve, and write the chosen alpha, the curve and its picture."""
-    options = parse_options(CalibrateOptions, argv, "calibrate", own_text_defaults, unread=UNREAD)
+    options = parse_options(CalibrateOptions, argv, "calibrate", calibrate_defaults, unread=UNREAD)
     if not options.data.learn:
         raise ConfigError(
             "calibrate needs data.learn: sets to learn. Without data.retain the base writes by "
@@ -78,14 +83,13 @@ def run(argv: list[str]) -> None:
 
 
 def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
-    from controlllm.checkpoint import export, load_model, make_form
+    from controlllm.checkpoint import export, load_named, make_form
     from controlllm.common.context import context_of
     from controlllm.data import eval_batches
     from controlllm.evaluate import (
         Certificate,
         Writer,
         calibrate,
-        calibrate_blend,
         certify,
         plot_curves,
         write_own_text,
@@ -94,7 +98,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     from controlllm.expansion.files.packed import packed_bits
 
     with stage(f"loading {options.model}"):
-        model, tokenizer = load_model(options.model, options.load)
+        model, tokenizer, _ = load_named(options.model, options.sidecars, options.load)
 
     def sets(sources: list[SourceConfig]) -> Sets:
         return load_sets(sources, model, tokenizer, options.data, options.batch_size)
@@ -113,8 +117,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         sweeps = several + 1 if several > 1 else 1  # At least: the search ends when none is better.
         settings = len({0.0, *options.alphas}) + 1 + options.refine_steps
         tell_size({**learn, **retain}, sweeps * settings)
-        search: Any = calibrate_blend if several > 1 else calibrate
-        found = search(
+        found = calibrate(
             model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
         )
         if own.measured_in(options):  # On sequences that have chosen nothing.
@@ -130,20 +133,22 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     }
     warn_if_not_finite(losses, "the expanded model")
     if not target.in_place:
-        form = make_form("sidecar", {"bits": packed_bits(model)})
+        name = "full" if options.sidecars else "sidecar"
+        form = make_form(name, {"bits": packed_bits(model)})
         export(model, target.folder, form, tokenizer, overwrite=options.overwrite)
     told = {name: certificate.to_dict() for name, certificate in certificates.items()}
     with resealed(target.folder):  # An older curve, too, gives way.
         if target.in_place:
-            _write_dial(target.folder, model.config)
+            _write_dial(target.folder, model)
         write_json(target.folder / "calibration.json", found.to_dict() | {"certificates": told})
         plot_curves({found.dial: found}, target.folder / "calibration.png")
     print(f"alpha {found.chosen.label} is written to {target.folder}")
-    off = [name for name, weight in getattr(found.chosen, "weights", {}).items() if weight == 0]
+    off = [name for name, alpha in found.chosen.by_name.items() if name and alpha == 0]
     if off:
         print(
             f"Nothing is left of what {', '.join(off)} learned: the dial stands at 0. Only sets of "
-            "data.learn count as learned; if it is to stay, add the sets that it held out."
+            f"data.learn count as learned ({', '.join(learn)}); if it is to stay, add sets of its "
+            "task, or allow more forgetting."
         )
 
 
@@ -161,6 +166,10 @@ class _Target(NamedTuple):
 def _target(options: CalibrateOptions) -> _Target:
     """Where the result goes; found out before hours of measuring, if it cannot be written."""
     location = locate(options.model, options.load.storage_options)
+    if options.sidecars and options.output is None:
+        raise ConfigError(
+            "several sidecars are written together, with their base; say where to: --output."
+        )
     if options.output is None and is_remote(options.model):
         raise ConfigError(
             f"{shown(options.model)} lies on another machine; name a local folder to write to: "
@@ -186,16 +195,22 @@ def _target(options: CalibrateOptions) -> _Target:
     return _Target(folder, False)
 
 
-def _write_dial(folder: Path, measured: Any) -> None:
+def _write_dial(folder: Path, model: Any) -> None:
     """Put dials and mean alpha into a sidecar's or a full expanded model's config and card."""
     from controlllm.expansion.files.card import with_dial
+    from controlllm.expansion.files.lineage import as_recorded
 
     name = SIDECAR_CONFIG if (folder / SIDECAR_CONFIG).is_file() else "config.json"
-    config = read_json(folder / name)
-    config["expansion"] |= {key: measured.expansion[key] for key in ("dial", "mean_alpha")}
+    config, measured = read_json(folder / name), model.config
+    if named := config.get("sidecars"):
+        for one in named:
+            one["expansion"]["dial"] = as_recorded(model.expansions[one["name"]].dial)
+    else:
+        config["expansion"] |= {key: measured.expansion[key] for key in ("dial", "mean_alpha")}
     if measured.parents:  # With where those beside it stand.
         config["parents"] = measured.parents
     card = folder / "README.md"
     write_json(folder / name, config)
     if card.is_file():
-        write_text(card, with_dial(card.read_text(encoding="utf-8"), measured.expansion["dial"]))
+        text = card.read_text(encoding="utf-8")
+        write_text(card, with_dial(text, measured.expansion.get("dial")))

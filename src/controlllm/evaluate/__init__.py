@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
     from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
-    from controlllm.evaluate.forgetting.blending import calibrate_blend
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
     from controlllm.evaluate.forgetting.losses import (
@@ -133,7 +132,6 @@ __all__ = [
     "averaging_curve",
     "base_identity",
     "calibrate",
-    "calibrate_blend",
     "certify",
     "check_walls",
     "code_grader",

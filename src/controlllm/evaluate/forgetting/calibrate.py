@@ -9,6 +9,7 @@ from torch import nn
 from controlllm.common.errors import ModelError
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
+from controlllm.evaluate.forgetting.blending import blend_sidecars
 from controlllm.evaluate.forgetting.dial import (
     Dial,
     DialCurve,
@@ -37,6 +38,9 @@ def calibrate(
     setting is in force afterwards and stands in the model's config: save the model or its sidecar
     to keep it. After an error the trained setting is in force.
 
+    Of several named sidecars (`load_sidecars`, `expand_beside`) the dials of all are searched, one
+    at a time: see `blending`. The alpha of a point is then one for each name.
+
     Args:
         model: an expanded model.
         learn: held-out batches of the new domain, by name of the set.
@@ -56,9 +60,11 @@ def calibrate(
             "For full tuning use `averaging_curve`."
         )
     expanded: Any = model
+    sets = EvaluationSets(learn, retain)
+    if getattr(model, "sidecars", ()):
+        return blend_sidecars(expanded, sets, max_forgetting, alphas, refine_steps)
     name = "dial" if expanded.has_gates else "alpha"
     dial = Dial(model, expanded.set_alpha, Reference(model), name)
-    sets = EvaluationSets(learn, retain)
     chosen: float | None = None
     try:
         curve = trace_curve(dial, sets, max_forgetting, [*alphas, None], refine_steps)

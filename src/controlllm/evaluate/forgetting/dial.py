@@ -1,11 +1,10 @@
 """A dial, measured: settings between the base and the trained model, and the one to choose."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +28,6 @@ __all__ = [
     "DialCurve",
     "DialPoint",
     "EvaluationSets",
-    "MeasuredPoint",
     "choose",
     "measure_turns",
     "trace_curve",
@@ -66,9 +64,18 @@ class Dial:
     name: str
 
 
-class MeasuredPoint(ABC):
-    """What every measured setting has: `learn` and `retain`, what was measured on each set."""
+@dataclass(frozen=True)
+class DialPoint:
+    """One setting, measured.
 
+    Attributes:
+        alpha: the setting (for token gates the number that multiplies them); None is the model as
+            it was trained. Of several sidecars one of these by name, None being as each stood.
+        learn: what was measured on each learn set.
+        retain: what was measured on each retain set.
+    """
+
+    alpha: Any
     learn: dict[str, RetentionReport]
     retain: dict[str, RetentionReport]
 
@@ -83,19 +90,25 @@ class MeasuredPoint(ABC):
         return worst_forgetting(self.retain)
 
     @property
-    @abstractmethod
-    def order(self) -> tuple[Any, ...]:
-        """Sorts settings by their distance from the base."""
+    def by_name(self) -> dict[str, float | None]:
+        """The setting of each of several sidecars; of one dial without a name."""
+        return dict(self.alpha) if isinstance(self.alpha, Mapping) else {"": self.alpha}
 
     @property
-    @abstractmethod
+    def is_trained(self) -> bool:
+        """Whether no dial is turned."""
+        return all(alpha is None for alpha in self.by_name.values())
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """By rising alpha; as trained comes last."""
+        numbers = [alpha for alpha in self.by_name.values() if alpha is not None]
+        return len(self.by_name) - len(numbers), sum(numbers)
+
+    @property
     def label(self) -> str:
         """The setting as text."""
-
-    @property
-    @abstractmethod
-    def is_trained(self) -> bool:
-        """Whether nothing is turned: the model as it was trained."""
+        return ", ".join(f"{name} {_shown(a)}".lstrip() for name, a in self.by_name.items())
 
     def losses(self) -> Iterator[tuple[str, object]]:
         """What was measured, with headers for a table.
@@ -116,38 +129,8 @@ class MeasuredPoint(ABC):
             yield f"KL(base‖trained) of {name}", report.kl
 
 
-P = TypeVar("P", bound=MeasuredPoint)
-
-
-@dataclass(frozen=True)
-class DialPoint(MeasuredPoint):
-    """One setting, measured.
-
-    Attributes:
-        alpha: the setting (for token gates the number that multiplies them); None is the model as
-            it was trained.
-        learn: what was measured on each learn set.
-        retain: what was measured on each retain set.
-    """
-
-    alpha: float | None
-    learn: dict[str, RetentionReport]
-    retain: dict[str, RetentionReport]
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the dial is not turned."""
-        return self.alpha is None
-
-    @property
-    def order(self) -> tuple[bool, float]:
-        """By rising alpha; as trained comes last."""
-        return (self.alpha is None, self.alpha or 0.0)
-
-    @property
-    def label(self) -> str:
-        """The setting as text."""
-        return "trained" if self.alpha is None else f"{self.alpha:g}"
+def _shown(alpha: float | None) -> str:
+    return "trained" if alpha is None else f"{alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -155,28 +138,31 @@ class DialCurve:
     """All measured settings, and the one that learns most within the budget.
 
     Attributes:
-        points: by rising alpha; the trained setting, if measured, comes last.
+        points: by rising alpha; the trained setting, if measured, comes last. Of several sidecars
+            in the order of the search.
         chosen: the point with the lowest learn loss whose forgetting is within the budget.
         max_forgetting: the budget, in nats per token, for each retain set.
         dial: what is turned.
-        on_a_line: whether points that follow one another are neighbours.
     """
-
-    on_a_line: ClassVar[bool] = True
 
     points: tuple[DialPoint, ...]
     chosen: DialPoint
     max_forgetting: float
     dial: str
 
+    @property
+    def on_a_line(self) -> bool:
+        """Whether points that follow one another are neighbours."""
+        return not isinstance(self.chosen.alpha, Mapping)
+
     def table(self) -> str:
-        """One row per setting, a column for each set; the chosen setting is marked."""
+        """One row per setting, a column for each dial and each set; the chosen one is marked."""
         headers = [name for name, _ in self._columns(self.chosen)]
         rows = [[cell for _, cell in self._columns(point)] for point in self.points]
         return format_table(headers, rows)
 
     def _columns(self, point: DialPoint) -> Iterator[tuple[str, object]]:
-        yield self.dial, point.label
+        yield from ((name or self.dial, _shown(alpha)) for name, alpha in point.by_name.items())
         yield from point.losses()
         yield "within the budget", "chosen" if point is self.chosen else ""
 
@@ -264,7 +250,7 @@ def measure_turns(
     ]
 
 
-def choose(points: Sequence[P], max_forgetting: float) -> P:
+def choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
     """The lowest learn loss within the budget; of equals, the one nearest to the base."""
     within = [
         point

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from controlllm.common.storage.files import atomic_file
-from controlllm.evaluate.forgetting.blending import Blend
-from controlllm.evaluate.forgetting.dial import DialCurve, MeasuredPoint
+from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
 
 __all__ = ["plot_curves"]
 
@@ -14,7 +13,7 @@ LABEL_PIXELS = (34, 15)
 """Width and height of the room that a label needs, at 100 pixels per inch."""
 
 
-def plot_curves(curves: Mapping[str, DialCurve | Blend], path: str | Path) -> None:
+def plot_curves(curves: Mapping[str, DialCurve], path: str | Path) -> None:
     """Draw dial curves in one plane: forgetting to the right, learn loss upwards, as a PNG.
 
     Left and low is better. A star is the chosen setting, a cross the model as it was trained, and
@@ -22,7 +21,7 @@ def plot_curves(curves: Mapping[str, DialCurve | Blend], path: str | Path) -> No
     several, the legend says what was chosen.
 
     Args:
-        curves: by the name in the legend; of several sidecars what `calibrate_blend` measured.
+        curves: by the name in the legend.
         path: the file; written atomically, its folder is created.
     """
     # A Figure without pyplot: no global state, no window system, whatever back end the user has.
@@ -47,7 +46,7 @@ def plot_curves(curves: Mapping[str, DialCurve | Blend], path: str | Path) -> No
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw_curve(axes: Any, label: str, curve: DialCurve | Blend, color: str) -> None:
+def _draw_curve(axes: Any, label: str, curve: DialCurve, color: str) -> None:
     dialled = [point for point in curve.points if not point.is_trained]
     line = "-" if curve.on_a_line else "none"
     axes.plot(*_xy(dialled), marker="o", markersize=3, linestyle=line, color=color, label=label)
@@ -56,7 +55,7 @@ def _draw_curve(axes: Any, label: str, curve: DialCurve | Blend, color: str) -> 
     axes.plot(*_xy([curve.chosen]), marker="*", markersize=13, linestyle="none", color=color)
 
 
-def _label_points(axes: Any, curve: DialCurve | Blend) -> None:
+def _label_points(axes: Any, curve: DialCurve) -> None:
     """Settings beside their points: the chosen one first, none where it would cover another."""
     taken: list[Any] = []
     for point in (curve.chosen, *curve.points):
@@ -70,5 +69,5 @@ def _label_points(axes: Any, curve: DialCurve | Blend) -> None:
         )
 
 
-def _xy(points: Sequence[MeasuredPoint]) -> tuple[list[float], list[float]]:
+def _xy(points: Sequence[DialPoint]) -> tuple[list[float], list[float]]:
     return [point.forgetting for point in points], [point.learn_loss for point in points]

@@ -10,6 +10,7 @@ svg         Axes, lines, points with intervals, bars
 style       The look of the page, and its Content-Security-Policy
 words       Numbers and outcomes as people read them
 tables      Capabilities, models side by side, a gate's rules
+own_text    How far a run moved from its base on what that wrote, with the bound
 pictures    Learned against lost, the dial, losses in time
 examples    Items that flipped, with both answers; texts from training
 provenance  Data, models, versions, commands

@@ -18,6 +18,7 @@ __all__ = [
     "calibration_curve",
     "learn_forget_plane",
     "loss_curves",
+    "own_text_curves",
     "sets_plane",
     "text_curves",
 ]
@@ -25,6 +26,7 @@ __all__ = [
 POINT = 100
 """Points of a difference of 1."""
 LEARN, RETAIN = "Losses of the sets to learn", "Forgetting of the sets to retain"
+OWN = "KL on own text"
 MOST = 12
 """Pictures of one kind."""
 APART = 0.02
@@ -111,10 +113,10 @@ def calibration_curve(curve: dict[str, Any]) -> Piece:
     y = axis_for([point["learn_loss"] for point in points], "learn loss (nats per token)")
     plot = Plot(x, y, "Learn loss against forgetting along the dial")
     plot.rule(x=curve["max_forgetting"])
-    dialled = [point for point in points if point["alpha"] is not None]
+    dialled = [point for point in points if isinstance(point["alpha"], float | int)]
     plot.line([(point["forgetting"], point["learn_loss"]) for point in dialled], 0)
     for point in sorted(points, key=lambda point: point["alpha"] != curve["chosen"]):
-        label = "trained" if point["alpha"] is None else f"{point['alpha']:g}"
+        label = words.setting(point["alpha"])
         chosen = point["alpha"] == curve["chosen"]
         plot.point(
             _point(point["forgetting"]),
@@ -144,6 +146,18 @@ def loss_curves(run: Run) -> Iterator[Piece]:
         for series, line in enumerate(retain.values()):
             plot.line(line, series)
         yield _figure(plot, list(retain), "How far the loss is above the base's.", RETAIN)
+
+
+def own_text_curves(run: Run) -> Iterator[Piece]:
+    """KL on what base and earlier stages wrote, with its upper bound, step by step."""
+    upper = _curves(run, "retain", "kl_upper")
+    kl = {name: line for name, line in _curves(run, "retain", "kl").items() if name in upper}
+    if kl:
+        plot = Plot(_steps(kl), _values([*kl.values(), *upper.values()], "KL", [0]), OWN)
+        for series, (name, line) in enumerate(kl.items()):
+            plot.line(upper[name], series, dashed=True)
+            plot.line(line, series)
+        yield _figure(plot, list(kl), "Dashed: the upper bound (95 %).", OWN)
 
 
 def text_curves(run: Run) -> Iterator[Piece]:

@@ -13,6 +13,7 @@ from controlllm.evaluate.judging.examples import flipped_items, sample_texts
 from controlllm.evaluate.judging.gate import Gate
 from controlllm.evaluate.judging.html import REPORT, Child, Piece, is_page, page, tag
 from controlllm.evaluate.judging.models import Model, compared_models, main_models
+from controlllm.evaluate.judging.own_text import own_text_table
 from controlllm.evaluate.judging.provenance import provenance
 from controlllm.evaluate.judging.ruling import Judgement, judge
 from controlllm.evaluate.judging.runs import Run
@@ -72,6 +73,7 @@ def report_page(runs: Sequence[Run], settings: ReportSettings | None = None) -> 
         ("gate", "Gate", _gate(judged, settings)),
         ("plane", "Learned and lost", _planes(runs, models, learned)),
         ("capabilities", "Capabilities", _capabilities(models, main)),
+        ("own", "How far it moved", _own_text(runs)),
         ("dial", "The dial", _dials(runs, models)),
         ("training", "In training", _curves(runs)),
         ("flipped", "Items that flipped", _flipped(main, settings.examples)),
@@ -194,6 +196,24 @@ def _capabilities(models: Sequence[Model], main: Sequence[Model]) -> list[Child]
             summary = tag("summary", model.name)
             told.append(tag("details", summary, body, open=model in main))
     return told
+
+
+def _own_text(runs: Sequence[Run]) -> list[Child]:
+    told: list[Child] = []
+    for run in runs:
+        if found := own_text_table(run):
+            told += [tag("h3", run.name) if len(runs) > 1 else None, found]
+            told.append(tag("div", [*pictures.own_text_curves(run)], class_="plots"))
+    if not told:
+        return []
+    legend = (
+        "On text that a model wrote itself (the base; behind a slash, the earlier stage) the rise "
+        "of the loss is KL(that model || this one), in nats per token. Its bound is one-sided, "
+        "95 %, with sequences as the independent units; total variation is how much probability "
+        "moved at a token on average, at most. About such text only, and about no other copy of "
+        "the model (quantised, collapsed)."
+    )
+    return [tag("p", legend, class_="soft"), *told]
 
 
 def _dials(runs: Sequence[Run], models: Sequence[Model]) -> list[Child]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Required, TypedDict
 
 import yaml
 
@@ -83,19 +83,31 @@ class _Loss(TypedDict):
     loss: float
 
 
+_Alpha = float | dict[str, float | None] | None
+"""A setting; of several sidecars one for each name."""
+
+
 class _Point(TypedDict):
-    alpha: float | None
+    alpha: _Alpha
     learn: dict[str, Annotated[_Loss, OPEN]]
     retain: dict[str, Annotated[_Loss, OPEN]]
     learn_loss: float
     forgetting: float
 
 
-class _Calibration(TypedDict):
-    dial: str
-    max_forgetting: float
-    chosen: float | None
-    points: list[Annotated[_Point, OPEN]]
+class _Certificate(TypedDict):
+    kl: float
+    upper: float | None
+    sequences: int
+    tokens: int
+
+
+class _Calibration(TypedDict, total=False):
+    dial: Required[str]
+    max_forgetting: Required[float]
+    chosen: Required[_Alpha]
+    points: Required[list[Annotated[_Point, OPEN]]]
+    certificates: dict[str, Annotated[_Certificate, OPEN]]
 
 
 def find_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.data import DataConfig, Example, eval_batches
-from controlllm.evaluate.forgetting.own import is_own_text
+from controlllm.evaluate.forgetting.own import is_own_text, rounded_up, variation_bound
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import RetentionReport, measure_retention
 from controlllm.evaluate.own_text.sets import write_own_text
@@ -84,11 +84,8 @@ class Certificate:
 
     @property
     def total_variation(self) -> float:
-        """Upper bound of the mean total variation distance per token, 0 to 1.
-
-        It is at most sqrt(KL / 2) (Pinsker at each position, Jensen over positions).
-        """
-        return min(1.0, math.sqrt(self.upper / 2))
+        """Upper bound of the mean total variation distance per token, 0 to 1."""
+        return variation_bound(self.upper)
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON; None for a bound that cannot be."""
@@ -105,8 +102,8 @@ class Certificate:
     def __str__(self) -> str:
         told = f"{100 * LEVEL:.0f} %, {self.sequences:,} sequences, {self.tokens:,} tokens"
         return (
-            f"KL <= {_rounded_up(self.upper)} nats per token ({told}); "
-            f"total variation <= {_rounded_up(self.total_variation)}"
+            f"KL <= {rounded_up(self.upper)} nats per token ({told}); "
+            f"total variation <= {rounded_up(self.total_variation)}"
         )
 
 
@@ -181,14 +178,6 @@ def _writer(reference: Reference) -> Writer:
 def certificates(reports: Mapping[str, RetentionReport]) -> dict[str, Certificate]:
     """The certificates of the sets that are own text, by their names."""
     return {name: Certificate.of(one) for name, one in reports.items() if is_own_text(name)}
-
-
-def _rounded_up(value: float) -> str:
-    """A bound in three decimals, or one digit where it is smaller; never below itself."""
-    if not math.isfinite(value) or value <= 0:
-        return f"{value:.3f}"
-    places = max(3, -math.floor(math.log10(value)))
-    return f"{math.ceil(value * 10**places - 1e-9) / 10**places:.{places}f}"
 
 
 def student_quantile(level: float, freedom: int) -> float:
