@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from controlllm.checkpoint import Kind, LoadOptions, locate
 from controlllm.cli.kit.parsing import parse_options
-from controlllm.cli.kit.sets import UNREAD, Sets, calibrate_defaults, load_sets, tell_size
+from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, tell_size
+from controlllm.cli.kit.stage_sets import calibrate_defaults
 from controlllm.common.errors import ConfigError
 from controlllm.common.facts import check_values, setting
 from controlllm.common.storage.checksums import resealed

@@ -9,10 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from controlllm.checkpoint import KINDS, kind_in, locate
 from controlllm.checkpoint.mirror.remote import RemoteRun
 from controlllm.checkpoint.training.checkpoints import checkpoint_step
-from controlllm.common.errors import CheckpointError, ConfigError, DataError
+from controlllm.common.errors import ConfigError
 from controlllm.common.settings import value_at
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
@@ -21,7 +20,6 @@ from controlllm.common.text.secrets import redactions
 from controlllm.common.text.yamls import parse_yaml
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.data.examples.templates import is_template_file
-from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
 
@@ -33,7 +31,7 @@ __all__ = [
     "Sets",
     "allow_packed",
     "as_numbers",
-    "calibrate_defaults",
+    "config_of",
     "check_names",
     "load_sets",
     "run_defaults",
@@ -68,7 +66,7 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
     The run folder may be a stranger's: code and addresses that its config names, options for their
     servers, and places of this machine are left out, and told, unless the user trusts it.
     """
-    values = _config_of(given)
+    values = config_of(given)
     if values is None:
         return {}
     try:
@@ -85,49 +83,7 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
     return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}
 
 
-def calibrate_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
-    """Values of `data.*` as `run_defaults`, and of `own_text.*` but for places of this machine.
-
-    To `data.learn` comes what the earlier stages held out that the dials of this one turn, so that
-    nothing of theirs is given up because nobody looks at it.
-    """
-    defaults = run_defaults(given, trusts)
-    if not defaults:
-        return {}
-    defaults["data"]["learn"] += map(asdict, _earlier_learn(given, defaults["data"]["learn"]))
-    own = asdict(RunConfig.from_dict(_config_of(given)).own_text)
-    return defaults | {"own_text": own | {"prompts": None, "cache_dir": None}}
-
-
-def _earlier_learn(given: dict[str, Any], own: Sequence[dict[str, Any]]) -> Iterator[SourceConfig]:
-    """The learn sets of the stages after the last folded one; what is not there is told."""
-    from controlllm.checkpoint import find_parent
-    from controlllm.data.loader.open_source import open_source
-    from controlllm.expansion.files.lineage import folded_parent
-    from controlllm.train.setup.ways.contract import run_folder_of
-    from controlllm.train.setup.ways.earlier import earlier_data, same_rows
-
-    folder = Path(locate(str(given["model"]), value_at(given, "load.storage_options")).path)
-    if kind_in(folder) is not KINDS["control"]:
-        return
-    parents = read_sidecar_config(folder).get("parents", [])
-    folded = folded_parent(parents)
-    for parent in parents[0 if folded is None else folded + 1 :]:
-        try:
-            data = earlier_data(run_folder_of(find_parent(parent, folder)))
-            for source in data.learn if data is not None else ():
-                if not any(same_rows(SourceConfig(**one), source) for one in own):
-                    open_source(source, data)
-                    yield replace(source, name=f"{parent['name']}/{source.name}")
-        except (CheckpointError, ConfigError, DataError) as error:
-            log.warning(
-                "What the stage %s held out is not measured, as it cannot be read: %s",
-                parent["name"],
-                error,
-            )
-
-
-def _config_of(given: dict[str, Any]) -> Any:
+def config_of(given: dict[str, Any]) -> Any:
     """`config.yaml` of the run that the model (a run, or a checkpoint of it) belongs to, if any."""
     model = str(given.get("model", ""))
     if not is_remote(model):
