@@ -111,7 +111,7 @@ def run_config(
             values["model"] = {"model_name_or_path": base}
             values["expansion"] = {"layers": list(range(depth))}
         else:
-            values |= {"continue_from": str(before), "continue_by": way}
+            values |= {"continue_from": str(before), "continue_by": way, "continue_trust": True}
     return RunConfig.from_dict(values)
 
 

@@ -141,7 +141,7 @@ def test_unwritable_output_is_an_error_of_ours(cli: Cli, finished_run: Path) -> 
 
 
 def test_the_program_itself_exits_with_the_code() -> None:
-    words = [sys.executable, "-m", "controlllm.cli", "trian"]
+    words = [sys.executable, "-m", "controlllm", "trian"]
     result = subprocess.run(words, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stdout == ""

@@ -94,10 +94,15 @@ UNPACKED = {"packing": False}
 HPZ = {"zero_optimization": {"zero_hpz_partition_size": 2, "stage3_prefetch_bucket_size": "auto"}}
 
 
+OWN_TEXT = {"own_text": {"measure": True, "num_sequences": 8}}
+"""Which the first process loads the base whole for."""
+
 READ_IN_PARTS: dict[str, dict[str, Any]] = {
     "stack": {"expansion": {"structure": "stack"}},
     "ends and gates": ENDS,
     "full": {"method": "full"},
+    "own text": OWN_TEXT,
+    "zero3, own text": {**BY_ZERO3, **OWN_TEXT},
     "zero3, stack, bf16": {**BF16, "expansion": {"structure": "stack"}},
     "zero3, ends and gates, hpZ": {
         **BY_ZERO3,

@@ -27,6 +27,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def losses(history: list[dict[str, Any]]) -> list[float]:
     names = ("train/loss", "learn/new/loss", "retain/old/loss", "retain/old/kl", "train/grad_norm")
+    names += ("retain/own_text/kl",)
     return [row[name] for row in history for name in names if name in row]
 
 

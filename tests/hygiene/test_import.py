@@ -158,7 +158,7 @@ from io import StringIO
 sys.argv = ["controlllm"]
 from controlllm.cli import VERBS, main
 from controlllm.cli.data import COMMANDS
-verbs = [[verb] for verb in VERBS if verb not in ("data", "export")]
+verbs = [[verb] for verb in VERBS if verb != "data"]
 for words in [*verbs, *(["data", name] for name in COMMANDS)]:
     for option in ("--help", "--mistyped=1"):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as told:
@@ -170,7 +170,6 @@ for words in [*verbs, *(["data", name] for name in COMMANDS)]:
 
 
 def test_help_and_mistyped_options_need_neither_torch_nor_transformers():
-    """But for `export`: its options are the fields of the forms, which stand beside their code."""
     result = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -188,6 +188,49 @@ def test_each_stage_writes_what_is_rehearsed(stage_run, tmp_path):
     assert ready.loss.reference is ready.references["b"]
 
 
+def test_prompts_are_taken_from_a_stages_own_folder(stage_run, tmp_path, caplog):
+    """Whoever made the run may have named any file; what a stage writes is trained on."""
+    runs, rehearsal = tmp_path / "runs", {"num_sequences": 4, "share": 0.25}
+    secret = tmp_path / "prompts.txt"
+    secret.write_text("once upon\n")
+    with_prompts = {"rehearsal": {**rehearsal, "prompts": str(secret)}}
+    train(stage_run("a", **with_prompts))
+    left = "lies outside of its folder (continue_trust=true takes it"
+    for over, is_left in (({}, True), ({"continue_trust": True}, False)):
+        caplog.clear()
+        set_up(settled_run(stage_run("b", "a", rehearsal=rehearsal, **over)))
+        assert (left in caplog.text) is is_left
+    (runs / "a" / "prompts.txt").write_text("once upon\n")
+    config = runs / "a" / "config.yaml"
+    config.write_text(config.read_text().replace(str(secret), str(runs / "a" / "prompts.txt")))
+    caplog.clear()
+    set_up(settled_run(stage_run("b", "a", rehearsal=rehearsal)))
+    assert left not in caplog.text
+    assert len([*(runs / "a" / "own_text").glob("*.json")]) == 2  # without prompts, and with them
+    (runs / "a" / "prompts.txt").unlink()
+    (runs / "a" / "prompts.txt").symlink_to(secret)
+    set_up(settled_run(stage_run("b", "a", rehearsal=rehearsal)))
+    assert left in caplog.text
+
+
+def test_a_missing_stage_is_not_asked_of_the_hub(stage_run, tmp_path, monkeypatch):
+    """Its name there is the sidecar's maker's; what the user has fetched is taken."""
+    train(stage_run("a"))
+    (record,) = [record_stage(locate(tmp_path / "runs" / "a"), "fold", [], LoadOptions())]
+    record["place"] = "someone/a"
+    child = tmp_path / "elsewhere" / "b"
+    child.mkdir(parents=True)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=r"and you trust that: hf download someone/a\.$"):
+        find_parent(record, child)
+    cached = tmp_path / "cache" / "models--someone--a"
+    shutil.copytree(locate(tmp_path / "runs" / "a").path, cached / "snapshots" / "0123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    assert find_parent(record, child).path == str(cached / "snapshots" / "0123")
+
+
 @pytest.mark.parametrize("way", ["one", "fold"])
 def test_a_stage_goes_on_bit_for_bit_after_kill(stage_run, tmp_path, way):
     """Real processes are killed; the run that goes on is the one that never stopped."""
@@ -262,7 +305,9 @@ def test_a_strangers_parents_are_data(stage_run, tmp_path):
 
 def test_joint_learns_all_from_the_base(stage_run, tmp_path):
     train(stage_run("a"))
-    ready = set_up(settled_run(stage_run("b", "a", continue_by="joint")))
+    with pytest.raises(ConfigError, match=r"names outside of its folder: .*continue_trust"):
+        settled_run(stage_run("b", "a", continue_by="joint"))
+    ready = set_up(settled_run(stage_run("b", "a", continue_by="joint", continue_trust=True)))
     assert [source.name for source in ready.run.data.train] == ["third", "new"]
     assert [*ready.meter.learn] == ["third", "new"] and [*ready.references] == ["base"]
     assert settled_run(ready.run).data == ready.run.data
@@ -270,7 +315,7 @@ def test_joint_learns_all_from_the_base(stage_run, tmp_path):
         assert torch.equal(logits(ready.model), logits(base_of(tmp_path)))
     (tmp_path / "runs" / "a" / "config.yaml").unlink()
     with pytest.raises(ConfigError, match="what a was trained on"):
-        train(stage_run("b2", "a", continue_by="joint"))
+        train(stage_run("b2", "a", continue_by="joint", continue_trust=True))
 
 
 def test_a_stage_that_is_gone_is_told(stage_run, tmp_path, caplog):

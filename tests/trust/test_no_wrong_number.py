@@ -810,6 +810,9 @@ def test_a_base_that_lacks_a_tensor_is_neither_evaluated_nor_trained(tmp_path, b
     run = RunConfig.from_dict({"model": {"model_name_or_path": str(base)}})
     with pytest.raises(CheckpointError, match=lost):
         load_base(run)
+    edit_tensors(base / "model.safetensors", lambda t: t.update({lost: torch.zeros(3, 5)}))
+    with pytest.raises(CheckpointError, match=rf"{lost} has shape \(3, 5\) in its files"):
+        load_model(base)
     with pytest.raises(CheckpointError, match=lost):  # as where weights are read in parts
         load_base(run, files=base)
 

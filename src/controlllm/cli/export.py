@@ -3,18 +3,8 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from controlllm.checkpoint import (
-    FORMS,
-    LoadOptions,
-    export,
-    list_checkpoints,
-    load_named,
-    make_form,
-    require_free,
-    rules_of_forms,
-)
-from controlllm.checkpoint.models.export.gguf import Gguf
-from controlllm.checkpoint.models.export.lora import Lora
+from controlllm.checkpoint import FORMS, LoadOptions, list_checkpoints, make_form, rules_of_forms
+from controlllm.checkpoint.models.export.forms import OUTTYPE, RANK
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.facts import check_values, setting
@@ -23,7 +13,6 @@ from controlllm.common.storage.files import folder_bytes
 from controlllm.common.text.progress import stage
 from controlllm.evaluate.forgetting.alphas import check_settings
 from controlllm.expansion.files.records import SIDECAR_CONFIG
-from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
 __all__ = ["ExportOptions", "run"]
 
@@ -46,11 +35,11 @@ class ExportOptions:
     """Alpha to write into it, or to collapse at; null = as it was saved."""
     bits: int | None = None
     """Of the form sidecar: 1, 2 or 4 bits a number, as differences from the base; null = whole."""
-    outtype: str = Gguf.outtype
+    outtype: str = OUTTYPE
     """Of the form gguf: numbers in the file; auto = 16 bits, in the kind of the model."""
-    rank: int = Lora.rank
+    rank: int = RANK
     """Of the form lora: rank of each matrix."""
-    texts: str | None = Lora.texts
+    texts: str | None = None
     """Of the form lora: a text file to measure on how far it is from the trained model."""
     sidecars: dict[str, str] = field(default_factory=dict)
     """Several sidecars on the base that MODEL is, in one folder (form full): --sidecars.maths
@@ -95,6 +84,10 @@ def _export_all(options: ExportOptions) -> None:
 
 
 def _export(options: ExportOptions) -> None:
+    from controlllm.checkpoint import export, load_named, require_free
+    from controlllm.expansion import ControlLLMForCausalLM
+    from controlllm.expansion.hub.sidecars import SidecarsForCausalLM
+
     require_free(options.folder, options.overwrite)
     calibrated = Path(options.model) / "calibrated"
     if options.alpha is None and (calibrated / SIDECAR_CONFIG).is_file():
@@ -104,6 +97,12 @@ def _export(options: ExportOptions) -> None:
     if options.alpha is not None:
         if not isinstance(model, ControlLLMForCausalLM):
             raise ConfigError(f"alpha needs an expanded model; {type(model).__name__} is none.")
+        if isinstance(model, SidecarsForCausalLM) and len(model.sidecars) > 1:
+            raise ConfigError(
+                f"alpha={options.alpha} does not say which sidecar is meant "
+                f"({', '.join(model.sidecars)}), and each is written with the dial that it was "
+                "saved with: leave it out. `controlllm calibrate --sidecars.NAME` finds them."
+            )
         model.set_alpha(options.alpha)
     form = make_form(options.form, vars(options))
     folder = export(model, options.folder, form, tokenizer, options.overwrite, inplace=True)

@@ -1,13 +1,14 @@
 """`controlllm inspect`: what a saved model consists of, without loading it."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from controlllm.checkpoint.models.inspection import Inspection, inspect_folder
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.text.readable import readable
 from controlllm.common.text.tables import format_table
-from controlllm.expansion.files.records import BASE
+from controlllm.expansion.files.records import BASE, BRANCH, FOLD
 from controlllm.expansion.method.expansion_config import ExpansionConfig
 
 __all__ = ["InspectOptions", "run"]
@@ -84,7 +85,24 @@ def _chain(found: Inspection) -> list[str]:
             f"{_dial(parent.get('dial'))}, continued by {parent['way']}"
             + (f", its dial here: {_dial(parent['weight'])}" if "weight" in parent else "")
         )
-    return lines
+    return [*lines, f"  {_at_zero(found.parents)}"]
+
+
+def _at_zero(parents: list[dict[str, Any]]) -> str:
+    """What the dial turns to at 0, and what of the earlier stages is in force there."""
+    ways = [parent["way"] for parent in parents]
+    folded = max((number for number, way in enumerate(ways) if way == FOLD), default=-1)
+    after = parents[folded + 1 :]
+    beside = [str(parent["name"]) for parent in after if parent["way"] == BRANCH]
+    if beside:
+        stand = "stands" if len(beside) == 1 else "stand"
+        return (
+            f"{' and '.join(beside)} {stand} beside it, frozen and not in the table: at alpha 0 it "
+            f"is the model with {'that' if len(beside) == 1 else 'those'} alone"
+        )
+    if folded >= 0:
+        return f"{parents[folded]['name']} is folded into the base: that is what it is at alpha 0"
+    return "the same copies went on: at alpha 0 it is the base"
 
 
 def _dial(dial: float | dict[int, float] | None) -> str:

@@ -40,10 +40,10 @@ def _listen(handler: "signal._HANDLER") -> None:
 
 
 def is_command() -> bool:
-    """Whether this process was started as `controlllm` or as `python -m controlllm.cli`."""
+    """Whether this process was started as `controlllm` or as `python -m controlllm`, or `.cli`."""
     words = sys.orig_argv
     module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    return module == ["controlllm.cli"] or Path(sys.argv[0]).stem == "controlllm"
+    return module in (["controlllm"], ["controlllm.cli"]) or Path(sys.argv[0]).stem == "controlllm"
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,8 @@
 """Stages that a sidecar was trained after, found again; those beside it are put on its base.
 
-The maker of a sidecar wrote where they lay. So such a place leads to this machine's disk or to the
-Hub only, and nothing there is loaded but the stage whose digest is recorded.
+The maker of a sidecar wrote where they lay. So such a place leads to this machine's disk only,
+to a folder or to what its user has fetched from the Hub, and nothing there is loaded but the stage
+whose digest is recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,6 @@ from controlllm.checkpoint.models.locate import (
     Location,
     is_hub_name,
     locate,
-    locate_recorded,
 )
 from controlllm.checkpoint.training.kinds import HANDLERS
 from controlllm.checkpoint.training.manifest import verify_manifest
@@ -27,7 +27,6 @@ from controlllm.checkpoint.training.saved import KINDS
 from controlllm.checkpoint.training.shards import map_joined
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.files.lineage import (
-    FOLD,
     check_parent,
     dial_beside,
     parent_record,
@@ -35,7 +34,7 @@ from controlllm.expansion.files.lineage import (
     stage_name,
 )
 from controlllm.expansion.files.places import places_of
-from controlllm.expansion.files.records import read_sidecar_config
+from controlllm.expansion.files.records import FOLD, read_sidecar_config
 from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
 __all__ = ["find_parent", "put_on", "record_stage"]
@@ -57,7 +56,7 @@ def find_parent(
     places = list(dict.fromkeys(places_of(record["place"], child)))
     location = _here(places)
     if location is None:
-        location = _on_the_hub(record, child, places)
+        location = _fetched(record, child, places)
     what = f"The sidecar {child}"
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(Path(location.path))
@@ -150,21 +149,26 @@ def _here(places: Sequence[Path]) -> Location | None:
     return None
 
 
-def _on_the_hub(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:
-    """The stage by its name on the Hub; CheckpointError says where it was looked for."""
-    why: CheckpointError | None = None
-    try:
-        location = locate_recorded(record["place"], child)
-        if saved_apart(location) is not None:
-            return location
-    except CheckpointError as error:
-        why = error
+def _fetched(record: Mapping[str, Any], child: Path, places: list[Path]) -> Location:
+    """The stage in the Hub's cache on this machine; CheckpointError says where it was looked for.
+
+    The Hub itself is not asked: the name is that of whoever made the sidecar.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, why = record["place"], None
     looked = ", ".join(map(str, places)) or "nowhere, as its place is an address"
-    if is_hub_name(record["place"]):
-        looked += ", and on the Hub"
+    fetch = ""
+    if is_hub_name(name):
+        try:
+            return locate(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError, CheckpointError) as error:
+            why = error
+        looked += ", and among what was fetched from the Hub"
+        fetch = f" If it is {name} on the Hub, and you trust that: hf download {name}."
     folded = ", or give the base that it was folded into as `base`"
     raise CheckpointError(
         f"{child} was trained after the stage {record['name']!r}, which is missing: it was looked "
         f"for in {looked}. Put it in one of these places"
-        f"{folded if record['way'] == FOLD else ''}."
+        f"{folded if record['way'] == FOLD else ''}.{fetch}"
     ) from why

@@ -51,6 +51,7 @@ def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
     if Path(name).is_dir():
         verify_checksums(name)
     settings: dict[str, Any] = {"dtype": options.dtype, "use_safetensors": True}
+    settings["ignore_mismatched_sizes"] = True  # They are told below, by their names.
     if options.attn_implementation:
         settings["attn_implementation"] = options.attn_implementation
     if options.quantize_base:
@@ -64,7 +65,12 @@ def load_whole(name: str, options: LoadOptions) -> PreTrainedModel:
         settings["quantization_config"] = bnb_config(options.quantize_base, compute)
     load = AutoModelForCausalLM.from_pretrained
     model, found = from_pretrained(load, name, options, output_loading_info=True, **settings)
-    if made_up := {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}:
+    for key, saved, own in sorted(found["mismatched_keys"]):
+        raise CheckpointError(
+            f"{name}: {key} has shape {tuple(saved)} in its files, and {tuple(own)} by its "
+            "config.json: they are of two models. Copy or download it again."
+        )
+    if made_up := found["missing_keys"]:
         raise CheckpointError(
             f"{name} lacks the weights of {few(sorted(made_up))}, which would be random "
             "numbers: its files are not those of its config.json. Copy or download it again."

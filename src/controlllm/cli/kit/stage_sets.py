@@ -11,7 +11,6 @@ from controlllm.cli.kit.sets import config_of, run_defaults
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.settings import value_at
 from controlllm.data import SourceConfig
-from controlllm.data.loader.open_source import open_source
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.run_config import RunConfig
 
@@ -37,6 +36,7 @@ def calibrate_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
 def _earlier_learn(given: dict[str, Any], own: Sequence[dict[str, Any]]) -> Iterator[SourceConfig]:
     """The learn sets of the stages after the last folded one; what is not there is told."""
     from controlllm.checkpoint import find_parent
+    from controlllm.data.loader.open_source import open_source
     from controlllm.expansion.files.lineage import folded_parent
     from controlllm.train.setup.ways.contract import run_folder_of
     from controlllm.train.setup.ways.earlier import earlier_data, same_rows

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion.files.places import lies_in_run
-from controlllm.expansion.files.records import BASE, function_digest, read_sidecar_config
+from controlllm.expansion.files.records import (
+    BASE,
+    BRANCH,
+    FOLD,
+    function_digest,
+    read_sidecar_config,
+)
 from controlllm.expansion.files.sidecar import read_sidecar_tensors
 
 __all__ = [
-    "BRANCH",
-    "FOLD",
     "as_recorded",
     "check_parent",
     "dial_beside",
@@ -33,11 +37,6 @@ __all__ = [
     "sidecar_digest",
     "stage_name",
 ]
-
-FOLD = "fold"
-"""The way after which the base is the stage before, folded."""
-BRANCH = "branch"
-"""The way after which the stage before stays, beside what is learned then."""
 
 
 def sidecar_digest(folder: Path, tensors: Mapping[str, Tensor] | None = None) -> str:

@@ -31,6 +31,8 @@ from controlllm.expansion.method.expansion_config import (
 
 __all__ = [
     "BASE",
+    "BRANCH",
+    "FOLD",
     "PACKED_FORMAT",
     "SETTINGS_DIGEST",
     "SIDECAR_CONFIG",
@@ -52,6 +54,10 @@ __all__ = [
 
 BASE = "base"
 """What the first stage is called."""
+FOLD = "fold"
+"""The way after which the base is the stage before, folded."""
+BRANCH = "branch"
+"""The way after which the stage before stays, beside what is learned then."""
 SIDECAR_CONFIG, SIDECAR_WEIGHTS = "sidecar_config.json", "sidecar.safetensors"
 SIDECAR_FORMAT = 2
 PACKED_FORMAT = 3

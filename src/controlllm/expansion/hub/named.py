@@ -7,6 +7,7 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
+from controlllm.expansion.files.records import BASE
 from controlllm.expansion.method.expansion_config import (
     FROZEN_GROUPS,
     SIDECAR_NAME,
@@ -113,6 +114,8 @@ def check_names(names: Iterable[object]) -> None:
                 f"{name!r} cannot be a sidecar's name; allowed: letters, digits, '_', '.' and '-', "
                 "beginning with a letter or digit, 64 at most."
             )
+        if name == BASE:
+            raise ConfigError(f"{name!r} cannot be a sidecar's name: so the base itself is called.")
 
 
 def check_alone(

@@ -119,6 +119,13 @@ class RunConfig:
     """How: `one` (the same copies go on), `branch` (a new sidecar beside the earlier ones, frozen
     ones: alpha 0 is that run), `fold` (the earlier run is collapsed and expanded anew), `joint`
     (from the base, on all data together: the upper bound)."""
+    continue_trust: bool = setting(
+        False,
+        may_change=True,
+        read=Read(lambda run: run.continue_from is not None, "continue_from names no run"),
+    )
+    """Train on what the earlier runs' configs name outside of their folders: the data that `joint`
+    learns again, prompts of rehearsal. Whoever made the runs chose those files of this machine."""
     expansion: ExpansionConfig = setting(
         factory=ExpansionConfig,
         read=Read(

@@ -64,7 +64,6 @@ def _why_whole(run: RunConfig) -> str | None:
         "it goes on from another run": run.continue_from is not None,
         "a postprocess hook may use it": any(hooks),
         "the base writes what is rehearsed": run.rehearsal.enabled,
-        "the base writes what is measured (own_text)": bool(run.own_text.measure),
         "its frozen blocks are quantised (model.quantize_base)": run.quantizer is not None,
         "adapters are made around its weights (peft)": run.adapters is not None,
         "parts of the base train (expansion.freeze)": run.expansion.freeze is not None,

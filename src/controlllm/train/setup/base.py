@@ -85,9 +85,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
             lambda: rehearsal_source(model, tokenizer, run, stages, steps, world.data_size)
         )
         rehearsal = (store, run.rehearsal.share)
-    own_text = world.ranks.first(
-        lambda: stages_own_text(model, tokenizer, run, stages, is_empty=files is not None)
-    )
+    own_text = world.ranks.first(lambda: stages_own_text(model, tokenizer, run, stages))
     loader = data(rehearsal=rehearsal)
     world.ranks.first(lambda: warn_of_overlaps(run.data))
     return Base(

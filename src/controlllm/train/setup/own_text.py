@@ -10,6 +10,8 @@ from controlllm.data import Example
 from controlllm.evaluate import Certificate, RetentionReport, certify, write_own_text
 from controlllm.evaluate.own_text import certificates
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.parallel.loading import is_without_weights
+from controlllm.train.setup.model import load_base
 from controlllm.train.setup.stages import Ready
 from controlllm.train.setup.ways.contract import BASE, Stage
 
@@ -28,30 +30,32 @@ def stages_own_text(
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
     stages: Sequence[Stage],
-    is_empty: bool,
 ) -> dict[str, list[Example]]:
     """Own text of the base by the name of the set; none where the run does not measure it.
 
     That of an earlier run `a` is called `a/own_text`, and is kept beside that run.
 
     Args:
-        model: the base, or a model that carries it.
+        model: the base, or a model that carries it. If it has no weights yet, as each process is to
+            read its own parts, the base is loaded whole for as long as it writes.
         tokenizer: its tokenizer.
         run: the run config.
         stages: the base and earlier runs, where the run goes on from one.
-        is_empty: whether the model has no weights yet, as each process is to read its own parts.
 
     Raises:
         ConfigError: what the run asks for cannot be written.
     """
     if not run.own_text.measured_in(run):
         return {}
-    if is_empty:
-        log.warning(
-            "Own text is not measured: each process reads its parts of the weights only, and no "
-            "model is there that could write. own_text.measure=true loads it whole first."
-        )
-        return {}
+    if is_without_weights(model):
+        if not run.own_text.measure:
+            log.warning(
+                "Own text is not measured: each process reads its parts of the weights only, and "
+                "no model is there that could write. own_text.measure=true lets the first process "
+                "load the whole base for as long as it writes, if it has the memory."
+            )
+            return {}
+        model = load_base(run)[0]
     own = own_text_folder(run)
     found: dict[str, list[Example]] = {}
     for stage in stages or (Stage(BASE),):

@@ -36,6 +36,7 @@ from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.setup.sizing import sequences_rehearsed
 from controlllm.train.setup.ways.contract import BASE, Stage
+from controlllm.train.setup.ways.earlier import lies_inside
 
 __all__ = ["rehearsal_source"]
 
@@ -172,12 +173,19 @@ def _prompts_of(stage: Stage, run: RunConfig) -> str | None:
     path = stage.folder / "config.yaml"
     section = (read_yaml(path) if path.is_file() else {}).get("rehearsal") or {}
     prompts = section.get("prompts") if isinstance(section, dict) else None
-    if prompts is None or Path(str(prompts)).is_file():
-        return None if prompts is None else str(prompts)
+    if prompts is None:
+        return None
+    if not Path(str(prompts)).is_file():
+        why = "is not there"
+    elif run.continue_trust or lies_inside(str(prompts), stage.folder):
+        return str(prompts)
+    else:
+        why = "lies outside of its folder (continue_trust=true takes it, if you know that run)"
     log.warning(
-        "rehearsal.prompts=%r of the stage %s is not there; it writes without prompts.",
+        "rehearsal.prompts=%r of the stage %s %s; it writes without prompts.",
         prompts,
         stage.name,
+        why,
     )
     return None
 

@@ -14,17 +14,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from controlllm.common.errors import ModelError
 from controlllm.common.facts import check_values
 from controlllm.common.registry import Registry
 from controlllm.common.settings import Rule
-from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
 
-__all__ = ["FORMS", "Form", "expanded", "make_form", "rules_of_forms"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+
+__all__ = ["FORMS", "OUTTYPE", "RANK", "Form", "expanded", "make_form", "rules_of_forms"]
+
+OUTTYPE, RANK = "auto", 64
+"""What the forms gguf and lora take where nothing is said; here, as their code imports torch."""
 
 
 @dataclass
@@ -50,9 +55,9 @@ class Form(ABC):
     @abstractmethod
     def write(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         folder: Path,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: "PreTrainedTokenizerBase | None",
         inplace: bool,
     ) -> None:
         """Write the model into an existing empty folder.
@@ -99,8 +104,10 @@ def _is_one_of(names: Collection[str]) -> Callable[[Any], bool]:
     return lambda options: options.form in names
 
 
-def expanded(model: PreTrainedModel, form: str) -> ControlLLMForCausalLM:
+def expanded(model: "PreTrainedModel", form: str) -> "ControlLLMForCausalLM":
     """The model, if it is expanded, and once (ModelError)."""
+    from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
+
     if not isinstance(model, ControlLLMForCausalLM):
         raise ModelError(
             f"form={form!r} needs an expanded model, and {type(model).__name__} is none; "

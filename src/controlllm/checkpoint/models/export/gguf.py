@@ -16,7 +16,7 @@ from controlllm.checkpoint.models.export.converter import (
     read_metadata,
     require_converter,
 )
-from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
+from controlllm.checkpoint.models.export.forms import FORMS, OUTTYPE, Form, expanded
 from controlllm.checkpoint.models.export.modelfile import modelfile
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.facts import setting
@@ -38,7 +38,7 @@ class Gguf(Form):
 
     tokenizer_beside: ClassVar[bool] = False
 
-    outtype: str = setting("auto", choices=OUTTYPES)
+    outtype: str = setting(OUTTYPE, choices=OUTTYPES)
     """Numbers in the file: auto = 16 bits, in the kind of the model."""
 
     def __post_init__(self) -> None:

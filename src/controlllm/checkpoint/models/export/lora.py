@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint.models.export.alphas import one_alpha, told_alphas
-from controlllm.checkpoint.models.export.forms import FORMS, Form, expanded
+from controlllm.checkpoint.models.export.forms import FORMS, RANK, Form, expanded
 from controlllm.checkpoint.training.saved import BASE_RECORD, KINDS
 from controlllm.common.errors import ConfigError, DataError, ModelError
 from controlllm.common.facts import setting
@@ -45,7 +45,7 @@ class Lora(Form):
 
     trained_only: ClassVar[bool] = True
 
-    rank: int = setting(64, at_least=1, at_most=2**16)
+    rank: int = setting(RANK, at_least=1, at_most=2**16)
     """Rank of each matrix; a full one loses nothing but what LoRA cannot hold."""
     texts: str | None = None
     """A text file; the KL to the trained model is measured on its first 512 tokens."""

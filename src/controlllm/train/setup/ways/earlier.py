@@ -16,7 +16,7 @@ from controlllm.checkpoint import (
     saved_apart,
 )
 from controlllm.common.errors import ConfigError
-from controlllm.common.registry import check_choice
+from controlllm.common.registry import check_choice, few
 from controlllm.common.storage.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.expansion import ExpansionConfig
@@ -29,7 +29,14 @@ from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS
 from controlllm.train.setup.ways.contract import BASE, Earlier, run_folder_of
 
-__all__ = ["earlier_data", "find_earlier", "same_rows", "settled_run", "stages_before"]
+__all__ = [
+    "earlier_data",
+    "find_earlier",
+    "lies_inside",
+    "same_rows",
+    "settled_run",
+    "stages_before",
+]
 
 
 def find_earlier(run: RunConfig) -> Earlier:
@@ -208,6 +215,13 @@ def _joined(
                 f"is no {place / 'config.yaml'} that says what {place.name} was trained on; name "
                 "that data under data.train yourself, and leave continue_from out."
             )
+        outside = [s.path for s in known.train if not lies_inside(s.path, place)]
+        if outside and not run.continue_trust:
+            raise ConfigError(
+                f"continue_by={run.continue_by} would train on files of this machine that "
+                f"{place / 'config.yaml'} names outside of its folder: {few(outside)}. If you know "
+                "them, and who made that run: continue_trust=true (--continue_trust true)."
+            )
         data = replace(
             data,
             train=_with(data.train, known.train, place.name),
@@ -215,6 +229,12 @@ def _joined(
             retain=_with(data.retain, known.retain, place.name),
         )
     return data
+
+
+def lies_inside(path: str, folder: Path) -> bool:
+    """Whether a path is one file in a folder, and no link leads out of it."""
+    file = Path(path).resolve()
+    return file.is_file() and file.is_relative_to(folder.resolve())
 
 
 def _with(own: list[SourceConfig], more: list[SourceConfig], stage: str) -> list[SourceConfig]:

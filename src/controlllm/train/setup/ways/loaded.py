@@ -11,7 +11,7 @@ from controlllm.checkpoint import find_parent, load_model, load_stage
 from controlllm.common.adapters import as_base
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion import collapse
-from controlllm.expansion.files.lineage import FOLD
+from controlllm.expansion.files.records import FOLD
 from controlllm.train.setup.copies import share_equal
 from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, key_of, run_folder_of
 
