@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from learn_and_forget import DOMAINS, about, write
+from learn_and_forget import DOMAINS, LESSON, about, write
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -292,10 +292,8 @@ def run_config(
                 "output_dir": str(folder_of(options, arm, domain, seed) / "run"),
                 "seed": seed,
                 "max_steps": options.steps,
-                "per_device_train_batch_size": 4,
                 "learning_rate": 3e-3,
-                "min_lr_rate": 0.1,
-                "warmup_steps": 20,
+                **LESSON,
                 "save_steps": 100,
                 "save_total_limit": 1,
                 **values.get("training", {}),

@@ -98,6 +98,10 @@ DOMAINS: dict[str, Callable[[Path, Path], dict[str, Path]]] = {
 }
 
 
+LESSON = {"per_device_train_batch_size": 4, "min_lr_rate": 0.1, "warmup_steps": 20}
+"""How a small base is taught, in these scripts: what does not depend on the method."""
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -121,10 +125,8 @@ def run_config(
         "resume_from_checkpoint": "never",
         "seed": seed,
         "max_steps": options.steps,
-        "per_device_train_batch_size": 4,
         "learning_rate": learning_rate,
-        "min_lr_rate": 0.1,
-        "warmup_steps": 20,
+        **LESSON,
         "eval_steps": 10**6,
         "save_steps": 10**6,
     }

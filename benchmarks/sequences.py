@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_and_forget import gsm8k, shakespeare, write
+from learn_and_forget import LESSON, gsm8k, shakespeare, write
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.checkpoint import load_model
@@ -92,10 +92,8 @@ def run_config(
             "output_dir": str(folder),
             "seed": seed,
             "max_steps": steps,
-            "per_device_train_batch_size": 4,
             "learning_rate": RATES.get(way, 3e-3),
-            "min_lr_rate": 0.1,
-            "warmup_steps": 20,
+            **LESSON,
             "eval_steps": 10**6,
             "save_steps": 100,
         },

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn_and_forget import about
+from learn_and_forget import LESSON, about
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from controlllm.checkpoint import LoadOptions, export, load_model, make_form
@@ -83,10 +83,8 @@ def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "resume_from_checkpoint": "never",
                 "seed": seed,
                 "max_steps": options.steps,
-                "per_device_train_batch_size": 4,
                 "learning_rate": 3e-3,
-                "min_lr_rate": 0.1,
-                "warmup_steps": 20,
+                **LESSON,
                 "save_steps": 10**6,
             },
             "logging": {"report_to": ["jsonl"]},
