@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Required, TypedDict
+from typing import Any
 
 import yaml
 
@@ -20,10 +20,10 @@ from controlllm.checkpoint.training.checkpoints import list_checkpoints
 from controlllm.checkpoint.training.manifest import STATE
 from controlllm.common.errors import CheckpointError, ConfigError, DataError
 from controlllm.common.storage.files import read_json
-from controlllm.common.storage.schema import OPEN, check_record
 from controlllm.common.text.secrets import redacted
 from controlllm.common.text.yamls import MAX_BYTES, parse_yaml
 from controlllm.evaluate.items.records import Evaluation
+from controlllm.evaluate.judging.curve import read_calibration
 
 __all__ = [
     "Run",
@@ -76,38 +76,6 @@ class Run:
     samples: dict[str, tuple[SampleText, ...]] = field(default_factory=dict)
     unread: int = 0
     config: str = ""
-
-
-class _Loss(TypedDict):
-    base_loss: float
-    loss: float
-
-
-_Alpha = float | dict[str, float | None] | None
-"""A setting; of several sidecars one for each name."""
-
-
-class _Point(TypedDict):
-    alpha: _Alpha
-    learn: dict[str, Annotated[_Loss, OPEN]]
-    retain: dict[str, Annotated[_Loss, OPEN]]
-    learn_loss: float
-    forgetting: float
-
-
-class _Certificate(TypedDict):
-    kl: float
-    upper: float | None
-    sequences: int
-    tokens: int
-
-
-class _Calibration(TypedDict, total=False):
-    dial: Required[str]
-    max_forgetting: Required[float]
-    chosen: Required[_Alpha]
-    points: Required[list[Annotated[_Point, OPEN]]]
-    certificates: dict[str, Annotated[_Certificate, OPEN]]
 
 
 def find_evaluations(folder: str | Path) -> tuple[Evaluation, ...]:
@@ -185,7 +153,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         evaluations=find_evaluations(folder),
         note=asked_in_training(folder),
         history=tuple(_history(folder)),
-        calibration=_calibration(folder),
+        calibration=read_calibration(folder),
         samples=samples,
         unread=unread,
         config=_config(folder),
@@ -252,14 +220,6 @@ def _history(folder: Path) -> Iterator[dict[str, float]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _calibration(folder: Path) -> dict[str, Any] | None:
-    for path in (folder / "calibrated" / "calibration.json", folder / "calibration.json"):
-        if path.is_file():
-            found = check_record(read_json(path), Annotated[_Calibration, OPEN], path)
-            return dict(found)
-    return None
 
 
 def _config(folder: Path) -> str:
