@@ -16,9 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from benchmarks.study.trial import Trial as Base
 from torch import Tensor
 
-from benchmarks.study.trial import Trial as Base
 from controlllm.data import model_inputs
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.expansion import ControlLLMForCausalLM

@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.study.trial import Trial as Base
+
 from controlllm.data import TokenStore
 from controlllm.evaluate import OwnTextConfig, Writer, write_own_text
 from controlllm.train import RunConfig

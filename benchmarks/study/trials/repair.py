@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.study.trial import Trial as Base
+
 from controlllm.data import TokenStore
 from controlllm.evaluate import Writer
 from controlllm.evaluate.own_text import SamplingPlan, read_prompts, sample_sequences
