@@ -68,7 +68,6 @@ def test_copies_of_the_mlp_are_what_they_say(pico_llama: Make) -> None:
     parts = ["mlp", "mlp", "mlp", "post_attention", "logit"] * 2
     assert all(part in name for name, part in zip(of_blocks, parts, strict=True))
     block, x = model.blocks[2], torch.randn(1, 5, 32)
-    model.set_alpha(1)
     angles = model.get_decoder().rotary_emb(x, torch.arange(5)[None])
     frozen, own = block.pretrained, block.expanded
     with torch.no_grad():
@@ -77,7 +76,10 @@ def test_copies_of_the_mlp_are_what_they_say(pico_llama: Make) -> None:
         model.set_alpha(0.5)
         got = block(x, position_embeddings=angles)
         base = frozen(x, position_embeddings=angles)
+        model.set_alpha(1)
+        alone = block(x, position_embeddings=angles)
     torch.testing.assert_close(got, (base + want) / 2)
+    torch.testing.assert_close(alone, want)
 
 
 def test_copies_of_the_mlp_write_nothing_into_the_cache(pico_llama: Make) -> None:

@@ -14,9 +14,9 @@ from benchmarks.study import trial
 from torch import nn
 
 from controlllm.expansion.method.attention_maps import attention_module
-from controlllm.expansion.method.block import ExpandedBlock
+from controlllm.expansion.method.block import ConcatBlock
 from controlllm.expansion.method.relaxed_norm import norms_of
-from controlllm.expansion.surgery import install, parts
+from controlllm.expansion.surgery import parts
 from controlllm.expansion.surgery.anatomy import module_name
 
 __all__ = ["Trial"]
@@ -28,11 +28,28 @@ class Trial(trial.Trial):
     @contextmanager
     def training(self) -> Iterator[None]:
         """Inside, also what is loaded has such copies."""
-        install.make_block = make_block
+        parts.ConcatBlock = MlpBlock
         try:
             yield
         finally:
-            install.make_block = parts.make_block
+            parts.ConcatBlock = ConcatBlock
+
+
+class MlpBlock(ConcatBlock):
+    """A block whose copy has an MLP and the norm before it, and nothing else of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        attention = module_name(self.expanded, attention_module(self.expanded))
+        norm = module_name(self.expanded, norms_of(self.expanded)[0])
+        shared = SharedAttention(self.pretrained.get_submodule(attention))
+        setattr(self.expanded, attention, shared)
+        setattr(self.expanded, norm, nn.Identity())  # What it gives is no longer read.
+
+    @property
+    def copy_alone(self) -> bool:
+        """Never: the copy needs what the frozen attention gives."""
+        return False
 
 
 class SharedAttention(nn.Module):
@@ -51,14 +68,3 @@ class SharedAttention(nn.Module):
         """The frozen attention's output, whatever is asked."""
         given, self.given = self.given, None
         return given
-
-
-def make_block(*args: Any, **kwargs: Any) -> ExpandedBlock:
-    """An expanded block whose copy has an MLP and a norm of its own, and nothing else."""
-    block = parts.make_block(*args, **kwargs)
-    own = block.expanded
-    attention = module_name(own, attention_module(own))
-    norm = module_name(own, norms_of(own)[0])
-    setattr(own, attention, SharedAttention(block.pretrained.get_submodule(attention)))
-    setattr(own, norm, nn.Identity())  # What it gives, the attention no longer reads.
-    return block
