@@ -5,12 +5,12 @@ import torch
 
 from controlllm.common.losses import (
     cross_entropy_sum,
-    dft_sum,
     kl_sum,
     masked_sum,
     next_token_kl,
     target_mask,
     token_mask,
+    weighted_cross_entropy_sum,
 )
 
 THIRD, LN = math.log(1 / 3), math.log
@@ -98,15 +98,33 @@ def test_masked_sum_never_sees_what_is_masked():
     assert (total.item(), count.item()) == (3.0, 2)
 
 
-def test_dft_weights_each_gradient_by_the_probability_of_its_token():
-    """The weight is a constant: the gradient is p(y) times that of the cross-entropy."""
-    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    labels = torch.tensor([[1, 2, -100, 3, 4], [-100, -100, 5, 6, 0]])
-    dft_sum(logits, labels).backward()
-    ours, logits.grad = logits.grad, None
-    cross_entropy_sum(logits, labels)[0].backward()
-    p = logits.detach()[:, :-1].softmax(-1)
-    weights = p.gather(-1, labels[:, 1:].clamp(min=0).unsqueeze(-1))
-    torch.testing.assert_close(ours[:, :-1], weights * logits.grad[:, :-1])
-    assert ours.abs().sum() > 0.1
-    assert not ours[labels.roll(-1, 1) == -100].any()
+def test_a_weighted_sum_by_hand():
+    seen = []
+
+    def weigh(logits, targets):
+        seen.append((logits.requires_grad, logits.dtype, targets.tolist()))
+        return torch.tensor([2.0, 0.0])
+
+    logits = LOGITS.bfloat16().requires_grad_()
+    total = weighted_cross_entropy_sum(logits, torch.tensor([[0, 0, -100, 2]]), weigh)
+    assert total.item() == pytest.approx(-2 * LN(0.5), rel=1e-2)
+    total.backward()
+    assert seen == [(True, torch.float32, [0, 2])]
+    gradient = logits.grad[0].float()
+    assert gradient[0].tolist() == pytest.approx([2 * (0.5 - 1), 0.5, 0.5], abs=1e-2)
+    assert not gradient[1:].any()
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2,), ()])
+def test_weights_of_another_shape_are_refused(shape):
+    with pytest.raises(RuntimeError):
+        weighted_cross_entropy_sum(LOGITS, LABELS, lambda logits, targets: torch.ones(shape))
+
+
+def test_nothing_to_weigh_is_a_sum_of_zero_with_a_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    nothing = torch.full((1, 4), -100)
+    total = weighted_cross_entropy_sum(logits, nothing, lambda logits, targets: logits.sum(-1))
+    total.backward()
+    assert total.item() == 0.0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))

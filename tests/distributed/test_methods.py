@@ -22,9 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "oft": {"method": "lora", "peft": {"type": "oft", "block_size": 8}},
     "freeze": {"method": "freeze", "freeze": {"also_train": ["norm"]}},
     "kl": {"method": "kl", "kl": {"weight": 1.0}},
+    "eaft": {"method": "full", "training": {"loss_type": "eaft"}},
     "on top": {"peft": {"type": "lora", "r": 4}},
 }
-WAYS = {"ddp": ("lora", "kl"), "fsdp": tuple(METHODS)}
+WAYS = {"ddp": ("lora", "kl", "eaft"), "fsdp": tuple(METHODS)}
 
 
 @pytest.fixture(scope="module")

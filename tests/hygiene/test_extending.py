@@ -1,6 +1,7 @@
 """The pages of docs/extending run as they stand (those of data do in tests/data)."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from controlllm.common.registry import Registry
 from controlllm.evaluate.texts import EXTRACTORS, METRICS
 from controlllm.expansion import DIVERGENCES, INTERPOLATORS
 from controlllm.probe import PROBES
-from controlllm.train import LOGGERS, SCHEDULES, RunConfig, train
+from controlllm.train import LOGGERS, LOSS_TYPES, SCHEDULES, RunConfig, train
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 REGISTRIES: list[Registry[Any]] = [
@@ -27,6 +28,7 @@ REGISTRIES: list[Registry[Any]] = [
     FORMS,
     INTERPOLATORS,
     LOGGERS,
+    LOSS_TYPES,
     METRICS,
     PROBES,
     SCHEDULES,
@@ -126,6 +128,16 @@ def test_schedule(run_page, history, capsys):
     assert shares == pytest.approx(expected)
     said = (Path(__file__).parents[2] / "docs/extending/schedule.md").read_text()
     assert f"# {capsys.readouterr().out.splitlines()[-1]}" in said
+
+
+def test_loss(run_page, history):
+    """The first step is of an untrained model: nothing is known, and little is left out."""
+    set_in_run_file("training", "loss_type", "focal")
+    focal = run_page("loss")["focal"]
+    first = next(row for row in history() if "train/loss" in row)
+    assert 0.9 * math.log(259) < first["train/cross_entropy"] < 1.1 * math.log(259)
+    logits = torch.tensor([[0.25, 0.75], [1.0, 0.0]]).log()
+    assert focal(logits, torch.tensor([0, 0])).tolist() == pytest.approx([0.75**2, 0.0])
 
 
 def test_metric(run_page, history, capsys):

@@ -195,7 +195,8 @@ def test_the_kl_holds_the_model_to_its_base(run_config: Any, loaded: Any, tmp_pa
 @pytest.mark.parametrize("dft", [False, True])
 def test_the_loss_of_kl_worked_out_by_hand(run_config: Any, loaded: Any, dft: bool) -> None:
     """ASFT: mean of p(y) CE(y) + weight * KL(base || model) over the targets."""
-    run = run_config(method="kl", kl={"weight": 0.3, "dft": dft}, data={"packing": False})
+    training = {"loss_type": "dft" if dft else "ce"}
+    run = run_config(method="kl", kl={"weight": 0.3}, training=training, data={"packing": False})
     ready = set_up(run, loaded())
     base = loaded()[0]
     with torch.no_grad():

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, V vocabulary. Labels are Hugging Face style: as long 
 unshifted, -100 where a token is no target; the shift by one happens here and nowhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ __all__ = [
     "IGNORE_INDEX",
     "cross_entropy_rows",
     "cross_entropy_sum",
-    "dft_sum",
     "hits_sum",
     "kl_sum",
     "masked_sum",
     "next_token_kl",
     "target_mask",
     "token_mask",
+    "weighted_cross_entropy_sum",
 ]
 
 IGNORE_INDEX = -100
@@ -67,16 +67,20 @@ def _next_tokens(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]
     return logits, labels_BT[:, 1:].flatten().to(logits.device)
 
 
-def dft_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Sum of next-token cross-entropies, each times the probability that the model gives the token.
+def weighted_cross_entropy_sum(
+    logits_BTV: Tensor, labels_BT: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Sum of next-token cross-entropies in nats, each times a weight that has no gradient.
 
-    The factor has no gradient: tokens that the model finds unlikely pull less (dynamic fine-tuning,
-    arXiv 2508.05629).
+    `weigh(logits_NV, targets_N) -> weights_N` gets what predicts a target, in float32.
     """
-    logits, labels = _next_tokens(logits_BTV, labels_BT)
-    # What is no target gives 0.
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return (losses * losses.detach().neg().exp()).sum()
+    labels = labels_BT.to(logits_BTV.device)
+    mask = target_mask(labels)
+    logits, targets = logits_BTV[mask].float(), labels.roll(-1, dims=1)[mask]
+    with torch.no_grad():
+        weights = weigh(logits, targets)
+    # Unlike a product, which would take weights of other shapes for something.
+    return torch.dot(weights.float(), F.cross_entropy(logits, targets, reduction="none"))
 
 
 def kl_sum(reference_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,10 +55,12 @@ if TYPE_CHECKING:
     from controlllm.train.record.loggers import LOGGERS
     from controlllm.train.record.recorder import TrainResult
     from controlllm.train.run import train
+    from controlllm.train.step.loss_types import LOSS_TYPES
     from controlllm.train.step.schedules import SCHEDULES
 
 __all__ = [
     "LOGGERS",
+    "LOSS_TYPES",
     "SCHEDULES",
     "Best",
     "Callback",

@@ -15,7 +15,7 @@ from controlllm.common.packages.quantizers import QUANTIZERS, is_shared_by
 from controlllm.common.registry import Registry
 from controlllm.train.config.methods import METHODS
 from controlllm.train.config.optimizers import OPTIMIZERS
-from controlllm.train.config.registries import OWN_BACKENDS
+from controlllm.train.config.registries import LOSS_TYPES, OWN_BACKENDS
 from controlllm.train.config.strategies import STRATEGIES
 
 __all__ = ["REFUSED", "WAYS", "Refused", "Setting", "check_quantised", "check_support"]
@@ -92,6 +92,9 @@ _WRITES = Setting("evaluation.generation.enabled", name="evaluation.generation.s
 _FUSED = Setting(
     "training.fuses_loss", name="training.liger_kernel_config.fused_linear_cross_entropy"
 )
+_WEIGHTED = Setting(
+    "training.loss_type", lambda: [name for name in LOSS_TYPES.names() if name != "ce"]
+)
 
 _NO_PLAN = "the model's plan does not say how the matrices of adapters are cut"
 _BY_ROWS = "tensor parallelism cuts matrices by columns, and codes with scales are cut by rows only"
@@ -149,6 +152,7 @@ REFUSED = (
     ),
     Refused(_CHUNKED, _ASKS_BASE, _ALL_LOGITS, "leave it out"),
     Refused(_FUSED, _ASKS_BASE, _ALL_LOGITS, _UNFUSED),
+    Refused(_FUSED, _WEIGHTED, "the kernel sums cross-entropies without weights", _UNFUSED),
     Refused(
         _FUSED, _BY_ZERO3, "Liger's fused loss needs the head whole, which ZeRO-3 cuts", _UNFUSED
     ),

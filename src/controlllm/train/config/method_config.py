@@ -65,10 +65,8 @@ class KLConfig:
     """The pull to the base on the training tokens (method `kl`)."""
 
     weight: float = 0.1
-    """Weight of KL(base || model), a mean over the tokens that have a cross-entropy."""
-    dft: bool = False
-    """Weight each token's cross-entropy by the probability that the model gives it (DFT, without
-    gradient): with it the loss is that of ASFT."""
+    """Weight of KL(base || model), a mean over the tokens that have a cross-entropy; beside
+    training.loss_type=dft the loss is that of ASFT."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""

@@ -9,7 +9,7 @@ from controlllm.common.facts import Read, check_values, setting
 from controlllm.common.settings import LARGEST, LARGEST_SEED, LONGEST_SECONDS, TINY, check_range
 from controlllm.common.storage.remote import is_remote
 from controlllm.train.config.optimizers import OPTIMIZERS
-from controlllm.train.config.registries import BACKENDS, OWN_SCHEDULES, SCHEDULES
+from controlllm.train.config.registries import BACKENDS, LOSS_TYPES, OWN_SCHEDULES, SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,9 @@ class TrainingConfig:
     """Rows of an optimizer step over all processes and micro-batches, instead of
     gradient_accumulation_steps: it stays the same on any number of processes."""
 
+    loss_type: str = setting("ce", choices=LOSS_TYPES.names)
+    """What is learned of each target: ce (its cross-entropy), dft (times the probability that the
+    model gives it), eaft (times how uncertain the model is), or a registered name."""
     optim: str = setting("adamw", choices=OPTIMIZERS.names)
     """adamw, or with moments in few bits (by torchao): adamw_8bit, adamw_4bit, adamw_fp8."""
     learning_rate: float = 5e-5

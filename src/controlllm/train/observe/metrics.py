@@ -3,7 +3,8 @@
 | name | what |
 |---|---|
 | `train/loss` | what was trained on: the sum of the next four |
-| `train/cross_entropy`, `train/divergence`, `train/rehearsal` | as they enter the loss |
+| `train/cross_entropy`, `train/divergence`, `train/rehearsal` | as they enter the loss, the |
+| | first weighted by `training.loss_type` |
 | `train/anchor` | method `kl`: KL(base ‖ model) on what is learned, times its weight |
 | `train/divergence/layer_{l}` | unweighted, per token |
 | `train/alpha/layer_{l}` | mean alpha, at the nominal setting |

@@ -21,6 +21,7 @@ from controlllm.train.setup.sizing import count_steps, warn_of_short_data
 from controlllm.train.setup.stages import Base, Prepared, Ready, Sharded, fields_of
 from controlllm.train.setup.ways.contract import BASE
 from controlllm.train.step.alpha import AlphaSampler
+from controlllm.train.step.loss_types import LOSS_TYPES
 from controlllm.train.step.losses import StepLoss
 from controlllm.train.step.optim import make_optimizer, make_scheduler
 
@@ -79,6 +80,7 @@ def make_ready(sharded: Sharded) -> Ready:
             training.loss_chunk_size,
             run.kl if METHODS.get(run.method).asks_base else None,
             training.fuses_loss,
+            LOSS_TYPES.get(training.loss_type),
         ),
         meter=ForgettingMeter(
             model,

@@ -12,6 +12,7 @@ thousands of losses to the type of its input, which in bfloat16 leaves two digit
 Shapes: B batch, T tokens, D hidden width, V vocabulary, N positions with a target.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from transformers import PreTrainedModel
 from controlllm.common.errors import ModelError
 from controlllm.common.losses import target_mask
 from controlllm.evaluate import evaluating
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, V) in float32, targets (N,)) -> what each cross-entropy is multiplied by."""
 
 __all__ = ["check_head", "chunked_cross_entropy_sum", "head_inputs", "hidden_states_of"]
 
@@ -49,13 +53,19 @@ def hidden_states_of(
 
 
 def chunked_cross_entropy_sum(
-    hidden_BTD: Tensor, model: PreTrainedModel, labels_BT: Tensor, chunk: int
+    hidden_BTD: Tensor,
+    model: PreTrainedModel,
+    labels_BT: Tensor,
+    chunk: int,
+    weigh: Weigh | None = None,
 ) -> Tensor:
     """Sum of next-token cross-entropy in nats, as `common.losses.cross_entropy_sum` of the logits.
 
-    Labels are unshifted, -100 = no target; `chunk` positions have their logits at a time.
+    Labels are unshifted, -100 = no target; `chunk` positions have their logits at a time. With
+    `weigh` it is the sum of `common.losses.weighted_cross_entropy_sum`.
     """
-    total: Tensor = _ChunkedCrossEntropy.apply(*head_inputs(hidden_BTD, model, labels_BT), chunk)
+    inputs = head_inputs(hidden_BTD, model, labels_BT)
+    total: Tensor = _ChunkedCrossEntropy.apply(*inputs, chunk, weigh)
     return total
 
 
@@ -88,6 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         chunk: int,
+        weigh: Weigh | None,
     ) -> Tensor:
         into_hidden, into_weight, into_bias, *_ = ctx.needs_input_grad
         total = hidden_ND.new_zeros((), dtype=torch.float32)
@@ -97,7 +108,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden_ND[part], weight_VD, bias_V).float()
-            total += _replace_by_slopes(logits, targets_N[part, None])
+            weights = None if weigh is None else weigh(logits, targets_N[part])
+            total += _replace_by_slopes(logits, targets_N[part, None], weights)
             slope_NV = logits.to(hidden_ND.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = slope_NV @ weight_VD
@@ -117,13 +129,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         # In place: a copy would be as large as the head. So it goes backward once only.
         grads, ctx.grads = ctx.grads, None
-        return *(None if each is None else each.mul_(grad) for each in grads), None, None
+        return *(None if each is None else each.mul_(grad) for each in grads), None, None, None
 
 
-def _replace_by_slopes(logits_NV: Tensor, targets_N1: Tensor) -> Tensor:
+def _replace_by_slopes(
+    logits_NV: Tensor, targets_N1: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
     """The sum of the losses; in the place of the logits comes d loss / d logits.
 
-    That is softmax minus one-hot. As large as the logits is nothing else.
+    That is softmax minus one-hot, times a weight. As large as the logits is nothing else.
     """
     logits_NV -= logits_NV.amax(-1, keepdim=True)
     losses_N1 = -logits_NV.gather(1, targets_N1)
@@ -131,6 +145,9 @@ def _replace_by_slopes(logits_NV: Tensor, targets_N1: Tensor) -> Tensor:
     losses_N1 += sums_N1.log()
     logits_NV /= sums_N1
     logits_NV.scatter_add_(1, targets_N1, -torch.ones_like(losses_N1))
+    if weights_N is not None:
+        losses_N1 *= weights_N[:, None]
+        logits_NV *= weights_N[:, None]
     return losses_N1.sum()
 
 

@@ -10,10 +10,13 @@ processes, nor how rows are cut into batches changes anything.
 
 | term | which positions |
 |---|---|
-| cross-entropy | that predict a target of a training or replay row (under `ce`: any row) |
+| cross-entropy | that predict a target of a training or replay row (rehearsal loss `ce`: any row) |
 | divergence | all real tokens, or those that predict a target (`expansion.divergence_tokens`) |
 | rehearsal | that predict a token of a rehearsed row, under `kl`: KL(base ‖ model) |
 | anchor (method `kl`) | those of the cross-entropy: KL(base ‖ model) |
+
+A type of loss (`loss_types`) multiplies each cross-entropy by a weight; the count stays that of the
+targets, so that tokens of little weight pull less, and others no more.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -31,10 +34,10 @@ from transformers import PreTrainedModel
 from controlllm.common.losses import (
     IGNORE_INDEX,
     cross_entropy_sum,
-    dft_sum,
     kl_sum,
     target_mask,
     token_mask,
+    weighted_cross_entropy_sum,
 )
 from controlllm.data import REHEARSAL, model_inputs
 from controlllm.evaluate import Reference
@@ -42,7 +45,7 @@ from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.train.config.method_config import KLConfig
 from controlllm.train.parallel import World
-from controlllm.train.step.head import chunked_cross_entropy_sum, hidden_states_of
+from controlllm.train.step.head import Weigh, chunked_cross_entropy_sum, hidden_states_of
 from controlllm.train.step.liger import fused_cross_entropy_sum
 from controlllm.train.step.rows import rows_of_origin
 
@@ -116,7 +119,8 @@ class StepLoss:
         chunk: positions whose logits exist at a time; None = all.
         anchor: the pull to the base on the tokens that are learned; None = none. Not with `chunk`,
             nor `fused`.
-        fused: head and cross-entropy are one kernel of Liger.
+        fused: head and cross-entropy are one kernel of Liger. Not with `weigh`.
+        weigh: the weights of the cross-entropies (`loss_types`); None = all are 1.
     """
 
     def __init__(
@@ -127,9 +131,10 @@ class StepLoss:
         chunk: int | None = None,
         anchor: KLConfig | None = None,
         fused: bool = False,
+        weigh: Weigh | None = None,
     ) -> None:
         self.model, self.reference, self.rehearsal_weight = model, reference, rehearsal_weight
-        self.chunk, self.anchor, self.fused = chunk, anchor, fused
+        self.chunk, self.anchor, self.fused, self.weigh = chunk, anchor, fused, weigh
         self.caller: nn.Module = model
         """What is called instead of the model: an engine that wraps it, say."""
 
@@ -218,14 +223,14 @@ class StepLoss:
     def _cross_entropy(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         labels_BT = self._task_labels(batch)
         model = cast(PreTrainedModel, self.model)
-        if self.anchor is not None and self.anchor.dft:
-            total = dft_sum(output, labels_BT)
-        elif self.fused:
+        if self.fused:
             total = fused_cross_entropy_sum(output, model, labels_BT)
-        elif self.chunk is None:
-            total, _ = cross_entropy_sum(output, labels_BT)
+        elif self.chunk is not None:
+            total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk, self.weigh)
+        elif self.weigh is not None:
+            total = weighted_cross_entropy_sum(output, labels_BT, self.weigh)
         else:
-            total = chunked_cross_entropy_sum(output, model, labels_BT, self.chunk)
+            total, _ = cross_entropy_sum(output, labels_BT)
         return total / max(counts.targets, 1)
 
     def _base_logits(self, batch: Mapping[str, Any]) -> Tensor:
