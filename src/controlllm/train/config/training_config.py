@@ -96,8 +96,7 @@ class TrainingConfig:
     gradient_accumulation_steps: it stays the same on any number of processes."""
 
     loss_type: str = setting("ce", choices=LOSS_TYPES.names)
-    """What is learned of a target: ce (cross-entropy), dft (times its probability), eaft (times how
-    unsure the model is), or a registered name."""
+    """ce (cross-entropy), dft, eaft (weighted: docs/training-options.md), or a registered name."""
     optim: str = setting("adamw", choices=OPTIMIZERS.names)
     """adamw, or with moments in few bits (by torchao): adamw_8bit, adamw_4bit, adamw_fp8."""
     learning_rate: float = 5e-5
