@@ -74,11 +74,11 @@ class Trial(trial.Trial):
             loss.pull, loss.tokens, loss.by = self.weight, self.tokens, self.by
             return loss
 
-        ready.StepLoss = make  # type: ignore[misc, assignment]
+        ready.StepLoss = make
         try:
             yield
         finally:
-            ready.StepLoss = StepLoss  # type: ignore[misc]
+            ready.StepLoss = StepLoss
 
 
 class AnchoredLoss(StepLoss):
@@ -133,4 +133,4 @@ def chosen(batch: Mapping[str, Any], tokens: str) -> Tensor:
 def unsureness(logits_BTV: Tensor) -> Tensor:
     """The weights of the loss `eaft` (B, T)."""
     weigh: Any = LOSS_TYPES.get("eaft")
-    return weigh(logits_BTV.flatten(0, 1).float(), None).view(logits_BTV.shape[:2])  # type: ignore[no-any-return]
+    return weigh(logits_BTV.flatten(0, 1).float(), None).view(logits_BTV.shape[:2])

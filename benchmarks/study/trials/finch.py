@@ -46,11 +46,11 @@ class Trial(trial.Trial):
                 group["lr"] *= share  # The schedule sets it anew after the step.
             return report
 
-        NativeLoop.accumulate = accumulate  # type: ignore[method-assign]
+        NativeLoop.accumulate = accumulate
         try:
             yield
         finally:
-            NativeLoop.accumulate = plain  # type: ignore[method-assign]
+            NativeLoop.accumulate = plain
 
 
 def factors(most: float) -> Iterator[float]:
