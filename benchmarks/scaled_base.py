@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from controlllm.common.errors import ConfigError
@@ -24,12 +25,11 @@ def with_larger_stream(model: LlamaForCausalLM, scale: float) -> GraniteForCausa
     """A new model with the function and the weights of a Llama, its residual stream scaled.
 
     Raises:
-        ConfigError: the model is no Llama, or has biases or other things that a Granite lacks.
+        ConfigError: the model is no Llama, or its heads are of a width that a Granite's are not.
     """
     config = model.config
-    if config.model_type != "llama" or config.head_dim * config.num_attention_heads != (
-        config.hidden_size
-    ):
+    head = config.hidden_size // (config.num_attention_heads or 1)
+    if config.model_type != "llama" or config.head_dim != head:
         raise ConfigError(f"{config.model_type} cannot be written as a Granite; take a Llama.")
     same = config.to_dict()
     for name in ("model_type", "architectures", "head_dim", "pretraining_tp"):
@@ -39,13 +39,15 @@ def with_larger_stream(model: LlamaForCausalLM, scale: float) -> GraniteForCausa
             **same | {"rms_norm_eps": config.rms_norm_eps * scale**2},
             embedding_multiplier=scale,
             residual_multiplier=scale,
-            attention_multiplier=config.head_dim**-0.5,
+            attention_multiplier=head**-0.5,
             logits_scaling=1.0,
         )
     )
     twin.load_state_dict(model.state_dict())
     twin.tie_weights()
-    return twin.to(model.dtype).eval()
+    module: torch.nn.Module = twin
+    module.to(model.dtype)
+    return twin.eval()
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ A power of 2, so that float32 rounds alike.
 
 import pytest
 import torch
+import transformers
 from benchmarks.scaled_base import with_larger_stream
 from tests.laws.architectures import make_base
 from tests.laws.models import batch, logits
@@ -16,11 +17,11 @@ from controlllm.common.errors import ConfigError
 SCALE = 16.0
 
 
-def trained(base, steps=3, **settings):
+def trained(base, steps=3, lr=0.01, **settings):
     """An expanded base after a few steps; the losses, and the divergences of the last step."""
     model = expand(base, **{"num_blocks": 2} | settings).train()
     parts = [p for p in model.parameters() if p.requires_grad]
-    optimizer, losses = torch.optim.AdamW(parts, lr=0.01), []
+    optimizer, losses = torch.optim.AdamW(parts, lr=lr), []
     for _ in range(steps):
         loss = model(**batch()).loss
         loss.backward()
@@ -61,3 +62,14 @@ def test_mse_is_in_units_of_the_stream(divergence):
 def test_another_kind_of_model_is_refused():
     with pytest.raises(ConfigError, match="gpt2 cannot be written as a Granite"):
         with_larger_stream(make_base("gpt2"), SCALE)
+
+
+@pytest.mark.parametrize("divergence", ["nmse", "cosine"])
+def test_real_weights_train_alike(stories260k, divergence):
+    """A trained model, in the classes of two families."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(stories260k, dtype="float32")
+    twin = with_larger_stream(base, SCALE)
+    assert torch.equal(logits(twin), logits(base))
+    losses, distances, after = trained(base, divergence=divergence, lr=1e-3)
+    assert trained(twin, divergence=divergence, lr=1e-3)[:2] == (losses, distances)
+    assert min(distances.values()) > 0 and after.isfinite().all()
