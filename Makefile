@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 quick test test-all test-gguf: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup checks format quick test test-all test-vllm test-gguf demo docs clean
+.PHONY: help setup checks format quick test test-all test-vllm test-gguf demo docs dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -81,6 +81,9 @@ demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a smal
 
 docs: $(VENV)/.dev ## API reference from the docstrings, in build/docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs controlllm
+
+dist: $(VENV)/.dev ## Wheel and source archive, in dist
+	$(BIN)/python -m build --no-isolation
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist $(OUT) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

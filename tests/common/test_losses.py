@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from controlllm.common.losses import (
+    IGNORE_INDEX,
     cross_entropy_sum,
     kl_sum,
+    log_probs_kl,
     masked_sum,
     next_token_kl,
+    nll_sum,
+    target_log_probs,
     target_mask,
     token_mask,
     weighted_cross_entropy_sum,
@@ -81,6 +85,22 @@ def test_kl_per_token_by_hand():
     for logits in (other.log(), grown):
         kl = next_token_kl(LOGITS, logits)[0].tolist()
         assert kl == pytest.approx([0.5 * LN(2) - 0.25 * LN(2), 0, 0, 0], abs=1e-6)
+
+
+def test_log_probabilities_at_targets_give_the_same_loss_and_kl():
+    generator = torch.Generator().manual_seed(0)
+    base, model = (torch.randn(3, 5, 7, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 7, (3, 5), generator=generator)
+    labels[0, :3] = labels[2] = IGNORE_INDEX
+    (base_NV, targets), (model_NV, _) = (target_log_probs(x, labels) for x in (base, model))
+    loss, count = cross_entropy_sum(model, labels)
+    assert targets.tolist() == [*labels[0, 3:].tolist(), *labels[1, 1:].tolist()]
+    assert len(targets) == count
+    torch.testing.assert_close(nll_sum(model_NV, targets), loss)
+    kl = log_probs_kl(base_NV, model_NV).sum()
+    torch.testing.assert_close(kl, kl_sum(base, model, labels)[0])
+    nothing, targets = target_log_probs(model, torch.full_like(labels, IGNORE_INDEX))
+    assert nothing.shape == (0, 7) and nll_sum(nothing, targets) == 0
 
 
 def test_token_mask_takes_real_tokens_or_targets():

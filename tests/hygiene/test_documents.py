@@ -54,6 +54,13 @@ def test_make_targets_exist():
     assert wrong == []
 
 
+def test_no_page_installs_by_a_name_that_is_not_published():
+    """An extra of what is installed is found without the index: `pip install 'controlllm[x]'`."""
+    by_name = re.compile(r"pip install [^`#\n]*(?<![./\w])controlllm(?![\[\w-])")
+    texts = {path: path.read_text() for path in [*DOCUMENTS, *(ROOT / "src").rglob("*.py")]}
+    assert [path for path, text in texts.items() if by_name.search(text)] == []
+
+
 def commands() -> dict[str, list[list[str]]]:
     """The words of every `controlllm ...` line of the guides' shell blocks, by verb."""
     found = defaultdict[str, list[list[str]]](list)

@@ -17,8 +17,11 @@ __all__ = [
     "cross_entropy_sum",
     "hits_sum",
     "kl_sum",
+    "log_probs_kl",
     "masked_sum",
     "next_token_kl",
+    "nll_sum",
+    "target_log_probs",
     "target_mask",
     "token_mask",
     "weighted_cross_entropy_sum",
@@ -98,10 +101,31 @@ def next_token_kl(reference_BTV: Tensor, logits_BTV: Tensor) -> Tensor:
 
     The reference may have fewer columns than the model, as in `kl_sum`.
     """
-    reference = F.log_softmax(reference_BTV.float(), dim=-1)
-    model = F.log_softmax(logits_BTV.float(), dim=-1)[..., : reference.shape[-1]]
+    reference_BTV = F.log_softmax(reference_BTV.float(), dim=-1)
+    return log_probs_kl(reference_BTV, F.log_softmax(logits_BTV.float(), dim=-1))
+
+
+def log_probs_kl(reference: Tensor, model: Tensor) -> Tensor:
+    """`next_token_kl` of log-probabilities (..., V), for who has them: KL in nats (...)."""
+    model = model[..., : reference.shape[-1]]
     # Where the reference has probability 0 (log = -inf) the term is 0, not nan.
     return torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - model)).sum(-1)
+
+
+def target_log_probs(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What is predicted where the next token is a target, for who measures several things on it.
+
+    Returns:
+        (log-probabilities (N, V) in float32, the targets (N,)).
+    """
+    mask_BT = target_mask(labels_BT)
+    targets = labels_BT[:, 1:][mask_BT[:, :-1]].to(logits_BTV.device)
+    return F.log_softmax(logits_BTV[mask_BT.to(logits_BTV.device)].float(), dim=-1), targets
+
+
+def nll_sum(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """The sum of `cross_entropy_sum`, from what `target_log_probs` gives."""
+    return F.nll_loss(log_probs_NV, targets_N, reduction="sum")
 
 
 def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:

@@ -19,15 +19,15 @@ class DemoConfig:
     output_dir: str = "demo-output"
     """Folder for everything the demo writes; absent, empty, or of an earlier demo."""
 
-    max_steps: int = setting(200, at_least=1)
+    max_steps: int = setting(150, at_least=1)
     """Optimizer steps of each method; the learning rates were chosen for 200."""
 
     max_forgetting: float = setting(0.05)
     """Budget of forgetting for the calibrated models, in nats per token."""
 
     eval_passages: int = setting(32, at_least=1)
-    """Held-out passages of each domain that every model is measured on; settings of dials are
-    chosen on half as many others, and on as many sequences that the base wrote."""
+    """Held-out passages of each domain that every model is measured on. Dials are chosen on others:
+    a quarter as many of the new domain, and half as many of the old one, or that the base wrote."""
 
     seed: int = setting(0, at_most=LARGEST_SEED)
     """Seed of the data order, of what the base writes for rehearsal, and of alpha sampling."""

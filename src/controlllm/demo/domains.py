@@ -63,12 +63,14 @@ class Choosing:
 def write_data(folder: Path, config: DemoConfig) -> None:
     """Write `code-train.jsonl` and, held out of both domains, what is reported and what chooses."""
     _write(folder / f"{NEW}-train.jsonl", passages("code", "train"))
-    for domain in (NEW, OLD):
+    # Learning is the larger number: a smaller sample tells which setting learns more.
+    for domain, share in ((NEW, 4), (OLD, 2)):
         texts = passages(domain, "held_out")
         reported = _spread(texts, config.eval_passages)
         others = [text for text in texts if text not in reported]
         _write(folder / f"{domain}.jsonl", reported)
-        _write(folder / f"{domain}-{CHOOSES}.jsonl", _spread(others, -(-config.eval_passages // 2)))
+        chooses = _spread(others, -(-config.eval_passages // share))
+        _write(folder / f"{domain}-{CHOOSES}.jsonl", chooses)
 
 
 def data_config(folder: Path) -> DataConfig:

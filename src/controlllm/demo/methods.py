@@ -19,7 +19,9 @@ from controlllm.train import RunConfig, train
 __all__ = ["METHODS", "Method", "load_base", "run_config", "train_and_measure"]
 
 SETTINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-"""Where the dial is set: weights of the trained part."""
+"""Where the dial is set to choose one: weights of the trained part."""
+DRAWN = (0.2, 0.4, 0.7, 1.0)
+"""Where it is set for the picture, beside those that were chosen."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,14 @@ def run_config(method: Method, config: DemoConfig) -> RunConfig:
         },
     }
     if own.get("preset") == "retain":  # An eighth of eight rows: each sequence is used once.
-        values["rehearsal"] = {"num_sequences": config.max_steps}
+        values["rehearsal"] = {"num_sequences": config.max_steps, "batch_size": config.max_steps}
     return RunConfig.from_dict(values)
 
 
 def train_and_measure(
     method: Method, config: DemoConfig, sets: HeldOut, choosing: Choosing
 ) -> tuple[Outcome, PreTrainedModel]:
-    """Run one method, choose settings of its dial, and measure it at every setting.
+    """Run one method, choose settings of its dial, and measure it there and along the dial.
 
     Returns:
         What was measured; the model, its dial (if it has one) at the setting chosen on own text.
@@ -117,7 +119,7 @@ def train_and_measure(
         ON_OWN: measure(choosing.learn, choosing.own, budget, SETTINGS),
     }
     chosen = [curve.chosen.alpha for curve in choices.values()]
-    settings = [*SETTINGS, *(alpha for alpha in chosen if alpha is not None)]
+    settings = [*DRAWN, *(alpha for alpha in chosen if alpha is not None)]
     curve = measure(sets.learn, sets.retain, budget, settings, 0)
     if isinstance(model, ControlLLMForCausalLM):
         model.set_alpha(chosen[-1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import cross_entropy_sum, next_token_kl, target_mask
+from controlllm.common.losses import log_probs_kl, nll_sum, target_log_probs, target_mask
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.expanded import recording_alpha
@@ -111,11 +111,12 @@ def measure_settings(
     with evaluating(model):
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
-            documents_BT = _documents(batch)
-            base_BTV = reference.forward(**inputs)
+            documents_N = _documents(batch)[target_mask(labels_BT).cpu()]
+            base_NV, targets_N = target_log_probs(reference.forward(**inputs), labels_BT)
             for set_up, tally in zip(settings, tallies, strict=True):
                 set_up()
-                tally.add(base_BTV, model_logits(model, inputs), labels_BT, documents_BT)
+                model_NV, _ = target_log_probs(model_logits(model, inputs), labels_BT)
+                tally.add(base_NV, model_NV, targets_N, documents_N)
                 tick()
         for tally in tallies:
             tally.add_up(ranks)
@@ -142,19 +143,18 @@ class _Tally:
         self.moments = [0.0] * 4
 
     def add(
-        self, base_BTV: Tensor, logits_BTV: Tensor, labels_BT: Tensor, documents_BT: Tensor
+        self, base_NV: Tensor, model_NV: Tensor, targets_N: Tensor, documents_N: Tensor
     ) -> None:
-        base_sum, count = cross_entropy_sum(base_BTV, labels_BT)
-        self.base += base_sum.item()
-        self.loss += cross_entropy_sum(logits_BTV, labels_BT)[0].item()
-        mask_BT = target_mask(labels_BT).to(logits_BTV.device)
-        reference = base_BTV.to(logits_BTV.device)[mask_BT]
-        kl = next_token_kl(reference, logits_BTV[mask_BT])
-        self.kl += kl.sum().item()
-        self.tokens += int(count)
-        _, document = documents_BT.to(kl.device)[mask_BT].unique(return_inverse=True)
+        """Log-probabilities of both at N targets, and the document of each."""
+        base_NV, targets_N = base_NV.to(model_NV.device), targets_N.to(model_NV.device)
+        self.base += nll_sum(base_NV, targets_N).item()
+        self.loss += nll_sum(model_NV, targets_N).item()
+        kl_N = log_probs_kl(base_NV, model_NV)
+        self.kl += kl_N.sum().item()
+        self.tokens += len(targets_N)
+        _, document = documents_N.to(kl_N.device).unique(return_inverse=True)
         tokens = document.bincount().double()
-        sums = torch.zeros_like(tokens).index_add_(0, document, kl.double())
+        sums = torch.zeros_like(tokens).index_add_(0, document, kl_N.double())
         own: list[Any] = [len(tokens), sums @ sums, sums @ tokens, tokens @ tokens]
         self.moments = [total + float(one) for total, one in zip(self.moments, own, strict=True)]
 

@@ -326,7 +326,7 @@ class ControlLLMForCausalLM(Dial, Probed, Forwarding, PreTrainedModel, Generatio
             from controlllm.expansion.files.sidecar import save_sidecar
         except ImportError as error:  # this class also runs as remote code, without the package
             raise ModelError(
-                "Saving a sidecar needs the package: pip install controlllm."
+                "Saving a sidecar needs the package controlllm, from a checkout or a wheel."
             ) from error
         save_sidecar(self, folder, overwrite, bits=bits)
 

@@ -1,6 +1,6 @@
 """vLLM: a plugin that serves expanded models, alpha and sidecar chosen by each request.
 
-    pip install controlllm vllm
+    pip install ./controlllm vllm  # a checkout or a wheel
     controlllm export RUN my-model --form full
     vllm serve my-model            # requests: {"vllm_xargs": {"alpha": 0.3}, ...}
 
