@@ -128,3 +128,19 @@ def test_a_switch_is_the_base_at_the_start_and_the_better_model_after(
         assert best <= min(tuned, sets[0][name]["base"]) + 1e-6
         assert switched >= best - 1e-6
     assert sets[1]["new"]["loss"] < sets[1]["new"]["base"]  # it does switch
+
+
+def test_a_merged_model_is_folded_anew_at_each_setting(data: Path, tmp_path: Path) -> None:
+    run = {"method": "control", "expansion": {"num_blocks": 2, "divergence": "none"}}
+    arms = {
+        "control": Arm(run=run, rates=[1e-2]),
+        "merged": Arm(trained_as="control", trial="merged", rates=[1e-2]),
+    }
+    study = small(arms=arms, steps=6, yardstick="control", dials=[0.5, 1.0])
+    bench = Bench(study, data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
+    beside, merged = (one["settings"] for one in read_results(study, tmp_path))
+    for label in (AS_TRAINED, "KL 0.01"):
+        one, other = (at[label]["sets"]["new"] for at in (beside, merged))
+        assert one["base"] == other["base"] and one["loss"] != other["loss"]
+        assert abs(one["loss"] - other["loss"]) < 0.1 * one["base"]  # it is near, after six steps

@@ -51,7 +51,24 @@ _RETAIN = {
     "training": {"alpha_sampling": [0.2, 0.8]},
 }
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": _PAPER, "retain": _RETAIN}
+_SIDECAR = {
+    # docs/results/sidecar-preset.md: copies that learn at the small alphas where the dial will stand
+    # learn far more there, held to the base by more rehearsal and by no divergence. They move far
+    # from their twins, so what is mixed is outputs: their weights are not worth merging.
+    "method": "control",
+    "expansion": {
+        "structure": "concat",
+        "interpolator": "lerp",
+        "alpha": 0.15,
+        "train_alpha": False,
+        "divergence": "none",
+        "expand_ends": True,
+    },
+    "rehearsal": {"num_sequences": 256, "share": 0.25, "loss": "kl", "weight": 3.0},
+    "training": {"alpha_sampling": [0.05, 0.25]},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"paper": _PAPER, "retain": _RETAIN, "sidecar": _SIDECAR}
 """All presets by name."""
 
 
