@@ -110,7 +110,8 @@ def _sets(branch: Path) -> list[str]:
 
 def test_it_is_evaluated_exported_and_looked_at(cli: Any, branch: Path, tmp_path: Path) -> None:
     assert cli("eval", branch, *_sets(branch))[0] == 0
-    assert cli("inspect", branch)[0] == 0
+    code, shown, _ = cli("inspect", branch)
+    assert code == 0 and "a stands beside it, frozen and not in the table: at alpha 0 it" in shown
     assert cli("export", branch, tmp_path / "side", "--form", "sidecar")[0] == 0
     assert load_model(tmp_path / "side")[0].sidecars == ("a", "side")
     assert cli("export", branch, tmp_path / "plain", "--form", "collapsed")[0] == 0

@@ -264,6 +264,7 @@ def test_what_inspect_and_the_card_say(stage_run, tmp_path, capsys):
     inspect([str(runs / "exported")])
     shown = capsys.readouterr().out
     assert "learned after: base > a > this" in shown and "continued by fold" in shown
+    assert "a is folded into the base: that is what it is at alpha 0" in shown
     (parent,) = inspect_folder(runs / "exported").parents
     assert parent["here"]
     with pytest.raises(ModelError, match="stage 'a' folded in"):
@@ -380,6 +381,8 @@ def test_a_stage_is_not_overwritten(stage_run, tmp_path):
             ConfigError, match=r"overwrite_output_dir=true would remove .*checkpoint"
         ):
             train(run)
+    with pytest.raises(ConfigError, match="is the folder of the run that this one goes on from"):
+        train(stage_run("a", "a"))
     assert [locate(tmp_path / "runs" / name) for name in "ab"] == places
 
 

@@ -60,7 +60,12 @@ def check_base(base: nn.Module, recorded: dict[str, Any], what: str) -> None:
     """Check that a base is the recorded one (CheckpointError)."""
     own = getattr(base.config, "_name_or_path", "") or type(base).__name__
     given = {"fingerprint": fingerprint(base), "name_or_path": own}
-    require_base(given, recorded, what, "pass check_base=False (--load.check_base false)")
+    require_base(
+        given,
+        recorded,
+        what,
+        "pass check_base=False (--load.check_base, of a run --model.check_base false)",
+    )
 
 
 def require_base(

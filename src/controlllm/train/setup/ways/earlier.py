@@ -68,7 +68,7 @@ def settled_run(run: RunConfig) -> RunConfig:
         _check_budget(run, [BASE])
         return run
     location, folder, values = _found(run)
-    _refuse_removing(run, location, folder, values)
+    _refuse_their_folders(run, location, folder, values)
     way = WAYS.get(run.continue_by)
     base = _options(run, location, values).base
     recorded = ExpansionConfig.from_dict(values["expansion"])
@@ -85,13 +85,18 @@ def settled_run(run: RunConfig) -> RunConfig:
     return replace(run, model=model, expansion=expansion, data=data)
 
 
-def _refuse_removing(
+def _refuse_their_folders(
     run: RunConfig, location: Location, folder: Path, values: Mapping[str, Any]
 ) -> None:
-    """A run that makes its folder empty keeps the stages that it goes on from (ConfigError)."""
-    if not run.training.overwrite_output_dir:
-        return
+    """A run neither writes into the run that it goes on from nor removes a stage (ConfigError)."""
     output = Path(run.training.output_dir).resolve()
+    if not run.training.overwrite_output_dir:
+        if output != run_folder_of(location).resolve():
+            return
+        raise ConfigError(
+            f"training.output_dir={run.training.output_dir} is the folder of the run that this one "
+            "goes on from; give it one of its own."
+        )
     places = [Path(location.path)]
     for parent in values.get("parents", []):
         places += [place for place in places_of(parent["place"], folder) if place.is_dir()]
