@@ -88,8 +88,10 @@ def test_sidecars_of_one_base_are_weighed_and_kept_together(
     code, _, err = cli("calibrate", *named, *sets, *words, 10)
     assert code == 2 and "--output" in err
     out = tmp_path / "both"
-    code, told, err = cli("calibrate", *named, *sets, *words, 10, "--output", out)
+    own = ("--own_text.measure=true", "--own_text.num_sequences=8")
+    code, told, err = cli("calibrate", *named, *sets, *own, *words, 10, "--output", out)
     assert code == 0, err
+    assert "own_text at weights maths" in told
     chosen = json.loads((out / "calibration.json").read_text())["chosen"]
     assert chosen["maths"] and chosen["zh"] and f"maths {chosen['maths']:g}" in told
     model = load_model(out)[0]

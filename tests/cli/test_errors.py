@@ -1,6 +1,7 @@
 """Wrong input: one line on stderr that says what, where and what to do, and exit code 2."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -146,6 +147,17 @@ def test_the_program_itself_exits_with_the_code() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
+
+
+def test_nobody_reads_on(finished_run: Path) -> None:
+    """`| head -1`: no traceback."""
+    words = [sys.executable, "-m", "controlllm", "inspect", str(finished_run)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert result.returncode == 141
+    assert result.stderr == ""
 
 
 def test_help_imports_neither_the_parser_nor_the_trainer() -> None:

@@ -77,8 +77,8 @@ def test_several_sidecars_go_into_one_folder(
     assert "full form" in out
     code, _, err = cli("export", tmp_path / "all", tmp_path / "turned", "--alpha", 0.5)
     assert code == 2 and "alpha=0.5 does not say which sidecar is meant (maths, zh)" in err
-    named = ("--sidecars.base", sidecar, "--sidecars.zh", sidecar)
-    code, _, err = cli("export", workplace / "base", tmp_path / "other", *named)
+    other = ("--sidecars.base", sidecar, "--sidecars.zh", sidecar)
+    code, _, err = cli("export", workplace / "base", tmp_path / "other", *other)
     assert code == 2 and "'base' cannot be a sidecar's name" in err
     model, _ = load_model(tmp_path / "all")
     assert model.sidecars == ("maths", "zh")

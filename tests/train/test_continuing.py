@@ -231,7 +231,7 @@ def test_a_missing_stage_is_not_asked_of_the_hub(stage_run, tmp_path, monkeypatc
     assert find_parent(record, child).path == str(cached / "snapshots" / "0123")
 
 
-@pytest.mark.parametrize("way", ["one", "fold"])
+@pytest.mark.parametrize("way", ["one", "branch", "fold"])
 def test_a_stage_goes_on_bit_for_bit_after_kill(stage_run, tmp_path, way):
     """Real processes are killed; the run that goes on is the one that never stopped."""
     over = {"preset": "retain", "rehearsal": {"num_sequences": 6, "share": 0.3}}

@@ -7,10 +7,12 @@ library raises on purpose are one line on stderr with exit code 2, or with what 
 what went wrong.
 """
 
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 from controlllm.common.interrupts import INTERRUPTED, raise_once, was_interrupted
 
@@ -38,6 +40,8 @@ VERBS = {
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}
 _OURS = 2
+_NOBODY_READS = 141
+"""As shells tell of a process that SIGPIPE has ended."""
 _GOES_ON = {
     "train": " Run the same command again: it goes on from the newest checkpoint, if any.",
     "eval": " Run the same command again: it goes on with the answers that are kept, if any.",
@@ -53,15 +57,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if another process of the run was lost; 2 for a wrong input or what
-        else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C.
-        `ship` has its own (`controlllm.cli.ship`).
+        else this library refuses; 75 for a run that was asked to stop, and saved; 130 after Ctrl-C;
+        141 where nobody reads what is printed any more. `ship` has its own (`controlllm.cli.ship`).
     """
     from controlllm.common.text.readable import guarded_output
 
     if argv is None:
         sys.excepthook = _show_traceback
-    with guarded_output():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    try:
+        with guarded_output():
+            return _main(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the last flush.
+        return _NOBODY_READS
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether who read it has gone, as `head` does."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _main(words: list[str]) -> int:
