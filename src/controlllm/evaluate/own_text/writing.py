@@ -143,6 +143,7 @@ def continue_prompts(
             pad_token_id=ends[0] if ends else 0,
         ),
         stopping_criteria=StoppingCriteriaList([watch]),
+        synced_gpus=False,  # One process writes; under ZeRO-3 it would wait for the others.
     )
     rows = []
     for row in output[:, longest:].tolist():
