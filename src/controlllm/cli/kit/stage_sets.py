@@ -48,8 +48,9 @@ def _earlier_learn(given: dict[str, Any], own: Sequence[dict[str, Any]]) -> Iter
     folded = folded_parent(parents)
     for parent in parents[0 if folded is None else folded + 1 :]:
         try:
-            data = earlier_data(run_folder_of(find_parent(parent, folder)))
-            for source in data.learn if data is not None else ():
+            if (data := earlier_data(run_folder_of(find_parent(parent, folder)))) is None:
+                continue
+            for source in data.learn:
                 if not any(same_rows(SourceConfig(**one), source) for one in own):
                     open_source(source, data)
                     yield replace(source, name=f"{parent['name']}/{source.name}")
