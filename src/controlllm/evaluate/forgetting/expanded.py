@@ -16,10 +16,14 @@ def is_expanded(model: object) -> bool:
 def recording_alpha(model: Any, ranks: Ranks) -> AbstractContextManager[Any]:
     """Record the mean of the trained alphas, before any dial: collapsing a token gate needs it.
 
-    A model that is not expanded has none. Constants that a dial stands in for are not in force, and
-    what was recorded of them before stays.
+    A model that is not expanded has none, nor has a blend of sidecars, none of which trains.
+    Constants that a dial stands in for are not in force, and what was recorded of them before
+    stays.
     """
-    return model.record_alpha(ranks.gather) if is_expanded(model) else nullcontext()
+    blends = len(getattr(model, "sidecars", ())) > 1 and not hasattr(model, "disable_branch")
+    if blends or not is_expanded(model):
+        return nullcontext()
+    return model.record_alpha(ranks.gather)
 
 
 def unrecorded(model: Any) -> AbstractContextManager[Any]:

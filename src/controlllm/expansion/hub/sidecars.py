@@ -108,10 +108,9 @@ class SidecarsForCausalLM(Named, ControlLLMForCausalLM):
 
     @contextmanager
     def record_alpha(self, gather: Any = None) -> Iterator[None]:
-        """Measure the mean gates of the only sidecar; of several, for a blend has none, nothing."""
+        """Measure the mean gates of the only sidecar (ModelError: there are several)."""
         if len(self._named) > 1:
-            yield
-            return
+            raise self._refusal("have no one gate to measure")
         only = next(iter(self._named.values()))
         with only.record_alpha(gather):
             yield
