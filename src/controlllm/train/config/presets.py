@@ -52,9 +52,9 @@ _RETAIN = {
 }
 
 _SIDECAR = {
-    # docs/results/sidecar-preset.md: copies that learn at the small alphas where the dial will stand
-    # learn far more there, held to the base by more rehearsal and by no divergence. They move far
-    # from their twins, so what is mixed is outputs: their weights are not worth merging.
+    # docs/results/sidecar-preset.md: copies that learn at the small alphas where the dial will
+    # stand learn far more there, held to the base by more rehearsal and by no divergence. They move
+    # far from their twins, so what is mixed is outputs: their weights are not worth merging.
     "method": "control",
     "expansion": {
         "structure": "concat",
