@@ -205,13 +205,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = make_base(options)
     model = make_model(base, cases(base.config.num_hidden_layers)[options.measure])
     ids_BT = torch.randint(base.config.vocab_size, (1, options.context))
-    pair = Decoder(base, ids_BT), Decoder(model, ids_BT)
     gc.disable()
-    prefill = in_turn(pair[0].prefill, pair[1].prefill, options.prefills)
+    found = compare(base, model, ids_BT, options.prefills, options.pairs)
+    return {**found, "load": os.getloadavg()[0]}
+
+
+def compare(
+    base: Any,
+    model: Any,
+    ids_BT: torch.Tensor,
+    prefills: int,
+    pairs: int,
+    clock: Clock = time.process_time,
+) -> dict[str, Any]:
+    """Bytes and times of prefill and of one more token, of a base and of what became of it."""
+    pair = Decoder(base, ids_BT), Decoder(model, ids_BT)
+    prefill = in_turn(pair[0].prefill, pair[1].prefill, prefills, clock)
     for one in pair:
         one.prefill()
     counted = [one.count() for one in pair]
-    decode = in_turn(pair[0].token, pair[1].token, options.pairs)
+    decode = in_turn(pair[0].token, pair[1].token, pairs, clock)
     limit = sum(counted[1].values()) / sum(counted[0].values())
     return {
         "bytes": {"base": counted[0], "expanded": counted[1]},
@@ -220,7 +233,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "decode": decode,
         "prefill": prefill,
         "to the limit": [round(ratio / limit, 4) for ratio in decode["ratios"]],
-        "load": os.getloadavg()[0],
     }
 
 

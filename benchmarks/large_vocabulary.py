@@ -24,7 +24,10 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1")
 
+import torch
+import torch.nn.functional as F
 from data_rows import memory, reset_peak, shown
+from torch import Tensor, nn
 from train_step import M_MMAP_THRESHOLD, measured_apart, write_record
 
 WAYS = ("all logits", "ours", "torch")
@@ -32,46 +35,46 @@ WAYS = ("all logits", "ours", "torch")
 
 def measure(options: argparse.Namespace, way: str, trained: bool) -> dict[str, float]:
     """One way, in this process."""
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-
-    from controlllm.train.step.head import chunked_cross_entropy_sum
-
-    class Model(nn.Module):
-        """What the loss asks of a model: its head."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(options.width, options.vocabulary, bias=False)
-
-        def get_output_embeddings(self) -> nn.Module:
-            return self.head
-
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     torch.manual_seed(0)
-    model: Any = Model().requires_grad_(trained)
+    model = Head(options.width, options.vocabulary).requires_grad_(trained)
     labels = torch.randint(options.vocabulary, (1, options.positions + 1))
     hidden = torch.randn(1, options.positions + 1, options.width, requires_grad=True)
     reset_peak()
     before, begin = memory("VmRSS"), time.process_time()
-    if way == "ours":
-        loss = chunked_cross_entropy_sum(hidden, model, labels, options.chunk)
-    else:
-        given, targets = hidden[0, :-1], labels[0, 1:]
-        if way == "torch":
-            chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=options.chunk)
-            loss = F.linear_cross_entropy(
-                given, model.head.weight, targets, reduction="sum", options=chunks
-            )
-        else:
-            loss = F.cross_entropy(model.head(given).float(), targets, reduction="sum")
+    loss = loss_by(way, hidden, model, labels, options.chunk)
     loss.backward()
     seconds = time.process_time() - begin
     found = {"seconds": seconds, "mib": memory("VmHWM") - before, "loss": loss.item()}
     assert hidden.grad is not None
     return {**found, "gradient": hidden.grad.norm().item()}
+
+
+class Head(nn.Module):
+    """What the loss asks of a model: its head."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, vocabulary, bias=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def loss_by(way: str, hidden_BTD: Tensor, model: Any, labels_BT: Tensor, chunk: int) -> Tensor:
+    """The summed loss by one of `WAYS`."""
+    if way == "ours":
+        from controlllm.train.step.head import chunked_cross_entropy_sum
+
+        return chunked_cross_entropy_sum(hidden_BTD, model, labels_BT, chunk)
+    given, targets = hidden_BTD[0, :-1], labels_BT[0, 1:]
+    if way == "torch":
+        chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
+        return F.linear_cross_entropy(
+            given, model.head.weight, targets, reduction="sum", options=chunks
+        )
+    return F.cross_entropy(model.head(given).float(), targets, reduction="sum")
 
 
 def main() -> None:

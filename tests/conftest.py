@@ -36,11 +36,12 @@ hypothesis.settings.register_profile("controlllm", deadline=None)
 hypothesis.settings.load_profile("controlllm")
 
 ROOT = Path(__file__).resolve().parents[1]
+GPU_TESTS_ON = "CONTROLLLM_GPU_TESTS_ON"
 BYTE_OFFSET = 3  # ids 0, 1, 2 of the byte tokenizer are <pad>, <s>, </s>
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device; files that take long come first.
+    """Skip tests marked `gpu` where there is no device for them; files that take long come first.
 
     Before all others those of several processes: the one worker that gets them imports what they
     need once, and the last tests to end are short. A file's tests stay together, or what they share
@@ -54,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.path not in slow,
         )
     )
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or GPU_TESTS_ON in os.environ:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
@@ -67,6 +68,12 @@ def own_process() -> None:
     logging.getLogger("controlllm").setLevel(logging.NOTSET)
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """The device of tests marked `gpu`; another one if CONTROLLLM_GPU_TESTS_ON says so (`cpu`)."""
+    return os.environ.get(GPU_TESTS_ON, "cuda")
 
 
 @pytest.fixture(scope="session")

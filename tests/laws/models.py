@@ -88,7 +88,7 @@ def prompts() -> Tensor:
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
     """Logits on the batch's tokens, all of them real."""
-    return model(input_ids=batch()["input_ids"]).logits
+    return model(input_ids=batch()["input_ids"].to(model.device)).logits
 
 
 @cache

@@ -36,9 +36,12 @@ HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter cannot multi
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(
-    not (CUDA or INTERPRETED), reason="needs a GPU, or TRITON_INTERPRET=1 from the start"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (CUDA or INTERPRETED), reason="needs a GPU, or TRITON_INTERPRET=1 from the start"
+    ),
+    *([] if INTERPRETED else [pytest.mark.gpu]),
+]
 
 ALL = TrainingConfig(use_liger_kernel=True)
 FAMILIES = {
