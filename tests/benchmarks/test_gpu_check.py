@@ -182,7 +182,8 @@ def test_rows_are_kept_as_they_come(tmp_path: Path) -> None:
 
 
 def test_a_part_in_its_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["--dry", "--parts", "loss", "--output", str(tmp_path)]) == 0
+    words = ["--dry", "--parts", "loss", "--seconds", "3000", "--output", str(tmp_path)]
+    assert check.main(words) == 0
     record = json.loads((tmp_path / "gpu-check.json").read_text())
     assert record["parts"]["loss"]["ended"] == "done" and len(record["rows"]["loss"]) == 8
     assert record["machine"]["python"] and "flash_attn" in record["machine"]["missing"]

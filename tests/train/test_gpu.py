@@ -37,9 +37,8 @@ def test_bf16_learns(run_config, loaded, backend, gpu):
     assert again.history == result.history
 
 
-@pytest.mark.parametrize("packing", [True, False])
 def test_compiled_blocks_learn_the_same(
-    run_config: Any, loaded: Any, tmp_path: Any, monkeypatch: Any, packing: bool, gpu: str
+    run_config: Any, loaded: Any, tmp_path: Any, monkeypatch: Any, gpu: str
 ) -> None:
     """By inductor on a GPU, by dynamo alone elsewhere, where inductor takes minutes."""
     own = torch.nn.Module.compile
@@ -50,7 +49,7 @@ def test_compiled_blocks_learn_the_same(
         training = {"torch_compile": on, "bf16": True, "max_steps": 2}
         run = run_config(
             model={"device": gpu},
-            data={"packing": packing},
+            data={"packing": False},  # A loop over documents cannot be traced as a whole.
             training={**training, "output_dir": str(tmp_path / f"{on}")},
         )
         found.append(losses(train(run, loaded()).history))
