@@ -23,6 +23,7 @@ from controlllm.common.storage.schema import (
 )
 from controlllm.common.storage.tensor_headers import read_header
 from controlllm.expansion.method.expansion_config import (
+    BASE,
     MODEL_TYPE,
     SIDECAR_NAME,
     SIDECARS_TYPE,
@@ -52,8 +53,6 @@ __all__ = [
     "read_sidecar_config",
 ]
 
-BASE = "base"
-"""What the first stage is called."""
 FOLD = "fold"
 """The way after which the base is the stage before, folded."""
 BRANCH = "branch"

@@ -7,8 +7,8 @@ from torch import nn
 
 from controlllm.common.errors import ConfigError, ModelError
 from controlllm.common.registry import check_choice
-from controlllm.expansion.files.records import BASE
 from controlllm.expansion.method.expansion_config import (
+    BASE,
     FROZEN_GROUPS,
     SIDECAR_NAME,
     ExpansionConfig,

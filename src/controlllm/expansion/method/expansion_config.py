@@ -9,10 +9,12 @@ from controlllm.common.errors import ConfigError
 from controlllm.common.registry import check_choice
 from controlllm.expansion.method.registries import DIVERGENCES, INTERPOLATORS
 
-__all__ = ["MODEL_TYPE", "SIDECARS_TYPE", "SIDECAR_NAME", "ExpansionConfig"]
+__all__ = ["BASE", "MODEL_TYPE", "SIDECARS_TYPE", "SIDECAR_NAME", "ExpansionConfig"]
 
 MODEL_TYPE, SIDECARS_TYPE = "controlllm", "controlllm_sidecars"
 """What the configs of whole saved models call themselves: with one expansion, with named ones."""
+BASE = "base"
+"""What the base is called beside sidecars, and as the first stage."""
 SIDECAR_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 """What a sidecar may be called among others: it is the name of a model where it is served."""
 STRUCTURES = ("concat", "stack", "hybrid")
