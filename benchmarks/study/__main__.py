@@ -10,7 +10,6 @@ done again; several processes may work on one study.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,11 +17,16 @@ from pathlib import Path
 import torch
 from benchmarks.study.cells import Bench
 from benchmarks.study.plan import read_study
-from benchmarks.study.tables import draw, read_results, tables
+from benchmarks.study.records import read_results
+from benchmarks.study.tables import draw, tables
+
+from controlllm.common.errors import ConfigError, ControlLLMError
+from controlllm.common.registry import check_choice
+from controlllm.common.storage.files import write_json
 
 
 def main() -> None:
-    """Read the command line and do what it says."""
+    """Read the command line and do what it says; what is refused is one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -32,16 +36,32 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--table", action="store_true", help="tell what is there, run nothing")
     options = parser.parse_args()
+    try:
+        _work(options)
+    except ControlLLMError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def _work(options: argparse.Namespace) -> None:
     study = read_study(options.study)
     torch.set_flush_denormal(True)
     if not options.table:
+        for name in options.arms or ():
+            check_choice("--arms", name, study.arms)
+        for seed in options.seeds or ():
+            check_choice("--seeds", str(seed), map(str, study.seeds))
+        cells = [
+            cell
+            for cell in study.cells()
+            if cell.name in (options.arms or study.arms)
+            and cell.seed in (options.seeds or study.seeds)
+        ]
+        if not options.data.is_dir():
+            raise ConfigError(f"--data {options.data}: there is no such folder.")
         bench = Bench(study, options.data, options.output)
+        bench.check(cells)
         end, took = time.monotonic() + 60 * options.minutes, [0.0]
-        for cell in study.cells():
-            if (options.arms and cell.name not in options.arms) or (
-                options.seeds and cell.seed not in options.seeds
-            ):
-                continue
+        for cell in cells:
             if time.monotonic() + max(took[-5:]) > end:
                 print("The time is over; the same command goes on from here.")
                 break
@@ -55,8 +75,9 @@ def main() -> None:
     if not results:
         print("No cell is done yet.")
         return
+    print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
     print(tables(study, results))
-    (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(options.output / "results.json", results, indent=1)
     draw(study, results, options.output / "study.png")
 
 

@@ -4,7 +4,7 @@ import fcntl
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.study.plan import Arm, Cell, Study
+from benchmarks.study.plan import Cell, Study
+from benchmarks.study.records import RESULT, read_result
 from benchmarks.study.texts import base_path, write_kept, write_shift
-from benchmarks.study.trial import make_trial
+from benchmarks.study.trial import Trial, make_trial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
@@ -32,9 +33,8 @@ from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import RunConfig, train
 from controlllm.train.config.config_io import merge
 
-__all__ = ["AS_TRAINED", "RESULT", "Bench", "within"]
+__all__ = ["AS_TRAINED", "Bench", "within"]
 
-RESULT = "result.json"
 AS_TRAINED = "as trained"
 BATCH = 8
 
@@ -112,34 +112,45 @@ class Bench:
         return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
 
     def work(self, cell: Cell) -> bool:
-        """Train and measure a cell; False where that is done, or another process does it."""
+        """Train and measure a cell; False where that is done, or another process does it.
+
+        Raises:
+            ConfigError: if what is there was found by another study.
+        """
+        trained = self.study.trained(cell)
+        waits = trained != cell and read_result(self.study, trained, self.output) is None
+        if waits or read_result(self.study, cell, self.output) is not None:
+            return False
         folder = cell.folder(self.output)
         folder.mkdir(parents=True, exist_ok=True)
-        trained = cell.folder(self.output, cell.arm.trained_as)
-        if (folder / RESULT).is_file() or (
-            cell.arm.trained_as and not (trained / RESULT).is_file()
-        ):
-            return False
         with _held(folder) as free:
             if not free or (folder / RESULT).is_file():
                 return False
-            write_json(folder / RESULT, self._result(cell, trained))
+            write_json(folder / RESULT, self._result(cell, trained.folder(self.output) / "run"))
         return True
 
-    def _result(self, cell: Cell, trained: Path) -> dict[str, Any]:
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Make the run file and the trial of each arm, before the first is run (ConfigError)."""
+        for cell in {cell.name: cell for cell in cells}.values():
+            trial = make_trial(cell.arm)
+            if cell.arm.trained_as is None:
+                self._run(cell, trial)
+
+    def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
         files = self.shift_files(cell.shift)
         trial = make_trial(cell.arm)
         started = time.perf_counter()
         with trial.training():
             if cell.arm.trained_as is None:
-                values = self._run_values(cell, cell.arm, files, trained)
-                run = RunConfig.from_dict(merge(values, trial.values(cell, files | self.kept)))
-                outcome = train(run)
+                resumes = any(run.glob("checkpoint-*"))
+                outcome = train(self._run(cell, trial))
                 if outcome.stopped_because == "preempted":
                     raise SystemExit("stopped by a signal; the same command goes on from here.")
-                model, seconds = outcome.model, time.perf_counter() - started
+                model = outcome.model
+                # Of a run that was killed between, only the last part could be timed.
+                seconds = None if resumes else time.perf_counter() - started
             else:
-                model, seconds = load_model(trained / "run")[0], None
+                model, seconds = load_model(run)[0], None
             number = sum(p.numel() for p in model.parameters() if p.requires_grad)
             chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)}
             chosen |= self.own_chosen
@@ -168,14 +179,13 @@ class Bench:
             "trained_parameters": number,
             "seconds": seconds,
             "steps": self.study.steps,
+            "study": self.study.of(cell),
             "about": _about(),
         }
 
-    def _run_values(
-        self, cell: Cell, arm: Arm, files: Mapping[str, str], folder: Path
-    ) -> dict[str, Any]:
-        """The run file of a cell: what is the same for all, the study's, the arm's."""
-        study = self.study
+    def _run(self, cell: Cell, trial: Trial) -> RunConfig:
+        """The run of a cell: what is the same for all, the study's, the arm's, the trial's."""
+        study, files = self.study, self.shift_files(cell.shift)
         own = {
             "model": {
                 "model_name_or_path": base_path(study.base, self.data),
@@ -184,7 +194,7 @@ class Bench:
             },
             "data": {"train": [{"path": files["train"]}], "max_length": study.length},
             "training": {
-                "output_dir": str(folder / "run"),
+                "output_dir": str(cell.folder(self.output) / "run"),
                 "max_steps": study.steps,
                 "per_device_train_batch_size": study.rows,
                 "min_lr_rate": 0.1,
@@ -194,12 +204,13 @@ class Bench:
             },
             "logging": {"report_to": ["jsonl"]},
         }
-        values = merge(merge(own, study.common), arm.run)
+        values = merge(merge(own, study.common), cell.arm.run)
         if values.get("preset") == "retain" or "rehearsal" in values:
             cache = {"length": study.length, "cache_dir": str(self.output / "rehearsal")}
             values["rehearsal"] = cache | values.get("rehearsal", {})
         of_cell = {"seed": cell.seed, "learning_rate": cell.rate}
-        return merge(values, {"training": of_cell})
+        values = merge(values, {"training": of_cell})
+        return RunConfig.from_dict(merge(values, trial.values(cell, files | self.kept)))
 
     def _dial(self, model: Any) -> Dial:
         """What is turned between base and trained model."""

@@ -1,20 +1,17 @@
 """Tables and the picture of a study, from the cells that are there."""
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.study.cells import AS_TRAINED, RESULT
+from benchmarks.study.cells import AS_TRAINED
 from benchmarks.study.plan import Study
+from benchmarks.study.records import Result
 
 from controlllm.evaluate import format_table
 
-__all__ = ["draw", "read_results", "tables"]
-
-Result = dict[str, Any]
+__all__ = ["draw", "tables"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,6 @@ class Told:
         theirs = {r["seed"]: v for r, v in zip(other.results, other.values("new"), strict=True)}
         own = zip(self.results, self.values("new"), strict=True)
         return [theirs[r["seed"]] - value for r, value in own if r["seed"] in theirs]
-
-
-def read_results(study: Study, output: Path) -> list[Result]:
-    """What the study's cells found."""
-    paths = (cell.folder(output) / RESULT for cell in study.cells())
-    return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
 
 def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> Iterator[Told]:
@@ -78,6 +69,7 @@ def tables(study: Study, results: Sequence[Result]) -> str:
     for shift in study.shifts:
         best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
         if study.yardstick not in best:
+            parts.append(f"{shift}: no cell of {study.yardstick}, the yardstick, is done yet.")
             continue
         most = -best[study.yardstick].mean("new", "rise")
         base = best[study.yardstick].mean("new", "base")
@@ -107,7 +99,7 @@ def _table(study: Study, rows: Sequence[Told], most: float) -> str:
                 len(row.results),
                 "-" if None in dials else _spread(dials, ".2f"),
                 _spread(row.values("new")),
-                f"{100 * -row.mean('new', 'rise') / most:.1f}",
+                f"{100 * -row.mean('new', 'rise') / most:.1f}" if most > 0 else "-",
                 _spread(ahead, "+.3f") if ahead else "-",
                 *(_spread(row.values(name, "kl")) for name in own),
                 *(_spread(row.values(name, "rise"), "+.3f") for name in study.kept),
@@ -136,9 +128,10 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
     )
     for axis, shift in zip(axes[0], study.shifts, strict=True):
         best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
-        if study.yardstick not in best:
+        most = -best[study.yardstick].mean("new", "rise") if study.yardstick in best else 0.0
+        if most <= 0:
+            axis.set(title=f"{shift}: {study.yardstick} gained nothing that is known")
             continue
-        most = -best[study.yardstick].mean("new", "rise")
         lines: dict[str, list[tuple[float, float]]] = {}
         for label in labels:
             for one in told(study, results, shift, label):

@@ -13,7 +13,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from controlllm.common.errors import ConfigError
 from controlllm.common.registry import Registry
+from controlllm.common.storage.files import write_text
 from controlllm.demo.config import base_model_path
 
 __all__ = ["BASES", "KEPT", "SHIFTS", "Shift", "base_path", "write_kept", "write_shift"]
@@ -84,7 +86,6 @@ def _begin(rows: Sequence[Row], most: int | None) -> Sequence[Row]:
 
 
 def _write(path: Path, rows: Sequence[Row], chat: bool) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if chat and not isinstance(rows[0], str):
         path, lines = path.with_suffix(".jsonl"), [json.dumps(_conversation(row)) for row in rows]
         text = "\n".join(lines) + "\n"
@@ -92,7 +93,12 @@ def _write(path: Path, rows: Sequence[Row], chat: bool) -> str:
         path = path.with_suffix(".txt")
         text = "\n\n".join(row if isinstance(row, str) else "\n".join(row) for row in rows)
     if not path.is_file():
-        path.write_text(text)
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise ConfigError(
+            f"{path} holds another text: other data, or another train_characters. "
+            "Choose another --output."
+        )
     return str(path)
 
 

@@ -4,6 +4,7 @@ A trial is a module of `trials` with a class `Trial`, made from an arm's `settin
 becomes an option of the library; what does not leaves nothing behind in it.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 
 from benchmarks.study.plan import Arm, Cell
 
+from controlllm.common.errors import ConfigError
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.dial import Dial
 
@@ -40,8 +42,16 @@ class Trial:
 
 
 def make_trial(arm: Arm) -> Trial:
-    """The trial of an arm; one that changes nothing where it names none."""
+    """The trial of an arm; one that changes nothing where it names none.
+
+    Raises:
+        ConfigError: if the trial has no such settings.
+    """
     if arm.trial is None:
         return Trial(**arm.settings)
     kind: type[Trial] = import_module(f"benchmarks.study.trials.{arm.trial}").Trial
+    try:
+        inspect.signature(kind).bind(**arm.settings)
+    except TypeError as error:
+        raise ConfigError(f"trial {arm.trial!r}: settings={arm.settings!r}: {error}.") from error
     return kind(**arm.settings)

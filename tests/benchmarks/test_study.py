@@ -3,11 +3,14 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks.study.__main__ import main
 from benchmarks.study.cells import AS_TRAINED, Bench, within
 from benchmarks.study.plan import Arm, Study, read_study
-from benchmarks.study.tables import draw, read_results, tables, told
+from benchmarks.study.records import RESULT, read_results
+from benchmarks.study.tables import draw, tables, told
 from benchmarks.study.texts import write_shift
 
 from controlllm.common.errors import ConfigError
@@ -99,11 +102,125 @@ def test_what_a_study_cannot_mean_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gsm8k"):
         small(shifts=["gsm9k"])
     with pytest.raises(ConfigError, match="no arm with runs of its own"):
-        small(arms={"full": Arm(), "again": Arm(trained_as="full", rates=[0.5])})
+        small(arms={"full": Arm(), "b": Arm(trained_as="full", trial="merged", rates=[0.5])})
     path = tmp_path / "study.yaml"
     path.write_text("base: demo\nshifts: [gsm8k]\narms: {full: {rate: [1e-3]}}\n")
     with pytest.raises(ConfigError, match="rates"):
         read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [0, 0]}, "twice"),
+        ({"steps": 0}, "study.steps=0"),
+        ({"own_sequences": 4}, "study.own_sequences=4"),
+        ({"dials": []}, "dials is empty"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_said_before_a_run(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small(**values)
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"..": Arm()}, "cannot name a folder"),
+        ({"": Arm()}, "cannot name a folder"),
+        ({"a b": Arm(), "A_b": Arm()}, "would share a folder"),
+        ({"a": Arm(rates=[1e-3, 1.0000001e-3])}, "twice"),
+        ({"a": Arm(rates=[-1e-3])}, "arms.a.rates=-0.001"),
+        ({"a": Arm(trial="merjed")}, "'merged'"),
+        ({"a": Arm(settings={"read": 4})}, "a trial's"),
+        ({"a": Arm(), "b": Arm(trained_as="a")}, "give a trial"),
+    ],
+)
+def test_arms_that_cannot_be_are_said_before_a_run(arms: dict[str, Arm], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small(arms=arms, yardstick=next(iter(arms)))
+
+
+def test_each_arm_is_looked_at_before_the_first_is_run(data: Path, tmp_path: Path) -> None:
+    for bad, said in (
+        (Arm(run={"metod": "full"}), "metod"),
+        (Arm(trial="finch", settings={"mosst": 2}), "mosst"),
+    ):
+        bench = Bench(small(arms={"full": Arm(run={"method": "full"}), "b": bad}), data, tmp_path)
+        with pytest.raises(ConfigError, match=said):
+            bench.check(bench.study.cells())
+
+
+def test_what_is_measured_again_is_done_after_what_it_measures() -> None:
+    arms = {"merged": Arm(trained_as="full", trial="merged"), "full": Arm()}
+    study = small(arms=arms, seeds=[0, 1])
+    assert [(c.name, c.seed) for c in study.cells()] == [
+        ("full", 0), ("merged", 0), ("full", 1), ("merged", 1),
+    ]  # fmt: skip
+
+
+def test_results_of_another_study_are_not_taken_for_its_own(data: Path, tmp_path: Path) -> None:
+    arms = {"full": Arm(run={"method": "full"})}
+    bench = Bench(small(arms=arms), data, tmp_path)
+    (cell,) = bench.study.cells()
+    assert bench.work(cell)
+    for values, said in (
+        ({"steps": 3}, "steps was 2, is 3"),
+        ({"told_rows": 9}, "told_rows was 8, is 9"),
+        ({"arms": {"full": Arm(run={"method": "lora"})}}, "arm was"),
+    ):
+        other = small(**({"arms": arms} | values))
+        with pytest.raises(ConfigError, match=said):
+            read_results(other, tmp_path)
+        with pytest.raises(ConfigError, match=said):
+            Bench(other, data, tmp_path).work(next(other.cells()))
+    assert read_results(small(arms=arms | {"more": Arm()}, seeds=[0, 1]), tmp_path)
+
+    path = cell.folder(tmp_path) / RESULT  # as it was written before studies were recorded
+    result = json.loads(path.read_text())
+    del result["study"]
+    path.write_text(json.dumps(result))
+    assert read_results(bench.study, tmp_path)
+    for values in ({"steps": 3}, {"kept": ["dolly"]}, {"budgets": [0.02]}):
+        with pytest.raises(ConfigError, match=str(path)):
+            read_results(small(**({"arms": arms} | values)), tmp_path)
+
+
+def test_texts_that_others_are_trained_on_are_not_taken(data: Path, tmp_path: Path) -> None:
+    write_shift("shakespeare", data, tmp_path, False, 2000)
+    write_shift("shakespeare", data, tmp_path, False, 2000)
+    with pytest.raises(ConfigError, match="another train_characters"):
+        write_shift("shakespeare", data, tmp_path, False, 3000)
+
+
+def test_no_share_is_told_of_a_yardstick_that_learned_nothing(tmp_path: Path) -> None:
+    study = small(budgets=[0.01])
+    number = {"base": 1.0, "loss": 1.0, "kl": 0.0}
+    names = ("chosen new", "new", "own", "tinystories")
+    setting = {"dial": 0.5, "sets": dict.fromkeys(names, number)}
+    result = {
+        "arm": "full", "shift": "gsm8k", "rate": 1e-3, "seed": 0, "trained_parameters": 1,
+        "seconds": None, "settings": dict.fromkeys((AS_TRAINED, "KL 0.01"), setting),
+    }  # fmt: skip
+    assert "| 0.50 | 1.000 |      - |" in tables(study, [result])
+    draw(study, [result], tmp_path / "study.png")
+    assert "no cell of full" in tables(study, [result | {"arm": "paper"}])
+
+
+def test_names_on_the_command_line_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["study", str(STUDIES / "losses.yaml"), "--output", str(tmp_path)]
+    for more, said in (
+        (["--arms", "retian"], "'retain'"),
+        (["--seeds", "7"], "--seeds='7'"),
+        (["--data", str(tmp_path / "none")], "no such folder"),
+    ):
+        monkeypatch.setattr("sys.argv", line + more)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 1 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)

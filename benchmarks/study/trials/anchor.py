@@ -17,6 +17,7 @@ from torch import Tensor
 
 from controlllm.common.losses import masked_sum, next_token_kl, target_mask
 from controlllm.common.registry import check_choice
+from controlllm.common.storage.files import write_text
 from controlllm.data import REHEARSAL
 from controlllm.train import LOSS_TYPES
 from controlllm.train.setup import ready
@@ -62,7 +63,7 @@ class Trial(trial.Trial):
             if rest
         ]
         path = Path(files["train"]).with_suffix(".answers.jsonl")
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
         return {"data": {"train": [{"path": str(path)}], "chat_template": PLAIN}}
 
     @contextmanager

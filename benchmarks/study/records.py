@@ -1,0 +1,43 @@
+"""What a cell found, beside what it was asked: a study that asks otherwise is refused."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.plan import Cell, Study
+
+from controlllm.common.errors import ConfigError
+from controlllm.common.storage.files import read_json
+
+__all__ = ["RESULT", "Result", "read_result", "read_results"]
+
+RESULT = "result.json"
+Result = dict[str, Any]
+
+
+def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
+    """What a cell found; None where it is not done (ConfigError if it was asked otherwise)."""
+    path = cell.folder(output) / RESULT
+    if not path.is_file():
+        return None
+    result: Result = read_json(path)
+    asked = study.of(cell)
+    # Results that were written before studies were recorded say their steps alone.
+    found = result.get("study", {"steps": result["steps"]})
+    for name, value in found.items():
+        if value != asked.get(name):
+            raise ConfigError(
+                f"{path} was found by another study: {name} was {value!r}, is {asked.get(name)!r}. "
+                "Choose another --output, or another name for the arm."
+            )
+    missing = set(study.kept) - set(next(iter(result["settings"].values()))["sets"])
+    budgets = {f"KL {budget:g}" for budget in study.budgets} - set(result["settings"])
+    if missing or budgets:
+        lacks = ", ".join(sorted(missing | budgets))
+        raise ConfigError(f"{path} has no {lacks}: another study's. Choose another --output.")
+    return result
+
+
+def read_results(study: Study, output: Path) -> list[Result]:
+    """What the study's cells found, as far as they are done."""
+    found = (read_result(study, cell, output) for cell in study.cells())
+    return [result for result in found if result is not None]
