@@ -32,6 +32,7 @@ from controlllm.evaluate.own_text.chat import has_template
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import RunConfig, train
 from controlllm.train.config.config_io import merge
+from controlllm.train.config.presets import preset_values
 
 __all__ = ["AS_TRAINED", "Bench", "within"]
 
@@ -134,7 +135,7 @@ class Bench:
         for cell in {cell.name: cell for cell in cells}.values():
             trial = make_trial(cell.arm)
             if cell.arm.trained_as is None:
-                self._run(cell, trial)
+                self.run_config(cell, trial)
 
     def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
         files = self.shift_files(cell.shift)
@@ -143,7 +144,7 @@ class Bench:
         with trial.training():
             if cell.arm.trained_as is None:
                 resumes = any(run.glob("checkpoint-*"))
-                outcome = train(self._run(cell, trial))
+                outcome = train(self.run_config(cell, trial))
                 if outcome.stopped_because == "preempted":
                     raise SystemExit("stopped by a signal; the same command goes on from here.")
                 model = outcome.model
@@ -183,7 +184,7 @@ class Bench:
             "about": _about(),
         }
 
-    def _run(self, cell: Cell, trial: Trial) -> RunConfig:
+    def run_config(self, cell: Cell, trial: Trial) -> RunConfig:
         """The run of a cell: what is the same for all, the study's, the arm's, the trial's."""
         study, files = self.study, self.shift_files(cell.shift)
         own = {
@@ -205,7 +206,8 @@ class Bench:
             "logging": {"report_to": ["jsonl"]},
         }
         values = merge(merge(own, study.common), cell.arm.run)
-        if values.get("preset") == "retain" or "rehearsal" in values:
+        preset = values.get("preset")
+        if "rehearsal" in (values | (preset_values(preset) if preset else {})):
             cache = {"length": study.length, "cache_dir": str(self.output / "rehearsal")}
             values["rehearsal"] = cache | values.get("rehearsal", {})
         of_cell = {"seed": cell.seed, "learning_rate": cell.rate}

@@ -79,9 +79,8 @@ class Study:
         for kept in self.kept:
             KEPT.get(kept)
         check_values(self, "study")
-        for name, values in {"shifts": self.shifts, "seeds": self.seeds, "kept": self.kept,
-                             "budgets": self.budgets, "dials": self.dials}.items():  # fmt: skip
-            _check_once(name, values, may_be_empty=name == "kept")
+        for name in ("shifts", "seeds", "kept", "budgets", "dials"):
+            _check_once(name, getattr(self, name), may_be_empty=name == "kept")
         self.compared_with = self.compared_with or self.yardstick
         for name in ("yardstick", "compared_with"):
             check_choice(name, getattr(self, name), self.arms)

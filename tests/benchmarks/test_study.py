@@ -12,6 +12,7 @@ from benchmarks.study.plan import Arm, Study, read_study
 from benchmarks.study.records import RESULT, read_results
 from benchmarks.study.tables import draw, tables, told
 from benchmarks.study.texts import write_shift
+from benchmarks.study.trial import Trial
 
 from controlllm.common.errors import ConfigError
 
@@ -150,6 +151,15 @@ def test_each_arm_is_looked_at_before_the_first_is_run(data: Path, tmp_path: Pat
         bench = Bench(small(arms={"full": Arm(run={"method": "full"}), "b": bad}), data, tmp_path)
         with pytest.raises(ConfigError, match=said):
             bench.check(bench.study.cells())
+
+
+@pytest.mark.parametrize("preset", ["retain", "sidecar"])
+def test_rehearsal_of_a_preset_has_the_length_of_the_study(
+    data: Path, tmp_path: Path, preset: str
+) -> None:
+    study = small(arms={"full": Arm(run={"preset": preset})})
+    run = Bench(study, data, tmp_path).run_config(next(study.cells()), Trial())
+    assert (run.rehearsal.length, run.rehearsal.cache_dir) == (32, str(tmp_path / "rehearsal"))
 
 
 def test_what_is_measured_again_is_done_after_what_it_measures() -> None:
