@@ -253,7 +253,7 @@ def test_calibrate_writes_the_alpha_into_the_sidecar(
     assert (folder / "calibration.png").stat().st_size > 1000
     model, _ = load_model(folder)
     assert set(model.alphas().values()) == {dial}
-    assert f"dial: {dial}\n" in cli("inspect", folder)[1]
+    assert f"dial: {dial:g}\n" in cli("inspect", folder)[1]
 
 
 def test_without_old_text_the_base_writes_what_is_to_be_retained(

@@ -40,7 +40,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"freeze": {"num_layers": 1, "layers": [1]}}, "cannot both be given"),
     ({"kl": {"weight": -1.0}}, "out of range"),
 ] + [
-    ({"method": name, "training": {"alpha_sampling": [0.2, 0.8]}}, "has no alpha")
+    (
+        {"method": name, "training": {"alpha_sampling": [0.2, 0.8]}},
+        "'sidecar' set it, too.* has no alpha",
+    )
     for name in ("full", "lora", "freeze", "kl")
 ]
 

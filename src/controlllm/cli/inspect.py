@@ -107,8 +107,8 @@ def _at_zero(parents: list[dict[str, Any]]) -> str:
 
 def _dial(dial: float | dict[int, float] | None) -> str:
     if isinstance(dial, dict):
-        return ", ".join(f"{alpha} in layer {layer}" for layer, alpha in dial.items())
-    return "not turned" if dial is None else str(dial)
+        return ", ".join(f"{alpha:g} in layer {layer}" for layer, alpha in dial.items())
+    return "not turned" if dial is None else f"{dial:g}"
 
 
 def _table(found: Inspection) -> str:

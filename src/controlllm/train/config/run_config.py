@@ -182,9 +182,10 @@ class RunConfig:
             )
         if self.training.alpha_sampling is not None and not method.expands:
             raise ConfigError(
-                f"training.alpha_sampling={self.training.alpha_sampling!r} (the preset 'retain' "
-                f"sets it, too) needs method='control'; method={self.method!r} has no alpha. "
-                "Leave out the preset, or set training.alpha_sampling to null."
+                f"training.alpha_sampling={self.training.alpha_sampling!r} (the presets "
+                f"'retain' and 'sidecar' set it, too) needs method='control'; method="
+                f"{self.method!r} has no alpha. Leave out the preset, or set "
+                "training.alpha_sampling to null."
             )
         method.check(self)
         if self.continue_from is not None and not method.expands:
