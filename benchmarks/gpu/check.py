@@ -67,8 +67,13 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="everything, tiny, on this CPU")
     parser.add_argument("--size", choices=("0.5B", "1B", "1.5B"), default="1B", help="the model")
     parser.add_argument("--seconds", type=float, default=480, help="of everything together")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks-output"))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these; default: all"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks-output"),
+        help="folder of the record; default: %(default)s; a relative one is in the checkout",
+    )  # fmt: skip
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(words)
@@ -108,7 +113,7 @@ def run_all(options: argparse.Namespace) -> int:
             record["seconds"] = time.monotonic() - begin
             write(options.output, record)
             print(f"{name}: {record['parts'][name]['ended']}", flush=True)
-    print("\n" + tables(record))
+    print(f"\n{tables(record)}\n\nwritten to {options.output.resolve()}")
     well = all(part["ended"] == "done" for part in record["parts"].values())
     return 0 if well and all(one["verdict"] != "FAIL" for one in record["goals"]) else 1
 
@@ -151,7 +156,8 @@ def described() -> dict[str, Any]:
     code = "import json; from benchmarks.gpu.device import about; print(json.dumps(about()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        return {"note": f"not described: {done.stderr.strip().splitlines()[-1]}"}
+        why = done.stderr.strip().splitlines()[-1]
+        return {"note": f"{sys.executable}: {why} (PYTHON=... names another)"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
