@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.common.adapters import merge_adapters
+from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import write_json
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
 from controlllm.evaluate import RetentionReport, average_weights
@@ -133,9 +134,12 @@ class Bench:
     def check(self, cells: Iterable[Cell]) -> None:
         """Make the run file and the trial of each arm, before the first is run (ConfigError)."""
         for cell in {cell.name: cell for cell in cells}.values():
-            trial = make_trial(cell.arm)
-            if cell.arm.trained_as is None:
-                self.run_config(cell, trial)
+            try:
+                trial = make_trial(cell.arm)
+                if cell.arm.trained_as is None:
+                    self.run_config(cell, trial)
+            except ConfigError as error:
+                raise ConfigError(f"arms.{cell.name}: {error}") from error
 
     def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
         files = self.shift_files(cell.shift)
