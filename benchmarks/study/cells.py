@@ -1,8 +1,6 @@
 """One cell of a study: trained, its dial chosen, told. What is there is not done again."""
 
 import fcntl
-import platform
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.learn_and_forget import about
 from benchmarks.study.plan import Cell, Study
 from benchmarks.study.records import RESULT, read_result
 from benchmarks.study.texts import base_path, write_kept, write_shift
@@ -185,7 +183,7 @@ class Bench:
             "seconds": seconds,
             "steps": self.study.steps,
             "study": self.study.of(cell),
-            "about": _about(),
+            "about": about(),
         }
 
     def run_config(self, cell: Cell, trial: Trial) -> RunConfig:
@@ -263,16 +261,6 @@ def _plain(report: RetentionReport) -> dict[str, float | int | None]:
         "kl": report.kl,
         "kl_error": report.kl_error,
         "tokens": report.tokens,
-    }
-
-
-def _about() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 
