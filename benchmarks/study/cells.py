@@ -74,10 +74,14 @@ class Bench:
         """How rows become tokens."""
         return DataConfig(max_length=self.study.length, packing=False)
 
-    def shift_files(self, shift: str) -> dict[str, str]:
-        """Files of a shift: train, chosen, told."""
+    @cached_property
+    def shift_files(self) -> dict[str, dict[str, str]]:
+        """Files of each shift: train, chosen, told."""
         most = self.study.train_characters
-        return write_shift(shift, self.data, self.texts, self.chat, most)
+        return {
+            shift: write_shift(shift, self.data, self.texts, self.chat, most)
+            for shift in self.study.shifts
+        }
 
     def batches(self, path: str, limit: int) -> list[Batch]:
         """A text in batches, at most so many rows of it."""
@@ -140,7 +144,7 @@ class Bench:
                 raise ConfigError(f"arms.{cell.name}: {error}") from error
 
     def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
-        files = self.shift_files(cell.shift)
+        files = self.shift_files[cell.shift]
         trial = make_trial(cell.arm)
         started = time.perf_counter()
         with trial.training():
@@ -188,7 +192,7 @@ class Bench:
 
     def run_config(self, cell: Cell, trial: Trial) -> RunConfig:
         """The run of a cell: what is the same for all, the study's, the arm's, the trial's."""
-        study, files = self.study, self.shift_files(cell.shift)
+        study, files = self.study, self.shift_files[cell.shift]
         own = {
             "model": {
                 "model_name_or_path": base_path(study.base, self.data),

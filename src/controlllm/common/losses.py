@@ -77,9 +77,7 @@ def weighted_cross_entropy_sum(
 
     `weigh(logits_NV, targets_N) -> weights_N` gets what predicts a target, in float32.
     """
-    labels = labels_BT.to(logits_BTV.device)
-    mask = target_mask(labels)
-    logits, targets = logits_BTV[mask].float(), labels.roll(-1, dims=1)[mask]
+    logits, targets = _at_targets(logits_BTV, labels_BT)
     with torch.no_grad():
         weights = weigh(logits, targets)
     # Unlike a product, which would take weights of other shapes for something.
@@ -118,9 +116,15 @@ def target_log_probs(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Ten
     Returns:
         (log-probabilities (N, V) in float32, the targets (N,)).
     """
+    logits, targets = _at_targets(logits_BTV, labels_BT)
+    return F.log_softmax(logits, dim=-1), targets
+
+
+def _at_targets(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the next token is a target: logits (N, V) in float32, the targets (N,)."""
+    labels_BT = labels_BT.to(logits_BTV.device)
     mask_BT = target_mask(labels_BT)
-    targets = labels_BT[:, 1:][mask_BT[:, :-1]].to(logits_BTV.device)
-    return F.log_softmax(logits_BTV[mask_BT.to(logits_BTV.device)].float(), dim=-1), targets
+    return logits_BTV[mask_BT].float(), labels_BT.roll(-1, dims=1)[mask_BT]
 
 
 def nll_sum(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """What a dial may be asked: settings and a budget, checked before anything is loaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["DEFAULT_ALPHAS", "check_budget", "check_settings"]
+__all__ = ["DEFAULT_ALPHAS", "check_budget", "check_settings", "told_setting"]
 
 DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -24,3 +25,10 @@ def check_settings(name: str, settings: Sequence[float | None]) -> None:
     wrong = [s for s in settings if s is not None and not 0 <= s <= 1]
     if wrong:
         raise ConfigError(f"{name}={wrong[0]!r} is outside [0, 1].")
+
+
+def told_setting(alpha: Any) -> str:
+    """A setting of the dial, or of several by name, as text; None is as trained."""
+    if isinstance(alpha, Mapping):
+        return ", ".join(f"{name} {told_setting(one)}" for name, one in alpha.items())
+    return "trained" if alpha is None else f"{alpha:g}"

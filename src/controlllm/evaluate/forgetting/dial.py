@@ -13,7 +13,7 @@ from controlllm.common.storage.files import write_json
 from controlllm.common.text.progress import progress
 from controlllm.common.text.tables import format_table
 from controlllm.data import Batch
-from controlllm.evaluate.forgetting.alphas import check_budget, check_settings
+from controlllm.evaluate.forgetting.alphas import check_budget, check_settings, told_setting
 from controlllm.evaluate.forgetting.own import is_own_text
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import (
@@ -108,7 +108,7 @@ class DialPoint:
     @property
     def label(self) -> str:
         """The setting as text."""
-        return ", ".join(f"{name} {_shown(a)}".lstrip() for name, a in self.by_name.items())
+        return told_setting(self.alpha)
 
     def losses(self) -> Iterator[tuple[str, object]]:
         """What was measured, with headers for a table.
@@ -127,10 +127,6 @@ class DialPoint:
             yield "worst forgetting", self.forgetting
         for name, report in self.retain.items():
             yield f"KL(base‖trained) of {name}", report.kl
-
-
-def _shown(alpha: float | None) -> str:
-    return "trained" if alpha is None else f"{alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,9 @@ class DialCurve:
         return format_table(headers, rows)
 
     def _columns(self, point: DialPoint) -> Iterator[tuple[str, object]]:
-        yield from ((name or self.dial, _shown(alpha)) for name, alpha in point.by_name.items())
+        yield from (
+            (name or self.dial, told_setting(alpha)) for name, alpha in point.by_name.items()
+        )
         yield from point.losses()
         yield "within the budget", "chosen" if point is self.chosen else ""
 

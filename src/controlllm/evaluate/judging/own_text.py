@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from controlllm.evaluate.forgetting.alphas import told_setting
 from controlllm.evaluate.forgetting.own import is_own_text, rounded_up, variation_bound
-from controlllm.evaluate.judging import words
 from controlllm.evaluate.judging.html import Child, tag
 from controlllm.evaluate.judging.runs import Run
 from controlllm.evaluate.judging.tables import table
@@ -51,7 +51,7 @@ def _trained(run: Run) -> Iterator[_Row]:
 def _calibrated(run: Run) -> Iterator[_Row]:
     curve = run.calibration or {}
     for name, one in curve.get("certificates", {}).items():
-        when = f"calibrated, {curve['dial']} {words.setting(curve['chosen'])}"
+        when = f"calibrated, {curve['dial']} {told_setting(curve['chosen'])}"
         yield _Row(name, when, one["kl"], one["upper"], one["sequences"], one["tokens"])
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from controlllm.evaluate.forgetting.alphas import told_setting
 from controlllm.evaluate.items.comparison import Reading
 from controlllm.evaluate.items.records import READINGS
 from controlllm.evaluate.judging import words
@@ -116,7 +117,7 @@ def calibration_curve(curve: dict[str, Any]) -> Piece:
     dialled = [point for point in points if isinstance(point["alpha"], float | int)]
     plot.line([(point["forgetting"], point["learn_loss"]) for point in dialled], 0)
     for point in sorted(points, key=lambda point: point["alpha"] != curve["chosen"]):
-        label = words.setting(point["alpha"])
+        label = told_setting(point["alpha"])
         chosen = point["alpha"] == curve["chosen"]
         plot.point(
             _point(point["forgetting"]),

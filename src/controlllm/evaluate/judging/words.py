@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from controlllm.evaluate.items.comparison import Change, Outcome, Reading
 from controlllm.evaluate.items.records import READINGS
@@ -23,7 +22,6 @@ __all__ = [
     "p_value",
     "percent",
     "sentence",
-    "setting",
     "value",
     "word",
 ]
@@ -134,13 +132,6 @@ def sentence(model: Model) -> list[Child]:
         if names:
             parts += ["; " if parts else " ", verb, " ", join(names)]
     return [tag("b", model.name), *parts, "."]
-
-
-def setting(alpha: Any) -> str:
-    """A setting of the dial, or of several by name."""
-    if isinstance(alpha, dict):
-        return ", ".join(f"{name} {setting(one)}" for name, one in alpha.items())
-    return "trained" if alpha is None else f"{alpha:g}"
 
 
 def join(names: list[str], most: int = 8) -> str:
