@@ -15,7 +15,7 @@ from controlllm.common.lazy import lazy_names
 if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.own import OWN_TEXT, is_own_text
     from controlllm.evaluate.own_text.certificate import Certificate, certificates, certify
-    from controlllm.evaluate.own_text.plan import SamplingPlan, read_prompts
+    from controlllm.evaluate.own_text.plan import SamplingPlan, block_seed, read_prompts
     from controlllm.evaluate.own_text.sets import write_own_text
     from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
     from controlllm.evaluate.own_text.writing import Writer, as_it_is, sample_sequences
@@ -28,6 +28,7 @@ __all__ = [
     "SamplingPlan",
     "Writer",
     "as_it_is",
+    "block_seed",
     "certificates",
     "certify",
     "is_own_text",

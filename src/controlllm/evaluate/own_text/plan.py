@@ -1,5 +1,6 @@
 """All that decides what a model writes."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controlllm.common.errors import ConfigError
 
-__all__ = ["ChatPlan", "SamplingPlan", "read_prompts", "start_token"]
+__all__ = ["ChatPlan", "SamplingPlan", "block_seed", "read_prompts", "start_token"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class ChatPlan:
     before: tuple[int, ...]  # the template's tokens before the user's turn
     between: tuple[int, ...]  # and those between it and the answer
     ends: tuple[int, ...]  # tokens that end a turn
+
+
+def block_seed(what: str, seed: int, block: int) -> int:
+    """The seed of a block of what is written: own text and rehearsal never share one."""
+    told = f"{what} {seed} {block}"
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big")
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:

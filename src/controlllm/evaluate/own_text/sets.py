@@ -29,7 +29,13 @@ from controlllm.evaluate.own_text.chat import (
     turn_ends,
     write_chats,
 )
-from controlllm.evaluate.own_text.plan import ChatPlan, SamplingPlan, read_prompts, start_token
+from controlllm.evaluate.own_text.plan import (
+    ChatPlan,
+    SamplingPlan,
+    block_seed,
+    read_prompts,
+    start_token,
+)
 from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer, sample_sequences
 
@@ -146,12 +152,6 @@ def _length(model: PreTrainedModel, settings: OwnTextConfig, data: DataConfig) -
     return settings.length
 
 
-def _seed(settings: OwnTextConfig, block: int, what: str) -> int:
-    """The seed of a block: never that of rehearsal, whatever both are called by."""
-    told = f"{what} {settings.seed} {block}"
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big")
-
-
 def _plain_plan(
     tokenizer: PreTrainedTokenizerBase, settings: OwnTextConfig, length: int, block: int
 ) -> SamplingPlan:
@@ -167,7 +167,7 @@ def _plain_plan(
         length=length,
         temperature=1.0,
         batch_size=settings.batch_size,
-        seed=_seed(settings, block, OWN_TEXT),
+        seed=block_seed(OWN_TEXT, settings.seed, block),
         prompts=prompts,
         end=tokenizer.eos_token_id,
     )
@@ -203,7 +203,7 @@ def _chat_plan(
         question=question,
         answer=room - question,
         batch_size=settings.batch_size,
-        seed=_seed(settings, block, OWN_TEXT_CHAT),
+        seed=block_seed(OWN_TEXT_CHAT, settings.seed, block),
         before=before,
         between=between,
         ends=turn_ends(model, tokenizer, between),

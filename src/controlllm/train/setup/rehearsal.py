@@ -31,7 +31,13 @@ from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.storage.files import write_text
 from controlllm.common.storage.schema import read_record
 from controlllm.data import TokenStore
-from controlllm.evaluate.own_text import OWN_TEXT, SamplingPlan, read_prompts, sample_sequences
+from controlllm.evaluate.own_text import (
+    OWN_TEXT,
+    SamplingPlan,
+    block_seed,
+    read_prompts,
+    sample_sequences,
+)
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.setup.sizing import sequences_rehearsed
@@ -134,9 +140,7 @@ def _part(
         Token ids of each, and the seconds that writing took.
     """
     if block:
-        told = f"rehearsal {plan.seed} {block}"
-        seed = int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big")
-        plan = replace(plan, seed=seed)
+        plan = replace(plan, seed=block_seed("rehearsal", plan.seed, block))
     writer = stage.writer(model)
     key = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24]
     path = next((p for place in places if (p := place / f"{key}.json").is_file()), None)
