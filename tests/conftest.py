@@ -64,8 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_process() -> None:
-    """Log levels and steps of accumulation that others left in this process do not matter."""
+    """What others left in this process does not matter: log levels, steps, the float mode."""
     logging.getLogger("controlllm").setLevel(logging.NOTSET)
+    torch.set_flush_denormal(False)
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.GradientState._reset_state()
 
