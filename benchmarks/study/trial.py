@@ -5,18 +5,21 @@ becomes an option of the library; what does not leaves nothing behind in it.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.study.plan import Arm, Cell
 
 from controlllm.common.errors import ConfigError
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.dial import Dial
+from controlllm.train.setup import ready
+from controlllm.train.step.losses import StepLoss
 
-__all__ = ["Trial", "make_trial"]
+__all__ = ["Trial", "make_trial", "step_loss"]
 
 
 class Trial:
@@ -55,3 +58,16 @@ def make_trial(arm: Arm) -> Trial:
     except TypeError as error:
         raise ConfigError(f"trial {arm.trial!r}: settings={arm.settings!r}: {error}.") from error
     return kind(**arm.settings)
+
+
+@contextmanager
+def step_loss(kind: type[StepLoss], **settings: Any) -> Iterator[None]:
+    """Inside, runs compute the loss of a step by `kind`, which has these attributes."""
+
+    def make(*args: Any) -> StepLoss:
+        loss = kind(*args)
+        vars(loss).update(settings)
+        return loss
+
+    with patch.object(ready, "StepLoss", make):
+        yield

@@ -271,3 +271,28 @@ def test_a_merged_model_is_folded_anew_at_each_setting(data: Path, tmp_path: Pat
         one, other = (at[label]["sets"]["new"] for at in (beside, merged))
         assert one["base"] == other["base"] and one["loss"] != other["loss"]
         assert abs(one["loss"] - other["loss"]) < 0.1 * one["base"]  # it is near, after six steps
+
+
+@pytest.mark.parametrize(
+    ("name", "expansion", "settings"),
+    [
+        ("anchor", {}, {"weight": 0.1}),
+        ("block_scale", {"divergence": "mse"}, {}),
+        ("finch", {}, {}),
+        ("gate", {"interpolator": "study_gate"}, {}),
+        ("mlp_copies", {}, {}),
+        ("rehearsed_text", {}, {"lengths": [8, 32]}),
+        ("repair", {}, {"part": 0.5}),
+    ],
+)
+def test_cells_with_a_trial_are_trained_and_told(
+    data: Path, tmp_path: Path, name: str, expansion: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    run = {"preset": "retain", "expansion": {"num_blocks": 2} | expansion}
+    run["rehearsal"] = {"num_sequences": 4}
+    arms = {name: Arm(run=run, trial=name, settings=settings)}
+    study = small(arms=arms, yardstick=name)
+    bench = Bench(study, data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
+    (result,) = read_results(study, tmp_path)
+    assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 0

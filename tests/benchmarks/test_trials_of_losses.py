@@ -1,7 +1,8 @@
-"""Trials of the study `losses`: the anchor on new text by hand, and the rate by the loss."""
+"""Trials that add to the loss of a step, by hand; and the rate by the loss."""
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.study.plan import Arm, Cell
-from benchmarks.study.trials import anchor, finch
+from benchmarks.study.trials import anchor, finch, gate
 
 from controlllm.common.errors import ConfigError
 from controlllm.data import REHEARSAL, TRAIN, Example
@@ -119,6 +120,26 @@ def test_answers_are_learned_and_prompts_are_held(
         result = train(RunConfig.from_dict(run), (pico_llama(), pico_tokenizer))
     first, *rest = [row["train/anchor"] for row in result.history if "train/anchor" in row]
     assert first == pytest.approx(0, abs=1e-6) and all(one > 1e-6 for one in rest)
+
+
+def test_the_push_by_hand(pico_llama: Any) -> None:
+    config = ExpansionConfig(
+        layers=[0, 1], interpolator="study_gate", alpha=0.25, divergence="none"
+    )
+    model = expand(pico_llama(), config)
+    model.set_alpha(0.5)
+    losses = []
+    report = StepReport()
+    for trial in (None, gate.Trial(2.0)):
+        with trial.training() if trial else nullcontext():
+            loss = ready.StepLoss(model, Reference(model), 1.0)
+            losses.append(loss.micro_batch(PADDED, loss.count([PADDED]), report))
+    # Each gate is 0.25 everywhere at the start, and the dial halves it.
+    pushed = (losses[1] - losses[0]).item()
+    assert pushed == pytest.approx(2.0 * 0.5 * 0.25, rel=1e-5)
+    assert report.losses["gate_push"].item() == pytest.approx(pushed, rel=1e-5)
+    (losses[1] - losses[0]).backward()
+    assert all(block.interpolator.bias.grad > 0 for block in model.blocks.values())
 
 
 def test_the_factors_of_finch_by_hand() -> None:

@@ -6,8 +6,8 @@ is a step's where it has one micro-batch of one process, as here.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from controlllm.common.registry import check_choice
 from controlllm.common.storage.files import write_text
 from controlllm.data import REHEARSAL
 from controlllm.train import LOSS_TYPES
-from controlllm.train.setup import ready
 from controlllm.train.step.losses import Counts, StepLoss, StepReport
 
 __all__ = ["AnchoredLoss", "Trial", "chosen"]
@@ -66,20 +65,9 @@ class Trial(trial.Trial):
         write_text(path, "\n".join(lines) + "\n")
         return {"data": {"train": [{"path": str(path)}], "chat_template": PLAIN}}
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> AbstractContextManager[None]:
         """Inside, the loss of a step is anchored."""
-
-        def make(*args: Any) -> StepLoss:
-            loss = AnchoredLoss(*args)
-            loss.pull, loss.tokens, loss.by = self.weight, self.tokens, self.by
-            return loss
-
-        ready.StepLoss = make
-        try:
-            yield
-        finally:
-            ready.StepLoss = StepLoss
+        return trial.step_loss(AnchoredLoss, pull=self.weight, tokens=self.tokens, by=self.by)
 
 
 class AnchoredLoss(StepLoss):

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmarks.study.trial import Trial as Base
+from benchmarks.study import trial
 from torch import Tensor
 
 from controlllm.data import model_inputs
@@ -29,7 +29,7 @@ from controlllm.train.setup.stages import Ready, Sharded
 __all__ = ["Trial", "block_scales"]
 
 
-class Trial(Base):
+class Trial(trial.Trial):
     """Divides each block's weight by its scale."""
 
     def __init__(self, batches: int = 4, statistic: str = "median") -> None:

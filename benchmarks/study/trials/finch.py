@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.study import trial
 
@@ -46,11 +47,8 @@ class Trial(trial.Trial):
                 group["lr"] *= share  # The schedule sets it anew after the step.
             return report
 
-        NativeLoop.accumulate = accumulate
-        try:
+        with patch.object(NativeLoop, "accumulate", accumulate):
             yield
-        finally:
-            NativeLoop.accumulate = plain
 
 
 def factors(most: float) -> Iterator[float]:

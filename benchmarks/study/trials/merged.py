@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.study.trial import Trial as _Trial
+from benchmarks.study import trial
 from torch import nn
 
 from controlllm.data import Batch
@@ -32,7 +32,7 @@ class Merged(nn.Module):
         return self.folded(**inputs)
 
 
-class Trial(_Trial):
+class Trial(trial.Trial):
     """The dial is where the weights are folded; reference is the base inside the expanded model."""
 
     def dial(self, dial: Dial, chosen: Mapping[str, Sequence[Batch]]) -> Dial:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.study.trial import Trial as Base
+from benchmarks.study import trial
 
 from controlllm.data import TokenStore
 from controlllm.evaluate import OwnTextConfig, Writer, write_own_text
@@ -28,7 +28,7 @@ _APART = 1000
 """Blocks of own text from here on are rehearsed; the study measures on the first ones."""
 
 
-class Trial(Base):
+class Trial(trial.Trial):
     """Changes what a run rehearses."""
 
     def __init__(self, lengths: list[int] | None = None, chat: float = 0.0) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.study.trial import Trial as Base
+from benchmarks.study import trial
 
 from controlllm.data import TokenStore
 from controlllm.evaluate import Writer
@@ -20,12 +20,12 @@ from controlllm.train.setup.stages import Ready
 __all__ = ["Trial"]
 
 
-class Trial(Base):
+class Trial(trial.Trial):
     """The last part of the steps rehearses the model's own text."""
 
     def __init__(self, part: float = 0.1, dial: float | None = None) -> None:
         """Which part of the steps is the last; at which dial the model writes (as trained)."""
-        self.part, self.dial = part, dial
+        self.part, self.writes_at = part, dial
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -58,8 +58,8 @@ class Trial(Base):
             end=ready.tokenizer.eos_token_id,
         )
         before = ready.model.expansion.dial
-        if self.dial is not None:
-            ready.model.set_alpha(self.dial)
+        if self.writes_at is not None:
+            ready.model.set_alpha(self.writes_at)
         rows = sample_sequences(Writer.trained(ready.model, ready.tokenizer), plan, "repair")
         ready.model.set_alpha(before)
         ready.model.train()

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.study import trial
 from benchmarks.study.plan import Cell
-from benchmarks.study.trial import Trial as _Trial
 
 __all__ = ["Trial"]
 
 
-class Trial(_Trial):
+class Trial(trial.Trial):
     """`kept`: the kept text whose other part is replayed; how much the arm's run says."""
 
     def __init__(self, kept: str = "tinystories") -> None:

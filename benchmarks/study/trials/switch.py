@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks.study.trial import Trial as _Trial
+from benchmarks.study import trial
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -56,7 +56,7 @@ class Switch(nn.Module):
         return (loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)
 
 
-class Trial(_Trial):
+class Trial(trial.Trial):
     """`read`: how many tokens the switch reads; None = the whole document (the oracle)."""
 
     def __init__(self, read: int | None = 32) -> None:
