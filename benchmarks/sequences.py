@@ -1,7 +1,7 @@
 """What is left of each task after three in a row? Four ways to go on, and plain full tuning.
 
-    python benchmarks/sequences.py run --data ../shared/data --output benchmarks-output/sequences
-    python benchmarks/sequences.py table --output benchmarks-output/sequences
+    python -m benchmarks.sequences run --data ../shared/data --output benchmarks-output/sequences
+    python -m benchmarks.sequences table --output benchmarks-output/sequences
 
 Bases: stories260k, and the base that ships with the demo. Tasks, in this order: GSM8K, Shakespeare,
 Dolly. Each stage takes the same steps; `joint` takes those of all stages. What is there is not done
@@ -11,22 +11,20 @@ third domain (WikiText) chose nothing and are told beside it.
 """
 
 import argparse
-import gzip
 import json
 import statistics
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_and_forget import LESSON, gsm8k, shakespeare, write
+from benchmarks.origin import about
+from benchmarks.study.texts import base_path, write_kept, write_shift
 from transformers import PreTrainedTokenizerBase
 
 from controlllm.checkpoint import load_model
 from controlllm.common.storage.files import write_json
 from controlllm.data import DataConfig, SourceConfig, eval_batches
-from controlllm.demo.config import base_model_path
 from controlllm.evaluate import format_table
 from controlllm.evaluate.own_text import OwnTextConfig, Writer, write_own_text
 from controlllm.evaluate.sequence.measuring import measure_sequence
@@ -38,53 +36,32 @@ TASKS = ("gsm8k", "shakespeare", "dolly")
 WAYS = ("one", "branch", "fold", "full")
 """And `joint`, which is a column of each matrix."""
 LENGTH = 256
+ROWS = 64
+"""Rows of each text that are measured, at most."""
 NUMBERS = ("ACC", "BWT", "FWT", "F", "intransigence")
-PLACES = {"stories260k": "checkpoints/stories260k-hf", "demo": None}
-"""Bases in the data folder; None = the one that ships with the package."""
+BASES = ("stories260k", "demo")
 RATES = {"full": 1e-3}
 """Peak learning rates; else 3e-3."""
 
 
-def base_path(name: str, data: Path) -> str:
-    place = PLACES[name]
-    return str(base_model_path() if place is None else data / place)
-
-
-def dolly(data: Path, folder: Path) -> dict[str, Path]:
-    """Requests and answers as plain text; every twentieth is held out."""
-    rows = json.loads(gzip.decompress((data / "sft/dolly2k/dolly_train.json.gz").read_bytes()))
-    texts = [f"{row['instruction']}\n{row['output']}" for row in rows]
-    held_out = texts[::20]
-    learned = [text for number, text in enumerate(texts) if number % 20]
-    return {
-        "train": write(folder / "dolly.txt", "\n\n".join(learned)),
-        "learn": write(folder / "dolly-heldout.txt", "\n\n".join(held_out)[:30_000]),
-    }
-
-
-def make_files(data: Path, folder: Path) -> dict[str, dict[str, Path]]:
+def make_files(data: Path, folder: Path) -> dict[str, dict[str, str]]:
     """Texts to train on and held-out ones of each task, and of what is only measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    makers = {"gsm8k": gsm8k, "shakespeare": shakespeare, "dolly": dolly}
-    files = {task: makers[task](data, folder) for task in TASKS}
-    old = (data / "text/tinystories_excerpt/tinystories.txt").read_text()
-    third = (data / "text/wikitext2_valid_test/test.txt").read_text()
-    half = len(old) // 2
-    files["old"] = {"retain": write(folder / "old.txt", old[half : half + 20_000])}
-    files["third"] = {"retain": write(folder / "third.txt", third[:20_000])}
-    return files
+    files = {task: write_shift(task, data, folder, chat=False, most=None) for task in TASKS}
+    kept = {"old": "tinystories", "third": "wikipedia"}
+    told = {name: write_kept(text, data, folder, chat=False)[text] for name, text in kept.items()}
+    return files | {name: {"told": path} for name, path in told.items()}
 
 
 def run_config(
     options: argparse.Namespace, base: str, way: str, task: str, before: Path | None, folder: Path,
-    files: dict[str, dict[str, Path]], seed: int,
+    files: dict[str, dict[str, str]], seed: int,
 ) -> RunConfig:  # fmt: skip
     """One stage, from the stage before or from the base."""
     steps = options.steps * (len(TASKS) if way == "joint" else 1)
     values: dict[str, Any] = {
         "data": {
-            "train": [{"path": str(files[task]["train"])}],
-            "learn": [{"path": str(files[task]["learn"])}],
+            "train": [{"path": files[task]["train"]}],
+            "learn": [{"path": files[task]["chosen"]}],
             "max_length": LENGTH,
         },
         "own_text": {"measure": False},  # measured for all stages alike, at the end
@@ -93,7 +70,9 @@ def run_config(
             "seed": seed,
             "max_steps": steps,
             "learning_rate": RATES.get(way, 3e-3),
-            **LESSON,
+            "per_device_train_batch_size": 4,
+            "min_lr_rate": 0.1,
+            "warmup_steps": 20,
             "eval_steps": 10**6,
             "save_steps": 100,
         },
@@ -140,11 +119,15 @@ def run_one(options: argparse.Namespace, name: str, seed: int, way: str) -> None
         )
         train(last)
     measured = measure(base, stages, joint if way != "full" else None, files, options)
-    write_json(result, measured | {"way": way, "base": name, "seed": seed, "steps": options.steps})
+    write_json(
+        result,
+        measured
+        | {"way": way, "base": name, "seed": seed, "steps": options.steps, "about": about()},
+    )
 
 
 def measure(
-    base: str, stages: dict[str, Path], joint: Path | None, files: dict[str, dict[str, Path]],
+    base: str, stages: dict[str, Path], joint: Path | None, files: dict[str, dict[str, str]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     model, tokenizer = load_model(base)
@@ -157,8 +140,8 @@ def measure(
         Path(options.output) / "own_text",
     )
     kept = {name: eval_batches(texts, tokenizer, data, 8) for name, texts in own.items()}
-    kept |= {name: _batches(files[name]["retain"], tokenizer) for name in ("old", "third")}
-    tasks = {task: _batches(files[task]["learn"], tokenizer) for task in TASKS}
+    kept |= {name: _batches(files[name]["told"], tokenizer) for name in ("old", "third")}
+    tasks = {task: _batches(files[task]["told"], tokenizer) for task in TASKS}
 
     def load(path: Path) -> Any:
         return load_model(path)[0]
@@ -169,14 +152,14 @@ def measure(
     return matrix_record(matrix, reports)
 
 
-def _batches(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def _batches(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     data = DataConfig(max_length=LENGTH)
-    return eval_batches(SourceConfig(path=str(path)), tokenizer, data, 8)
+    return eval_batches(SourceConfig(path=path), tokenizer, data, 8, limit=ROWS)
 
 
 def results(output: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(output.glob("*/*/*.json")):
-        if path.parent.parent.name in PLACES:
+        if path.parent.parent.name in BASES:
             yield json.loads(path.read_text())
 
 
@@ -184,7 +167,7 @@ def tables(output: Path) -> str:
     """Means over seeds and their spread (half the range), for each base and way."""
     found = list(results(output))
     parts = []
-    for name in PLACES:
+    for name in BASES:
         rows = []
         for way in WAYS:
             same = [one for one in found if (one["base"], one["way"]) == (name, way)]
@@ -246,7 +229,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--output", default="benchmarks-output/sequences")
-    parser.add_argument("--bases", nargs="+", default=[*PLACES], choices=[*PLACES])
+    parser.add_argument("--bases", nargs="+", default=[*BASES], choices=[*BASES])
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
@@ -256,8 +239,7 @@ def main() -> None:
             for name in options.bases:
                 for way in options.ways:
                     run_one(options, name, seed, way)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    print(f"commit {head.stdout.strip()}\n\n{tables(Path(options.output))}")
+    print(f"{about()}\n\n{tables(Path(options.output))}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn_and_forget import LESSON, about
+from origin import about
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from controlllm.checkpoint import LoadOptions, export, load_model, make_form
@@ -84,7 +84,9 @@ def stories_case(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "seed": seed,
                 "max_steps": options.steps,
                 "learning_rate": 3e-3,
-                **LESSON,
+                "per_device_train_batch_size": 4,
+                "min_lr_rate": 0.1,
+                "warmup_steps": 20,
                 "save_steps": 10**6,
             },
             "logging": {"report_to": ["jsonl"]},

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learn_and_forget import about
+from benchmarks.origin import about
 from benchmarks.study.plan import Cell, Study
 from benchmarks.study.records import RESULT, read_result
 from benchmarks.study.texts import base_path, write_kept, write_shift

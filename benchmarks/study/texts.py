@@ -156,6 +156,14 @@ def _poetry(data: Path) -> Shift:
     return Shift([r for i, r in enumerate(rows) if i % 10 < 8], held_out[::2], held_out[1::2])
 
 
+@SHIFTS.register("dolly")
+def _learn_dolly(data: Path) -> Shift:
+    """All requests and answers; every twentieth is chosen on, every twentieth is told."""
+    rows = [(r["instruction"], r["output"]) for r in _dolly_rows(data)]
+    train = [row for i, row in enumerate(rows) if i % 20 > 1]
+    return Shift(train, rows[::20], rows[1::20])
+
+
 @KEPT.register("tinystories")
 def _tinystories(data: Path) -> Kept:
     text = (data / "text/tinystories_excerpt/tinystories.txt").read_text()
@@ -172,6 +180,10 @@ def _wikipedia(data: Path) -> Kept:
 @KEPT.register("dolly")
 def _dolly(data: Path) -> Kept:
     """Requests that need no text beside them, and their answers."""
-    rows = json.loads(_packed(data / "sft/dolly2k/dolly_train.json.gz"))
-    alone: list[Row] = [(r["instruction"], r["output"]) for r in rows if not r.get("input")]
+    alone = [(r["instruction"], r["output"]) for r in _dolly_rows(data) if not r.get("input")]
     return Kept(alone[::2], alone[1::2])
+
+
+def _dolly_rows(data: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = json.loads(_packed(data / "sft/dolly2k/dolly_train.json.gz"))
+    return rows

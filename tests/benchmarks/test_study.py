@@ -296,3 +296,17 @@ def test_cells_with_a_trial_are_trained_and_told(
     assert all(bench.work(cell) for cell in study.cells())
     (result,) = read_results(study, tmp_path)
     assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"type": "SHIRA", "r": 2}, {"type": "OSF"}])
+def test_other_adapters_of_peft_are_trained_and_merged(
+    data: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    arm = Arm(run={"method": "lora"}, trial="peft_type", settings=settings, rates=[1e-2])
+    study = small(arms={"other": arm}, yardstick="other")
+    bench = Bench(study, data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
+    (result,) = read_results(study, tmp_path)
+    assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 1e-5
+    dials = [result["settings"][f"KL {budget:g}"]["dial"] for budget in study.budgets]
+    assert all(dials)

@@ -9,6 +9,7 @@ from benchmarks.study.trials import alpha_by_part, filter, mlp_copies
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from controlllm.evaluate.forgetting.averaging import average_weights, averager
 from controlllm.evaluate.forgetting.dial import Dial
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import measure_settings
@@ -136,3 +137,26 @@ def test_alphas_by_part_learn_no_less_where_they_are_chosen(pico_llama: Make) ->
     turned = alpha_by_part.Trial(0.01).dial(dial, CHOSEN)
     turned.turn(0)
     assert torch.equal(logits(model), logits(pico_llama()))
+
+
+def test_an_average_by_part_lies_between_base_and_tuned_model(pico_llama: Make) -> None:
+    base, tuned = pico_llama(), pico_llama()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=chance))
+    mixed = average_weights(base, tuned, 1.0)
+    dial = Dial(mixed, averager(base, tuned, mixed), Reference(mixed, copy=base), "weight")
+    parts, turn = alpha_by_part.parts_of(dial)
+    assert parts == [ENDS, *range(base.config.num_hidden_layers)]
+    turn(dict.fromkeys(parts, 0.25))
+    equal = logits(mixed)
+    dial.turn(0.25)
+    assert torch.equal(logits(mixed), equal)
+    turn(dict.fromkeys(parts, 0.0) | {1: 1.0})
+    named = zip(mixed.named_parameters(), base.parameters(), tuned.parameters(), strict=True)
+    for (name, parameter), before, after in named:
+        assert torch.equal(parameter, after if ".1." in name else before)
+    turned = alpha_by_part.Trial(0.01).dial(dial, CHOSEN)
+    turned.turn(None)
+    assert torch.equal(logits(mixed), logits(tuned))
