@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.origin import about
+from benchmarks.study.items import Questions
 from benchmarks.study.plan import Cell, Study
 from benchmarks.study.records import RESULT, read_result
 from benchmarks.study.texts import base_path, write_kept, write_shift
@@ -115,6 +116,16 @@ class Bench:
         rows = self.study.told_rows
         return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
 
+    @cached_property
+    def questions(self) -> Questions | None:
+        """What base and cells are asked."""
+        study = self.study
+        if not study.benchmarks:
+            return None
+        return Questions.load(
+            study.benchmarks, study.questions, self.data, self.base[1], self.output / "answers"
+        )
+
     def work(self, cell: Cell) -> bool:
         """Train and measure a cell; False where that is done, or another process does it.
 
@@ -134,7 +145,12 @@ class Bench:
         return True
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """Make the run file and the trial of each arm, before the first is run (ConfigError)."""
+        """Make each arm's run file and trial, and load the questions, before the first is run.
+
+        Raises:
+            ConfigError: one cannot be.
+        """
+        assert self.questions or not self.study.benchmarks  # They are loaded here.
         for cell in {cell.name: cell for cell in cells}.values():
             try:
                 trial = make_trial(cell.arm)
@@ -174,6 +190,7 @@ class Bench:
                 )
                 for name, b in sets.items()
             }
+            items = {} if self.questions is None else self.questions.answered(dial, settings)
         return {
             "arm": cell.name,
             "shift": cell.shift,
@@ -183,6 +200,7 @@ class Bench:
                 label: {"dial": setting, "sets": {n: _plain(r[i]) for n, r in reports.items()}}
                 for i, (label, setting) in enumerate(settings.items())
             },
+            "items": items,
             "trained_parameters": number,
             "seconds": seconds,
             "steps": self.study.steps,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.items import chosen_suite
 from benchmarks.study.texts import KEPT, SHIFTS
 
 from controlllm.common.errors import ConfigError
@@ -69,6 +70,10 @@ class Study:
     told_rows: int = setting(32, at_least=1)
     own_sequences: int = setting(32, at_least=8)
     """Rows of each set, and sequences of own text to choose on and to tell, each."""
+    benchmarks: list[str] = field(default_factory=list)
+    """Of the suite `small`: what base and model are asked at each setting of the dial."""
+    questions: int = setting(24, at_least=1)
+    """Drawn of each benchmark, the same for all cells."""
     common: dict[str, Any] = field(default_factory=dict)
     """Values of the run file of all arms."""
 
@@ -79,8 +84,10 @@ class Study:
         for kept in self.kept:
             KEPT.get(kept)
         check_values(self, "study")
-        for name in ("shifts", "seeds", "kept", "budgets", "dials"):
-            _check_once(name, getattr(self, name), may_be_empty=name == "kept")
+        if self.benchmarks:
+            chosen_suite(self.benchmarks)
+        for name in ("shifts", "seeds", "kept", "budgets", "dials", "benchmarks"):
+            _check_once(name, getattr(self, name), may_be_empty=name in ("kept", "benchmarks"))
         self.compared_with = self.compared_with or self.yardstick
         for name in ("yardstick", "compared_with"):
             check_choice(name, getattr(self, name), self.arms)

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from benchmarks.study.cells import AS_TRAINED
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
 
 from controlllm.evaluate import format_table
+from controlllm.evaluate.statistics import paired_difference
 
 __all__ = ["draw", "tables"]
 
@@ -77,7 +79,31 @@ def tables(study: Study, results: Sequence[Result]) -> str:
             rows = list(told(study, results, shift, label))
             title = f"{shift}, {label} (base {base:.3f}; {study.yardstick} gains {most:.3f})"
             parts.append(f"{title}\n\n{_table(study, rows, most)}")
+            if study.benchmarks:
+                parts.append(_items_table(study, rows))
     return "\n\n".join(parts)
+
+
+def _items_table(study: Study, rows: Sequence[Told]) -> str:
+    """What was asked of base and model, question by question; a question's seeds are averaged."""
+    lines = []
+    for row in rows:
+        found = [r["items"][row.setting] for r in row.results if r["items"]]
+        for name in study.benchmarks if found else ():
+            asked = np.mean([one[name] for one in found], axis=0)
+            base, right, bits, bits_now = asked.T
+            apart = paired_difference(list(bits), list(bits_now)).interval()
+            each = [np.array(one[name]) for one in found]
+            lost = statistics.mean(float((one[:, 0] > one[:, 1]).sum()) for one in each)
+            won = statistics.mean(float((one[:, 0] < one[:, 1]).sum()) for one in each)
+            lines.append(
+                [
+                    *(row.arm, name, len(asked), f"{100 * base.mean():.1f}"),
+                    *(f"{100 * right.mean():.1f}", f"{lost:.1f}", f"{won:.1f}", str(apart)),
+                ]
+            )
+    headers = ["arm", "benchmark", "n", "base %", "right %", "1->0", "0->1", "bits per byte +"]
+    return format_table(headers, lines)
 
 
 def _table(study: Study, rows: Sequence[Told], most: float) -> str:

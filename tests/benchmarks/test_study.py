@@ -310,3 +310,29 @@ def test_other_adapters_of_peft_are_trained_and_merged(
     assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 1e-5
     dials = [result["settings"][f"KL {budget:g}"]["dial"] for budget in study.budgets]
     assert all(dials)
+
+
+def test_base_and_cells_are_asked_the_same_questions(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+    arms = {
+        "full": Arm(run={"method": "full"}, rates=[1e-2]),
+        "switch": Arm(trained_as="full", trial="switch", rates=[1e-2], settings={"read": 4}),
+    }
+    asks = {"benchmarks": ["arc_easy"], "questions": 5, "seeds": [0, 1], "train_characters": 9_000}
+    study = small(arms=arms, **asks)
+    bench = Bench(study, shared_data, tmp_path)
+    bench.check(study.cells())
+    assert all(bench.work(cell) for cell in study.cells())
+    results = read_results(study, tmp_path)
+    trained = [r["items"] for r in results if r["arm"] == "full"]
+    assert [r["items"] for r in results if r["arm"] == "switch"] == [None, None]
+    for items in trained:
+        base, tuned, first, last = zip(*items[AS_TRAINED]["arc_easy"], strict=True)
+        assert len(base) == 5 and first != last and set(base + tuned) <= {0, 1}
+        assert [one[2] for one in items["KL 0.01"]["arc_easy"]] == list(first)
+    assert trained[0] != trained[1]
+    assert "| full | arc_easy  |   5 |" in tables(study, results)
+    with pytest.raises(ConfigError, match="piqa"):
+        read_results(small(arms=arms, **asks | {"benchmarks": ["arc_easy", "piqa"]}), tmp_path)
+    with pytest.raises(ConfigError, match="'arc_easy'"):
+        small(benchmarks=["arc_esy"])
