@@ -18,7 +18,7 @@ import torch
 from benchmarks.study.cells import Bench
 from benchmarks.study.plan import read_study
 from benchmarks.study.records import read_results
-from benchmarks.study.tables import draw, tables
+from benchmarks.study.tables import draw, page_tables, tables
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import check_choice
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--table", action="store_true", help="tell what is there, run nothing")
+    parser.add_argument("--page", action="store_true", help="the same as tables for a page")
     options = parser.parse_args()
     try:
         _work(options)
@@ -45,7 +46,7 @@ def main() -> None:
 def _work(options: argparse.Namespace) -> None:
     study = read_study(options.study)
     torch.set_flush_denormal(True)
-    if not options.table:
+    if not (options.table or options.page):
         for name in options.arms or ():
             check_choice("--arms", name, study.arms)
         for seed in options.seeds or ():
@@ -76,7 +77,7 @@ def _work(options: argparse.Namespace) -> None:
         print("No cell is done yet.")
         return
     print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
-    print(tables(study, results))
+    print(page_tables(study, results) if options.page else tables(study, results))
     write_json(options.output / "results.json", results, indent=1)
     draw(study, results, options.output / "study.png")
 

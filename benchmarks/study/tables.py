@@ -13,7 +13,7 @@ from benchmarks.study.records import Result
 from controlllm.evaluate import format_table
 from controlllm.evaluate.statistics import paired_difference
 
-__all__ = ["draw", "tables"]
+__all__ = ["draw", "page_tables", "tables"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,34 @@ def _table(study: Study, rows: Sequence[Told], most: float) -> str:
             ]
         )
     return format_table(headers, lines)
+
+
+def page_tables(study: Study, results: Sequence[Result]) -> str:
+    """For a page: one table for each shift, in a cell what was learned and what was forgotten."""
+    labels = [*(f"KL {budget:g}" for budget in study.budgets), AS_TRAINED]
+    parts = []
+    for shift in study.shifts:
+        at = {label: {t.arm: t for t in told(study, results, shift, label)} for label in labels}
+        yardstick = at[AS_TRAINED].get(study.yardstick)
+        if yardstick is None:
+            continue
+        most = -yardstick.mean("new", "rise")
+        lines = []
+        for arm in at[AS_TRAINED]:
+            seeds = sorted({len(at[label][arm].results) for label in labels})
+            cells = [_page_cell(study, at[label][arm], most) for label in labels]
+            lines.append([arm, "/".join(map(str, seeds)), *cells])
+        base = yardstick.mean("new", "base")
+        title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {most:.3f})"
+        parts.append(f"{title}\n\n{format_table(['way', 'seeds', *labels], lines)}")
+    return "\n\n".join(parts)
+
+
+def _page_cell(study: Study, one: Told, most: float) -> str:
+    gain = f" ({100 * -one.mean('new', 'rise') / most:.1f} %)" if most > 0 else ""
+    rises = [f"{one.mean(name, 'rise'):+.3f}" for name in study.kept]
+    kl = f", KL {one.mean('own', 'kl'):.3f}" if one.setting == AS_TRAINED else ""
+    return f"{_spread(one.values('new'))}{gain} / {' / '.join(rises)}{kl}"
 
 
 def _spread(values: Sequence[float], form: str = ".3f") -> str:

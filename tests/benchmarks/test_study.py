@@ -10,7 +10,7 @@ from benchmarks.study.__main__ import main
 from benchmarks.study.cells import AS_TRAINED, Bench, within
 from benchmarks.study.plan import Arm, Study, read_study
 from benchmarks.study.records import RESULT, read_results
-from benchmarks.study.tables import draw, tables, told
+from benchmarks.study.tables import draw, page_tables, tables, told
 from benchmarks.study.texts import write_shift
 from benchmarks.study.trial import Trial
 
@@ -332,6 +332,7 @@ def test_base_and_cells_are_asked_the_same_questions(shared_data: Path, tmp_path
         assert [one[2] for one in items["KL 0.01"]["arc_easy"]] == list(first)
     assert trained[0] != trained[1]
     assert "| full | arc_easy  |   5 |" in tables(study, results)
+    assert page_tables(study, results).startswith("**gsm8k** (base ")
     with pytest.raises(ConfigError, match="piqa"):
         read_results(small(arms=arms, **asks | {"benchmarks": ["arc_easy", "piqa"]}), tmp_path)
     with pytest.raises(ConfigError, match="'arc_easy'"):
