@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from benchmarks.study.cells import Bench
 from benchmarks.study.plan import read_study
-from benchmarks.study.records import read_results
+from benchmarks.study.records import read_results, write_numbers
 from benchmarks.study.tables import draw, page_tables, tables
 
 from controlllm.common.errors import ConfigError, ControlLLMError
 from controlllm.common.registry import check_choice
-from controlllm.common.storage.files import write_json
 
 
 def main() -> None:
@@ -78,8 +77,8 @@ def _work(options: argparse.Namespace) -> None:
         return
     print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
     print(page_tables(study, results) if options.page else tables(study, results))
-    write_json(options.output / "results.json", results, indent=1)
-    draw(study, results, options.output / "study.png")
+    write_numbers(results, options.output / f"{options.study.stem}.csv")
+    draw(study, results, options.output / f"{options.study.stem}.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What a cell found, beside what it was asked: a study that asks otherwise is refused."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from benchmarks.study.plan import Cell, Study
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import read_json
 
-__all__ = ["RESULT", "Result", "read_result", "read_results"]
+__all__ = ["RESULT", "Result", "read_result", "read_results", "write_numbers"]
 
 RESULT = "result.json"
 Result = dict[str, Any]
@@ -44,3 +46,25 @@ def read_results(study: Study, output: Path) -> list[Result]:
     """What the study's cells found, as far as they are done."""
     found = (read_result(study, cell, output) for cell in study.cells())
     return [result for result in found if result is not None]
+
+
+def write_numbers(results: Sequence[Result], path: Path) -> None:
+    """A table of what was found: a row for each cell and setting; base, loss and KL of each set.
+
+    It says what a page tells; what a cell was asked stands in its own file.
+    """
+    own = ("shift", "arm", "rate", "seed")
+    numbers = ("base", "loss", "kl")
+    sets = {name: None for r in results for at in r["settings"].values() for name in at["sets"]}
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*own, "setting", "dial", *(f"{s} {n}" for s in sets for n in numbers)])
+        for result in results:
+            for setting, at in result["settings"].items():
+                row = [*(result[name] for name in own), setting, _short(at["dial"])]
+                row += [_short(at["sets"].get(s, {}).get(n)) for s in sets for n in numbers]
+                table.writerow(row)
+
+
+def _short(number: float | None) -> str:
+    return "" if number is None else f"{number:.5g}"

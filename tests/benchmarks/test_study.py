@@ -1,5 +1,6 @@
 """The study runner: what is chosen is not told, what is done is not done again."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.study.__main__ import main
 from benchmarks.study.cells import AS_TRAINED, Bench, within
 from benchmarks.study.plan import Arm, Study, read_study
-from benchmarks.study.records import RESULT, read_results
+from benchmarks.study.records import RESULT, read_results, write_numbers
 from benchmarks.study.tables import draw, page_tables, tables, told
 from benchmarks.study.texts import write_shift
 from benchmarks.study.trial import Trial
@@ -83,6 +84,13 @@ def test_a_study_runs_and_is_not_done_again(data: Path, tmp_path: Path) -> None:
     assert "gsm8k, KL 0.01" in table and "paper" in table
     draw(bench.study, results, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+    write_numbers(results, tmp_path / "numbers.csv")
+    with (tmp_path / "numbers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results) * (1 + len(bench.study.budgets))
+    told_loss = results[0]["settings"][AS_TRAINED]["sets"]["new"]["loss"]
+    assert rows[0]["setting"] == AS_TRAINED and rows[0]["dial"] == ""
+    assert float(rows[0]["new loss"]) == pytest.approx(told_loss, rel=1e-4)
 
 
 def test_the_rate_is_chosen_on_the_chosen_text(data: Path, tmp_path: Path) -> None:
