@@ -35,6 +35,7 @@ checks: $(VENV)/.dev ## Formatting, lint, types, floors, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks.study
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 

@@ -33,9 +33,11 @@ def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
             )
     missing = set(study.kept) - set(next(iter(result["settings"].values()))["sets"])
     budgets = {f"KL {budget:g}" for budget in study.budgets} - set(result["settings"])
-    asked_items = next(iter((result.get("items") or {}).values()), {})
-    # What is no model of transformers is asked nothing, and says so.
-    unasked = set() if result.get("items", {}) is None else set(study.benchmarks) - set(asked_items)
+    unasked = set(study.benchmarks)
+    if result.get("items", {}) is None:  # What is no model of transformers is asked nothing.
+        unasked = set()
+    for answered in result.get("items") or {}:
+        unasked -= set(result["items"][answered])
     if missing or budgets or unasked:
         lacks = ", ".join(sorted(missing | budgets | unasked))
         raise ConfigError(f"{path} has no {lacks}: another study's. Choose another --output.")

@@ -46,10 +46,10 @@ class Trial(trial.Trial):
             before = ready.loader.state_dict()
             batches = [ready.to_device(b) for b in islice(ready.loader, self.batches)]
             ready.loader.load_state_dict(before)
-            scales = block_scales(ready.model, batches, self.statistic)
+            model: Any = ready.model
+            scales = block_scales(model, batches, self.statistic)
             for layer, scale in scales.items():
-                block = ready.model.blocks[layer]
-                block.weight /= scale
+                model.blocks[layer].weight /= scale
             print("scales", json.dumps({layer: round(s, 4) for layer, s in scales.items()}))
             return ready
 

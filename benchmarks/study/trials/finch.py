@@ -13,7 +13,7 @@ process; l' begins anew where a run goes on.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -51,7 +51,7 @@ class Trial(trial.Trial):
             yield
 
 
-def factors(most: float) -> Iterator[float]:
+def factors(most: float) -> Generator[float, float, None]:
     """A generator that is sent losses and gives what the rate is multiplied by."""
     loss = yield 1.0
     mean = loss

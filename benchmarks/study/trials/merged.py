@@ -36,5 +36,6 @@ class Trial(trial.Trial):
     """The dial is where the weights are folded; reference is the base inside the expanded model."""
 
     def dial(self, dial: Dial, chosen: Mapping[str, Sequence[Batch]]) -> Dial:
+        assert isinstance(dial.model, ControlLLMForCausalLM)
         merged = Merged(dial.model)
         return Dial(merged, merged.turn, dial.reference, "alpha of the merge")

@@ -9,6 +9,7 @@ checkpointing, which would ask for an output twice.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.study import trial
 from torch import nn
@@ -28,11 +29,8 @@ class Trial(trial.Trial):
     @contextmanager
     def training(self) -> Iterator[None]:
         """Inside, also what is loaded has such copies."""
-        parts.ConcatBlock = MlpBlock
-        try:
+        with patch.object(parts, "ConcatBlock", MlpBlock):
             yield
-        finally:
-            parts.ConcatBlock = ConcatBlock
 
 
 class MlpBlock(ConcatBlock):

@@ -38,7 +38,7 @@ class Trial(trial.Trial):
     @contextmanager
     def training(self) -> Iterator[None]:
         """Inside, runs rehearse other text."""
-        write = setup.rehearsal_source
+        write: Any = vars(setup)["rehearsal_source"]
 
         def other(model: Any, tokenizer: Any, run: RunConfig, *more: Any) -> TokenStore:
             store = write(model, tokenizer, run, *more)

@@ -57,12 +57,13 @@ class Trial(trial.Trial):
             prompts=read_prompts(ready.tokenizer, rehearsal.prompts, "rehearsal"),
             end=ready.tokenizer.eos_token_id,
         )
-        before = ready.model.expansion.dial
+        model: Any = ready.model
+        before = model.expansion.dial
         if self.writes_at is not None:
-            ready.model.set_alpha(self.writes_at)
-        rows = sample_sequences(Writer.trained(ready.model, ready.tokenizer), plan, "repair")
-        ready.model.set_alpha(before)
-        ready.model.train()
+            model.set_alpha(self.writes_at)
+        rows = sample_sequences(Writer.trained(model, ready.tokenizer), plan, "repair")
+        model.set_alpha(before)
+        model.train()
         other = TokenStore.from_tokens("rehearsal", rows)
         state = ready.loader.state_dict()
         kept = {"fingerprint": store.fingerprint}
