@@ -29,6 +29,9 @@ __all__ = ["CalibrateOptions", "run"]
 class CalibrateOptions:
     """Sweep alpha on the retain and learn sets and keep the one that learns most in the budget.
 
+    A model that is not expanded (full tuning, LoRA) has another dial: its weight in the average
+    with its base, --reference; the chosen average is written as a plain model.
+
     Of a run that was learned beside earlier ones (continue_by=branch), and of several --sidecars,
     all dials are searched. A sidecar or a full expanded model gets the alpha written into its own
     config; of a run or a checkpoint a calibrated sidecar is written, of several sidecars one folder
@@ -40,10 +43,12 @@ class CalibrateOptions:
     sidecars: dict[str, str] = field(default_factory=dict)
     """Several sidecars on the base that MODEL is: --sidecars.maths FOLDER --sidecars.zh FOLDER;
     needs --output."""
+    reference: str | None = None
+    """Of a model that is not expanded: the one that it was trained from; adapters carry it."""
     max_forgetting: float = 0.05
     """Budget: how many nats per token each retain set may lose."""
     alphas: list[float] = field(default_factory=lambda: list(DEFAULT_ALPHAS))
-    """Alphas to measure."""
+    """Settings to measure: alphas, or weights in the average."""
     refine_steps: int = 2
     """How often the gap above the best alpha is halved and measured again."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -54,7 +59,7 @@ class CalibrateOptions:
     batch_size: int = setting(8, at_least=1)
     """Rows of one batch."""
     output: str | None = None
-    """Folder for a calibrated sidecar; null = in place, or <run>/calibrated for a run."""
+    """Folder for what is calibrated; null = in place, or <run>/calibrated for a run."""
     overwrite: bool = False
     """Replace an output folder that holds a saved model."""
     load: LoadOptions = field(default_factory=lambda: LoadOptions(device="auto"))
@@ -89,17 +94,20 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     from controlllm.data import eval_batches
     from controlllm.evaluate import (
         Certificate,
+        Reference,
         Writer,
         calibrate,
         certify,
         plot_curves,
         write_own_text,
     )
+    from controlllm.evaluate.forgetting.averaging import calibrate_average
     from controlllm.evaluate.forgetting.losses import warn_if_not_finite
     from controlllm.expansion.files.packed import packed_bits
 
     with stage(f"loading {options.model}"):
         model, tokenizer, _ = load_named(options.model, options.sidecars, options.load)
+        model, base = _beside_base(model, tokenizer, options)
 
     def sets(sources: list[SourceConfig]) -> Sets:
         return load_sets(sources, model, tokenizer, options.data, options.batch_size)
@@ -111,30 +119,37 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
     certificates: dict[str, Certificate] = {}
     with _own_text_folder(own) as folder:
         if own.measured_in(options):
-            written = write_own_text(Writer.base(model), tokenizer, own, data, folder)
+            writer = Writer.base(model if base is None else base)
+            written = write_own_text(writer, tokenizer, own, data, folder)
             for name, examples in written.items():
                 retain[name] = eval_batches(examples, tokenizer, data, options.batch_size)
         several = len(getattr(model, "sidecars", ()))
         sweeps = several + 1 if several > 1 else 1  # At least: the search ends when none is better.
         settings = len({0.0, *options.alphas}) + 1 + options.refine_steps
         tell_size({**learn, **retain}, sweeps * settings)
-        found = calibrate(
-            model, learn, retain, options.max_forgetting, options.alphas, options.refine_steps
-        )
+        how = (options.max_forgetting, options.alphas, options.refine_steps)
+        reference = None
+        if base is None:
+            found = calibrate(model, learn, retain, *how)
+        else:
+            found = calibrate_average((base, model), learn, retain, *how)
+            reference = Reference(model, copy=base)
         if own.measured_in(options):  # On sequences that have chosen nothing.
             rows = options.batch_size
-            certificates = certify(model, tokenizer, folder, own, data, None, rows, first_block=1)
+            certificates = certify(
+                model, tokenizer, folder, own, data, reference, rows, first_block=1
+            )
     print(found.table())
     for name, certificate in certificates.items():
         print(f"{name} at {found.dial} {found.chosen.label}: {certificate}")
     losses = {
-        f"{name} at alpha {point.label}": report.loss
+        f"{name} at {found.dial} {point.label}": report.loss
         for point in found.points
         for name, report in {**point.learn, **point.retain}.items()
     }
-    warn_if_not_finite(losses, "the expanded model")
+    warn_if_not_finite(losses, "the model")
     if not target.in_place:
-        name = "full" if options.sidecars else "sidecar"
+        name = "sidecar" if base is None and not options.sidecars else "full"
         form = make_form(name, {"bits": packed_bits(model)})
         export(model, target.folder, form, tokenizer, overwrite=options.overwrite)
     told = {name: certificate.to_dict() for name, certificate in certificates.items()}
@@ -143,7 +158,7 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
             _write_dial(target.folder, model)
         write_json(target.folder / "calibration.json", found.to_dict() | {"certificates": told})
         plot_curves({found.dial: found}, target.folder / "calibration.png")
-    print(f"alpha {found.chosen.label} is written to {target.folder}")
+    print(f"{found.dial} {found.chosen.label} is written to {target.folder}")
     off = [name for name, alpha in found.chosen.by_name.items() if name and alpha == 0]
     if off:
         print(
@@ -151,6 +166,30 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
             f"data.learn count as learned ({', '.join(learn)}); if it is to stay, add sets of its "
             "task, or allow more forgetting."
         )
+
+
+def _beside_base(model: Any, tokenizer: Any, options: CalibrateOptions) -> tuple[Any, Any]:
+    """The model, and its base where that is to be averaged with it; None of an expanded one."""
+    from copy import deepcopy
+
+    from controlllm.cli.kit.reference import reference_of
+    from controlllm.common.adapters import merge_adapters, remove_adapters
+    from controlllm.evaluate.forgetting.expanded import is_expanded
+
+    reference = reference_of(model, tokenizer, options.reference, options.load)
+    if is_expanded(model):
+        return model, None
+    if reference is None:
+        raise ConfigError(
+            f"{shown(options.model)} is not expanded: its dial is its average with the model that "
+            "it was trained from. Name that one: --reference."
+        )
+    if reference.copy is not None:
+        return model, reference.copy
+    base = deepcopy(model)
+    remove_adapters(base)
+    merge_adapters(model)
+    return model, base
 
 
 def _own_text_folder(own: OwnTextConfig) -> AbstractContextManager[str]:

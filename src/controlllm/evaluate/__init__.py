@@ -28,7 +28,11 @@ if TYPE_CHECKING:
         mean_pass_at_k,
     )
     from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
-    from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
+    from controlllm.evaluate.forgetting.averaging import (
+        average_weights,
+        averaging_curve,
+        calibrate_average,
+    )
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
     from controlllm.evaluate.forgetting.losses import (
@@ -132,6 +136,7 @@ __all__ = [
     "averaging_curve",
     "base_identity",
     "calibrate",
+    "calibrate_average",
     "certify",
     "check_walls",
     "code_grader",

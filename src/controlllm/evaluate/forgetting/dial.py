@@ -249,12 +249,17 @@ def measure_turns(
 
 
 def choose(points: Sequence[DialPoint], max_forgetting: float) -> DialPoint:
-    """The lowest learn loss within the budget; of equals, the one nearest to the base."""
-    within = [
-        point
-        for point in points
-        if point.forgetting <= max_forgetting and not math.isnan(point.learn_loss)
-    ]
+    """The lowest learn loss within the budget; of equals, the one nearest to the base.
+
+    Setting 0 is the base, so it is within any budget, whatever two products of equal matrices may
+    differ by; but not where losses are no numbers.
+    """
+
+    def is_within(point: DialPoint) -> bool:
+        base = point.alpha == 0 and math.isfinite(point.forgetting)
+        return base or point.forgetting <= max_forgetting
+
+    within = [p for p in points if is_within(p) and not math.isnan(p.learn_loss)]
     if not within:
         raise ModelError(
             "no setting can be chosen: even the base's loss is not a number on these sets. "
