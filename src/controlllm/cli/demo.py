@@ -1,4 +1,4 @@
-"""`controlllm demo`: the two-minute story."""
+"""`controlllm demo`: the story in four minutes."""
 
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.demo import DemoConfig
