@@ -71,6 +71,10 @@ def test_the_checkpoints_own_generation_habits_do_not_matter(run, loaded, tmp_pa
     plain = sequences(rehearsal_source(*loaded(), run))
     model, tokenizer = loaded()
     model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=5.0, do_sample=True)
+    model.generation_config.update(
+        min_p=0.9, no_repeat_ngram_size=1, suppress_tokens=[*range(9, 99)]
+    )
+    model.generation_config.update(max_new_tokens=3, min_new_tokens=2, bad_words_ids=[[7]])
     run.rehearsal.cache_dir = str(tmp_path / "elsewhere")
     assert sequences(rehearsal_source(model, tokenizer, run)) == plain
 

@@ -20,6 +20,7 @@ from controlllm.common.text.progress import Progress, progress
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.evaluate.items.identity import model_identity
 from controlllm.evaluate.own_text.plan import SamplingPlan
+from controlllm.evaluate.texts.generation import preferring
 from controlllm.expansion.files.fingerprint import fingerprint
 
 __all__ = ["Writer", "as_it_is", "continue_prompts", "sample_sequences", "sampling"]
@@ -128,23 +129,22 @@ def continue_prompts(
     gaps = [[0] * (longest - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([[*gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)])
     mask_BT = torch.tensor([[*gap, *[1] * (longest - len(gap))] for gap in gaps])
-    output = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        # The model's own distribution: what a checkpoint's generation config prefers is off.
-        generation_config=GenerationConfig(
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            max_length=longest + most,
-            eos_token_id=list(ends) or -1,
-            pad_token_id=ends[0] if ends else 0,
-        ),
-        stopping_criteria=StoppingCriteriaList([watch]),
-        synced_gpus=False,  # One process writes; under ZeRO-3 it would wait for the others.
+    # The model's own distribution; transformers' default would be the 50 likeliest tokens.
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_length=longest + most,
+        eos_token_id=list(ends) or None,
+        pad_token_id=ends[0] if ends else 0,
     )
+    with preferring(model, config):
+        output = model.generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            stopping_criteria=StoppingCriteriaList([watch]),
+            synced_gpus=False,  # One process writes; under ZeRO-3 it would wait for the others.
+        )
     rows = []
     for row in output[:, longest:].tolist():
         end = next((place for place, token in enumerate(row) if token in ends), len(row))

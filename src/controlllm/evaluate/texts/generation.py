@@ -23,7 +23,7 @@ from transformers import (
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.evaluate.forgetting.losses import evaluating
 
-__all__ = ["Written", "write_texts"]
+__all__ = ["Written", "preferring", "write_texts"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _generate(
     """The new token ids of each row, with what fills shorter rows up at their end."""
     ids_BT, mask_BT = _left_padded(prompts, min(ends))
     writer: Any = model  # `PreTrainedModel` is not typed as something that generates.
-    with _preferring(writer, _greedy(max_new_tokens, ends)):
+    with preferring(writer, _greedy(max_new_tokens, ends)):
         output_BT = writer.generate(
             input_ids=ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
@@ -105,8 +105,12 @@ def _generate(
 
 
 @contextmanager
-def _preferring(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Nothing that the model's own folder prefers (sampling, penalties, lengths) takes part."""
+def preferring(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Inside, a model generates by `config` alone.
+
+    Nothing that its own folder prefers (sampling, penalties, lengths) takes part; `generate` would
+    take from there whatever its `generation_config` leaves open.
+    """
     own, model.generation_config = model.generation_config, config
     try:
         yield
