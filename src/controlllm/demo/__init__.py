@@ -1,4 +1,4 @@
-"""Floor 5: the story in four minutes, offline on two CPU cores: learn a new domain without forgetting.
+"""Floor 5: the story in four minutes, offline on two CPU cores: learn without forgetting.
 
     corpus      English about Python (old domain) and Python code (new domain), from this Python
     base/       a small Llama that has read the English and hardly any code (its README says how)

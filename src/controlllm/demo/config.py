@@ -11,7 +11,7 @@ __all__ = ["DemoConfig", "base_model_path"]
 
 @dataclass
 class DemoConfig:
-    """The story in four minutes: a small model learns Python code by full tuning and by Control LLM.
+    """The story in four minutes: full tuning and Control LLM teach a small model Python code.
 
     It prints what each way learned and forgot, and writes the results, a picture and the model.
     """
