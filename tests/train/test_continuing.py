@@ -319,6 +319,21 @@ def test_joint_learns_all_from_the_base(stage_run, tmp_path):
         train(stage_run("b2", "a", continue_by="joint", continue_trust=True))
 
 
+@pytest.mark.parametrize("way", ["branch", "fold"])
+def test_joint_after_other_ways_is_a_model_of_the_base_alone(stage_run, tmp_path, way):
+    short = {"max_steps": 2}
+    train(stage_run("a", training=short))
+    train(stage_run("b", "a", continue_by=way, training=short))
+    joint = {"continue_by": "joint", "continue_trust": True}
+    trained = train(stage_run("c", "b", training=short, **joint)).model
+    c = load_model(tmp_path / "runs" / "c")[0]
+    assert torch.equal(logits(c), logits(trained)) and c.config.parents == []
+    c.set_alpha(0)
+    assert torch.equal(logits(c), logits(base_of(tmp_path)))
+    again = settled_run(stage_run("d", "c", **joint))
+    assert [source.name for source in again.data.train] == ["third", "new"]
+
+
 def test_a_stage_that_is_gone_is_told(stage_run, tmp_path, caplog):
     """Of three, the first is gone: the model is whole, and the others are measured."""
     train(stage_run("a"))

@@ -18,7 +18,8 @@ class Way:
     Attributes:
         same_expansion: the same copies go on, so that a run can say no other expansion.
         copies_stages: every earlier stage is held as a frozen copy of what training changes.
-        all_data: trains from the base, on the data of all earlier stages and of the run together.
+        all_data: trains from the base, on the data of all earlier stages and of the run together;
+            no stage is before it then.
     """
 
     same_expansion: bool = False

@@ -16,6 +16,7 @@ from controlllm.expansion import require_peft
 from controlllm.train.config.compatibility import check_quantised
 from controlllm.train.config.optimizers import OPTIMIZERS
 from controlllm.train.config.run_config import RunConfig
+from controlllm.train.config.ways import WAYS
 from controlllm.train.parallel import World
 from controlllm.train.parallel.deepspeed_config import deepspeed_config, prepare_deepspeed
 from controlllm.train.parallel.device import find_device
@@ -65,7 +66,7 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     if loaded is None:
         log.info("Loading %s", run.model.model_name_or_path)
     earlier = None
-    if run.continue_from is not None:
+    if run.continue_from is not None and not WAYS.get(run.continue_by).all_data:
         earlier = world.ranks.first(lambda: find_earlier(run))
     model, tokenizer = load_base(run, loaded, files, earlier)
     stages, parents = _earlier_stages(model, run, earlier, world)

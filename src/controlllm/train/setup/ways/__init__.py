@@ -5,7 +5,6 @@ contract  What a way does, and how one is registered
 earlier   The run that is gone on from: found, read, and what need not be said again
 fold      New copies on the stage before, collapsed
 going     What each way does, by its name
-joint     From the base, on all data: the upper bound
 loaded    The models of earlier stages, as they were
 one       The same copies go on
 """

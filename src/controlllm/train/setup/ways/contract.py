@@ -1,5 +1,7 @@
 """What a way to go on from an earlier run does, and how one is registered.
 
+A way of `all_data` (`joint`) goes on from no model: settled, it is any other run from the base.
+
 ```
 run file --settled_run--> RunConfig      what need not be said again is filled in
         --Going.load----> model          what the method is put on; its tokenizer
@@ -140,9 +142,9 @@ class Going:
 
 
 GOINGS: Registry[Going] = Registry(
-    "continue_by", ("one", "branch", "fold", "joint"), home="controlllm.train.setup.ways.going"
+    "continue_by", ("one", "branch", "fold"), home="controlllm.train.setup.ways.going"
 )
-"""What each of `WAYS` does, by its name."""
+"""What each of `WAYS` does that goes on from a model, by its name."""
 
 
 def register_way(name: str, way: Way, going: Going) -> None:

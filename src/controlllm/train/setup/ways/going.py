@@ -3,10 +3,9 @@
 from controlllm.train.setup.ways.branch import BRANCH
 from controlllm.train.setup.ways.contract import GOINGS
 from controlllm.train.setup.ways.fold import FOLD
-from controlllm.train.setup.ways.joint import JOINT
 from controlllm.train.setup.ways.one import ONE
 
 __all__: list[str] = []
 
-for _name, _going in {"one": ONE, "branch": BRANCH, "fold": FOLD, "joint": JOINT}.items():
+for _name, _going in {"one": ONE, "branch": BRANCH, "fold": FOLD}.items():
     GOINGS.register(_name)(_going)
