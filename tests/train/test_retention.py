@@ -1,8 +1,20 @@
-import pytest
+from itertools import chain
 
-from controlllm.evaluate import RetentionReport
+import pytest
+import torch
+from tests.evaluate.samples import padded
+
+from controlllm import ExpansionConfig, expand
+from controlllm.common.distributed import ALONE
+from controlllm.evaluate import Reference, RetentionReport, evaluate_losses
 from controlllm.train.observe.metrics import set_metrics
-from controlllm.train.observe.retention import Best, Measurement, better, over_budget
+from controlllm.train.observe.retention import (
+    Best,
+    ForgettingMeter,
+    Measurement,
+    better,
+    over_budget,
+)
 
 
 def measured(learn, *forgetting):
@@ -33,6 +45,21 @@ def test_sets_may_be_missing():
 def test_a_loss_that_is_not_a_number_is_never_best():
     assert better(2, measured(float("nan"), 0.0), Best(1, 4.0, 0.0), None) is None
     assert better(2, measured(float("nan"), 0.0), None, None) is None
+
+
+def test_the_gates_are_those_on_all_learn_sets(pico_llama):
+    model = expand(pico_llama(), ExpansionConfig(num_blocks=2, interpolator="dlerp"))
+    with torch.no_grad():
+        for block in model.blocks.values():
+            for parameter in block.interpolator.parameters():
+                parameter += 0.5 * torch.randn_like(parameter)
+    sets = {"a": [padded([[5, 6, 7]])], "b": [padded([[8, 9, 10, 11]])]}
+    other = {"c": [padded([[12, 13]])]}
+    for learn, retain, counted in ((sets, other, sets), ({}, sets, sets)):
+        evaluate_losses(model, chain.from_iterable(counted.values()))
+        expected = model.expansion.mean_alpha
+        ForgettingMeter(model, {"base": Reference(model)}, learn, retain, ALONE).measure()
+        assert model.expansion.mean_alpha == pytest.approx(expected)
 
 
 def test_metric_names():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
+    from controlllm.evaluate.forgetting.expanded import recording_alpha
     from controlllm.evaluate.forgetting.losses import (
         LossReport,
         evaluate_losses,
@@ -168,6 +169,7 @@ __all__ = [
     "read_evaluations",
     "read_gate",
     "readings_table",
+    "recording_alpha",
     "scores_table",
     "stored_targets",
     "targets_of",

@@ -94,6 +94,13 @@ def test_the_base_itself_has_moved_nowhere(moved, pico_tokenizer, tmp_path):
     assert str(found).startswith("KL <= 0.000 nats per token (95 %, 8 sequences, ")
 
 
+def test_measured_gates_stay_what_they_are(pico_llama, pico_tokenizer, tmp_path):
+    model = expand(pico_llama(), ExpansionConfig(num_blocks=2, interpolator="dlerp"))
+    model.config.expansion["mean_alpha"] = {1: 0.3, 3: 0.4}  # as on the sets that were learned
+    certify(model, pico_tokenizer, tmp_path, SETTINGS, DATA)
+    assert model.expansion.mean_alpha == {1: 0.3, 3: 0.4}
+
+
 def test_kl_is_the_rise_of_the_loss_with_less_noise(moved, pico_tokenizer, tmp_path):
     """Over many blocks both have one mean, and the rise of the loss spreads more."""
     model = moved()

@@ -133,11 +133,15 @@ class Dial:
         """Measure the mean gate of each block over the forwards inside; the config keeps it.
 
         Collapsing a token gate needs it: `collapse` uses this mean, times the dial. A constant that
-        a dial stands in for has no gate to measure, and at dial 0 there is none, either.
+        a dial stands in for has no gate to measure, and at dial 0 there is none, either. Inside one
+        another, the outer one measures over all forwards.
 
         Args:
             gather: gives the values of all processes that measure rows of their own.
         """
+        if self._state.alpha_sums is not None:
+            yield
+            return
         self._state.alpha_sums = {}
         try:
             yield

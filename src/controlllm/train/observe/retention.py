@@ -6,8 +6,10 @@ report can never differ.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +22,7 @@ from controlllm.evaluate import (
     evaluate_losses,
     mean_loss,
     measure_retention,
+    recording_alpha,
     worst_forgetting,
 )
 from controlllm.evaluate.own_text import certificates
@@ -115,17 +118,23 @@ class ForgettingMeter:
         """Evaluate the model as it is, at its nominal alpha. Collective."""
         with progress("measuring", "batches of the held-out sets", self._batches()):
             at = self._losses_at
-            retain = {
-                name: measure_retention(self.model, batches, self._reference(name), self.ranks)
-                for name, batches in self.retain.items()
-            }
+            with self._recording():
+                retain = {
+                    name: measure_retention(self.model, batches, self._reference(name), self.ranks)
+                    for name, batches in self.retain.items()
+                }
             learn = {}
-            for name, batches in self.learn.items():
-                report = evaluate_losses(self.model, batches, self.ranks)
-                base = at[f"learn/{name}"][BASE]
-                learn[name] = RetentionReport(base, report.loss, float("nan"), report.tokens)
+            with self._recording():  # What was learned has the last word.
+                for name, batches in self.learn.items():
+                    report = evaluate_losses(self.model, batches, self.ranks)
+                    base = at[f"learn/{name}"][BASE]
+                    learn[name] = RetentionReport(base, report.loss, float("nan"), report.tokens)
         several = len(self.references) > 1
         return Measurement(learn, retain, self.owners, at if several else {})
+
+    def _recording(self) -> AbstractContextManager[Any]:
+        """Record mean alphas over all sets that are measured inside, not set by set."""
+        return recording_alpha(self.model, self.ranks)
 
     def _reference(self, name: str) -> Reference:
         return self.references[self.owners.get(name, BASE)]
