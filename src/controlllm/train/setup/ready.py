@@ -81,6 +81,7 @@ def make_ready(sharded: Sharded) -> Ready:
             run.kl if METHODS.get(run.method).asks_base else None,
             training.fuses_loss,
             LOSS_TYPES.get(training.loss_type),
+            together=world.size > 1 and run.parallel.way.cuts_weights,
         ),
         meter=ForgettingMeter(
             model,

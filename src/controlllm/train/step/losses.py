@@ -121,6 +121,8 @@ class StepLoss:
             nor `fused`.
         fused: head and cross-entropy are one kernel of Liger. Not with `weigh`.
         weigh: the weights of the cross-entropies (`loss_types`); None = all are 1.
+        together: processes gather each other's parts of the weights, so all compute the base in a
+            micro-batch, or none.
     """
 
     def __init__(
@@ -132,9 +134,11 @@ class StepLoss:
         anchor: KLConfig | None = None,
         fused: bool = False,
         weigh: Weigh | None = None,
+        together: bool = False,
     ) -> None:
         self.model, self.reference, self.rehearsal_weight = model, reference, rehearsal_weight
         self.chunk, self.anchor, self.fused, self.weigh = chunk, anchor, fused, weigh
+        self.together = together
         self.caller: nn.Module = model
         """What is called instead of the model: an engine that wraps it, say."""
 
@@ -243,6 +247,8 @@ class StepLoss:
         """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""
         rows = rows_of_origin(batch, REHEARSAL)
         if rows is None:
+            if self.together:  # Another process may have such rows: its weights are gathered, too.
+                self._base_logits({"input_ids": batch["input_ids"][:1, :1]})
             return output.new_zeros((), dtype=torch.float32)
         assert self.rehearsal_weight is not None
         part, select = rows

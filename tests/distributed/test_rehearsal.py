@@ -1,0 +1,41 @@
+"""Rehearsal by KL where processes draw rows of unequal length: as by one process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.distributed.test_training import losses, require_close, run_of, train_by
+from tests.train.conftest import NEW
+
+from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.data import REHEARSAL
+from controlllm.train.setup.ready import set_up
+
+WAYS: dict[str, dict[str, Any]] = {"fsdp": {}, "zero3": {"training": {"backend": "hf"}}}
+
+
+@pytest.mark.parametrize("strategy", WAYS)
+def test_processes_need_not_rehearse_in_the_same_micro_batches(
+    run_config: Any, loaded: Any, tmp_path: Path, strategy: str
+) -> None:
+    """Where weights are cut, the base computes on all processes or on none."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": (NEW + NEW)[start : start + (6, 28)[start % 2]]} for start in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(path)}], "packing": False}
+    rehearsal = {"num_sequences": 4, "share": 0.5, "length": 16, "cache_dir": str(tmp_path / "r")}
+
+    def run(name: str, **over: Any) -> Any:
+        return run_of(run_config, tmp_path / name, data=data, rehearsal=rehearsal, **over)
+
+    loader = set_up(run("alone"), loaded()).loader
+    rehearses = [bool((next(loader)["origin"] == REHEARSAL).any()) for _ in range(12)]
+    loader.close()
+    assert rehearses[::2] != rehearses[1::2]
+    [expected] = train_by(run("alone"), loaded, 1, tmp_path)
+    two = run("two", parallel={"strategy": strategy, "timeout": 20}, **WAYS[strategy])
+    for found in train_by(two, loaded, 2, tmp_path / "processes"):
+        assert losses(found) == pytest.approx(losses(expected), rel=2e-4)
+    state, alone = (load_checkpoint(newest_checkpoint(tmp_path / n)) for n in ("two", "alone"))
+    require_close(state.tensors, alone.tensors)
