@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "IGNORE_INDEX",
-    "cross_entropy_rows",
+    "cross_entropy_documents",
     "cross_entropy_sum",
     "hits_sum",
     "kl_sum",
@@ -50,12 +50,18 @@ def cross_entropy_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Te
     return total, (labels != IGNORE_INDEX).sum()
 
 
-def cross_entropy_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The same sum and number of targets for each row (B,), for what compares row by row."""
-    logits, labels = _next_tokens(logits_BTV, labels_BT)
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    rows = (labels_BT.shape[0], -1)
-    return losses.view(rows).sum(1), (labels != IGNORE_INDEX).view(rows).sum(1)
+def cross_entropy_documents(
+    logits_BTV: Tensor, labels_BT: Tensor, documents_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same sum and number of targets of each document that has targets (D,), in their order.
+
+    `documents_BT` has the number of a document at each of its tokens.
+    """
+    logits, targets = _at_targets(logits_BTV, labels_BT)
+    losses_N = F.cross_entropy(logits, targets, reduction="none")
+    documents_N = documents_BT.to(losses_N.device)[target_mask(labels_BT).to(losses_N.device)]
+    _, place_N, counts_D = documents_N.unique(return_inverse=True, return_counts=True)
+    return losses_N.new_zeros(len(counts_D)).index_add_(0, place_N, losses_N), counts_D
 
 
 def hits_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ less than so many single items.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
 from typing import Any
@@ -50,6 +50,10 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """All three for JSON, which knows no infinity: None where one is nowhere."""
+        return {key: value if math.isfinite(value) else None for key, value in asdict(self).items()}
 
     def __str__(self) -> str:
         return f"{self.estimate:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"

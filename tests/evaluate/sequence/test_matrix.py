@@ -1,26 +1,29 @@
-"""R and its numbers, worked out by hand; rows against the meter; intervals that cover."""
+"""R and its numbers, worked out by hand; documents against the meter; intervals that cover."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from tests.evaluate.samples import Bigram, packed, padded
 
 from controlllm.common.errors import ConfigError, DataError
 from controlllm.evaluate import evaluate_losses
+from controlllm.evaluate.sequence.documents import DocumentLosses, measure_documents, rise
 from controlllm.evaluate.sequence.matrix import SequenceMatrix
-from controlllm.evaluate.sequence.rows import RowLosses, measure_rows, rise
 from controlllm.evaluate.sequence.tables import matrix_record, numbers_table
 
 
-def rows(loss: float) -> RowLosses:
-    """Two rows of two and of four targets that lose `loss` on each."""
-    return RowLosses((2 * loss, 4 * loss), (2, 4))
+def rows(loss: float) -> DocumentLosses:
+    """Two documents of two and of four targets that lose `loss` on each."""
+    return DocumentLosses((2 * loss, 4 * loss), (2, 4))
 
 
 def matrix(values: dict[str, list[float]], joint: list[float] | None = None) -> SequenceMatrix:
     """A matrix of these losses."""
     tasks = [*values][1:]
 
-    def row(losses: list[float]) -> dict[str, RowLosses]:
+    def row(losses: list[float]) -> dict[str, DocumentLosses]:
         return dict(zip(tasks, map(rows, losses), strict=True))
 
     cells = {stage: row(losses) for stage, losses in values.items()}
@@ -57,33 +60,43 @@ def test_rows_and_tasks_have_to_go_together() -> None:
     with pytest.raises(ConfigError, match="the row joint"):
         SequenceMatrix(THREE.losses, {"a": rows(1.0)})
     with pytest.raises(DataError, match="the same"):
-        rise(rows(1.0), RowLosses((1.0, 1.0), (3, 3)))
+        rise(rows(1.0), DocumentLosses((1.0, 1.0), (3, 3)))
 
 
-def test_losses_by_row_add_up_to_the_meters(pico_llama, documents) -> None:
+def test_losses_by_document_add_up_to_the_meters(pico_llama, documents) -> None:
     model = pico_llama().eval()
-    batches = []
-    for chosen in (documents[:2], documents[2:]):
-        width = max(map(len, chosen))
-        ids = torch.tensor([d + [0] * (width - len(d)) for d in chosen])
-        real = torch.tensor([[1] * len(d) + [0] * (width - len(d)) for d in chosen])
-        labels = ids.masked_fill(real == 0, -100)
-        batches.append({"input_ids": ids, "attention_mask": real, "labels": labels})
-    found, whole = measure_rows(model, batches), evaluate_losses(model, batches)
+    batches = [padded(documents[:2]), padded(documents[2:])]
+    found, whole = measure_documents(model, batches), evaluate_losses(model, batches)
     assert found.loss == pytest.approx(whole.loss, abs=1e-6)
     assert found.targets == tuple(len(document) - 1 for document in documents)
 
 
+def test_packed_documents_are_units_of_their_own(documents) -> None:
+    torch.manual_seed(0)
+    model = Bigram(torch.rand(300, 300).tolist())
+    one, other = (measure_documents(model, [form(documents)]) for form in (padded, packed))
+    assert one.targets == other.targets
+    assert one.sums == pytest.approx(other.sums)
+
+
+def test_bounds_that_are_nowhere_are_null_in_json() -> None:
+    """Sets of one document tell nothing of how far others would differ."""
+    cells = {t: DocumentLosses((2.0,), (2,)) for t in "ab"}
+    record = matrix_record(SequenceMatrix(dict.fromkeys(["base", "a", "b"], cells)), {})
+    assert record["BWT"] == {"estimate": 0.0, "low": None, "high": None}
+    json.dumps(record, allow_nan=False)
+
+
 def test_the_interval_of_a_rise_holds_the_truth() -> None:
-    """Rows of very unlike lengths whose rise depends on their length: 400 worlds, 95 %."""
+    """Documents of very unlike lengths whose rise depends on their length: 400 worlds, 95 %."""
     generator, held, worlds = np.random.default_rng(0), 0, 400
     lengths = generator.integers(20, 400, 200_000)
     truth = (0.3 - lengths / 1000) @ lengths / lengths.sum()
     for _ in range(worlds):
         targets = generator.integers(20, 400, 120)
         risen = (0.3 - targets / 1000 + generator.normal(0, 0.3, 120)) * targets
-        before = RowLosses(tuple(2.0 * targets), tuple(targets.tolist()))
-        after = RowLosses(tuple(2.0 * targets + risen), tuple(targets.tolist()))
+        before = DocumentLosses(tuple(2.0 * targets), tuple(targets.tolist()))
+        after = DocumentLosses(tuple(2.0 * targets + risen), tuple(targets.tolist()))
         inside = rise(before, after).interval()
         held += inside.low <= truth <= inside.high
     assert 0.92 <= held / worlds <= 0.98

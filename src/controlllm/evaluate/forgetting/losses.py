@@ -21,6 +21,7 @@ from controlllm.evaluate.forgetting.expanded import recording_alpha, unrecorded
 __all__ = [
     "LossReport",
     "deal",
+    "documents_of",
     "evaluate_losses",
     "evaluating",
     "model_logits",
@@ -123,6 +124,17 @@ def split_batch(batch: Batch) -> tuple[dict[str, Any], Tensor]:
         names = ", ".join(sorted(batch)) or "nothing"
         raise DataError(f"a batch for evaluation needs 'labels'; it has {names}.")
     return inputs, labels_BT
+
+
+def documents_of(batch: Batch) -> Tensor:
+    """A number for each document of a batch, at each of its tokens (B, T), on the CPU."""
+    ids_BT = batch["input_ids"]
+    rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)
+    positions_BT = batch.get("position_ids")
+    if positions_BT is None:  # A row is a document.
+        return rows_B1.expand_as(ids_BT)
+    # Documents of one row follow each other; no row has as many as it has tokens and one.
+    return rows_B1 * (ids_BT.shape[1] + 1) + (positions_BT.cpu() == 0).cumsum(1)
 
 
 def model_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

@@ -16,6 +16,7 @@ from controlllm.data import Batch
 from controlllm.evaluate.forgetting.expanded import recording_alpha
 from controlllm.evaluate.forgetting.losses import (
     deal,
+    documents_of,
     evaluating,
     model_logits,
     per_token,
@@ -111,7 +112,7 @@ def measure_settings(
     with evaluating(model):
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
-            documents_N = _documents(batch)[target_mask(labels_BT).cpu()]
+            documents_N = documents_of(batch)[target_mask(labels_BT).cpu()]
             base_NV, targets_N = target_log_probs(reference.forward(**inputs), labels_BT)
             for set_up, tally in zip(settings, tallies, strict=True):
                 set_up()
@@ -121,17 +122,6 @@ def measure_settings(
         for tally in tallies:
             tally.add_up(ranks)
     return [tally.report() for tally in tallies]
-
-
-def _documents(batch: Batch) -> Tensor:
-    """A number for each document of a batch, at each of its tokens (B, T)."""
-    ids_BT = batch["input_ids"]
-    rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)
-    positions_BT = batch.get("position_ids")
-    if positions_BT is None:  # A row is a document.
-        return rows_B1.expand_as(ids_BT)
-    # Documents of one row follow each other; no row has as many as it has tokens and one.
-    return rows_B1 * (ids_BT.shape[1] + 1) + (positions_BT.cpu() == 0).cumsum(1)
 
 
 class _Tally:

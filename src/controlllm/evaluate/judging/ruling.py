@@ -70,14 +70,10 @@ class Judgement:
         rows = []
         for ruling in self.rulings:
             told = {key: value for key, value in asdict(ruling.rule).items() if value is not None}
-            ends = {
-                key: value if math.isfinite(value) else None
-                for key, value in asdict(ruling.value).items()
-            }
             rows.append(
                 {
                     "rule": told,
-                    "value": ends,
+                    "value": ruling.value.to_dict(),
                     "num_items": ruling.num_items,
                     "verdict": ruling.verdict.value,
                     "items_to_decide": ruling.items_to_decide,

@@ -1,6 +1,6 @@
 """What became of each task in a sequence of runs, each of which went on from the one before.
 
-rows       The losses of a model on a set, row by row, and how far one rose to another
+documents  The losses of a model on a set, document by document, and how far one rose to another
 matrix     R: each stage on each task; ACC, BWT, FWT, F, intransigence
 measuring  Every stage on every task, one model at a time beside the base
 tables     The matrix and its numbers as tables, and as JSON

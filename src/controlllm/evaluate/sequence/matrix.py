@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate.sequence.rows import RowLosses, rise
+from controlllm.evaluate.sequence.documents import DocumentLosses, rise
 from controlllm.evaluate.statistics import Difference, mean_difference
 from controlllm.expansion.files.records import BASE
 
@@ -35,8 +35,8 @@ class SequenceMatrix:
         joint: by task, of a model that learned all tasks at once; None = not known.
     """
 
-    losses: Mapping[str, Mapping[str, RowLosses]]
-    joint: Mapping[str, RowLosses] | None = None
+    losses: Mapping[str, Mapping[str, DocumentLosses]]
+    joint: Mapping[str, DocumentLosses] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is a row for the base and for each task (ConfigError)."""

@@ -8,8 +8,8 @@ from controlllm.common.text.progress import progress
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.reference import Reference
 from controlllm.evaluate.forgetting.retention import RetentionReport, measure_retention
+from controlllm.evaluate.sequence.documents import DocumentLosses, measure_documents
 from controlllm.evaluate.sequence.matrix import SequenceMatrix
-from controlllm.evaluate.sequence.rows import RowLosses, measure_rows
 from controlllm.expansion.files.records import BASE
 
 __all__ = ["Loader", "measure_sequence"]
@@ -57,9 +57,9 @@ def measure_sequence(
     return SequenceMatrix(losses, together), reports
 
 
-def _measured(model: nn.Module, tasks: Sets, told: str) -> dict[str, RowLosses]:
+def _measured(model: nn.Module, tasks: Sets, told: str) -> dict[str, DocumentLosses]:
     with progress(f"{told}: the tasks", "batches", _batches(tasks)):
-        return {task: measure_rows(model, batches) for task, batches in tasks.items()}
+        return {task: measure_documents(model, batches) for task, batches in tasks.items()}
 
 
 def _batches(sets: Sets) -> int:

@@ -63,7 +63,7 @@ def numbers_table(matrix: SequenceMatrix) -> str:
 def matrix_record(matrix: SequenceMatrix, kept: Kept) -> dict[str, Any]:
     """All of it as plain values for JSON."""
     numbers = {
-        name: None if found is None else asdict(found.interval())
+        name: None if found is None else found.interval().to_dict()
         for name, found in _numbers(matrix).items()
     }
     joint = matrix.joint
