@@ -25,7 +25,7 @@ from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.evaluate.forgetting.losses import evaluating
 from controlllm.expansion import ControlLLMForCausalLM, collapse, load_sidecar
 from controlllm.expansion.files.records import read_sidecar_config
-from controlllm.train import train
+from controlllm.train import RunConfig, train
 from controlllm.train.record.descriptions import describe_sets
 from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.ways.earlier import settled_run
@@ -140,6 +140,38 @@ def test_contradictions_are_refused(stage_run, over, match):
     train(stage_run("a", training={"max_steps": 2}))
     with pytest.raises(ConfigError, match=match):
         train(stage_run("b", "a", **over))
+
+
+DEFAULTS = {"divergence": "mse", "divergence_weight": 1.0, "expand_ends": False, "alpha": 0.5}
+
+
+def test_what_is_said_holds_where_it_is_a_default(stage_run):
+    """New copies are as the run says, and its preset; what neither says is as it was."""
+    train(stage_run("a", preset="sidecar", training={"max_steps": 2}))
+    other = {"expansion": {**DEFAULTS, "num_blocks": None}}
+    new = {"continue_by": "branch"}
+    with pytest.raises(ConfigError, match=r"alpha=0.5, but that of .* is 0.15"):
+        settled_run(stage_run("b", "a", **other))
+    kept = settled_run(stage_run("b", "a", **new)).expansion
+    assert (kept.divergence, kept.expand_ends, kept.alpha) == ("none", True, 0.15)
+    run = settled_run(stage_run("b", "a", **new, **other))
+    assert {name: getattr(run.expansion, name) for name in DEFAULTS} == DEFAULTS
+    assert run.expansion.num_blocks == kept.num_blocks == 2
+    repeated = settled_run(RunConfig.from_dict(run.to_dict()))
+    assert repeated == run
+    run = settled_run(stage_run("b", "a", **new, preset="retain", expansion={"num_blocks": 1}))
+    told = (run.expansion.divergence, run.expansion.divergence_weight, run.expansion.num_blocks)
+    assert told == ("nmse", 0.3, 1)
+
+
+def test_a_preset_that_the_same_copies_do_not_follow_is_told(stage_run, caplog):
+    train(stage_run("a", preset="retain", training={"max_steps": 2}))
+    run = settled_run(stage_run("b", "a", preset="sidecar"))
+    assert run.expansion.divergence == "nmse" and run.rehearsal.weight == 3.0
+    assert "expansion.divergence='none' of the preset 'sidecar' is not used" in caplog.text
+    # What was recorded of the divergence has no meaning beside the preset's.
+    run = settled_run(stage_run("b", "a", preset="sidecar", continue_by="branch"))
+    assert run.expansion.divergence == "none" and run.expansion.divergence_weight == 1.0
 
 
 def test_what_a_stage_learned_is_measured_beside_it(stage_run, tmp_path):

@@ -89,10 +89,16 @@ class ModelConfig(LoadOptions):
             )
 
 
-class _Laid(str):
-    """The name of a preset whose values were laid below those that were given."""
+class _Beside(str):
+    """The value of `preset` or `continue_from` in a config that knows what was given beside it.
 
-    __slots__ = ()
+    A preset's values are laid below what was given then; `given` has the dotted names of that.
+    """
+
+    given: frozenset[str] = frozenset()
+
+
+_KNOWS = ("preset", "continue_from")
 
 
 @dataclass
@@ -168,7 +174,7 @@ class RunConfig:
         """Check what concerns several sections (ConfigError)."""
         check_values(self, "")
         method = METHODS.get(self.method)
-        if self.preset is not None and not isinstance(self.preset, _Laid):
+        if self.preset is not None and not isinstance(self.preset, _Beside):
             raise ConfigError(
                 f"RunConfig(preset={self.preset!r}) cannot tell which values you gave beside it; "
                 f"use RunConfig.from_dict({{'preset': {self.preset!r}, ...}})."
@@ -244,15 +250,22 @@ class RunConfig:
             ConfigError: for an unknown key (with the nearest name), or a wrong type or value.
         """
         preset = values.get("preset")
-        if preset is None:
-            return build(cls, values)
-        laid = {"preset": _Laid(preset)} if isinstance(preset, str) else {}
-        below = preset_values(preset)
-        return build(cls, merge(merge(below, values), laid))
+        below = {} if preset is None else preset_values(preset)
+        known = {name: values.get(name) for name in _KNOWS}
+        beside = {name: _Beside(value) for name, value in known.items() if isinstance(value, str)}
+        for one in beside.values():
+            one.given = frozenset(name for name, _ in flat(values))
+        return build(cls, merge(merge(below, values), beside))
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Dotted names of what was given beside `continue_from`, as far as `from_dict` saw it."""
+        return self.continue_from.given if isinstance(self.continue_from, _Beside) else frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """All values as nested plain dicts; `from_dict` of it gives an equal config."""
-        return asdict(self) | {"preset": None if self.preset is None else str(self.preset)}
+        values = asdict(self)
+        return values | {name: values[name] and str(values[name]) for name in _KNOWS}
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:

@@ -1,6 +1,6 @@
 """The run that another one goes on from: found, read, and what need not be said again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from controlllm.expansion.files.lineage import stage_name
 from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.config_io import build, read_yaml
-from controlllm.train.config.presets import preset_values
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS
 from controlllm.train.setup.ways.contract import BASE, Earlier, run_folder_of
+from controlllm.train.setup.ways.expansion import goes_on, laid_over
 
 __all__ = [
     "earlier_data",
@@ -72,11 +72,7 @@ def settled_run(run: RunConfig) -> RunConfig:
     way = WAYS.get(run.continue_by)
     base = _options(run, location, values).base
     recorded = ExpansionConfig.from_dict(values["expansion"])
-    if way.same_expansion:
-        _refuse_other(run, recorded)
-        expansion = recorded
-    else:
-        expansion = _laid_over(run, recorded)
+    expansion = goes_on(run, recorded) if way.same_expansion else laid_over(run, recorded)
     model = replace(run.model, model_name_or_path=base, base=None)
     data = run.data
     if way.all_data:
@@ -165,38 +161,6 @@ def _options(run: RunConfig, location: Location, values: Mapping[str, Any]) -> L
         )
     known = {field.name: getattr(run.model, field.name) for field in fields(LoadOptions)}
     return LoadOptions(**{**known, "base": str(base)})
-
-
-def _said(run: RunConfig) -> Iterator[str]:
-    """The fields of the expansion that the user has said: not a default, nor the preset's."""
-    below = preset_values(run.preset).get("expansion", {}) if run.preset is not None else {}
-    default = ExpansionConfig()
-    for field in fields(ExpansionConfig):
-        value = getattr(run.expansion, field.name)
-        unsaid = [getattr(default, field.name)]
-        unsaid += [below[field.name]] if field.name in below else []
-        if field.name != "mean_alpha" and value not in unsaid:
-            yield field.name
-
-
-def _refuse_other(run: RunConfig, recorded: ExpansionConfig) -> None:
-    """The same copies go on: another expansion cannot be had."""
-    for name in _said(run):
-        value, old = getattr(run.expansion, name), getattr(recorded, name)
-        if value != old:
-            raise ConfigError(
-                f"expansion.{name}={value!r}, but that of {run.continue_from} is {old!r}, and "
-                f"continue_by={run.continue_by} goes on with the same copies; leave it out, or "
-                "take continue_by=fold, which makes new ones."
-            )
-
-
-def _laid_over(run: RunConfig, recorded: ExpansionConfig) -> ExpansionConfig:
-    """New copies, made as the earlier ones but for what the run says."""
-    said = {name: getattr(run.expansion, name) for name in _said(run)}
-    if said.keys() & {"layers", "num_blocks"}:
-        said = {"layers": None, "num_blocks": None} | said
-    return replace(recorded, **({"dial": None, "mean_alpha": None} | said))
 
 
 def _joined(
