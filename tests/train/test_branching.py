@@ -80,6 +80,27 @@ def test_each_stage_is_asked_as_it_was(stage_run, tmp_path):  # noqa: F811
             assert torch.equal(logits(stage), logits(model))
 
 
+def test_an_earlier_stage_stands_on_what_it_was_learned_beside(stage_run, tmp_path):  # noqa: F811
+    """Not where a later run's calibration turned that; and what it wrote is found again."""
+    short = {"training": {"max_steps": 2}}
+    train(stage_run("a", **short))
+    train(stage_run("b", "a", **BY, **OTHER, **short))
+    train(stage_run("c", "b", **BY, **short))
+    c = newest(tmp_path, "c")
+    c.set_alpha({"a": 0.2, "b": 0.7, "c": 1.0})
+    c.save_sidecar(tmp_path / "runs" / "c" / "calibrated")
+    before, ready = (
+        set_up(settled_run(stage_run("d", after, **BY, **short))) for after in ("c", "c/calibrated")
+    )
+    for name in ("a", "b"):
+        with ready.references[name].active() as stage, evaluating(stage):
+            assert torch.equal(logits(stage), logits(newest(tmp_path, name)))
+    with ready.references["c"].active() as stage, evaluating(stage):
+        assert torch.equal(logits(stage), logits(c))
+    keys, again = ([stage.key for stage in one.stages] for one in (before, ready))
+    assert keys[:3] == again[:3] and keys[3] != again[3]
+
+
 def test_one_after_a_branch_and_a_branch_after_one(stage_run, tmp_path):  # noqa: F811
     train(stage_run("a"))
     train(stage_run("b", "a", **BY, **OTHER))

@@ -3,7 +3,7 @@
 The stage before is the model with the new dial off, bit for bit; at all dials 0 it is the base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +57,23 @@ def _stages(
     last = Stage(earlier.names[-1], earlier.run_folder, inside=_before, key=key)
     folded = folded_parent(earlier.parents)
     own = BASE if folded is None else str(earlier.parents[folded]["name"])
-    return all_stages(model, earlier, shares, own, last, _beside(earlier.parents))
+    return all_stages(model, earlier, shares, own, last, _standing)
 
 
 def _before(model: BranchedForCausalLM) -> Any:
     return model.disable_branch()
 
 
-def _beside(parents: tuple[dict[str, Any], ...]) -> dict[str, Inside]:
-    """The stages whose sidecars are in the model, with those that stood there at their time."""
-    insides: dict[str, Inside] = {}
-    dials: dict[str, Any] = {}
-    for parent in parents_beside(parents):
-        insides[parent["name"]] = _standing({**dials, parent["name"]: dial_of(parent)})
-        dials[parent["name"]] = dial_beside(parent)
-    return insides
-
-
-def _standing(dials: Mapping[str, Any]) -> Inside:
-    def inside(model: BranchedForCausalLM) -> Any:
-        return model.standing(dials)
-
-    return inside
+def _standing(
+    model: PreTrainedModel, record: Mapping[str, Any], older: Sequence[Mapping[str, Any]]
+) -> Inside | None:
+    """A stage whose sidecar is in the model, and `older` ones where it was learned beside them."""
+    assert isinstance(model, BranchedForCausalLM)  # `_load` has made it
+    if record["name"] not in model.sidecars:
+        return None
+    dials = {parent["name"]: dial_beside(parent) for parent in parents_beside(older)}
+    dials[record["name"]] = dial_of(record)
+    return lambda model: model.standing(dials)
 
 
 BRANCH = Going(_load, _stages)

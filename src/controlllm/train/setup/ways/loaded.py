@@ -1,23 +1,28 @@
 """The models of earlier stages, as they were: loaded again, with weights in common."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from controlllm.checkpoint import find_parent, load_model, load_stage
+from controlllm.checkpoint import Location, find_parent, load_model, load_stage, saved_apart
 from controlllm.common.adapters import as_base
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion import collapse
-from controlllm.expansion.files.records import FOLD
+from controlllm.expansion.files.records import FOLD, read_sidecar_config
 from controlllm.train.setup.copies import share_equal
 from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, key_of, run_folder_of
 
 __all__ = ["all_stages"]
 
 log = logging.getLogger(__name__)
+
+Standing = Callable[
+    [PreTrainedModel, Mapping[str, Any], Sequence[Mapping[str, Any]]], Inside | None
+]
+"""Inside what a model computes the stage of a record, with the older ones that this one names."""
 
 
 def all_stages(
@@ -26,7 +31,7 @@ def all_stages(
     shares: bool,
     own: str,
     last: Stage,
-    beside: Mapping[str, Inside] | None = None,
+    standing: Standing = lambda model, record, older: None,
 ) -> tuple[Stage, ...]:
     """The base and every stage before a run, the oldest first; those that are gone are told.
 
@@ -36,15 +41,16 @@ def all_stages(
         shares: whether frozen weights may be in common with it.
         own: the stage that the model computes with its expansion off.
         last: the stage that the run goes on from.
-        beside: other stages that the model computes, and inside what.
+        standing: inside what the model computes another stage of this record, which went on from
+            `older` ones as its own files record them; None = it does not.
     """
-    stages, held = [], {own: as_base, **(beside or {})}
+    stages = []
     for name, record in zip(earlier.names, (None, *earlier.parents), strict=True):
         if name == last.name:
             stages.append(last)
             continue
         try:
-            stages.append(_stage(name, record, model, earlier, shares, held))
+            stages.append(_stage(name, record, model, earlier, shares, own, standing))
         except CheckpointError as error:
             log.warning(
                 "The stage %r is neither measured nor rehearsed, as it cannot be loaded: %s",
@@ -60,18 +66,20 @@ def _stage(
     model: PreTrainedModel,
     earlier: Earlier,
     shares: bool,
-    held: Mapping[str, Inside],
+    own: str,
+    standing: Standing,
 ) -> Stage:
     options = replace(earlier.options, device="cpu")
     folder = key = None
+    inside = as_base if name == own else None
     if record is not None:
         location = find_parent(record, earlier.folder, options)
-        folder = run_folder_of(location)
+        folder, older = run_folder_of(location), _parents_at(location)
         # Folded, it is the base of what came next.
-        until = earlier.names.index(name)  # The base comes first.
-        key = None if record["way"] == FOLD else key_of(earlier.parents[:until])
-    if name in held:
-        return Stage(name, folder, inside=held[name], key=key)
+        key = None if record["way"] == FOLD else key_of([*older, record])
+        inside = inside or standing(model, record, older)
+    if inside is not None:
+        return Stage(name, folder, inside=inside, key=key)
     log.info("Loading the stage %s", name)
     if record is None:
         assert options.base is not None  # `find_earlier` has filled it in
@@ -83,3 +91,10 @@ def _stage(
     if shares:
         share_equal(copy, model)
     return Stage(name, folder, copy=copy, key=key)
+
+
+def _parents_at(location: Location) -> list[dict[str, Any]]:
+    """What a stage itself records of those before it: where they stood beside it."""
+    apart = saved_apart(location)
+    assert apart is not None  # `find_parent` has looked
+    return list(read_sidecar_config(apart.folder).get("parents", []))
