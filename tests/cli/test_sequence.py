@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from controlllm.checkpoint import inspect_folder
+from controlllm.checkpoint import export, inspect_folder, load_model, make_form
+from controlllm.expansion import ExpansionConfig, expand
 
 TEXTS = {"a": "to be or not to be, that is the question. ", "b": "7 8 9 and 10 make 34, again. "}
 
@@ -61,6 +63,34 @@ def test_what_eval_says_of_a_stage_is_what_stands_in_its_row(cli, runs, tmp_path
     sets = told["losses"]
     assert found["losses"]["a"]["a"] == pytest.approx(sets["a"]["loss"], abs=1e-5)
     assert found["kept"]["a"]["old"]["kl"] == pytest.approx(sets["old"]["kl"], abs=1e-5)
+
+
+def test_a_run_that_diverged_is_named_and_all_else_is_measured(cli, runs, tmp_path) -> None:
+    model, tokenizer = load_model(runs / "b")
+    next(iter(model.blocks.values())).expanded.mlp.down_proj.weight.data.fill_(1e38)
+    export(model, tmp_path / "d", make_form("full"), tokenizer)
+    shutil.copy(runs / "b" / "config.yaml", tmp_path / "d")
+    words = ("--output", tmp_path / "out", "--own_text.measure", "false")
+    code, out, err = cli("sequence", tmp_path / "d", runs / "a", *words)
+    assert code == 0, err
+    assert "after d: the loss on d, a, old is not a number" in err
+    found = json.loads((tmp_path / "out" / "sequence.json").read_text(), parse_constant=pytest.fail)
+    assert found["losses"]["d"] == {"d": None, "a": None} and found["losses"]["a"]["a"] > 0
+    assert found["BWT"]["estimate"] is None and "after a" in out
+
+
+def test_tokens_that_the_base_lacks_are_refused_before_anything_is_written(
+    cli, runs, workplace, tmp_path
+) -> None:
+    base, tokenizer = load_model(workplace / "base")
+    model = expand(base, ExpansionConfig(num_blocks=2, expand_ends=True))
+    tokenizer.add_tokens(["question"])
+    model.resize_token_embeddings(len(tokenizer))
+    export(model, tmp_path / "d", make_form("full"), tokenizer)
+    shutil.copy(runs / "a" / "config.yaml", tmp_path / "d")
+    code, _, err = cli("sequence", tmp_path / "d", runs / "b", "--output", tmp_path / "out", *OWN)
+    assert code == 2 and "the run d has tokens that the base of the first run does not know" in err
+    assert not (tmp_path / "out" / "own_text").exists()
 
 
 def test_another_order_than_the_recorded_one_is_told(cli, runs, caplog) -> None:

@@ -119,6 +119,7 @@ def _tell_order(runs: list[str]) -> None:
 def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: Path) -> None:
     from controlllm.checkpoint import find_tokenizer, load_model
     from controlllm.cli.kit.reference import reference_of
+    from controlllm.evaluate.forgetting.losses import warn_if_not_finite
     from controlllm.evaluate.sequence.measuring import measure_sequence
     from controlllm.evaluate.sequence.picture import plot_matrix
     from controlllm.evaluate.sequence.tables import (
@@ -138,8 +139,8 @@ def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: P
         name: _batches(one.learn, find_tokenizer(run, options.load), one, options.batch_size)
         for run, (name, one) in zip(options.runs, data.items(), strict=True)
     }
+    _require_tokens(carrier if reference.copy is None else reference.copy, tasks)
     kept = _kept(options, carrier, tokenizer, data, folder)
-    _require_tokens(carrier, tasks)
     tell_size({**tasks, **kept}, settings=len(options.runs))
 
     def loader(run: str) -> "Loader":
@@ -158,9 +159,13 @@ def _measure(options: SequenceOptions, data: Mapping[str, DataConfig], folder: P
     joint = None if options.joint is None else loader(options.joint)
     with reference.active() as base:
         matrix, reports = measure_sequence(base, stages, tasks, kept, joint)
+    for row, measured in [*matrix.losses.items(), ("all at once", matrix.joint or {})]:
+        losses = {task: one.loss for task, one in measured.items()}
+        losses |= {name: report.loss for name, report in reports.get(row, {}).items()}
+        warn_if_not_finite(losses, row if row == BASE else f"after {row}")
+    write_json(folder / "sequence.json", matrix_record(matrix, reports))
     tables = [matrix_table(matrix), numbers_table(matrix), kept_table(reports) if kept else ""]
     print("\n\n".join(filter(None, tables)))
-    write_json(folder / "sequence.json", matrix_record(matrix, reports))
     plot_matrix(matrix, folder / "sequence.png")
     print(f"\nNumbers and picture: {folder}")
 
@@ -206,9 +211,11 @@ def _batches(
     return batches
 
 
-def _require_tokens(base: "PreTrainedModel", tasks: Sets) -> None:
-    """Check that the base knows every token of the tasks (ConfigError)."""
-    rows = base.config.get_text_config(decoder=True).vocab_size
+def _require_tokens(model: "PreTrainedModel", tasks: Sets) -> None:
+    """Check that the base that a model carries, or is, knows all tokens of the tasks."""
+    config: Any = model.config
+    config = config.base_config() if hasattr(config, "base_config") else config
+    rows = config.get_text_config(decoder=True).vocab_size
     for task, batches in tasks.items():
         if max(int(batch["input_ids"].max()) for batch in batches) >= rows:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """R and its numbers, worked out by hand; documents against the meter; intervals that cover."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from controlllm.common.errors import ConfigError, DataError
 from controlllm.evaluate import evaluate_losses
 from controlllm.evaluate.sequence.documents import DocumentLosses, measure_documents, rise
 from controlllm.evaluate.sequence.matrix import SequenceMatrix
+from controlllm.evaluate.sequence.picture import plot_matrix
 from controlllm.evaluate.sequence.tables import matrix_record, numbers_table
 
 
@@ -85,6 +87,22 @@ def test_bounds_that_are_nowhere_are_null_in_json() -> None:
     record = matrix_record(SequenceMatrix(dict.fromkeys(["base", "a", "b"], cells)), {})
     assert record["BWT"] == {"estimate": 0.0, "low": None, "high": None}
     json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_spoils_no_other_number(loss, tmp_path) -> None:
+    """Run b has diverged: BWT and FWT need it, F does not, as b was no task's best."""
+    found = matrix(
+        {"base": [5.0, 6.0, 7.0], "a": [2.0, 5.5, 7.1], "b": [loss, loss, loss], "c": [2, 3, 4]}
+    )
+    record = json.loads(json.dumps(matrix_record(found, {}), allow_nan=False))
+    assert record["losses"]["b"] == {"a": None, "b": None, "c": None}
+    assert record["BWT"] == record["FWT"] == {"estimate": None, "low": None, "high": None}
+    assert record["F"]["estimate"] == pytest.approx((2 - 2 + 3 - 5.5) / 2)
+    assert record["ACC"] == -3.0
+    assert "nan" in numbers_table(found)
+    plot_matrix(found, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").stat().st_size > 5_000
 
 
 def test_the_interval_of_a_rise_holds_the_truth() -> None:

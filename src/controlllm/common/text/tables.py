@@ -34,6 +34,8 @@ def format_number(cell: object, signed: bool = False) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
+        if math.isnan(cell):
+            return "nan"  # without a sign
         if math.isfinite(cell) and abs(cell) >= LARGEST:
             return f"{cell:{'+' if signed else ''}.3e}"
         rounded = round(cell, 3) + 0.0  # adding 0.0 turns -0.0 into 0.0

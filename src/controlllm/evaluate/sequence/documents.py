@@ -3,6 +3,7 @@
 However documents are packed into batches, each is a unit of its own.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -68,6 +69,8 @@ def rise(before: DocumentLosses, after: DocumentLosses) -> Difference:
     A loss per token is a ratio of sums, so what a document contributes is how far its own sum lies
     from the whole's mean at its length (the linearised ratio estimator); they are independent.
 
+    Where a sum is not finite, neither is known (nan).
+
     Raises:
         DataError: the documents are not the same.
     """
@@ -76,6 +79,8 @@ def rise(before: DocumentLosses, after: DocumentLosses) -> Difference:
             f"losses of {len(before.targets):,} and {len(after.targets):,} documents, or of such "
             "of other lengths, cannot be compared: both models must be asked the same."
         )
+    if not np.isfinite([*before.sums, *after.sums]).all():  # One of the two has diverged.
+        return Difference(math.nan, math.nan, len(before.targets), len(before.targets), math.nan)
     targets = np.asarray(before.targets, dtype=np.float64)
     risen = np.asarray(after.sums) - np.asarray(before.sums)
     mean = after.loss - before.loss

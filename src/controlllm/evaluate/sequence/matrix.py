@@ -14,6 +14,7 @@ usual formulas hold. Stage 0 is the base, stage j the one that learned task j; T
 (Chaudhry et al. 2018 is arXiv 1801.10112.)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,8 +97,9 @@ class SequenceMatrix:
         return self._mean([rise(self.joint[task], self.losses[task][task]) for task in self.tasks])
 
     def _best(self, task: str) -> str:
-        """The stage before the last that was best at a task."""
-        return min(self.tasks[:-1], key=lambda stage: self.loss(stage, task))
+        """The stage before the last that was best at a task; one that diverged is worst."""
+        losses = {stage: self.loss(stage, task) for stage in self.tasks[:-1]}
+        return min(losses, key=lambda stage: (math.isnan(losses[stage]), losses[stage]))
 
     def _better(self, first: str, second: str, task: str) -> Difference:
         """How much better the second stage is at a task than the first."""

@@ -1,5 +1,6 @@
 """The matrix as a picture. matplotlib is imported here, and only when one is drawn."""
 
+import math
 from pathlib import Path
 
 from controlllm.common.storage.files import atomic_file
@@ -26,7 +27,8 @@ def plot_matrix(matrix: SequenceMatrix, path: str | Path) -> None:
     gains = [
         [matrix.loss(BASE, task) - matrix.loss(stage, task) for task in tasks] for stage in stages
     ]
-    largest = max((abs(gain) for row in gains for gain in row), default=0.0) or 1.0
+    sizes = [abs(gain) for row in gains for gain in row if math.isfinite(gain)]
+    largest = max(sizes, default=0.0) or 1.0
     figure = Figure(
         figsize=(2.6 + 1.6 * len(tasks), 1.6 + 0.62 * len(stages)), layout="constrained"
     )

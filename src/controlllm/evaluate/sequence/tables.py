@@ -1,5 +1,6 @@
 """The matrix of a sequence for people and for programs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -61,13 +62,13 @@ def numbers_table(matrix: SequenceMatrix) -> str:
 
 
 def matrix_record(matrix: SequenceMatrix, kept: Kept) -> dict[str, Any]:
-    """All of it as plain values for JSON."""
+    """All of it as plain values for JSON; what is not finite is None."""
     numbers = {
         name: None if found is None else found.interval().to_dict()
         for name, found in _numbers(matrix).items()
     }
     joint = matrix.joint
-    return {
+    record = {
         "tasks": matrix.tasks,
         "losses": {s: {t: matrix.loss(s, t) for t in matrix.tasks} for s in matrix.losses},
         "joint": None if joint is None else {task: joint[task].loss for task in matrix.tasks},
@@ -82,6 +83,14 @@ def matrix_record(matrix: SequenceMatrix, kept: Kept) -> dict[str, Any]:
             for stage, reports in kept.items()
         },
     }
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A value, or a mapping of such, with None for floats that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(matrix: SequenceMatrix) -> dict[str, Difference | None]:
