@@ -39,3 +39,21 @@ def test_processes_need_not_rehearse_in_the_same_micro_batches(
         assert losses(found) == pytest.approx(losses(expected), rel=2e-4)
     state, alone = (load_checkpoint(newest_checkpoint(tmp_path / n)) for n in ("two", "alone"))
     require_close(state.tensors, alone.tensors)
+
+
+def test_a_run_keeps_its_sequences_on_more_processes(
+    run_config: Any, loaded: Any, tmp_path: Path
+) -> None:
+    """Two processes read twice as many in as many steps; the run goes on with those it has."""
+    training = {"max_steps": 4, "save_steps": 100, "total_train_batch_size": None}
+    rehearsal = {"num_sequences": 1, "max_epochs": 1.0, "share": 0.5}
+
+    def numbers(ranks: int, **until: Any) -> list[int]:
+        run = run_of(run_config, tmp_path / "run", training=training | until, rehearsal=rehearsal)
+        train_by(run, loaded, ranks, tmp_path / "processes")
+        saved = load_checkpoint(newest_checkpoint(tmp_path / "run"))
+        return [saved.step, saved.extra["rehearsed"]]
+
+    step, rehearsed = numbers(1, max_tokens=50)
+    assert step == 2 and rehearsed > 1
+    assert numbers(2) == [4, rehearsed]

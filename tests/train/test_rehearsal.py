@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train.setup import rehearsal as room
 from controlllm.train.setup.ready import set_up
@@ -46,6 +46,15 @@ def test_sequences_are_cached_by_content(run, loaded, monkeypatch, tmp_path):
         rehearsal_source(*loaded(), run)
     files = list((tmp_path / "run" / "rehearsal").iterdir())
     assert len(files) == 1 and len(json.loads(files[0].read_text())["sequences"]) == 10
+
+
+@pytest.mark.parametrize("held", [[], [[1, 2]] * 9, [[1, 259]] * 10, [[]] * 10])
+def test_a_cache_with_anything_else_is_refused(run, loaded, tmp_path, held):
+    rehearsal_source(*loaded(), run)
+    (file,) = (tmp_path / "run" / "rehearsal").iterdir()
+    file.write_text(json.dumps({"sequences": held}))
+    with pytest.raises(CheckpointError, match=r"json does not hold 10 sequences"):
+        rehearsal_source(*loaded(), run)
 
 
 def test_an_expanded_model_lets_its_base_write(run, loaded, tmp_path):

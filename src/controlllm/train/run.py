@@ -83,7 +83,7 @@ def _train(
     if world.is_first:
         warn_of_unread(run, world.size)
     checkpoint = world.ranks.first(lambda: open_run_folder(run))
-    ready = set_up(run, loaded, world)
+    ready = set_up(run, loaded, world, checkpoint)
     world.ranks.first(lambda: save_tokenizer(ready.tokenizer, run.training.output_dir))
     recorder = Recorder(ready, checkpoint, signals, callbacks)
     try:

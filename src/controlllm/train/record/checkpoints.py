@@ -90,6 +90,7 @@ class Checkpoints(Callback):
                 "progress": state.progress.to_dict(),
                 "alphas": ready.alphas.state_dict(),
                 "rows": ready.rows_of_a_step,
+                "rehearsed": ready.rehearsed,
             },
         )
         with self.clock.phase(CHECKPOINT):

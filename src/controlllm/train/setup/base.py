@@ -3,12 +3,14 @@
 import logging
 import random
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from controlllm.checkpoint.training.state import load_values
 from controlllm.common.distributed import Ranks
 from controlllm.common.errors import ConfigError
 from controlllm.data import TrainLoader, check_first_rows, warn_of_overlaps
@@ -37,13 +39,19 @@ __all__ = ["make_base", "seed_everything"]
 log = logging.getLogger(__name__)
 
 
-def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None = None) -> Base:
+def make_base(
+    run: RunConfig,
+    loaded: Loaded | None = None,
+    world: World | None = None,
+    checkpoint: Path | None = None,
+) -> Base:
     """Load the base, let it write what is rehearsed and what is measured, and open the data.
 
     Args:
         run: the run config.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
         world: the processes of the run; by default this one alone.
+        checkpoint: that the run resumes from, with as much rehearsed as it began with.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError: for what the config names.
@@ -81,9 +89,11 @@ def make_base(run: RunConfig, loaded: Loaded | None = None, world: World | None 
     )
     rehearsal = None
     if run.rehearsal.enabled:
-        steps = None if run.rehearsal.max_epochs is None else count_steps(run, data)
+        begun = None if checkpoint is None else load_values(checkpoint).extra.get("rehearsed")
+        asked = run.rehearsal.max_epochs is not None and begun is None
+        steps = count_steps(run, data) if asked else None
         store = world.ranks.first(
-            lambda: rehearsal_source(model, tokenizer, run, stages, steps, world.data_size)
+            lambda: rehearsal_source(model, tokenizer, run, stages, steps, world.data_size, begun)
         )
         rehearsal = (store, run.rehearsal.share)
     own_text = world.ranks.first(lambda: stages_own_text(model, tokenizer, run, stages))

@@ -1,6 +1,7 @@
 """Stage 4: loss, optimizer, schedule and meter of the model: all that a loop needs."""
 
 import logging
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -30,19 +31,25 @@ __all__ = ["set_up"]
 log = logging.getLogger(__name__)
 
 
-def set_up(run: RunConfig, loaded: Loaded | None = None, world: World | None = None) -> Ready:
+def set_up(
+    run: RunConfig,
+    loaded: Loaded | None = None,
+    world: World | None = None,
+    checkpoint: Path | None = None,
+) -> Ready:
     """All stages in order. Collective where there are several processes.
 
     Args:
         run: the run config.
         loaded: model and tokenizer to use instead of loading `run.model`; both are taken over.
         world: the processes of the run; by default this one alone.
+        checkpoint: that the run resumes from, which its loop is to read.
 
     Raises:
         ControlLLMError: whatever is wrong with the config, the model or the data; also a model that
             does not keep packed documents apart.
     """
-    return make_ready(shard(prepare(make_base(run, loaded, world))))
+    return make_ready(shard(prepare(make_base(run, loaded, world, checkpoint))))
 
 
 def prepare(base: Base) -> Prepared:

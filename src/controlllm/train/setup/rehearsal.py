@@ -6,7 +6,7 @@
 
 Where a run goes on from others, each of these stages writes as many; what a stage wrote is kept
 beside its own run, where later runs find it. With `rehearsal.max_epochs` they write as often as N
-more, each part with its own seed and cache, as the length of the run needs.
+more, each part with its own seed and cache, as the length of the run needs when it begins.
 
 During training they are rehearsed by KL to the base's own predictions (those of the stage right
 before, where there is one), or as ordinary training rows
@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TypedDict
 
@@ -56,6 +55,7 @@ def rehearsal_source(
     stages: Sequence[Stage] = (),
     steps: int | None = None,
     world_size: int = 1,
+    begun: int | None = None,
 ) -> TokenStore:
     """The sequences of all stages as a source for the train loader, from caches if they are there.
 
@@ -65,8 +65,10 @@ def rehearsal_source(
         tokenizer: its tokenizer.
         run: the run config.
         stages: the base and earlier runs, where the run goes on from one.
-        steps: of the run, where `rehearsal.max_epochs` is given.
+        steps: of the run, where it begins and `rehearsal.max_epochs` is given.
         world_size: processes with rows of their own.
+        begun: how many sequences the run has begun with, where it goes on: it keeps them, whatever
+            the number of processes now.
 
     Raises:
         ConfigError: if there is nothing to start from, or sequences would not fit.
@@ -77,28 +79,32 @@ def rehearsal_source(
         own,
         *(s.folder / name for s in every if s.folder for name in (OWN_TEXT, "rehearsal")),
     ]
-    written = []
+    parts = []
     for stage in every:
         plan = _make_plan(model, tokenizer, run, _prompts_of(stage, run))
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
-        part = partial(_part, stage, model, plan, places, folder)
-        sequences, seconds = part(0)
-        if steps is not None:
-            length = sum(map(len, sequences)) / len(sequences)
-            read = sequences_rehearsed(run, steps, length, world_size) / len(every)
-            number = _number(run, read, seconds)
-            for block in range(1, math.ceil(number / plan.num_sequences)):
-                sequences += part(block)[0]
-            sequences = sequences[:number]
-        written.append(sequences)
-    together = [sequence for same in zip_longest(*written) for sequence in same if sequence]
+        parts.append(partial(_part, stage, model, plan, places, folder))
+    firsts = [part(0) for part in parts]
+    number = first = run.rehearsal.num_sequences
+    if begun is not None:
+        number = begun // len(every)
+    elif steps is not None:
+        tokens = sum(len(sequence) for sequences, _ in firsts for sequence in sequences)
+        read = sequences_rehearsed(run, steps, tokens / len(every) / first, world_size)
+        number = _number(run, read / len(every), sum(seconds for _, seconds in firsts))
+    written = []
+    for part, (sequences, _) in zip(parts, firsts, strict=True):
+        for block in range(1, math.ceil(number / first)):
+            sequences += part(block)[0]
+        written.append(sequences[:number])
+    together = [sequence for same in zip(*written, strict=True) for sequence in same]
     return TokenStore.from_tokens("rehearsal", together)
 
 
 def _number(run: RunConfig, read: float, seconds: float) -> int:
-    """How many sequences one stage writes in all, of which the run reads so many, some repeatedly.
+    """How many sequences each stage writes in all, of which the run reads so many, some repeatedly.
 
-    `seconds` is what the first `num_sequences` took, 0 where they were there.
+    `seconds` is what the first `num_sequences` of all took, 0 where they were there.
     """
     rehearsal = run.rehearsal
     assert rehearsal.max_epochs is not None
@@ -146,7 +152,7 @@ def _part(
     path = next((p for place in places if (p := place / f"{key}.json").is_file()), None)
     if path is not None:
         log.info("Rehearsal: %d sequences from %s", plan.num_sequences, path)
-        return _read(path, model), 0.0
+        return _read(path, model, plan.num_sequences), 0.0
     who = "the base" if stage.name == BASE else f"the stage {stage.name}"
     log.info("Rehearsal: %s writes %d sequences", who, plan.num_sequences)
     started = time.monotonic()
@@ -161,12 +167,15 @@ class _Written(TypedDict):
     sequences: list[list[int]]
 
 
-def _read(path: Path, model: PreTrainedModel) -> list[list[int]]:
-    """Sequences of a cache, which may lie in somebody's folder (CheckpointError)."""
+def _read(path: Path, model: PreTrainedModel, number: int) -> list[list[int]]:
+    """So many sequences of a cache, which may lie in somebody's folder (CheckpointError)."""
     sequences: list[list[int]] = read_record(path, _Written)["sequences"]
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    if not all(row and min(row) >= 0 and max(row) < vocabulary for row in sequences):
-        raise CheckpointError(f"{path} holds no sequences of this model's tokens; remove the file.")
+    whole = len(sequences) == number
+    if not (whole and all(row and min(row) >= 0 and max(row) < vocabulary for row in sequences)):
+        raise CheckpointError(
+            f"{path} does not hold {number} sequences of this model's tokens; remove the file."
+        )
     return sequences
 
 

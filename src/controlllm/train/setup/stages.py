@@ -144,6 +144,11 @@ class Ready(Sharded):
         rows = self.run.training.per_device_train_batch_size
         return rows * self.micro_batches * self.world.data_size
 
+    @property
+    def rehearsed(self) -> int | None:
+        """Sequences that the base and earlier stages wrote to be rehearsed; None where none is."""
+        return len(self.loader.feeds[-1].chunks) if self.run.rehearsal.enabled else None
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of every forward pass, training and evaluation alike."""
         dtype = self.run.training.autocast_dtype
