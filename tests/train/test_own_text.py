@@ -8,9 +8,11 @@ from tests.train.helpers import losses_of
 
 from controlllm.checkpoint import best_checkpoint
 from controlllm.common.errors import ConfigError
-from controlllm.evaluate import Certificate, OwnTextConfig
+from controlllm.evaluate import Certificate, OwnTextConfig, RetentionReport
+from controlllm.evaluate.own_text import certificates
 from controlllm.train import train
 from controlllm.train.record.recorder import Recorder
+from controlllm.train.setup.own_text import final_certificates
 from controlllm.train.setup.ready import set_up
 
 FEW = {"num_sequences": 8}
@@ -125,6 +127,17 @@ def test_a_wished_precision_writes_more_at_the_end(own, loaded):
     assert more.sequences > 8
     assert more.precision <= few.precision / 2 or more.sequences == 64
     assert isinstance(more, Certificate)
+
+
+def test_of_a_stage_that_is_short_of_the_precision_no_text_is_written_but_it_is_told(
+    own, loaded, caplog
+):
+    ready = set_up(own(own_text={"num_sequences": 8, "precision": 0.01}), loaded())
+    exact, vague = (RetentionReport(2.0, 2.1, 0.1, 80, error, 8) for error in (1e-4, 0.1))
+    measured = {"own_text": exact, "a/own_text": vague}
+    found = final_certificates(ready, measured)
+    assert found == certificates(measured)
+    assert "own_text.precision=0.01 is not reached on a/own_text" in caplog.text
 
 
 def test_training_is_the_same_with_and_without_it(own, loaded, tmp_path):

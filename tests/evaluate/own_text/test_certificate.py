@@ -129,6 +129,13 @@ def test_a_wished_precision_adds_sequences_up_to_a_maximum(moved, pico_tokenizer
     assert other.kl != first.kl and other.sequences == 8
 
 
+@pytest.mark.parametrize("precision", [0.01, None])
+def test_no_more_is_written_for_a_model_that_diverged(moved, pico_tokenizer, tmp_path, precision):
+    wished = OwnTextConfig(num_sequences=8, precision=precision)
+    found = certify(moved(math.nan), pico_tokenizer, tmp_path, wished, DATA)["own_text"]
+    assert math.isnan(found.kl) and found.upper == math.inf and found.sequences == 8
+
+
 def test_a_tuned_model_beside_its_base(pico_llama, pico_tokenizer, tmp_path):
     base = pico_llama()
     tuned = deepcopy(base)

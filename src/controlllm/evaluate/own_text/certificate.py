@@ -160,12 +160,15 @@ def certify(
             # As it is; what is recorded of its gates is that on text which it learned.
             report = measure_settings(model, batches, [lambda: None], reference, ranks)[0]
             found[name] = Certificate.of(report)
-        wished = settings.precision or math.inf
-        ratio = max((one.precision / wished for one in found.values()), default=0.0)
-        if ratio <= 1 or blocks >= most:
+        wished = math.inf if settings.precision is None else settings.precision
+        precisions = [one.precision for one in found.values()]
+        largest = max(precisions, default=0.0)
+        # Of a model that diverged none is a number: more text would not help.
+        if blocks >= most or largest <= wished or any(map(math.isnan, precisions)):
             return found
         # The error falls with the root of their number.
-        wanted = min(most, max(blocks + 1, math.ceil(blocks * min(ratio, 1e3) ** 2)))
+        ratio = min(largest / wished, 1e3)
+        wanted = min(most, max(blocks + 1, math.ceil(blocks * ratio**2)))
 
 
 def _writer(reference: Reference) -> Writer:
