@@ -93,6 +93,15 @@ def test_a_branch_is_blended_with_what_stands_beside_it(folders):
     assert measured(model, B).loss == found.chosen.learn["B"].loss
 
 
+def test_a_dial_by_layer_is_measured_as_it_stood(folders):
+    model = blended(folders)
+    model.set_alpha({"a": {3: 0.4}, "b": 0.5})
+    stood = measured(model, B).loss
+    found = calibrate(model, {"B": B}, {"old": OLD}, 9.0, GRID, refine_steps=0)
+    (point,) = [one for one in found.points if set(one.alpha.values()) == {None}]
+    assert point.learn["B"].loss == stood
+
+
 def test_table_and_json(folders, tmp_path):
     found = calibrate(blended(folders), {"B": B}, {"old": OLD}, 0.1, GRID, refine_steps=0)
     header, *lines = found.table().splitlines()

@@ -184,6 +184,34 @@ def test_the_dial_of_the_new_one_alone_is_turned():
         assert torch.equal(logits(model), by_itself)
 
 
+def test_a_dial_by_layer_can_be_all_there_is(tmp_path):
+    """`set_alpha` lays it over what stands; `stand_at`, and who says what was recorded, do not."""
+    model = earlier()
+    model.set_alpha({3: 0.4})
+    by_layer = logits(model)
+    model.set_alpha(0.2)
+    model.stand_at({3: 0.4})
+    assert torch.equal(logits(model), by_layer) and model.expansion.dial == {3: 0.4}
+    model.set_alpha(0.2)
+    model.save_sidecar(tmp_path / "a")
+    model = expand_beside(model, "b", earlier="a", **NEW["same"])
+    model.save_sidecar(tmp_path / "b")
+    with model.standing({"a": {3: 0.4}}):
+        assert torch.equal(logits(model), by_layer)
+    with pytest.raises(ConfigError, match="'c' is not known"), model.standing({"c": 0.5}):
+        pass
+    assert model.expansions["a"].dial == 0.2
+    before = logits(model)
+    with pytest.raises(ConfigError, match="2"):
+        model.stand_at({"a": {3: 2.0}})
+    assert torch.equal(logits(model), before)
+    model.stand_at({"a": {3: 0.4}, "b": 0.0})
+    assert torch.equal(logits(model), by_layer) and model.expansions["a"].dial == {3: 0.4}
+    folders = {name: tmp_path / name for name in "ab"}
+    again = load_branches(make_base("llama"), folders, {"a": {3: 0.4}})
+    assert torch.equal(logits(again), by_layer) and again.expansions["a"].dial == {3: 0.4}
+
+
 def test_gates_and_probes_are_those_of_the_new_one():
     model = train(expand(make_base("llama"), layers=[1, 3], interpolator="dlerp"))
     model = train(expand_beside(model, "b", earlier="a", layers=[3], interpolator="dlerp"))

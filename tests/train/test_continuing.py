@@ -406,6 +406,22 @@ def test_a_calibrated_sidecar_is_its_runs(stage_run, tmp_path):
     assert ready.model.expansion.dial == 0.4
 
 
+def test_a_stage_stands_at_the_recorded_dial_by_layer(stage_run, tmp_path):
+    """Whatever its dial was turned to afterwards."""
+    train(stage_run("a", training={"max_steps": 2}))
+    side = tmp_path / "runs" / "a" / "calibrated"
+    model = load_model(tmp_path / "runs" / "a")[0]
+    model.set_alpha({1: 0.4})
+    stood = logits(model)
+    model.save_sidecar(side)
+    train(stage_run("b", "a/calibrated", training={"max_steps": 2}))
+    model.set_alpha(0.2)
+    model.save_sidecar(side, overwrite=True)
+    ready = set_up(settled_run(stage_run("c", "b")))
+    with ready.references["a"].active() as stage, evaluating(stage):
+        assert torch.equal(logits(stage), stood)
+
+
 @pytest.mark.parametrize("way", ["one", "fold"])
 def test_both_loops_go_on_alike(stage_run, tmp_path, way):
     train(stage_run("a"))

@@ -191,7 +191,7 @@ class Chat:
         beneath = (
             model.beneath(*alphas) if len(alphas) == 1 and {*alphas} <= {*self.sidecars} else {}
         )
-        model.set_alpha(beneath | alphas)
+        model.stand_at(beneath | alphas)
         self._on = tuple(alphas)
 
     def _sidecar(self, argument: str) -> None:

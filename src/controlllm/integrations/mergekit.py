@@ -134,9 +134,7 @@ def _at_alpha_one(model: ControlLLMForCausalLM) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_alpha(None)
-        if before.dial is not None:
-            model.set_alpha(before.dial)
+        model.stand_at(before.dial)
         model.config.expansion["mean_alpha"] = before.mean_alpha
 
 

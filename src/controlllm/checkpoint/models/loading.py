@@ -236,7 +236,7 @@ def load_stage(
     """
     model = _load(location, replace(options, device="cpu"), ())[0]
     assert isinstance(model, ControlLLMForCausalLM)  # `find_parent` has looked
-    model.set_alpha(dial_of(record))
+    model.stand_at(dial_of(record))
     return model
 
 

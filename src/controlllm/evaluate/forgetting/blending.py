@@ -71,7 +71,7 @@ class _Search:
 
     def turn(self, weights: Weights) -> None:
         """Turn all dials."""
-        self.model.set_alpha(
+        self.model.stand_at(
             {name: self.before[name] if w is None else w for name, w in weights.items()}
         )
 

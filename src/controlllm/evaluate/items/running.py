@@ -219,7 +219,7 @@ def _dialled(model: Any, alpha: float) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
-        model.set_alpha(trained)
+        model.stand_at(trained)
 
 
 def evaluate_suite(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from controlllm.common.adapters import has_adapters
 from controlllm.common.errors import ConfigError, ModelError
+from controlllm.common.registry import check_choice
 from controlllm.expansion.files.lineage import as_recorded
 from controlllm.expansion.hub.expand import expand
 from controlllm.expansion.hub.modeling import ControlLLMForCausalLM
@@ -109,8 +110,14 @@ class BranchedForCausalLM(Named, ControlLLMForCausalLM):
         every = [part for one in self._named.values() for part in one._expansion.parts()]
         dials = [part.dial for part in every]
         settings = [one.config.expansion for one in self._named.values()]
-        super()._turn_named(alphas)
         try:
+            for name in alphas:
+                check_choice("sidecar", name, self.sidecars)
+            for name, sidecar in self._named.items():
+                if name in alphas:
+                    sidecar.stand_at(alphas[name])
+                else:
+                    sidecar.turn_off()
             yield
         finally:
             for part, dial in zip(every, dials, strict=True):
@@ -219,7 +226,7 @@ def load_branches(
     several = load_sidecars(base, sidecars, check_base, tensors)
     named = several._named
     for name, dial in (dials or {}).items():
-        named[name].set_alpha(dial)
+        named[name].stand_at(dial)
     return _branched(several.unload(), named, several.generation_config).eval()
 
 

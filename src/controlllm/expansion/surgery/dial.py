@@ -59,6 +59,23 @@ class Dial:
         """
         self._turn(*self._checked(alpha))
 
+    def stand_at(self, dial: Any) -> None:
+        """Turn to exactly this dial, as one is recorded: what it does not name is as trained.
+
+        (`set_alpha` lays a dial by layer over what stands.)
+
+        Args:
+            dial: what `set_alpha` takes.
+
+        Raises:
+            ConfigError: as there. Nothing is changed then.
+        """
+        self.set_alpha(dial)
+        if isinstance(dial, Mapping):  # It can be had: anew, from the trained alphas.
+            names = all(isinstance(key, str) for key in dial)
+            self.set_alpha(dict.fromkeys(dial) if names else None)
+            self.set_alpha(dial)
+
     def _checked(self, alpha: Alpha) -> tuple[Alpha, dict[str, Any]]:
         """What parts get, and the config's expansion then (ConfigError); nothing is changed."""
         if isinstance(alpha, Mapping) and not alpha:

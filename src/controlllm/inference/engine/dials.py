@@ -52,9 +52,7 @@ class Dials:
         if self._named:
             if len(dials) == 1:  # A blend says all dials by itself.
                 dials = self.model.beneath(*dials) | dials
-            # First as trained: what a saved dial by layer does not name keeps its own.
-            self.model.set_alpha(dict.fromkeys(dials))
-            self.model.set_alpha(dials)
+            self.model.stand_at(dials)
         else:
             self.model.set_alpha(0.0 if voice.is_base else None)
             for dial in dials.values():

@@ -38,20 +38,19 @@ class AlphaSampler:
             return None
         low, high = self.interval
         alpha = low + (high - low) * torch.rand((), generator=self.generator).item()
-        self._set(alpha)
+        self._expanded.set_alpha(alpha)
         return alpha
 
     def release(self) -> None:
         """Put the nominal setting back."""
         if self.interval is None:
             return
-        self._set(None)  # A dial by layer leaves the ends and other layers as they are.
-        if self._nominal is not None:
-            self._set(self._nominal)
+        self._expanded.stand_at(self._nominal)
 
-    def _set(self, alpha: float | dict[int, float] | None) -> None:
+    @property
+    def _expanded(self) -> ControlLLMForCausalLM:
         assert isinstance(self.model, ControlLLMForCausalLM)  # RunConfig has checked the method
-        self.model.set_alpha(alpha)
+        return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
         """The generator's state."""
