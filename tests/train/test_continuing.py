@@ -378,6 +378,17 @@ def test_a_stage_that_is_gone_is_told(stage_run, tmp_path, caplog):
     assert [parent["name"] for parent in ready.model.config.parents] == ["a", "b"]
 
 
+def test_a_stages_config_that_cannot_be_read_is_told(stage_run, tmp_path, caplog):
+    """It may be of another version; its run is measured by what else is known of it."""
+    train(stage_run("a", training={"max_steps": 2}))
+    config = tmp_path / "runs" / "a" / "config.yaml"
+    config.write_text(config.read_text().replace("  max_length:", "  longest:"))
+    rehearsal = {"num_sequences": 4, "share": 0.25}
+    ready = set_up(settled_run(stage_run("b", "a", rehearsal=rehearsal)))
+    assert "data.longest is not known" in caplog.text
+    assert [*ready.references] == ["base", "a"] and [*ready.meter.retain] == ["old"]
+
+
 def test_own_text_of_each_stage_is_measured(stage_run, tmp_path):
     """Where no old data is named: on it the rise is the KL from the stage that wrote it."""
     over = {"own_text": {"num_sequences": 8}}

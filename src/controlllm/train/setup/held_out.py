@@ -60,15 +60,7 @@ def read_held_out(
         if "/" in name:
             found.owners[name] = name.partition("/")[0]
     for stage in stages:
-        data = None if stage.folder is None else earlier_data(stage.folder)
-        if data is None and stage.name != BASE:
-            log.warning(
-                "What the stage %s held out is not known: there is no config.yaml in %s. Name it "
-                "under data.retain.",
-                stage.name,
-                stage.folder,
-            )
-        for source in data.learn if data is not None else ():
+        for source in _learned(stage):
             named = next((own for own in run.data.retain if same_rows(own, source)), None)
             if named is not None:
                 found.owners.setdefault(str(named.name), stage.name)
@@ -87,6 +79,22 @@ def read_held_out(
                 found.owners[name] = stage.name
     _check_budget(run, found)
     return found
+
+
+def _learned(stage: Stage) -> list[SourceConfig]:
+    """What an earlier run held out; nothing where that is not known, which is told."""
+    if stage.folder is None:
+        return []
+    why = f"there is no config.yaml in {stage.folder}."
+    try:
+        if (data := earlier_data(stage.folder)) is not None:
+            return data.learn
+    except ConfigError as error:
+        why = str(error)
+    log.warning(
+        "What the stage %s held out is not known: %s Name it under data.retain.", stage.name, why
+    )
+    return []
 
 
 def _read(
