@@ -3,10 +3,19 @@
 import pytest
 import torch
 from tests.laws.architectures import ARCHITECTURES, VOCAB, make_base
-from tests.laws.models import base_logits, batch, greedy, logits, make_expanded, make_trained, train
+from tests.laws.models import (
+    base_logits,
+    batch,
+    greedy,
+    logits,
+    make_expanded,
+    make_trained,
+    settings_of,
+    train,
+)
 from transformers import AutoModelForCausalLM
 
-from controlllm import collapse, load_sidecar
+from controlllm import collapse, expand, load_sidecar
 from controlllm.common.errors import ModelError
 
 NAMES = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -51,6 +60,29 @@ def test_at_alpha_zero_added_tokens_cannot_be_predicted(name):
     assert torch.equal(greedy(model), greedy(make_base(name)))
     with model.disable_expansion():
         assert torch.equal(logits(model), seen)
+
+
+@NAMES
+def test_a_base_of_few_bits_stays_it_beside_copies_in_float32(name):
+    """As `training.bf16` has it: float32 for what trains, the base as it is, autocast around."""
+    base = make_base(name).to(torch.bfloat16)
+    model = expand(make_base(name).to(torch.bfloat16), **settings_of("ends"))
+    model.resize_token_embeddings(VOCAB + ADDED)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits(base)
+        model.set_alpha(0.0)
+        seen = logits(model)
+        with model.disable_expansion():
+            assert torch.equal(logits(model), seen)
+    assert torch.equal(seen[..., :VOCAB], expected)
+    for alpha in (0.0, 0.5, 1.0):  # Nor is the joined stream wider than the base's.
+        model.set_alpha(alpha)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        joined = embedding(batch()["input_ids"]), embedding.weight, head.weight
+        assert {one.dtype for one in joined} == {torch.bfloat16}
 
 
 @NAMES

@@ -74,7 +74,7 @@ class ExpandedEnd(Forwarding, ABC):
 
     def join_rows(self, pretrained: Tensor, expanded: Tensor) -> Tensor:
         """Join along the vocabulary: rows that only the copy has are the copy's (W, ...)."""
-        rows = pretrained.shape[0]
+        rows, expanded = pretrained.shape[0], expanded.to(pretrained.dtype)
         joined = self.join(pretrained, expanded[:rows])
         return joined if rows == expanded.shape[0] else torch.cat([joined, expanded[rows:]])
 
@@ -107,7 +107,8 @@ class ExpandedEmbedding(ExpandedEnd):
         pretrained = self.pretrained(input_ids.masked_fill(added, 0) if grown else input_ids)
         if self.is_base and not grown:
             return pretrained
-        expanded = self.expanded(input_ids)
+        # Copies train in more bits; the stream has the base's, or alpha 0 would not be the base.
+        expanded = self.expanded(input_ids).to(pretrained.dtype)
         joined = pretrained if self.is_base else self.join(pretrained, expanded)
         return torch.where(added[..., None], expanded, joined) if grown else joined
 
@@ -126,8 +127,10 @@ class ExpandedHead(ExpandedEnd):
     def weight(self) -> Tensor:
         """The joined weight (W, D); loops with fused losses read it instead of calling the head."""
         if self.is_base:
-            rows = self.pretrained.weight.shape[0]
-            return torch.cat([self.pretrained.weight, self.expanded.weight[rows:]])
+            pretrained = self.pretrained.weight
+            return torch.cat(
+                [pretrained, self.expanded.weight[pretrained.shape[0] :].to(pretrained.dtype)]
+            )
         if is_number(self.dial) and self.dial == 1:  # a straight line ends in e, bit for bit
             return self.expanded.weight.to(self.pretrained.weight.dtype)
         return self.join_rows(self.pretrained.weight, self.expanded.weight)
