@@ -23,7 +23,7 @@ def share_equal(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Let a frozen model have the weights of another one's base where both are equal, bit for bit.
 
     Args:
-        model: the frozen one; changed in place.
+        model: the frozen one; changed in place. What is in common lies where `other` is.
         other: whose base does not train.
     """
     theirs = dict(base_tensors(other))
@@ -40,6 +40,6 @@ def share_equal(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor | None) -> bool:
-    if other is None or one.dtype != other.dtype or one.device != other.device:
+    if other is None or one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return torch.equal(one, other)
+    return torch.equal(one.to(other.device), other)  # One at a time: whole copies may not fit.
