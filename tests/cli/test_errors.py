@@ -141,6 +141,14 @@ def test_unwritable_output_is_an_error_of_ours(cli: Cli, finished_run: Path) -> 
     fails(cli("inspect", finished_run, "--output", "/proc/nowhere/i.json"), "cannot write")
 
 
+@pytest.mark.parametrize("verb", ["calibrate", "eval"])
+def test_a_forgotten_model_is_named_inside_a_run_folder_too(
+    cli: Cli, finished_run: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(finished_run)
+    fails(cli(verb, "--batch_size", 4), f"{verb} needs model")
+
+
 def test_the_program_itself_exits_with_the_code() -> None:
     words = [sys.executable, "-m", "controlllm", "trian"]
     result = subprocess.run(words, capture_output=True, text=True)

@@ -85,7 +85,9 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
 
 def config_of(given: dict[str, Any]) -> Any:
     """`config.yaml` of the run that the model (a run, or a checkpoint of it) belongs to, if any."""
-    model = str(given.get("model", ""))
+    if "model" not in given:
+        return None
+    model = str(given["model"])
     if not is_remote(model):
         places = (Path(model) / CONFIG, Path(model).parent / CONFIG)
         return next((read_yaml(place) for place in places if place.is_file()), None)
