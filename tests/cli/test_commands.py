@@ -30,15 +30,17 @@ from controlllm.cli.export import ExportOptions
 from controlllm.cli.inspect import InspectOptions
 from controlllm.cli.kit.eval_options import EvalOptions
 from controlllm.cli.kit.sets import UNREAD
+from controlllm.cli.kit.stage_sets import calibrate_defaults
 from controlllm.cli.plan import PlanOptions
 from controlllm.cli.probe import PROBE_UNREAD, ProbeOptions
 from controlllm.cli.report import ReportOptions
-from controlllm.cli.sequence import SequenceOptions
+from controlllm.cli.sequence import SEQUENCE_UNREAD, SequenceOptions
 from controlllm.cli.serve import ServeOptions
 from controlllm.cli.ship import ShipOptions
 from controlllm.cli.suites import SuitesOptions
 from controlllm.data import DataConfig
 from controlllm.demo import DemoConfig
+from controlllm.evaluate import OwnTextConfig
 from controlllm.train import RunConfig
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -65,8 +67,14 @@ OPTIONS = {
 }
 
 
-HIDDEN = {"eval": UNREAD, "calibrate": UNREAD, "probe": PROBE_UNREAD}
-"""Settings of the data that a command does not read, and so does not offer."""
+HIDDEN = {
+    "eval": UNREAD,
+    "calibrate": UNREAD,
+    "probe": PROBE_UNREAD,
+    "sequence": SEQUENCE_UNREAD,
+}
+"""Settings of a section that a command does not read, and so does not offer."""
+SECTIONS = {DataConfig: "data", OwnTextConfig: "own_text"}
 
 
 def sections(options: type) -> list[type]:
@@ -120,7 +128,7 @@ def test_every_option_is_explained_in_help(cli: Cli, command: str) -> None:
         described = descriptions(section)
         for field in dataclasses.fields(section):
             assert described.get(field.name), f"{section.__name__}.{field.name} has no docstring"
-            if section is DataConfig and f"data.{field.name}" in HIDDEN.get(command, ()):
+            if f"{SECTIONS.get(section)}.{field.name}" in HIDDEN.get(command, ()):
                 continue
             if not dataclasses.is_dataclass(get_type_hints(section)[field.name]):
                 assert "".join(described[field.name].split()) in text
@@ -279,6 +287,34 @@ def test_without_old_text_the_base_writes_what_is_to_be_retained(
     code, _, err = cli("calibrate", tmp_path, *sweep, "--own_text.measure=false")
     assert code == 2
     assert "own_text.measure=false needs data.retain" in err
+
+
+def test_what_calibrate_does_not_use_of_own_text_is_told(
+    cli: Cli, finished_run: Path, tmp_path: Path
+) -> None:
+    sweep = ("--alphas=[1.0]", "--refine_steps=0", "--max_forgetting=10")
+    words = ("calibrate", finished_run, *sweep, "--own_text.num_sequences=8")
+    code, _, err = cli(*words, "--output", tmp_path / "a")
+    assert code == 0
+    assert "own_text.num_sequences=8 would not be used: own text is not measured" in err
+    code, _, err = cli(*words, "--own_text.measure=true", "--output", tmp_path / "b")
+    assert code == 0 and "would not be used" not in err
+
+
+@pytest.mark.parametrize("place", ["inside", "outside", "trusted"])
+def test_calibrate_writes_from_the_runs_prompts_or_says_why_not(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    prompts = (run if place == "inside" else tmp_path) / "prompts.txt"
+    prompts.write_text("the cat\n")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["own_text"] = {"prompts": str(prompts), "measure": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    found = calibrate_defaults({"model": str(run)}, place == "trusted")["own_text"]["prompts"]
+    assert found == (None if place == "outside" else str(prompts))
+    assert ("is no file in its folder" in caplog.text) == (place == "outside")
 
 
 def test_a_sidecar_in_few_bits_is_exported_looked_at_and_calibrated(

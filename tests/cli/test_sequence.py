@@ -65,6 +65,16 @@ def test_what_eval_says_of_a_stage_is_what_stands_in_its_row(cli, runs, tmp_path
     assert found["kept"]["a"]["old"]["kl"] == pytest.approx(sets["old"]["kl"], abs=1e-5)
 
 
+def test_own_text_is_kept_where_it_is_told_and_its_settings_are_not_ignored(
+    cli, runs, tmp_path
+) -> None:
+    words = ("sequence", runs / "a", runs / "b", "--output", tmp_path)
+    assert cli(*words, *OWN, "--own_text.cache_dir", tmp_path / "kept")[0] == 0
+    assert [*(tmp_path / "kept").iterdir()] and not (tmp_path / "own_text").exists()
+    code, _, err = cli(*words, *OWN[:2], "--own_text.measure", "false")
+    assert code == 0 and "own_text.num_sequences=8 would not be used" in err
+
+
 def test_a_run_that_diverged_is_named_and_all_else_is_measured(cli, runs, tmp_path) -> None:
     model, tokenizer = load_model(runs / "b")
     next(iter(model.blocks.values())).expanded.mlp.down_proj.weight.data.fill_(1e38)
@@ -119,6 +129,7 @@ def test_another_order_than_the_recorded_one_is_told(cli, runs, caplog) -> None:
         (["a", "a"], "the name of another row"),
         (["a", "nowhere"], "nowhere"),
         (["a", "b", "--own_text.length", 3], "own_text.length"),
+        (["a", "b", "--own_text.precision", 0.1], "own_text.precision is not read by `sequence`"),
     ],
 )
 def test_bad_input_is_told(cli, runs, words, told) -> None:

@@ -11,7 +11,8 @@ from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import UNREAD, Sets, load_sets, tell_size
 from controlllm.cli.kit.stage_sets import calibrate_defaults
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import check_values, setting
+from controlllm.common.facts import check_values, rules_of, setting
+from controlllm.common.settings import check_said
 from controlllm.common.storage.checksums import resealed
 from controlllm.common.storage.files import read_json, require_writable, write_json, write_text
 from controlllm.common.storage.lock import occupied
@@ -75,7 +76,15 @@ class CalibrateOptions:
 
 def run(argv: list[str]) -> None:
     """Sweep, print the curve, and write the chosen alpha, the curve and its picture."""
-    options = parse_options(CalibrateOptions, argv, "calibrate", calibrate_defaults, unread=UNREAD)
+    below: dict[str, Any] = {}
+
+    def defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+        below.update(calibrate_defaults(given, trusts))
+        return below
+
+    options = parse_options(CalibrateOptions, argv, "calibrate", defaults, unread=UNREAD)
+    rules = [rule for rule in rules_of(CalibrateOptions) if rule.field.startswith("own_text.")]
+    check_said(options, rules, below)
     if not options.data.learn:
         raise ConfigError(
             "calibrate needs data.learn: sets to learn. Without data.retain the base writes by "

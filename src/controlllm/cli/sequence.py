@@ -10,7 +10,8 @@ from controlllm.checkpoint import LoadOptions
 from controlllm.cli.kit.parsing import parse_options
 from controlllm.cli.kit.sets import Sets, allow_packed, run_defaults, tell_size
 from controlllm.common.errors import ConfigError
-from controlllm.common.facts import check_values, setting
+from controlllm.common.facts import check_values, rules_of, setting
+from controlllm.common.settings import check_said
 from controlllm.common.storage.files import require_writable, write_json
 from controlllm.common.storage.remote import is_remote, shown
 from controlllm.common.text.progress import stage
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
     from controlllm.evaluate.sequence.measuring import Loader
 
-__all__ = ["SequenceOptions", "run"]
+__all__ = ["SEQUENCE_UNREAD", "SequenceOptions", "run"]
 
 log = logging.getLogger(__name__)
+
+SEQUENCE_UNREAD = ("own_text.precision", "own_text.max_sequences")
+"""Settings of certificates, which `sequence` gives none of."""
 
 
 @dataclass
@@ -56,6 +60,9 @@ class SequenceOptions:
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""
         check_values(self, "")
+        for rule in rules_of(OwnTextConfig):
+            own = replace(rule, reads=lambda own: own.measure is not False)
+            check_said(self.own_text, [own], where="own_text")
         if len(self.runs) < 2:
             raise ConfigError("a sequence has two runs at least: controlllm sequence runs/a runs/b")
         names = [_name(run) for run in self.runs]
@@ -78,7 +85,7 @@ def run(argv: list[str]) -> None:
             data[_name(run)] = build(DataConfig, values.get("data", {}))
         return {}
 
-    options = parse_options(SequenceOptions, argv, "sequence", read_runs)
+    options = parse_options(SequenceOptions, argv, "sequence", read_runs, unread=SEQUENCE_UNREAD)
     for run in options.runs:
         if not data[_name(run)].learn:
             raise ConfigError(
@@ -184,9 +191,8 @@ def _kept(
     kept: Sets = {}
     first = next(iter(data.values()))
     if options.own_text.measure is not False:
-        written = write_own_text(
-            Writer.base(carrier), tokenizer, options.own_text, first, folder / "own_text"
-        )
+        place = options.own_text.cache_dir or folder / "own_text"
+        written = write_own_text(Writer.base(carrier), tokenizer, options.own_text, first, place)
         plain = replace(first, packing=False)
         for name, examples in written.items():
             kept[name] = eval_batches(examples, tokenizer, plain, options.batch_size)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 def calibrate_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
     """Values of `data.*` as `run_defaults`, and of `own_text.*` but for places of this machine.
 
+    The run's file of prompts is taken where it lies in its folder, or is trusted; else it is told.
+
     To `data.learn` comes what the earlier stages held out that the dials of this one turn, so that
     nothing of theirs is given up because nobody looks at it.
     """
@@ -30,7 +32,26 @@ def calibrate_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
         return {}
     defaults["data"]["learn"] += map(asdict, _earlier_learn(given, defaults["data"]["learn"]))
     own = asdict(RunConfig.from_dict(config_of(given)).own_text)
-    return defaults | {"own_text": own | {"prompts": None, "cache_dir": None}}
+    own["prompts"] = _prompts(given, own["prompts"], trusts)
+    return defaults | {"own_text": own | {"cache_dir": None}}
+
+
+def _prompts(given: dict[str, Any], prompts: str | None, trusts: bool) -> str | None:
+    """The run's own file of prompts, if it may be read."""
+    from controlllm.train.setup.ways.contract import run_folder_of
+    from controlllm.train.setup.ways.earlier import lies_inside
+
+    if prompts is None or trusts or value_at(given, "own_text.prompts") is not None:
+        return prompts
+    location = locate(str(given["model"]), value_at(given, "load.storage_options"))
+    if lies_inside(prompts, run_folder_of(location)):
+        return prompts
+    log.warning(
+        "own_text.prompts=%r of the run is no file in its folder: it is left out unless you repeat "
+        "it on the command line, or trust this run folder: --trust_config true.",
+        prompts,
+    )
+    return None
 
 
 def _earlier_learn(given: dict[str, Any], own: Sequence[dict[str, Any]]) -> Iterator[SourceConfig]:
