@@ -103,6 +103,40 @@ def test_tokens_that_the_base_lacks_are_refused_before_anything_is_written(
     assert not (tmp_path / "out" / "own_text").exists()
 
 
+@pytest.fixture
+def changed(runs, tmp_path):
+    """`changed(**data)`: a copy of run b whose config says that of its data."""
+
+    def make(**data) -> Path:
+        shutil.copytree(runs / "b", tmp_path / "b")
+        settings = yaml.safe_load((runs / "b" / "config.yaml").read_text())
+        settings["data"] |= data
+        (tmp_path / "b" / "config.yaml").write_text(yaml.safe_dump(settings))
+        return tmp_path / "b"
+
+    return make
+
+
+def test_what_is_left_out_of_a_strangers_run_is_told_with_what_can_be_done(
+    cli, runs, changed, caplog
+) -> None:
+    run = changed(learn=[{"path": "hdfs://nowhere/rows.txt"}], plugins=["theirs.py"])
+    code, _, err = cli("sequence", runs / "a", run)
+    assert code == 2 and f"{run} has no held-out sets that are read" in err
+    for part in (run, "data.learn: hdfs://nowhere/rows.txt", "theirs.py", "--trust_config true"):
+        assert str(part) in caplog.text
+    assert "--data" not in caplog.text
+
+
+def test_sets_of_one_name_are_both_measured(cli, runs, changed, tmp_path) -> None:
+    (tmp_path / "other.txt").write_text("to have and have not. " * 12)
+    run = changed(retain=[{"path": str(tmp_path / "other.txt"), "name": "old"}])
+    assert cli("sequence", runs / "a", run, "--own_text.measure", "false")[0] == 0
+    kept = json.loads((run / "sequence" / "sequence.json").read_text())["kept"]
+    assert [*kept["b"]] == ["old", "b/old"]
+    assert kept["b"]["old"]["base_loss"] != kept["b"]["b/old"]["base_loss"]
+
+
 def test_another_order_than_the_recorded_one_is_told(cli, runs, caplog) -> None:
     settings = yaml.safe_load((runs / "b.yaml").read_text())
     settings["training"] |= {"output_dir": str(runs / "c"), "max_steps": 2, "eval_steps": 2}

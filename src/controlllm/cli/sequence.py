@@ -81,7 +81,8 @@ def run(argv: list[str]) -> None:
     def read_runs(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
         """What each run's config says of its data; nothing is laid below the options."""
         for run in given.get("runs", []):
-            values = run_defaults({"model": run, "load": given.get("load", {})}, trusts)
+            of_run = {"model": run, "load": given.get("load", {})}
+            values = run_defaults(of_run, trusts, repeatable=False)
             data[_name(run)] = build(DataConfig, values.get("data", {}))
         return {}
 
@@ -89,8 +90,8 @@ def run(argv: list[str]) -> None:
     for run in options.runs:
         if not data[_name(run)].learn:
             raise ConfigError(
-                f"{shown(run)} names no held-out sets (data.learn in its config.yaml), so that "
-                "what it learned cannot be measured."
+                f"{shown(run)} has no held-out sets that are read (data.learn in its config.yaml), "
+                "so that what it learned cannot be measured."
             )
     folder = _output(options)
     require_writable(folder, folder=True)
@@ -187,6 +188,7 @@ def _kept(
     """The base's own text, and the sets that runs were to retain, by name."""
     from controlllm.data import eval_batches
     from controlllm.evaluate.own_text import Writer, write_own_text
+    from controlllm.train.setup.ways.earlier import same_rows
 
     kept: Sets = {}
     first = next(iter(data.values()))
@@ -196,10 +198,13 @@ def _kept(
         plain = replace(first, packing=False)
         for name, examples in written.items():
             kept[name] = eval_batches(examples, tokenizer, plain, options.batch_size)
-    for one in data.values():
+    known: list[SourceConfig] = []
+    for run, one in data.items():
         for source in one.retain:
-            if source.name not in kept:
-                kept[str(source.name)] = _batches([source], tokenizer, one, options.batch_size)
+            if not any(same_rows(source, other) for other in known):
+                name = f"{run}/{source.name}" if source.name in kept else str(source.name)
+                kept[name] = _batches([source], tokenizer, one, options.batch_size)
+                known.append(source)
     return kept
 
 

@@ -60,11 +60,12 @@ UNREAD = tuple(
 """What verbs that only measure do not read."""
 
 
-def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
+def run_defaults(given: dict[str, Any], trusts: bool, repeatable: bool = True) -> dict[str, Any]:
     """Values of `data.*` from the run that the model belongs to, to lay below what is given.
 
     The run folder may be a stranger's: code and addresses that its config names, options for their
     servers, and places of this machine are left out, and told, unless the user trusts it.
+    `repeatable` says whether the command has options to say them by, too.
     """
     values = config_of(given)
     if values is None:
@@ -76,9 +77,11 @@ def run_defaults(given: dict[str, Any], trusts: bool) -> dict[str, Any]:
     left = list(_leave_out(data, trusts, value_at(given, "data.plugins") is not None))
     if left:
         log.warning(
-            "The run's config.yaml names %s, which is left out unless you repeat it on the command "
-            "line, or trust this run folder: --trust_config true.",
-            "; ".join(left),
+            "config.yaml of %s names %s, which is left out unless you %s this run folder: "
+            "--trust_config true.",
+            shown(given["model"]),
+            "; ".join(name if repeatable else name.removeprefix("--") for name in left),
+            "repeat it on the command line, or trust" if repeatable else "trust",
         )
     return {"data": {name: value for name, value in data.items() if f"data.{name}" not in UNREAD}}
 
