@@ -279,6 +279,19 @@ def test_checkpointing_keeps_less_and_a_frozen_start_nothing(pico_llama: Any) ->
     assert full < kept({"layers": [0]}, **policy) < low
 
 
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_logits_of_the_base_count_where_rows_are_rehearsed(
+    run_config: Any, pico_llama: Any, chunk: int | None
+) -> None:
+    sizes = []
+    for loss in ("ce", "kl"):
+        rehearsal = {"num_sequences": 4, "loss": loss}
+        run = run_config(rehearsal=rehearsal, training={"loss_chunk_size": chunk})
+        memory = estimate(run, pico_llama().config, run.expansion, ALONE).memory
+        sizes.append(memory.logits / (chunk or 2 * 32) / 259 / 8)
+    assert sizes == [2, 3]
+
+
 def test_numbers_are_those_of_the_model(pico_llama: Any) -> None:
     run = RunConfig.from_dict(
         {

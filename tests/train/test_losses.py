@@ -1,6 +1,7 @@
 """One step's loss: what enters it, and that no way of cutting rows into batches changes it."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,8 +33,12 @@ def members():
 
 @pytest.fixture
 def model(pico_llama):
+    return make_model(pico_llama)
+
+
+def make_model(pico_llama, **config):
     """An expanded model that has moved away from its base."""
-    model = expand(pico_llama(), ExpansionConfig(num_blocks=2, divergence="nmse"))
+    model = expand(pico_llama(), ExpansionConfig(num_blocks=2, divergence="nmse", **config))
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -41,11 +46,11 @@ def model(pico_llama):
     return model.train()
 
 
-def run_step(model, batches, rehearsal_weight=0.7):
+def run_step(model, batches, rehearsal_weight=0.7, copy=None, **in_parts):
     """Loss parts and gradients of one optimizer step over `batches`."""
     model.zero_grad()
-    reference = Reference(model) if rehearsal_weight is not None else None
-    loss = StepLoss(model, reference, rehearsal_weight)
+    reference = Reference(model, copy) if rehearsal_weight is not None else None
+    loss = StepLoss(model, reference, rehearsal_weight, **in_parts)
     counts, report = loss.count(batches), StepReport()
     for batch in batches:
         loss.micro_batch(batch, counts, report).backward()
@@ -78,6 +83,19 @@ def test_micro_batches_equal_one_big_batch(model, members, cuts):
     bounds = [0, *cuts, len(members)]
     pieces = [padded(members[a:b]) for a, b in itertools.pairwise(bounds)]
     assert_same(run_step(model, pieces), run_step(model, [padded(members)]))
+
+
+@pytest.mark.parametrize("in_parts", [{"chunk": 1}, {"chunk": 7}, {"fused": True}])
+@pytest.mark.parametrize("whole", [False, True])
+def test_in_parts_the_step_is_the_same(pico_llama, members, in_parts, whole):
+    """Padded, of a model that carries its base; packed, of a plain one beside its base."""
+    register_packed_attention()
+    model = pico_llama(seed=1) if whole else make_model(pico_llama, expand_ends=True)
+    copy, cut = (pico_llama(), packed) if whole else (None, padded)
+    for one in (model, copy or model):
+        one.set_attn_implementation(packed_attention_for("sdpa"))
+    step = partial(run_step, model, [cut(members)], copy=copy)
+    assert_same(step(**in_parts), step())
 
 
 def test_packed_equals_padded(model, members):

@@ -161,8 +161,8 @@ class TrainingConfig:
     """What is recomputed: `full` a whole block; `selective` all but matrix products and attention,
     whose results are kept: more memory than full, hardly more time than none."""
     loss_chunk_size: int | None = setting(None, at_least=1, may_change=True)
-    """Compute the logits of so many target positions at a time, so that those of a large vocabulary
-    never exist all at once (1024 to 4096 is usual), at no cost of time; null = all at once."""
+    """Compute the logits of so many target positions at a time (1024 to 4096 is usual), rehearsed
+    ones and the base's among them, so that they never exist all at once; null = all at once."""
     torch_compile: bool = False
     """Compile frozen blocks and copies one by one (torch.compile); the first steps take longer."""
     use_liger_kernel: bool = False

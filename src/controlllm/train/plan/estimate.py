@@ -185,7 +185,8 @@ def _memory(model: PreTrainedModel, run: RunConfig, mesh: MeshPlan) -> Memory:
         activations = kept_product_bytes(model, rows * length, compute.itemsize)
     text, chunk = model.config.get_text_config(decoder=True), training.loss_chunk_size
     positions = rows * length if chunk is None else min(chunk, rows * length)
-    kept = 3 if METHODS.get(run.method).asks_base else 2  # logits, their gradient, the base's
+    asks = METHODS.get(run.method).asks_base or run.rehearsal.uses_kl
+    kept = 3 if asks else 2  # logits, their gradient, the base's
     if training.fuses_loss:
         positions = fused_chunk(positions, text.vocab_size, text.hidden_size)
     module: nn.Module = model

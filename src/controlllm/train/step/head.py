@@ -3,8 +3,9 @@
 At a vocabulary of 128k the logits of 8,192 positions are 4 GiB in float32, and as much again for
 their gradient: more than the activations of the model. So the model gives the hidden states before
 its head, only those that predict a target are kept, and the head with its loss runs on
-`training.loss_chunk_size` of them at a time. The gradient of a chunk is computed with it, so its
-logits are gone when the next one begins, and nothing is computed twice.
+`training.loss_chunk_size` of them at a time; so does the base's, where rows are rehearsed by KL.
+The gradient of a chunk is computed with it, so its logits are gone when the next one begins, and
+nothing is computed twice.
 
 torch 2.13 has the same as `torch.nn.functional.linear_cross_entropy`; it rounds the sum of
 thousands of losses to the type of its input, which in bfloat16 leaves two digits to be logged.
@@ -22,13 +23,27 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from controlllm.common.errors import ModelError
-from controlllm.common.losses import target_mask
+from controlllm.common.losses import log_probs_kl, target_mask
 from controlllm.evaluate import evaluating
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, V) in float32, targets (N,)) -> what each cross-entropy is multiplied by."""
 
-__all__ = ["check_head", "chunked_cross_entropy_sum", "head_inputs", "hidden_states_of"]
+HeadInputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
+"""What predicts a target (N, D), weight and bias of the head, and the targets (N)."""
+
+_Slopes = Callable[[Tensor, slice], Tensor]
+"""(logits (N, V) in float32, of which positions) -> the sum of their losses; in the place of the
+logits comes d loss / d logits."""
+
+__all__ = [
+    "HeadInputs",
+    "check_head",
+    "chunked_cross_entropy_sum",
+    "chunked_kl_sum",
+    "head_inputs",
+    "hidden_states_of",
+]
 
 
 def hidden_states_of(
@@ -64,15 +79,38 @@ def chunked_cross_entropy_sum(
     Labels are unshifted, -100 = no target; `chunk` positions have their logits at a time. With
     `weigh` it is the sum of `common.losses.weighted_cross_entropy_sum`.
     """
-    inputs = head_inputs(hidden_BTD, model, labels_BT)
-    total: Tensor = _ChunkedCrossEntropy.apply(*inputs, chunk, weigh)
+    *given, targets_N = head_inputs(hidden_BTD, model, labels_BT)
+
+    def slopes(logits_NV: Tensor, part: slice) -> Tensor:
+        weights_N = None if weigh is None else weigh(logits_NV, targets_N[part])
+        return _replace_by_slopes(logits_NV, targets_N[part, None], weights_N)
+
+    total: Tensor = _ChunkedLoss.apply(*given, chunk, slopes)
     return total
 
 
-def head_inputs(
-    hidden_BTD: Tensor, model: PreTrainedModel, labels_BT: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """What predicts a target (N, D), weight and bias of the head, and the targets (N)."""
+def chunked_kl_sum(base: HeadInputs, model: HeadInputs, chunk: int) -> Tensor:
+    """Sum of KL(base ‖ model) in nats, as `common.losses.kl_sum` of the logits of both.
+
+    Both predict the same targets, with `chunk` positions' logits at a time; the base may have fewer
+    columns, and gets no gradient.
+    """
+    base_ND, weight_UD, bias_U, _ = base
+
+    def slopes(logits_NV: Tensor, part: slice) -> Tensor:
+        base_NU = F.linear(base_ND[part], weight_UD, bias_U).float()
+        for logits in (base_NU, logits_NV):  # Alike, so that equal ones have no slope at all.
+            logits -= logits.logsumexp(-1, keepdim=True)
+        total = log_probs_kl(base_NU, logits_NV).sum()
+        logits_NV.exp_()[:, : len(weight_UD)] -= base_NU.exp_()
+        return total
+
+    total: Tensor = _ChunkedLoss.apply(*model[:3], chunk, slopes)
+    return total
+
+
+def head_inputs(hidden_BTD: Tensor, model: PreTrainedModel, labels_BT: Tensor) -> HeadInputs:
+    """What the head makes logits of, where they predict a target."""
     head: Any = model.get_output_embeddings()
     mask_BT = target_mask(labels_BT)
     targets_N = labels_BT.roll(-1, dims=1)[mask_BT]
@@ -87,8 +125,8 @@ def head_inputs(
     return hidden_ND, weight_VD, bias_V, targets_N
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `linear(hidden, weight, bias)`; its gradient comes with it."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of the losses of `linear(hidden, weight, bias)`; its gradient comes with it."""
 
     @staticmethod
     def forward(
@@ -96,20 +134,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        targets_N: Tensor,
         chunk: int,
-        weigh: Weigh | None,
+        slopes: _Slopes,
     ) -> Tensor:
         into_hidden, into_weight, into_bias, *_ = ctx.needs_input_grad
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden_ND) if into_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if into_weight else None
         bias_grad = hidden_ND.new_zeros(len(weight_VD), dtype=torch.float32) if into_bias else None
-        for start in range(0, len(targets_N), chunk):
+        for start in range(0, len(hidden_ND), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden_ND[part], weight_VD, bias_V).float()
-            weights = None if weigh is None else weigh(logits, targets_N[part])
-            total += _replace_by_slopes(logits, targets_N[part, None], weights)
+            total += slopes(logits, part)
             slope_NV = logits.to(hidden_ND.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = slope_NV @ weight_VD
@@ -129,7 +165,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         # In place: a copy would be as large as the head. So it goes backward once only.
         grads, ctx.grads = ctx.grads, None
-        return *(None if each is None else each.mul_(grad) for each in grads), None, None, None
+        return *(None if each is None else each.mul_(grad) for each in grads), None, None
 
 
 def _replace_by_slopes(

@@ -40,13 +40,20 @@ from controlllm.common.losses import (
     weighted_cross_entropy_sum,
 )
 from controlllm.data import REHEARSAL, model_inputs
-from controlllm.evaluate import Reference
+from controlllm.evaluate import Reference, evaluating
 from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.expansion.method.terms import DivergenceTerms
 from controlllm.train.config.method_config import KLConfig
 from controlllm.train.parallel import World
-from controlllm.train.step.head import Weigh, chunked_cross_entropy_sum, hidden_states_of
-from controlllm.train.step.liger import fused_cross_entropy_sum
+from controlllm.train.step.head import (
+    HeadInputs,
+    Weigh,
+    chunked_cross_entropy_sum,
+    chunked_kl_sum,
+    head_inputs,
+    hidden_states_of,
+)
+from controlllm.train.step.liger import fused_chunk, fused_cross_entropy_sum
 from controlllm.train.step.rows import rows_of_origin
 
 K = TypeVar("K")
@@ -167,10 +174,8 @@ class StepLoss:
             counts: the counts of the *whole* accumulated batch.
             report: where the parts are added up, detached.
         """
-        inputs = dict(model_inputs(batch))
-        inputs.pop("labels")
         with collected_divergence(self.model) as terms:
-            output = self._forward(inputs)
+            output = self._forward(_without_labels(batch))
         losses = {"cross_entropy": self._cross_entropy(output, batch, counts)}
         divergence: dict[int, Tensor] = {}
         if terms is not None and terms.values:
@@ -240,8 +245,16 @@ class StepLoss:
     def _base_logits(self, batch: Mapping[str, Any]) -> Tensor:
         """What the base predicts (B, T, V)."""
         assert self.reference is not None
-        inputs = {k: v for k, v in model_inputs(batch).items() if k != "labels"}
-        return self.reference.forward(**inputs)
+        return self.reference.forward(**_without_labels(batch))
+
+    def _base_head(self, batch: Mapping[str, Any]) -> HeadInputs:
+        """What the base's head makes its predictions of."""
+        assert self.reference is not None
+        with self.reference.active() as module, evaluating(module):
+            base = cast(PreTrainedModel, module)
+            return head_inputs(
+                hidden_states_of(base, _without_labels(batch)), base, batch["labels"]
+            )
 
     def _rehearsal(self, output: Tensor, batch: Mapping[str, Any], counts: Counts) -> Tensor:
         """Weighted KL(base ‖ model); the base computes the rehearsed rows only."""
@@ -252,12 +265,19 @@ class StepLoss:
             return output.new_zeros((), dtype=torch.float32)
         assert self.rehearsal_weight is not None
         part, select = rows
-        logits_BTV = select(output)
         if self.in_parts:
-            head = cast(PreTrainedModel, self.model).get_output_embeddings()
-            logits_BTV = head(logits_BTV)
-        total, _ = kl_sum(self._base_logits(part), logits_BTV, part["labels"])
+            model = cast(PreTrainedModel, self.model)
+            own = head_inputs(select(output), model, part["labels"])
+            chunk = self.chunk or fused_chunk(len(own[0]), *own[1].shape)
+            total = chunked_kl_sum(self._base_head(part), own, chunk)
+        else:
+            total, _ = kl_sum(self._base_logits(part), select(output), part["labels"])
         return self.rehearsal_weight * total / counts.rehearsed
+
+
+def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model is called with: labels would let it compute a loss of its own."""
+    return {key: value for key, value in model_inputs(batch).items() if key != "labels"}
 
 
 def collected_divergence(model: nn.Module) -> AbstractContextManager[DivergenceTerms | None]:
