@@ -15,6 +15,7 @@ from controlllm import collapse, load_sidecars
 from controlllm.checkpoint import LoadOptions, export, inspect_folder, load_model, locate, make_form
 from controlllm.common.errors import CheckpointError, ConfigError, ModelError
 from controlllm.evaluate.forgetting.losses import evaluating
+from controlllm.expansion.files.lineage import sidecar_digest
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train import train
 from controlllm.train.setup.ready import set_up
@@ -99,6 +100,24 @@ def test_an_earlier_stage_stands_on_what_it_was_learned_beside(stage_run, tmp_pa
         assert torch.equal(logits(stage), logits(c))
     keys, again = ([stage.key for stage in one.stages] for one in (before, ready))
     assert keys[:3] == again[:3] and keys[3] != again[3]
+
+
+@pytest.mark.parametrize("way", ["one", "branch"])
+def test_each_stage_is_read_once(stage_run, tmp_path, monkeypatch, way):  # noqa: F811
+    short, read = {"training": {"max_steps": 2}}, []
+    train(stage_run("a", **short))
+    for name, before in ("ba", "cb"):
+        train(stage_run(name, before, continue_by=way, **short))
+
+    def digest(folder, tensors=None):
+        read.append(Path(folder).parent.name)
+        return sidecar_digest(folder, tensors)
+
+    monkeypatch.setattr("controlllm.expansion.files.lineage.sidecar_digest", digest)
+    settled = settled_run(stage_run("d", "c", **BY, **short))
+    assert read == []
+    set_up(settled)
+    assert sorted(read) == ["a", "b", "c"]
 
 
 def test_one_after_a_branch_and_a_branch_after_one(stage_run, tmp_path):  # noqa: F811

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from controlllm.checkpoint.models.locate import Kind, Location, locate, locate_recorded
     from controlllm.checkpoint.models.named import load_named
-    from controlllm.checkpoint.models.parents import find_parent, record_stage
+    from controlllm.checkpoint.models.parents import find_parent, locate_parent, record_stage
     from controlllm.checkpoint.training.checkpoints import (
         best_checkpoint,
         checkpoint_step,
@@ -78,6 +78,7 @@ __all__ = [
     "load_tokenizer",
     "local_copy",
     "locate",
+    "locate_parent",
     "locate_recorded",
     "make_form",
     "mark_best",

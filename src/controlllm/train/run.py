@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.lock import occupied
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.unread import warn_of_unread
+from controlllm.train.config.ways import WAYS
 from controlllm.train.loops.backends import BACKENDS
 from controlllm.train.observe.debugging import prepare_recorder
 from controlllm.train.parallel import World, open_world
@@ -49,20 +51,20 @@ def train(
         DataError, ModelError, CheckpointError: for what the config names.
         TrainingError: if a loss or a gradient is not finite; the last checkpoint stays good.
     """
-    run = settled_run(run)
     # What is missing is said before anything is written or anything slow begins.
     if loaded is not None and run.continue_from is not None:
         raise ConfigError(
             f"continue_from={run.continue_from!r} loads its model itself; leave `loaded` out, and "
             "name the base as model.model_name_or_path if it has moved."
         )
-    if loaded is None and run.model.model_name_or_path is None:
+    if loaded is None and run.model.model_name_or_path is None and run.continue_from is None:
         raise ConfigError("model.model_name_or_path is not set; name a model or a folder.")
-    if not run.data.train:
+    if not run.data.train and not WAYS.get(run.continue_by).all_data:
         raise ConfigError("data.train names no source; give at least one to learn from.")
     _require_callbacks(callbacks)
     prepare_recorder(run.debug, run.training.output_dir)
     with StopSignals() as signals, open_world(run.parallel, run.model.device) as world:
+        run = world.ranks.first(partial(settled_run, run))
         with ExitStack() as stack:
             own = occupied(Path(run.training.output_dir), "training.output_dir")
             world.ranks.first(lambda: stack.enter_context(own))

@@ -37,7 +37,30 @@ from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import FOLD, read_sidecar_config
 from controlllm.expansion.hub.branches import BranchedForCausalLM, load_branches
 
-__all__ = ["find_parent", "put_on", "record_stage"]
+__all__ = ["find_parent", "locate_parent", "put_on", "record_stage"]
+
+
+def locate_parent(record: Mapping[str, Any], child: Path) -> Location:
+    """Where a sidecar lies that may be a stage before another one; it is not read.
+
+    Args:
+        record: one of the `parents` of that other one.
+        child: the folder of that other one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    places = list(dict.fromkeys(places_of(record["place"], child)))
+    location = _here(places)
+    if location is None:
+        location = _fetched(record, child, places)
+    apart = saved_apart(location)
+    if apart is None or apart.kind is not KINDS["control"]:
+        raise CheckpointError(
+            f"The sidecar {child} was trained after the stage {record['name']!r}, but "
+            f"{location.path} is {location.kind.value}, not a sidecar. Put that stage back there."
+        )
+    return location
 
 
 def find_parent(
@@ -53,22 +76,14 @@ def find_parent(
     Raises:
         CheckpointError: it is in none of these places, or another one is.
     """
-    places = list(dict.fromkeys(places_of(record["place"], child)))
-    location = _here(places)
-    if location is None:
-        location = _fetched(record, child, places)
-    what = f"The sidecar {child}"
+    location = locate_parent(record, child)
     if location.kind is Kind.CHECKPOINT:
         verify_manifest(Path(location.path))
     apart = saved_apart(location)
-    if apart is None or apart.kind is not KINDS["control"]:
-        raise CheckpointError(
-            f"{what} was trained after the stage {record['name']!r}, but {location.path} is "
-            f"{location.kind.value}, not a sidecar. Put that stage back there."
-        )
+    assert apart is not None  # `locate_parent` has looked
     with joined_parts(location, options or LoadOptions()) as joined:
         tensors = None if joined is None else map_joined(joined)
-        check_parent(record, apart.folder, what, tensors)
+        check_parent(record, apart.folder, f"The sidecar {child}", tensors)
     return location
 
 

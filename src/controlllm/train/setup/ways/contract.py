@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import Kind, LoadOptions, Location
 from controlllm.common.adapters import as_base
+from controlllm.common.errors import CheckpointError
 from controlllm.common.registry import Registry
 from controlllm.evaluate import Reference
 from controlllm.evaluate.own_text import OWN_TEXT, Writer, as_it_is
@@ -33,6 +34,7 @@ __all__ = [
     "BASE",
     "GOINGS",
     "Earlier",
+    "Found",
     "Going",
     "Inside",
     "Stage",
@@ -46,6 +48,14 @@ Inside = Callable[[Any], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
+class Found:
+    """An earlier stage on this machine, and what it records of those before it."""
+
+    location: Location
+    older: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Earlier:
     """What a run goes on from, found and read; nothing is loaded.
 
@@ -55,12 +65,14 @@ class Earlier:
         parents: what is recorded of all stages before the run, the oldest first; the last one is
             what lies in `folder`.
         options: how it is loaded.
+        found: the stages before that one, by name; or why one is not there.
     """
 
     location: Location
     folder: Path
     parents: tuple[dict[str, Any], ...]
     options: LoadOptions
+    found: Mapping[str, Found | CheckpointError]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,21 +12,22 @@ from controlllm.checkpoint import (
     Location,
     find_parent,
     locate,
+    locate_parent,
     record_stage,
     saved_apart,
 )
-from controlllm.common.errors import ConfigError
+from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.common.registry import check_choice, few
 from controlllm.common.storage.remote import is_remote
 from controlllm.data import DataConfig, SourceConfig
 from controlllm.expansion import ExpansionConfig
-from controlllm.expansion.files.lineage import stage_name
+from controlllm.expansion.files.lineage import parents_beside, stage_name
 from controlllm.expansion.files.places import places_of
 from controlllm.expansion.files.records import read_sidecar_config
 from controlllm.train.config.config_io import build, read_yaml
 from controlllm.train.config.run_config import RunConfig
 from controlllm.train.config.ways import WAYS
-from controlllm.train.setup.ways.contract import BASE, Earlier, run_folder_of
+from controlllm.train.setup.ways.contract import BASE, Earlier, Found, run_folder_of
 from controlllm.train.setup.ways.expansion import goes_on, laid_over
 
 __all__ = [
@@ -51,7 +52,31 @@ def find_earlier(run: RunConfig) -> Earlier:
     options = _options(run, location, values)
     names = [str(parent["name"]) for parent in older]
     record = record_stage(location, str(run.continue_by), names, options)
-    return Earlier(location, folder, (*older, record), options)
+    found = _find_stages(older, folder, options)
+    return Earlier(location, folder, (*older, record), options, found)
+
+
+def _find_stages(
+    older: list[dict[str, Any]], child: Path, options: LoadOptions
+) -> dict[str, Found | CheckpointError]:
+    """The stages before a sidecar; each is read once, here or with the model that it is part of."""
+    beside = {parent["name"] for parent in parents_beside(older)}  # Checked as they are loaded.
+    found: dict[str, Found | CheckpointError] = {}
+    for record in older:
+        name = record["name"]
+        try:
+            if name in beside:
+                location = locate_parent(record, child)
+            else:
+                location = find_parent(record, child, options)
+            apart = saved_apart(location)
+            assert apart is not None  # `locate_parent` has looked
+            values = read_sidecar_config(apart.folder)
+        except CheckpointError as error:
+            found[name] = error
+        else:
+            found[name] = Found(location, tuple(values.get("parents", [])))
+    return found
 
 
 def settled_run(run: RunConfig) -> RunConfig:
@@ -77,7 +102,7 @@ def settled_run(run: RunConfig) -> RunConfig:
     data = run.data
     if way.all_data:
         data = _joined(run, location, folder, values)
-    _check_budget(run, [BASE] if way.all_data else stages_before(run))
+    _check_budget(run, [BASE] if way.all_data else _names(location, values))
     return replace(run, model=model, expansion=expansion, data=data)
 
 
@@ -109,6 +134,10 @@ def stages_before(run: RunConfig) -> list[str]:
     if run.continue_from is None:
         return [BASE]
     location, _, values = _found(run)
+    return _names(location, values)
+
+
+def _names(location: Location, values: Mapping[str, Any]) -> list[str]:
     names = [BASE, *(str(parent["name"]) for parent in values.get("parents", []))]
     return [*names, stage_name(Path(location.path), names)]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from controlllm.checkpoint import Location, find_parent, load_model, load_stage, saved_apart
+from controlllm.checkpoint import load_model, load_stage
 from controlllm.common.adapters import as_base
 from controlllm.common.errors import CheckpointError
 from controlllm.expansion import collapse
-from controlllm.expansion.files.records import FOLD, read_sidecar_config
+from controlllm.expansion.files.records import FOLD
 from controlllm.train.setup.copies import share_equal
 from controlllm.train.setup.ways.contract import Earlier, Inside, Stage, key_of, run_folder_of
 
@@ -71,13 +71,15 @@ def _stage(
 ) -> Stage:
     options = replace(earlier.options, device="cpu")
     folder = key = None
-    inside = as_base if name == own else None
+    inside: Inside | None = as_base if name == own else None
     if record is not None:
-        location = find_parent(record, earlier.folder, options)
-        folder, older = run_folder_of(location), _parents_at(location)
+        found = earlier.found[name]
+        if isinstance(found, CheckpointError):
+            raise found
+        location, folder = found.location, run_folder_of(found.location)
         # Folded, it is the base of what came next.
-        key = None if record["way"] == FOLD else key_of([*older, record])
-        inside = inside or standing(model, record, older)
+        key = None if record["way"] == FOLD else key_of([*found.older, record])
+        inside = inside or standing(model, record, found.older)
     if inside is not None:
         return Stage(name, folder, inside=inside, key=key)
     log.info("Loading the stage %s", name)
@@ -91,10 +93,3 @@ def _stage(
     if shares:
         share_equal(copy, model)
     return Stage(name, folder, copy=copy, key=key)
-
-
-def _parents_at(location: Location) -> list[dict[str, Any]]:
-    """What a stage itself records of those before it: where they stood beside it."""
-    apart = saved_apart(location)
-    assert apart is not None  # `find_parent` has looked
-    return list(read_sidecar_config(apart.folder).get("parents", []))
