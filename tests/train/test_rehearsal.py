@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.evaluate.own_text import cache
 from controlllm.expansion import ExpansionConfig, expand
-from controlllm.train.setup import rehearsal as room
 from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.rehearsal import rehearsal_source
 from controlllm.train.setup.ways.contract import Stage
@@ -35,7 +35,7 @@ def test_the_base_writes_what_it_knows(run, loaded):
 
 def test_sequences_are_cached_by_content(run, loaded, monkeypatch, tmp_path):
     first = sequences(rehearsal_source(*loaded(), run))
-    monkeypatch.setattr(room, "sample_sequences", lambda *a: pytest.fail("sampled again"))
+    monkeypatch.setattr(cache, "sample_sequences", lambda *a: pytest.fail("sampled again"))
     assert sequences(rehearsal_source(*loaded(), run)) == first
     with pytest.raises(pytest.fail.Exception):  # another base
         model, tokenizer = loaded()
@@ -48,7 +48,7 @@ def test_sequences_are_cached_by_content(run, loaded, monkeypatch, tmp_path):
     assert len(files) == 1 and len(json.loads(files[0].read_text())["sequences"]) == 10
 
 
-@pytest.mark.parametrize("held", [[], [[1, 2]] * 9, [[1, 259]] * 10, [[]] * 10])
+@pytest.mark.parametrize("held", [[], [[1, 2]] * 9, [[1, 259]] * 10, [[]] * 10, [[1] * 33] * 10])
 def test_a_cache_with_anything_else_is_refused(run, loaded, tmp_path, held):
     rehearsal_source(*loaded(), run)
     (file,) = (tmp_path / "run" / "rehearsal").iterdir()

@@ -7,6 +7,7 @@ import torch
 
 from controlllm.common.errors import CheckpointError, ConfigError
 from controlllm.data import DataConfig, eval_batches
+from controlllm.evaluate.own_text import cache
 from controlllm.evaluate.own_text.sets import write_own_text
 from controlllm.evaluate.own_text.settings import OwnTextConfig
 from controlllm.evaluate.own_text.writing import Writer
@@ -117,9 +118,7 @@ def test_the_same_block_is_the_same_text_and_another_is_another(write, monkeypat
     assert first != second and not set(map(tuple, first)) & set(map(tuple, second))
     assert rows(write(seed=1)["own_text"]) != first
     assert len(list((tmp_path / "own").iterdir())) == 3
-    from controlllm.evaluate.own_text import sets
-
-    monkeypatch.setattr(sets, "sample_sequences", lambda *a: pytest.fail("written again"))
+    monkeypatch.setattr(cache, "sample_sequences", lambda *a: pytest.fail("written again"))
     assert rows(write()["own_text"]) == first
     with pytest.raises(pytest.fail.Exception):
         write(length=16)
@@ -179,6 +178,11 @@ def test_what_cannot_be_is_said(write, tmp_path):
         {"sequences": [[1, 4], []], "written": [[[1, 2]], []]},
         {"sequences": [[1, 4]], "written": []},
         {"sequences": [["a"]], "written": [[[1, 2]]]},
+        {"sequences": [], "written": []},
+        {"sequences": [[1, 4]] * 7},
+        {"sequences": [[1] * 33] * 8},
+        {"sequences": [[4, 1]] * 8},
+        {"sequences": [[]] * 8},
         [],
     ],
 )
@@ -188,6 +192,17 @@ def test_a_strangers_cache_is_data(write, tmp_path, content):
     file.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=file.name):
         write()
+
+
+def test_a_strangers_chat_whose_spans_are_none_is_refused(write, chatty, tmp_path):
+    data = DataConfig(max_length=80)
+    write(*chatty, data)
+    (file,) = (f for f in (tmp_path / "own").iterdir() if "written" in json.loads(f.read_text()))
+    good = json.loads(file.read_text())
+    for spans in ([1, 2, 3], [5], [9, 2], [-1, 2], [0, 900]):
+        file.write_text(json.dumps(good | {"written": [[spans]] * 8}))
+        with pytest.raises(CheckpointError, match=file.name):
+            write(*chatty, data)
 
 
 def test_examples_become_batches_like_any_others(write, pico_tokenizer):

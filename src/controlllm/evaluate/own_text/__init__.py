@@ -4,7 +4,8 @@ settings     How much own text is measured, and when
 plan         All that decides what a model writes
 writing      A model writes by a plan
 chat         The same behind a chat template: a user's turn, then the answer
-sets         Own text as held-out sets, from the cache if it is there
+cache        What a model wrote, from the cache if it is there: own text, and what is rehearsed
+sets         Own text as held-out sets
 certificate  How far a model moved from its base on it, with a bound
 """
 
@@ -14,6 +15,7 @@ from controlllm.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.own import OWN_TEXT, is_own_text
+    from controlllm.evaluate.own_text.cache import Written, read_or_write
     from controlllm.evaluate.own_text.certificate import Certificate, certificates, certify
     from controlllm.evaluate.own_text.plan import SamplingPlan, block_seed, read_prompts
     from controlllm.evaluate.own_text.sets import write_own_text
@@ -27,11 +29,13 @@ __all__ = [
     "OwnTextConfig",
     "SamplingPlan",
     "Writer",
+    "Written",
     "as_it_is",
     "block_seed",
     "certificates",
     "certify",
     "is_own_text",
+    "read_or_write",
     "read_prompts",
     "sample_sequences",
     "write_own_text",

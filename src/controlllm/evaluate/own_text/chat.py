@@ -70,16 +70,17 @@ def turn_ends(
     return tuple(sorted(ends))
 
 
-def write_chats(writer: Writer, plan: ChatPlan) -> list[tuple[list[int], list[list[int]]]]:
-    """Conversations of a plan.
+def write_chats(
+    writer: Writer, plan: ChatPlan, told: str
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Conversations of a plan; `told` says what is going on, for the progress.
 
     Returns:
         Token ids of each, and where [start, end) the model wrote them.
     """
     written = []
     before, between = list(plan.before), list(plan.between)
-    most = len(before) + plan.question + len(between) + plan.answer
-    for rows, watch in sampling(writer, plan, most, "own text: behind the chat template"):
+    for rows, watch in sampling(writer, plan, plan.length, told):
 
         def go_on(prompts: list[list[int]], tokens: int, watch: Any = watch) -> list[list[int]]:
             return continue_prompts(writer.model, prompts, tokens, plan.ends, 1.0, watch)

@@ -37,6 +37,11 @@ class ChatPlan:
     between: tuple[int, ...]  # and those between it and the answer
     ends: tuple[int, ...]  # tokens that end a turn
 
+    @property
+    def length(self) -> int:
+        """Most tokens of a whole conversation."""
+        return len(self.before) + self.question + len(self.between) + self.answer
+
 
 def block_seed(what: str, seed: int, block: int) -> int:
     """The seed of a block of what is written: own text and rehearsal never share one."""

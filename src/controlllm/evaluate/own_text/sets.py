@@ -1,34 +1,21 @@
-"""Own text as held-out sets, from the cache if it is there.
+"""Own text as held-out sets.
 
-    Writer --plan, seed of a block--> tokens, and which the model wrote --> Examples --> batches
-                                           |
-                                     <folder>/<key>.json
-
-The key is a hash of writer and plan, as that of rehearsal.
+settings, seed of a block --> plan --read_or_write--> tokens --> Examples --> batches
 """
 
-import hashlib
 import logging
-from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.context import context_of
-from controlllm.common.errors import CheckpointError, ConfigError
+from controlllm.common.errors import ConfigError
 from controlllm.common.losses import IGNORE_INDEX
-from controlllm.common.storage.files import read_json, write_json
-from controlllm.common.storage.schema import check_record
 from controlllm.data import DataConfig, Example
 from controlllm.evaluate.forgetting.own import OWN_TEXT
-from controlllm.evaluate.own_text.chat import (
-    has_template,
-    template_parts,
-    turn_ends,
-    write_chats,
-)
+from controlllm.evaluate.own_text.cache import Written, read_or_write
+from controlllm.evaluate.own_text.chat import has_template, template_parts, turn_ends
 from controlllm.evaluate.own_text.plan import (
     ChatPlan,
     SamplingPlan,
@@ -37,7 +24,7 @@ from controlllm.evaluate.own_text.plan import (
     start_token,
 )
 from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
-from controlllm.evaluate.own_text.writing import Writer, sample_sequences
+from controlllm.evaluate.own_text.writing import Writer
 
 __all__ = ["write_own_text"]
 
@@ -46,15 +33,6 @@ log = logging.getLogger(__name__)
 _LENGTH = 512
 _LEAST_TURN = 4
 """Tokens of a turn, below which there is no room for a conversation."""
-
-
-class Written(TypedDict):
-    """Sequences as they lie in the cache."""
-
-    sequences: list[list[int]]
-    """Token ids of each."""
-    written: list[list[list[int]]]
-    """Where [start, end) the model wrote them, the rest being prompts and template."""
 
 
 def write_own_text(
@@ -94,45 +72,22 @@ def write_own_text(
             "it from. Name a file of prompts, one per line, as own_text.prompts."
         )
         return {}
-    read = partial(_read_or_write, writer, Path(folder))
-    sets = {OWN_TEXT: read(_plain_plan(tokenizer, settings, length, block))}
+    plans: dict[str, SamplingPlan | ChatPlan] = {
+        OWN_TEXT: _plain_plan(tokenizer, settings, length, block)
+    }
     chat = _chat_plan(writer.model, tokenizer, settings, data, length, block)
     if chat is not None:
-        sets[OWN_TEXT_CHAT] = read(chat)
-    return sets
+        plans[OWN_TEXT_CHAT] = chat
+    place = Path(folder)
+    return {
+        name: _examples(read_or_write(writer, plan, place, "own text: the model"))
+        for name, plan in plans.items()
+    }
 
 
-def _read_or_write(writer: Writer, folder: Path, plan: SamplingPlan | ChatPlan) -> list[Example]:
-    key = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24]
-    path = folder / f"{key}.json"
-    if path.is_file():
-        log.info("Own text: %d sequences from %s", plan.num_sequences, path)
-        return _examples(read_json(path), writer.model, path)
-    log.info("Own text: the model writes %d sequences", plan.num_sequences)
-    if isinstance(plan, ChatPlan):
-        chats = write_chats(writer, plan)
-        written = Written(sequences=[c[0] for c in chats], written=[c[1] for c in chats])
-    else:
-        sequences = sample_sequences(writer, plan, "own text: the model writes")
-        starts = [len(plan.prompts[i % len(plan.prompts)]) for i in range(len(sequences))]
-        spans = [[[start, len(s)]] for start, s in zip(starts, sequences, strict=True)]
-        written = Written(sequences=sequences, written=spans)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, written, indent=None)
-    return _examples(written, writer.model, path)
-
-
-def _examples(written: Any, model: PreTrainedModel, path: Path) -> list[Example]:
-    """Sequences as examples; the file may be anybody's (CheckpointError)."""
-    check_record(written, Written, path)
-    rows, places = written["sequences"], written["written"]
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    if len(rows) != len(places) or not all(
-        row and min(row) >= 0 and max(row) < vocabulary for row in rows
-    ):
-        raise CheckpointError(f"{path} holds no sequences of this model's tokens; remove the file.")
+def _examples(written: Written) -> list[Example]:
     examples = []
-    for tokens, spans in zip(rows, places, strict=True):
+    for tokens, spans in zip(written.sequences, written.spans, strict=True):
         ids = np.array(tokens, dtype=np.int32)
         labels = np.full_like(ids, IGNORE_INDEX)
         for start, end in spans:

@@ -13,29 +13,26 @@ before, where there is one), or as ordinary training rows
 (docs/method.md §9). Sampling has its own seed and leaves the process's random state alone.
 """
 
-import hashlib
-import json
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TypedDict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.common.storage.files import write_text
-from controlllm.common.storage.schema import read_record
+from controlllm.common.context import context_of
+from controlllm.common.errors import ConfigError
 from controlllm.data import TokenStore
 from controlllm.evaluate.own_text import (
     OWN_TEXT,
     SamplingPlan,
+    Written,
     block_seed,
+    read_or_write,
     read_prompts,
-    sample_sequences,
 )
 from controlllm.train.config.config_io import read_yaml
 from controlllm.train.config.run_config import RunConfig
@@ -83,20 +80,20 @@ def rehearsal_source(
     for stage in every:
         plan = _make_plan(model, tokenizer, run, _prompts_of(stage, run))
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
-        parts.append(partial(_part, stage, model, plan, places, folder))
+        who = "the base" if stage.name == BASE else f"the stage {stage.name}"
+        parts.append(partial(_part, stage, model, plan, folder, f"rehearsal: {who}", places))
     firsts = [part(0) for part in parts]
     number = first = run.rehearsal.num_sequences
     if begun is not None:
         number = begun // len(every)
     elif steps is not None:
-        tokens = sum(len(sequence) for sequences, _ in firsts for sequence in sequences)
+        tokens = sum(len(sequence) for one in firsts for sequence in one.sequences)
         read = sequences_rehearsed(run, steps, tokens / len(every) / first, world_size)
-        number = _number(run, read / len(every), sum(seconds for _, seconds in firsts))
+        number = _number(run, read / len(every), sum(one.seconds for one in firsts))
     written = []
-    for part, (sequences, _) in zip(parts, firsts, strict=True):
-        for block in range(1, math.ceil(number / first)):
-            sequences += part(block)[0]
-        written.append(sequences[:number])
+    for part, one in zip(parts, firsts, strict=True):
+        more = [part(block).sequences for block in range(1, math.ceil(number / first))]
+        written.append([*chain(one.sequences, *more)][:number])
     together = [sequence for same in zip(*written, strict=True) for sequence in same]
     return TokenStore.from_tokens("rehearsal", together)
 
@@ -136,47 +133,15 @@ def _part(
     stage: Stage,
     model: PreTrainedModel,
     plan: SamplingPlan,
-    places: Sequence[Path],
     folder: Path,
+    who: str,
+    elsewhere: Sequence[Path],
     block: int,
-) -> tuple[list[list[int]], float]:
-    """A block of the sequences of a stage: from one of the places, or written into the folder.
-
-    Returns:
-        Token ids of each, and the seconds that writing took.
-    """
+) -> Written:
+    """A block of the sequences of a stage."""
     if block:
         plan = replace(plan, seed=block_seed("rehearsal", plan.seed, block))
-    writer = stage.writer(model)
-    key = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24]
-    path = next((p for place in places if (p := place / f"{key}.json").is_file()), None)
-    if path is not None:
-        log.info("Rehearsal: %d sequences from %s", plan.num_sequences, path)
-        return _read(path, model, plan.num_sequences), 0.0
-    who = "the base" if stage.name == BASE else f"the stage {stage.name}"
-    log.info("Rehearsal: %s writes %d sequences", who, plan.num_sequences)
-    started = time.monotonic()
-    sequences = sample_sequences(writer, plan, f"rehearsal: {who} writes")
-    write_text(folder / f"{key}.json", json.dumps({"sequences": sequences}))
-    return sequences, time.monotonic() - started
-
-
-class _Written(TypedDict):
-    """A file of the cache."""
-
-    sequences: list[list[int]]
-
-
-def _read(path: Path, model: PreTrainedModel, number: int) -> list[list[int]]:
-    """So many sequences of a cache, which may lie in somebody's folder (CheckpointError)."""
-    sequences: list[list[int]] = read_record(path, _Written)["sequences"]
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    whole = len(sequences) == number
-    if not (whole and all(row and min(row) >= 0 and max(row) < vocabulary for row in sequences)):
-        raise CheckpointError(
-            f"{path} does not hold {number} sequences of this model's tokens; remove the file."
-        )
-    return sequences
+    return read_or_write(stage.writer(model), plan, folder, who, elsewhere)
 
 
 def _prompts_of(stage: Stage, run: RunConfig) -> str | None:
@@ -212,7 +177,7 @@ def _make_plan(
     rehearsal = run.rehearsal
     length = rehearsal.length or run.data.max_length
     prompts = read_prompts(tokenizer, prompt_file, "rehearsal")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
+    limit = context_of(model) or length
     setting = "rehearsal.length" if rehearsal.length else "data.max_length"
     for what, most in (("data.max_length", run.data.max_length), ("the model's context", limit)):
         if length > most:
