@@ -1,15 +1,21 @@
-"""Rehearsal by KL where processes draw rows of unequal length: as by one process."""
+"""Rehearsal by several processes: one writes what each rehearses, in batches of its own."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.distributed.test_training import losses, require_close, run_of, train_by
+from tests.processes import Outcome, run_ranks, values
 from tests.train.conftest import NEW
 
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
+from controlllm.common import distributed
 from controlllm.data import REHEARSAL
+from controlllm.train.parallel import open_world
+from controlllm.train.setup import rehearsal as room
 from controlllm.train.setup.ready import set_up
 
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -64,3 +70,36 @@ def test_a_run_keeps_its_sequences_on_more_processes(
     step, rehearsed = numbers(1, max_tokens=50)
     assert step == 2 and rehearsed > 1
     assert numbers(2) == [4, rehearsed]
+
+
+def write_by_two(run: Any, loaded: Any, folder: Path) -> list[Outcome]:
+    def prepare(rank: int) -> int:
+        with open_world(run.parallel, "cpu") as world:
+            loader = set_up(run, loaded(), world).loader
+            loader.close()
+            return len(loader.feeds[-1].chunks)
+
+    return run_ranks(prepare, 2, folder)
+
+
+def test_others_wait_for_the_writer_as_long_as_it_lives(
+    run_config: Any, loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than `parallel.timeout`; but where it has died, they end at once."""
+    parallel = {"strategy": "fsdp", "timeout": 4}
+    over = {"rehearsal": {"num_sequences": 4}, "parallel": parallel}
+    monkeypatch.setattr(distributed, "SLACK_SECONDS", 0.0)
+    write = room.sample_sequences
+
+    def slow(*args: Any) -> Any:
+        time.sleep(7)
+        return write(*args)
+
+    monkeypatch.setattr(room, "sample_sequences", slow)
+    run = run_of(run_config, tmp_path / "slow", **over)
+    assert values(write_by_two(run, loaded, tmp_path / "slowly")) == [4, 4]
+    monkeypatch.setattr(room, "sample_sequences", lambda *args: os._exit(9))
+    run = run_of(run_config, tmp_path / "dies", **over)
+    dead, other = write_by_two(run, loaded, tmp_path / "dying")
+    assert dead == Outcome()
+    assert other.error is not None and other.error.startswith("LostRankError")

@@ -54,7 +54,8 @@ class ParallelConfig:
     """zero2, zero3: settings of DeepSpeed (or its JSON file) laid over those that the run makes,
     such as `{zero_optimization: {zero_hpz_partition_size: 8}}`."""
     timeout: float = setting(600.0, at_least=TINY, at_most=LONGEST_SECONDS)
-    """Seconds that one process may keep the others waiting before the run fails."""
+    """Seconds that one process may keep the others waiting before the run fails. For text that the
+    base writes before training (`rehearsal`, `own_text`) they wait as long as it takes."""
 
     def __post_init__(self) -> None:
         """Check the values (ConfigError)."""

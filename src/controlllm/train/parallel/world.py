@@ -13,6 +13,7 @@ from torch import nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import ConfigError, TrainingError
+from controlllm.common.settings import LONGEST_SECONDS
 from controlllm.train.config.parallel_config import ParallelConfig
 from controlllm.train.parallel.device import find_device
 from controlllm.train.parallel.failures import failing_together, let_others_hear
@@ -55,6 +56,14 @@ class World:
         """
         ranks = Ranks.current(timeout)
         return ranks if self.data_size == self.size else _data_ranks(ranks, self.config.tensor_size)
+
+    def writer_ranks(self) -> Ranks:
+        """All processes, in a group that waits for one as long as it lives. Collective.
+
+        It is for text that the first one writes, which takes as long as it takes; of a process that
+        dies the others learn at once.
+        """
+        return Ranks.current(LONGEST_SECONDS)
 
     @property
     def shares(self) -> bool:

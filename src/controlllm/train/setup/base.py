@@ -87,16 +87,16 @@ def make_base(
         model=model,
         ranks=world.loader_ranks(run.data.cache_timeout),
     )
-    rehearsal = None
+    writers, rehearsal = world.writer_ranks(), None
     if run.rehearsal.enabled:
         begun = None if checkpoint is None else load_values(checkpoint).extra.get("rehearsed")
         asked = run.rehearsal.max_epochs is not None and begun is None
         steps = count_steps(run, data) if asked else None
-        store = world.ranks.first(
+        store = writers.first(
             lambda: rehearsal_source(model, tokenizer, run, stages, steps, world.data_size, begun)
         )
         rehearsal = (store, run.rehearsal.share)
-    own_text = world.ranks.first(lambda: stages_own_text(model, tokenizer, run, stages))
+    own_text = writers.first(lambda: stages_own_text(model, tokenizer, run, stages))
     loader = data(rehearsal=rehearsal)
     world.ranks.first(lambda: warn_of_overlaps(run.data))
     return Base(
