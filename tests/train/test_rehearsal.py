@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from controlllm.common.errors import CheckpointError, ConfigError
-from controlllm.evaluate.own_text import cache
+from controlllm.evaluate.own_text import cache, writing
 from controlllm.expansion import ExpansionConfig, expand
 from controlllm.train.setup.ready import set_up
 from controlllm.train.setup.rehearsal import rehearsal_source
@@ -55,6 +55,14 @@ def test_a_cache_with_anything_else_is_refused(run, loaded, tmp_path, held):
     file.write_text(json.dumps({"sequences": held}))
     with pytest.raises(CheckpointError, match=r"json does not hold 10 sequences"):
         rehearsal_source(*loaded(), run)
+
+
+def test_a_base_is_hashed_once_for_all_parts(run, loaded, monkeypatch):
+    run.rehearsal.num_sequences, run.rehearsal.max_epochs, hashed = 4, 1.0, []
+    whole = writing.fingerprint
+    monkeypatch.setattr(writing, "fingerprint", lambda model: hashed.append(1) or whole(model))
+    assert len(rehearsal_source(*loaded(), run, steps=12)) > 8  # three parts at least
+    assert len(hashed) == 1
 
 
 def test_an_expanded_model_lets_its_base_write(run, loaded, tmp_path):

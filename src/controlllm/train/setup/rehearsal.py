@@ -29,6 +29,7 @@ from controlllm.data import TokenStore
 from controlllm.evaluate.own_text import (
     OWN_TEXT,
     SamplingPlan,
+    Writer,
     Written,
     block_seed,
     read_or_write,
@@ -81,7 +82,9 @@ def rehearsal_source(
         plan = _make_plan(model, tokenizer, run, _prompts_of(stage, run))
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
         who = "the base" if stage.name == BASE else f"the stage {stage.name}"
-        parts.append(partial(_part, stage, model, plan, folder, f"rehearsal: {who}", places))
+        # One writer for all parts: the key of a base is a hash of all its weights.
+        writer = stage.writer(model)
+        parts.append(partial(_part, writer, plan, folder, f"rehearsal: {who}", places))
     firsts = [part(0) for part in parts]
     number = first = run.rehearsal.num_sequences
     if begun is not None:
@@ -130,8 +133,7 @@ def _number(run: RunConfig, read: float, seconds: float) -> int:
 
 
 def _part(
-    stage: Stage,
-    model: PreTrainedModel,
+    writer: Writer,
     plan: SamplingPlan,
     folder: Path,
     who: str,
@@ -141,7 +143,7 @@ def _part(
     """A block of the sequences of a stage."""
     if block:
         plan = replace(plan, seed=block_seed("rehearsal", plan.seed, block))
-    return read_or_write(stage.writer(model), plan, folder, who, elsewhere)
+    return read_or_write(writer, plan, folder, who, elsewhere)
 
 
 def _prompts_of(stage: Stage, run: RunConfig) -> str | None:
