@@ -14,8 +14,8 @@ from tests.train.conftest import NEW
 from controlllm.checkpoint import load_checkpoint, newest_checkpoint
 from controlllm.common import distributed
 from controlllm.data import REHEARSAL
+from controlllm.evaluate.own_text import cache
 from controlllm.train.parallel import open_world
-from controlllm.train.setup import rehearsal as room
 from controlllm.train.setup.ready import set_up
 
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -89,16 +89,16 @@ def test_others_wait_for_the_writer_as_long_as_it_lives(
     parallel = {"strategy": "fsdp", "timeout": 4}
     over = {"rehearsal": {"num_sequences": 4}, "parallel": parallel}
     monkeypatch.setattr(distributed, "SLACK_SECONDS", 0.0)
-    write = room.sample_sequences
+    write = cache.sample_sequences
 
     def slow(*args: Any) -> Any:
         time.sleep(7)
         return write(*args)
 
-    monkeypatch.setattr(room, "sample_sequences", slow)
+    monkeypatch.setattr(cache, "sample_sequences", slow)
     run = run_of(run_config, tmp_path / "slow", **over)
     assert values(write_by_two(run, loaded, tmp_path / "slowly")) == [4, 4]
-    monkeypatch.setattr(room, "sample_sequences", lambda *args: os._exit(9))
+    monkeypatch.setattr(cache, "sample_sequences", lambda *args: os._exit(9))
     run = run_of(run_config, tmp_path / "dies", **over)
     dead, other = write_by_two(run, loaded, tmp_path / "dying")
     assert dead == Outcome()
