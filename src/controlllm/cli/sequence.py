@@ -222,9 +222,9 @@ def _batches(
     return batches
 
 
-def _require_tokens(model: "PreTrainedModel", tasks: Sets) -> None:
+def _require_tokens(model: Any, tasks: Sets) -> None:
     """Check that the base that a model carries, or is, knows all tokens of the tasks."""
-    config: Any = model.config
+    config = model.config
     config = config.base_config() if hasattr(config, "base_config") else config
     rows = config.get_text_config(decoder=True).vocab_size
     for task, batches in tasks.items():
