@@ -155,7 +155,8 @@ class Bench:
             try:
                 trial = make_trial(cell.arm)
                 if cell.arm.trained_as is None:
-                    self.run_config(cell, trial)
+                    with trial.training():  # A trial may know names of its own.
+                        self.run_config(cell, trial)
             except ConfigError as error:
                 raise ConfigError(f"arms.{cell.name}: {error}") from error
 

@@ -64,8 +64,8 @@ def make_trial(arm: Arm) -> Trial:
 def step_loss(kind: type[StepLoss], **settings: Any) -> Iterator[None]:
     """Inside, runs compute the loss of a step by `kind`, which has these attributes."""
 
-    def make(*args: Any) -> StepLoss:
-        loss = kind(*args)
+    def make(*args: Any, **named: Any) -> StepLoss:
+        loss = kind(*args, **named)
         vars(loss).update(settings)
         return loss
 

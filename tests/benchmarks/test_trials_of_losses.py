@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +122,17 @@ def test_answers_are_learned_and_prompts_are_held(
 
 
 def test_the_push_by_hand(pico_llama: Any) -> None:
-    config = ExpansionConfig(
-        layers=[0, 1], interpolator="study_gate", alpha=0.25, divergence="none"
-    )
-    model = expand(pico_llama(), config)
-    model.set_alpha(0.5)
-    losses = []
+    trial = gate.Trial(2.0)
     report = StepReport()
-    for trial in (None, gate.Trial(2.0)):
-        with trial.training() if trial else nullcontext():
-            loss = ready.StepLoss(model, Reference(model), 1.0)
+    with trial.training():
+        config = ExpansionConfig(
+            layers=[0, 1], interpolator="study_gate", alpha=0.25, divergence="none"
+        )
+        model = expand(pico_llama(), config)
+        model.set_alpha(0.5)
+        losses = []
+        for kind in (StepLoss, ready.StepLoss):
+            loss = kind(model, Reference(model), 1.0)
             losses.append(loss.micro_batch(PADDED, loss.count([PADDED]), report))
     # Each gate is 0.25 everywhere at the start, and the dial halves it.
     pushed = (losses[1] - losses[0]).item()

@@ -21,9 +21,9 @@ def place(name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("name", ["cpu", "lazy", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_what_is_equal_is_in_common_on_the_models_device(name: str) -> None:
-    device = place(name)
+@pytest.mark.parametrize("name", ["cpu", "lazy", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_what_is_equal_is_in_common_on_the_models_device(name: str, gpu: str) -> None:
+    device = place(gpu if name == "gpu" else name)
     torch.manual_seed(0)
     base = make_base("llama")
     stage = train(expand(copy.deepcopy(base), layers=[1, 3]))

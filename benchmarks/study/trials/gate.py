@@ -6,9 +6,10 @@ it there. Such an arm has `interpolator: study_gate`, begins nearly shut, and it
 multiplies the gate, turns the ends too, which have none.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
+from unittest.mock import patch
 
 from benchmarks.study import trial
 from torch import Tensor
@@ -28,12 +29,14 @@ class Trial(trial.Trial):
     def __init__(self, push: float = 0.3) -> None:
         self.push = push
 
-    def training(self) -> AbstractContextManager[None]:
-        """Inside, the loss of a step pushes."""
-        return trial.step_loss(PushedLoss, push=self.push)
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, there is the interpolator, and the loss of a step pushes."""
+        known = patch.dict(INTERPOLATORS._things, {"study_gate": Gate})
+        with known, trial.step_loss(PushedLoss, push=self.push):
+            yield
 
 
-@INTERPOLATORS.register("study_gate")
 @final
 class Gate(TokenGate):
     """Lerp by the gate; it keeps what it said last, with its graph, for the push."""
