@@ -85,7 +85,7 @@ def test_what_is_missing_is_named_and_the_trained_alpha_is_in_force_again():
     with pytest.raises(DataError, match="no retain set"):
         calibrate(model, LEARN, {}, 0.1)
     assert model.expansion.dial is None
-    with pytest.raises(ModelError, match="calibrate_average"):
+    with pytest.raises(ModelError, match="averaging_curve"):
         calibrate(Bigram(SAME), LEARN, RETAIN, 0.1)
 
 

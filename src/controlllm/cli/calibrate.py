@@ -105,12 +105,13 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         Certificate,
         Reference,
         Writer,
+        averaging_curve,
         calibrate,
         certify,
         plot_curves,
         write_own_text,
     )
-    from controlllm.evaluate.forgetting.averaging import calibrate_average
+    from controlllm.evaluate.forgetting.averaging import averager
     from controlllm.evaluate.forgetting.losses import warn_if_not_finite
     from controlllm.expansion.files.packed import packed_bits
 
@@ -141,7 +142,8 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
         if base is None:
             found = calibrate(model, learn, retain, *how)
         else:
-            found = calibrate_average((base, model), learn, retain, *how)
+            found = averaging_curve((base, model), learn, retain, *how)
+            averager(base, model, model)(found.chosen.alpha)
             reference = Reference(model, copy=base)
         if own.measured_in(options):  # On sequences that have chosen nothing.
             rows = options.batch_size

@@ -28,11 +28,7 @@ if TYPE_CHECKING:
         mean_pass_at_k,
     )
     from controlllm.evaluate.forgetting.alphas import DEFAULT_ALPHAS
-    from controlllm.evaluate.forgetting.averaging import (
-        average_weights,
-        averaging_curve,
-        calibrate_average,
-    )
+    from controlllm.evaluate.forgetting.averaging import average_weights, averaging_curve
     from controlllm.evaluate.forgetting.calibrate import calibrate
     from controlllm.evaluate.forgetting.dial import DialCurve, DialPoint
     from controlllm.evaluate.forgetting.expanded import recording_alpha
@@ -137,7 +133,6 @@ __all__ = [
     "averaging_curve",
     "base_identity",
     "calibrate",
-    "calibrate_average",
     "certify",
     "check_walls",
     "code_grader",

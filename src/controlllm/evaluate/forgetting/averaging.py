@@ -17,7 +17,7 @@ from controlllm.evaluate.forgetting.dial import (
 )
 from controlllm.evaluate.forgetting.reference import Reference
 
-__all__ = ["average_weights", "averager", "averaging_curve", "calibrate_average"]
+__all__ = ["average_weights", "averager", "averaging_curve"]
 
 
 def averaging_curve(
@@ -46,21 +46,6 @@ def averaging_curve(
     turn = averager(base, tuned, mixed)
     dial = Dial(mixed, turn, Reference(mixed, copy=base), "weight of the tuned model")
     return trace_curve(dial, EvaluationSets(learn, retain), max_forgetting, weights, refine_steps)
-
-
-def calibrate_average(
-    models: tuple[nn.Module, nn.Module],
-    learn: Mapping[str, Sequence[Batch]],
-    retain: Mapping[str, Sequence[Batch]],
-    max_forgetting: float = 0.05,
-    weights: Sequence[float] = DEFAULT_ALPHAS,
-    refine_steps: int = 2,
-) -> DialCurve:
-    """As `averaging_curve`; afterwards the tuned model is the average that was chosen."""
-    base, tuned = models
-    curve = averaging_curve(models, learn, retain, max_forgetting, weights, refine_steps)
-    averager(base, tuned, tuned)(curve.chosen.alpha)
-    return curve
 
 
 def average_weights(base: nn.Module, tuned: nn.Module, weight: float) -> nn.Module:

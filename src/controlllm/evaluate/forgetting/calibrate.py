@@ -57,7 +57,7 @@ def calibrate(
     if not is_expanded(model):
         raise ModelError(
             f"{type(model).__name__} has no alpha: only an expanded model can be calibrated. "
-            "For full tuning use `calibrate_average`."
+            "For full tuning use `averaging_curve`."
         )
     expanded: Any = model
     sets = EvaluationSets(learn, retain)
