@@ -150,7 +150,7 @@ class Bench:
         Raises:
             ConfigError: one cannot be.
         """
-        assert self.questions or not self.study.benchmarks  # They are loaded here.
+        _ = self.questions  # They are loaded here.
         for cell in {cell.name: cell for cell in cells}.values():
             try:
                 trial = make_trial(cell.arm)

@@ -33,11 +33,10 @@ def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
             )
     missing = set(study.kept) - set(next(iter(result["settings"].values()))["sets"])
     budgets = {f"KL {budget:g}" for budget in study.budgets} - set(result["settings"])
-    unasked = set(study.benchmarks)
-    if result.get("items", {}) is None:  # What is no model of transformers is asked nothing.
-        unasked = set()
-    for answered in result.get("items") or {}:
-        unasked -= set(result["items"][answered])
+    items: dict[str, Any] | None = result.get("items", {})
+    unasked: set[str] = set()
+    if items is not None:  # What is no model of transformers is asked nothing.
+        unasked = set(study.benchmarks) - set(next(iter(items.values()), {}))
     if missing or budgets or unasked:
         lacks = ", ".join(sorted(missing | budgets | unasked))
         raise ConfigError(f"{path} has no {lacks}: another study's. Choose another --output.")

@@ -34,6 +34,11 @@ class Told:
         """Their mean."""
         return statistics.mean(self.values(name, number))
 
+    @property
+    def gain(self) -> float:
+        """How far the loss on the new text fell, in nats per token."""
+        return -self.mean("new", "rise")
+
     def ahead_of(self, other: "Told") -> list[float]:
         """How much more was learned than by another arm, of each seed that both have."""
         theirs = {r["seed"]: v for r, v in zip(other.results, other.values("new"), strict=True)}
@@ -64,17 +69,22 @@ def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> I
         yield Told(arm, rate, tuple(rates[rate]), setting)
 
 
+def yardstick(study: Study, results: Sequence[Result], shift: str) -> Told | None:
+    """The arm whose gain as trained the others' gains are shares of; None where it is not done."""
+    arms = told(study, results, shift, AS_TRAINED)
+    return next((one for one in arms if one.arm == study.yardstick), None)
+
+
 def tables(study: Study, results: Sequence[Result]) -> str:
     """One table for each shift and setting."""
     parts = []
     labels = [AS_TRAINED, *(f"KL {budget:g}" for budget in study.budgets)]
     for shift in study.shifts:
-        best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
-        if study.yardstick not in best:
+        best = yardstick(study, results, shift)
+        if best is None:
             parts.append(f"{shift}: no cell of {study.yardstick}, the yardstick, is done yet.")
             continue
-        most = -best[study.yardstick].mean("new", "rise")
-        base = best[study.yardstick].mean("new", "base")
+        most, base = best.gain, best.mean("new", "base")
         for label in labels:
             rows = list(told(study, results, shift, label))
             title = f"{shift}, {label} (base {base:.3f}; {study.yardstick} gains {most:.3f})"
@@ -125,7 +135,7 @@ def _table(study: Study, rows: Sequence[Told], most: float) -> str:
                 len(row.results),
                 "-" if None in dials else _spread(dials, ".2f"),
                 _spread(row.values("new")),
-                f"{100 * -row.mean('new', 'rise') / most:.1f}" if most > 0 else "-",
+                f"{100 * row.gain / most:.1f}" if most > 0 else "-",
                 _spread(ahead, "+.3f") if ahead else "-",
                 *(_spread(row.values(name, "kl")) for name in own),
                 *(_spread(row.values(name, "rise"), "+.3f") for name in study.kept),
@@ -141,24 +151,23 @@ def page_tables(study: Study, results: Sequence[Result]) -> str:
     labels = [*(f"KL {budget:g}" for budget in study.budgets), AS_TRAINED]
     parts = []
     for shift in study.shifts:
-        at = {label: {t.arm: t for t in told(study, results, shift, label)} for label in labels}
-        yardstick = at[AS_TRAINED].get(study.yardstick)
-        if yardstick is None:
+        best = yardstick(study, results, shift)
+        if best is None:
             continue
-        most = -yardstick.mean("new", "rise")
+        at = {label: {t.arm: t for t in told(study, results, shift, label)} for label in labels}
         lines = []
         for arm in at[AS_TRAINED]:
             seeds = sorted({len(at[label][arm].results) for label in labels})
-            cells = [_page_cell(study, at[label][arm], most) for label in labels]
+            cells = [_page_cell(study, at[label][arm], best.gain) for label in labels]
             lines.append([arm, "/".join(map(str, seeds)), *cells])
-        base = yardstick.mean("new", "base")
-        title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {most:.3f})"
+        base = best.mean("new", "base")
+        title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {best.gain:.3f})"
         parts.append(f"{title}\n\n{format_table(['way', 'seeds', *labels], lines)}")
     return "\n\n".join(parts)
 
 
 def _page_cell(study: Study, one: Told, most: float) -> str:
-    gain = f" ({100 * -one.mean('new', 'rise') / most:.1f} %)" if most > 0 else ""
+    gain = f" ({100 * one.gain / most:.1f} %)" if most > 0 else ""
     rises = [f"{one.mean(name, 'rise'):+.3f}" for name in study.kept]
     kl = f", KL {one.mean('own', 'kl'):.3f}" if one.setting == AS_TRAINED else ""
     return f"{_spread(one.values('new'))}{gain} / {' / '.join(rises)}{kl}"
@@ -181,15 +190,14 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
         1, len(study.shifts), figsize=(6 * len(study.shifts), 5), squeeze=False
     )
     for axis, shift in zip(axes[0], study.shifts, strict=True):
-        best = {one.arm: one for one in told(study, results, shift, AS_TRAINED)}
-        most = -best[study.yardstick].mean("new", "rise") if study.yardstick in best else 0.0
-        if most <= 0:
+        best = yardstick(study, results, shift)
+        if best is None or best.gain <= 0:
             axis.set(title=f"{shift}: {study.yardstick} gained nothing that is known")
             continue
         lines: dict[str, list[tuple[float, float]]] = {}
         for label in labels:
             for one in told(study, results, shift, label):
-                point = (one.mean("own", "kl"), 100 * -one.mean("new", "rise") / most)
+                point = (one.mean("own", "kl"), 100 * one.gain / best.gain)
                 lines.setdefault(one.arm, []).append(point)
         for arm, points in lines.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm)

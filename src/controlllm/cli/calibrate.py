@@ -1,6 +1,7 @@
 """`controlllm calibrate`: the alpha that learns most within a budget of forgetting."""
 
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -181,8 +182,6 @@ def _calibrate(options: CalibrateOptions, target: "_Target") -> None:
 
 def _beside_base(model: Any, tokenizer: Any, options: CalibrateOptions) -> tuple[Any, Any]:
     """The model, and its base where that is to be averaged with it; None of an expanded one."""
-    from copy import deepcopy
-
     from controlllm.cli.kit.reference import reference_of
     from controlllm.common.adapters import merge_adapters, remove_adapters
     from controlllm.evaluate.forgetting.expanded import is_expanded
