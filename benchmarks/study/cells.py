@@ -2,15 +2,17 @@
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmarks.origin import about
 from benchmarks.study.items import Questions
+from benchmarks.study.measuring import choose_settings, computed_in, losses, make_dial
 from benchmarks.study.plan import Cell, Study
 from benchmarks.study.records import RESULT, read_result
 from benchmarks.study.texts import base_path, write_kept, write_shift
@@ -18,25 +20,17 @@ from benchmarks.study.trial import Trial, make_trial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.checkpoint import LoadOptions, load_model
-from controlllm.common.adapters import merge_adapters
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import write_json
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
-from controlllm.evaluate import RetentionReport, average_weights
-from controlllm.evaluate.forgetting.averaging import averager
-from controlllm.evaluate.forgetting.dial import Dial
-from controlllm.evaluate.forgetting.reference import Reference
-from controlllm.evaluate.forgetting.retention import measure_settings
 from controlllm.evaluate.own_text import OWN_TEXT, OwnTextConfig, Writer, write_own_text
 from controlllm.evaluate.own_text.chat import has_template
-from controlllm.expansion import ControlLLMForCausalLM
 from controlllm.train import RunConfig, train
 from controlllm.train.config.config_io import merge
 from controlllm.train.config.presets import preset_values
 
-__all__ = ["AS_TRAINED", "Bench", "within"]
+__all__ = ["Bench"]
 
-AS_TRAINED = "as trained"
 BATCH = 8
 
 
@@ -162,6 +156,10 @@ class Bench:
 
     def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
         files = self.shift_files[cell.shift]
+        own = self.own_chosen
+        chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)} | own
+        told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
+        sets = {f"chosen {name}": batches for name, batches in chosen.items()} | told
         trial = make_trial(cell.arm)
         started = time.perf_counter()
         with trial.training():
@@ -176,31 +174,17 @@ class Bench:
             else:
                 model, seconds = load_model(run)[0], None
             number = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)}
-            chosen |= self.own_chosen
-            dial = trial.dial(self._dial(model), chosen)
-            settings = self._settings(dial, chosen)
-            told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
-            sets = {f"chosen {name}": batches for name, batches in chosen.items()} | told
-            reports = {
-                name: measure_settings(
-                    dial.model,
-                    b,
-                    [partial(dial.turn, s) for s in settings.values()],
-                    dial.reference,
-                )
-                for name, b in sets.items()
-            }
-            items = {} if self.questions is None else self.questions.answered(dial, settings)
+            with computed_in(getattr(torch, self.study.dtype)):
+                dial = trial.dial(make_dial(model, self.base[0]), chosen)
+                at = choose_settings(dial, own, self.study.dials, self.study.budgets)
+                found = losses(dial, sets, at)
+                items = {} if self.questions is None else self.questions.answered(dial, at)
         return {
             "arm": cell.name,
             "shift": cell.shift,
             "rate": cell.rate,
             "seed": cell.seed,
-            "settings": {
-                label: {"dial": setting, "sets": {n: _plain(r[i]) for n, r in reports.items()}}
-                for i, (label, setting) in enumerate(settings.items())
-            },
+            "settings": found,
             "items": items,
             "trained_parameters": number,
             "seconds": seconds,
@@ -238,53 +222,6 @@ class Bench:
         of_cell = {"seed": cell.seed, "learning_rate": cell.rate}
         values = merge(values, {"training": of_cell})
         return RunConfig.from_dict(merge(values, trial.values(cell, files | self.kept)))
-
-    def _dial(self, model: Any) -> Dial:
-        """What is turned between base and trained model."""
-        if isinstance(model, ControlLLMForCausalLM):
-            return Dial(model, model.set_alpha, Reference(model), "alpha")
-        merge_adapters(model)
-        base = self.base[0]
-        mixed = average_weights(base, model, 1.0)
-        turn = averager(base, model, mixed)
-        return Dial(mixed, turn, Reference(mixed, copy=base), "averaging with the base")
-
-    def _settings(
-        self, dial: Dial, chosen: Mapping[str, Sequence[Batch]]
-    ) -> dict[str, float | None]:
-        """As trained, and for each budget the largest setting whose KL on own text keeps to it."""
-        turns = [partial(dial.turn, setting) for setting in self.study.dials]
-        costs = [
-            [r.kl for r in measure_settings(dial.model, chosen[name], turns, dial.reference)]
-            for name in self.own_chosen
-        ]
-        worst = [max(at) for at in zip(*costs, strict=True)]
-        found = {f"KL {b:g}": within(self.study.dials, worst, b) for b in self.study.budgets}
-        return {AS_TRAINED: None, **found}
-
-
-def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:
-    """The largest dial before the first that costs too much; between two, cost is linear.
-
-    >>> round(within([0.5, 1.0], [0.01, 0.03], 0.02), 3)
-    0.75
-    """
-    left, low = 0.0, 0.0
-    for right, high in zip(dials, costs, strict=True):
-        if high > budget:
-            return left + (right - left) * (budget - low) / (high - low)
-        left, low = right, high
-    return left
-
-
-def _plain(report: RetentionReport) -> dict[str, float | int | None]:
-    return {
-        "base": report.base_loss,
-        "loss": report.loss,
-        "kl": report.kl,
-        "kl_error": report.kl_error,
-        "tokens": report.tokens,
-    }
 
 
 @contextmanager

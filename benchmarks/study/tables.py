@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks.study.cells import AS_TRAINED
+from benchmarks.study.measuring import AS_TRAINED
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
 

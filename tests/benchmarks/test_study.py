@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from benchmarks.study.__main__ import main
-from benchmarks.study.cells import AS_TRAINED, Bench, within
+from benchmarks.study.cells import Bench
+from benchmarks.study.measuring import AS_TRAINED, within
 from benchmarks.study.plan import Arm, Study, read_study
 from benchmarks.study.records import RESULT, read_results, write_numbers
 from benchmarks.study.tables import draw, page_tables, tables, told
@@ -345,3 +346,22 @@ def test_base_and_cells_are_asked_the_same_questions(shared_data: Path, tmp_path
         read_results(small(arms=arms, **asks | {"benchmarks": ["arc_easy", "piqa"]}), tmp_path)
     with pytest.raises(ConfigError, match="'arc_easy'"):
         small(benchmarks=["arc_esy"])
+
+
+def test_copies_that_were_trained_in_bfloat16_are_asked(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+    run = {"preset": "paper", "expansion": {"num_blocks": 2}}
+    study = small(
+        dtype="bfloat16",
+        common={"training": {"bf16": True}},
+        arms={"paper": Arm(run=run, rates=[1e-2])},
+        yardstick="paper",
+        benchmarks=["arc_easy"],
+        questions=3,
+        train_characters=9_000,
+    )
+    bench = Bench(study, shared_data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
+    (result,) = read_results(study, tmp_path)
+    assert len(result["items"][AS_TRAINED]["arc_easy"]) == 3
+    assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 0

@@ -13,7 +13,7 @@ from itertools import product
 
 import torch
 from benchmarks.study import trial
-from benchmarks.study.cells import within
+from benchmarks.study.measuring import within
 from torch import Tensor, nn
 
 from controlllm.data import Batch

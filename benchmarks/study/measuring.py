@@ -1,0 +1,105 @@
+"""What is read of a trained model: its dial's settings for each budget, losses and KL at each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from controlllm.common.adapters import merge_adapters
+from controlllm.data import Batch
+from controlllm.evaluate import RetentionReport, average_weights
+from controlllm.evaluate.forgetting.averaging import averager
+from controlllm.evaluate.forgetting.dial import Dial
+from controlllm.evaluate.forgetting.reference import Reference
+from controlllm.evaluate.forgetting.retention import measure_settings
+from controlllm.expansion import ControlLLMForCausalLM
+
+__all__ = [
+    "AS_TRAINED",
+    "Sets",
+    "Settings",
+    "choose_settings",
+    "computed_in",
+    "losses",
+    "make_dial",
+    "within",
+]
+
+AS_TRAINED = "as trained"
+
+Sets = Mapping[str, Sequence[Batch]]
+"""Batches by the name of what they hold."""
+Settings = Mapping[str, float | None]
+"""Settings of a dial by what they are told as; None = as trained."""
+
+
+@contextmanager
+def computed_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, models are computed in this type; what was trained under autocast is float32."""
+    # A dial changes weights in place: what was cast before must not be read again.
+    low = dtype is not torch.float32
+    with torch.autocast("cpu", dtype if low else None, enabled=low, cache_enabled=False):
+        yield
+
+
+def make_dial(model: Any, base: PreTrainedModel) -> Dial:
+    """What is turned between base and trained model: alpha, or the weight in their average."""
+    if isinstance(model, ControlLLMForCausalLM):
+        return Dial(model, model.set_alpha, Reference(model), "alpha")
+    merge_adapters(model)
+    mixed = average_weights(base, model, 1.0)
+    turn = averager(base, model, mixed)
+    return Dial(mixed, turn, Reference(mixed, copy=base), "averaging with the base")
+
+
+def choose_settings(
+    dial: Dial, own: Sets, dials: Sequence[float], budgets: Sequence[float]
+) -> Settings:
+    """As trained, and for each budget the largest setting whose KL on own text keeps to it."""
+    turns = [partial(dial.turn, setting) for setting in dials]
+    costs = [
+        [report.kl for report in measure_settings(dial.model, batches, turns, dial.reference)]
+        for batches in own.values()
+    ]
+    worst = [max(at) for at in zip(*costs, strict=True)]
+    return {AS_TRAINED: None} | {f"KL {b:g}": within(dials, worst, b) for b in budgets}
+
+
+def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:
+    """The largest dial before the first that costs too much; between two, cost is linear.
+
+    >>> round(within([0.5, 1.0], [0.01, 0.03], 0.02), 3)
+    0.75
+    """
+    left, low = 0.0, 0.0
+    for right, high in zip(dials, costs, strict=True):
+        if high > budget:
+            return left + (right - left) * (budget - low) / (high - low)
+        left, low = right, high
+    return left
+
+
+def losses(dial: Dial, sets: Sets, at: Settings) -> dict[str, dict[str, Any]]:
+    """By setting: where the dial stands, and what is read of each set there."""
+    turns = [partial(dial.turn, setting) for setting in at.values()]
+    reports = {
+        name: measure_settings(dial.model, batches, turns, dial.reference)
+        for name, batches in sets.items()
+    }
+    return {
+        label: {"dial": setting, "sets": {n: _plain(r[i]) for n, r in reports.items()}}
+        for i, (label, setting) in enumerate(at.items())
+    }
+
+
+def _plain(report: RetentionReport) -> dict[str, float | int | None]:
+    return {
+        "base": report.base_loss,
+        "loss": report.loss,
+        "kl": report.kl,
+        "kl_error": report.kl_error,
+        "tokens": report.tokens,
+    }
