@@ -24,6 +24,7 @@ from controlllm.data import (
     TRAIN,
     Batch,
     DataConfig,
+    Example,
     SourceConfig,
     TokenStore,
     TrainLoader,
@@ -60,7 +61,9 @@ def make_config(folder: Path, **overrides: Any) -> DataConfig:
     return DataConfig(**{**given, **overrides})
 
 
-REHEARSED = TokenStore.from_tokens("rehearsal", [[1, 9, 9, 9 + i] for i in range(5)])
+REHEARSED = TokenStore.from_examples(
+    "rehearsal", [Example.whole([1, 9, 9, 9 + i]) for i in range(5)]
+)
 
 
 def make_loader(
@@ -233,7 +236,7 @@ def test_each_epoch_has_every_row_once_in_a_new_order(
 @settings(max_examples=50, deadline=None)
 def test_no_stream_is_ever_far_from_its_share(weights: list[int], draws: int) -> None:
     config = DataConfig([SourceConfig(f"s{i}", weight=w) for i, w in enumerate(weights)])
-    store = TokenStore.from_tokens("s", [[1, 2]] * 3)
+    store = TokenStore.from_examples("s", [Example.whole([1, 2])] * 3)
     streams = [Stream(store_feed("s", store, config, [i]), 0, 1, i) for i in range(len(weights))]
     mixer = Mixer(streams, plan_shares(config, None), by="rows", lanes=1)
     for _ in range(draws):
@@ -258,7 +261,7 @@ def test_what_cannot_train_is_refused(
         TrainLoader(make_config(folder), pico_tokenizer, 0, 0)
     with pytest.raises(ConfigError, match="leave nothing for train"):
         TrainLoader(make_config(folder), pico_tokenizer, 2, 0, (REHEARSED, 0.8))
-    long = TokenStore.from_tokens("rehearsal", [[1] * (LIMIT + 1)])
+    long = TokenStore.from_examples("rehearsal", [Example.whole([1] * (LIMIT + 1))])
     with pytest.raises(DataError, match=r"longer than data\.max_length"):
         TrainLoader(make_config(folder), pico_tokenizer, 2, 0, (long, 0.1))
 

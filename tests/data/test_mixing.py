@@ -17,6 +17,7 @@ from controlllm.data import (
     REPLAY,
     TRAIN,
     DataConfig,
+    Example,
     SourceConfig,
     StageConfig,
     TokenStore,
@@ -34,7 +35,8 @@ def make_mixer(config: DataConfig, lengths: Sequence[Sequence[int]], lanes: int 
     sources = [*config.train, *config.replay]
     streams = []
     for number, (source, of_source) in enumerate(zip(sources, lengths, strict=True)):
-        store = TokenStore.from_tokens(str(source.name), [[1] * n for n in of_source])
+        examples = [Example.whole([1] * n) for n in of_source]
+        store = TokenStore.from_examples(str(source.name), examples)
         feed = store_feed(str(source.name), store, config, [number], source.epochs)
         streams.append(Stream(feed, 0, lanes, number, number))
     return Mixer(streams, plan_shares(config, None), config.mix_by, lanes)

@@ -13,6 +13,7 @@ from controlllm.common.errors import DataError
 from controlllm.common.losses import cross_entropy_sum
 from controlllm.data import (
     DataConfig,
+    Example,
     SourceConfig,
     TokenStore,
     TrainLoader,
@@ -131,7 +132,7 @@ def test_the_real_model_gives_one_loss_packed_and_padded(
 
 
 def test_rehearsal_joins_the_mix(shared_data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    written = TokenStore.from_tokens("rehearsal", [[1, *range(10, 200)]] * 16)
+    written = TokenStore.from_examples("rehearsal", [Example.whole([1, *range(10, 200)])] * 16)
     loader = TrainLoader(real_config(shared_data), tokenizer, 2, 0, (written, 0.125))
     origins = torch.cat([next(loader)["origin"].flatten() for _ in range(50)])
     share = (origins == 2).sum() / (origins >= 0).sum()

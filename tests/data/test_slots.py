@@ -125,7 +125,8 @@ def loader_of(
 ) -> TrainLoader:
     train = [SourceConfig(str(source), epochs=epochs)]
     config = config_of(train=train, cache_dir=str(source.parent / "cache"), **settings)
-    rehearsed = TokenStore.from_tokens("rehearsal", [[1, 9, 9, 9 + i] for i in range(5)])
+    examples = [Example.whole([1, 9, 9, 9 + i]) for i in range(5)]
+    rehearsed = TokenStore.from_examples("rehearsal", examples)
     return TrainLoader(config, tokenizer, 2, 0, None if epochs else (rehearsed, 0.25))
 
 

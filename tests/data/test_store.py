@@ -13,14 +13,18 @@ from controlllm.data import Example, SourceStats, TokenStore
 from controlllm.data.cache.store import StoreWriter
 
 
-def test_stores_from_tokens() -> None:
-    store = TokenStore.from_tokens("rehearsal", [[1, 5, 6], [1, 7]])
+def stored(*rows: list[int]) -> TokenStore:
+    return TokenStore.from_examples("rehearsal", [Example.whole(row) for row in rows])
+
+
+def test_stores_of_whole_sequences() -> None:
+    store = stored([1, 5, 6], [1, 7])
     assert store[0].labels.tolist() == [-100, 5, 6]
     assert store[1].input_ids.tolist() == [1, 7]
     assert (store.tokens, store.lengths.tolist()) == (5, [3, 2])
     with pytest.raises(IndexError, match="there is no 2"):
         store[2]
-    other = TokenStore.from_tokens("rehearsal", [[1, 5], [6, 1, 7]])
+    other = stored([1, 5], [6, 1, 7])
     assert store.fingerprint != other.fingerprint
 
 
@@ -86,5 +90,5 @@ def test_a_store_on_disk_is_opened_again_by_workers(tmp_path: Path) -> None:
     assert len(sent) < 1000
     again = pickle.loads(sent)
     assert again[0].input_ids.tolist() == ids.tolist() and again.stats.rows == 1
-    held = pickle.loads(pickle.dumps(TokenStore.from_tokens("r", [[1, 2]])))
+    held = pickle.loads(pickle.dumps(stored([1, 2])))
     assert held[0].labels.tolist() == [-100, 2]

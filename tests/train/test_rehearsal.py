@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -176,3 +177,73 @@ def test_each_stage_of_a_chain_writes_its_part(run, loaded, tmp_path):
     alone = rehearsal_source(*loaded(), run, steps=12)
     two = rehearsal_source(*loaded(), run, (Stage("base"), Stage("a", key="a")), steps=12)
     assert len(two) == pytest.approx(len(alone), abs=2)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(pico_llama, pico_tokenizer):
+    """A model and tokenizer with the two marks of chatml, and its template."""
+    tokenizer = deepcopy(pico_tokenizer)
+    marks = ["<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = CHATML
+    return pico_llama(vocab_size=261), tokenizer
+
+
+def test_half_is_rehearsed_behind_a_chat_template(run, chatty, loaded, tmp_path):
+    run.data.max_length = 64
+    model, tokenizer = chatty
+    source = rehearsal_source(model, tokenizer, run)
+    mark = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    chats = [source[i].input_ids[0] == mark for i in range(len(source))]
+    assert chats == [True, False] * 5
+    for example in (source[0], source[8]):
+        asked = tokenizer("<|im_start|>user\n", add_special_tokens=False).input_ids
+        assert example.input_ids[: len(asked)].tolist() == asked
+        assert (example.labels[: len(asked)] == -100).all() and (example.labels != -100).any()
+        told = example.labels != -100
+        assert (example.labels[told] == example.input_ids[told]).all()
+    assert len(list((tmp_path / "run" / "rehearsal").iterdir())) == 2
+    run.rehearsal.chat_share = 0.2
+    source = rehearsal_source(model, tokenizer, run)
+    assert sum(source[i].input_ids[0] == mark for i in range(10)) == 2
+    run.rehearsal.chat_share = 0.0
+    assert all(row[0] == 1 for row in sequences(rehearsal_source(model, tokenizer, run)))
+
+
+def test_more_conversations_are_others(run, chatty):
+    run.data.max_length = 64
+    run.rehearsal.num_sequences, run.rehearsal.max_epochs = 4, 1.0
+    rows = sequences(rehearsal_source(*chatty, run, steps=12))
+    mark = chatty[1].convert_tokens_to_ids("<|im_start|>")
+    chats = [tuple(row) for row in rows if row[0] == mark]
+    assert len(rows) > 8 and 2 * len(chats) >= len(rows) and len(set(chats)) == len(chats)
+
+
+def test_conversations_that_cannot_be_are_said(run, chatty, loaded, caplog):
+    run.data.max_length = 64
+    run.rehearsal.chat_share = 0.05
+    with pytest.raises(ConfigError, match=r"chat_share=0.05 of rehearsal.num_sequences=10 is no"):
+        rehearsal_source(*chatty, run)
+    run.rehearsal.chat_share, run.rehearsal.length = 0.5, 8
+    with pytest.raises(ConfigError, match=r"rehearsal.chat_share: .* raise rehearsal.length"):
+        rehearsal_source(*chatty, run)
+    run.rehearsal.chat_share = (
+        None  # Where nobody asked for them they are left out, and it is told.
+    )
+    assert len(rehearsal_source(*chatty, run)) == 10
+    assert "Nothing is written behind the chat template: rehearsal.chat_share" in caplog.text
+
+
+def test_temperature_is_that_of_conversations_too(run, chatty):
+    run.data.max_length = 64
+    warm = sequences(rehearsal_source(*chatty, run))
+    run.rehearsal.temperature = 1e-3
+    cold = sequences(rehearsal_source(*chatty, run))
+    assert warm[0] != cold[0]
+    assert len({tuple(row) for row in cold[::2]}) == 1  # the likeliest conversation

@@ -74,16 +74,6 @@ class TokenStore(Chunks):
         self.fingerprint = fingerprint or digest(*(a.tobytes() for a in (input_ids, targets, ends)))
 
     @classmethod
-    def from_tokens(cls, name: str, rows: Iterable[Sequence[int]]) -> "TokenStore":
-        """Examples from token ids, all of them targets but the first; held in memory.
-
-        Raises:
-            DataError: there is no row.
-        """
-        kept = (np.array(row, dtype=np.int32) for row in rows)
-        return cls.from_examples(name, [Example(ids, ids).part(0, None, None) for ids in kept])
-
-    @classmethod
     def from_examples(cls, name: str, examples: Sequence[Example]) -> "TokenStore":
         """Documents, or slots of several documents each; held in memory.
 

@@ -50,6 +50,12 @@ class Example:
     reopened: bool = False
     """Whether its first token is a BOS that was put before the rest of a document."""
 
+    @classmethod
+    def whole(cls, tokens: Sequence[int]) -> "Example":
+        """All tokens are targets, but the first: nothing is before it."""
+        ids = np.array(tokens, dtype=np.int32)
+        return cls(ids, ids).part(0, None, None)
+
     def __len__(self) -> int:
         return len(self.input_ids)
 

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from controlllm.evaluate.forgetting.own import OWN_TEXT, is_own_text
     from controlllm.evaluate.own_text.cache import Written, read_or_write
     from controlllm.evaluate.own_text.certificate import Certificate, certificates, certify
-    from controlllm.evaluate.own_text.plan import SamplingPlan, block_seed, read_prompts
+    from controlllm.evaluate.own_text.chat import Asked, chat_plan
+    from controlllm.evaluate.own_text.plan import (
+        ChatPlan,
+        SamplingPlan,
+        block_seed,
+        read_prompts,
+    )
     from controlllm.evaluate.own_text.sets import write_own_text
     from controlllm.evaluate.own_text.settings import OWN_TEXT_CHAT, OwnTextConfig
     from controlllm.evaluate.own_text.writing import Writer, as_it_is, sample_sequences
@@ -25,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "OWN_TEXT",
     "OWN_TEXT_CHAT",
+    "Asked",
     "Certificate",
+    "ChatPlan",
     "OwnTextConfig",
     "SamplingPlan",
     "Writer",
@@ -34,6 +42,7 @@ __all__ = [
     "block_seed",
     "certificates",
     "certify",
+    "chat_plan",
     "is_own_text",
     "read_or_write",
     "read_prompts",

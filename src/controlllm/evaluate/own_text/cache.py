@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
+import numpy as np
+
 from controlllm.common.errors import CheckpointError
+from controlllm.common.losses import IGNORE_INDEX
 from controlllm.common.storage.files import write_json
 from controlllm.common.storage.schema import read_record
+from controlllm.data import Example
 from controlllm.evaluate.own_text.chat import write_chats
 from controlllm.evaluate.own_text.plan import ChatPlan, SamplingPlan
 from controlllm.evaluate.own_text.writing import Writer, sample_sequences
@@ -43,6 +47,13 @@ class Written:
     sequences: list[list[int]]
     spans: list[Spans]
     seconds: float
+
+    def examples(self) -> list[Example]:
+        """Of each sequence an example; targets are what the model wrote."""
+        return [
+            _example(tokens, spans)
+            for tokens, spans in zip(self.sequences, self.spans, strict=True)
+        ]
 
 
 class _Record(TypedDict, total=False):
@@ -88,6 +99,14 @@ def read_or_write(
         record = {"sequences": sample_sequences(writer, plan, f"{who} writes")}
     write_json(folder / name, record, indent=None)
     return Written(record["sequences"], _spans(record, plan), time.monotonic() - started)
+
+
+def _example(tokens: Sequence[int], spans: Spans) -> Example:
+    ids = np.array(tokens, dtype=np.int32)
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for start, end in spans:
+        labels[start:end] = ids[start:end]
+    return Example(ids, labels)
 
 
 def _check(record: Any, plan: SamplingPlan | ChatPlan, writer: Writer, path: Path) -> None:

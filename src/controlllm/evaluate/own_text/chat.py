@@ -4,7 +4,9 @@ template's words | what the model writes as the user | template's words | what i
 context            targets                             context            targets
 """
 
+import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +19,12 @@ from controlllm.data.examples.templates import TEMPLATES
 from controlllm.evaluate.own_text.plan import ChatPlan
 from controlllm.evaluate.own_text.writing import Writer, continue_prompts, sampling
 
-__all__ = ["has_template", "template_parts", "turn_ends", "write_chats"]
+__all__ = ["Asked", "chat_plan", "has_template", "write_chats"]
+
+log = logging.getLogger(__name__)
+
+_LEAST_TURN = 4
+"""Tokens of a turn, below which there is no room for a conversation."""
 
 MARK = "\ue0f4own text\ue0f5"
 """Stands for the user's turn while the template is rendered; no template has it."""
@@ -29,8 +36,70 @@ def has_template(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> bool:
     return template != TEMPLATES.get("plain")(tokenizer)
 
 
-def template_parts(
-    tokenizer: PreTrainedTokenizerBase, data: DataConfig
+@dataclass(frozen=True)
+class Asked:
+    """What a config says of conversations.
+
+    Attributes:
+        there: whether they are to be written; None = where there is a template that allows it.
+        where: the setting that says so, for messages.
+        off: and how it says that there are none.
+    """
+
+    there: bool | None
+    where: str
+    off: str
+
+
+def chat_plan(
+    asked: Asked,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    length: int,
+    **drawn: Any,
+) -> ChatPlan | None:
+    """The plan of conversations of at most `length` tokens; None where none are to be written.
+
+    Args:
+        asked: whether.
+        model: that writes.
+        tokenizer: its tokenizer.
+        data: its `chat_template` is used.
+        length: most tokens of a conversation, the template's included.
+        drawn: `num_sequences`, `batch_size`, `seed`, `temperature` of a `ChatPlan`.
+
+    Raises:
+        ConfigError: they were asked for, and there is no room or the template does not allow it.
+    """  # fmt: skip
+    if asked.there is False or (asked.there is None and not has_template(tokenizer, data)):
+        return None
+    try:
+        before, between = _template_parts(tokenizer, data, asked)
+        room = length - len(before) - len(between)
+        question = room // 4  # Answers are the longer part.
+        if question < _LEAST_TURN:
+            raise ConfigError(
+                f"{asked.where}: the template alone takes {length - room} of {length} tokens, which"
+                f" leaves no room for a conversation; raise {asked.where.split('.')[0]}.length."
+            )
+    except ConfigError as error:
+        if asked.there:
+            raise
+        log.warning("Nothing is written behind the chat template: %s", error)
+        return None
+    return ChatPlan(
+        question=question,
+        answer=room - question,
+        before=before,
+        between=between,
+        ends=_turn_ends(model, tokenizer, between),
+        **drawn,
+    )
+
+
+def _template_parts(
+    tokenizer: PreTrainedTokenizerBase, data: DataConfig, asked: Asked
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens of the chat template before a user's first turn, and from there to the answer.
 
@@ -40,24 +109,24 @@ def template_parts(
     try:
         text = Renderer(tokenizer, data).prompt([{"role": "user", "content": MARK}])
     except DataError as error:
-        raise ConfigError(f"own_text.chat: {error}") from error
+        raise ConfigError(f"{asked.where}: {error}") from error
     before, found, between = text.partition(MARK)
     if not found or MARK in between:
         raise ConfigError(
-            "own_text.chat: the chat template does not show a user's turn once, as it is; "
-            "set own_text.chat=false."
+            f"{asked.where}: the chat template does not show a user's turn once, as it is; "
+            f"set {asked.off}."
         )
     parts = (tokenizer(part, add_special_tokens=False).input_ids for part in (before, between))
     own, rest = map(tuple, parts)
     if not own:  # Something has to be there for the first token to follow.
         raise ConfigError(
-            "own_text.chat: the chat template has no words before a user's turn that the model "
-            "could go on from; set own_text.chat=false."
+            f"{asked.where}: the chat template has no words before a user's turn that the model "
+            f"could go on from; set {asked.off}."
         )
     return own, rest
 
 
-def turn_ends(
+def _turn_ends(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, between: Iterable[int]
 ) -> tuple[int, ...]:
     """Tokens that end a turn: of the model's configs, the tokenizer, and a template's own mark."""
@@ -83,7 +152,9 @@ def write_chats(
     for rows, watch in sampling(writer, plan, plan.length, told):
 
         def go_on(prompts: list[list[int]], tokens: int, watch: Any = watch) -> list[list[int]]:
-            return continue_prompts(writer.model, prompts, tokens, plan.ends, 1.0, watch)
+            return continue_prompts(
+                writer.model, prompts, tokens, plan.ends, plan.temperature, watch
+            )
 
         questions = go_on([before] * len(rows), plan.question)
         # Where the model ended its turn as the template does, that token is there already.

@@ -26,7 +26,7 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class ChatPlan:
-    """Conversations: a user's turn, then the answer, each sampled at temperature 1."""
+    """Conversations: a user's turn, then the answer."""
 
     num_sequences: int  # how many conversations
     question: int  # most tokens of the user's turn
@@ -36,6 +36,7 @@ class ChatPlan:
     before: tuple[int, ...]  # the template's tokens before the user's turn
     between: tuple[int, ...]  # and those between it and the answer
     ends: tuple[int, ...]  # tokens that end a turn
+    temperature: float = 1.0  # of sampling
 
     @property
     def length(self) -> int:

@@ -6,16 +6,14 @@ settings, seed of a block --> plan --read_or_write--> tokens --> Examples --> ba
 import logging
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
-from controlllm.common.losses import IGNORE_INDEX
 from controlllm.data import DataConfig, Example
 from controlllm.evaluate.forgetting.own import OWN_TEXT
-from controlllm.evaluate.own_text.cache import Written, read_or_write
-from controlllm.evaluate.own_text.chat import has_template, template_parts, turn_ends
+from controlllm.evaluate.own_text.cache import read_or_write
+from controlllm.evaluate.own_text.chat import Asked, chat_plan
 from controlllm.evaluate.own_text.plan import (
     ChatPlan,
     SamplingPlan,
@@ -31,8 +29,6 @@ __all__ = ["write_own_text"]
 log = logging.getLogger(__name__)
 
 _LENGTH = 512
-_LEAST_TURN = 4
-"""Tokens of a turn, below which there is no room for a conversation."""
 
 
 def write_own_text(
@@ -75,25 +71,18 @@ def write_own_text(
     plans: dict[str, SamplingPlan | ChatPlan] = {
         OWN_TEXT: _plain_plan(tokenizer, settings, length, block)
     }
-    chat = _chat_plan(writer.model, tokenizer, settings, data, length, block)
+    chat = chat_plan(
+        Asked(settings.chat, "own_text.chat", "own_text.chat=false"), writer.model, tokenizer, data,
+        length, num_sequences=settings.num_sequences, batch_size=settings.batch_size,
+        seed=block_seed(OWN_TEXT_CHAT, settings.seed, block),
+    )  # fmt: skip
     if chat is not None:
         plans[OWN_TEXT_CHAT] = chat
     place = Path(folder)
     return {
-        name: _examples(read_or_write(writer, plan, place, "own text: the model"))
+        name: read_or_write(writer, plan, place, "own text: the model").examples()
         for name, plan in plans.items()
     }
-
-
-def _examples(written: Written) -> list[Example]:
-    examples = []
-    for tokens, spans in zip(written.sequences, written.spans, strict=True):
-        ids = np.array(tokens, dtype=np.int32)
-        labels = np.full_like(ids, IGNORE_INDEX)
-        for start, end in spans:
-            labels[start:end] = ids[start:end]
-        examples.append(Example(ids, labels))
-    return examples
 
 
 def _length(model: PreTrainedModel, settings: OwnTextConfig, data: DataConfig) -> int:
@@ -125,41 +114,4 @@ def _plain_plan(
         seed=block_seed(OWN_TEXT, settings.seed, block),
         prompts=prompts,
         end=tokenizer.eos_token_id,
-    )
-
-
-def _chat_plan(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: OwnTextConfig,
-    data: DataConfig,
-    length: int,
-    block: int,
-) -> ChatPlan | None:
-    """None where no set is to be written behind the template; ConfigError where it cannot be."""
-    if settings.chat is False or (settings.chat is None and not has_template(tokenizer, data)):
-        return None
-    try:
-        before, between = template_parts(tokenizer, data)
-        room = length - len(before) - len(between)
-        question = room // 4  # Answers are the longer part.
-        if question < _LEAST_TURN:
-            raise ConfigError(
-                f"own_text.chat: the template alone takes {length - room} of {length} tokens, "
-                "which leaves no room for a conversation; raise own_text.length."
-            )
-    except ConfigError as error:
-        if settings.chat:
-            raise
-        log.warning("No own text is written behind the chat template: %s", error)
-        return None
-    return ChatPlan(
-        num_sequences=settings.num_sequences,
-        question=question,
-        answer=room - question,
-        batch_size=settings.batch_size,
-        seed=block_seed(OWN_TEXT_CHAT, settings.seed, block),
-        before=before,
-        between=between,
-        ends=turn_ends(model, tokenizer, between),
     )

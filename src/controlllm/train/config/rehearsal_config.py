@@ -37,6 +37,10 @@ class RehearsalConfig:
         read=Read(lambda run: run.rehearsal.num_sequences > 0, f"only if {_REHEARSES}"),
     )
     """Share of the rows of each batch that are rehearsed."""
+    chat_share: float | None = setting(None, at_most=0.9, read=_REHEARSING)
+    """Share of the sequences that are conversations behind the chat template, both turns written by
+    the base; null = a half where the tokenizer, or data.chat_template, has one that is not our
+    `plain`."""
     length: int | None = setting(None, at_least=2, read=_REHEARSING)
     """Tokens of one sequence; null = data.max_length."""
     loss: str = setting("kl", choices=("kl", "ce"), read=_REHEARSING)
@@ -51,7 +55,8 @@ class RehearsalConfig:
     temperature: float = setting(1.0, at_least=1e-3, read=_REHEARSING)
     """Sampling temperature; 1 = the base's own distribution."""
     prompts: str | None = setting(None, read=_REHEARSING)
-    """Text file, one prompt per line, to start sequences from; null = the BOS token."""
+    """Text file, one prompt per line, to start sequences from (not the conversations); null = the
+    BOS token."""
     batch_size: int = setting(32, at_least=1, read=_REHEARSING)
     """Sequences sampled at a time."""
     cache_dir: str | None = setting(None, read=_REHEARSING)

@@ -4,6 +4,9 @@
                                                                               |
     TrainLoader(..., rehearsal=(source, share)) mixes them into each batch <--'
 
+Of a base with a chat template half of them are conversations behind it (`rehearsal.chat_share`): a
+user's turn and the answer, both of its own. Only what it wrote is rehearsed, not the template.
+
 Where a run goes on from others, each of these stages writes as many; what a stage wrote is kept
 beside its own run, where later runs find it. With `rehearsal.max_epochs` they write as often as N
 more, each part with its own seed and cache, as the length of the run needs when it begins.
@@ -16,22 +19,25 @@ before, where there is one), or as ordinary training rows
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from controlllm.common.context import context_of
 from controlllm.common.errors import ConfigError
-from controlllm.data import TokenStore
+from controlllm.data import Example, TokenStore
 from controlllm.evaluate.own_text import (
     OWN_TEXT,
+    Asked,
+    ChatPlan,
     SamplingPlan,
     Writer,
-    Written,
     block_seed,
+    chat_plan,
     read_or_write,
     read_prompts,
 )
@@ -44,6 +50,9 @@ from controlllm.train.setup.ways.earlier import lies_inside
 __all__ = ["rehearsal_source"]
 
 log = logging.getLogger(__name__)
+
+_CHAT_SHARE = 0.5
+"""Of a base with a chat template: docs/results/rehearsed-text.md."""
 
 
 def rehearsal_source(
@@ -79,26 +88,26 @@ def rehearsal_source(
     ]
     parts = []
     for stage in every:
-        plan = _make_plan(model, tokenizer, run, _prompts_of(stage, run))
+        plans = _make_plans(model, tokenizer, run, _prompts_of(stage, run))
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
         who = "the base" if stage.name == BASE else f"the stage {stage.name}"
         # One writer for all parts: the key of a base is a hash of all its weights.
         writer = stage.writer(model)
-        parts.append(partial(_part, writer, plan, folder, f"rehearsal: {who}", places))
+        parts.append(partial(_part, writer, plans, folder, f"rehearsal: {who}", places))
     firsts = [part(0) for part in parts]
     number = first = run.rehearsal.num_sequences
     if begun is not None:
         number = begun // len(every)
     elif steps is not None:
-        tokens = sum(len(sequence) for one in firsts for sequence in one.sequences)
+        tokens = sum(len(example) for one in firsts for example in one.examples)
         read = sequences_rehearsed(run, steps, tokens / len(every) / first, world_size)
         number = _number(run, read / len(every), sum(one.seconds for one in firsts))
     written = []
     for part, one in zip(parts, firsts, strict=True):
-        more = [part(block).sequences for block in range(1, math.ceil(number / first))]
-        written.append([*chain(one.sequences, *more)][:number])
-    together = [sequence for same in zip(*written, strict=True) for sequence in same]
-    return TokenStore.from_tokens("rehearsal", together)
+        more = [part(block).examples for block in range(1, math.ceil(number / first))]
+        written.append([*chain(one.examples, *more)][:number])
+    together = [example for same in zip(*written, strict=True) for example in same]
+    return TokenStore.from_examples("rehearsal", together)
 
 
 def _number(run: RunConfig, read: float, seconds: float) -> int:
@@ -132,18 +141,38 @@ def _number(run: RunConfig, read: float, seconds: float) -> int:
     return number
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A block of what a stage wrote, and the seconds it took: 0 where it was there."""
+
+    examples: list[Example]
+    seconds: float
+
+
 def _part(
     writer: Writer,
-    plan: SamplingPlan,
+    plans: tuple[SamplingPlan, ChatPlan | None],
     folder: Path,
     who: str,
     elsewhere: Sequence[Path],
     block: int,
-) -> Written:
-    """A block of the sequences of a stage."""
+) -> _Part:
+    """A block of the sequences of a stage, conversations evenly among them."""
+    plain, chat = plans
     if block:
-        plan = replace(plan, seed=block_seed("rehearsal", plan.seed, block))
-    return read_or_write(writer, plan, folder, who, elsewhere)
+        plain = replace(plain, seed=block_seed("rehearsal", plain.seed, block))
+    written = read_or_write(writer, plain, folder, who, elsewhere)
+    examples = [
+        Example.whole(tokens) for tokens in written.sequences
+    ]  # Prompts are rehearsed, too.
+    if chat is None:
+        return _Part(examples, written.seconds)
+    chat = replace(chat, seed=block_seed("rehearsal chat", chat.seed, block))
+    chats = read_or_write(writer, chat, folder, who, elsewhere)
+    number = len(examples) + chat.num_sequences
+    for place, example in enumerate(chats.examples()):
+        examples.insert(place * number // chat.num_sequences, example)
+    return _Part(examples, written.seconds + chats.seconds)
 
 
 def _prompts_of(stage: Stage, run: RunConfig) -> str | None:
@@ -170,12 +199,13 @@ def _prompts_of(stage: Stage, run: RunConfig) -> str | None:
     return None
 
 
-def _make_plan(
+def _make_plans(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     run: RunConfig,
     prompt_file: str | None,
-) -> SamplingPlan:
+) -> tuple[SamplingPlan, ChatPlan | None]:
+    """Of the plain sequences and of the conversations, `num_sequences` together."""
     rehearsal = run.rehearsal
     length = rehearsal.length or run.data.max_length
     prompts = read_prompts(tokenizer, prompt_file, "rehearsal")
@@ -190,12 +220,29 @@ def _make_plan(
             f"rehearsal.prompts has a prompt of {longest} tokens, which leaves no room in "
             f"{setting}={length}; shorten the prompt or raise the length."
         )
-    return SamplingPlan(
-        num_sequences=rehearsal.num_sequences,
+    share = rehearsal.chat_share
+    number = math.floor(rehearsal.num_sequences * (_CHAT_SHARE if share is None else share))
+    if share and not number:
+        raise ConfigError(
+            f"rehearsal.chat_share={share:g} of rehearsal.num_sequences="
+            f"{rehearsal.num_sequences} is no conversation; raise one of them."
+        )
+    drawn: dict[str, Any] = {
+        "temperature": rehearsal.temperature,
+        "batch_size": rehearsal.batch_size,
+        "seed": run.training.seed,
+    }
+    asked = Asked(
+        None if share is None and number else bool(number),
+        "rehearsal.chat_share",
+        "rehearsal.chat_share=0",
+    )
+    chat = chat_plan(asked, model, tokenizer, run.data, length, num_sequences=number, **drawn)
+    plain = SamplingPlan(
+        num_sequences=rehearsal.num_sequences - (0 if chat is None else number),
         length=length,
-        temperature=rehearsal.temperature,
-        batch_size=rehearsal.batch_size,
-        seed=run.training.seed,
         prompts=prompts,
         end=tokenizer.eos_token_id,
+        **drawn,
     )
+    return plain, chat
