@@ -213,7 +213,7 @@ def test_rehearsed_rows_that_concat_cuts_begin_with_bos(
     data = DataConfig(
         train=[text_file(tmp_path, "a")], max_length=6, packing_strategy="concat", shuffle=False
     )
-    written = TokenStore.from_tokens("rehearsal", [[1, 10, 11, 12, 13, 2]])
+    written = TokenStore.from_examples("rehearsal", [Example.whole([1, 10, 11, 12, 13, 2])])
     loader = TrainLoader(data, pico_tokenizer, 1, 0, rehearsal=(written, 0.5))
     rests = 0
     for made in islice(loader, 8):

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from benchmarks.study import trial
 
-from controlllm.data import TokenStore
+from controlllm.data import Example, TokenStore
 from controlllm.evaluate import Writer
 from controlllm.evaluate.own_text import SamplingPlan, read_prompts, sample_sequences
 from controlllm.train.loops.native import NativeLoop
@@ -64,7 +64,7 @@ class Trial(trial.Trial):
         rows = sample_sequences(Writer.trained(model, ready.tokenizer), plan, "repair")
         model.set_alpha(before)
         model.train()
-        other = TokenStore.from_tokens("rehearsal", rows)
+        other = TokenStore.from_examples("rehearsal", [Example.whole(row) for row in rows])
         state = ready.loader.state_dict()
         kept = {"fingerprint": store.fingerprint}
         vars(store).update(vars(other) | kept)
