@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--arms", nargs="+", help="only these; told beside the yardstick")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--table", action="store_true", help="tell what is there, run nothing")
     parser.add_argument("--page", action="store_true", help="the same as tables for a page")
@@ -45,11 +45,11 @@ def main() -> None:
 def _work(options: argparse.Namespace) -> None:
     study = read_study(options.study)
     torch.set_flush_denormal(True)
+    for name in options.arms or ():
+        check_choice("--arms", name, study.arms)
+    for seed in options.seeds or ():
+        check_choice("--seeds", str(seed), map(str, study.seeds))
     if not (options.table or options.page):
-        for name in options.arms or ():
-            check_choice("--arms", name, study.arms)
-        for seed in options.seeds or ():
-            check_choice("--seeds", str(seed), map(str, study.seeds))
         cells = [
             cell
             for cell in study.cells()
@@ -72,6 +72,9 @@ def _work(options: argparse.Namespace) -> None:
                 told = f"{cell.shift} {cell.name} {cell.rate:g} seed {cell.seed}"
                 print(f"{told}: {took[-1]:.0f} s, {mean:.0f} s a cell", flush=True)
     results = read_results(study, options.output)
+    if options.arms:
+        shown = {*options.arms, study.yardstick, study.compared_with}
+        results = [result for result in results if result["arm"] in shown]
     if not results:
         print("No cell is done yet.")
         return

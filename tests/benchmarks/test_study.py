@@ -235,6 +235,7 @@ def test_names_on_the_command_line_are_looked_at(
         (["--arms", "retian"], "'retain'"),
         (["--seeds", "7"], "--seeds='7'"),
         (["--data", str(tmp_path / "none")], "no such folder"),
+        (["--table", "--arms", "retian"], "'retain'"),
     ):
         monkeypatch.setattr("sys.argv", line + more)
         with pytest.raises(SystemExit) as end:

@@ -16,11 +16,6 @@ from controlllm.demo.config import base_model_path
 from controlllm.train import RunConfig, train
 from controlllm.train.setup import base as setup
 
-CHAT = (
-    "{% for m in messages %}{{ m.role }} says {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant says {% endif %}"
-)
-
 
 @pytest.fixture
 def loaded() -> Any:
@@ -83,16 +78,6 @@ def test_lengths_are_drawn_and_begin_the_same(run: RunConfig, loaded: Any) -> No
     pairs = [(drawn[i].input_ids, whole[i].input_ids) for i in range(8)]
     assert all(len(a) <= 24 and torch.equal(*map(torch.tensor, (a, b[: len(a)]))) for a, b in pairs)
     assert len({len(a) for a, _ in pairs}) > 2
-
-
-def test_half_is_written_behind_the_template(run: RunConfig, loaded: Any) -> None:
-    run.data.chat_template = CHAT
-    with rehearsed_text.Trial(chat=0.5).training():
-        store = setup.rehearsal_source(*loaded, run)
-    start = loaded[1]("user says", add_special_tokens=False).input_ids
-    begins = [store[i].input_ids[: len(start)].tolist() == start for i in range(len(store))]
-    assert begins == [True] * 4 + [False] * 4
-    assert (store[0].labels[: len(start)] == -100).all()  # of the template nothing is a target
 
 
 def test_the_model_that_trains_writes_the_rest(
