@@ -1,5 +1,6 @@
 """What is read of a trained model: its dial's settings for each budget, losses and KL at each."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -69,15 +70,18 @@ def choose_settings(
 
 
 def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:
-    """The largest dial before the first that costs too much; between two, cost is linear.
+    """The largest dial before the first that costs too much.
 
-    >>> round(within([0.5, 1.0], [0.01, 0.03], 0.02), 3)
+    Between two of them the root of the cost is linear: near the base KL grows with the square.
+
+    >>> round(within([0.5, 1.0], [0.01, 0.04], 0.0225), 3)
     0.75
     """
     left, low = 0.0, 0.0
     for right, high in zip(dials, costs, strict=True):
         if high > budget:
-            return left + (right - left) * (budget - low) / (high - low)
+            root = math.sqrt(max(low, 0.0))
+            return left + (right - left) * (math.sqrt(budget) - root) / (math.sqrt(high) - root)
         left, low = right, high
     return left
 

@@ -65,7 +65,7 @@ class Study:
     dials: list[float] = setting(
         factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0], at_least=TINY
     )
-    """Where own text is measured; between two of them KL is taken to be linear."""
+    """Where own text is measured; between two of them the root of KL is taken to be linear."""
     chosen_rows: int = setting(24, at_least=1)
     told_rows: int = setting(32, at_least=1)
     own_sequences: int = setting(32, at_least=8)
