@@ -72,13 +72,12 @@ def _work(options: argparse.Namespace) -> None:
                 told = f"{cell.shift} {cell.name} {cell.rate:g} seed {cell.seed}"
                 print(f"{told}: {took[-1]:.0f} s, {mean:.0f} s a cell", flush=True)
     results = read_results(study, options.output)
+    print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
     if options.arms:
         shown = {*options.arms, study.yardstick, study.compared_with}
         results = [result for result in results if result["arm"] in shown]
     if not results:
-        print("No cell is done yet.")
         return
-    print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
     print(page_tables(study, results) if options.page else tables(study, results))
     write_numbers(results, options.output / f"{options.study.stem}.csv")
     draw(study, results, options.output / f"{options.study.stem}.png")

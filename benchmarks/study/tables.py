@@ -35,6 +35,17 @@ class Told:
         return statistics.mean(self.values(name, number))
 
     @property
+    def own(self) -> list[str]:
+        """The sets that the base wrote: plain, and behind its chat template where it has one."""
+        known = self.results[0]["settings"][self.setting]["sets"]
+        return [name for name in known if name.startswith("own")]
+
+    @property
+    def moved(self) -> float:
+        """KL(base || model) on what the base wrote, where it is largest: what budgets bound."""
+        return max(self.mean(name, "kl") for name in self.own)
+
+    @property
     def gain(self) -> float:
         """How far the loss on the new text fell, in nats per token."""
         return -self.mean("new", "rise")
@@ -118,8 +129,7 @@ def _items_table(study: Study, rows: Sequence[Told]) -> str:
 
 def _table(study: Study, rows: Sequence[Told], most: float) -> str:
     other = {row.arm: row for row in rows}.get(str(study.compared_with))
-    known = rows[0].results[0]["settings"][rows[0].setting]["sets"]
-    own = [name for name in known if name.startswith("own")]
+    own = rows[0].own
     headers = ["arm", "rate", "seeds", "dial", "new", "gain %", f"ahead of {study.compared_with}"]
     headers += [f"KL {name}" for name in own] + [f"{name} +" for name in study.kept]
     headers += ["trained", "seconds"]
@@ -169,7 +179,8 @@ def page_tables(study: Study, results: Sequence[Result]) -> str:
 def _page_cell(study: Study, one: Told, most: float) -> str:
     gain = f" ({100 * one.gain / most:.1f} %)" if most > 0 else ""
     rises = [f"{one.mean(name, 'rise'):+.3f}" for name in study.kept]
-    kl = f", KL {one.mean('own', 'kl'):.3f}" if one.setting == AS_TRAINED else ""
+    moved = " / ".join(f"{one.mean(name, 'kl'):.3f}" for name in one.own)
+    kl = f", KL {moved}" if one.setting == AS_TRAINED else ""
     return f"{_spread(one.values('new'))}{gain} / {' / '.join(rises)}{kl}"
 
 
@@ -197,8 +208,7 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for label in labels:
             for one in told(study, results, shift, label):
-                point = (one.mean("own", "kl"), 100 * one.gain / best.gain)
-                lines.setdefault(one.arm, []).append(point)
+                lines.setdefault(one.arm, []).append((one.moved, 100 * one.gain / best.gain))
         for arm, points in lines.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm)
         axis.set(
