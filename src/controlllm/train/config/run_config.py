@@ -112,9 +112,10 @@ class RunConfig:
     (PEFT's adapters), `freeze` (train a few blocks), `stack` (LLaMA-Pro), `replay` (full tuning
     with data.replay), `kl` (full tuning, held to the base). Docs: docs/baselines.md."""
     preset: str | None = setting(None, choices=PRESETS, may_change=True)
-    """`paper` (the authors' settings), `retain` (least forgetting without old data, and weights
-    that can be merged back), `sidecar` (learns more at a small budget; not to be merged), or null.
-    It gives defaults only: every value given beside it counts more. Docs: docs/quickstart.md."""
+    """`paper` (the authors' settings), `retain` (least forgetting without old data; can be merged
+    back), `sidecar` (learns more at a small budget; not to be merged), `plain` (full tuning with
+    rehearsal, to be averaged with its base), or null. Defaults only: every value given beside it
+    counts more. Docs: docs/quickstart.md."""
     continue_from: str | None = setting(None, may_change=True)
     """Learn this after an earlier run: its folder, a checkpoint or a sidecar of it. Base and
     expansion come from there, and it is protected as the base is. Docs: docs/sequences.md."""
