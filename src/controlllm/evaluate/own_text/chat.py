@@ -71,7 +71,7 @@ def chat_plan(
 
     Raises:
         ConfigError: they were asked for, and there is no room or the template does not allow it.
-    """  # fmt: skip
+    """
     if asked.there is False or (asked.there is None and not has_template(tokenizer, data)):
         return None
     try:

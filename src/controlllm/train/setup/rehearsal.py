@@ -162,9 +162,8 @@ def _part(
     if block:
         plain = replace(plain, seed=block_seed("rehearsal", plain.seed, block))
     written = read_or_write(writer, plain, folder, who, elsewhere)
-    examples = [
-        Example.whole(tokens) for tokens in written.sequences
-    ]  # Prompts are rehearsed, too.
+    # Prompts are rehearsed, too; of a conversation what the template says is not.
+    examples = [Example.whole(tokens) for tokens in written.sequences]
     if chat is None:
         return _Part(examples, written.seconds)
     chat = replace(chat, seed=block_seed("rehearsal chat", chat.seed, block))
