@@ -195,6 +195,7 @@ def _spread(values: Sequence[float], form: str = ".3f") -> str:
 def draw(study: Study, results: Sequence[Result], path: Path) -> None:
     """For each shift: share of the yardstick's gain against KL on own text, a line for each arm."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     labels = [*(f"KL {budget:g}" for budget in study.budgets), AS_TRAINED]
     figure, axes = plt.subplots(
@@ -214,7 +215,10 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
         axis.set(
             title=shift, xlabel="KL(base || model) on text that the base wrote, nats per token"
         )
-        axis.set_xscale("symlog", linthresh=0.01)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylabel(f"gain, % of {study.yardstick} as trained")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
