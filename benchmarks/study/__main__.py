@@ -73,13 +73,13 @@ def _work(options: argparse.Namespace) -> None:
                 print(f"{told}: {took[-1]:.0f} s, {mean:.0f} s a cell", flush=True)
     results = read_results(study, options.output)
     print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
-    if options.arms:
-        shown = {*options.arms, study.yardstick, study.compared_with}
-        results = [result for result in results if result["arm"] in shown]
     if not results:
         return
-    print(page_tables(study, results) if options.page else tables(study, results))
     write_numbers(results, options.output / f"{options.study.stem}.csv")
+    arms = {*(options.arms or study.arms), study.yardstick, study.compared_with}
+    seeds = options.seeds or study.seeds
+    results = [one for one in results if one["arm"] in arms and one["seed"] in seeds]
+    print(page_tables(study, results) if options.page else tables(study, results))
     draw(study, results, options.output / f"{options.study.stem}.png")
 
 

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 AS_TRAINED = "as trained"
+TRIES = 3
+"""Settings between those of a study that are measured for each budget, at most."""
+NEAR = 0.95
+"""A setting that uses so much of its budget is near enough."""
 
 Sets = Mapping[str, Sequence[Batch]]
 """Batches by the name of what they hold."""
@@ -59,14 +63,39 @@ def make_dial(model: Any, base: PreTrainedModel) -> Dial:
 def choose_settings(
     dial: Dial, own: Sets, dials: Sequence[float], budgets: Sequence[float]
 ) -> Settings:
-    """As trained, and for each budget the largest setting whose KL on own text keeps to it."""
-    turns = [partial(dial.turn, setting) for setting in dials]
-    costs = [
-        [report.kl for report in measure_settings(dial.model, batches, turns, dial.reference)]
-        for batches in own.values()
-    ]
-    worst = [max(at) for at in zip(*costs, strict=True)]
-    return {AS_TRAINED: None} | {f"KL {b:g}": within(dials, worst, b) for b in budgets}
+    """As trained, and for each budget the largest setting whose KL on own text keeps to it.
+
+    What lies between two that were measured is measured, and moved until it fits the budget.
+    """
+    costs: dict[float, float] = {0.0: 0.0}
+
+    def measure(settings: Sequence[float]) -> None:
+        turns = [partial(dial.turn, setting) for setting in settings]
+        read = [
+            [report.kl for report in measure_settings(dial.model, batches, turns, dial.reference)]
+            for batches in own.values()
+        ]
+        costs.update(zip(settings, map(max, zip(*read, strict=True)), strict=True))
+
+    def largest(budget: float) -> float:
+        fits = 0.0
+        for setting in sorted(costs):
+            if costs[setting] > budget:
+                break
+            fits = setting
+        return fits
+
+    measure(dials)
+    found: dict[str, float | None] = {AS_TRAINED: None}
+    for budget in budgets:
+        for _ in range(TRIES):
+            known = sorted(costs)
+            tried = within(known, [costs[setting] for setting in known], budget)
+            if tried in costs or costs[largest(budget)] > NEAR * budget:
+                break
+            measure([tried])
+        found[f"KL {budget:g}"] = largest(budget)
+    return found
 
 
 def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:

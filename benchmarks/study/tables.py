@@ -15,6 +15,9 @@ from controlllm.evaluate.statistics import paired_difference
 
 __all__ = ["draw", "page_tables", "tables"]
 
+LEAST_KL = 1e-4
+"""What is below is drawn here, on an axis that knows no 0."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -209,7 +212,8 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for label in labels:
             for one in told(study, results, shift, label):
-                lines.setdefault(one.arm, []).append((one.moved, 100 * one.gain / best.gain))
+                point = (max(one.moved, LEAST_KL), 100 * one.gain / best.gain)
+                lines.setdefault(one.arm, []).append(point)
         for arm, points in lines.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=arm)
         axis.set(

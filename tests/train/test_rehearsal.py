@@ -195,7 +195,7 @@ def chatty(pico_llama, pico_tokenizer):
     return pico_llama(vocab_size=261), tokenizer
 
 
-def test_half_is_rehearsed_behind_a_chat_template(run, chatty, loaded, tmp_path):
+def test_half_is_rehearsed_behind_a_chat_template(run, chatty, tmp_path):
     run.data.max_length = 64
     model, tokenizer = chatty
     source = rehearsal_source(model, tokenizer, run)
@@ -225,7 +225,7 @@ def test_more_conversations_are_others(run, chatty):
     assert len(rows) > 8 and 2 * len(chats) >= len(rows) and len(set(chats)) == len(chats)
 
 
-def test_conversations_that_cannot_be_are_said(run, chatty, loaded, caplog):
+def test_conversations_that_cannot_be_are_said(run, chatty, caplog):
     run.data.max_length = 64
     run.rehearsal.chat_share = 0.05
     with pytest.raises(ConfigError, match=r"chat_share=0.05 of rehearsal.num_sequences=10 is no"):
@@ -247,3 +247,43 @@ def test_temperature_is_that_of_conversations_too(run, chatty):
     cold = sequences(rehearsal_source(*chatty, run))
     assert warm[0] != cold[0]
     assert len({tuple(row) for row in cold[::2]}) == 1  # the likeliest conversation
+
+
+def test_nobody_asked_for_conversations_behind_another_template_or_from_prompts(
+    run, chatty, tmp_path
+):
+    mark = chatty[1].convert_tokens_to_ids("<|im_start|>")
+    run.data.max_length = 64
+
+    def chats():
+        return sum(row[0] == mark for row in sequences(rehearsal_source(*chatty, run)))
+
+    run.data.chat_template = CHATML
+    assert chats() == 0
+    run.rehearsal.chat_share = 0.5
+    assert chats() == 5
+    run.data.chat_template, run.rehearsal.chat_share = None, None
+    (tmp_path / "prompts.txt").write_text("the cat\n")
+    run.rehearsal.prompts = str(tmp_path / "prompts.txt")
+    assert chats() == 0
+
+
+def test_each_stage_writes_conversations(run, chatty, tmp_path):
+    run.data.max_length = 64
+    stages = (Stage("base"), Stage("a", key="a"))
+    rows = sequences(rehearsal_source(*chatty, run, stages))
+    mark = chatty[1].convert_tokens_to_ids("<|im_start|>")
+    assert [row[0] == mark for row in rows] == [True, True, False, False] * 5
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_conversations_take_part_in_a_step(run, chatty, loss, packing):
+    run.data.max_length, run.data.packing, run.rehearsal.loss = 64, packing, loss
+    ready = set_up(run, chatty)
+    batches = [next(ready.loader) for _ in range(8)]
+    counts = ready.loss.count(batches)
+    assert counts.rehearsed > 0 if loss == "kl" else counts.targets > 0
+    for batch in batches:
+        ready.loss.micro_batch(batch, counts).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ready.model.parameters())

@@ -199,8 +199,16 @@ def test_a_strangers_chat_whose_spans_are_none_is_refused(write, chatty, tmp_pat
     write(*chatty, data)
     (file,) = (f for f in (tmp_path / "own").iterdir() if "written" in json.loads(f.read_text()))
     good = json.loads(file.read_text())
-    for spans in ([1, 2, 3], [5], [9, 2], [-1, 2], [0, 900]):
-        file.write_text(json.dumps(good | {"written": [[spans]] * 8}))
+    (start, middle), (later, end) = good["written"][0]
+    for spans in (
+        *([[one]] for one in ([1, 2, 3], [5], [9, 2], [-1, 2], [0, 900])),
+        [[start, middle]],  # no answer
+        [[0, middle], [later, end]],  # the template is none of its words
+        [[start, start], [later, end]],
+        [[start, middle], [middle - 1, end]],
+        [[start, middle], [later, end - 1]],
+    ):
+        file.write_text(json.dumps(good | {"written": [spans, *good["written"][1:]]}))
         with pytest.raises(CheckpointError, match=file.name):
             write(*chatty, data)
 

@@ -82,7 +82,7 @@ def read_or_write(
     Raises:
         CheckpointError: a file holds something else.
     """
-    name = hashlib.sha256(f"{writer.key}{plan}".encode()).hexdigest()[:24] + ".json"
+    name = hashlib.sha256(f"{writer.key}{plan.key}".encode()).hexdigest()[:24] + ".json"
     places = (place / name for place in (folder, *elsewhere))
     path = next((place for place in places if place.is_file()), None)
     if path is not None:
@@ -121,11 +121,12 @@ def _check(record: Any, plan: SamplingPlan | ChatPlan, writer: Writer, path: Pat
         for row, start in zip(rows, (starts[i % len(starts)] for i in range(number)), strict=True)
     )
     if holds and isinstance(plan, ChatPlan):
-        spans = record.get("written", ())
+        spans, begin = record.get("written", ()), len(plan.before)
         holds = len(spans) == number and all(
-            len(span) == 2 and 0 <= span[0] <= span[1] <= len(row)
-            for row, places in zip(rows, spans, strict=True)
-            for span in places
+            len(turns) == 2
+            and all(len(turn) == 2 for turn in turns)
+            and begin == turns[0][0] < turns[0][1] <= turns[1][0] < turns[1][1] == len(row)
+            for row, turns in zip(rows, spans, strict=True)
         )
     if not holds:
         raise CheckpointError(

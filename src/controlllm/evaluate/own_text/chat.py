@@ -43,12 +43,14 @@ class Asked:
     Attributes:
         there: whether they are to be written; None = where there is a template that allows it.
         where: the setting that says so, for messages.
-        off: and how it says that there are none.
+        off: how it says that there are none.
+        room: the setting that gives them their room.
     """
 
     there: bool | None
     where: str
     off: str
+    room: str
 
 
 def chat_plan(
@@ -81,7 +83,7 @@ def chat_plan(
         if question < _LEAST_TURN:
             raise ConfigError(
                 f"{asked.where}: the template alone takes {length - room} of {length} tokens, which"
-                f" leaves no room for a conversation; raise {asked.where.split('.')[0]}.length."
+                f" leaves no room for a conversation; raise {asked.room}, or set {asked.off}."
             )
     except ConfigError as error:
         if asked.there:

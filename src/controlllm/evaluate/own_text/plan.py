@@ -1,7 +1,7 @@
 """All that decides what a model writes."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,11 @@ class SamplingPlan:
     prompts: tuple[tuple[int, ...], ...]  # token ids that sequences start with, taken in turn
     end: int | None  # token that ends a sequence; None = every sequence has full length
 
+    @property
+    def key(self) -> str:
+        """Tells a plan from all others."""
+        return str(self)
+
 
 @dataclass(frozen=True)
 class ChatPlan:
@@ -36,7 +41,12 @@ class ChatPlan:
     before: tuple[int, ...]  # the template's tokens before the user's turn
     between: tuple[int, ...]  # and those between it and the answer
     ends: tuple[int, ...]  # tokens that end a turn
-    temperature: float = 1.0  # of sampling
+    temperature: float = field(default=1.0, repr=False)  # of sampling
+
+    @property
+    def key(self) -> str:
+        """Tells a plan from all others; at temperature 1 as before there was another one."""
+        return str(self) if self.temperature == 1 else f"{self} at {self.temperature}"
 
     @property
     def length(self) -> int:

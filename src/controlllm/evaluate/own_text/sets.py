@@ -71,9 +71,11 @@ def write_own_text(
     plans: dict[str, SamplingPlan | ChatPlan] = {
         OWN_TEXT: _plain_plan(tokenizer, settings, length, block)
     }
+    limit = "data.max_length" if settings.length is None else "own_text.length"
+    asked_chat = Asked(settings.chat, "own_text.chat", "own_text.chat=false", limit)
     chat = chat_plan(
-        Asked(settings.chat, "own_text.chat", "own_text.chat=false"), writer.model, tokenizer, data,
-        length, num_sequences=settings.num_sequences, batch_size=settings.batch_size,
+        asked_chat, writer.model, tokenizer, data, length,
+        num_sequences=settings.num_sequences, batch_size=settings.batch_size,
         seed=block_seed(OWN_TEXT_CHAT, settings.seed, block),
     )  # fmt: skip
     if chat is not None:

@@ -37,14 +37,15 @@ class RehearsalConfig:
         read=Read(lambda run: run.rehearsal.num_sequences > 0, f"only if {_REHEARSES}"),
     )
     """Share of the rows of each batch that are rehearsed."""
-    chat_share: float | None = setting(None, at_most=0.9, read=_REHEARSING)
+    chat_share: float | None = setting(None, at_most=0.9, may_change=True, read=_REHEARSING)
     """Share of the sequences that are conversations behind the chat template, both turns written by
-    the base; null = a half where the tokenizer, or data.chat_template, has one that is not our
-    `plain`."""
+    the base; null = a half where the tokenizer brings a template (data.chat_template is null) and
+    there are no `prompts`, else none."""
     length: int | None = setting(None, at_least=2, read=_REHEARSING)
     """Tokens of one sequence; null = data.max_length."""
     loss: str = setting("kl", choices=("kl", "ce"), read=_REHEARSING)
-    """`kl`: KL(base || model) on the rehearsed tokens; `ce`: they are ordinary training tokens."""
+    """`kl`: KL(base || model) on the tokens that the base wrote; `ce`: they are ordinary training
+    tokens."""
     weight: float = setting(
         1.0,
         read=Read(

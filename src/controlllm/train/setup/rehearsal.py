@@ -88,11 +88,11 @@ def rehearsal_source(
     ]
     parts = []
     for stage in every:
-        plans = _make_plans(model, tokenizer, run, _prompts_of(stage, run))
         folder = own if run.rehearsal.cache_dir else stage.folder_of_text(own)
         who = "the base" if stage.name == BASE else f"the stage {stage.name}"
         # One writer for all parts: the key of a base is a hash of all its weights.
         writer = stage.writer(model)
+        plans = _make_plans(writer.model, tokenizer, run, _prompts_of(stage, run))
         parts.append(partial(_part, writer, plans, folder, f"rehearsal: {who}", places))
     firsts = [part(0) for part in parts]
     number = first = run.rehearsal.num_sequences
@@ -220,7 +220,10 @@ def _make_plans(
             f"{setting}={length}; shorten the prompt or raise the length."
         )
     share = rehearsal.chat_share
-    number = math.floor(rehearsal.num_sequences * (_CHAT_SHARE if share is None else share))
+    # Behind a template that is not the base's own, or from prompts, nobody asked for conversations.
+    own = run.data.chat_template is None and prompt_file is None
+    wished = (_CHAT_SHARE if own else 0.0) if share is None else share
+    number = min(round(rehearsal.num_sequences * wished), rehearsal.num_sequences - 1)
     if share and not number:
         raise ConfigError(
             f"rehearsal.chat_share={share:g} of rehearsal.num_sequences="
@@ -235,6 +238,7 @@ def _make_plans(
         None if share is None and number else bool(number),
         "rehearsal.chat_share",
         "rehearsal.chat_share=0",
+        setting,
     )
     chat = chat_plan(asked, model, tokenizer, run.data, length, num_sequences=number, **drawn)
     plain = SamplingPlan(

@@ -12,7 +12,7 @@ processes, nor how rows are cut into batches changes anything.
 |---|---|
 | cross-entropy | that predict a target of a training or replay row (rehearsal loss `ce`: any row) |
 | divergence | all real tokens, or those that predict a target (`expansion.divergence_tokens`) |
-| rehearsal | that predict a token of a rehearsed row, under `kl`: KL(base ‖ model) |
+| rehearsal | that predict a target of a rehearsed row, under `kl`: KL(base ‖ model) |
 | anchor (method `kl`) | those of the cross-entropy: KL(base ‖ model) |
 
 A type of loss (`loss_types`) multiplies each cross-entropy by a weight; the count stays that of the
