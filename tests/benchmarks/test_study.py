@@ -350,20 +350,39 @@ def test_base_and_cells_are_asked_the_same_questions(shared_data: Path, tmp_path
         small(benchmarks=["arc_esy"])
 
 
-def test_copies_that_were_trained_in_bfloat16_are_asked(shared_data: Path, tmp_path: Path) -> None:
+def test_what_was_trained_in_bfloat16_is_measured_in_it_or_in_float32(
+    shared_data: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
     run = {"preset": "paper", "expansion": {"num_blocks": 2}}
     study = small(
         dtype="bfloat16",
         common={"training": {"bf16": True}},
-        arms={"paper": Arm(run=run, rates=[1e-2])},
-        yardstick="paper",
+        arms={
+            "full": Arm(run={"method": "full"}, rates=[1e-2]),
+            "paper": Arm(run=run, rates=[1e-2]),
+            "exact": Arm(trained_as="full", trial="in_float32", rates=[1e-2]),
+        },
         benchmarks=["arc_easy"],
         questions=3,
         train_characters=9_000,
     )
     bench = Bench(study, shared_data, tmp_path)
     assert all(bench.work(cell) for cell in study.cells())
+    found = {result["arm"]: result for result in read_results(study, tmp_path)}
+    for result in found.values():
+        assert len(result["items"][AS_TRAINED]["arc_easy"]) == 3
+        assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 0
+    bases = {arm: at["settings"][AS_TRAINED]["sets"]["new"]["base"] for arm, at in found.items()}
+    assert bases["exact"] != bases["full"] == bases["paper"]
+    assert bases["exact"] == pytest.approx(bases["full"], rel=0.02)
+
+
+def test_a_dial_is_measured_where_it_is_set(data: Path, tmp_path: Path) -> None:
+    study = small(dials=[0.5, 1.0], arms={"full": Arm(run={"method": "full"}, rates=[1e-2])})
+    bench = Bench(study, data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
     (result,) = read_results(study, tmp_path)
-    assert len(result["items"][AS_TRAINED]["arc_easy"]) == 3
-    assert result["settings"][AS_TRAINED]["sets"]["new"]["kl"] > 0
+    for budget in study.budgets:
+        at = result["settings"][f"KL {budget:g}"]
+        assert 0.8 * budget < at["sets"]["chosen own"]["kl"] <= budget or at["dial"] == 1.0
