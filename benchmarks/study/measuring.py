@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 AS_TRAINED = "as trained"
-TRIES = 3
+TRIES = 6
 """Settings between those of a study that are measured for each budget, at most."""
 NEAR = 0.95
 """A setting that uses so much of its budget is near enough."""

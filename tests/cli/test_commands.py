@@ -435,8 +435,8 @@ def test_interrupted_training_says_how_to_go_on_and_goes_on(
     path = run_file(workplace, tmp_path, max_steps=100_000, save_steps=2, eval_steps=100_000)
     words = [sys.executable, "-m", "controlllm.cli", "train", str(path)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    checkpoint = tmp_path / "run" / "checkpoint-4"
-    while not checkpoint.exists() and process.poll() is None:
+    # Which one: the oldest goes as new ones come, so none stays to be waited for.
+    while not [*(tmp_path / "run").glob("checkpoint-*")] and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
