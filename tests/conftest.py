@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ hypothesis.settings.load_profile("controlllm")
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_TESTS_ON = "CONTROLLLM_GPU_TESTS_ON"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 BYTE_OFFSET = 3  # ids 0, 1, 2 of the byte tokenizer are <pad>, <s>, </s>
 
 
@@ -150,6 +155,17 @@ def pico_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+@pytest.fixture
+def chatty(
+    pico_llama: Callable[..., PreTrainedModel], pico_tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and tokenizer with the two marks of chatml, and its template."""
+    tokenizer = deepcopy(pico_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    return pico_llama(vocab_size=261), tokenizer
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import json
 import logging
 import re
-from copy import deepcopy
 
 import pytest
 import torch
@@ -179,22 +178,6 @@ def test_each_stage_of_a_chain_writes_its_part(run, loaded, tmp_path):
     assert len(two) == pytest.approx(len(alone), abs=2)
 
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.fixture
-def chatty(pico_llama, pico_tokenizer):
-    """A model and tokenizer with the two marks of chatml, and its template."""
-    tokenizer = deepcopy(pico_tokenizer)
-    marks = ["<|im_start|>", "<|im_end|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": marks})
-    tokenizer.chat_template = CHATML
-    return pico_llama(vocab_size=261), tokenizer
-
-
 def test_half_is_rehearsed_behind_a_chat_template(run, chatty, tmp_path):
     run.data.max_length = 64
     model, tokenizer = chatty
@@ -233,9 +216,10 @@ def test_conversations_that_cannot_be_are_said(run, chatty, caplog):
     run.rehearsal.chat_share, run.rehearsal.length = 0.5, 8
     with pytest.raises(ConfigError, match=r"rehearsal.chat_share: .* raise rehearsal.length"):
         rehearsal_source(*chatty, run)
-    run.rehearsal.chat_share = (
-        None  # Where nobody asked for them they are left out, and it is told.
-    )
+    run.data.max_length, run.rehearsal.length = 8, None
+    with pytest.raises(ConfigError, match=r"raise data.max_length, or set rehearsal.chat_share=0"):
+        rehearsal_source(*chatty, run)
+    run.rehearsal.chat_share = None  # Where nobody asked they are left out, and it is told.
     assert len(rehearsal_source(*chatty, run)) == 10
     assert "Nothing is written behind the chat template: rehearsal.chat_share" in caplog.text
 
@@ -258,7 +242,7 @@ def test_nobody_asked_for_conversations_behind_another_template_or_from_prompts(
     def chats():
         return sum(row[0] == mark for row in sequences(rehearsal_source(*chatty, run)))
 
-    run.data.chat_template = CHATML
+    run.data.chat_template = chatty[1].chat_template
     assert chats() == 0
     run.rehearsal.chat_share = 0.5
     assert chats() == 5

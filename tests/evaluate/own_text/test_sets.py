@@ -1,6 +1,5 @@
 import json
 from contextlib import nullcontext
-from copy import deepcopy
 
 import pytest
 import torch
@@ -14,10 +13,6 @@ from controlllm.evaluate.own_text.writing import Writer
 from controlllm.expansion import ExpansionConfig, expand
 
 DATA = DataConfig(max_length=32)
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def rows(examples):
@@ -37,16 +32,6 @@ def write(pico_llama, pico_tokenizer, tmp_path):
         return write_own_text(writer, tokenizer, given, data, tmp_path / "own", block)
 
     return call
-
-
-@pytest.fixture
-def chatty(pico_llama, pico_tokenizer):
-    """A model and tokenizer with the two marks of chatml, and its template."""
-    tokenizer = deepcopy(pico_tokenizer)
-    marks = ["<|im_start|>", "<|im_end|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": marks})
-    tokenizer.chat_template = CHATML
-    return pico_llama(vocab_size=261), tokenizer
 
 
 def test_only_what_the_model_wrote_is_a_target(write, tmp_path, pico_tokenizer):
