@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from benchmarks.origin import about
 from benchmarks.study.items import Questions
 from benchmarks.study.measuring import choose_settings, computed_in, losses, make_dial
 from benchmarks.study.plan import Cell, Study
-from benchmarks.study.records import RESULT, read_result
+from benchmarks.study.records import RESULT, Result, read_result, read_trained
 from benchmarks.study.texts import base_path, write_kept, write_shift
 from benchmarks.study.trial import Trial, make_trial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +31,8 @@ from controlllm.train.config.presets import preset_values
 __all__ = ["Bench"]
 
 BATCH = 8
+CHOSEN, TOLD = 0, 1
+"""Blocks of own text."""
 
 
 @dataclass
@@ -86,9 +87,10 @@ class Bench:
     def own_text(self, block: int) -> dict[str, list[Batch]]:
         """What the base wrote, in batches; other blocks are other sequences."""
         model, tokenizer = self.base
+        number = self.study.own_sequences if block == CHOSEN else self.study.told_sequences
         settings = OwnTextConfig(
-            measure=True, num_sequences=self.study.own_sequences, length=self.study.length,
-            chat=self.chat,
+            measure=True, num_sequences=number or self.study.own_sequences,
+            length=self.study.length, chat=self.chat,
         )  # fmt: skip
         written = write_own_text(
             Writer.base(model), tokenizer, settings, self.data_config, self.output / "own", block
@@ -101,12 +103,12 @@ class Bench:
     @cached_property
     def own_chosen(self) -> dict[str, list[Batch]]:
         """Own text to choose on."""
-        return self.own_text(0)
+        return self.own_text(CHOSEN)
 
     @cached_property
     def told(self) -> dict[str, list[Batch]]:
         """What is told of every cell: own text and kept texts that chose nothing."""
-        sets = self.own_text(1)
+        sets = self.own_text(TOLD)
         rows = self.study.told_rows
         return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
 
@@ -123,19 +125,23 @@ class Bench:
     def work(self, cell: Cell) -> bool:
         """Train and measure a cell; False where that is done, or another process does it.
 
+        Where only what is told has changed since, only that is done again.
+
         Raises:
             ConfigError: if what is there was found by another study.
         """
         trained = self.study.trained(cell)
-        waits = trained != cell and read_result(self.study, trained, self.output) is None
+        waits = trained != cell and read_trained(self.study, trained, self.output) is None
         if waits or read_result(self.study, cell, self.output) is not None:
             return False
         folder = cell.folder(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         with _held(folder) as free:
-            if not free or (folder / RESULT).is_file():
+            if not free or read_result(self.study, cell, self.output) is not None:
                 return False
-            write_json(folder / RESULT, self._result(cell, trained.folder(self.output) / "run"))
+            before = read_trained(self.study, cell, self.output)
+            run = trained.folder(self.output) / "run"
+            write_json(folder / RESULT, self._result(cell, run, before))
         return True
 
     def check(self, cells: Iterable[Cell]) -> None:
@@ -154,29 +160,25 @@ class Bench:
             except ConfigError as error:
                 raise ConfigError(f"arms.{cell.name}: {error}") from error
 
-    def _result(self, cell: Cell, run: Path) -> dict[str, Any]:
-        files = self.shift_files[cell.shift]
-        own = self.own_chosen
+    def _result(self, cell: Cell, run: Path, before: Result | None) -> Result:
+        """What is found; of a cell that was told of `before`, its settings and times are kept."""
+        files, own = self.shift_files[cell.shift], self.own_chosen
         chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)} | own
         told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
         sets = {f"chosen {name}": batches for name, batches in chosen.items()} | told
         trial = make_trial(cell.arm)
-        started = time.perf_counter()
         with trial.training():
-            if cell.arm.trained_as is None:
-                resumes = any(run.glob("checkpoint-*"))
-                outcome = train(self.run_config(cell, trial))
-                if outcome.stopped_because == "preempted":
-                    raise SystemExit("stopped by a signal; the same command goes on from here.")
-                model = outcome.model
-                # Of a run that was killed between, only the last part could be timed.
-                seconds = None if resumes else time.perf_counter() - started
+            if before is None and cell.arm.trained_as is None:
+                model, seconds = self._train(cell, trial, run)
             else:
-                model, seconds = load_model(run)[0], None
+                model, seconds = load_model(run)[0], before and before["seconds"]
             number = sum(p.numel() for p in model.parameters() if p.requires_grad)
             with computed_in(getattr(torch, self.study.dtype)):
                 dial = trial.dial(make_dial(model, self.base[0]), chosen)
-                at = choose_settings(dial, own, self.study.dials, self.study.budgets)
+                if before is None:
+                    at = choose_settings(dial, own, self.study.dials, self.study.budgets)
+                else:
+                    at = {label: one["dial"] for label, one in before["settings"].items()}
                 found = losses(dial, sets, at)
                 items = {} if self.questions is None else self.questions.answered(dial, at)
         return {
@@ -186,12 +188,22 @@ class Bench:
             "seed": cell.seed,
             "settings": found,
             "items": items,
-            "trained_parameters": number,
+            "trained_parameters": number if before is None else before["trained_parameters"],
             "seconds": seconds,
-            "steps": self.study.steps,
             "study": self.study.of(cell),
             "about": about(),
         }
+
+    def _train(self, cell: Cell, trial: Trial, run: Path) -> tuple[PreTrainedModel, float | None]:
+        """The trained model, and the seconds that it took, where they could be timed.
+
+        Of a run that was killed between, only the last part could be.
+        """
+        started, resumes = time.perf_counter(), any(run.glob("checkpoint-*"))
+        outcome = train(self.run_config(cell, trial))
+        if outcome.stopped_because == "preempted":
+            raise SystemExit("stopped by a signal; the same command goes on from here.")
+        return outcome.model, None if resumes else time.perf_counter() - started
 
     def run_config(self, cell: Cell, trial: Trial) -> RunConfig:
         """The run of a cell: what is the same for all, the study's, the arm's, the trial's."""

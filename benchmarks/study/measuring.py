@@ -7,15 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from controlllm.common.adapters import merge_adapters
 from controlllm.data import Batch
-from controlllm.evaluate import RetentionReport, average_weights
+from controlllm.evaluate import average_weights
 from controlllm.evaluate.forgetting.averaging import averager
 from controlllm.evaluate.forgetting.dial import Dial
+from controlllm.evaluate.forgetting.losses import per_token
 from controlllm.evaluate.forgetting.reference import Reference
-from controlllm.evaluate.forgetting.retention import measure_settings
+from controlllm.evaluate.forgetting.retention import compare_documents, measure_settings
 from controlllm.expansion import ControlLLMForCausalLM
 
 __all__ = [
@@ -34,6 +36,8 @@ TRIES = 6
 """Settings between those of a study that are measured for each budget, at most."""
 NEAR = 0.95
 """A setting that uses so much of its budget is near enough."""
+AIM = (NEAR + 1) / 2
+"""What is tried is meant to use so much of it: who aims at the budget stays a little above it."""
 
 Sets = Mapping[str, Sequence[Batch]]
 """Batches by the name of what they hold."""
@@ -90,7 +94,7 @@ def choose_settings(
     for budget in budgets:
         for _ in range(TRIES):
             known = sorted(costs)
-            tried = within(known, [costs[setting] for setting in known], budget)
+            tried = within(known, [costs[setting] for setting in known], AIM * budget)
             if tried in costs or costs[largest(budget)] > NEAR * budget:
                 break
             measure([tried])
@@ -118,21 +122,22 @@ def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> flo
 def losses(dial: Dial, sets: Sets, at: Settings) -> dict[str, dict[str, Any]]:
     """By setting: where the dial stands, and what is read of each set there."""
     turns = [partial(dial.turn, setting) for setting in at.values()]
-    reports = {
-        name: measure_settings(dial.model, batches, turns, dial.reference)
-        for name, batches in sets.items()
+    found: dict[str, dict[str, Any]] = {
+        label: {"dial": setting, "sets": {}} for label, setting in at.items()
     }
-    return {
-        label: {"dial": setting, "sets": {n: _plain(r[i]) for n, r in reports.items()}}
-        for i, (label, setting) in enumerate(at.items())
-    }
+    for name, batches in sets.items():
+        read: list[list[Tensor]] = [[] for _ in turns]
+        for number, documents_D4 in compare_documents(dial.model, batches, turns, dial.reference):
+            read[number].append(documents_D4)
+        for of_setting, parts in zip(found.values(), read, strict=True):
+            of_setting["sets"][name] = _told(torch.cat(parts))
+    return found
 
 
-def _plain(report: RetentionReport) -> dict[str, float | int | None]:
-    return {
-        "base": report.base_loss,
-        "loss": report.loss,
-        "kl": report.kl,
-        "kl_error": report.kl_error,
-        "tokens": report.tokens,
-    }
+def _told(documents_D4: Tensor) -> dict[str, Any]:
+    """Means per target token, and of each document its tokens and three sums, in nats."""
+    tokens, *sums = documents_D4.sum(0).tolist()
+    means = [per_token(total, int(tokens)) for total in sums]
+    documents = [[round(number, 4) for number in one] for one in documents_D4.tolist()]
+    told = dict(zip(("base", "loss", "kl"), means, strict=True))
+    return told | {"tokens": int(tokens), "documents": documents}

@@ -15,9 +15,11 @@ from controlllm.common.registry import check_choice
 from controlllm.common.settings import LARGEST_SEED, TINY
 from controlllm.train.config.config_io import build, read_yaml
 
-__all__ = ["Arm", "Cell", "Study", "read_study"]
+__all__ = ["TOLD_ON", "Arm", "Cell", "Study", "read_study"]
 
 TRIALS = Path(__file__).parent / "trials"
+TOLD_ON = {"told_rows", "told_sequences", "kept", "benchmarks", "questions"}
+"""Fields that say what is told: where they change, a cell is told again, not trained again."""
 _NOT_OF_CELL = {"shifts", "arms", "seeds", "yardstick", "compared_with"}
 """Fields that say which cells there are, and how they are told."""
 LONGEST_NAME = 100
@@ -69,7 +71,9 @@ class Study:
     chosen_rows: int = setting(24, at_least=1)
     told_rows: int = setting(32, at_least=1)
     own_sequences: int = setting(32, at_least=8)
-    """Rows of each set, and sequences of own text to choose on and to tell, each."""
+    """Rows of each set, and sequences of own text to choose on, of each kind."""
+    told_sequences: int | None = setting(None, at_least=8)
+    """Sequences of own text that are told; null = as many as are chosen on."""
     benchmarks: list[str] = field(default_factory=list)
     """Of the suite `small`: what base and model are asked at each setting of the dial."""
     questions: int = setting(24, at_least=1)

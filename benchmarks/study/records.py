@@ -5,41 +5,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.plan import Cell, Study
+from benchmarks.study.plan import TOLD_ON, Cell, Study
 
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import read_json
 
-__all__ = ["RESULT", "Result", "read_result", "read_results", "write_numbers"]
+__all__ = [
+    "RESULT",
+    "Result",
+    "read_result",
+    "read_results",
+    "read_trained",
+    "write_numbers",
+]
 
 RESULT = "result.json"
 Result = dict[str, Any]
 
 
 def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
-    """What a cell found; None where it is not done (ConfigError if it was asked otherwise)."""
+    """What a cell found; None where it is not done, or other text was told than the study's."""
+    result = read_trained(study, cell, output)
+    if result is None:
+        return None
+    asked, found = study.of(cell), result["study"]
+    return result if all(found.get(name) == asked[name] for name in TOLD_ON) else None
+
+
+def read_trained(study: Study, cell: Cell, output: Path) -> Result | None:
+    """The same, whatever is told of it (ConfigError if it was trained or chosen otherwise)."""
     path = cell.folder(output) / RESULT
     if not path.is_file():
         return None
     result: Result = read_json(path)
     asked = study.of(cell)
-    # Results that were written before studies were recorded say their steps alone.
-    found = result.get("study", {"steps": result["steps"]})
-    for name, value in found.items():
-        if value != asked.get(name):
+    for name, value in result["study"].items():
+        if name not in TOLD_ON and value != asked.get(name):
             raise ConfigError(
                 f"{path} was found by another study: {name} was {value!r}, is {asked.get(name)!r}. "
                 "Choose another --output, or another name for the arm."
             )
-    missing = set(study.kept) - set(next(iter(result["settings"].values()))["sets"])
-    budgets = {f"KL {budget:g}" for budget in study.budgets} - set(result["settings"])
-    items: dict[str, Any] | None = result.get("items", {})
-    unasked: set[str] = set()
-    if items is not None:  # What is no model of transformers is asked nothing.
-        unasked = set(study.benchmarks) - set(next(iter(items.values()), {}))
-    if missing or budgets or unasked:
-        lacks = ", ".join(sorted(missing | budgets | unasked))
-        raise ConfigError(f"{path} has no {lacks}: another study's. Choose another --output.")
     return result
 
 

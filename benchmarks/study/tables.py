@@ -1,14 +1,15 @@
 """Tables and the picture of a study, from the cells that are there."""
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from benchmarks.study.fronts import front_table
 from benchmarks.study.measuring import AS_TRAINED
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
+from benchmarks.study.told import Told, told, yardstick
 
 from controlllm.evaluate import format_table
 from controlllm.evaluate.statistics import paired_difference
@@ -17,76 +18,6 @@ __all__ = ["draw", "page_tables", "tables"]
 
 LEAST_KL = 1e-4
 """What is below is drawn here, on an axis that knows no 0."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """An arm at one setting: the rate that learned most of what was chosen on, all its seeds."""
-
-    arm: str
-    rate: float
-    results: tuple[Result, ...]
-    setting: str
-
-    def values(self, name: str, number: str = "loss") -> list[float]:
-        """One number of one set, of each seed; `rise` is what the loss rose by."""
-        sets = [result["settings"][self.setting]["sets"][name] for result in self.results]
-        return [one["loss"] - one["base"] if number == "rise" else one[number] for one in sets]
-
-    def mean(self, name: str, number: str = "loss") -> float:
-        """Their mean."""
-        return statistics.mean(self.values(name, number))
-
-    @property
-    def own(self) -> list[str]:
-        """The sets that the base wrote: plain, and behind its chat template where it has one."""
-        known = self.results[0]["settings"][self.setting]["sets"]
-        return [name for name in known if name.startswith("own")]
-
-    @property
-    def moved(self) -> float:
-        """KL(base || model) on what the base wrote, where it is largest: what budgets bound."""
-        return max(self.mean(name, "kl") for name in self.own)
-
-    @property
-    def gain(self) -> float:
-        """How far the loss on the new text fell, in nats per token."""
-        return -self.mean("new", "rise")
-
-    def ahead_of(self, other: "Told") -> list[float]:
-        """How much more was learned than by another arm, of each seed that both have."""
-        theirs = {r["seed"]: v for r, v in zip(other.results, other.values("new"), strict=True)}
-        own = zip(self.results, self.values("new"), strict=True)
-        return [theirs[r["seed"]] - value for r, value in own if r["seed"] in theirs]
-
-
-def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> Iterator[Told]:
-    """Each arm at the rate whose mean loss on the chosen text is lowest at this setting.
-
-    Rates are compared by the seeds that all of them have.
-    """
-    for arm in study.arms:
-        rates: dict[float, list[Result]] = {}
-        for result in results:
-            if (result["arm"], result["shift"]) == (arm, shift):
-                rates.setdefault(result["rate"], []).append(result)
-        if not rates:
-            continue
-        shared = set.intersection(*({r["seed"] for r in found} for found in rates.values()))
-        compared = {
-            rate: Told(arm, rate, tuple(r for r in found if r["seed"] in shared), setting)
-            for rate, found in rates.items()
-        }
-        rate = min(rates)
-        if shared:
-            rate = min(compared, key=lambda rate: compared[rate].mean("chosen new"))
-        yield Told(arm, rate, tuple(rates[rate]), setting)
-
-
-def yardstick(study: Study, results: Sequence[Result], shift: str) -> Told | None:
-    """The arm whose gain as trained the others' gains are shares of; None where it is not done."""
-    arms = told(study, results, shift, AS_TRAINED)
-    return next((one for one in arms if one.arm == study.yardstick), None)
 
 
 def tables(study: Study, results: Sequence[Result]) -> str:
@@ -105,6 +36,8 @@ def tables(study: Study, results: Sequence[Result]) -> str:
             parts.append(f"{title}\n\n{_table(study, rows, most)}")
             if study.benchmarks:
                 parts.append(_items_table(study, rows))
+        if fronts := front_table(study, results, shift):
+            parts.append(f"{shift}, % of the gain of {study.yardstick}\n\n{fronts}")
     return "\n\n".join(parts)
 
 
@@ -176,6 +109,8 @@ def page_tables(study: Study, results: Sequence[Result]) -> str:
         base = best.mean("new", "base")
         title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {best.gain:.3f})"
         parts.append(f"{title}\n\n{format_table(['way', 'seeds', *labels], lines)}")
+        if fronts := front_table(study, results, shift):
+            parts.append(fronts)
     return "\n\n".join(parts)
 
 

@@ -11,9 +11,10 @@ from benchmarks.study.__main__ import main
 from benchmarks.study.cells import Bench
 from benchmarks.study.measuring import AS_TRAINED, within
 from benchmarks.study.plan import Arm, Study, read_study
-from benchmarks.study.records import RESULT, read_results, write_numbers
-from benchmarks.study.tables import draw, page_tables, tables, told
+from benchmarks.study.records import read_results, write_numbers
+from benchmarks.study.tables import draw, page_tables, tables
 from benchmarks.study.texts import write_shift
+from benchmarks.study.told import told
 from benchmarks.study.trial import Trial
 
 from controlllm.common.errors import ConfigError
@@ -187,7 +188,7 @@ def test_results_of_another_study_are_not_taken_for_its_own(data: Path, tmp_path
     assert bench.work(cell)
     for values, said in (
         ({"steps": 3}, "steps was 2, is 3"),
-        ({"told_rows": 9}, "told_rows was 8, is 9"),
+        ({"own_sequences": 9}, "own_sequences was 8, is 9"),
         ({"arms": {"full": Arm(run={"method": "lora"})}}, "arm was"),
     ):
         other = small(**({"arms": arms} | values))
@@ -197,14 +198,37 @@ def test_results_of_another_study_are_not_taken_for_its_own(data: Path, tmp_path
             Bench(other, data, tmp_path).work(next(other.cells()))
     assert read_results(small(arms=arms | {"more": Arm()}, seeds=[0, 1]), tmp_path)
 
-    path = cell.folder(tmp_path) / RESULT  # as it was written before studies were recorded
-    result = json.loads(path.read_text())
-    del result["study"]
-    path.write_text(json.dumps(result))
-    assert read_results(bench.study, tmp_path)
-    for values in ({"steps": 3}, {"kept": ["dolly"]}, {"budgets": [0.02]}):
-        with pytest.raises(ConfigError, match=str(path)):
-            read_results(small(**({"arms": arms} | values)), tmp_path)
+
+def test_what_is_told_otherwise_is_told_again_of_the_same_run(data: Path, tmp_path: Path) -> None:
+    arms = {
+        "full": Arm(run={"method": "full"}, rates=[1e-2]),
+        "lora": Arm(run={"method": "lora"}, rates=[1e-2]),
+        "paper": Arm(run={"preset": "paper", "expansion": {"num_blocks": 2}}, rates=[1e-2]),
+        "merged": Arm(trained_as="paper", trial="merged", rates=[1e-2]),
+    }
+    bench = Bench(small(arms=arms), data, tmp_path)
+    assert all(bench.work(cell) for cell in bench.study.cells())
+    before = read_results(bench.study, tmp_path)
+    runs = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+
+    more = small(arms=arms, told_rows=16, told_sequences=12)
+    assert not read_results(more, tmp_path)
+    assert all(Bench(more, data, tmp_path).work(cell) for cell in more.cells())
+    after = read_results(more, tmp_path)
+    assert runs == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    for old, new in zip(before, after, strict=True):
+        for kept in ("arm", "seconds", "trained_parameters"):
+            assert old[kept] == new[kept]
+        for label, setting in old["settings"].items():
+            again = new["settings"][label]
+            assert again["dial"] == setting["dial"]
+            for name, one in setting["sets"].items():
+                rows = again["sets"][name]["documents"]
+                chosen = name.startswith("chosen")
+                assert len(rows) == (8 if chosen else 12 if name == "own" else 16)
+                if name != "own":  # these are other sequences
+                    for then, now in zip(one["documents"], rows, strict=chosen):
+                        assert now == pytest.approx(then, rel=1e-3, abs=1e-3)
 
 
 def test_texts_that_others_are_trained_on_are_not_taken(data: Path, tmp_path: Path) -> None:
@@ -344,8 +368,8 @@ def test_base_and_cells_are_asked_the_same_questions(shared_data: Path, tmp_path
     assert trained[0] != trained[1]
     assert "| full | arc_easy  |   5 |" in tables(study, results)
     assert page_tables(study, results).startswith("**gsm8k** (base ")
-    with pytest.raises(ConfigError, match="piqa"):
-        read_results(small(arms=arms, **asks | {"benchmarks": ["arc_easy", "piqa"]}), tmp_path)
+    more = small(arms=arms, **asks | {"benchmarks": ["arc_easy", "piqa"]})
+    assert not read_results(more, tmp_path)  # it is told again
     with pytest.raises(ConfigError, match="'arc_easy'"):
         small(benchmarks=["arc_esy"])
 
@@ -385,4 +409,4 @@ def test_a_dial_is_measured_where_it_is_set(data: Path, tmp_path: Path) -> None:
     (result,) = read_results(study, tmp_path)
     for budget in study.budgets:
         at = result["settings"][f"KL {budget:g}"]
-        assert 0.8 * budget < at["sets"]["chosen own"]["kl"] <= budget or at["dial"] == 1.0
+        assert 0.95 * budget <= at["sets"]["chosen own"]["kl"] <= budget or at["dial"] == 1.0

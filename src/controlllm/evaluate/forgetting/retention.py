@@ -1,16 +1,16 @@
 """The forgetting meter: how far a model moved from its base on a set."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import log_probs_kl, nll_sum, target_log_probs, target_mask
+from controlllm.common.losses import log_probs_kl, target_log_probs, target_mask
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.expanded import recording_alpha
@@ -27,6 +27,7 @@ from controlllm.evaluate.forgetting.reference import Reference
 
 __all__ = [
     "RetentionReport",
+    "compare_documents",
     "mean_loss",
     "measure_retention",
     "measure_settings",
@@ -107,71 +108,95 @@ def measure_settings(
     Returns:
         One report per setting. The last setting stays in force.
     """
-    reference = reference or Reference(model)
     tallies = [_Tally() for _ in settings]
+    for number, documents_D4 in compare_documents(model, batches, settings, reference, ranks):
+        tallies[number].add(documents_D4)
+    for tally in tallies:
+        tally.add_up(ranks)
+    return [tally.report() for tally in tallies]
+
+
+def compare_documents(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    settings: Sequence[Callable[[], object]],
+    reference: Reference | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[int, Tensor]]:
+    """What `measure_settings` sums up, for who compares models document by document.
+
+    Yields:
+        For each batch and setting: the setting's number, and (D, 4) in float64 on the CPU. Of each
+        document with targets: how many, and over them the sums of the base's cross-entropy, of
+        the trained model's, and of KL(base || trained), in nats. A process has its own batches.
+    """
+    reference = reference or Reference(model)
     with evaluating(model):
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
             documents_N = documents_of(batch)[target_mask(labels_BT).cpu()]
             base_NV, targets_N = target_log_probs(reference.forward(**inputs), labels_BT)
-            for set_up, tally in zip(settings, tallies, strict=True):
+            base_N = _nll(base_NV, targets_N)
+            for number, set_up in enumerate(settings):
                 set_up()
                 model_NV, _ = target_log_probs(model_logits(model, inputs), labels_BT)
-                tally.add(base_NV, model_NV, targets_N, documents_N)
+                kl_N = log_probs_kl(base_NV.to(model_NV.device), model_NV)
+                of_each_N = (torch.ones_like(kl_N), base_N, _nll(model_NV, targets_N), kl_N)
+                yield number, _by_document(documents_N, of_each_N)
                 tick()
-        for tally in tallies:
-            tally.add_up(ranks)
-    return [tally.report() for tally in tallies]
+
+
+def _nll(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy in nats at each target (N,)."""
+    targets_N = targets_N.to(log_probs_NV.device)
+    return F.nll_loss(log_probs_NV, targets_N, reduction="none")
+
+
+def _by_document(documents_N: Tensor, of_each_N: Iterable[Tensor]) -> Tensor:
+    """Numbers of N targets, summed over those of each document (D, len(of_each_N))."""
+    numbers_NK = torch.stack([one_N.cpu().double() for one_N in of_each_N], dim=1)
+    names_D, document_N = documents_N.unique(return_inverse=True)
+    sums_DK = numbers_NK.new_zeros(len(names_D), numbers_NK.shape[1])
+    return sums_DK.index_add_(0, document_N, numbers_NK)
 
 
 class _Tally:
-    """Sums over batches, divided once at the end."""
+    """Sums over documents, divided once at the end."""
 
     def __init__(self) -> None:
-        self.base, self.loss, self.kl, self.tokens = 0.0, 0.0, 0.0, 0.0
-        # Of each document's KL k and target tokens t: their number, and sums of k*k, k*t, t*t.
-        self.moments = [0.0] * 4
+        # Of target tokens t, both cross-entropies and KL k of each document; then the number of
+        # documents, and of k*k, k*t, t*t.
+        self.sums = [0.0] * 8
 
-    def add(
-        self, base_NV: Tensor, model_NV: Tensor, targets_N: Tensor, documents_N: Tensor
-    ) -> None:
-        """Log-probabilities of both at N targets, and the document of each."""
-        base_NV, targets_N = base_NV.to(model_NV.device), targets_N.to(model_NV.device)
-        self.base += nll_sum(base_NV, targets_N).item()
-        self.loss += nll_sum(model_NV, targets_N).item()
-        kl_N = log_probs_kl(base_NV, model_NV)
-        self.kl += kl_N.sum().item()
-        self.tokens += len(targets_N)
-        _, document = documents_N.to(kl_N.device).unique(return_inverse=True)
-        tokens = document.bincount().double()
-        sums = torch.zeros_like(tokens).index_add_(0, document, kl_N.double())
-        own: list[Any] = [len(tokens), sums @ sums, sums @ tokens, tokens @ tokens]
-        self.moments = [total + float(one) for total, one in zip(self.moments, own, strict=True)]
+    def add(self, documents_D4: Tensor) -> None:
+        """What `compare_documents` gives."""
+        tokens_D, _, _, kl_D = documents_D4.unbind(1)
+        squares = (kl_D @ kl_D, kl_D @ tokens_D, tokens_D @ tokens_D)
+        own = [*documents_D4.sum(0).tolist(), len(kl_D), *map(float, squares)]
+        self.sums = [total + one for total, one in zip(self.sums, own, strict=True)]
 
     def add_up(self, ranks: Ranks) -> None:
         """Sum them over all processes. Collective."""
-        own = [self.base, self.loss, self.kl, self.tokens, *self.moments]
-        self.base, self.loss, self.kl, self.tokens, *self.moments = ranks.reduce(own, "sum")
+        self.sums = ranks.reduce(self.sums, "sum")
 
     def report(self) -> RetentionReport:
-        tokens = int(self.tokens)
+        tokens, base, loss, kl, documents, *squares = self.sums
+        mean = per_token(kl, int(tokens))
         return RetentionReport(
-            base_loss=per_token(self.base, tokens),
-            loss=per_token(self.loss, tokens),
-            kl=per_token(self.kl, tokens),
-            tokens=tokens,
-            kl_error=self._error(),
-            documents=int(self.moments[0]),
+            base_loss=per_token(base, int(tokens)),
+            loss=per_token(loss, int(tokens)),
+            kl=mean,
+            tokens=int(tokens),
+            kl_error=None if documents < 2 else _error(mean, tokens, documents, squares),
+            documents=int(documents),
         )
 
-    def _error(self) -> float | None:
-        """That of a ratio of sums: each document's k - kl * t is one independent number."""
-        number, kk, kt, tt = self.moments
-        if number < 2:
-            return None
-        ratio = self.kl / self.tokens
-        apart = max(kk - 2 * ratio * kt + ratio * ratio * tt, 0.0)
-        return math.sqrt(number / (number - 1) * apart) / self.tokens
+
+def _error(mean: float, tokens: float, documents: float, squares: Sequence[float]) -> float:
+    """That of a ratio of sums: each document's k - mean * t is one independent number."""
+    kk, kt, tt = squares
+    apart = max(kk - 2 * mean * kt + mean * mean * tt, 0.0)
+    return math.sqrt(documents / (documents - 1) * apart) / tokens
 
 
 def worst_forgetting(reports: Mapping[str, RetentionReport]) -> float:
