@@ -10,8 +10,16 @@ from pathlib import Path
 
 import torch
 from benchmarks.origin import about
-from benchmarks.study.items import Questions
-from benchmarks.study.measuring import choose_settings, computed_in, losses, make_dial
+from benchmarks.study.items import Answered, Questions
+from benchmarks.study.measuring import (
+    CHOSEN,
+    Sets,
+    Settings,
+    choose_settings,
+    computed_in,
+    losses,
+    make_dial,
+)
 from benchmarks.study.plan import Cell, Study
 from benchmarks.study.records import RESULT, Result, read_result, read_trained
 from benchmarks.study.texts import base_path, write_kept, write_shift
@@ -22,6 +30,7 @@ from controlllm.checkpoint import LoadOptions, load_model
 from controlllm.common.errors import ConfigError
 from controlllm.common.storage.files import write_json
 from controlllm.data import Batch, DataConfig, SourceConfig, eval_batches
+from controlllm.evaluate.forgetting.dial import Dial
 from controlllm.evaluate.own_text import OWN_TEXT, OwnTextConfig, Writer, write_own_text
 from controlllm.evaluate.own_text.chat import has_template
 from controlllm.train import RunConfig, train
@@ -31,8 +40,8 @@ from controlllm.train.config.presets import preset_values
 __all__ = ["Bench"]
 
 BATCH = 8
-CHOSEN, TOLD = 0, 1
-"""Blocks of own text."""
+ASKED = ("benchmarks", "questions")
+"""Fields of a study that say what is asked."""
 
 
 @dataclass
@@ -84,14 +93,12 @@ class Bench:
         _, tokenizer = self.base
         return eval_batches(SourceConfig(path=path), tokenizer, self.data_config, BATCH, limit)
 
-    def own_text(self, block: int) -> dict[str, list[Batch]]:
-        """What the base wrote, in batches; other blocks are other sequences."""
+    def own_text(self, block: int, number: int) -> dict[str, list[Batch]]:
+        """So many sequences that the base wrote, of each kind; other blocks are other ones."""
         model, tokenizer = self.base
-        number = self.study.own_sequences if block == CHOSEN else self.study.told_sequences
         settings = OwnTextConfig(
-            measure=True, num_sequences=number or self.study.own_sequences,
-            length=self.study.length, chat=self.chat,
-        )  # fmt: skip
+            measure=True, num_sequences=number, length=self.study.length, chat=self.chat
+        )
         written = write_own_text(
             Writer.base(model), tokenizer, settings, self.data_config, self.output / "own", block
         )
@@ -103,12 +110,12 @@ class Bench:
     @cached_property
     def own_chosen(self) -> dict[str, list[Batch]]:
         """Own text to choose on."""
-        return self.own_text(CHOSEN)
+        return self.own_text(0, self.study.own_sequences)
 
     @cached_property
     def told(self) -> dict[str, list[Batch]]:
         """What is told of every cell: own text and kept texts that chose nothing."""
-        sets = self.own_text(TOLD)
+        sets = self.own_text(1, self.study.told_sequences or self.study.own_sequences)
         rows = self.study.told_rows
         return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
 
@@ -161,38 +168,55 @@ class Bench:
                 raise ConfigError(f"arms.{cell.name}: {error}") from error
 
     def _result(self, cell: Cell, run: Path, before: Result | None) -> Result:
-        """What is found; of a cell that was told of `before`, its settings and times are kept."""
-        files, own = self.shift_files[cell.shift], self.own_chosen
-        chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)} | own
+        """What is found; of what was there `before`, all is kept but what is told otherwise now."""
+        files = self.shift_files[cell.shift]
+        chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)} | self.own_chosen
         told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
-        sets = {f"chosen {name}": batches for name, batches in chosen.items()} | told
         trial = make_trial(cell.arm)
         with trial.training():
             if before is None and cell.arm.trained_as is None:
                 model, seconds = self._train(cell, trial, run)
             else:
-                model, seconds = load_model(run)[0], before and before["seconds"]
+                model, seconds = load_model(run)[0], None
             number = sum(p.numel() for p in model.parameters() if p.requires_grad)
             with computed_in(getattr(torch, self.study.dtype)):
                 dial = trial.dial(make_dial(model, self.base[0]), chosen)
-                if before is None:
-                    at = choose_settings(dial, own, self.study.dials, self.study.budgets)
-                else:
-                    at = {label: one["dial"] for label, one in before["settings"].items()}
-                found = losses(dial, sets, at)
-                items = {} if self.questions is None else self.questions.answered(dial, at)
+                read = (
+                    self._read(dial, chosen, told)
+                    if before is None
+                    else self._told(dial, told, before)
+                )
+        of_run = {"trained_parameters": number, "seconds": seconds, "trained": about()}
         return {
             "arm": cell.name,
             "shift": cell.shift,
             "rate": cell.rate,
             "seed": cell.seed,
-            "settings": found,
-            "items": items,
-            "trained_parameters": number if before is None else before["trained_parameters"],
-            "seconds": seconds,
+            **read,
+            **{name: before.get(name) if before else one for name, one in of_run.items()},
             "study": self.study.of(cell),
             "about": about(),
         }
+
+    def _read(self, dial: Dial, chosen: Sets, told: Sets) -> Result:
+        """Settings of the dial that are chosen, and what is read and answered there."""
+        at = choose_settings(dial, self.own_chosen, self.study.dials, self.study.budgets)
+        sets = {CHOSEN + name: batches for name, batches in chosen.items()}
+        return {"settings": losses(dial, {**sets, **told}, at), "items": self._items(dial, at)}
+
+    def _told(self, dial: Dial, told: Sets, before: Result) -> Result:
+        """What is read at the settings that were chosen before, and answered if it was not."""
+        known = before["settings"]
+        at = {label: one["dial"] for label, one in known.items()}
+        found = losses(dial, told, at)
+        for label, one in known.items():
+            kept = {name: read for name, read in one["sets"].items() if name.startswith(CHOSEN)}
+            found[label]["sets"] = kept | found[label]["sets"]
+        asked = all(before["study"][name] == getattr(self.study, name) for name in ASKED)
+        return {"settings": found, "items": before["items"] if asked else self._items(dial, at)}
+
+    def _items(self, dial: Dial, at: Settings) -> dict[str, Answered] | None:
+        return {} if self.questions is None else self.questions.answered(dial, at)
 
     def _train(self, cell: Cell, trial: Trial, run: Path) -> tuple[PreTrainedModel, float | None]:
         """The trained model, and the seconds that it took, where they could be timed.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from benchmarks.study.measuring import AS_TRAINED
+from benchmarks.study.measuring import AS_TRAINED, CHOSEN
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
 from benchmarks.study.told import best_rate, by_rate, own_sets, yardstick
@@ -24,7 +24,6 @@ __all__ = ["Curve", "front_table"]
 RESAMPLES = 2000
 LEARNED = (50, 80, 95)
 """Shares of the yardstick's gain, in per cent, at which KLs are told."""
-CHOSEN = "chosen "
 
 Numbers = NDArray[np.float64]
 """The number itself, then that of each resample of the documents (1 + RESAMPLES,)."""

@@ -22,6 +22,7 @@ from controlllm.expansion import ControlLLMForCausalLM
 
 __all__ = [
     "AS_TRAINED",
+    "CHOSEN",
     "Sets",
     "Settings",
     "choose_settings",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 AS_TRAINED = "as trained"
+CHOSEN = "chosen "
+"""Stands before the names of sets that were chosen on."""
 TRIES = 6
 """Settings between those of a study that are measured for each budget, at most."""
 NEAR = 0.95

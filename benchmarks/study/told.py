@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.study.measuring import AS_TRAINED
+from benchmarks.study.measuring import AS_TRAINED, CHOSEN
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
 
@@ -81,7 +81,9 @@ def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> I
     """Each arm at the rate whose mean loss on the chosen text is lowest at this setting."""
 
     def cost(found: Sequence[Result]) -> float:
-        return statistics.mean(r["settings"][setting]["sets"]["chosen new"]["loss"] for r in found)
+        return statistics.mean(
+            r["settings"][setting]["sets"][f"{CHOSEN}new"]["loss"] for r in found
+        )
 
     for arm in study.arms:
         if rates := by_rate(results, arm, shift):
