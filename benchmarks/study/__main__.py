@@ -6,7 +6,8 @@
 
 Rates and dials are chosen on a part of the new domain and on text that the base wrote; what is told
 is other text. A cell that was killed goes on from its last checkpoint, and one that is done is not
-done again; several processes may work on one study.
+done again, but for what is told of it where the study tells other text now; several processes may
+work on one study.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from benchmarks.study.cells import Bench
 from benchmarks.study.plan import read_study
-from benchmarks.study.records import read_results, write_numbers
+from benchmarks.study.records import read_results, read_trained, write_numbers
 from benchmarks.study.tables import draw, page_tables, tables
 
 from controlllm.common.errors import ConfigError, ControlLLMError
@@ -62,7 +63,7 @@ def _work(options: argparse.Namespace) -> None:
         bench.check(cells)
         end, took = time.monotonic() + 60 * options.minutes, [0.0]
         for cell in cells:
-            if time.monotonic() + max(took[-5:]) > end:
+            if time.monotonic() + max(took) > end:
                 print("The time is over; the same command goes on from here.")
                 break
             started = time.monotonic()
@@ -72,7 +73,13 @@ def _work(options: argparse.Namespace) -> None:
                 told = f"{cell.shift} {cell.name} {cell.rate:g} seed {cell.seed}"
                 print(f"{told}: {took[-1]:.0f} s, {mean:.0f} s a cell", flush=True)
     results = read_results(study, options.output)
-    print(f"{len(results)} of {len(list(study.cells()))} cells are done.\n")
+    cells = list(study.cells())
+    others = sum(read_trained(study, one, options.output) is not None for one in cells)
+    print(f"{len(results)} of {len(cells)} cells are done.")
+    if others > len(results):
+        number = others - len(results)
+        print(f"{number} more were told on other text; the study tells them again when it is run.")
+    print()
     if not results:
         return
     write_numbers(results, options.output / f"{options.study.stem}.csv")

@@ -1,9 +1,12 @@
-"""One cell of a study: trained, its dial chosen, told. What is there is not done again."""
+"""One cell of a study: trained, its dial chosen, told. What is there is not done again.
+
+Where a study tells other text than a cell was told on, only that is read again.
+"""
 
 import fcntl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,14 +144,12 @@ class Bench:
         waits = trained != cell and read_trained(self.study, trained, self.output) is None
         if waits or read_result(self.study, cell, self.output) is not None:
             return False
-        folder = cell.folder(self.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder) as free:
+        folders = {one.folder(self.output) for one in (trained, cell)}
+        with _held(*sorted(folders)) as free:
             if not free or read_result(self.study, cell, self.output) is not None:
                 return False
             before = read_trained(self.study, cell, self.output)
-            run = trained.folder(self.output) / "run"
-            write_json(folder / RESULT, self._result(cell, run, before))
+            write_json(cell.folder(self.output) / RESULT, self._result(cell, before))
         return True
 
     def check(self, cells: Iterable[Cell]) -> None:
@@ -167,34 +168,35 @@ class Bench:
             except ConfigError as error:
                 raise ConfigError(f"arms.{cell.name}: {error}") from error
 
-    def _result(self, cell: Cell, run: Path, before: Result | None) -> Result:
+    def _result(self, cell: Cell, before: Result | None) -> Result:
         """What is found; of what was there `before`, all is kept but what is told otherwise now."""
-        files = self.shift_files[cell.shift]
+        files, trained = self.shift_files[cell.shift], self.study.trained(cell)
         chosen = {"new": self.batches(files["chosen"], self.study.chosen_rows)} | self.own_chosen
         told = {"new": self.batches(files["told"], self.study.told_rows)} | self.told
         trial = make_trial(cell.arm)
-        with trial.training():
-            if before is None and cell.arm.trained_as is None:
-                model, seconds = self._train(cell, trial, run)
-            else:
-                model, seconds = load_model(run)[0], None
+        of_run = trial if trained == cell else make_trial(trained.arm)
+        with of_run.training():
+            model, seconds = self._train(trained, of_run)
             number = sum(p.numel() for p in model.parameters() if p.requires_grad)
             with computed_in(getattr(torch, self.study.dtype)):
                 dial = trial.dial(make_dial(model, self.base[0]), chosen)
-                read = (
-                    self._read(dial, chosen, told)
-                    if before is None
-                    else self._told(dial, told, before)
-                )
-        of_run = {"trained_parameters": number, "seconds": seconds, "trained": about()}
+                if before is None:
+                    read = self._read(dial, chosen, told)
+                else:
+                    read = self._read_again(dial, told, before)
+        source = before
+        if trained != cell and before is None:
+            source = read_trained(self.study, trained, self.output)
         return {
             "arm": cell.name,
             "shift": cell.shift,
             "rate": cell.rate,
             "seed": cell.seed,
             **read,
-            **{name: before.get(name) if before else one for name, one in of_run.items()},
+            "trained_parameters": number,
+            "seconds": before["seconds"] if before else seconds,
             "study": self.study.of(cell),
+            "trained": source.get("trained", source["about"]) if source else about(),
             "about": about(),
         }
 
@@ -204,8 +206,9 @@ class Bench:
         sets = {CHOSEN + name: batches for name, batches in chosen.items()}
         return {"settings": losses(dial, {**sets, **told}, at), "items": self._items(dial, at)}
 
-    def _told(self, dial: Dial, told: Sets, before: Result) -> Result:
+    def _read_again(self, dial: Dial, told: Sets, before: Result) -> Result:
         """What is read at the settings that were chosen before, and answered if it was not."""
+        print("trained before; what is told of it is read again", flush=True)
         known = before["settings"]
         at = {label: one["dial"] for label, one in known.items()}
         found = losses(dial, told, at)
@@ -218,13 +221,15 @@ class Bench:
     def _items(self, dial: Dial, at: Settings) -> dict[str, Answered] | None:
         return {} if self.questions is None else self.questions.answered(dial, at)
 
-    def _train(self, cell: Cell, trial: Trial, run: Path) -> tuple[PreTrainedModel, float | None]:
-        """The trained model, and the seconds that it took, where they could be timed.
+    def _train(self, cell: Cell, trial: Trial) -> tuple[PreTrainedModel, float | None]:
+        """The trained model as training leaves it, also of a run that is done.
 
-        Of a run that was killed between, only the last part could be.
+        And the seconds that it took: of a run that goes on after a kill they are not known.
         """
-        started, resumes = time.perf_counter(), any(run.glob("checkpoint-*"))
-        outcome = train(self.run_config(cell, trial))
+        run = self.run_config(cell, trial)
+        resumes = any(Path(run.training.output_dir).glob("checkpoint-*"))
+        started = time.perf_counter()
+        outcome = train(run)
         if outcome.stopped_because == "preempted":
             raise SystemExit("stopped by a signal; the same command goes on from here.")
         return outcome.model, None if resumes else time.perf_counter() - started
@@ -261,12 +266,15 @@ class Bench:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on the folder; no other one can begin meanwhile."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+def _held(*folders: Path) -> Iterator[bool]:
+    """Whether this process alone works on the folders; no other one can begin meanwhile."""
+    with ExitStack() as open_files:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open_files.enter_context((folder / "lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
         yield True

@@ -2,11 +2,11 @@
 
 A dial is set on other text than is told, so arms at one budget stand at different KLs on what is
 told. Here each is read between the settings that were measured: gain is taken to be linear in the
-root of KL, as near the base KL grows with the square of what gain grows with.
+root of KL, as near the base KL grows with the square of what gain grows with. That holds for near
+settings; between far ones the KL at which something is learned is told as lying between theirs.
 """
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.study.measuring import AS_TRAINED, CHOSEN
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
-from benchmarks.study.told import best_rate, by_rate, own_sets, yardstick
+from benchmarks.study.told import Rates, best_rate, by_rate, own_sets, yardstick
 from numpy.typing import NDArray
 
 from controlllm.evaluate import format_table
@@ -24,9 +24,11 @@ __all__ = ["Curve", "front_table"]
 RESAMPLES = 2000
 LEARNED = (50, 80, 95)
 """Shares of the yardstick's gain, in per cent, at which KLs are told."""
+FAR = 4.0
+"""Settings whose KLs are further apart than by this factor are far from each other."""
 
 Numbers = NDArray[np.float64]
-"""The number itself, then that of each resample of the documents (1 + RESAMPLES,)."""
+"""A number, then that of each resample of the documents (1 + RESAMPLES,); nan without documents."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,19 @@ class Curve:
 
     @classmethod
     def of(cls, result: Result, part: str = "") -> "Curve":
-        """Of what is told of a cell, or of what was chosen on (`part` is "chosen ")."""
-        roots, gains = [np.zeros(1 + RESAMPLES)], [np.zeros(1 + RESAMPLES)]
+        """Of what is told of a cell, or of what was chosen on (`part` is CHOSEN).
+
+        Where losses or KL are no finite numbers, as of a model that has diverged, is no setting.
+        """
+        nothing = np.zeros(1 + RESAMPLES)
+        roots, gains = [nothing], [nothing]
         for setting in result["settings"]:
             own = [_means(result, setting, part + name)[2] for name in own_sets(result)]
             base, loss, _ = _means(result, setting, f"{part}new")
-            roots.append(np.sqrt(np.maximum(np.max(own, axis=0), 0)))
-            gains.append(base - loss)
+            root = np.sqrt(np.maximum(np.max(own, axis=0), 0))
+            if np.isfinite(root[0] + loss[0]):
+                roots.append(root)
+                gains.append(base - loss)
         order = np.argsort(roots, axis=0)
         return cls(*(np.take_along_axis(np.array(one), order, 0) for one in (roots, gains)))
 
@@ -61,89 +69,118 @@ class Curve:
             inside = (low < root) & (root < high)
             there = gain + (after - gain) * (root - low) / np.where(inside, high - low, 1)
             best = np.where(inside, np.maximum(best, there), best)
-        return best
+        return np.where(np.isnan(self.roots[-1]), np.nan, best)
 
-    def kl_at(self, gain: Numbers) -> Numbers:
-        """The least KL at which so much is gained; inf where it never is."""
-        least = np.full_like(gain, np.inf)
+    def kl_at(self, gain: Numbers) -> tuple[Numbers, Numbers]:
+        """Between which KLs so much is first gained: the same two but between far settings.
+
+        Both are inf where it never is.
+        """
+        first = np.full_like(gain, np.inf)
+        least, most = first.copy(), first.copy()
         for low, high, before, after in self._pieces():
-            crossed = (before < gain) & (gain <= after)
+            crossed = (before < gain) & (gain <= after) & (low < first)
+            first = np.where(crossed, low, first)
             part = (gain - before) / np.where(crossed, after - before, 1)
             there = (low + (high - low) * part) ** 2
-            least = np.where(crossed, np.minimum(least, there), least)
-        return least
+            far = (low > 0) & (high**2 > FAR * low**2)
+            least = np.where(crossed, np.where(far, low**2, there), least)
+            most = np.where(crossed, np.where(far, high**2, there), most)
+        unknown = np.isnan(gain) | np.isnan(self.roots[-1])
+        return np.where(unknown, np.nan, least), np.where(unknown, np.nan, most)
 
-    def _pieces(self) -> "zip[tuple[Numbers, ...]]":
-        return zip(self.roots, self.roots[1:], self.gains, self.gains[1:], strict=False)
+    def _pieces(self) -> Iterator[tuple[Numbers, Numbers, Numbers, Numbers]]:
+        yield from zip(self.roots, self.roots[1:], self.gains, self.gains[1:], strict=False)
 
 
-Reading = Callable[[Result, str], Numbers]
-"""A number of a cell, read of what is told ("") or of what was chosen on."""
+BySeed = Mapping[int, Numbers]
 
 
 def front_table(study: Study, results: Sequence[Result], shift: str) -> str | None:
     """Shares of the yardstick's gain at equal KL, and KLs at equal shares, of each arm.
 
-    ± is half of what lies between the lowest and the highest seed; in brackets stands the interval
-    of 95 % over the documents, the same of all arms, where each cell has them.
+    ± is half of what lies between the lowest and the highest seed, where there are two. In brackets
+    stands the interval of 95 % over the documents, which are the same for all arms; seeds and rates
+    stay as they are in it. It is told where each cell that it needs has its documents.
     """
     best = yardstick(study, results, shift)
-    if best is None or best.gain <= 0:
+    if best is None or not best.gain > 0:
         return None
-    most = {
-        part: np.mean([_as_trained(result, part) for result in best.results], axis=0)
-        for part in ("", CHOSEN)
-    }
-
-    def share(budget: float) -> Reading:
-        return lambda result, part: 100 * Curve.of(result, part).gain_at(budget) / most[part]
-
-    def cost(learned: float) -> Reading:
-        return lambda result, part: Curve.of(result, part).kl_at(learned / 100 * most[part])
-
-    lines: dict[str, list[str]] = {arm: [arm] for arm in study.arms}
-    headers = ["arm"]
+    most = [np.mean([_as_trained(r, part) for r in best.results], axis=0) for part in ("", CHOSEN)]
+    arms = [_Arm(rates, *most) for arm in study.arms if (rates := by_rate(results, arm, shift))]
+    names = [arm for arm in study.arms if by_rate(results, arm, shift)]
+    headers, columns = ["arm"], [names]
     for budget in study.budgets:
         headers += [f"% at KL {budget:g}", f"ahead of {study.compared_with}"]
-        read = {arm: _read(results, arm, shift, share(budget), -1) for arm in study.arms}
-        other = read[str(study.compared_with)]
-        for arm, values in read.items():
-            apart = []
-            if values and other and arm != study.compared_with:
-                apart = [np.mean(values, axis=0) - np.mean(other, axis=0)]
-            lines[arm] += [_told(values, ".1f"), _told(apart, "+.1f")]
+        shares = dict(zip(names, (arm.shares_at(budget) for arm in arms), strict=True))
+        other = shares.get(str(study.compared_with), {})
+        columns.append([_shown(share, ".1f") for share in shares.values()])
+        columns.append(
+            [
+                "-" if share is other else _shown(_apart(share, other), "+.1f")
+                for share in shares.values()
+            ]
+        )
     for learned in LEARNED:
         headers.append(f"KL at {learned} %")
-        for arm in study.arms:
-            lines[arm].append(_told(_read(results, arm, shift, cost(learned), 1), ".4f"))
-    return format_table(headers, [line for line in lines.values() if set(line[1:]) != {"-"}])
+        columns.append([_shown_between(arm.kls_at(learned)) for arm in arms])
+    return format_table(headers, [list(line) for line in zip(*columns, strict=True)])
 
 
-def _read(
-    results: Sequence[Result], arm: str, shift: str, reading: Reading, sign: int
-) -> list[Numbers]:
-    """A number of each seed, at the rate at which it is best on what was chosen on."""
-    rates = by_rate(results, arm, shift)
-    if not rates:
-        return []
-    rate = best_rate(
-        rates, lambda found: sign * float(np.mean([reading(one, CHOSEN)[0] for one in found]))
-    )
-    return [reading(result, "") for result in rates[rate]]
+@dataclass(frozen=True)
+class _Arm:
+    """The cells of an arm on a shift, by their rate; and what the yardstick gains."""
+
+    rates: Rates
+    most: Numbers
+    most_chosen: Numbers
+
+    def shares_at(self, kl: float) -> BySeed:
+        """Shares of the yardstick's gain, in per cent."""
+        best = self._best(lambda curve: -float(curve.gain_at(kl)[0]))
+        return {one["seed"]: 100 * Curve.of(one).gain_at(kl) / self.most for one in best}
+
+    def kls_at(self, learned: float) -> list[tuple[Numbers, Numbers]]:
+        """Between which KLs each seed has learned so many per cent of it."""
+        share = learned / 100
+        best = self._best(lambda curve: float(curve.kl_at(share * self.most_chosen)[1][0]))
+        return [Curve.of(one).kl_at(share * self.most) for one in best]
+
+    def _best(self, cost: Callable[[Curve], float]) -> list[Result]:
+        """The cells of the rate of the lowest cost on what was chosen on."""
+
+        def mean(found: Sequence[Result]) -> float:
+            return float(np.mean([cost(Curve.of(one, CHOSEN)) for one in found]))
+
+        return self.rates[best_rate(self.rates, mean)]
 
 
-def _told(values: Sequence[Numbers], form: str) -> str:
+def _apart(share: BySeed, other: BySeed) -> BySeed:
+    """How far a seed is ahead of the same of another arm."""
+    return {seed: share[seed] - other[seed] for seed in sorted(share.keys() & other.keys())}
+
+
+def _shown(by_seed: BySeed, form: str) -> str:
     """Mean, spread over seeds and interval over documents; "-" where it is not reached."""
-    seeds = [float(one[0]) for one in values]
-    if not seeds or not np.isfinite(seeds).all():
+    seeds = np.array([one[0] for one in by_seed.values()])
+    if not len(seeds) or not np.isfinite(seeds).all():
         return "-"
-    spread = f" ± {(max(seeds) - min(seeds)) / 2:{form}}" if len(seeds) > 1 else ""
-    drawn = np.mean(values, axis=0)[1:]
+    spread = f" ± {np.ptp(seeds) / 2:{form.strip('+')}}" if len(seeds) > 1 else ""
+    drawn = np.mean(list(by_seed.values()), axis=0)[1:]
     interval = ""
-    if np.isfinite(drawn).all() and np.ptp(drawn) > 0:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+    if not np.isnan(drawn).any():
+        low = np.quantile(drawn, 0.025, method="lower")
+        high = np.quantile(drawn, 0.975, method="higher")
         interval = f" [{low:{form}}, {high:{form}}]"
-    return f"{statistics.mean(seeds):{form}}{spread}{interval}"
+    return f"{seeds.mean():{form}}{spread}{interval}"
+
+
+def _shown_between(bounds: Sequence[tuple[Numbers, Numbers]]) -> str:
+    """The KL of what is known to lie between two; the range of all seeds where they are far."""
+    if any(low[0] < high[0] for low, high in bounds):
+        least, most = min(low[0] for low, _ in bounds), max(high[0] for _, high in bounds)
+        return f"{least:.3f} to {most:.3f}" if np.isfinite(most) else "-"
+    return _shown({seed: low for seed, (low, _) in enumerate(bounds)}, ".4f")
 
 
 def _as_trained(result: Result, part: str) -> Numbers:
@@ -155,7 +192,8 @@ def _means(result: Result, setting: str, name: str) -> tuple[Numbers, ...]:
     """Loss of the base, of the model, and KL, in nats per token of a set."""
     told = result["settings"][setting]["sets"][name]
     if "documents" not in told:
-        return tuple(np.full(1 + RESAMPLES, told[number]) for number in ("base", "loss", "kl"))
+        unknown = np.full(RESAMPLES, np.nan)
+        return tuple(np.array([told[number], *unknown]) for number in ("base", "loss", "kl"))
     documents_D4 = np.array(told["documents"])
     tokens, *sums = (_drawn(name, len(documents_D4)) @ documents_D4).T
     return tuple(one / tokens for one in sums)

@@ -17,7 +17,7 @@ from controlllm.evaluate.forgetting.averaging import averager
 from controlllm.evaluate.forgetting.dial import Dial
 from controlllm.evaluate.forgetting.losses import per_token
 from controlllm.evaluate.forgetting.reference import Reference
-from controlllm.evaluate.forgetting.retention import compare_documents, measure_settings
+from controlllm.evaluate.forgetting.retention import compare_documents, measure_settings, worst
 from controlllm.expansion import ControlLLMForCausalLM
 
 __all__ = [
@@ -82,7 +82,7 @@ def choose_settings(
             [report.kl for report in measure_settings(dial.model, batches, turns, dial.reference)]
             for batches in own.values()
         ]
-        costs.update(zip(settings, map(max, zip(*read, strict=True)), strict=True))
+        costs.update(zip(settings, map(worst, zip(*read, strict=True)), strict=True))
 
     def largest(budget: float) -> float:
         fits = 0.0
@@ -97,7 +97,7 @@ def choose_settings(
     for budget in budgets:
         for _ in range(TRIES):
             known = sorted(costs)
-            tried = within(known, [costs[setting] for setting in known], AIM * budget)
+            tried = within(known, [costs[setting] for setting in known], budget, AIM)
             if tried in costs or costs[largest(budget)] > NEAR * budget:
                 break
             measure([tried])
@@ -105,8 +105,10 @@ def choose_settings(
     return found
 
 
-def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> float:
-    """The largest dial before the first that costs too much.
+def within(
+    dials: Sequence[float], costs: Sequence[float], budget: float, aim: float = 1.0
+) -> float:
+    """The largest dial before the first that costs too much, or the one that costs `aim` of it.
 
     Between two of them the root of the cost is linear: near the base KL grows with the square.
 
@@ -117,7 +119,8 @@ def within(dials: Sequence[float], costs: Sequence[float], budget: float) -> flo
     for right, high in zip(dials, costs, strict=True):
         if high > budget:
             root = math.sqrt(max(low, 0.0))
-            return left + (right - left) * (math.sqrt(budget) - root) / (math.sqrt(high) - root)
+            part = (math.sqrt(aim * budget) - root) / (math.sqrt(high) - root)
+            return left + (right - left) * max(part, 0.0)
         left, low = right, high
     return left
 
@@ -133,11 +136,11 @@ def losses(dial: Dial, sets: Sets, at: Settings) -> dict[str, dict[str, Any]]:
         for number, documents_D4 in compare_documents(dial.model, batches, turns, dial.reference):
             read[number].append(documents_D4)
         for of_setting, parts in zip(found.values(), read, strict=True):
-            of_setting["sets"][name] = _told(torch.cat(parts))
+            of_setting["sets"][name] = _means(torch.cat(parts))
     return found
 
 
-def _told(documents_D4: Tensor) -> dict[str, Any]:
+def _means(documents_D4: Tensor) -> dict[str, Any]:
     """Means per target token, and of each document its tokens and three sums, in nats."""
     tokens, *sums = documents_D4.sum(0).tolist()
     means = [per_token(total, int(tokens)) for total in sums]

@@ -93,6 +93,7 @@ class Study:
         for name in ("shifts", "seeds", "kept", "budgets", "dials", "benchmarks"):
             _check_once(name, getattr(self, name), may_be_empty=name in ("kept", "benchmarks"))
         self.compared_with = self.compared_with or self.yardstick
+        self.told_sequences = self.told_sequences or self.own_sequences
         for name in ("yardstick", "compared_with"):
             check_choice(name, getattr(self, name), self.arms)
         folders: dict[str, str] = {}

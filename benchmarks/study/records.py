@@ -1,4 +1,7 @@
-"""What a cell found, beside what it was asked: a study that asks otherwise is refused."""
+"""What a cell found, beside what it was asked.
+
+A study that trains or chooses otherwise is refused; one that tells other text tells it again.
+"""
 
 import csv
 from collections.abc import Sequence
@@ -29,7 +32,8 @@ def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
     if result is None:
         return None
     asked, found = study.of(cell), result["study"]
-    return result if all(found.get(name) == asked[name] for name in TOLD_ON) else None
+    found = {"told_sequences": found["own_sequences"]} | found  # They were as many, once.
+    return result if all(found[name] == asked[name] for name in TOLD_ON) else None
 
 
 def read_trained(study: Study, cell: Cell, output: Path) -> Result | None:

@@ -16,6 +16,7 @@ from controlllm.evaluate.statistics import paired_difference
 
 __all__ = ["draw", "page_tables", "tables"]
 
+_FRONTS = "% of the gain of {} at equal KL on told own text, and KL at equal shares"
 LEAST_KL = 1e-4
 """What is below is drawn here, on an axis that knows no 0."""
 
@@ -37,7 +38,7 @@ def tables(study: Study, results: Sequence[Result]) -> str:
             if study.benchmarks:
                 parts.append(_items_table(study, rows))
         if fronts := front_table(study, results, shift):
-            parts.append(f"{shift}, % of the gain of {study.yardstick}\n\n{fronts}")
+            parts.append(f"{shift}, {_FRONTS.format(study.yardstick)}\n\n{fronts}")
     return "\n\n".join(parts)
 
 
@@ -110,7 +111,7 @@ def page_tables(study: Study, results: Sequence[Result]) -> str:
         title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {best.gain:.3f})"
         parts.append(f"{title}\n\n{format_table(['way', 'seeds', *labels], lines)}")
         if fronts := front_table(study, results, shift):
-            parts.append(fronts)
+            parts.append(f"{_FRONTS.format(study.yardstick)}\n\n{fronts}")
     return "\n\n".join(parts)
 
 

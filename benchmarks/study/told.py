@@ -8,6 +8,8 @@ from benchmarks.study.measuring import AS_TRAINED, CHOSEN
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
 
+from controlllm.evaluate.forgetting.retention import worst
+
 __all__ = ["Rates", "Told", "best_rate", "by_rate", "own_sets", "told", "yardstick"]
 
 Rates = dict[float, list[Result]]
@@ -70,11 +72,16 @@ def by_rate(results: Sequence[Result], arm: str, shift: str) -> Rates:
 
 
 def best_rate(rates: Rates, cost: Callable[[Sequence[Result]], float]) -> float:
-    """The rate of the lowest cost; rates are compared by the seeds that all of them have."""
+    """The rate of the lowest cost; rates are compared by the seeds that all of them have.
+
+    What is not a number costs more than all else, as of a model that has diverged.
+    """
     shared = set.intersection(*({r["seed"] for r in found} for found in rates.values()))
     if not shared:
         return min(rates)
-    return min(rates, key=lambda rate: cost([r for r in rates[rate] if r["seed"] in shared]))
+    return min(
+        rates, key=lambda rate: worst([cost([r for r in rates[rate] if r["seed"] in shared])])
+    )
 
 
 def told(study: Study, results: Sequence[Result], shift: str, setting: str) -> Iterator[Told]:

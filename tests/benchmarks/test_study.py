@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks.study.__main__ import main
 from benchmarks.study.cells import Bench
@@ -189,6 +190,7 @@ def test_results_of_another_study_are_not_taken_for_its_own(data: Path, tmp_path
     for values, said in (
         ({"steps": 3}, "steps was 2, is 3"),
         ({"own_sequences": 9}, "own_sequences was 8, is 9"),
+        ({"budgets": [0.02]}, "budgets was"),
         ({"arms": {"full": Arm(run={"method": "lora"})}}, "arm was"),
     ):
         other = small(**({"arms": arms} | values))
@@ -199,36 +201,62 @@ def test_results_of_another_study_are_not_taken_for_its_own(data: Path, tmp_path
     assert read_results(small(arms=arms | {"more": Arm()}, seeds=[0, 1]), tmp_path)
 
 
-def test_what_is_told_otherwise_is_told_again_of_the_same_run(data: Path, tmp_path: Path) -> None:
+def test_what_is_told_otherwise_is_told_again_of_the_same_run(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
     arms = {
         "full": Arm(run={"method": "full"}, rates=[1e-2]),
-        "lora": Arm(run={"method": "lora"}, rates=[1e-2]),
+        "shira": Arm(run={"method": "lora"}, trial="peft_type", settings={"type": "SHIRA", "r": 2}),
         "paper": Arm(run={"preset": "paper", "expansion": {"num_blocks": 2}}, rates=[1e-2]),
         "merged": Arm(trained_as="paper", trial="merged", rates=[1e-2]),
     }
-    bench = Bench(small(arms=arms), data, tmp_path)
-    assert all(bench.work(cell) for cell in bench.study.cells())
-    before = read_results(bench.study, tmp_path)
-    runs = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    same: dict[str, Any] = {
+        "arms": arms, "dtype": "bfloat16", "common": {"training": {"bf16": True}},
+        "train_characters": 9_000, "questions": 3, "budgets": [0.01],
+    }  # fmt: skip
+    study = small(**same, benchmarks=["arc_easy"])
+    bench = Bench(study, shared_data, tmp_path)
+    assert all(bench.work(cell) for cell in study.cells())
+    before = read_results(study, tmp_path)
+    assert [one["items"] is None for one in before] == [False, False, False, True]
 
-    more = small(arms=arms, told_rows=16, told_sequences=12)
-    assert not read_results(more, tmp_path)
-    assert all(Bench(more, data, tmp_path).work(cell) for cell in more.cells())
-    after = read_results(more, tmp_path)
-    assert runs == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
-    for old, new in zip(before, after, strict=True):
-        for kept in ("arm", "seconds", "trained_parameters"):
-            assert old[kept] == new[kept]
-        for label, setting in old["settings"].items():
-            again = new["settings"][label]
-            assert again["dial"] == setting["dial"]
-            for name, one in setting["sets"].items():
-                rows = again["sets"][name]["documents"]
-                chosen = name.startswith("chosen")
-                assert len(rows) == (8 if chosen else 12 if name == "own" else 16)
-                if name != "own":  # these are other sequences
-                    for then, now in zip(one["documents"], rows, strict=chosen):
-                        assert now == pytest.approx(then, rel=1e-3, abs=1e-3)
+    for values, items in (
+        ({"told_rows": 16, "told_sequences": 12, "benchmarks": ["arc_easy"]}, {"arc_easy"}),
+        ({"kept": ["wikipedia"], "benchmarks": ["arc_easy", "piqa"]}, {"arc_easy", "piqa"}),
+    ):
+        more = small(**(same | values))
+        assert not read_results(more, tmp_path)
+        again = Bench(more, shared_data, tmp_path)
+        assert all(again.work(cell) for cell in more.cells())
+        after = read_results(more, tmp_path)
+        for old, new in zip(before, after, strict=True):
+            for kept in ("arm", "seconds", "trained_parameters"):
+                assert old[kept] == new[kept]
+            assert new["trained"] == old["about"]
+            _same_run_told_again(old["settings"], new["settings"], more)
+            if old["items"] is None:  # a merged model is no model of transformers
+                assert new["items"] is None
+                continue
+            assert set(new["items"][AS_TRAINED]) == items
+            assert new["items"]["KL 0.01"]["arc_easy"] == old["items"]["KL 0.01"]["arc_easy"]
+
+
+def _same_run_told_again(old: dict[str, Any], new: dict[str, Any], study: Study) -> None:
+    assert set(old) == set(new)
+    for label, setting in old.items():
+        assert new[label]["dial"] == setting["dial"]
+        told_now = new[label]["sets"]
+        assert set(told_now) == {"chosen new", "chosen own", "own", "new", *study.kept}
+        for name in ("own", "new", *study.kept):
+            rows = study.told_sequences if name == "own" else study.told_rows
+            assert len(told_now[name]["documents"]) == rows
+        then, now = (sets["new"]["documents"] for sets in (setting["sets"], told_now))
+        assert now[: len(then)] == pytest.approx(np.array(then), rel=1e-5)
+        if study.told_sequences == study.own_sequences:  # else these are other sequences
+            assert told_now["own"] == setting["sets"]["own"]
+        for name in ("chosen new", "chosen own"):
+            assert told_now[name] == setting["sets"][name]
 
 
 def test_texts_that_others_are_trained_on_are_not_taken(data: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from controlllm.common.losses import (
     log_probs_kl,
     masked_sum,
     next_token_kl,
-    nll_sum,
     target_log_probs,
     target_mask,
+    target_nll,
     token_mask,
     weighted_cross_entropy_sum,
 )
@@ -96,11 +96,11 @@ def test_log_probabilities_at_targets_give_the_same_loss_and_kl():
     loss, count = cross_entropy_sum(model, labels)
     assert targets.tolist() == [*labels[0, 3:].tolist(), *labels[1, 1:].tolist()]
     assert len(targets) == count
-    torch.testing.assert_close(nll_sum(model_NV, targets), loss)
+    torch.testing.assert_close(target_nll(model_NV, targets).sum(), loss)
     kl = log_probs_kl(base_NV, model_NV).sum()
     torch.testing.assert_close(kl, kl_sum(base, model, labels)[0])
     nothing, targets = target_log_probs(model, torch.full_like(labels, IGNORE_INDEX))
-    assert nothing.shape == (0, 7) and nll_sum(nothing, targets) == 0
+    assert nothing.shape == (0, 7) and target_nll(nothing, targets).shape == (0,)
 
 
 def test_token_mask_takes_real_tokens_or_targets():

@@ -20,9 +20,10 @@ __all__ = [
     "log_probs_kl",
     "masked_sum",
     "next_token_kl",
-    "nll_sum",
+    "sum_documents",
     "target_log_probs",
     "target_mask",
+    "target_nll",
     "token_mask",
     "weighted_cross_entropy_sum",
 ]
@@ -60,8 +61,19 @@ def cross_entropy_documents(
     logits, targets = _at_targets(logits_BTV, labels_BT)
     losses_N = F.cross_entropy(logits, targets, reduction="none")
     documents_N = documents_BT.to(losses_N.device)[target_mask(labels_BT).to(losses_N.device)]
+    return sum_documents(losses_N, documents_N)
+
+
+def sum_documents(numbers_N: Tensor, documents_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the targets of each document, and how many it has (D,), in their order.
+
+    Args:
+        numbers_N: a number, or a row of them, of each target (N, ...); the sums are (D, ...).
+        documents_N: the number of the document that it is in.
+    """
     _, place_N, counts_D = documents_N.unique(return_inverse=True, return_counts=True)
-    return losses_N.new_zeros(len(counts_D)).index_add_(0, place_N, losses_N), counts_D
+    sums_D = numbers_N.new_zeros(len(counts_D), *numbers_N.shape[1:])
+    return sums_D.index_add_(0, place_N, numbers_N), counts_D
 
 
 def hits_sum(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,9 +145,9 @@ def _at_targets(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return logits_BTV[mask_BT].float(), labels_BT.roll(-1, dims=1)[mask_BT]
 
 
-def nll_sum(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """The sum of `cross_entropy_sum`, from what `target_log_probs` gives."""
-    return F.nll_loss(log_probs_NV, targets_N, reduction="sum")
+def target_nll(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target (N,), from what `target_log_probs` gives."""
+    return F.nll_loss(log_probs_NV, targets_N, reduction="none")
 
 
 def token_mask(inputs: Mapping[str, Any], which: str = "all") -> Tensor:

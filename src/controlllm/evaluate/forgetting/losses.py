@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import IGNORE_INDEX, nll_sum, target_log_probs
+from controlllm.common.losses import IGNORE_INDEX, target_log_probs, target_nll
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch, model_inputs
 from controlllm.evaluate.forgetting.expanded import recording_alpha, unrecorded
@@ -70,10 +70,9 @@ def evaluate_losses(model: nn.Module, batches: Iterable[Batch], ranks: Ranks = A
     with evaluating(model), recording_alpha(model, ranks):
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
-            predicted = target_log_probs(model_logits(model, inputs), labels_BT)
-            batch_sum, count = nll_sum(*predicted), len(predicted[1])
-            total += batch_sum.item()
-            tokens += count
+            losses_N = target_nll(*target_log_probs(model_logits(model, inputs), labels_BT))
+            total += losses_N.sum().item()
+            tokens += len(losses_N)
             tick()
         total, tokens = ranks.reduce([total, tokens], "sum")
     return LossReport(loss=per_token(total, int(tokens)), tokens=int(tokens))

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from controlllm.common.distributed import ALONE, Ranks
 from controlllm.common.errors import DataError
-from controlllm.common.losses import log_probs_kl, target_log_probs, target_mask
+from controlllm.common.losses import (
+    log_probs_kl,
+    sum_documents,
+    target_log_probs,
+    target_mask,
+    target_nll,
+)
 from controlllm.common.text.progress import tick
 from controlllm.data import Batch
 from controlllm.evaluate.forgetting.expanded import recording_alpha
@@ -125,39 +130,36 @@ def compare_documents(
 ) -> Iterator[tuple[int, Tensor]]:
     """What `measure_settings` sums up, for who compares models document by document.
 
+    Forward passes of a shared model are collective: every process asks for all that there is, and
+    gets that of its own share of the batches.
+
     Yields:
         For each batch and setting: the setting's number, and (D, 4) in float64 on the CPU. Of each
         document with targets: how many, and over them the sums of the base's cross-entropy, of
-        the trained model's, and of KL(base || trained), in nats. A process has its own batches.
+        the trained model's, and of KL(base || trained), in nats.
+
+    Raises:
+        DataError: a batch has no labels.
+        ModelError: if the model is not expanded and no reference is given.
     """
     reference = reference or Reference(model)
-    with evaluating(model):
-        for batch in deal(batches, model, ranks):
-            inputs, labels_BT = split_batch(batch)
-            documents_N = documents_of(batch)[target_mask(labels_BT).cpu()]
+    for batch in deal(batches, model, ranks):
+        inputs, labels_BT = split_batch(batch)
+        documents_N = documents_of(batch)[target_mask(labels_BT).cpu()]
+        read = []
+        with evaluating(model):
             base_NV, targets_N = target_log_probs(reference.forward(**inputs), labels_BT)
-            base_N = _nll(base_NV, targets_N)
-            for number, set_up in enumerate(settings):
+            base_N = target_nll(base_NV, targets_N)
+            for set_up in settings:
                 set_up()
                 model_NV, _ = target_log_probs(model_logits(model, inputs), labels_BT)
                 kl_N = log_probs_kl(base_NV.to(model_NV.device), model_NV)
-                of_each_N = (torch.ones_like(kl_N), base_N, _nll(model_NV, targets_N), kl_N)
-                yield number, _by_document(documents_N, of_each_N)
+                loss_N = target_nll(model_NV, targets_N.to(model_NV.device))
+                read.append([one_N.cpu().double() for one_N in (base_N, loss_N, kl_N)])
                 tick()
-
-
-def _nll(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy in nats at each target (N,)."""
-    targets_N = targets_N.to(log_probs_NV.device)
-    return F.nll_loss(log_probs_NV, targets_N, reduction="none")
-
-
-def _by_document(documents_N: Tensor, of_each_N: Iterable[Tensor]) -> Tensor:
-    """Numbers of N targets, summed over those of each document (D, len(of_each_N))."""
-    numbers_NK = torch.stack([one_N.cpu().double() for one_N in of_each_N], dim=1)
-    names_D, document_N = documents_N.unique(return_inverse=True)
-    sums_DK = numbers_NK.new_zeros(len(names_D), numbers_NK.shape[1])
-    return sums_DK.index_add_(0, document_N, numbers_NK)
+        for number, of_each_N in enumerate(read):
+            sums_D3, counts_D = sum_documents(torch.stack(of_each_N, dim=1), documents_N)
+            yield number, torch.cat([counts_D.double()[:, None], sums_D3], dim=1)
 
 
 class _Tally:
