@@ -5,11 +5,12 @@ Where a study tells other text than a cell was told on, only that is read again.
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmarks.origin import about
@@ -118,9 +119,10 @@ class Bench:
     @cached_property
     def told(self) -> dict[str, list[Batch]]:
         """What is told of every cell: own text and kept texts that chose nothing."""
-        sets = self.own_text(1, self.study.told_sequences or self.study.own_sequences)
-        rows = self.study.told_rows
-        return sets | {name: self.batches(self.kept[name], rows) for name in self.study.kept}
+        study = self.study
+        sets = self.own_text(1, study.told_sequences or study.own_sequences)
+        rows = study.kept_rows or study.told_rows
+        return sets | {name: self.batches(self.kept[name], rows) for name in study.kept}
 
     @cached_property
     def questions(self) -> Questions | None:
@@ -207,14 +209,16 @@ class Bench:
         return {"settings": losses(dial, {**sets, **told}, at), "items": self._items(dial, at)}
 
     def _read_again(self, dial: Dial, told: Sets, before: Result) -> Result:
-        """What is read at the settings that were chosen before, and answered if it was not."""
+        """What other documents say at the settings that were chosen before, and other questions."""
         print("trained before; what is told of it is read again", flush=True)
         known = before["settings"]
         at = {label: one["dial"] for label, one in known.items()}
-        found = losses(dial, told, at)
+        as_before = next(iter(known.values()))["sets"]
+        other = {n: sets for n, sets in told.items() if not _same(as_before.get(n, {}), sets)}
+        found = losses(dial, other, at)
         for label, one in known.items():
-            kept = {name: read for name, read in one["sets"].items() if name.startswith(CHOSEN)}
-            found[label]["sets"] = kept | found[label]["sets"]
+            sets = {n: one["sets"][n] for n in as_before if n in told or n.startswith(CHOSEN)}
+            found[label]["sets"] = sets | found[label]["sets"]
         asked = all(before["study"][name] == getattr(self.study, name) for name in ASKED)
         return {"settings": found, "items": before["items"] if asked else self._items(dial, at)}
 
@@ -263,6 +267,11 @@ class Bench:
         of_cell = {"seed": cell.seed, "learning_rate": cell.rate}
         values = merge(values, {"training": of_cell})
         return RunConfig.from_dict(merge(values, trial.values(cell, files | self.kept)))
+
+
+def _same(read: dict[str, Any], batches: Sequence[Batch]) -> bool:
+    """Whether these are the documents of a set that was read: as many are the same."""
+    return len(read.get("documents", ())) == sum(len(batch["input_ids"]) for batch in batches)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from controlllm.train.config.config_io import build, read_yaml
 __all__ = ["TOLD_ON", "Arm", "Cell", "Study", "read_study"]
 
 TRIALS = Path(__file__).parent / "trials"
-TOLD_ON = {"told_rows", "told_sequences", "kept", "benchmarks", "questions"}
+TOLD_ON = {"told_rows", "told_sequences", "kept", "kept_rows", "benchmarks", "questions"}
 """Fields that say what is told: where they change, a cell is told again, not trained again."""
 _NOT_OF_CELL = {"shifts", "arms", "seeds", "yardstick", "compared_with"}
 """Fields that say which cells there are, and how they are told."""
@@ -72,6 +72,8 @@ class Study:
     told_rows: int = setting(32, at_least=1)
     own_sequences: int = setting(32, at_least=8)
     """Rows of each set, and sequences of own text to choose on, of each kind."""
+    kept_rows: int | None = setting(None, at_least=1)
+    """Rows of each kept text; null = as many as of the new one are told."""
     told_sequences: int | None = setting(None, at_least=8)
     """Sequences of own text that are told; null = as many as are chosen on."""
     benchmarks: list[str] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Study:
         for name in ("shifts", "seeds", "kept", "budgets", "dials", "benchmarks"):
             _check_once(name, getattr(self, name), may_be_empty=name in ("kept", "benchmarks"))
         self.compared_with = self.compared_with or self.yardstick
+        self.kept_rows = self.kept_rows or self.told_rows
         self.told_sequences = self.told_sequences or self.own_sequences
         for name in ("yardstick", "compared_with"):
             check_choice(name, getattr(self, name), self.arms)

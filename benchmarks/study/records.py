@@ -32,7 +32,9 @@ def read_result(study: Study, cell: Cell, output: Path) -> Result | None:
     if result is None:
         return None
     asked, found = study.of(cell), result["study"]
-    found = {"told_sequences": found["own_sequences"]} | found  # They were as many, once.
+    # Results that do not say these were told on as many.
+    as_many = {"told_sequences": found["own_sequences"], "kept_rows": found["told_rows"]}
+    found = as_many | found
     return result if all(found[name] == asked[name] for name in TOLD_ON) else None
 
 

@@ -223,7 +223,10 @@ def test_what_is_told_otherwise_is_told_again_of_the_same_run(
 
     for values, items in (
         ({"told_rows": 16, "told_sequences": 12, "benchmarks": ["arc_easy"]}, {"arc_easy"}),
-        ({"kept": ["wikipedia"], "benchmarks": ["arc_easy", "piqa"]}, {"arc_easy", "piqa"}),
+        (
+            {"kept": ["wikipedia"], "kept_rows": 10, "benchmarks": ["arc_easy", "piqa"]},
+            {"arc_easy", "piqa"},
+        ),
     ):
         more = small(**(same | values))
         assert not read_results(more, tmp_path)
@@ -249,7 +252,7 @@ def _same_run_told_again(old: dict[str, Any], new: dict[str, Any], study: Study)
         told_now = new[label]["sets"]
         assert set(told_now) == {"chosen new", "chosen own", "own", "new", *study.kept}
         for name in ("own", "new", *study.kept):
-            rows = study.told_sequences if name == "own" else study.told_rows
+            rows = {"own": study.told_sequences, "new": study.told_rows}.get(name, study.kept_rows)
             assert len(told_now[name]["documents"]) == rows
         then, now = (sets["new"]["documents"] for sets in (setting["sets"], told_now))
         assert now[: len(then)] == pytest.approx(np.array(then), rel=1e-5)
