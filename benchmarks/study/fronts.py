@@ -124,6 +124,9 @@ def front_table(study: Study, results: Sequence[Result], shift: str) -> str | No
     for learned in LEARNED:
         headers.append(f"KL at {learned} %")
         columns.append([_shown_between(arm.kls_at(learned)) for arm in arms])
+    headers += ["% as trained", "KL as trained"]
+    columns.append([_shown(arm.shares_as_trained(), ".1f") for arm in arms])
+    columns.append([arm.kl_as_trained() for arm in arms])
     return format_table(headers, [list(line) for line in zip(*columns, strict=True)])
 
 
@@ -137,22 +140,35 @@ class _Arm:
 
     def shares_at(self, kl: float) -> BySeed:
         """Shares of the yardstick's gain, in per cent."""
-        best = self._best(lambda curve: -float(curve.gain_at(kl)[0]))
+        best = self._best(lambda one: -Curve.of(one, CHOSEN).gain_at(kl)[0])
         return {one["seed"]: 100 * Curve.of(one).gain_at(kl) / self.most for one in best}
 
     def kls_at(self, learned: float) -> list[tuple[Numbers, Numbers]]:
         """Between which KLs each seed has learned so many per cent of it."""
         share = learned / 100
-        best = self._best(lambda curve: float(curve.kl_at(share * self.most_chosen)[1][0]))
+        best = self._best(lambda one: Curve.of(one, CHOSEN).kl_at(share * self.most_chosen)[1][0])
         return [Curve.of(one).kl_at(share * self.most) for one in best]
 
-    def _best(self, cost: Callable[[Curve], float]) -> list[Result]:
-        """The cells of the rate of the lowest cost on what was chosen on."""
+    def shares_as_trained(self) -> BySeed:
+        """What was learned without a dial, in per cent."""
+        return {one["seed"]: 100 * _as_trained(one, "") / self.most for one in self._as_trained}
 
-        def mean(found: Sequence[Result]) -> float:
-            return float(np.mean([cost(Curve.of(one, CHOSEN)) for one in found]))
+    def kl_as_trained(self) -> str:
+        """KL there on each text that the base wrote."""
+        cells = self._as_trained
+        sets = [
+            {one["seed"]: _means(one, AS_TRAINED, name)[2] for one in cells}
+            for name in own_sets(cells[0])
+        ]
+        return " / ".join(_shown(by_seed, ".4f") for by_seed in sets)
 
-        return self.rates[best_rate(self.rates, mean)]
+    @property
+    def _as_trained(self) -> list[Result]:
+        return self._best(lambda one: -_as_trained(one, CHOSEN)[0])
+
+    def _best(self, cost: Callable[[Result], float]) -> list[Result]:
+        """The cells of the rate of the lowest cost, which reads what was chosen on."""
+        return self.rates[best_rate(self.rates, lambda found: float(np.mean([*map(cost, found)])))]
 
 
 def _apart(share: BySeed, other: BySeed) -> BySeed:

@@ -90,6 +90,7 @@ def test_a_table_at_equal_kl_and_at_equal_learning() -> None:
     assert other[1] == "+10.0"
     assert full[4] == "0.0132"  # half: the root is 0.08 + 0.07 / 2
     assert full[6] != "-"
+    assert other[7:] == ["110.0", "0.0400 / 0.0200"]
 
 
 def test_the_rate_is_chosen_on_what_may_be_chosen_on() -> None:
@@ -127,7 +128,9 @@ def test_an_interval_is_that_of_documents_which_all_arms_share() -> None:
 def test_no_interval_is_told_where_documents_are_missing() -> None:
     spread = [-0.1, 0.1, 0.0, 0.2, -0.2, 0.05, -0.05, 0.0]
     table = front_table(study(), [cell(), cell("other", spread=spread)], "gsm8k")
-    assert "[" not in str(table)
+    *shares, kl = numbers(table, "other")
+    assert not any("[" in share for share in shares)
+    assert kl == "0.0400 [0.0400, 0.0400] / 0.0200 [0.0200, 0.0200]"  # its own documents suffice
 
 
 def test_arms_are_compared_by_the_seeds_that_both_have() -> None:
