@@ -9,6 +9,7 @@ settings; between far ones the KL at which something is learned is told as lying
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 from benchmarks.study.measuring import AS_TRAINED, CHOSEN
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from controlllm.evaluate import format_table
 
-__all__ = ["Curve", "front_table"]
+__all__ = ["Curve", "front_tables"]
 
 RESAMPLES = 2000
 LEARNED = (50, 80, 95)
@@ -96,8 +97,8 @@ class Curve:
 BySeed = Mapping[int, Numbers]
 
 
-def front_table(study: Study, results: Sequence[Result], shift: str) -> str | None:
-    """Shares of the yardstick's gain at equal KL, and KLs at equal shares, of each arm.
+def front_tables(study: Study, results: Sequence[Result], shift: str) -> str | None:
+    """Shares of the yardstick's gain at equal KL; then KLs at equal shares. A row for each arm.
 
     ± is half of what lies between the lowest and the highest seed, where there are two. In brackets
     stands the interval of 95 % over the documents, which are the same for all arms; seeds and rates
@@ -107,27 +108,24 @@ def front_table(study: Study, results: Sequence[Result], shift: str) -> str | No
     if best is None or not best.gain > 0:
         return None
     most = [np.mean([_as_trained(r, part) for r in best.results], axis=0) for part in ("", CHOSEN)]
-    arms = [_Arm(rates, *most) for arm in study.arms if (rates := by_rate(results, arm, shift))]
-    names = [arm for arm in study.arms if by_rate(results, arm, shift)]
-    headers, columns = ["arm"], [names]
+    rates = {arm: found for arm in study.arms if (found := by_rate(results, arm, shift))}
+    arms = {arm: _Arm(found, *most) for arm, found in rates.items()}
+    gains, costs = ({arm: [arm] for arm in arms} for _ in range(2))
     for budget in study.budgets:
-        headers += [f"% at KL {budget:g}", f"ahead of {study.compared_with}"]
-        shares = dict(zip(names, (arm.shares_at(budget) for arm in arms), strict=True))
+        shares = {arm: cells.shares_at(budget) for arm, cells in arms.items()}
         other = shares.get(str(study.compared_with), {})
-        columns.append([_shown(share, ".1f") for share in shares.values()])
-        columns.append(
-            [
-                "-" if share is other else _shown(_apart(share, other), "+.1f")
-                for share in shares.values()
-            ]
-        )
-    for learned in LEARNED:
-        headers.append(f"KL at {learned} %")
-        columns.append([_shown_between(arm.kls_at(learned)) for arm in arms])
-    headers += ["% as trained", "KL as trained"]
-    columns.append([_shown(arm.shares_as_trained(), ".1f") for arm in arms])
-    columns.append([arm.kl_as_trained() for arm in arms])
-    return format_table(headers, [list(line) for line in zip(*columns, strict=True)])
+        for arm, share in shares.items():
+            ahead = {} if share is other else _apart(share, other)
+            gains[arm] += [_shown(share, ".1f"), _shown(ahead, "+.1f")]
+    for arm, cells in arms.items():
+        gains[arm].append(_shown(cells.shares_as_trained(), ".1f"))
+        costs[arm] += [_shown_between(cells.kls_at(learned)) for learned in LEARNED]
+        costs[arm].append(cells.kl_as_trained())
+    ahead_of = [(f"% at KL {b:g}", f"ahead of {study.compared_with}") for b in study.budgets]
+    of_gains = ["arm", *chain(*ahead_of), "% as trained"]
+    of_costs = ["arm", *(f"KL at {learned} %" for learned in LEARNED), "KL as trained"]
+    told = ((of_gains, gains), (of_costs, costs))
+    return "\n\n".join(format_table(headers, list(lines.values())) for headers, lines in told)
 
 
 @dataclass(frozen=True)

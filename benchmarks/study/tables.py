@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from benchmarks.study.fronts import front_table
+from benchmarks.study.fronts import front_tables
 from benchmarks.study.measuring import AS_TRAINED
 from benchmarks.study.plan import Study
 from benchmarks.study.records import Result
@@ -37,7 +37,7 @@ def tables(study: Study, results: Sequence[Result]) -> str:
             parts.append(f"{title}\n\n{_table(study, rows, most)}")
             if study.benchmarks:
                 parts.append(_items_table(study, rows))
-        if fronts := front_table(study, results, shift):
+        if fronts := front_tables(study, results, shift):
             parts.append(f"{shift}, {_FRONTS.format(study.yardstick)}\n\n{fronts}")
     return "\n\n".join(parts)
 
@@ -110,7 +110,7 @@ def page_tables(study: Study, results: Sequence[Result]) -> str:
         base = best.mean("new", "base")
         title = f"**{shift}** (base {base:.3f}; {study.yardstick} gains {best.gain:.3f})"
         parts.append(f"{title}\n\n{format_table(['way', 'seeds', *labels], lines)}")
-        if fronts := front_table(study, results, shift):
+        if fronts := front_tables(study, results, shift):
             parts.append(f"{_FRONTS.format(study.yardstick)}\n\n{fronts}")
     return "\n\n".join(parts)
 
