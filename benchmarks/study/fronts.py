@@ -25,8 +25,11 @@ __all__ = ["Curve", "front_tables"]
 RESAMPLES = 2000
 LEARNED = (50, 80, 95)
 """Shares of the yardstick's gain, in per cent, at which KLs are told."""
-FAR = 4.0
-"""Settings whose KLs are further apart than by this factor are far from each other."""
+FAR = 6.0
+"""Settings whose KLs are further apart than by this factor are far from each other.
+
+On stories260k what is read between 0.01 and 0.1 is 15 % off at 0.03.
+"""
 
 Numbers = NDArray[np.float64]
 """A number, then that of each resample of the documents (1 + RESAMPLES,); nan without documents."""
