@@ -138,7 +138,7 @@ def draw(study: Study, results: Sequence[Result], path: Path) -> None:
 
     labels = [*(f"KL {budget:g}" for budget in study.budgets), AS_TRAINED]
     figure, axes = plt.subplots(
-        1, len(study.shifts), figsize=(6 * len(study.shifts), 5), squeeze=False
+        1, len(study.shifts), figsize=(6 * len(study.shifts), 5), squeeze=False, sharey=True
     )
     for axis, shift in zip(axes[0], study.shifts, strict=True):
         best = yardstick(study, results, shift)

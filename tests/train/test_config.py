@@ -14,7 +14,7 @@ def test_yaml_round_trip_is_exact(run_config, tmp_path):
     assert run.training.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a text
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"plain"}))
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"plain", "adapter"}))
 def test_a_preset_gives_defaults_only(name):
     plain = RunConfig.from_dict({"preset": name})
     assert plain.expansion.divergence == preset_values(name)["expansion"]["divergence"]
@@ -23,9 +23,10 @@ def test_a_preset_gives_defaults_only(name):
     assert over.expansion.divergence_weight == plain.expansion.divergence_weight
 
 
-def test_plain_is_full_tuning_rehearsed_as_by_sidecar():
-    plain, sidecar = (RunConfig.from_dict({"preset": name}) for name in ("plain", "sidecar"))
-    assert plain.method == "full" and plain.rehearsal == sidecar.rehearsal
+@pytest.mark.parametrize(("name", "method"), [("plain", "full"), ("adapter", "lora")])
+def test_presets_without_copies_rehearse_as_sidecar_does(name, method):
+    run, sidecar = (RunConfig.from_dict({"preset": one}) for one in (name, "sidecar"))
+    assert run.method == method and run.rehearsal == sidecar.rehearsal
     assert RunConfig.from_dict({"preset": "plain", "method": "lora"}).method == "lora"
 
 

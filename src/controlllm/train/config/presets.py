@@ -75,11 +75,20 @@ _PLAIN = {
     "rehearsal": _SIDECAR["rehearsal"],
 }
 
+_ADAPTER = {
+    # docs/results/retention-study.md: so held, LoRA learned nearly as much as full tuning on a real
+    # chat model and moved it least; on a small base that learns plain text it did not.
+    "method": "lora",
+    "peft": {"r": 16},
+    "rehearsal": _SIDECAR["rehearsal"],
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "retain": _RETAIN,
     "sidecar": _SIDECAR,
     "plain": _PLAIN,
+    "adapter": _ADAPTER,
 }
 """All presets by name."""
 

@@ -114,8 +114,8 @@ class RunConfig:
     preset: str | None = setting(None, choices=PRESETS, may_change=True)
     """`paper` (the authors' settings), `retain` (least forgetting without old data; can be merged
     back), `sidecar` (learns more at a small budget; not to be merged), `plain` (full tuning with
-    rehearsal, to be averaged with its base), or null. Defaults only: every value given beside it
-    counts more. Docs: docs/quickstart.md."""
+    rehearsal, to be averaged with its base), `adapter` (LoRA with it), or null. Defaults only:
+    every value given beside it counts more. Docs: docs/quickstart.md."""
     continue_from: str | None = setting(None, may_change=True)
     """Learn this after an earlier run: its folder, a checkpoint or a sidecar of it. Base and
     expansion come from there, and it is protected as the base is. Docs: docs/sequences.md."""
