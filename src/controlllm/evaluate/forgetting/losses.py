@@ -71,7 +71,7 @@ def evaluate_losses(model: nn.Module, batches: Iterable[Batch], ranks: Ranks = A
         for batch in deal(batches, model, ranks):
             inputs, labels_BT = split_batch(batch)
             losses_N = target_nll(*target_log_probs(model_logits(model, inputs), labels_BT))
-            total += losses_N.sum().item()
+            total += losses_N.cpu().double().sum().item()  # as `measure_settings` adds up
             tokens += len(losses_N)
             tick()
         total, tokens = ranks.reduce([total, tokens], "sum")
