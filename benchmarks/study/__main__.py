@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from benchmarks.study.cells import Bench
 from benchmarks.study.plan import read_study
-from benchmarks.study.records import read_results, read_trained, write_numbers
+from benchmarks.study.records import RESULT, read_results, write_numbers
 from benchmarks.study.tables import draw, page_tables, tables
 
 from controlllm.common.errors import ConfigError, ControlLLMError
@@ -74,7 +74,7 @@ def _work(options: argparse.Namespace) -> None:
                 print(f"{told}: {took[-1]:.0f} s, {mean:.0f} s a cell", flush=True)
     results = read_results(study, options.output)
     cells = list(study.cells())
-    others = sum(read_trained(study, one, options.output) is not None for one in cells)
+    others = sum((cell.folder(options.output) / RESULT).is_file() for cell in cells)
     print(f"{len(results)} of {len(cells)} cells are done.")
     if others > len(results):
         number = others - len(results)

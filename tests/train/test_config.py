@@ -27,6 +27,7 @@ def test_a_preset_gives_defaults_only(name):
 def test_presets_without_copies_rehearse_as_sidecar_does(name, method):
     run, sidecar = (RunConfig.from_dict({"preset": one}) for one in (name, "sidecar"))
     assert run.method == method and run.rehearsal == sidecar.rehearsal
+    assert name != "adapter" or run.peft.r == 16
     assert RunConfig.from_dict({"preset": "plain", "method": "lora"}).method == "lora"
 
 
